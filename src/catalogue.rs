@@ -1,0 +1,352 @@
+//! The catalogue: the ordered list of entities that are replicated, as data.
+//!
+//! The engine knows no table's name. What it replicates is a [`Catalogue`], either the built-in one of nine
+//! entities ([`Catalogue::builtin`]) or the one that the configuration lists under `[[entity]]`. Order is push order:
+//! parents stand before their children. Whether the catalogue fits a database is checked by `source::describe`.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// What happens in the cloud when a row is deleted on the site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Deletes {
+    /// The row is deleted in the cloud too.
+    Propagate,
+    /// The cloud keeps the row: a site that purges its old rows must not empty the cloud.
+    Keep,
+}
+
+/// Bounds backfill and sync to rows whose `column` is at most `days` old.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// A `timestamptz`, `timestamp` or `date` column of the table.
+    pub column: String,
+    /// Age in days.
+    pub days: u32,
+}
+
+/// A column that names media files, and where their cloud URLs go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileColumn {
+    /// The column with a path below the media root, or with a JSON array of such paths.
+    pub column: String,
+    /// The column that the row has in the cloud for the URL, or for the JSON array of URLs in the same order.
+    pub url_column: String,
+    /// The upload directory: the last part of `POST /upload/{directory}`.
+    pub directory: String,
+    /// True where the column holds a JSON array of paths.
+    #[serde(default)]
+    pub many: bool,
+}
+
+/// One replicated kind of row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entity {
+    /// The name on the wire, in reports and in the receiver's schema.
+    pub name: String,
+    /// The source table, with its schema where that is not on the search path: `tbl_room`, `"Annex"."Room"`.
+    pub table: String,
+    /// The key columns, in order: the primary key or a unique key without nulls.
+    pub key: Vec<String>,
+    /// The resource path below the cloud's base URL. Defaults to the name with dashes.
+    #[serde(default)]
+    pub path: String,
+    /// The retention window; none means every row.
+    #[serde(default)]
+    pub window: Option<Window>,
+    /// Columns that never leave the site: the trigger leaves them out.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Columns out of which URL credentials, and any value of an excluded column, are taken in the trigger.
+    #[serde(default)]
+    pub redact: Vec<String>,
+    /// An SQL condition over the row, evaluated in the trigger; other rows do not exist for the cloud.
+    #[serde(default, rename = "where")]
+    pub filter: Option<String>,
+    /// What a delete does in the cloud. Defaults to `keep` where there is a window, else to `propagate`.
+    #[serde(default)]
+    pub deletes: Option<Deletes>,
+    /// Columns that name media files.
+    #[serde(default)]
+    pub files: Vec<FileColumn>,
+}
+
+impl Entity {
+    /// An entity with a name, a table and its key, and defaults for all else.
+    pub fn new(name: &str, table: &str, key: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            table: table.to_owned(),
+            key: key.iter().map(|&column| column.to_owned()).collect(),
+            path: name.replace('_', "-"),
+            window: None,
+            exclude: Vec::new(),
+            redact: Vec::new(),
+            filter: None,
+            deletes: None,
+            files: Vec::new(),
+        }
+    }
+
+    /// Whether a delete on the site deletes in the cloud.
+    pub fn deletes(&self) -> Deletes {
+        self.deletes.unwrap_or(if self.window.is_some() {
+            Deletes::Keep
+        } else {
+            Deletes::Propagate
+        })
+    }
+
+    fn window(mut self, days: u32) -> Self {
+        self.window = Some(Window {
+            column: "created_at".to_owned(),
+            days,
+        });
+        self
+    }
+
+    fn file(mut self, column: &str, url_column: &str, directory: &str, many: bool) -> Self {
+        self.files.push(FileColumn {
+            column: column.to_owned(),
+            url_column: url_column.to_owned(),
+            directory: directory.to_owned(),
+            many,
+        });
+        self
+    }
+}
+
+/// The ordered list of entities, checked for what can be checked without a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Catalogue {
+    entities: Vec<Entity>,
+}
+
+impl Catalogue {
+    /// A catalogue of these entities, in this order.
+    ///
+    /// # Errors
+    /// A configuration error that names the entity: an empty or repeated name or path, no key, an unsafe name, a key
+    /// column that is excluded or redacted.
+    pub fn new(mut entities: Vec<Entity>) -> Result<Self> {
+        let mut names = HashSet::new();
+        let mut paths = HashSet::new();
+        for entity in &mut entities {
+            if entity.path.is_empty() {
+                entity.path = entity.name.replace('_', "-");
+            }
+            check(entity)?;
+            if !names.insert(entity.name.clone()) {
+                return Err(wrong(entity, "another entity has the same name").remedy("rename one of them"));
+            }
+            if !paths.insert(entity.path.clone()) {
+                return Err(
+                    wrong(entity, format!("another entity has the path {}", entity.path))
+                        .remedy("give one of them another path"),
+                );
+            }
+        }
+        Ok(Self { entities })
+    }
+
+    /// The nine entities of the college, used when the configuration names none.
+    pub fn builtin() -> Self {
+        let mut cameras = Entity::new("cameras", "tbl_camera", &["camera_id"]);
+        cameras.exclude = ["camera_ip_address", "camera_username", "camera_password"]
+            .map(str::to_owned)
+            .to_vec();
+        cameras.redact = vec!["camera_live_feed".to_owned()];
+        Self {
+            entities: vec![
+                Entity::new("rooms", "tbl_room", &["room_id"]),
+                cameras,
+                Entity::new("faculties", "tbl_faculty", &["faculty_id"]).file(
+                    "faculty_images",
+                    "cloud_image_urls",
+                    "faculty_images",
+                    true,
+                ),
+                Entity::new("teaching_loads", "tbl_teaching_load", &["teaching_load_id"]),
+                Entity::new("attendance_records", "tbl_attendance_record", &["record_id"]).window(30),
+                Entity::new("leaves", "tbl_leave", &["leave_id"]).window(90).file(
+                    "leave_slip_image",
+                    "leave_slip_cloud_url",
+                    "leave_slips",
+                    false,
+                ),
+                Entity::new("passes", "tbl_pass", &["pass_id"]).window(90).file(
+                    "pass_slip_image",
+                    "pass_slip_cloud_url",
+                    "passes",
+                    false,
+                ),
+                Entity::new("recognition_logs", "tbl_recognition_logs", &["log_id"]).window(7),
+                Entity::new("stream_recordings", "tbl_stream_recordings", &["recording_id"])
+                    .window(7)
+                    .file("filepath", "video_cloud_url", "stream_recordings", false),
+            ],
+        }
+    }
+
+    /// The entities in push order: parents before children.
+    pub fn entities(&self) -> &[Entity] {
+        &self.entities
+    }
+
+    /// The place in push order of the entity with this name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.entities.iter().position(|entity| entity.name == name)
+    }
+
+    /// Checks that `names` are entities, and answers their places in push order; all of them where `names` is empty.
+    ///
+    /// # Errors
+    /// A configuration error that names the unknown entity and the nearest known one.
+    pub fn select(&self, names: &[String]) -> Result<Vec<usize>> {
+        if names.is_empty() {
+            return Ok((0..self.entities.len()).collect());
+        }
+        let mut chosen = Vec::with_capacity(names.len());
+        for name in names {
+            let place = self.find(name).ok_or_else(|| {
+                let near = self
+                    .entities
+                    .iter()
+                    .map(|entity| entity.name.as_str())
+                    .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)))
+                    .unwrap_or("none");
+                Error::config(
+                    format!("select entity {name}"),
+                    "the catalogue has no such entity",
+                )
+                .remedy(format!("did you mean {near}?"))
+            })?;
+            chosen.push(place);
+        }
+        chosen.sort_unstable();
+        chosen.dedup();
+        Ok(chosen)
+    }
+}
+
+fn wrong(entity: &Entity, cause: impl Into<String>) -> Error {
+    Error::config(format!("use entity {}", entity.name), cause)
+}
+
+/// A name that is safe in a URL's path and as an SQL name: letters, digits, `_` and `-`.
+fn plain(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 60
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+fn check(entity: &Entity) -> Result<()> {
+    if !plain(&entity.name) {
+        return Err(wrong(
+            entity,
+            "its name is empty or has other characters than letters, digits, _ and -",
+        )
+        .remedy("rename it, with 60 characters at most"));
+    }
+    if !plain(&entity.path) {
+        return Err(wrong(
+            entity,
+            format!("its path {:?} is not one plain segment", entity.path),
+        )
+        .remedy("use letters, digits, _ and -, as in leave-slips"));
+    }
+    if ["sync-status", "bulk", "upload", "changes", "schema", "files"].contains(&entity.path.as_str()) {
+        return Err(wrong(
+            entity,
+            format!("the path {} belongs to the wire contract", entity.path),
+        )
+        .remedy("give the entity another path"));
+    }
+    if entity.key.is_empty() {
+        return Err(
+            wrong(entity, "it names no key column").remedy("set key = [\"…\"] to the primary key's columns")
+        );
+    }
+    if let Some(column) = entity
+        .key
+        .iter()
+        .find(|column| entity.exclude.contains(column) || entity.redact.contains(column))
+    {
+        return Err(
+            wrong(entity, format!("its key column {column} is excluded or redacted"))
+                .remedy("the cloud needs the whole key: take the column out of exclude and redact"),
+        );
+    }
+    for file in &entity.files {
+        if !plain(&file.directory) {
+            return Err(wrong(
+                entity,
+                format!(
+                    "its upload directory {:?} is not one plain segment",
+                    file.directory
+                ),
+            )
+            .remedy("use letters, digits, _ and -, as in leave_slips"));
+        }
+        if entity.exclude.contains(&file.column) {
+            return Err(
+                wrong(entity, format!("its file column {} is excluded", file.column))
+                    .remedy("take it out of exclude or out of files"),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builtin_has_nine_entities_with_rooms_first_and_valid() {
+        let builtin = Catalogue::builtin();
+        assert_eq!(builtin.entities().len(), 9);
+        assert_eq!(builtin.entities()[0].name, "rooms");
+        assert_eq!(Catalogue::new(builtin.entities().to_vec()).unwrap(), builtin);
+    }
+
+    #[test]
+    fn deletes_default_to_keep_where_there_is_a_window() {
+        let builtin = Catalogue::builtin();
+        let of = |name: &str| builtin.entities()[builtin.find(name).unwrap()].deletes();
+        assert_eq!(of("rooms"), Deletes::Propagate);
+        assert_eq!(of("recognition_logs"), Deletes::Keep);
+    }
+
+    #[test]
+    fn wrong_entities_are_refused_by_name() {
+        let no_key = Entity::new("rooms", "tbl_room", &[]);
+        let message = Catalogue::new(vec![no_key]).unwrap_err().to_string();
+        assert!(message.contains("rooms") && message.contains("key"), "{message}");
+        let mut secret_key = Entity::new("cameras", "tbl_camera", &["camera_id"]);
+        secret_key.exclude = vec!["camera_id".into()];
+        assert!(Catalogue::new(vec![secret_key]).is_err());
+        let twice = vec![Entity::new("a", "t", &["k"]), Entity::new("a", "u", &["k"])];
+        assert!(Catalogue::new(twice).is_err());
+        let reserved = Entity::new("changes", "t", &["k"]);
+        assert!(Catalogue::new(vec![reserved]).is_err());
+    }
+
+    #[test]
+    fn select_suggests_the_near_name() {
+        let message = Catalogue::builtin()
+            .select(&["leafes".into()])
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("leaves"), "{message}");
+    }
+}

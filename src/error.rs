@@ -1,0 +1,262 @@
+//! One error type for the whole program: what was tried, on what, why it failed, and what to do about it.
+//!
+//! Every message a user can see reads `operation subject: cause; remedy`. It never carries a row's values, a
+//! credential or a signed URL. What happens after an error is decided in one place, [`Error::class`].
+
+use std::fmt;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where an error comes from. It decides the exit code and, with [`Error::class`], what happens next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Wrong usage or configuration, a wrong catalogue included. Exit code 2.
+    Config,
+    /// The source database cannot be reached or broke off. Exit code 3.
+    SourceUnreachable,
+    /// The source database answered with an error. Exit code 3.
+    Source,
+    /// The source is not the one that the checkpoint belongs to. Exit code 3.
+    Identity,
+    /// The cloud cannot be reached, timed out, or answered 408, 425, 429 or 5xx. Exit code 4.
+    CloudUnreachable,
+    /// The cloud refused the key (401, 403). Exit code 4.
+    CloudAuth,
+    /// The cloud refused one request for good (any other 4xx). Exit code 1.
+    CloudRefused,
+    /// The cloud answered something that its contract does not allow. Exit code 4.
+    CloudProtocol,
+    /// The local checkpoint store. Exit code 1.
+    Store,
+    /// A media file. Exit code 1.
+    Media,
+    /// Anything else of this machine: a file, a port, a process. Exit code 1.
+    Local,
+}
+
+/// What to do after an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Try again with back-off; it is expected to pass.
+    Retry,
+    /// Stop this lane, keep capturing, and tell the operator; try again slowly.
+    Operator,
+    /// Stop the program.
+    Fatal,
+}
+
+/// An error: what was tried, on what, why it failed, and the remedy.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    operation: String,
+    cause: String,
+    remedy: Option<String>,
+    sqlstate: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `kind` while doing `operation` (for instance `read table tbl_room`), because of `cause`.
+    pub fn new(kind: Kind, operation: impl Into<String>, cause: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            operation: operation.into(),
+            cause: cause.into(),
+            remedy: None,
+            sqlstate: None,
+            source: None,
+        }))
+    }
+
+    /// A configuration error.
+    pub fn config(operation: impl Into<String>, cause: impl Into<String>) -> Self {
+        Self::new(Kind::Config, operation, cause)
+    }
+
+    /// An error of this machine's files, ports or processes.
+    pub fn local(operation: impl Into<String>, source: std::io::Error) -> Self {
+        let mut error = Self::new(Kind::Local, operation, source.to_string());
+        error.0.source = Some(Box::new(source));
+        error
+    }
+
+    /// What the user should do about it.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.0.remedy = Some(remedy.into());
+        self
+    }
+
+    /// A tokio-postgres error of the source database.
+    pub fn postgres(operation: impl Into<String>, source: tokio_postgres::Error) -> Self {
+        let (kind, cause, state) = match source.as_db_error() {
+            Some(db) => (
+                kind_of_state(db.code().code()),
+                db.message().to_owned(),
+                Some(db.code().code().to_owned()),
+            ),
+            None => (Kind::SourceUnreachable, chain(&source), None),
+        };
+        let mut error = Self::new(kind, operation, cause);
+        error.0.sqlstate = state;
+        error.0.source = Some(Box::new(source));
+        error
+    }
+
+    /// A sqlx error of the source database.
+    pub fn sqlx(operation: impl Into<String>, source: sqlx::Error) -> Self {
+        let (kind, cause, state) = match &source {
+            sqlx::Error::Database(db) => (
+                db.code()
+                    .map_or(Kind::Source, |code| kind_of_state(code.as_ref())),
+                db.message().to_owned(),
+                db.code().map(|code| code.into_owned()),
+            ),
+            other => (Kind::SourceUnreachable, chain(other), None),
+        };
+        let mut error = Self::new(kind, operation, cause);
+        error.0.sqlstate = state;
+        error.0.source = Some(Box::new(source));
+        error
+    }
+
+    /// Where it comes from.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// What was tried.
+    pub fn operation(&self) -> &str {
+        &self.0.operation
+    }
+
+    /// Why it failed, without the operation and the remedy.
+    pub fn cause(&self) -> &str {
+        &self.0.cause
+    }
+
+    /// The database's SQLSTATE, where the error came from a database's answer.
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.0.sqlstate.as_deref()
+    }
+
+    /// What to do after it.
+    pub fn class(&self) -> Class {
+        match self.0.kind {
+            Kind::SourceUnreachable | Kind::CloudUnreachable | Kind::Media => Class::Retry,
+            Kind::Source => match self.sqlstate() {
+                // A deadlock, a serialization failure, a cancelled or timed-out statement, no lock within lock_timeout.
+                Some("40P01" | "40001" | "57014" | "55P03") => Class::Retry,
+                _ => Class::Operator,
+            },
+            Kind::CloudAuth | Kind::CloudRefused | Kind::CloudProtocol | Kind::Store | Kind::Local => {
+                Class::Operator
+            }
+            Kind::Config | Kind::Identity => Class::Fatal,
+        }
+    }
+
+    /// The process's exit code for it: see DESIGN's table, and the README.
+    pub fn exit_code(&self) -> u8 {
+        match self.0.kind {
+            Kind::Config => 2,
+            Kind::SourceUnreachable | Kind::Source | Kind::Identity => 3,
+            Kind::CloudUnreachable | Kind::CloudAuth | Kind::CloudProtocol => 4,
+            Kind::CloudRefused | Kind::Store | Kind::Media | Kind::Local => 1,
+        }
+    }
+}
+
+/// An SQLSTATE of class 08, 53, 57P or 58 says that the server is away or overloaded; all else is an answer.
+fn kind_of_state(state: &str) -> Kind {
+    if state.starts_with("08")
+        || state.starts_with("53")
+        || state.starts_with("57P")
+        || state.starts_with("58")
+        || state.starts_with("25P0")
+    {
+        Kind::SourceUnreachable
+    } else {
+        Kind::Source
+    }
+}
+
+/// The messages of an error and of what caused it, joined.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let message = cause.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: {}", self.0.operation, self.0.cause)?;
+        if let Some(remedy) = &self.0.remedy {
+            write!(f, "; {remedy}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("operation", &self.0.operation)
+            .field("cause", &self.0.cause)
+            .field("remedy", &self.0.remedy)
+            .field("sqlstate", &self.0.sqlstate)
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_and_exit_code_follow_from_the_kind() {
+        for (kind, class, code) in [
+            (Kind::Config, Class::Fatal, 2),
+            (Kind::SourceUnreachable, Class::Retry, 3),
+            (Kind::Source, Class::Operator, 3),
+            (Kind::Identity, Class::Fatal, 3),
+            (Kind::CloudUnreachable, Class::Retry, 4),
+            (Kind::CloudAuth, Class::Operator, 4),
+            (Kind::CloudRefused, Class::Operator, 1),
+            (Kind::CloudProtocol, Class::Operator, 4),
+            (Kind::Store, Class::Operator, 1),
+            (Kind::Media, Class::Retry, 1),
+        ] {
+            let error = Error::new(kind, "try", "it broke");
+            assert_eq!((error.class(), error.exit_code()), (class, code), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn message_names_operation_cause_and_remedy() {
+        let error = Error::config("read entity rooms", "table tbl_room does not exist")
+            .remedy("create it, or take the entity out of the catalogue");
+        assert_eq!(
+            error.to_string(),
+            "cannot read entity rooms: table tbl_room does not exist; create it, or take the entity out of the catalogue"
+        );
+    }
+}

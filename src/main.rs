@@ -1,0 +1,2 @@
+//! Parses, wires, exits.
+fn main() {}

@@ -1,0 +1,3 @@
+//! The integration tests: one binary, one private PostgreSQL server a run.
+
+mod support;
