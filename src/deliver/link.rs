@@ -34,7 +34,8 @@ const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 /// The longest text of a refusal that is kept, in characters.
 const LONGEST_WORDS: usize = 300;
 
-const CAPTIVE: &str = "check that cloud.url is the API's base URL and that no portal or proxy answers in its place";
+const CAPTIVE: &str =
+    "check that cloud.url is the API's base URL and that no portal or proxy answers in its place";
 
 /// What came back, after the statuses that stop a call have become failures.
 pub(super) enum Answer {
@@ -62,11 +63,18 @@ impl Reply {
             let what = if looks_like_html(&self.body) {
                 "an HTML page".to_owned()
             } else {
-                format!("something else ({:?} at column {})", error.classify(), error.column())
+                format!(
+                    "something else ({:?} at column {})",
+                    error.classify(),
+                    error.column()
+                )
             };
             Failure::protocol(
                 operation,
-                format!("the cloud answered {} with {what} in place of the contract's JSON", self.status.as_u16()),
+                format!(
+                    "the cloud answered {} with {what} in place of the contract's JSON",
+                    self.status.as_u16()
+                ),
                 CAPTIVE,
             )
         })
@@ -142,7 +150,12 @@ impl Link {
     }
 
     /// Sends a request with a body of `bytes` bytes, and reads the whole answer.
-    pub(super) async fn call(&self, operation: &str, request: RequestBuilder, bytes: usize) -> Outcome<Answer> {
+    pub(super) async fn call(
+        &self,
+        operation: &str,
+        request: RequestBuilder,
+        bytes: usize,
+    ) -> Outcome<Answer> {
         let limit = self.timeout + time_for(bytes as u64);
         let exchange = async {
             let response = request.send().await.map_err(|error| broken(operation, error))?;
@@ -158,7 +171,11 @@ impl Link {
         if response.status().is_success() {
             let (status, headers) = (response.status(), response.headers().clone());
             let body = read(operation, response, LONGEST_ANSWER).await?;
-            return Ok(Answer::Accepted(Reply { status, headers, body }));
+            return Ok(Answer::Accepted(Reply {
+                status,
+                headers,
+                body,
+            }));
         }
         let (status, words) = self.refused(operation, response).await?;
         Ok(Answer::Refused { status, words })
@@ -212,7 +229,10 @@ impl Link {
     }
 
     pub(super) fn too_late(&self, operation: &str, limit: Duration) -> Failure {
-        Failure::unreachable(operation, format!("no answer within {} s", limit.as_secs_f32().ceil()))
+        Failure::unreachable(
+            operation,
+            format!("no answer within {} s", limit.as_secs_f32().ceil()),
+        )
     }
 
     /// A server's words, safe to keep and to show: no control characters, not the key, not long.
@@ -256,7 +276,11 @@ pub(super) fn encode_into(segment: &mut String, text: &str) {
         } else {
             segment.push('%');
             for nibble in [byte >> 4, byte & 15] {
-                segment.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0').to_ascii_uppercase());
+                segment.push(
+                    char::from_digit(u32::from(nibble), 16)
+                        .unwrap_or('0')
+                        .to_ascii_uppercase(),
+                );
             }
         }
     }
@@ -312,7 +336,9 @@ fn tls(url: &Url, ca_file: Option<&Path>) -> Result<rustls::ClientConfig> {
                 Error::config(operation.clone(), cause).remedy("name a PEM file of CA certificates")
             };
             let mut found = 0;
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
+            for certificate in
+                CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?
+            {
                 let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
                 roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
                 found += 1;
@@ -322,11 +348,10 @@ fn tls(url: &Url, ca_file: Option<&Path>) -> Result<rustls::ClientConfig> {
             }
         }
         if roots.is_empty() {
-            return Err(Error::config(
-                "set up the cloud's client",
-                "this system has no CA certificates",
-            )
-            .remedy("install ca-certificates, or name a file in cloud.ca_file"));
+            return Err(
+                Error::config("set up the cloud's client", "this system has no CA certificates")
+                    .remedy("install ca-certificates, or name a file in cloud.ca_file"),
+            );
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -388,13 +413,15 @@ fn looks_like_html(body: &[u8]) -> bool {
 fn words(body: &[u8]) -> Option<String> {
     use serde_json::Value;
     let text = match serde_json::from_slice::<Value>(body) {
-        Ok(Value::Object(fields)) => ["error", "message", "detail", "title"]
-            .iter()
-            .find_map(|name| match fields.get(*name)? {
-                Value::String(text) => Some(text.clone()),
-                Value::Object(inner) => Some(inner.get("message")?.as_str()?.to_owned()),
-                _ => None,
-            }),
+        Ok(Value::Object(fields)) => {
+            ["error", "message", "detail", "title"]
+                .iter()
+                .find_map(|name| match fields.get(*name)? {
+                    Value::String(text) => Some(text.clone()),
+                    Value::Object(inner) => Some(inner.get("message")?.as_str()?.to_owned()),
+                    _ => None,
+                })
+        }
         Ok(Value::String(text)) => Some(text),
         _ => None,
     };
@@ -433,7 +460,11 @@ mod tests {
 
     #[test]
     fn urls_that_would_leak_or_break_are_refused_without_being_shown() {
-        for url in ["http://user:hidden@localhost/", "http://localhost/?hidden=1", "ftp://localhost/hidden"] {
+        for url in [
+            "http://user:hidden@localhost/",
+            "http://localhost/?hidden=1",
+            "ftp://localhost/hidden",
+        ] {
             let error = Link::new(&options(url)).err().expect("refused");
             assert_eq!(error.kind(), Kind::Config);
             assert!(!error.to_string().contains("hidden"), "{error}");
