@@ -141,7 +141,11 @@ impl SledStore {
     pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>)> {
         let operation = format!("open the checkpoint store {}", path.display());
         let parent = path.parent().unwrap_or(Path::new("."));
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let writable = |error| {
             Error::local(&operation, error)
                 .remedy("make the folder writable for cloud-sync, or set store.path to one that is")
@@ -155,12 +159,10 @@ impl SledStore {
             .open(parent.join(format!("{name}.lock")))
             .map_err(writable)?;
         if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
-            return Err(Error::new(
-                Kind::Store,
-                operation,
-                "another cloud-sync process uses it",
-            )
-            .remedy("stop that process, or set store.path to another folder"));
+            return Err(
+                Error::new(Kind::Store, operation, "another cloud-sync process uses it")
+                    .remedy("stop that process, or set store.path to another folder"),
+            );
         }
         let mut aside = None;
         let db = match readable(path) {
@@ -240,9 +242,7 @@ impl Store for SledStore {
             .map_err(|error| self.error("write", error))?;
         // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after it.
         self.db.flush().map_err(|error| self.error("write", error))?;
-        self.data
-            .sync_data()
-            .map_err(|error| self.error("write", error))
+        self.data.sync_data().map_err(|error| self.error("write", error))
     }
 }
 
@@ -281,7 +281,10 @@ mod tests {
         checkpoint.open(snapshot("13:16:13"), Position(300));
         assert_eq!(checkpoint.window.as_ref().unwrap().position, Position(0));
         checkpoint.close();
-        assert_eq!((checkpoint.bound(), checkpoint.floor), (Position(100), Position(300)));
+        assert_eq!(
+            (checkpoint.bound(), checkpoint.floor),
+            (Position(100), Position(300))
+        );
     }
 
     #[test]

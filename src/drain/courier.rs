@@ -1,6 +1,7 @@
 //! Brings batches to the cloud: adds file URLs, tells the schema first, tries again while the cloud is away, and settles
 //! what was refused.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +20,7 @@ use crate::media;
 use crate::quarantine::Quarantine;
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
+use crate::source::recapture;
 
 /// The middle stage.
 pub(super) struct Courier {
@@ -32,6 +34,7 @@ pub(super) struct Courier {
     /// What the cloud was told of each entity's columns.
     told: Vec<Option<TableSchema>>,
     last: Position,
+    media_root: PathBuf,
 }
 
 impl Courier {
@@ -49,6 +52,7 @@ impl Courier {
             hello: None,
             told: vec![None; drain.catalogue.entities().len()],
             last,
+            media_root: drain.media_root.clone(),
         })
     }
 
@@ -56,7 +60,7 @@ impl Courier {
     pub(super) async fn deliver_once(&mut self, portion: &mut Portion) -> Result<()> {
         self.prepare(&mut portion.batch).await?;
         self.attempt(&mut portion.batch, &portion.shapes).await?;
-        self.settle(&portion.batch).await
+        self.settle(&portion.batch, &portion.shapes).await
     }
 
     /// Delivers what arrives until the sender is gone; on `shutdown` the batch at hand is given up unless it is accepted.
@@ -72,7 +76,7 @@ impl Courier {
             if !self.persist(&mut portion, shutdown).await? {
                 return Ok(());
             }
-            self.settle(&portion.batch).await?;
+            self.settle(&portion.batch, &portion.shapes).await?;
             if accepted.send(portion.after).await.is_err() {
                 return Ok(());
             }
@@ -120,7 +124,7 @@ impl Courier {
 
     async fn prepare(&mut self, batch: &mut Batch) -> Result<()> {
         batch.collapse();
-        media::attach_urls(self.session.client(), &self.catalogue, batch).await
+        media::attach_urls(self.session.client(), &self.media_root, &self.catalogue, batch).await
     }
 
     async fn attempt(&mut self, batch: &mut Batch, shapes: &Shapes) -> std::result::Result<(), Failure> {
@@ -134,9 +138,7 @@ impl Courier {
         if hello.capabilities.schema {
             self.tell(batch, shapes).await?;
         }
-        self.cloud
-            .deliver(hello.capabilities, &self.origin, batch)
-            .await
+        self.cloud.deliver(hello.capabilities, &self.origin, batch).await
     }
 
     async fn greet(&mut self) -> std::result::Result<Hello, Failure> {
@@ -169,12 +171,33 @@ impl Courier {
         Ok(())
     }
 
+    /// Notes the files that the batch's rows name. A row whose file was uploaded meanwhile is captured anew.
+    async fn note_files(&self, batch: &Batch, shapes: &Shapes) -> Result<()> {
+        let client = self.session.client();
+        let found = media::note_references(client, &self.media_root, &self.catalogue, batch).await?;
+        for (place, key) in found.outdated {
+            let entity = &self.catalogue.entities()[place];
+            recapture::rows(
+                client,
+                entity,
+                &shapes.tables[place],
+                shapes.numbers[place],
+                &[key],
+            )
+            .await?;
+        }
+        if found.wanted {
+            self.pulse.files_wanted.notify_one();
+        }
+        Ok(())
+    }
+
     /// Writes down what was refused, and counts the rest.
-    async fn settle(&mut self, batch: &Batch) -> Result<()> {
+    async fn settle(&mut self, batch: &Batch, shapes: &Shapes) -> Result<()> {
         self.quarantine
             .settle(self.session.client(), &self.catalogue, batch)
             .await?;
-        media::note_references(self.session.client(), &self.catalogue, batch).await?;
+        self.note_files(batch, shapes).await?;
         let metrics = &self.pulse.metrics;
         metrics.quarantine.set(self.quarantine.len() as i64);
         metrics.batches.inc();

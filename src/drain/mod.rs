@@ -17,6 +17,7 @@ mod pulse;
 mod reader;
 mod schema;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub struct Drain {
     pub store: Arc<dyn Store>,
     /// The bounds of a batch.
     pub limits: Limits,
+    /// The media root: what file columns name lies below it.
+    pub media_root: PathBuf,
     /// Where others see how it goes.
     pub pulse: Arc<Pulse>,
 }

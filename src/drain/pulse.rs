@@ -44,6 +44,8 @@ pub struct Pulse {
     cloud: Mutex<Option<Capabilities>>,
     progressed: Mutex<Instant>,
     kick: Notify,
+    /// Told when a row names a file that is not uploaded.
+    pub files_wanted: Arc<Notify>,
 }
 
 impl Pulse {
@@ -56,6 +58,7 @@ impl Pulse {
             cloud: Mutex::new(None),
             progressed: Mutex::new(Instant::now()),
             kick: Notify::new(),
+            files_wanted: Arc::new(Notify::new()),
         }
     }
 
@@ -71,7 +74,10 @@ impl Pulse {
 
     /// What the cloud said that it can do; none while it was not reached.
     pub fn capabilities(&self) -> Option<Capabilities> {
-        *self.cloud.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        *self
+            .cloud
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// When a batch was last accepted, or the drain last found nothing to do.
@@ -155,7 +161,9 @@ impl Pulse {
     }
 
     pub(super) fn greeted(&self, capabilities: Option<Capabilities>) {
-        *self.cloud.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = capabilities;
+        *self
+            .cloud
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = capabilities;
     }
 }
-

@@ -20,6 +20,8 @@ use crate::source::wake::Wake;
 /// The tables as they are; a new one whenever a column changed.
 pub(super) struct Shapes {
     pub(super) tables: Vec<Table>,
+    /// The entities' numbers in the outbox.
+    pub(super) numbers: Vec<i16>,
     fingerprint: String,
 }
 
@@ -46,7 +48,7 @@ impl Reader {
         limits: Limits,
         cursor: Checkpoint,
     ) -> Result<Self> {
-        let shapes = shapes(&session, &catalogue).await?;
+        let mut shapes = shapes(&session, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
         for (entity, attached) in catalogue.entities().iter().zip(&attached) {
             if let Some(wrong) = &attached.wrong {
@@ -56,8 +58,8 @@ impl Reader {
                 );
             }
         }
-        let ids: Vec<_> = attached.iter().map(|attached| attached.id).collect();
-        let outbox = Outbox::prepare(&session, &ids).await?;
+        shapes.numbers = attached.iter().map(|attached| attached.id).collect();
+        let outbox = Outbox::prepare(&session, &shapes.numbers).await?;
         let wake = Wake::listen(&session).await?;
         let last = outbox.look(&session).await?.last;
         Ok(Self {
@@ -88,7 +90,9 @@ impl Reader {
                 self.looked = Some(look);
                 self.under_way = false;
             }
-            let Some(window) = &self.cursor.window else { continue };
+            let Some(window) = &self.cursor.window else {
+                continue;
+            };
             // The columns are read after the window's snapshot was taken: a row in the window cannot have a column
             // that is not seen here.
             let oids: Vec<_> = self.shapes.tables.iter().map(|table| table.oid).collect();
@@ -140,7 +144,8 @@ impl Reader {
 
     /// Reads the tables anew after a column changed, and makes the triggers anew where their images depend on it.
     async fn reshape(&mut self) -> Result<()> {
-        let shapes = shapes(&self.session, &self.catalogue).await?;
+        let mut shapes = shapes(&self.session, &self.catalogue).await?;
+        shapes.numbers.clone_from(&self.shapes.numbers);
         let client = self.session.client();
         let attached = install::attached(client, &self.catalogue, &shapes.tables).await?;
         for ((entity, table), attached) in self.catalogue.entities().iter().zip(&shapes.tables).zip(attached)
@@ -201,7 +206,11 @@ async fn shapes(session: &Session, catalogue: &Catalogue) -> Result<Shapes> {
         let fingerprint = describe::fingerprint(session.client(), &oids).await?;
         let again = describe::tables(session.client(), catalogue).await?;
         if again == tables {
-            return Ok(Shapes { tables, fingerprint });
+            return Ok(Shapes {
+                tables,
+                numbers: Vec::new(),
+                fingerprint,
+            });
         }
         tables = again;
     }

@@ -1,17 +1,18 @@
-//! The file lane.
+//! The file lane: each file that a row names is uploaded once, and the row gets its URL.
+//!
+//! Invariants: a row never waits for a file; a file counts as uploaded when the cloud has confirmed its content hash (a
+//! server without hashes: when it has accepted it); then, in one transaction, the URL is written down and the rows that
+//! name the file are captured anew, so that the URL travels the same road as any change. A file that grows, is empty or
+//! missing is tried again, and never sent by halves.
+//!
+//! Flow: [`urls`] adds to each row on its way the URLs that are known, and notes which rows name which files;
+//! [`records`] keeps that in the source database; [`watch`] sees files come and change; [`upload`] brings them to the
+//! cloud.
 
-use tokio_postgres::Client;
+mod paths;
+pub mod records;
+pub mod upload;
+mod urls;
+mod watch;
 
-use crate::batch::Batch;
-use crate::catalogue::Catalogue;
-use crate::error::Result;
-
-/// Adds URLs.
-pub async fn attach_urls(_client: &Client, _catalogue: &Catalogue, _batch: &mut Batch) -> Result<()> {
-    Ok(())
-}
-
-/// Notes references.
-pub async fn note_references(_client: &Client, _catalogue: &Catalogue, _batch: &Batch) -> Result<()> {
-    Ok(())
-}
+pub use urls::{References, attach_urls, note_references};

@@ -72,9 +72,8 @@ impl Reconcile {
                 (Span::Days(days), Some(_)) => Some(days),
                 _ => None,
             };
-            let failed = |error: crate::error::Error| {
-                format!("Failed to backfill {}: {}", entity.name, short(&error))
-            };
+            let failed =
+                |error: crate::error::Error| format!("Failed to backfill {}: {}", entity.name, short(&error));
             match self.backfill_one(place, days, restart, observer, shutdown).await {
                 Ok(done) => {
                     *report.pushed.at(place) = done.pushed;
@@ -148,13 +147,13 @@ impl Reconcile {
             let count = lacking.len() as u64;
             if self.capabilities.changes {
                 let mut batch = Batch::new(lacking);
-                media::attach_urls(client, &self.catalogue, &mut batch).await?;
+                media::attach_urls(client, &self.media_root, &self.catalogue, &mut batch).await?;
                 self.persist(&mut batch, shutdown).await?;
                 if !batch.pending().is_empty() {
                     break;
                 }
                 quarantine.settle(client, &self.catalogue, &batch).await?;
-                media::note_references(client, &self.catalogue, &batch).await?;
+                self.note_files(&batch).await?;
                 done.refused += batch.refused().count() as u64;
                 done.pushed += batch.count(&Fate::Accepted) as u64;
             } else {
@@ -187,6 +186,20 @@ impl Reconcile {
             rows = (PAGE_BYTES / (bytes / looked.max(1)).max(1)).clamp(1, PAGE_ROWS);
         }
         Ok(done)
+    }
+
+    /// Notes the files that the page's rows name. A row whose file was uploaded meanwhile is captured anew.
+    async fn note_files(&self, batch: &Batch) -> Result<()> {
+        let client = self.session.client();
+        let found = media::note_references(client, &self.media_root, &self.catalogue, batch).await?;
+        for (place, key) in found.outdated {
+            let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
+            recapture::rows(client, entity, table, self.attached[place].id, &[key]).await?;
+        }
+        if found.wanted {
+            self.pulse.files_wanted.notify_one();
+        }
+        Ok(())
     }
 
     /// Delivers a page, through the cloud's absences up to this pass's patience.

@@ -9,6 +9,7 @@
 pub mod backfill;
 pub mod report;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,7 @@ pub struct Reconcile {
     capabilities: Capabilities,
     origin: Origin,
     pulse: Arc<Pulse>,
+    media_root: PathBuf,
     patience: Duration,
 }
 
@@ -77,6 +79,7 @@ impl Reconcile {
         catalogue: Arc<Catalogue>,
         cloud: Cloud,
         pulse: Arc<Pulse>,
+        media_root: PathBuf,
         patience: Duration,
     ) -> Result<Self> {
         let session = Session::open(database_url, "sync").await?;
@@ -97,6 +100,7 @@ impl Reconcile {
             capabilities,
             origin,
             pulse,
+            media_root,
             patience,
         })
     }
@@ -143,23 +147,13 @@ impl Reconcile {
         let mut after: Option<String> = None;
         loop {
             let what = if columns.is_some() { Read::Rows } else { Read::Keys };
-            let page = read::rows(
-                client,
-                place,
-                entity,
-                table,
-                days,
-                after.as_deref(),
-                PAGE,
-                what,
-            )
-            .await?;
+            let page = read::rows(client, place, entity, table, days, after.as_deref(), PAGE, what).await?;
             let looked = page.len();
             let Some(last) = page.last() else { break };
             after = Some(last.key.to_string());
             let mut page = Batch::new(page);
             if columns.is_some() {
-                media::attach_urls(client, &self.catalogue, &mut page).await?;
+                media::attach_urls(client, &self.media_root, &self.catalogue, &mut page).await?;
             }
             let mut keys = Vec::new();
             for change in page.changes() {
@@ -177,9 +171,7 @@ impl Reconcile {
                 }
             }
             for chunk in keys.chunks(recapture::CHUNK) {
-                pushed.add(
-                    recapture::rows(client, entity, table, self.attached[place].id, chunk).await?,
-                );
+                pushed.add(recapture::rows(client, entity, table, self.attached[place].id, chunk).await?);
             }
             observer.advance(looked as u64, keys.len() as u64);
             if looked < PAGE {
@@ -206,13 +198,7 @@ impl Reconcile {
     }
 
     /// Deletes in the cloud what the site has not. Only where the list is this site's alone, as the receiver's is.
-    async fn delete_extra(
-        &self,
-        place: usize,
-        ours: &Held,
-        held: usize,
-        pushed: &mut Pushed,
-    ) -> Result<()> {
+    async fn delete_extra(&self, place: usize, ours: &Held, held: usize, pushed: &mut Pushed) -> Result<()> {
         let entity = &self.catalogue.entities()[place];
         if held == 0 {
             return Ok(());
@@ -298,7 +284,13 @@ impl Pushed {
 
 /// The key of a row, as a JSON object.
 fn key_object(row: &str, key: &[String]) -> Result<String> {
-    let broken = || Error::new(Kind::CloudProtocol, "read a row's key", "the row lacks a key column");
+    let broken = || {
+        Error::new(
+            Kind::CloudProtocol,
+            "read a row's key",
+            "the row lacks a key column",
+        )
+    };
     let values = pick(row, key).map_err(|_| broken())?;
     let mut pairs = Vec::with_capacity(key.len());
     for (name, value) in key.iter().zip(values) {

@@ -186,12 +186,7 @@ impl ServerCertVerifier for EncryptOnly {
         cert: &CertificateDer<'_>,
         dss: &rustls::DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -200,12 +195,7 @@ impl ServerCertVerifier for EncryptOnly {
         cert: &CertificateDer<'_>,
         dss: &rustls::DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
@@ -248,10 +238,7 @@ mod tests {
 
     #[test]
     fn verify_modes_are_understood_and_a_wrong_url_does_not_show_itself() {
-        let (config, verify) = parse(&SecretString::from(
-            "postgres://u:p@h/d?sslmode=verify-full",
-        ))
-        .unwrap();
+        let (config, verify) = parse(&SecretString::from("postgres://u:p@h/d?sslmode=verify-full")).unwrap();
         assert_eq!((config.get_ssl_mode(), verify), (SslMode::Require, Verify::Full));
         let error = parse(&SecretString::from("postgres://u:hunter2@h:notaport/d")).unwrap_err();
         assert!(!error.to_string().contains("hunter2"));

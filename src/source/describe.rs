@@ -93,10 +93,7 @@ pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>
 async fn table(client: &Client, entity: &Entity) -> Result<Table> {
     let operation = format!("read table {} of entity {}", entity.table, entity.name);
     let failed = |error| Error::postgres(&operation, error);
-    let found = client
-        .query_opt(FIND, &[&entity.table])
-        .await
-        .map_err(failed)?;
+    let found = client.query_opt(FIND, &[&entity.table]).await.map_err(failed)?;
     let Some(row) = found else {
         return Err(Error::config(&operation, "the database has no such table")
             .remedy("create it, correct the entity's table, or take the entity out of the catalogue"));
@@ -155,9 +152,7 @@ fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
                     entity.table
                 ),
             )
-            .remedy(format!(
-                "add the column, or correct {what} of the entity{hint}"
-            )));
+            .remedy(format!("add the column, or correct {what} of the entity{hint}")));
         }
     }
     Ok(())
@@ -183,7 +178,9 @@ async fn check_key(client: &Client, entity: &Entity, table: &Table) -> Result<()
             .map(|row| row.get::<_, Vec<String>>(1).join(", "));
         let remedy = match primary {
             Some(columns) => format!("its primary key is ({columns}): name that as the entity's key"),
-            None => "add a primary key to the table: without one, no change can be told from another".to_owned(),
+            None => {
+                "add a primary key to the table: without one, no change can be told from another".to_owned()
+            }
         };
         return Err(Error::config(
             operation,
@@ -204,7 +201,10 @@ async fn check_key(client: &Client, entity: &Entity, table: &Table) -> Result<()
             operation,
             format!("key column {name} of table {} may be null", entity.table),
         )
-        .remedy(format!("alter table {} alter column {name} set not null", entity.table)));
+        .remedy(format!(
+            "alter table {} alter column {name} set not null",
+            entity.table
+        )));
     }
     Ok(())
 }
@@ -234,7 +234,11 @@ async fn check_order(client: &Client, catalogue: &Catalogue, tables: &[Table]) -
         if let Some(&parent) = parents.iter().find(|&&parent| parent > child) {
             return Err(Error::config(
                 "order the catalogue",
-                format!("entity {} refers to {}, which comes after it", name(child), name(parent)),
+                format!(
+                    "entity {} refers to {}, which comes after it",
+                    name(child),
+                    name(parent)
+                ),
             )
             .remedy(format!("list {} before {}", name(parent), name(child))));
         }

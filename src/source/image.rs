@@ -107,7 +107,9 @@ mod tests {
             image(&plain, &table(&[("id", "bigint")]), "n"),
             "row_to_json(n)::text"
         );
-        assert!(image(&plain, &table(&[("id", "bigint"), ("photo", "bytea")]), "n").contains("array['photo']"));
+        assert!(
+            image(&plain, &table(&[("id", "bigint"), ("photo", "bytea")]), "n").contains("array['photo']")
+        );
         let mut private = plain.clone();
         private.exclude = vec!["pass'word".into()];
         assert!(image(&private, &table(&[("id", "bigint")]), "n").contains("array['pass''word']"));

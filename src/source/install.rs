@@ -33,7 +33,10 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/source")
 /// What an event's trigger is called, and what it sees.
 const EVENTS: [(&str, &str); 4] = [
     ("insert", "referencing new table as new_rows"),
-    ("update", "referencing old table as old_rows new table as new_rows"),
+    (
+        "update",
+        "referencing old table as old_rows new table as new_rows",
+    ),
     ("delete", "referencing old table as old_rows"),
     ("truncate", ""),
 ];
@@ -335,7 +338,9 @@ async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<Str
         let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
         for (event, _) in EVENTS {
             if let Some(table) = row.get::<_, Option<&str>>(2) {
-                sql.push_str(&format!("drop trigger if exists cloud_sync_{event} on {table};\n"));
+                sql.push_str(&format!(
+                    "drop trigger if exists cloud_sync_{event} on {table};\n"
+                ));
             }
             sql.push_str(&format!(
                 "drop function if exists cloud_sync.capture_{id}_{event}();\n"
@@ -381,8 +386,9 @@ async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
         .batch_execute("create schema if not exists cloud_sync")
         .await
         .map_err(|error| {
-            Error::postgres("create schema cloud_sync", error)
-                .remedy("connect as a role that may create schemas in the database (grant create on database)")
+            Error::postgres("create schema cloud_sync", error).remedy(
+                "connect as a role that may create schemas in the database (grant create on database)",
+            )
         })?;
     let pool: PgPool = super::connect::pool(url).await?;
     let mut connection = pool

@@ -149,11 +149,7 @@ impl Outbox {
 
 fn snapshot_of(text: &str) -> Result<Snapshot> {
     text.parse().map_err(|error: crate::change::NotASnapshot| {
-        Error::new(
-            Kind::Source,
-            "take a snapshot of the source",
-            error.to_string(),
-        )
+        Error::new(Kind::Source, "take a snapshot of the source", error.to_string())
     })
 }
 
@@ -195,12 +191,8 @@ pub async fn mirrored(session: &Session, identity: &Identity) -> Result<Option<C
         .map_err(|error| Error::postgres("read the checkpoint's mirror", error))?;
     let Some(row) = row else { return Ok(None) };
     let checkpoint: Checkpoint = serde_json::from_str(row.get(0)).map_err(|error| {
-        Error::new(
-            Kind::Config,
-            "read the checkpoint's mirror",
-            error.to_string(),
-        )
-        .remedy("a newer cloud-sync may have written it: use that version")
+        Error::new(Kind::Config, "read the checkpoint's mirror", error.to_string())
+            .remedy("a newer cloud-sync may have written it: use that version")
     })?;
     Ok((checkpoint.identity == *identity).then_some(checkpoint))
 }
