@@ -16,7 +16,7 @@
 //! the command line ends with for it.
 
 pub mod client;
-pub mod report;
+
 mod server;
 pub mod status;
 pub mod token;
@@ -28,9 +28,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
-pub use self::report::SyncReport;
 pub use self::server::Server;
 pub use self::status::StatusReport;
+pub use crate::reconcile::report;
+pub use crate::reconcile::report::SyncReport;
 
 /// What the operator API needs of a replicator.
 pub trait Operator: Send + Sync + 'static {

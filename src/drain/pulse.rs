@@ -153,6 +153,17 @@ impl Pulse {
         self.accepted.send_replace(Some(checkpoint));
     }
 
+    /// Follows another process's drain by the checkpoint's mirror.
+    pub fn follow(&self, checkpoint: Checkpoint) {
+        self.set(Condition::Replicating);
+        self.accepted(checkpoint);
+    }
+
+    /// The source is away, before the drain could say so itself.
+    pub fn unwell(&self, reason: String) {
+        self.set(Condition::BackingOff { reason });
+    }
+
     pub(super) fn progress(&self) {
         *self
             .progressed
