@@ -178,7 +178,7 @@ pub(super) struct Slip<'a> {
     /// The printed title: LEAVE SLIP or PASS SLIP.
     pub(super) title: &'a str,
     /// The number stamped at the top.
-    pub(super) number: u64,
+    pub(super) number: i64,
     /// The printed labels, each with what a hand wrote behind it.
     pub(super) fields: &'a [(&'a str, String)],
     /// The stamped verdict: APPROVED, PENDING, DENIED.

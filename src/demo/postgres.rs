@@ -101,7 +101,9 @@ impl PrivateServer {
             let known = "select 1 from pg_database where datname = $1";
             if client.query_opt(known, &[&name]).await?.is_none() {
                 let quoted = name.replace('"', "\"\"");
-                client.batch_execute(&format!("create database \"{quoted}\"")).await?;
+                client
+                    .batch_execute(&format!("create database \"{quoted}\""))
+                    .await?;
             }
             Ok(())
         };
@@ -115,7 +117,9 @@ impl PrivateServer {
     /// # Errors
     /// It does not end within a minute.
     pub async fn stop(self) -> Result<()> {
-        let Self { mut keeper, lifeline, .. } = self;
+        let Self {
+            mut keeper, lifeline, ..
+        } = self;
         drop(lifeline);
         match timeout(STOP_LIMIT, keeper.wait()).await {
             Ok(ended) => ended
@@ -180,12 +184,11 @@ enum Account {
 impl Account {
     /// Chooses the account and, where it is another than ours, gives it the folder.
     fn choose(folder: &Path) -> Result<Self> {
-        let owner = folder
-            .metadata()
-            .map_err(|error| Error::local(format!("read the folder {}", folder.display()), error))?
-            .uid();
-        // Whoever just made a folder owns it; whoever may give one away is root.
-        if owner != 0 && !is_root() {
+        // Whose a file is that we make tells who we are.
+        let ours = tempfile::tempfile_in(folder)
+            .and_then(|file| file.metadata())
+            .map_err(|error| Error::local(format!("write to the folder {}", folder.display()), error))?;
+        if ours.uid() != 0 {
             return Ok(Self::Own);
         }
         let (uid, gid) = postgres_user().ok_or_else(|| {
@@ -253,14 +256,14 @@ impl Account {
     }
 }
 
-fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
-}
-
 /// User and group id of `postgres`.
 fn postgres_user() -> Option<(u32, u32)> {
     let users = std::fs::read_to_string("/etc/passwd").ok()?;
-    let mut fields = users.lines().find(|line| line.starts_with("postgres:"))?.split(':').skip(2);
+    let mut fields = users
+        .lines()
+        .find(|line| line.starts_with("postgres:"))?
+        .split(':')
+        .skip(2);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
@@ -273,7 +276,9 @@ async fn initialise(programs: &Programs, account: &Account, folder: &Path) -> Re
             .map_err(|error| Error::local(format!("read {}", secret.display()), error));
     }
     let mut rng = rand::rng();
-    let password: String = (0..32).map(|_| char::from(b"0123456789abcdef"[rng.random_range(0..16)])).collect();
+    let password: String = (0..32)
+        .map(|_| char::from(b"0123456789abcdef"[rng.random_range(0..16)]))
+        .collect();
     std::fs::write(&secret, "")
         .and_then(|()| std::fs::set_permissions(&secret, Permissions::from_mode(0o600)))
         .and_then(|()| std::fs::write(&secret, &password))
@@ -296,8 +301,15 @@ async fn initialise(programs: &Programs, account: &Account, folder: &Path) -> Re
     // A half-made data folder would be taken for a whole one next time.
     std::fs::remove_dir_all(&data).ok();
     let told = String::from_utf8_lossy(&output.stderr);
-    let cause = told.lines().rfind(|line| line.contains("error:")).unwrap_or("it failed");
-    Err(Error::new(Kind::Local, format!("run initdb in {}", folder.display()), cause))
+    let cause = told
+        .lines()
+        .rfind(|line| line.contains("error:"))
+        .unwrap_or("it failed");
+    Err(Error::new(
+        Kind::Local,
+        format!("run initdb in {}", folder.display()),
+        cause,
+    ))
 }
 
 /// One attempt to start the server on a port that is free just now.
@@ -345,8 +357,10 @@ async fn launch(
     let limit = Instant::now() + START_LIMIT;
     loop {
         if let Some(status) = server.keeper.try_wait().map_err(broken)? {
-            return Err(Error::new(Kind::Local, operation(), format!("it ended with {status}"))
-                .remedy(format!("look at {}", folder.join("server.log").display())));
+            return Err(
+                Error::new(Kind::Local, operation(), format!("it ended with {status}"))
+                    .remedy(format!("look at {}", folder.join("server.log").display())),
+            );
         }
         match tokio_postgres::connect(&server.url("postgres"), NoTls).await {
             Ok(_) => return Ok(server),

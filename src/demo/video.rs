@@ -42,7 +42,7 @@ impl Recording {
     /// Starts the file; its folder must be there.
     pub(super) fn create(path: &Path, camera: i64, start: Timestamp, seed: u64) -> Result<Self> {
         let created = u64::try_from(start.as_second()).unwrap_or(0);
-        let mp4 = File::create_new(path)
+        let mp4 = File::create(path)
             .and_then(|file| Mp4::start(file, SIZE, RATE, created))
             .map_err(|error| Error::local(format!("write {}", path.display()), error))?;
         Ok(Self {
