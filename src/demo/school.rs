@@ -41,7 +41,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The school of the demo: 30,830 rows, 590 files of about 120 MB.
+    /// The school of the demo: 30,830 rows, 590 files of about 140 MB.
     pub fn full() -> Self {
         Self {
             rooms: 40,

@@ -1,7 +1,7 @@
 //! Live traffic: what a college's cameras, teachers and registrar do to the database and the media root all day.
 //!
-//! Four loops run side by side on one connection, each at its own pace with jitter: cameras (recognition logs and
-//! attendance), slips, teaching loads and recordings. A slip's file comes before or after its row, whole or piece by
+//! Five loops run side by side on one connection, each at its own pace with jitter: recognition logs, attendance,
+//! slips, teaching loads and recordings. A slip's file comes before or after its row, whole or piece by
 //! piece; a recording grows for some seconds, and its row comes when it starts or when it ends. On shutdown each loop
 //! finishes what it began, so that every row names a whole file and every file has its row.
 
@@ -112,15 +112,26 @@ pub async fn run_at(
         observe,
     };
     tokio::try_join!(
-        school.cameras(),
-        school.slips(),
-        school.timetable(),
-        school.recordings()
+        school.every(Doing::Recognition),
+        school.every(Doing::Attendance),
+        school.every(Doing::Slip),
+        school.every(Doing::Timetable),
+        school.every(Doing::Recording),
     )?;
     drop(school);
     // The connection ends with its client; what it says then changes nothing.
     connection.await.ok();
     Ok(())
+}
+
+/// What goes on in the school.
+#[derive(Clone, Copy)]
+enum Doing {
+    Recognition,
+    Attendance,
+    Slip,
+    Timetable,
+    Recording,
 }
 
 struct Live<F> {
@@ -136,50 +147,28 @@ struct Live<F> {
 }
 
 impl<F: Fn(&str) + Send + Sync> Live<F> {
-    async fn cameras(&self) -> Result<()> {
-        let logs = async {
-            let mut rng = rng_for(self.seed, "traffic recognition", 0);
-            while self.pause(self.rates.recognition, &mut rng).await {
-                self.recognise(&mut rng).await?;
-            }
-            Ok(())
+    /// Does one kind of thing again and again, until shutdown.
+    async fn every(&self, kind: Doing) -> Result<()> {
+        let mean = match kind {
+            Doing::Recognition => self.rates.recognition,
+            Doing::Attendance => self.rates.attendance,
+            Doing::Slip => self.rates.slip,
+            Doing::Timetable => self.rates.teaching_load,
+            Doing::Recording => self.rates.recording,
         };
-        let attendance = async {
-            let mut rng = rng_for(self.seed, "traffic attendance", 0);
-            let mut present = Vec::new();
-            while self.pause(self.rates.attendance, &mut rng).await {
-                if present.is_empty() || (present.len() < 40 && rng.random_bool(0.55)) {
-                    present.push(self.arrive(&mut rng).await?);
-                } else {
-                    let record = present.swap_remove(rng.random_range(0..present.len()));
-                    self.depart(record).await?;
-                }
+        let mut rng = rng_for(self.seed, "traffic", kind as i64);
+        let mut present = Vec::new();
+        // Of each kind, the first comes soon.
+        let mut wait = mean / 4;
+        while self.pause(wait, &mut rng).await {
+            match kind {
+                Doing::Recognition => self.recognise(&mut rng).await?,
+                Doing::Attendance => self.attend(&mut present, &mut rng).await?,
+                Doing::Slip => self.slip(&mut rng).await?,
+                Doing::Timetable => self.reschedule(&mut rng).await?,
+                Doing::Recording => self.record(&mut rng).await?,
             }
-            Ok(())
-        };
-        tokio::try_join!(logs, attendance).map(drop)
-    }
-
-    async fn slips(&self) -> Result<()> {
-        let mut rng = rng_for(self.seed, "traffic slips", 0);
-        while self.pause(self.rates.slip, &mut rng).await {
-            self.slip(&mut rng).await?;
-        }
-        Ok(())
-    }
-
-    async fn timetable(&self) -> Result<()> {
-        let mut rng = rng_for(self.seed, "traffic timetable", 0);
-        while self.pause(self.rates.teaching_load, &mut rng).await {
-            self.reschedule(&mut rng).await?;
-        }
-        Ok(())
-    }
-
-    async fn recordings(&self) -> Result<()> {
-        let mut rng = rng_for(self.seed, "traffic recordings", 0);
-        while self.pause(self.rates.recording, &mut rng).await {
-            self.record(&mut rng).await?;
+            wait = mean;
         }
         Ok(())
     }
@@ -212,6 +201,16 @@ impl<F: Fn(&str) + Send + Sync> Live<F> {
             .get(0);
         (self.observe)(&format!("recognition log {id}: {}", seen.status));
         Ok(())
+    }
+
+    /// Someone comes, or one of those present goes.
+    async fn attend(&self, present: &mut Vec<i64>, rng: &mut StdRng) -> Result<()> {
+        if present.is_empty() || (present.len() < 40 && rng.random_bool(0.55)) {
+            present.push(self.arrive(rng).await?);
+            return Ok(());
+        }
+        let record = present.swap_remove(rng.random_range(0..present.len()));
+        self.depart(record).await
     }
 
     async fn arrive(&self, rng: &mut StdRng) -> Result<i64> {

@@ -113,7 +113,7 @@ impl Scene {
         let mut canvas = self.corridor.clone();
         // There and back again.
         let turns = seconds / self.walk;
-        let away = if turns as u32 % 2 == 0 {
+        let away = if (turns as u32).is_multiple_of(2) {
             turns.fract()
         } else {
             1.0 - turns.fract()
