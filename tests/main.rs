@@ -1,4 +1,6 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
+mod cli;
 mod control;
+mod demo;
 mod support;
