@@ -1,4 +1,5 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
+mod cli;
 mod control;
 mod support;
