@@ -58,3 +58,26 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> (&'static str, 
         _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_signal_asks_every_task_to_finish() {
+        let shutdown = Shutdown::listen().unwrap();
+        let token = shutdown.token();
+        assert!(!token.is_cancelled());
+        let sent = Command::new("kill")
+            .args(["-TERM", &std::process::id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        tokio::time::timeout(Duration::from_secs(10), token.cancelled())
+            .await
+            .expect("the signal is heard");
+    }
+}

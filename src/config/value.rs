@@ -71,8 +71,8 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
 
 fn milliseconds(count: u64) -> String {
     match count {
-        _ if count > 0 && count % 3_600_000 == 0 => format!("{}h", count / 3_600_000),
-        _ if count > 0 && count % 1000 == 0 => format!("{}s", count / 1000),
+        _ if count > 0 && count.is_multiple_of(3_600_000) => format!("{}h", count / 3_600_000),
+        _ if count > 0 && count.is_multiple_of(1000) => format!("{}s", count / 1000),
         _ => format!("{count}ms"),
     }
 }
@@ -101,8 +101,8 @@ pub(super) fn size(text: &str) -> Parsed<u64> {
 
 fn bytes(count: u64) -> String {
     match count {
-        _ if count >= 1 << 20 && count % (1 << 20) == 0 => format!("{}MiB", count >> 20),
-        _ if count >= 1 << 10 && count % (1 << 10) == 0 => format!("{}KiB", count >> 10),
+        _ if count >= 1 << 20 && count.is_multiple_of(1 << 20) => format!("{}MiB", count >> 20),
+        _ if count >= 1 << 10 && count.is_multiple_of(1 << 10) => format!("{}KiB", count >> 10),
         _ => format!("{count}B"),
     }
 }

@@ -87,7 +87,7 @@ pub async fn compare(
         let (root, stored) = (media_root.to_owned(), receiver_files.to_owned());
         let verified = tokio::task::spawn_blocking(move || {
             verify(&files, &root, &stored, &mut found)?;
-            Ok(found)
+            Ok::<_, Error>(found)
         });
         entities.push(
             verified
