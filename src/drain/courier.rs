@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::reader::Shapes;
 use super::{Condition, Drain, Portion, Pulse, cloud_is_ahead, wire_schema};
 use crate::batch::{Batch, Fate};
-use crate::catalogue::Catalogue;
-use crate::change::Position;
+use crate::catalogue::{Catalogue, Deletes};
+use crate::change::{Op, Position};
 use crate::checkpoint::Checkpoint;
 use crate::deliver::{Cloud, Failure, Hello, Origin, TableSchema};
 use crate::error::{Class, Kind, Result};
@@ -123,6 +123,13 @@ impl Courier {
     }
 
     async fn prepare(&mut self, batch: &mut Batch) -> Result<()> {
+        for nth in 0..batch.len() {
+            let change = &batch.changes()[nth];
+            let keeps = self.catalogue.entities()[change.entity].deletes() == Deletes::Keep;
+            if change.op != Op::Upsert && keeps {
+                batch.set_fate(nth, Fate::Kept);
+            }
+        }
         batch.collapse();
         media::attach_urls(self.session.client(), &self.media_root, &self.catalogue, batch).await
     }
