@@ -146,7 +146,12 @@ impl Repeats {
             }
         };
         if due {
-            tracing::warn!(lane = self.lane, failures = self.failures, unsaid = self.unsaid, "{error}");
+            tracing::warn!(
+                lane = self.lane,
+                failures = self.failures,
+                unsaid = self.unsaid,
+                "{error}"
+            );
             self.unsaid = 0;
         } else {
             self.unsaid += 1;
@@ -189,7 +194,9 @@ mod tests {
         let (least, most) = (Duration::from_millis(200), Duration::from_secs(60));
         for nth in 1..=200_u32 {
             let wait = backoff.next(None);
-            let ceiling = least.saturating_mul(1_u32.checked_shl(nth).unwrap_or(u32::MAX)).min(most);
+            let ceiling = least
+                .saturating_mul(1_u32.checked_shl(nth).unwrap_or(u32::MAX))
+                .min(most);
             assert!(wait >= least && wait <= ceiling, "{nth}: {wait:?}");
         }
         backoff.reset();
@@ -212,7 +219,10 @@ mod tests {
         let mut backoff = Backoff::new().seeded(3);
         let asked = Duration::from_secs(90);
         let wait = backoff.next(Some(asked));
-        assert!(wait >= asked && wait <= asked + Duration::from_millis(200), "{wait:?}");
+        assert!(
+            wait >= asked && wait <= asked + Duration::from_millis(200),
+            "{wait:?}"
+        );
         assert!(backoff.next(Some(Duration::MAX)) <= LONGEST_RETRY_AFTER + Duration::from_millis(200));
     }
 
@@ -228,7 +238,11 @@ mod tests {
             ("-5", None),
             ("", None),
         ] {
-            assert_eq!(retry_after(value, now), expected.map(Duration::from_secs), "{value}");
+            assert_eq!(
+                retry_after(value, now),
+                expected.map(Duration::from_secs),
+                "{value}"
+            );
         }
     }
 

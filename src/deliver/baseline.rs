@@ -81,7 +81,10 @@ async fn deliver_rows(
     batch: &mut Batch,
     rows: &[usize],
 ) -> Outcome<()> {
-    let (upserts, deletes) = (by_entity(batch, rows, Op::Upsert), by_entity(batch, rows, Op::Delete));
+    let (upserts, deletes) = (
+        by_entity(batch, rows, Op::Upsert),
+        by_entity(batch, rows, Op::Delete),
+    );
     for (&entity, places) in &upserts {
         sender.upsert(capabilities.bulk, batch, entity, places).await?;
     }
@@ -147,6 +150,9 @@ mod tests {
                 Step::Truncate(nth) => vec![nth],
             })
             .collect();
-        assert_eq!(steps, [vec![0, 1], vec![2, 3], vec![4], vec![5], vec![6], vec![8]]);
+        assert_eq!(
+            steps,
+            [vec![0, 1], vec![2, 3], vec![4], vec![5], vec![6], vec![8]]
+        );
     }
 }

@@ -37,7 +37,9 @@ pub(super) async fn deliver(cloud: &Cloud, origin: &Origin, batch: &mut Batch) -
     }
     let operation = cloud.operation(batch, &pending);
     // The next piece is the last one.
-    let mut pieces = split_by_bytes(&pending, cloud.request_bytes(), |nth| batch.changes()[nth].bytes());
+    let mut pieces = split_by_bytes(&pending, cloud.request_bytes(), |nth| {
+        batch.changes()[nth].bytes()
+    });
     pieces.reverse();
     while let Some(piece) = pieces.pop() {
         match send(cloud, origin, &operation, batch, piece).await? {
@@ -50,7 +52,13 @@ pub(super) async fn deliver(cloud: &Cloud, origin: &Origin, batch: &mut Batch) -
                 }
             }
             Sent::Refused { status, words } if piece.len() == 1 => {
-                batch.set_fate(piece[0], Fate::Refused { code: status, error: words });
+                batch.set_fate(
+                    piece[0],
+                    Fate::Refused {
+                        code: status,
+                        error: words,
+                    },
+                );
             }
             Sent::Refused { .. } | Sent::Unclear => {
                 let (first, second) = piece.split_at(piece.len() / 2);
@@ -78,7 +86,10 @@ async fn send(
     batch: &Batch,
     piece: &[usize],
 ) -> Outcome<Sent> {
-    let text = Bytes::from(encode(cloud.catalogue(), piece.iter().map(|&nth| &batch.changes()[nth])));
+    let text = Bytes::from(encode(
+        cloud.catalogue(),
+        piece.iter().map(|&nth| &batch.changes()[nth]),
+    ));
     loop {
         let squeezed = if cloud.inner.compress.load(Ordering::Relaxed) {
             squeeze(text.clone()).await
@@ -98,10 +109,17 @@ async fn send(
         if compressed {
             request = request.header(CONTENT_ENCODING, "zstd");
         }
-        match cloud.inner.link.call(operation, request.body(body), bytes).await? {
+        match cloud
+            .inner
+            .link
+            .call(operation, request.body(body), bytes)
+            .await?
+        {
             Answer::Accepted(reply) => {
                 let answer: Answered = reply.json(operation)?;
-                return read(operation, batch, piece, answer, |words| cloud.inner.link.clean(words));
+                return read(operation, batch, piece, answer, |words| {
+                    cloud.inner.link.clean(words)
+                });
             }
             Answer::Refused { status: 415, .. } if compressed => {
                 cloud.inner.compress.store(false, Ordering::Relaxed);
@@ -126,7 +144,9 @@ fn encode<'a>(catalogue: &Catalogue, changes: impl Iterator<Item = &'a Change> +
     // `{"position":` and so on to the closing brace take 62 bytes, the longest op 8, the longest position 20.
     let bytes = changes
         .clone()
-        .map(|change| change.key.len() + change.row.as_ref().map_or(0, |row| row.len()) + entity(change).len() + 90)
+        .map(|change| {
+            change.key.len() + change.row.as_ref().map_or(0, |row| row.len()) + entity(change).len() + 90
+        })
         .sum();
     let mut text = Vec::with_capacity(bytes);
     for change in changes {
@@ -232,10 +252,19 @@ fn read(
     clean: impl Fn(&str) -> String,
 ) -> Outcome<Sent> {
     let wrong = |cause: String| Failure::protocol(operation, cause, REMEDY);
-    let Answered { applied, skipped, rejected } = answer;
-    let answered = applied.saturating_add(skipped).saturating_add(rejected.len() as u64);
+    let Answered {
+        applied,
+        skipped,
+        rejected,
+    } = answer;
+    let answered = applied
+        .saturating_add(skipped)
+        .saturating_add(rejected.len() as u64);
     if answered != piece.len() as u64 {
-        return Err(wrong(format!("{} changes were sent and {answered} answered", piece.len())));
+        return Err(wrong(format!(
+            "{} changes were sent and {answered} answered",
+            piece.len()
+        )));
     }
     let position = |nth: usize| batch.changes()[nth].position.0;
     // Which change has a position, none where several have it.
@@ -283,14 +312,23 @@ mod tests {
             entity: 0,
             op,
             captured_at: 0,
-            key: if op == Op::Truncate { "" } else { "{\"room_id\" : 1}" }.into(),
+            key: if op == Op::Truncate {
+                ""
+            } else {
+                "{\"room_id\" : 1}"
+            }
+            .into(),
             row: (op == Op::Upsert).then(|| "{\"room_id\":1,\n\"x\":\r\n{\"y\" :\"a\\n\"}}".into()),
         }
     }
 
     #[test]
     fn each_change_is_one_valid_line() {
-        let changes = [change(i64::MAX, Op::Upsert), change(2, Op::Delete), change(3, Op::Truncate)];
+        let changes = [
+            change(i64::MAX, Op::Upsert),
+            change(2, Op::Delete),
+            change(3, Op::Truncate),
+        ];
         let text = String::from_utf8(encode(&Catalogue::builtin(), changes.iter())).unwrap();
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
@@ -310,29 +348,54 @@ mod tests {
     fn the_buffer_is_reserved_once() {
         let changes = vec![change(i64::MAX, Op::Upsert); 100];
         let text = encode(&Catalogue::builtin(), changes.iter());
-        assert!(text.capacity() - text.len() < 100 * 40, "{} of {}", text.len(), text.capacity());
+        assert!(
+            text.capacity() - text.len() < 100 * 40,
+            "{} of {}",
+            text.len(),
+            text.capacity()
+        );
     }
 
     fn judge(positions: &[i64], answer: &str) -> Result<Option<Vec<(usize, Fate)>>, Failure> {
-        let batch = Batch::new(positions.iter().map(|&position| change(position, Op::Upsert)).collect());
+        let batch = Batch::new(
+            positions
+                .iter()
+                .map(|&position| change(position, Op::Upsert))
+                .collect(),
+        );
         let piece = batch.pending();
         let answer = serde_json::from_str(answer).unwrap();
-        Ok(match read("push rooms to the cloud", &batch, &piece, answer, str::to_owned)? {
-            Sent::Answered(fates) => Some(fates),
-            _ => None,
-        })
+        Ok(
+            match read("push rooms to the cloud", &batch, &piece, answer, str::to_owned)? {
+                Sent::Answered(fates) => Some(fates),
+                _ => None,
+            },
+        )
     }
 
     #[test]
     fn rejections_are_attributed_by_position_or_line() {
-        let refused = |code, error: &str| Fate::Refused { code, error: error.to_owned() };
+        let refused = |code, error: &str| Fate::Refused {
+            code,
+            error: error.to_owned(),
+        };
         let answer = r#"{"applied":1,"skipped":0,"rejected":[{"position":8,"code":"409","error":"taken"}]}"#;
-        assert_eq!(judge(&[7, 8], answer).unwrap(), Some(vec![(1, refused(409, "taken"))]));
-        let answer = r#"{"applied":1,"skipped":0,"rejected":[{"position":0,"line":2,"code":"23502","error":"null"}]}"#;
-        assert_eq!(judge(&[0, 0], answer).unwrap(), Some(vec![(1, refused(422, "23502: null"))]));
+        assert_eq!(
+            judge(&[7, 8], answer).unwrap(),
+            Some(vec![(1, refused(409, "taken"))])
+        );
+        let answer =
+            r#"{"applied":1,"skipped":0,"rejected":[{"position":0,"line":2,"code":"23502","error":"null"}]}"#;
+        assert_eq!(
+            judge(&[0, 0], answer).unwrap(),
+            Some(vec![(1, refused(422, "23502: null"))])
+        );
         let answer = r#"{"applied":1,"skipped":0,"rejected":[{"position":0,"code":"x","error":"null"}]}"#;
         assert_eq!(judge(&[0, 0], answer).unwrap(), None, "to be bisected");
-        assert_eq!(judge(&[0, 9], answer).unwrap(), Some(vec![(0, refused(422, "x: null"))]));
+        assert_eq!(
+            judge(&[0, 9], answer).unwrap(),
+            Some(vec![(0, refused(422, "x: null"))])
+        );
     }
 
     #[test]

@@ -63,7 +63,9 @@ impl<'de, C: AsRef<str>> Visitor<'de> for Fields<'_, C> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = vec![None; self.columns.len()];
-        while let Some(place) = map.next_key_seed(Place { columns: self.columns })? {
+        while let Some(place) = map.next_key_seed(Place {
+            columns: self.columns,
+        })? {
             match place {
                 Some(place) => found[place] = Some(map.next_value()?),
                 None => {
@@ -113,7 +115,15 @@ mod tests {
         let row = r#"{"b" : "x\u00e9", "a":12345678901234567890.10, "n":null, "o":{"a":1}}"#;
         let found = pick(row, &["a", "b", "n", "missing"]).unwrap();
         let text: Vec<_> = found.iter().map(|value| value.map(RawValue::get)).collect();
-        assert_eq!(text, [Some("12345678901234567890.10"), Some("\"x\\u00e9\""), Some("null"), None]);
+        assert_eq!(
+            text,
+            [
+                Some("12345678901234567890.10"),
+                Some("\"x\\u00e9\""),
+                Some("null"),
+                None
+            ]
+        );
         assert_eq!(plain(found[1].unwrap()).as_deref(), Some("xé"));
         for wrong in ["", "[]", "1", "{\"a\":1} x", "{\"a\"}"] {
             assert!(pick(wrong, &["a"]).is_err(), "{wrong}");
@@ -126,8 +136,17 @@ mod tests {
         assert_eq!(segment("{\"id\" : 7}", &one).as_deref(), Some("7"));
         assert_eq!(segment("{\"id\":\"a/ü\"}", &one).as_deref(), Some("a%2F%C3%BC"));
         let two = columns(&["term", "no"]);
-        assert_eq!(segment("{\"no\":1,\"term\":\"a,b\"}", &two).as_deref(), Some("a%2Cb,1"));
-        for none in ["{\"id\":null}", "{}", "{\"id\":\"\"}", "{\"id\":\"..\"}", "{\"id\":\".\"}"] {
+        assert_eq!(
+            segment("{\"no\":1,\"term\":\"a,b\"}", &two).as_deref(),
+            Some("a%2Cb,1")
+        );
+        for none in [
+            "{\"id\":null}",
+            "{}",
+            "{\"id\":\"\"}",
+            "{\"id\":\"..\"}",
+            "{\"id\":\".\"}",
+        ] {
             assert_eq!(segment(none, &one), None, "{none}");
         }
     }

@@ -92,7 +92,10 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
         let file = File::open(path)?;
         let about = file.metadata()?;
         if !about.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is not a regular file",
+            ));
         }
         Ok((file, about.len()))
     });
@@ -149,7 +152,10 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
             "look at the cloud's own logs",
         ));
     }
-    let theirs = answered.hash.as_deref().and_then(|text| text.strip_prefix("blake3:"));
+    let theirs = answered
+        .hash
+        .as_deref()
+        .and_then(|text| text.strip_prefix("blake3:"));
     if theirs.is_some_and(|theirs| !theirs.eq_ignore_ascii_case(&hash.to_hex())) {
         let cause = "the cloud has another content than was sent";
         return Err(Failure::new(Kind::Media, &operation, cause));
@@ -166,7 +172,10 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
 pub(super) async fn find(link: &Link, directory: &str, hash: &blake3::Hash) -> Outcome<Option<String>> {
     let operation = format!("ask the cloud for a file's content in {directory}");
     let path = format!("{}?hash=blake3:{}", path_of(directory), hash.to_hex());
-    match link.call(&operation, link.request(Method::HEAD, &path), 0).await? {
+    match link
+        .call(&operation, link.request(Method::HEAD, &path), 0)
+        .await?
+    {
         Answer::Accepted(reply) => match reply.headers.get(LOCATION).and_then(|url| url.to_str().ok()) {
             Some(url) => Ok(Some(url.to_owned())),
             None => Err(Failure::protocol(
@@ -198,7 +207,9 @@ fn read(
     let mut left = bytes;
     let mut next = || -> io::Result<(Vec<u8>, Option<blake3::Hash>)> {
         let mut piece = Vec::with_capacity(PIECE.min(usize::try_from(left).unwrap_or(PIECE)));
-        file.by_ref().take(left.min(PIECE as u64)).read_to_end(&mut piece)?;
+        file.by_ref()
+            .take(left.min(PIECE as u64))
+            .read_to_end(&mut piece)?;
         if piece.is_empty() && left > 0 {
             return Err(io::Error::other("it became shorter while it was being sent"));
         }
@@ -270,7 +281,8 @@ impl Pulse {
     /// It moves now, or will after `wait`.
     fn beat(&self, wait: Duration) {
         let at = (self.begun.elapsed() + wait).as_millis();
-        self.last.store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.last
+            .store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Ends when it has not moved for `limit`.

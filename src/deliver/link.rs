@@ -7,21 +7,17 @@
 //! [`SLOWEST`], so that a full batch gets through a slow uplink. A dead connection is noticed sooner, by TCP's user
 //! timeout.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
-use url::{Host, Url};
 
 use super::CloudOptions;
 use super::failure::{Failure, Outcome};
+use super::secure::{check, is_loopback, tls};
 use crate::error::{Error, Kind, Result, chain};
 use crate::retry;
 
@@ -34,7 +30,8 @@ const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 /// The longest text of a refusal that is kept, in characters.
 const LONGEST_WORDS: usize = 300;
 
-const CAPTIVE: &str = "check that cloud.url is the API's base URL and that no portal or proxy answers in its place";
+const CAPTIVE: &str =
+    "check that cloud.url is the API's base URL and that no portal or proxy answers in its place";
 
 /// What came back, after the statuses that stop a call have become failures.
 pub(super) enum Answer {
@@ -62,11 +59,18 @@ impl Reply {
             let what = if looks_like_html(&self.body) {
                 "an HTML page".to_owned()
             } else {
-                format!("something else ({:?} at column {})", error.classify(), error.column())
+                format!(
+                    "something else ({:?} at column {})",
+                    error.classify(),
+                    error.column()
+                )
             };
             Failure::protocol(
                 operation,
-                format!("the cloud answered {} with {what} in place of the contract's JSON", self.status.as_u16()),
+                format!(
+                    "the cloud answered {} with {what} in place of the contract's JSON",
+                    self.status.as_u16()
+                ),
                 CAPTIVE,
             )
         })
@@ -142,7 +146,12 @@ impl Link {
     }
 
     /// Sends a request with a body of `bytes` bytes, and reads the whole answer.
-    pub(super) async fn call(&self, operation: &str, request: RequestBuilder, bytes: usize) -> Outcome<Answer> {
+    pub(super) async fn call(
+        &self,
+        operation: &str,
+        request: RequestBuilder,
+        bytes: usize,
+    ) -> Outcome<Answer> {
         let limit = self.timeout + time_for(bytes as u64);
         let exchange = async {
             let response = request.send().await.map_err(|error| broken(operation, error))?;
@@ -158,7 +167,11 @@ impl Link {
         if response.status().is_success() {
             let (status, headers) = (response.status(), response.headers().clone());
             let body = read(operation, response, LONGEST_ANSWER).await?;
-            return Ok(Answer::Accepted(Reply { status, headers, body }));
+            return Ok(Answer::Accepted(Reply {
+                status,
+                headers,
+                body,
+            }));
         }
         let (status, words) = self.refused(operation, response).await?;
         Ok(Answer::Refused { status, words })
@@ -212,7 +225,10 @@ impl Link {
     }
 
     pub(super) fn too_late(&self, operation: &str, limit: Duration) -> Failure {
-        Failure::unreachable(operation, format!("no answer within {} s", limit.as_secs_f32().ceil()))
+        Failure::unreachable(
+            operation,
+            format!("no answer within {} s", limit.as_secs_f32().ceil()),
+        )
     }
 
     /// A server's words, safe to keep and to show: no control characters, not the key, not long.
@@ -256,87 +272,14 @@ pub(super) fn encode_into(segment: &mut String, text: &str) {
         } else {
             segment.push('%');
             for nibble in [byte >> 4, byte & 15] {
-                segment.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0').to_ascii_uppercase());
+                segment.push(
+                    char::from_digit(u32::from(nibble), 16)
+                        .unwrap_or('0')
+                        .to_ascii_uppercase(),
+                );
             }
         }
     }
-}
-
-fn check(url: &Url, allow_insecure_http: bool) -> Result<()> {
-    let wrong = |cause: &str, remedy: &str| Err(Error::config("use cloud.url", cause).remedy(remedy));
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return wrong(
-            "it is not an http:// or https:// address",
-            "set it to the API's base URL, as in https://cloud.example/api",
-        );
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return wrong(
-            "it carries a user name or a password",
-            "take them out of the URL; the key belongs in cloud.key (CLOUD_API_KEY)",
-        );
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return wrong(
-            "it has a query or a fragment",
-            "set it to the API's base URL, as in https://cloud.example/api",
-        );
-    }
-    if url.scheme() == "http" && !is_loopback(url) && !allow_insecure_http {
-        return wrong(
-            "http:// to another machine would send the key and every row in the clear",
-            "use https://, or set cloud.allow_insecure_http = true where the network itself is private",
-        );
-    }
-    Ok(())
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
-/// rustls with ring, the system's roots and those of `ca_file`.
-fn tls(url: &Url, ca_file: Option<&Path>) -> Result<rustls::ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    if url.scheme() == "https" {
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-        if let Some(path) = ca_file {
-            let operation = format!("read cloud.ca_file {}", path.display());
-            let wrong = |cause: String| {
-                Error::config(operation.clone(), cause).remedy("name a PEM file of CA certificates")
-            };
-            let mut found = 0;
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
-                let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-                roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-                found += 1;
-            }
-            if found == 0 {
-                return Err(wrong("it holds no certificate".to_owned()));
-            }
-        }
-        if roots.is_empty() {
-            return Err(Error::config(
-                "set up the cloud's client",
-                "this system has no CA certificates",
-            )
-            .remedy("install ca-certificates, or name a file in cloud.ca_file"));
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::config("set up the cloud's client", error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -388,13 +331,15 @@ fn looks_like_html(body: &[u8]) -> bool {
 fn words(body: &[u8]) -> Option<String> {
     use serde_json::Value;
     let text = match serde_json::from_slice::<Value>(body) {
-        Ok(Value::Object(fields)) => ["error", "message", "detail", "title"]
-            .iter()
-            .find_map(|name| match fields.get(*name)? {
-                Value::String(text) => Some(text.clone()),
-                Value::Object(inner) => Some(inner.get("message")?.as_str()?.to_owned()),
-                _ => None,
-            }),
+        Ok(Value::Object(fields)) => {
+            ["error", "message", "detail", "title"]
+                .iter()
+                .find_map(|name| match fields.get(*name)? {
+                    Value::String(text) => Some(text.clone()),
+                    Value::Object(inner) => Some(inner.get("message")?.as_str()?.to_owned()),
+                    _ => None,
+                })
+        }
         Ok(Value::String(text)) => Some(text),
         _ => None,
     };
@@ -417,36 +362,6 @@ mod tests {
             in_flight: 4,
             compress: false,
         }
-    }
-
-    #[test]
-    fn plain_http_leaves_this_machine_only_where_it_is_allowed() {
-        for url in ["http://localhost/api", "http://127.0.0.9:80/", "http://[::1]/api"] {
-            assert!(Link::new(&options(url)).is_ok(), "{url}");
-        }
-        let mut away = options("http://cloud.example/api");
-        let error = Link::new(&away).err().expect("refused");
-        assert_eq!(error.kind(), Kind::Config);
-        away.allow_insecure_http = true;
-        assert!(Link::new(&away).is_ok());
-    }
-
-    #[test]
-    fn urls_that_would_leak_or_break_are_refused_without_being_shown() {
-        for url in ["http://user:hidden@localhost/", "http://localhost/?hidden=1", "ftp://localhost/hidden"] {
-            let error = Link::new(&options(url)).err().expect("refused");
-            assert_eq!(error.kind(), Kind::Config);
-            assert!(!error.to_string().contains("hidden"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_ca_file_without_certificates_is_refused() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut options = options("https://cloud.example/api");
-        options.ca_file = Some(file.path().to_owned());
-        let error = Link::new(&options).err().expect("refused");
-        assert!(error.to_string().contains("cloud.ca_file"), "{error}");
     }
 
     #[test]

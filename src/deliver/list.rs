@@ -42,11 +42,15 @@ pub(super) async fn list(
     }
     let mut elements = Elements::default();
     loop {
-        let chunk = tokio::time::timeout(limit, response.chunk()).await.map_err(late)?;
+        let chunk = tokio::time::timeout(limit, response.chunk())
+            .await
+            .map_err(late)?;
         let Some(chunk) = chunk.map_err(|error| broken(operation, error))? else {
             break;
         };
-        elements.feed(&chunk, &mut row).map_err(|stop| stop.failure(operation))?;
+        elements
+            .feed(&chunk, &mut row)
+            .map_err(|stop| stop.failure(operation))?;
     }
     elements.finish().map_err(|stop| stop.failure(operation))
 }
@@ -94,7 +98,11 @@ struct Elements {
 }
 
 impl Elements {
-    fn feed(&mut self, chunk: &[u8], row: &mut impl FnMut(&RawValue) -> error::Result<()>) -> Result<(), Stop> {
+    fn feed(
+        &mut self,
+        chunk: &[u8],
+        row: &mut impl FnMut(&RawValue) -> error::Result<()>,
+    ) -> Result<(), Stop> {
         let mut at = 0;
         while at < chunk.len() {
             if self.place == Place::Inside {
@@ -203,9 +211,17 @@ mod tests {
     #[test]
     fn elements_are_found_wherever_the_chunks_end() {
         let text = " [ {\"id\":1,\"t\":\"a]}\\\"é\\\\\"} ,\n{\"n\":[{},{\"x\":[]}]},{} ]\n";
-        let expected = ["{\"id\":1,\"t\":\"a]}\\\"é\\\\\"}", "{\"n\":[{},{\"x\":[]}]}", "{}"];
+        let expected = [
+            "{\"id\":1,\"t\":\"a]}\\\"é\\\\\"}",
+            "{\"n\":[{},{\"x\":[]}]}",
+            "{}",
+        ];
         for chunk in 1..=text.len() {
-            assert_eq!(cut(text, chunk).as_deref(), Some(expected.map(str::to_owned).as_slice()), "{chunk}");
+            assert_eq!(
+                cut(text, chunk).as_deref(),
+                Some(expected.map(str::to_owned).as_slice()),
+                "{chunk}"
+            );
         }
         assert_eq!(cut("[]", 1), Some(vec![]));
     }

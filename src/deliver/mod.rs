@@ -16,6 +16,7 @@ mod files;
 mod link;
 mod list;
 mod rows;
+mod secure;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ use link::{Answer, Link};
 const SMALLEST_REQUEST: usize = 16 * 1024;
 
 /// How to reach the cloud.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CloudOptions {
     /// The API's base URL.
     pub url: Url,
@@ -183,8 +184,9 @@ impl Cloud {
                 (known, unknown) if unknown.is_empty() => Some(known),
                 (_, unknown) => {
                     let cause = format!("there is no capability {:?}", unknown[0]);
-                    return Err(Error::config("use cloud.capabilities", cause)
-                        .remedy("set \"auto\" or a list of bulk, delete, changes, schema, tus, content-hash"));
+                    return Err(Error::config("use cloud.capabilities", cause).remedy(
+                        "set \"auto\" or a list of bulk, delete, changes, schema, tus, content-hash",
+                    ));
                 }
             },
         };
@@ -204,7 +206,10 @@ impl Cloud {
     pub async fn hello(&self, origin: &Origin) -> Outcome<Hello> {
         let operation = "ask the cloud for its status";
         let link = &self.inner.link;
-        let reply = match link.call(operation, link.request(Method::GET, "sync-status"), 0).await? {
+        let reply = match link
+            .call(operation, link.request(Method::GET, "sync-status"), 0)
+            .await?
+        {
             Answer::Accepted(reply) => reply,
             Answer::Refused { status, .. } => {
                 return Err(Failure::protocol(
@@ -229,13 +234,15 @@ impl Cloud {
             .forced
             .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(|name| &**name)).0);
         let high_water = match status.sources {
-            Some(sources) if capabilities.changes => high_water(sources, &origin.source_id).ok_or_else(|| {
-                Failure::protocol(
-                    operation,
-                    "its list of sources does not say epoch and position",
-                    "check the cloud's server",
-                )
-            })?,
+            Some(sources) if capabilities.changes => {
+                high_water(sources, &origin.source_id).ok_or_else(|| {
+                    Failure::protocol(
+                        operation,
+                        "its list of sources does not say epoch and position",
+                        "check the cloud's server",
+                    )
+                })?
+            }
             _ => None,
         };
         Ok(Hello {
@@ -251,7 +258,12 @@ impl Cloud {
     /// # Errors
     /// What stopped it: the cloud is away, refuses the key, or breaks its contract. What it had not yet answered stays
     /// pending, and the next call goes on there. A change that the cloud refuses for good is no error; it is marked.
-    pub async fn deliver(&self, capabilities: Capabilities, origin: &Origin, batch: &mut Batch) -> Outcome<()> {
+    pub async fn deliver(
+        &self,
+        capabilities: Capabilities,
+        origin: &Origin,
+        batch: &mut Batch,
+    ) -> Outcome<()> {
         baseline::settle(self, capabilities, batch);
         if capabilities.changes {
             changes::deliver(self, origin, batch).await
@@ -360,7 +372,12 @@ fn split_by_bytes(places: &[usize], limit: usize, bytes: impl Fn(usize) -> usize
 }
 
 fn refused(operation: &str, status: u16, words: &str) -> Failure {
-    Failure::new(Kind::CloudRefused, operation, format!("the cloud answered {status}: {words}")).with_status(status)
+    Failure::new(
+        Kind::CloudRefused,
+        operation,
+        format!("the cloud answered {status}: {words}"),
+    )
+    .with_status(status)
 }
 
 /// `GET /sync-status`, as far as it matters.
@@ -412,7 +429,10 @@ fn high_water(sources: &RawValue, source_id: &str) -> Option<Option<(Epoch, Posi
     }
 }
 
-fn name_and_type<S: Serializer>(columns: &[(String, String)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+fn name_and_type<S: Serializer>(
+    columns: &[(String, String)],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Column<'a> {
         name: &'a str,

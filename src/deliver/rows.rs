@@ -118,13 +118,19 @@ impl<'c> Sender<'c> {
         });
         match listed.await {
             Err(failure) if failure.error().kind() == Kind::CloudRefused => {
-                batch.set_fate(nth, refusal(failure.status().unwrap_or(400), failure.error().cause()));
+                batch.set_fate(
+                    nth,
+                    refusal(failure.status().unwrap_or(400), failure.error().cause()),
+                );
                 return Ok(());
             }
             other => other?,
         }
         if odd {
-            batch.set_fate(nth, refusal(422, "the cloud has a row whose key has no form in a URL"));
+            batch.set_fate(
+                nth,
+                refusal(422, "the cloud has a row whose key has no form in a URL"),
+            );
             return Ok(());
         }
         let start = |_: &Batch, key: &str| {
@@ -211,7 +217,9 @@ impl<'c> Sender<'c> {
             };
             let done = match self.attempt(operation, body.len(), request).await {
                 Ok(Answer::Accepted(reply)) => {
-                    let done = reply.json::<Done>(operation).and_then(|done| done.check(operation));
+                    let done = reply
+                        .json::<Done>(operation)
+                        .and_then(|done| done.check(operation));
                     if done.is_ok() {
                         fates.extend(piece.iter().map(|&(nth, _)| (nth, Fate::Accepted)));
                     }
@@ -307,12 +315,18 @@ impl Gate {
     /// Keeps all requests back for a while: the server asked one of them to.
     fn hold(&self, wait: Duration) {
         let until = Instant::now() + wait;
-        let mut not_before = self.not_before.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut not_before = self
+            .not_before
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         *not_before = Some(not_before.map_or(until, |earlier| earlier.max(until)));
     }
 
     async fn pass(&self) {
-        let until = *self.not_before.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let until = *self
+            .not_before
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(until) = until {
             tokio::time::sleep_until(until).await;
         }
