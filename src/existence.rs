@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-use crate::deliver::{Cloud, Failure, Outcome, pick, plain};
+use crate::deliver::{Cloud, Outcome, pick, plain};
 use crate::error::{Error, Kind, Result};
 
 /// The rows that the cloud holds of one entity.
@@ -80,8 +80,7 @@ impl Held {
                     .remedy(format!("each object must hold {}", about.key.join(", ")))
                 })
             })
-            .await
-            .map_err(Failure::from)?;
+            .await?;
         Ok(held)
     }
 

@@ -2,5 +2,6 @@
 
 mod cli;
 mod control;
+mod deliver;
 mod demo;
 mod support;

@@ -7,21 +7,17 @@
 //! [`SLOWEST`], so that a full batch gets through a slow uplink. A dead connection is noticed sooner, by TCP's user
 //! timeout.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
-use url::{Host, Url};
 
 use super::CloudOptions;
 use super::failure::{Failure, Outcome};
+use super::secure::{check, is_loopback, tls};
 use crate::error::{Error, Kind, Result, chain};
 use crate::retry;
 
@@ -286,84 +282,6 @@ pub(super) fn encode_into(segment: &mut String, text: &str) {
     }
 }
 
-fn check(url: &Url, allow_insecure_http: bool) -> Result<()> {
-    let wrong = |cause: &str, remedy: &str| Err(Error::config("use cloud.url", cause).remedy(remedy));
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return wrong(
-            "it is not an http:// or https:// address",
-            "set it to the API's base URL, as in https://cloud.example/api",
-        );
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return wrong(
-            "it carries a user name or a password",
-            "take them out of the URL; the key belongs in cloud.key (CLOUD_API_KEY)",
-        );
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return wrong(
-            "it has a query or a fragment",
-            "set it to the API's base URL, as in https://cloud.example/api",
-        );
-    }
-    if url.scheme() == "http" && !is_loopback(url) && !allow_insecure_http {
-        return wrong(
-            "http:// to another machine would send the key and every row in the clear",
-            "use https://, or set cloud.allow_insecure_http = true where the network itself is private",
-        );
-    }
-    Ok(())
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
-/// rustls with ring, the system's roots and those of `ca_file`.
-fn tls(url: &Url, ca_file: Option<&Path>) -> Result<rustls::ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    if url.scheme() == "https" {
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-        if let Some(path) = ca_file {
-            let operation = format!("read cloud.ca_file {}", path.display());
-            let wrong = |cause: String| {
-                Error::config(operation.clone(), cause).remedy("name a PEM file of CA certificates")
-            };
-            let mut found = 0;
-            for certificate in
-                CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?
-            {
-                let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-                roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-                found += 1;
-            }
-            if found == 0 {
-                return Err(wrong("it holds no certificate".to_owned()));
-            }
-        }
-        if roots.is_empty() {
-            return Err(
-                Error::config("set up the cloud's client", "this system has no CA certificates")
-                    .remedy("install ca-certificates, or name a file in cloud.ca_file"),
-            );
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::config("set up the cloud's client", error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
-}
-
 /// Reads a body of at most `limit` bytes.
 async fn read(operation: &str, mut response: Response, limit: usize) -> Outcome<Bytes> {
     let mut body = BytesMut::new();
@@ -444,40 +362,6 @@ mod tests {
             in_flight: 4,
             compress: false,
         }
-    }
-
-    #[test]
-    fn plain_http_leaves_this_machine_only_where_it_is_allowed() {
-        for url in ["http://localhost/api", "http://127.0.0.9:80/", "http://[::1]/api"] {
-            assert!(Link::new(&options(url)).is_ok(), "{url}");
-        }
-        let mut away = options("http://cloud.example/api");
-        let error = Link::new(&away).err().expect("refused");
-        assert_eq!(error.kind(), Kind::Config);
-        away.allow_insecure_http = true;
-        assert!(Link::new(&away).is_ok());
-    }
-
-    #[test]
-    fn urls_that_would_leak_or_break_are_refused_without_being_shown() {
-        for url in [
-            "http://user:hidden@localhost/",
-            "http://localhost/?hidden=1",
-            "ftp://localhost/hidden",
-        ] {
-            let error = Link::new(&options(url)).err().expect("refused");
-            assert_eq!(error.kind(), Kind::Config);
-            assert!(!error.to_string().contains("hidden"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_ca_file_without_certificates_is_refused() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut options = options("https://cloud.example/api");
-        options.ca_file = Some(file.path().to_owned());
-        let error = Link::new(&options).err().expect("refused");
-        assert!(error.to_string().contains("cloud.ca_file"), "{error}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod files;
 mod link;
 mod list;
 mod rows;
+mod secure;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ use link::{Answer, Link};
 const SMALLEST_REQUEST: usize = 16 * 1024;
 
 /// How to reach the cloud.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CloudOptions {
     /// The API's base URL.
     pub url: Url,

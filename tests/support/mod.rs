@@ -1,1 +1,5 @@
 //! What the integration tests stand on.
+
+pub(crate) mod baseline;
+mod fault;
+mod wire;
