@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
+use crate::change::Position;
 use crate::error::{Error, Result};
 use crate::source::describe::Table;
 use crate::source::install::Attached;
@@ -190,21 +191,21 @@ pub async fn list(client: &Client, entity: Option<&str>) -> Result<Vec<Entry>> {
     Ok(rows.iter().map(|row| entry(row, None)).collect())
 }
 
-/// The entry of one row, with its image.
+/// The entries with this position, with their images: one, or at position 0 those of a backfill.
 ///
 /// # Errors
 /// The source's.
-pub async fn show(client: &Client, entity: &str, key: &str) -> Result<Option<Entry>> {
-    let row = client
-        .query_opt(
+pub async fn show(client: &Client, position: Position) -> Result<Vec<Entry>> {
+    let rows = client
+        .query(
             &format!(
-                "select {COLUMNS}, image from cloud_sync.quarantine where entity = $1 and key::jsonb = $2::text::jsonb"
+                "select {COLUMNS}, image from cloud_sync.quarantine where position = $1 order by entity, key limit 100"
             ),
-            &[&entity, &key],
+            &[&position.0],
         )
         .await
         .map_err(failed("read"))?;
-    Ok(row.map(|row| entry(&row, row.get(9))))
+    Ok(rows.iter().map(|row| entry(row, row.get(9))).collect())
 }
 
 fn entry(row: &tokio_postgres::Row, image: Option<String>) -> Entry {

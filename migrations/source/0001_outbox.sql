@@ -39,6 +39,7 @@ create table identity (
     outbox_id  uuid        not null default gen_random_uuid(),
     epoch      bigint      not null default 1,
     system_id  text        not null,
+    trimmed    bigint      not null default 0,   -- the highest position that was trimmed
     created_at timestamptz not null default now()
 );
 

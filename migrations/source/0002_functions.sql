@@ -76,6 +76,7 @@ declare
     bytes   bigint := pg_total_relation_size(tab);
     used    boolean;
     pending boolean;
+    highest bigint;
     check_  text := format('select exists (select from only %s where position > $1 or not pg_visible_in_snapshot(xid, $2))', tab);
 begin
     if pg_relation_size(tab) = 0 then
@@ -99,6 +100,8 @@ begin
     if pending then
         return null;
     end if;
+    execute format('select max(position) from only %s', tab) into highest;
+    update cloud_sync.identity set trimmed = greatest(trimmed, highest);
     execute format('truncate only %s', tab);
     return bytes - pg_total_relation_size(tab);
 end $$;

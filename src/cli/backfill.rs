@@ -4,8 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Context, SiteFlags, without_engine};
+use super::progress::Progress;
+use super::{Context, SiteFlags, output};
 use crate::error::Result;
+use crate::reconcile::backfill::{BackfillReport, Span};
+use crate::replicator;
+use crate::shutdown::Shutdown;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,10 +30,47 @@ pub(super) struct BackfillArgs {
     /// All rows, whatever the windows say
     #[arg(long)]
     pub(super) all: bool,
+    /// Begin anew, also where an earlier backfill has ended or stopped half-way
+    #[arg(long)]
+    pub(super) restart: bool,
     #[command(flatten)]
     pub(super) site: SiteFlags,
 }
 
-pub(super) async fn execute(_context: &Context, _args: BackfillArgs) -> Result<ExitCode> {
-    Err(without_engine("backfill"))
+pub(super) async fn execute(context: &Context, args: BackfillArgs) -> Result<ExitCode> {
+    let span = match args.days {
+        _ if args.all => Span::All,
+        Some(days) => Span::Days(days),
+        None => Span::Window,
+    };
+    let shutdown = Shutdown::listen()?;
+    let report = replicator::backfill(
+        context.settings(),
+        &args.entity,
+        span,
+        args.restart,
+        &Progress::new("backfilled"),
+        &shutdown.token(),
+    )
+    .await?;
+    output::show(context.json, &report, describe)?;
+    Ok(if report.success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn describe(report: &BackfillReport) -> String {
+    let rows = report
+        .pushed
+        .iter()
+        .zip(report.held.iter())
+        .map(|((entity, pushed), (_, held))| vec![entity.to_owned(), pushed.to_string(), held.to_string()]);
+    let mut text = output::table(&["entity", "pushed", "already there"], rows);
+    for error in &report.errors {
+        text.push_str("\n! ");
+        text.push_str(error);
+    }
+    text
 }

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Context, SiteFlags, without_engine};
+use super::{Context, SiteFlags, output};
 use crate::error::Result;
+use crate::replicator::preconditions::{self, Finding};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,6 +20,21 @@ pub(super) struct CheckArgs {
     pub(super) site: SiteFlags,
 }
 
-pub(super) async fn execute(_context: &Context, _args: CheckArgs) -> Result<ExitCode> {
-    Err(without_engine("check"))
+pub(super) async fn execute(context: &Context, _args: CheckArgs) -> Result<ExitCode> {
+    let findings = preconditions::check(context.settings()).await;
+    output::show(context.json, &findings, |findings| {
+        findings.iter().map(line).collect::<Vec<_>>().join("\n")
+    })?;
+    // The first thing that is wrong decides, since what comes after it may only follow from it.
+    Ok(findings
+        .iter()
+        .find_map(|finding| finding.exit_code())
+        .map_or(ExitCode::SUCCESS, ExitCode::from))
+}
+
+fn line(finding: &Finding) -> String {
+    match finding.error() {
+        None => format!("ok     {}: {}", finding.subject(), finding.detail()),
+        Some(error) => format!("WRONG  {}: {error}", finding.subject()),
+    }
 }

@@ -4,8 +4,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Context, SiteFlags, without_engine};
+use serde::Serialize;
+
+use super::{Context, SiteFlags, output};
 use crate::error::Result;
+use crate::source::install::{self, Installed};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +25,52 @@ pub(super) struct InitArgs {
     pub(super) site: SiteFlags,
 }
 
-pub(super) async fn execute(_context: &Context, _args: InitArgs) -> Result<ExitCode> {
-    Err(without_engine("init"))
+#[derive(Debug, Serialize)]
+struct Answer {
+    epoch: i64,
+    attached: Vec<String>,
+    unchanged: Vec<String>,
+    detached: Vec<String>,
+}
+
+pub(super) async fn execute(context: &Context, args: InitArgs) -> Result<ExitCode> {
+    let settings = context.settings();
+    let Installed {
+        attached,
+        unchanged,
+        detached,
+        epoch,
+    } = install::init(
+        settings.require_database_url()?,
+        &settings.catalogue,
+        args.new_epoch,
+    )
+    .await?;
+    let answer = Answer {
+        epoch,
+        attached,
+        unchanged,
+        detached,
+    };
+    output::show(context.json, &answer, describe)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(answer: &Answer) -> String {
+    let mut lines = Vec::new();
+    for (names, what) in [
+        (&answer.attached, "capture installed"),
+        (&answer.unchanged, "already in place"),
+        (&answer.detached, "no longer in the catalogue: capture removed"),
+    ] {
+        lines.extend(names.iter().map(|name| format!("{name:<24} {what}")));
+    }
+    lines.push(format!("capture is in place, epoch {}", answer.epoch));
+    if !answer.attached.is_empty() {
+        lines.push(
+            "rows that stood before are pushed by `cloud-sync backfill`, changes from now on by `cloud-sync run`"
+                .to_owned(),
+        );
+    }
+    lines.join("\n")
 }

@@ -11,6 +11,7 @@ mod demo;
 mod init;
 mod logging;
 mod output;
+mod progress;
 mod quarantine;
 mod receiver;
 mod replay;
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{LoadOptions, Loaded, Settings};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 const AFTER_HELP: &str = "\
 Settings come from cloud-sync.toml, over it the environment (and a .env file), over it flags.
@@ -217,11 +218,6 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
     }
     let json = global.json;
     command.execute(&Context { loaded, json }).await
-}
-
-/// The answer of a command whose engine is not part of this build.
-fn without_engine(command: &str) -> Error {
-    Error::new(Kind::Local, command, "its engine is not part of this build")
 }
 
 #[cfg(test)]

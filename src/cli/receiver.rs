@@ -4,8 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Context, given, without_engine};
+use secrecy::ExposeSecret;
+
+use super::{Context, given};
 use crate::error::Result;
+use crate::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
+use crate::shutdown::Shutdown;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,6 +40,29 @@ impl ReceiverArgs {
     }
 }
 
-pub(super) async fn execute(_context: &Context, _args: ReceiverArgs) -> Result<ExitCode> {
-    Err(without_engine("receiver"))
+pub(super) async fn execute(context: &Context, _args: ReceiverArgs) -> Result<ExitCode> {
+    let settings = context.settings();
+    let config = &settings.receiver;
+    let keys = config.keys.iter().map(|(site, keys)| {
+        let keys = keys.iter().map(|key| key.expose_secret().to_owned());
+        (site.clone(), keys.collect())
+    });
+    let receiver = Receiver::bind(ReceiverSettings {
+        listen: config.listen,
+        database_url: settings
+            .require_receiver_database_url()?
+            .expose_secret()
+            .to_owned(),
+        files: config.files.clone(),
+        public_url: config.public_url.clone(),
+        keys: keys.collect(),
+        history: config.history,
+        body_limit: BODY_LIMIT,
+        capabilities: None,
+    })
+    .await?;
+    tracing::info!(address = %receiver.address(), "the receiver listens");
+    let shutdown = Shutdown::listen()?;
+    receiver.serve(shutdown.token()).await?;
+    Ok(ExitCode::SUCCESS)
 }

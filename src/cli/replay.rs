@@ -8,9 +8,12 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use super::{Context, SiteFlags, without_engine};
+use serde_json::json;
+
+use super::{Context, SiteFlags, output};
 use crate::change::Position;
 use crate::error::Result;
+use crate::replicator::{self, ReplayFrom};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,8 +61,20 @@ impl FromStr for From {
     }
 }
 
-pub(super) async fn execute(_context: &Context, _args: ReplayArgs) -> Result<ExitCode> {
-    Err(without_engine("replay"))
+pub(super) async fn execute(context: &Context, args: ReplayArgs) -> Result<ExitCode> {
+    let from = match args.from {
+        From::Position(position) => ReplayFrom::Position(position),
+        From::Time(time) => ReplayFrom::Time(time),
+    };
+    let replayed = replicator::replay(context.settings(), from).await?;
+    let answer = json!({"success": true, "from": replayed.from, "changes": replayed.changes});
+    output::show(context.json, &answer, |_| {
+        format!(
+            "the checkpoint stands before position {}: {} changes are drained again by the next `cloud-sync run`",
+            replayed.from, replayed.changes
+        )
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

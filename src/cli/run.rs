@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Context, SiteFlags, given, without_engine};
+use super::{Context, SiteFlags, given};
 use crate::error::Result;
+use crate::replicator::Replicator;
+use crate::shutdown::Shutdown;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +33,12 @@ impl RunArgs {
     }
 }
 
-pub(super) async fn execute(_context: &Context, _args: RunArgs) -> Result<ExitCode> {
-    Err(without_engine("run"))
+pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCode> {
+    let shutdown = Shutdown::listen()?;
+    Replicator::new(context.settings())?
+        .run(shutdown.token(), |address| {
+            tracing::info!(%address, "the operator API listens");
+        })
+        .await?;
+    Ok(ExitCode::SUCCESS)
 }

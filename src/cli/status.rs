@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Context, SiteFlags, output, without_engine};
+use super::{Context, SiteFlags, output};
 use crate::control::StatusReport;
 use crate::control::client::Client;
 use crate::error::Result;
+use crate::replicator::offline_status;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +27,7 @@ pub(super) struct StatusArgs {
 pub(super) async fn execute(context: &Context, _args: StatusArgs) -> Result<ExitCode> {
     let status = match Client::new(context.settings())?.status().await? {
         Some(status) => status,
-        None => return Err(without_engine("tell the status without a daemon")),
+        None => offline_status(context.settings()).await?,
     };
     output::show(context.json, &status, |status| {
         describe(status, &TimeZone::system())

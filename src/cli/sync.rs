@@ -4,10 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Context, SiteFlags, output, without_engine};
+use super::progress::Progress;
+use super::{Context, SiteFlags, output};
 use crate::control::client::Client;
 use crate::control::{SyncReport, SyncRequest};
 use crate::error::Result;
+use crate::replicator::Once;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,7 +39,13 @@ pub(super) async fn execute(context: &Context, args: SyncArgs) -> Result<ExitCod
     };
     let report = match Client::new(settings)?.sync_now(&request).await? {
         Some(report) => report,
-        None => return Err(without_engine("sync")),
+        // No daemon answers: this process drains while it compares.
+        None => {
+            let once = Once::start(settings).await?;
+            let report = once.sync(&request, &Progress::new("compared")).await;
+            once.finish().await?;
+            report?
+        }
     };
     output::show(context.json, &report, describe)?;
     Ok(if report.success() {

@@ -4,8 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Context, SiteFlags, without_engine};
-use crate::error::Result;
+use serde_json::json;
+
+use super::{Context, SiteFlags, output};
+use crate::error::{Error, Kind, Result};
+use crate::replicator::{connect, offline_status};
+use crate::source::install;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +26,28 @@ pub(super) struct UninstallArgs {
     pub(super) site: SiteFlags,
 }
 
-pub(super) async fn execute(_context: &Context, _args: UninstallArgs) -> Result<ExitCode> {
-    Err(without_engine("uninstall"))
+pub(super) async fn execute(context: &Context, args: UninstallArgs) -> Result<ExitCode> {
+    let settings = context.settings();
+    let there = install::installed(connect(settings, "uninstall").await?.client()).await?;
+    if there && !args.force {
+        let waiting = offline_status(settings).await?.lag.map_or(0, |lag| lag.changes);
+        if waiting > 0 {
+            return Err(Error::new(
+                Kind::Config,
+                "remove capture",
+                format!("{waiting} changes wait that the cloud has not accepted"),
+            )
+            .remedy("let `cloud-sync run` deliver them first, or give them up with --force"));
+        }
+    }
+    let detached = install::uninstall(settings.require_database_url()?).await?;
+    output::show(
+        context.json,
+        &json!({"success": true, "detached": detached}),
+        |_| match detached.len() {
+            0 => "capture was not installed".to_owned(),
+            count => format!("capture removed from {count} tables, and the outbox with it"),
+        },
+    )?;
+    Ok(ExitCode::SUCCESS)
 }

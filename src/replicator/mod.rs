@@ -9,7 +9,9 @@
 
 mod leader;
 mod once;
+pub mod preconditions;
 mod questions;
+mod replay;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,6 +39,7 @@ use leader::Leader;
 pub use once::{Once, backfill};
 use questions::{Gauges, Questions};
 pub use questions::{connect, offline_status};
+pub use replay::{ReplayFrom, Replayed, replay};
 
 /// How long the drain may stand still while changes wait, before the replicator counts as unhealthy.
 const STILL: Duration = Duration::from_secs(60);

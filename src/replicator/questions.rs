@@ -147,7 +147,7 @@ pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
 }
 
 /// Whether a replicator drains the outbox.
-async fn led(session: &Session) -> Result<bool> {
+pub(super) async fn led(session: &Session) -> Result<bool> {
     let row = session
         .client()
         .query_one(
