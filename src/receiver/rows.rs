@@ -77,7 +77,7 @@ pub(super) async fn list(
         .filter(|column| column.of.is_time());
     let sql = statement::list(&table, &columns, window);
     let days = window.and(wanted.days);
-    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(4);
+    let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(4);
     tokio::spawn(async move {
         let _permit = permit;
         if let Err(cause) = send_list(&mut connection, sql, &site, days, &sender).await {
@@ -88,9 +88,7 @@ pub(super) async fn list(
             connection.close_on_drop();
         }
     });
-    let pieces = futures::stream::unfold(receiver, async |mut receiver| {
-        receiver.recv().await.map(|piece| (piece, receiver))
-    });
+    let pieces = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
     let body = Body::from_stream(pieces);
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
