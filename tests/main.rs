@@ -4,4 +4,5 @@ mod cli;
 mod control;
 mod deliver;
 mod demo;
+mod receiver;
 mod support;

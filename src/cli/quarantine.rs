@@ -112,9 +112,11 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
         Action::Discard(chosen) => {
             let entries = choose(quarantine::list(client, None).await?, &chosen)?;
             let count = quarantine::discard(client, &entries).await?;
-            output::show(context.json, &json!({"success": true, "discarded": count}), |_| {
-                format!("{count} refused changes are given up")
-            })?;
+            output::show(
+                context.json,
+                &json!({"success": true, "discarded": count}),
+                |_| format!("{count} refused changes are given up"),
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -156,7 +158,14 @@ fn listed(entries: &[Entry], all: usize) -> String {
         ]
     });
     let mut text = output::table(
-        &["position", "entity", "key", "refused at", "times", "the cloud's answer"],
+        &[
+            "position",
+            "entity",
+            "key",
+            "refused at",
+            "times",
+            "the cloud's answer",
+        ],
         rows,
     );
     if entries.len() < all {

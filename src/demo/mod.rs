@@ -1,6 +1,6 @@
 //! The demo: a whole site with its cloud on one machine, live, and the proof that both hold the same.
 //!
-//! Its parts, each of which stands alone:
+//! [`run`] puts it together. Its parts, each of which stands alone:
 //!
 //! - [`postgres`] runs a private PostgreSQL server that never outlives this program;
 //! - [`school`] makes the sample school in an empty database: the rows of nine tables (`rows`, `campus`, `people`,
@@ -15,6 +15,7 @@ mod campus;
 mod canvas;
 pub mod equality;
 mod font;
+mod live;
 mod mp4;
 mod people;
 mod pictures;
@@ -25,3 +26,5 @@ mod slips;
 mod studio;
 pub mod traffic;
 mod video;
+
+pub use live::{DemoReport, Plan, run};

@@ -1,1 +1,240 @@
-//! Being written.
+//! The reference cloud server: rows in its own PostgreSQL, files on disk, many sites in one cloud.
+//!
+//! Guarantees:
+//! - `POST /changes` is answered after the commit, and an older position never overwrites a newer one ([`apply`]).
+//! - A request is the site's whose key it carries ([`auth`]); sites share tables, and never see each other's rows.
+//! - A file is visible when it is whole and on disk ([`upload`]).
+//! - What a request can take is bounded: its body, unpacked ([`body`]), the rows of a statement ([`grid`]), the time
+//!   between two pieces of it, the connections.
+//! - No answer and no log line carries a row's value or a key.
+//!
+//! A request travels: [`serve`] -> [`auth`] -> [`changes`], [`rows`], [`schema`], [`upload`], [`media`] or [`status`].
+//! Changes and rows become arrays by column ([`json`], [`grid`], [`encode`]) and one statement for many rows
+//! ([`statement`]); [`database`] says what an error of PostgreSQL means, [`answer`] how it is answered.
+
+mod answer;
+mod apply;
+mod auth;
+mod body;
+mod changes;
+mod column_type;
+mod database;
+mod encode;
+mod grid;
+mod json;
+mod media;
+mod rows;
+mod schema;
+mod serve;
+mod statement;
+mod status;
+mod upload;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::routing::{delete, get, post, put};
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower_http::compression::CompressionLayer;
+use tower_http::timeout::RequestBodyTimeoutLayer;
+
+use self::answer::{Answer, Refusal};
+use crate::error::{Error, Result};
+
+/// The default of [`ReceiverSettings::body_limit`]: 64 MiB.
+pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
+
+/// What a receiver offers beside the baseline.
+pub const CAPABILITIES: [&str; 4] = ["bulk", "delete", "changes", "schema"];
+
+/// The largest upload, unless [`Receiver::with_upload_limit`] says otherwise: 16 GiB.
+const UPLOAD_LIMIT: u64 = 16 * 1024 * 1024 * 1024;
+
+/// A body of which nothing comes for this long is given up.
+const BODY_PAUSE: Duration = Duration::from_secs(60);
+
+/// What an upload that broke off has left behind is removed after this time.
+const LEFT_BEHIND: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How a receiver is set up.
+#[derive(Clone)]
+pub struct ReceiverSettings {
+    /// Where it listens; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Its own PostgreSQL database.
+    pub database_url: String,
+    /// The folder of the uploaded files. It is made where it is not there.
+    pub files: PathBuf,
+    /// The URL under which the world sees it, without `/api`; none means `http://` and its address.
+    pub public_url: Option<String>,
+    /// The valid keys of each site.
+    pub keys: BTreeMap<String, Vec<String>>,
+    /// Whether every applied change is also written to `cloud_meta.history`.
+    pub history: bool,
+    /// The largest JSON or NDJSON body, in bytes after unpacking.
+    pub body_limit: usize,
+    /// The capabilities that it offers; none means all. `PUT /schema` works even where it is not offered, as there is
+    /// no other way to make a table.
+    pub capabilities: Option<Vec<String>>,
+}
+
+/// What all requests share.
+struct Shared {
+    pool: PgPool,
+    tables: schema::Tables,
+    keys: auth::Keys,
+    bounds: body::Bounds,
+    /// Lists at once: each holds a connection for as long as its reader takes.
+    lists: Arc<Semaphore>,
+    files: PathBuf,
+    upload_limit: u64,
+    public_url: String,
+    history: bool,
+    capabilities: Vec<String>,
+}
+
+impl Shared {
+    fn offers(&self, capability: &str) -> Answer<()> {
+        if self.capabilities.iter().any(|offered| offered == capability) {
+            Ok(())
+        } else {
+            Err(Refusal::not_offered(capability))
+        }
+    }
+}
+
+/// The reference cloud server, bound to its port.
+pub struct Receiver {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Shared,
+}
+
+impl Receiver {
+    /// Connects to the database and brings its schema up to date, prepares the files' folder, and binds the port.
+    ///
+    /// # Errors
+    /// Settings that cannot be used; a database, folder or port that cannot.
+    pub async fn bind(settings: ReceiverSettings) -> Result<Self> {
+        let keys = auth::Keys::new(&settings.keys)?;
+        let capabilities = match settings.capabilities {
+            None => CAPABILITIES.map(str::to_owned).to_vec(),
+            Some(chosen) => chosen,
+        };
+        if let Some(unknown) = capabilities
+            .iter()
+            .find(|name| !CAPABILITIES.contains(&name.as_str()))
+        {
+            return Err(Error::config(
+                format!("offer the capability {unknown:?}"),
+                "there is no such capability",
+            )
+            .remedy(format!("choose from {}", CAPABILITIES.join(", "))));
+        }
+        let files = prepare(&settings.files)
+            .map_err(|error| Error::local("prepare the folder of the receiver's files", error))?;
+        let pool = database::open(&settings.database_url).await?;
+        let listener = TcpListener::bind(settings.listen)
+            .await
+            .map_err(|error| Error::local(format!("listen on {}", settings.listen), error))?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| Error::local("read the address of the port", error))?;
+        let public_url = settings
+            .public_url
+            .unwrap_or_else(|| format!("http://{address}"))
+            .trim_end_matches('/')
+            .to_owned();
+        Ok(Self {
+            listener,
+            address,
+            shared: Shared {
+                pool,
+                tables: schema::Tables::default(),
+                keys,
+                bounds: body::Bounds::new(settings.body_limit),
+                lists: Arc::new(Semaphore::new(database::CONNECTIONS as usize / 2)),
+                files,
+                upload_limit: UPLOAD_LIMIT,
+                public_url,
+                history: settings.history,
+                capabilities,
+            },
+        })
+    }
+
+    /// The largest upload, in bytes.
+    #[must_use]
+    pub fn with_upload_limit(mut self, bytes: u64) -> Self {
+        self.shared.upload_limit = bytes;
+        self
+    }
+
+    /// Where it listens. The API's base URL is `http://<address>/api`.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` is cancelled, lets what is under way end, and closes the database's connections.
+    ///
+    /// # Errors
+    /// None at present: what fails while serving fails a request or a connection.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
+        let pool = self.shared.pool.clone();
+        serve::serve(self.listener, router(Arc::new(self.shared)), shutdown).await;
+        // A list whose reader has gone may hold a connection a little longer; nothing waits for it.
+        let _ = tokio::time::timeout(Duration::from_secs(5), pool.close()).await;
+        Ok(())
+    }
+}
+
+/// Makes the folders, and takes away what uploads that broke off have left. Answers the folder without links in it.
+fn prepare(files: &Path) -> std::io::Result<PathBuf> {
+    let incoming = files.join(upload::INCOMING);
+    std::fs::create_dir_all(&incoming)?;
+    for entry in std::fs::read_dir(&incoming)? {
+        let entry = entry?;
+        let age = entry
+            .metadata()
+            .and_then(|file| file.modified())
+            .map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
+        // Younger ones may be another receiver's that shares the folder.
+        if age.is_ok_and(|age| age > LEFT_BEHIND) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    files.canonicalize()
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    let rows = get(rows::list).layer(CompressionLayer::new()).post(rows::post);
+    let api = Router::new()
+        .route("/sync-status", get(status::sync_status))
+        .route("/changes", post(changes::receive))
+        .route("/schema/{path}", put(schema::put))
+        .route("/bulk/{path}", post(rows::bulk))
+        .route("/upload/{directory}", post(upload::receive))
+        .route("/{path}", rows)
+        .route("/{path}/", delete(rows::delete))
+        .route("/{path}/{key}", delete(rows::delete));
+    Router::new()
+        .nest("/api", api)
+        .route("/healthz", get(status::healthz))
+        .route("/media/{site}/{directory}/{name}", get(media::serve))
+        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is nothing here"))
+        .method_not_allowed_fallback(async || {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path")
+        })
+        .layer(DefaultBodyLimit::disable())
+        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
+        .with_state(shared)
+}

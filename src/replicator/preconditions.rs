@@ -81,7 +81,10 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         check_source(settings, session, &mut findings, &mut origin).await;
     }
     findings.push(Finding::new("media root", media(settings)));
-    findings.push(Finding::new("checkpoint store", store(settings, session.as_ref()).await));
+    findings.push(Finding::new(
+        "checkpoint store",
+        store(settings, session.as_ref()).await,
+    ));
     findings.push(Finding::new("cloud", check_cloud(settings, &origin).await));
     findings
 }
@@ -89,7 +92,10 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
 async fn version(session: &Session) -> Result<String> {
     let row = session
         .client()
-        .query_one("select current_setting('server_version'), current_database()::text", &[])
+        .query_one(
+            "select current_setting('server_version'), current_database()::text",
+            &[],
+        )
         .await
         .map_err(|error| Error::postgres("read the server's version", error))?;
     Ok(format!(

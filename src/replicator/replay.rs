@@ -37,8 +37,12 @@ pub struct Replayed {
 pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
     let url = settings.require_database_url()?;
     let leader = Leader::try_take(url).await?.ok_or_else(|| {
-        Error::new(Kind::Config, "put the checkpoint back", "a replicator drains the outbox")
-            .remedy("stop it, replay, and start it again")
+        Error::new(
+            Kind::Config,
+            "put the checkpoint back",
+            "a replicator drains the outbox",
+        )
+        .remedy("stop it, replay, and start it again")
     })?;
     let session = Session::open(url, "replay").await?;
     let identity = identity::read(session.client(), settings.source.source_id.as_deref()).await?;

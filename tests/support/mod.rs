@@ -2,4 +2,5 @@
 
 pub(crate) mod baseline;
 mod fault;
+pub(crate) mod postgres;
 mod wire;

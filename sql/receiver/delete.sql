@@ -1,0 +1,25 @@
+-- Deletes rows, each unless the table holds a newer state of it, and leaves a tombstone for each delete that is the
+-- newest that is known of its row.
+-- $1 site, $2 epoch, $3 entity, $4 positions, $5… one array a key column. {open} and {close} wrap it for the history.
+-- Affects one row for each change that was applied. Writes the entity's table and cloud_meta.tombstones.
+with incoming as (
+    select r."_position", {expressions}
+    from unnest({arrays}) as r("_position", {columns})
+), newest as (
+    select i.*
+    from incoming i
+    where not exists (
+        select from {table} t
+        where t."_site" = $1 and {same_key} and (t."_epoch", t."_position") >= ($2, i."_position")
+    )
+), gone as (
+    delete from {table} t
+    using newest i
+    where t."_site" = $1 and {same_key}
+){open}
+insert into cloud_meta.tombstones as t (site, entity, key, epoch, position)
+select $1, $3, {key_text}, $2, i."_position"
+from newest i
+on conflict (site, entity, key) do update
+set epoch = excluded.epoch, position = excluded.position
+where (t.epoch, t.position) < (excluded.epoch, excluded.position){close}

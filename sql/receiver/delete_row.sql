@@ -1,0 +1,20 @@
+-- Deletes rows by key, whatever their position, and leaves tombstones with the position that they had: a replay of
+-- what made them does not bring them back, a newer change does.
+-- $1 site, $2 unused, $3 entity, $4 zeros, $5… one array a key column. {noted} writes the history.
+-- Answers how many rows there were. Writes the entity's table and cloud_meta.tombstones.
+with incoming as (
+    select {expressions}
+    from unnest({arrays}) as r("_position", {columns})
+), gone as (
+    delete from {table} t
+    using incoming i
+    where t."_site" = $1 and {same_key}
+    returning {deleted_key} as key, t."_epoch" as epoch, t."_position" as position
+), buried as (
+    insert into cloud_meta.tombstones (site, entity, key, epoch, position)
+    select $1, $3, key, epoch, position
+    from gone
+    where (epoch, position) > (0, 0)
+    on conflict (site, entity, key) do update set epoch = excluded.epoch, position = excluded.position
+){noted}
+select count(*) from gone

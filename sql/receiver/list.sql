@@ -1,0 +1,3 @@
+-- The living rows of a site's entity as JSON texts. $1 site; $2 days, where {window} is a condition on age.
+select row_to_json(r)::text
+from (select {columns} from {table} t where t."_site" = $1{window}) r

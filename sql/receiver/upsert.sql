@@ -1,0 +1,14 @@
+-- Upserts rows, each unless the table holds a newer state of it.
+-- $1 site, $2 epoch, $3 entity, $4 positions, $5… one array a column.
+-- {guard} is upsert_guard.sql where the entity has tombstones; {open} and {close} wrap it for the history.
+-- Affects one row for each change that was applied. Writes the entity's table.
+with incoming as (
+    select r."_position", {expressions}
+    from unnest({arrays}) as r("_position", {columns})
+){guard}{open}
+insert into {table} as t ("_site", "_epoch", "_position", {columns})
+select $1, $2, i."_position", {values}
+from {from} as i
+on conflict ("_site", {key}) do update
+set "_epoch" = excluded."_epoch", "_position" = excluded."_position", {set}
+where (t."_epoch", t."_position") < (excluded."_epoch", excluded."_position"){close}

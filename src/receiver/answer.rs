@@ -1,0 +1,113 @@
+//! What a request is answered when it cannot be carried out. Database details go to the log, never into an answer.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::database::{Trouble, condition};
+
+/// The result of a request.
+pub(super) type Answer<T> = std::result::Result<T, Refusal>;
+
+/// An answer other than 2xx: `{"success":false,"error":…}`.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    error: String,
+}
+
+impl Refusal {
+    /// An answer with this status and these words for the caller.
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self {
+            status,
+            error: error.into(),
+        }
+    }
+
+    /// The same answer, with what it is about before its words.
+    pub(super) fn about(mut self, subject: &str) -> Self {
+        self.error = format!("{subject}: {}", self.error);
+        self
+    }
+
+    /// 503 with `Retry-After`.
+    pub(super) fn later(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error)
+    }
+
+    /// 413.
+    pub(super) fn too_large(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, error)
+    }
+
+    /// 400.
+    pub(super) fn malformed(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+
+    /// 404 for a path without a schema, with the remedy.
+    pub(super) fn unknown_path(path: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("nothing is known at /{path}; declare it first with PUT /schema/{path}"),
+        )
+    }
+
+    /// 404 for a capability that this server does not offer.
+    pub(super) fn not_offered(capability: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("this server does not offer {capability}"),
+        )
+    }
+
+    /// 500 for something wrong on this machine; the cause goes to the log.
+    pub(super) fn fault(operation: &str, cause: &dyn std::fmt::Display) -> Self {
+        tracing::error!(operation, %cause, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {operation}"))
+    }
+}
+
+impl From<Trouble> for Refusal {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Transient(cause) => {
+                tracing::warn!(%cause, "the database cannot be used now");
+                Self::later("the database cannot be used now")
+            }
+            Trouble::Data { state, column } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, words(&state, column.as_deref()))
+            }
+            Trouble::Fault(cause) => Self::fault("use the database", &cause),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Refusal {
+    fn from(error: sqlx::Error) -> Self {
+        Trouble::from(error).into()
+    }
+}
+
+/// A data error in words.
+pub(super) fn words(state: &str, column: Option<&str>) -> String {
+    match column {
+        Some(column) => format!("{} ({column})", condition(state)),
+        None => condition(state).to_owned(),
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = Json(json!({"success": false, "error": self.error}));
+        let mut response = (self.status, body).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,398 @@
+//! Applies the changes of one request in one transaction.
+//!
+//! Invariants:
+//! - Of a row, only a change with a higher (epoch, position) than the row, its tombstone and the entity's truncate mark
+//!   takes effect. PostgreSQL checks that on the row's own key, whatever the request says.
+//! - Requests of one site go one after another (a transaction's advisory lock), so what is read stays true until commit.
+//! - A row that does not fit is rejected alone.
+//!
+//! Since order is by position and not by arrival, the changes of a request can be sorted by entity: of each row the
+//! newest change, of each entity the newest truncate, then its deletes and its upserts, each in few statements. A
+//! first attempt runs without savepoints. If the data of any row fails it, a second one halves the statements under
+//! savepoints until the rows that do not fit stand alone.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ops::Range;
+use std::sync::Arc;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+
+use super::Shared;
+use super::answer::words;
+use super::changes::{Line, Outcome, Rejected};
+use super::database::{self, Trouble};
+use super::grid::{Grid, Reason, canonical_key};
+use super::schema::Table;
+use super::statement;
+
+const STATE: &str = include_str!("../../sql/receiver/state.sql");
+
+/// The changes of one request.
+pub(super) struct Delivery<'a> {
+    pub(super) site: &'a str,
+    pub(super) source: &'a str,
+    pub(super) epoch: i64,
+    pub(super) lines: &'a [Line<'a>],
+}
+
+/// An entity's changes in a request.
+struct Group<'a> {
+    table: Arc<Table>,
+    buried: bool,
+    mark: Option<(i64, i64)>,
+    /// The newest truncate.
+    truncate: Option<usize>,
+    /// The newest change of each row.
+    newest: HashMap<Cow<'a, str>, usize>,
+    /// What a newer change of the same row superseded, in case that one is rejected.
+    superseded: HashMap<Cow<'a, str>, Vec<usize>>,
+}
+
+/// Applies a request, and commits.
+pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Result<Outcome, Trouble> {
+    match attempt(shared, delivery, false).await {
+        Err(Trouble::Data { .. }) => attempt(shared, delivery, true).await,
+        done => done,
+    }
+}
+
+async fn attempt(shared: &Shared, delivery: &Delivery<'_>, careful: bool) -> Result<Outcome, Trouble> {
+    let mut transaction = shared.pool.begin().await?;
+    database::lock_site(&mut transaction, delivery.site).await?;
+    let mut outcome = Outcome::default();
+    let groups = groups(shared, &mut transaction, delivery, &mut outcome).await?;
+    for group in groups {
+        let mut run = Run {
+            connection: &mut transaction,
+            delivery,
+            careful,
+            history: shared.history,
+            outcome: &mut outcome,
+            group,
+        };
+        run.all().await?;
+    }
+    transaction.commit().await?;
+    outcome.rejected.sort_by_key(|rejected| rejected.line);
+    Ok(outcome)
+}
+
+fn reject(outcome: &mut Outcome, line: &Line<'_>, reason: Reason) {
+    outcome.rejected.push(Rejected {
+        position: line.position,
+        line: line.number,
+        code: reason.code,
+        error: reason.error,
+    });
+}
+
+/// Sorts the lines by entity, in the order in which the entities first appear. Counts what is superseded as skipped.
+async fn groups<'a>(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    delivery: &Delivery<'a>,
+    outcome: &mut Outcome,
+) -> Result<Vec<Group<'a>>, Trouble> {
+    let mut names: Vec<&str> = Vec::new();
+    let mut of_line: Vec<usize> = Vec::with_capacity(delivery.lines.len());
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for line in delivery.lines {
+        let name: &str = &line.entity;
+        // Most lines name the entity of the line before.
+        let place = match of_line.last() {
+            Some(&last) if names[last] == name => last,
+            _ => *seen.entry(name).or_insert_with(|| {
+                names.push(name);
+                names.len() - 1
+            }),
+        };
+        of_line.push(place);
+    }
+    let highest = delivery.lines.iter().map(|line| line.position).max().unwrap_or(0);
+    let rows = sqlx::query(STATE)
+        .bind(delivery.site)
+        .bind(delivery.source)
+        .bind(delivery.epoch)
+        .bind(highest)
+        .bind(&names)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut groups: Vec<Option<Group<'a>>> = names.iter().map(|_| None).collect();
+    for row in rows {
+        let entity: &str = row.try_get("entity")?;
+        let table = shared
+            .tables
+            .get(connection, entity, row.try_get("version")?)
+            .await?;
+        let epoch: Option<i64> = row.try_get("epoch")?;
+        let position: Option<i64> = row.try_get("position")?;
+        if let Some(&place) = seen.get(entity) {
+            groups[place] = Some(Group {
+                table,
+                buried: row.try_get("buried")?,
+                mark: epoch.zip(position),
+                truncate: None,
+                newest: HashMap::new(),
+                superseded: HashMap::new(),
+            });
+        }
+    }
+    for (nth, (line, &place)) in delivery.lines.iter().zip(&of_line).enumerate() {
+        let sorted = match &mut groups[place] {
+            Some(group) => group.add(delivery.lines, nth, outcome),
+            None => Err(Reason::new(
+                "unknown-entity",
+                "this site has not declared the entity; PUT /schema/{path} comes first",
+            )),
+        };
+        if let Err(reason) = sorted {
+            reject(outcome, line, reason);
+        }
+    }
+    Ok(groups.into_iter().flatten().collect())
+}
+
+impl<'a> Group<'a> {
+    fn add(&mut self, lines: &'a [Line<'a>], nth: usize, outcome: &mut Outcome) -> Result<(), Reason> {
+        let line = &lines[nth];
+        match line.op() {
+            "truncate" => {
+                let older = match self.truncate {
+                    Some(other) if lines[other].position >= line.position => true,
+                    other => {
+                        self.truncate = Some(nth);
+                        other.is_some()
+                    }
+                };
+                outcome.skipped += u64::from(older);
+                return Ok(());
+            }
+            "upsert" if line.row().is_none() => {
+                return Err(Reason::new("row-missing", "an upsert must carry the row"));
+            }
+            "upsert" | "delete" => {}
+            _ => return Err(Reason::new("unknown-op", "op is not upsert, delete or truncate")),
+        }
+        let key = line
+            .key()
+            .ok_or_else(|| Reason::new("key-missing", "the change carries no key"))?;
+        let key = canonical_key(&self.table, key)?;
+        match self.newest.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(nth);
+            }
+            Entry::Occupied(mut place) => {
+                let other = *place.get();
+                let loser = if lines[other].position >= line.position {
+                    nth
+                } else {
+                    place.insert(nth)
+                };
+                self.superseded
+                    .entry(place.key().clone())
+                    .or_default()
+                    .push(loser);
+                outcome.skipped += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One entity's changes on their way into its table.
+struct Run<'a, 'r> {
+    connection: &'r mut PgConnection,
+    delivery: &'r Delivery<'a>,
+    careful: bool,
+    history: bool,
+    outcome: &'r mut Outcome,
+    group: Group<'a>,
+}
+
+impl<'a> Run<'a, '_> {
+    async fn all(&mut self) -> Result<(), Trouble> {
+        if let Some(nth) = self.group.truncate {
+            self.truncate(nth).await?;
+        }
+        let mut pending: Vec<(Cow<'a, str>, usize)> = self.group.newest.drain().collect();
+        // The order of the request, so that rows which came together lie together.
+        pending.sort_unstable_by_key(|(_, nth)| *nth);
+        let (lines, epoch) = (self.delivery.lines, self.delivery.epoch);
+        while !pending.is_empty() {
+            if let Some(mark) = self.group.mark {
+                let before = pending.len();
+                pending.retain(|(_, nth)| (epoch, lines[*nth].position) > mark);
+                self.outcome.skipped += (before - pending.len()) as u64;
+            }
+            let (upserts, deletes): (Vec<_>, Vec<_>) = pending
+                .into_iter()
+                .partition(|(_, nth)| lines[*nth].op() == "upsert");
+            let mut refused = self.rows(deletes, true).await?;
+            refused.extend(self.rows(upserts, false).await?);
+            pending = self.next_best(refused);
+        }
+        Ok(())
+    }
+
+    async fn truncate(&mut self, nth: usize) -> Result<(), Trouble> {
+        let at = (self.delivery.epoch, self.delivery.lines[nth].position);
+        let sql = statement::truncate(&self.group.table, self.history);
+        let done = sqlx::query(AssertSqlSafe(sql))
+            .bind(self.delivery.site)
+            .bind(at.0)
+            .bind(&self.group.table.entity)
+            .bind(at.1)
+            .execute(&mut *self.connection)
+            .await?;
+        if done.rows_affected() > 0 {
+            self.outcome.applied += 1;
+        } else {
+            self.outcome.skipped += 1;
+        }
+        self.group.mark = self.group.mark.max(Some(at));
+        Ok(())
+    }
+
+    /// For each refused change, the newest one that it had superseded.
+    fn next_best(&mut self, refused: Vec<(Cow<'a, str>, usize)>) -> Vec<(Cow<'a, str>, usize)> {
+        let lines = self.delivery.lines;
+        let mut next = Vec::new();
+        for (key, _) in refused {
+            let Some(others) = self.group.superseded.get_mut(&key) else {
+                continue;
+            };
+            // Of equal positions the first in the request, as elsewhere.
+            let best = (0..others.len())
+                .max_by_key(|&place| (lines[others[place]].position, usize::MAX - others[place]));
+            if let Some(best) = best {
+                next.push((key, others.swap_remove(best)));
+                self.outcome.skipped -= 1;
+            }
+        }
+        next
+    }
+
+    /// Applies changes of different rows, all deletes or all upserts. Answers those that were rejected.
+    async fn rows(
+        &mut self,
+        changes: Vec<(Cow<'a, str>, usize)>,
+        delete: bool,
+    ) -> Result<Vec<(Cow<'a, str>, usize)>, Trouble> {
+        let mut refused = Vec::new();
+        let table = Arc::clone(&self.group.table);
+        let columns: Vec<usize> = if delete {
+            table.key.clone()
+        } else {
+            (0..table.columns.len()).collect()
+        };
+        let mut left = changes.into_iter().peekable();
+        while left.peek().is_some() {
+            let mut grid = Grid::new(&table, &columns);
+            let mut taken = Vec::new();
+            for (key, nth) in left.by_ref().take(grid.room()) {
+                let line = &self.delivery.lines[nth];
+                let text = if delete { line.key() } else { line.row() };
+                match grid.push(text.unwrap_or_default(), line.position, &key, !delete) {
+                    Ok(()) => taken.push((key, nth)),
+                    Err(reason) => {
+                        reject(self.outcome, line, reason);
+                        refused.push((key, nth));
+                    }
+                }
+            }
+            for (place, reason) in self.grid(&grid, delete).await? {
+                let (key, nth) = &taken[place];
+                reject(self.outcome, &self.delivery.lines[*nth], reason);
+                refused.push((key.clone(), *nth));
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Applies a grid's rows. Answers the places of those that do not fit; without `careful` that is an error.
+    async fn grid(&mut self, grid: &Grid<'_>, delete: bool) -> Result<Vec<(usize, Reason)>, Trouble> {
+        let target = Target {
+            site: self.delivery.site,
+            epoch: self.delivery.epoch,
+            delete,
+            guarded: self.group.buried,
+            history: self.history,
+        };
+        let mut refused = Vec::new();
+        let mut ranges = vec![0..grid.len()];
+        while let Some(range) = ranges.pop() {
+            if range.is_empty() {
+                continue;
+            }
+            let done = if self.careful {
+                let mut savepoint = self.connection.begin().await?;
+                let done = target.execute(&mut savepoint, grid, &range).await;
+                match done {
+                    Ok(_) => savepoint.commit().await?,
+                    Err(_) => savepoint.rollback().await?,
+                }
+                done
+            } else {
+                target.execute(self.connection, grid, &range).await
+            };
+            match done {
+                Ok(count) => {
+                    self.outcome.applied += count;
+                    self.outcome.skipped += range.len() as u64 - count;
+                    // Tombstones may have come, which the upserts after them must heed.
+                    self.group.buried |= delete && count > 0;
+                }
+                Err(Trouble::Data { .. }) if self.careful && range.len() > 1 => {
+                    let middle = range.start + range.len() / 2;
+                    ranges.push(middle..range.end);
+                    ranges.push(range.start..middle);
+                }
+                Err(Trouble::Data { state, column }) if self.careful => {
+                    let column = column.or_else(|| grid.suspect(range.start));
+                    let error = words(&state, column.as_deref());
+                    let code = Cow::Owned(state);
+                    refused.push((range.start, Reason { code, error }));
+                }
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Ok(refused)
+    }
+}
+
+/// What a statement needs to know beside its rows.
+struct Target<'a> {
+    site: &'a str,
+    epoch: i64,
+    delete: bool,
+    guarded: bool,
+    history: bool,
+}
+
+impl Target<'_> {
+    /// Runs one statement over some rows of a grid. Answers how many took effect.
+    async fn execute(
+        &self,
+        connection: &mut PgConnection,
+        grid: &Grid<'_>,
+        rows: &Range<usize>,
+    ) -> Result<u64, Trouble> {
+        let encoded = grid.encode(rows)?;
+        let sql = if self.delete {
+            statement::delete(grid.table, grid.columns(), &encoded, self.history)
+        } else {
+            statement::upsert(grid.table, grid.columns(), &encoded, self.guarded, self.history)
+        };
+        let mut query = sqlx::query(AssertSqlSafe(sql))
+            .bind(self.site)
+            .bind(self.epoch)
+            .bind(&grid.table.entity)
+            .bind(grid.positions(rows.clone()));
+        for values in encoded {
+            query = values.bind(query);
+        }
+        Ok(query.execute(connection).await?.rows_affected())
+    }
+}

@@ -1,0 +1,101 @@
+//! Who asks: the site that the API key belongs to, never one that the request claims.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::{StatusCode, header, request::Parts};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+
+use super::Shared;
+use super::answer::Refusal;
+use super::media::plain;
+use crate::error::{Error, Result};
+
+/// The keys of all sites, as hashes: the keys themselves are not kept.
+pub(super) struct Keys {
+    sites: Vec<Arc<str>>,
+    hashes: Vec<(u32, [u8; 32])>,
+}
+
+impl Keys {
+    /// The keys of the settings.
+    ///
+    /// # Errors
+    /// A configuration error: a site's name that is not one plain segment, an empty key, a key that two sites share.
+    pub(super) fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
+        let mut sites = Vec::new();
+        let mut hashes: Vec<(u32, [u8; 32])> = Vec::new();
+        for (site, keys) in keys {
+            let wrong = |cause: &str| Error::config(format!("use the keys of site {site:?}"), cause);
+            if !plain(site) {
+                return Err(wrong("its name is not one plain segment")
+                    .remedy("use letters, digits, _ and -, 60 at most"));
+            }
+            let number = sites.len() as u32;
+            sites.push(Arc::from(site.as_str()));
+            for key in keys {
+                if key.trim().is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    return Err(wrong(
+                        "a key is empty or has blanks or other characters that a header cannot carry",
+                    )
+                    .remedy("use a long random text of letters and digits"));
+                }
+                let hash = *blake3::hash(key.as_bytes()).as_bytes();
+                if hashes
+                    .iter()
+                    .any(|(other, known)| *other != number && *known == hash)
+                {
+                    return Err(
+                        wrong("another site has the same key").remedy("give each site keys of its own")
+                    );
+                }
+                hashes.push((number, hash));
+            }
+        }
+        Ok(Self { sites, hashes })
+    }
+
+    /// The site of a key. It takes the same time whichever key matches, and if none does.
+    fn site(&self, key: &str) -> Option<Arc<str>> {
+        let hash = blake3::hash(key.as_bytes());
+        let mut found = Choice::from(0);
+        let mut number = 0_u32;
+        for (site, known) in &self.hashes {
+            let same = known[..].ct_eq(&hash.as_bytes()[..]);
+            number.conditional_assign(site, same);
+            found |= same;
+        }
+        bool::from(found)
+            .then(|| self.sites.get(number as usize).cloned())
+            .flatten()
+    }
+}
+
+/// The site that a request's key belongs to.
+#[derive(Debug, Clone)]
+pub(super) struct Site(pub(super) Arc<str>);
+
+impl FromRequestParts<Arc<Shared>> for Site {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        shared: &Arc<Shared>,
+    ) -> std::result::Result<Self, Refusal> {
+        let bearer = parts
+            .headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, key)| key.trim());
+        match bearer.and_then(|key| shared.keys.site(key)) {
+            Some(site) => Ok(Self(site)),
+            None => Err(Refusal::new(
+                StatusCode::UNAUTHORIZED,
+                "the API key is missing or not valid",
+            )),
+        }
+    }
+}

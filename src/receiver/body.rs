@@ -1,0 +1,166 @@
+//! Reads a request's body into memory, within bounds: of one body, of what it unpacks to, and of all bodies together.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::answer::{Answer, Refusal};
+
+/// How many bodies of the greatest size may be in memory at once.
+const BODIES: usize = 8;
+const UNIT: usize = 1024;
+
+/// The largest window that a zstd frame may ask for, as a power of two: level 19's.
+const ZSTD_WINDOW: u32 = 23;
+
+/// Above this, unpacking leaves the threads that serve requests.
+const UNPACK_ASIDE: usize = 128 * 1024;
+
+/// The bound on bodies: of each one, and of all in memory.
+#[derive(Clone)]
+pub(super) struct Bounds {
+    one: usize,
+    all: Arc<Semaphore>,
+}
+
+/// A body in memory; its share of the bound on all is given back when it is dropped.
+pub(super) struct Held {
+    pub(super) bytes: Bytes,
+    _share: Vec<OwnedSemaphorePermit>,
+}
+
+impl Bounds {
+    /// At most `one` bytes a body, after unpacking.
+    pub(super) fn new(one: usize) -> Self {
+        Self {
+            one,
+            all: Arc::new(Semaphore::new((one / UNIT + 1) * BODIES)),
+        }
+    }
+
+    fn share(&self, bytes: usize) -> Answer<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        Arc::clone(&self.all)
+            .try_acquire_many_owned(units)
+            .map_err(|_| Refusal::later("too many requests at once"))
+    }
+
+    fn too_large(&self) -> Refusal {
+        Refusal::too_large(format!("the body is larger than {} bytes", self.one))
+    }
+
+    /// Reads a body, and unpacks it where the headers say that it is packed with zstd.
+    pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> Answer<Held> {
+        let packed = match headers
+            .get(header::CONTENT_ENCODING)
+            .map(|value| value.as_bytes())
+        {
+            None | Some(b"" | b"identity") => false,
+            Some(value) if value.eq_ignore_ascii_case(b"zstd") => true,
+            Some(_) => {
+                return Err(Refusal::new(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    "the body's encoding is not zstd",
+                ));
+            }
+        };
+        let held = self.collect(body).await?;
+        if !packed {
+            return Ok(held);
+        }
+        if held.bytes.len() < UNPACK_ASIDE {
+            return self.unpack(&held.bytes);
+        }
+        let bounds = self.clone();
+        tokio::task::spawn_blocking(move || bounds.unpack(&held.bytes))
+            .await
+            .map_err(|error| Refusal::fault("unpack a body", &error))?
+    }
+
+    async fn collect(&self, body: Body) -> Answer<Held> {
+        let mut stream = body.into_data_stream();
+        let mut share = Vec::new();
+        let mut chunks = Vec::new();
+        let mut length = 0;
+        let mut paid = 0;
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk
+                .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body ended before its end"))?;
+            length += chunk.len();
+            if length > self.one {
+                return Err(self.too_large());
+            }
+            if length > paid {
+                // In steps, so that many small chunks do not make many small permits.
+                let step = (length - paid).max(64 * 1024);
+                share.push(self.share(step)?);
+                paid += step;
+            }
+            chunks.push(chunk);
+        }
+        let bytes = match chunks.len() {
+            1 => chunks.swap_remove(0),
+            _ => {
+                let mut all = Vec::with_capacity(length);
+                for chunk in chunks {
+                    all.extend_from_slice(&chunk);
+                }
+                Bytes::from(all)
+            }
+        };
+        Ok(Held { bytes, _share: share })
+    }
+
+    fn unpack(&self, packed: &[u8]) -> Answer<Held> {
+        let broken = |_| Refusal::malformed("the body is not valid zstd");
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(broken)?;
+        decoder.window_log_max(ZSTD_WINDOW).map_err(broken)?;
+        let mut share = Vec::new();
+        let mut plain = Vec::new();
+        loop {
+            let step = (packed.len() * 4).clamp(64 * 1024, 4 * 1024 * 1024);
+            share.push(self.share(step)?);
+            let read = decoder
+                .by_ref()
+                .take(step as u64)
+                .read_to_end(&mut plain)
+                .map_err(broken)?;
+            if plain.len() > self.one {
+                return Err(self.too_large());
+            }
+            if read < step {
+                break;
+            }
+        }
+        Ok(Held {
+            bytes: Bytes::from(plain),
+            _share: share,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_packed_body_is_bounded_by_what_it_unpacks_to() {
+        let bounds = Bounds::new(1 << 20);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_ENCODING, "zstd".parse().unwrap());
+        let pack = |length: usize| Body::from(zstd::bulk::compress(&vec![b' '; length], 3).unwrap());
+        assert_eq!(
+            bounds.read(&headers, pack(1 << 20)).await.unwrap().bytes.len(),
+            1 << 20
+        );
+        assert!(bounds.read(&headers, pack((1 << 20) + 1)).await.is_err());
+        assert!(bounds.read(&headers, pack(1 << 30)).await.is_err());
+        assert!(bounds.read(&headers, Body::from("{}")).await.is_err());
+        assert_eq!(bounds.all.available_permits(), (1024 + 1) * BODIES);
+    }
+}

@@ -1,0 +1,168 @@
+//! `POST /changes`: reads the lines of a request, and answers after its transaction has been committed.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::Shared;
+use super::answer::{Answer, Refusal};
+use super::apply::{self, Delivery};
+use super::auth::Site;
+use super::schema::place_of;
+
+/// More lines than this are refused: each takes memory beyond its bytes.
+const LINES: usize = 200_000;
+
+/// One line of the request.
+#[derive(Deserialize)]
+pub(super) struct Line<'a> {
+    pub(super) position: i64,
+    #[serde(borrow)]
+    pub(super) entity: Cow<'a, str>,
+    #[serde(borrow)]
+    op: Cow<'a, str>,
+    #[serde(borrow, default)]
+    key: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    row: Option<&'a RawValue>,
+    /// Its number, counted from 1.
+    #[serde(skip)]
+    pub(super) number: usize,
+}
+
+impl<'a> Line<'a> {
+    pub(super) fn op(&self) -> &str {
+        &self.op
+    }
+
+    /// The key's JSON text.
+    pub(super) fn key(&self) -> Option<&'a str> {
+        self.key.map(RawValue::get)
+    }
+
+    /// The row's JSON text.
+    pub(super) fn row(&self) -> Option<&'a str> {
+        self.row.map(RawValue::get)
+    }
+}
+
+/// A change that was refused.
+#[derive(Debug, Serialize)]
+pub(super) struct Rejected {
+    pub(super) position: i64,
+    /// The line in the request, counted from 1: backfilled rows share position 0.
+    pub(super) line: usize,
+    pub(super) code: Cow<'static, str>,
+    pub(super) error: String,
+}
+
+/// The answer.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Outcome {
+    pub(super) applied: u64,
+    pub(super) skipped: u64,
+    pub(super) rejected: Vec<Rejected>,
+}
+
+/// Reads the body's lines. A line that is not a change refuses the whole request, as nothing tells what else is wrong.
+fn lines(text: &str) -> Answer<Vec<Line<'_>>> {
+    let mut lines = Vec::new();
+    for (nth, line) in text.split('\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let number = nth + 1;
+        if lines.len() == LINES {
+            return Err(Refusal::too_large(format!("more than {LINES} lines")));
+        }
+        let mut read: Line<'_> = serde_json::from_str(line).map_err(|error| {
+            Refusal::malformed(format!("line {number} is not a change: {}", place_of(&error)))
+        })?;
+        if read.position < 0 {
+            return Err(Refusal::malformed(format!(
+                "line {number} has a negative position"
+            )));
+        }
+        read.number = number;
+        lines.push(read);
+    }
+    Ok(lines)
+}
+
+fn source_id(headers: &HeaderMap) -> Answer<&str> {
+    headers
+        .get("x-source-id")
+        .and_then(|value| value.to_str().ok())
+        .map(str::trim)
+        .filter(|id| !id.is_empty() && id.len() <= 200)
+        .ok_or_else(|| Refusal::malformed("the header X-Source-Id is missing or not valid"))
+}
+
+fn epoch(headers: &HeaderMap) -> Answer<i64> {
+    headers
+        .get("x-epoch")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.trim().parse().ok())
+        .filter(|epoch| *epoch >= 1)
+        .ok_or_else(|| Refusal::malformed("the header X-Epoch is missing or not a number from 1"))
+}
+
+/// `POST /changes`.
+pub(super) async fn receive(
+    State(shared): State<Arc<Shared>>,
+    Site(site): Site,
+    request: Request,
+) -> Answer<Json<Outcome>> {
+    shared.offers("changes")?;
+    let (parts, body) = request.into_parts();
+    let source = source_id(&parts.headers)?;
+    let epoch = epoch(&parts.headers)?;
+    let body = shared.bounds.read(&parts.headers, body).await?;
+    let text = std::str::from_utf8(&body.bytes).map_err(|error| {
+        let before = body.bytes.get(..error.valid_up_to()).unwrap_or_default();
+        let number = memchr::memchr_iter(b'\n', before).count() + 1;
+        Refusal::malformed(format!("line {number} is not valid UTF-8"))
+    })?;
+    let lines = lines(text)?;
+    let delivery = Delivery {
+        site: &site,
+        source,
+        epoch,
+        lines: &lines,
+    };
+    Ok(Json(apply::apply(&shared, &delivery).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_numbered_and_blank_ones_are_passed_over() {
+        let text = "{\"position\":7,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"id\" : 1},\"row\":{\"id\":1}}\n\n\
+                    {\"position\":8,\"entity\":\"ro\\u006fms\",\"op\":\"truncate\",\"key\":null}\r\n";
+        let lines = lines(text).unwrap();
+        assert_eq!(lines.len(), 2);
+        assert_eq!((lines[0].number, lines[0].key()), (1, Some("{\"id\" : 1}")));
+        assert_eq!((lines[1].number, &*lines[1].entity), (3, "rooms"));
+        assert!(lines[1].key().is_none());
+    }
+
+    #[test]
+    fn a_broken_line_is_named() {
+        for text in [
+            "{}\n",
+            "{\"position\":1",
+            "{\"position\":-1,\"entity\":\"a\",\"op\":\"upsert\"}",
+        ] {
+            let text = format!("\n{text}");
+            let refusal = format!("{:?}", lines(&text).err().unwrap());
+            assert!(refusal.contains("line 2"), "{refusal}");
+        }
+    }
+}

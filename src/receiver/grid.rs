@@ -1,0 +1,235 @@
+//! The values of many rows, by row and column, as slices of the request's body.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::database::Trouble;
+use super::encode::{Encoded, encode};
+use super::json::{self, Members};
+use super::schema::{Column, Table};
+
+/// Rows and cells that go into one statement at most: each row costs memory here and in the server.
+const ROWS: usize = 20_000;
+const CELLS: usize = 1_000_000;
+
+/// Why a change is rejected. No values in it.
+#[derive(Debug)]
+pub(super) struct Reason {
+    /// An SQLSTATE, or a word of ours.
+    pub(super) code: Cow<'static, str>,
+    pub(super) error: String,
+}
+
+impl Reason {
+    pub(super) fn new(code: &'static str, error: impl Into<String>) -> Self {
+        Self {
+            code: Cow::Borrowed(code),
+            error: error.into(),
+        }
+    }
+}
+
+/// Rows with the values of some of a table's columns.
+pub(super) struct Grid<'a> {
+    pub(super) table: &'a Table,
+    columns: Vec<&'a Column>,
+    /// For each of the table's columns, its place in the grid.
+    places: Vec<Option<usize>>,
+    cells: Vec<Option<&'a str>>,
+    positions: Vec<i64>,
+    /// The table's columns in the order of the last row's members: most rows have the same.
+    order: Vec<usize>,
+}
+
+impl<'a> Grid<'a> {
+    /// An empty grid of these of the table's columns.
+    pub(super) fn new(table: &'a Table, columns: &[usize]) -> Self {
+        let mut places = vec![None; table.columns.len()];
+        for (place, &column) in columns.iter().enumerate() {
+            places[column] = Some(place);
+        }
+        Self {
+            table,
+            columns: columns.iter().map(|&column| &table.columns[column]).collect(),
+            places,
+            cells: Vec::new(),
+            positions: Vec::new(),
+            order: Vec::new(),
+        }
+    }
+
+    /// How many rows it shall hold at most.
+    pub(super) fn room(&self) -> usize {
+        (CELLS / self.columns.len().max(1)).clamp(1, ROWS)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    pub(super) fn columns(&self) -> &[&'a Column] {
+        &self.columns
+    }
+
+    pub(super) fn positions(&self, rows: Range<usize>) -> &[i64] {
+        &self.positions[rows]
+    }
+
+    /// Adds a row, whose own key must be `key`. With `strict`, it must have no member that is not a column.
+    pub(super) fn push(
+        &mut self,
+        row: &'a str,
+        position: i64,
+        key: &str,
+        strict: bool,
+    ) -> Result<(), Reason> {
+        let start = self.cells.len();
+        self.cells.resize(start + self.columns.len(), None);
+        let read = self.read(row, start, strict).and_then(|()| {
+            if self.key(start)? == key {
+                Ok(())
+            } else {
+                Err(Reason::new(
+                    "key-mismatch",
+                    "the row's own key is not the change's",
+                ))
+            }
+        });
+        match read {
+            Ok(()) => self.positions.push(position),
+            Err(_) => self.cells.truncate(start),
+        }
+        read
+    }
+
+    fn read(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), Reason> {
+        let members =
+            Members::of(row).ok_or_else(|| Reason::new("not-an-object", "the row is not a JSON object"))?;
+        for (nth, (name, value)) in members.enumerate() {
+            let remembered = self
+                .order
+                .get(nth)
+                .copied()
+                .filter(|&column| self.table.columns[column].name == name);
+            let column = match remembered.or_else(|| self.table.place(&name)) {
+                Some(column) => column,
+                None if strict => return Err(unknown_column(self.table, &name)),
+                None => continue,
+            };
+            if remembered.is_none() {
+                self.order.truncate(nth);
+                self.order.push(column);
+            }
+            if let Some(place) = self.places[column] {
+                self.cells[start + place] = Some(value);
+            }
+        }
+        Ok(())
+    }
+
+    fn key(&self, start: usize) -> Result<Cow<'a, str>, Reason> {
+        canonical(
+            self.table,
+            self.table
+                .key
+                .iter()
+                .map(|&column| self.places[column].and_then(|place| self.cells[start + place])),
+        )
+    }
+
+    fn column(&self, place: usize, rows: Range<usize>) -> impl Iterator<Item = Option<&'a str>> + Clone {
+        rows.map(move |row| self.cells[row * self.columns.len() + place])
+    }
+
+    /// The arrays of all columns for these rows.
+    ///
+    /// # Errors
+    /// A string of a column holds half a surrogate pair, which no text can. It is told as PostgreSQL would tell it.
+    pub(super) fn encode(&self, rows: &Range<usize>) -> Result<Vec<Encoded<'a>>, Trouble> {
+        self.columns
+            .iter()
+            .enumerate()
+            .map(|(place, column)| {
+                encode(column.of, self.column(place, rows.clone())).ok_or_else(|| Trouble::Data {
+                    state: "22P05".to_owned(),
+                    column: Some(column.name.clone()),
+                })
+            })
+            .collect()
+    }
+
+    /// The column that made a row not fit, where only one has a value in another form than the usual one.
+    pub(super) fn suspect(&self, row: usize) -> Option<String> {
+        let mut odd = self.columns.iter().enumerate().filter(|(place, column)| {
+            let usual = encode(column.of, self.column(*place, row..row + 1));
+            let none = encode(column.of, std::iter::once(None));
+            match (usual, none) {
+                (Some(usual), Some(none)) => usual.element() != none.element(),
+                _ => true,
+            }
+        });
+        let first = odd.next()?;
+        odd.next().is_none().then(|| first.1.name.clone())
+    }
+}
+
+/// The reason for a member that is not a column.
+pub(super) fn unknown_column(table: &Table, name: &str) -> Reason {
+    Reason::new(
+        "unknown-column",
+        format!(
+            "{} has no column {name} in the cloud; declare it with PUT /schema/{{path}} first",
+            table.entity
+        ),
+    )
+}
+
+/// A change's key in a form that is the same for keys that differ in blanks, order of members and escapes only.
+pub(super) fn canonical_key<'a>(table: &Table, key: &'a str) -> Result<Cow<'a, str>, Reason> {
+    let members =
+        Members::of(key).ok_or_else(|| Reason::new("key-missing", "the key is not a JSON object"))?;
+    if let [only] = table.key[..] {
+        let name = &table.columns[only].name;
+        let value = members.filter(|(member, _)| member == name).last();
+        return canonical(table, std::iter::once(value.map(|(_, value)| value)));
+    }
+    let members: Vec<_> = members.collect();
+    canonical(
+        table,
+        table.key.iter().map(|&column| {
+            let name = &table.columns[column].name;
+            let value = members.iter().rev().find(|(member, _)| member == name);
+            value.map(|(_, value)| *value)
+        }),
+    )
+}
+
+fn canonical<'a>(
+    table: &Table,
+    values: impl Iterator<Item = Option<&'a str>>,
+) -> Result<Cow<'a, str>, Reason> {
+    let mut joined: Option<Cow<'a, str>> = None;
+    for (nth, value) in values.enumerate() {
+        let missing = || {
+            let column = &table.columns[table.key[nth]].name;
+            Reason::new(
+                "key-missing",
+                format!("the key column {column} is missing or null"),
+            )
+        };
+        let value = value.filter(|value| *value != "null").ok_or_else(missing)?;
+        let value = json::text(value).ok_or_else(missing)?;
+        joined = Some(match joined {
+            None if table.key.len() == 1 => value,
+            before => {
+                let mut all = before.unwrap_or_default().into_owned();
+                // With its length before it, no value can pass for two.
+                all.push_str(&value.len().to_string());
+                all.push(':');
+                all.push_str(&value);
+                Cow::Owned(all)
+            }
+        });
+    }
+    joined.ok_or_else(|| Reason::new("key-missing", "the key is empty"))
+}

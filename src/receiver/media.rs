@@ -1,0 +1,131 @@
+//! `GET /media/{site}/{directory}/{name}`: an uploaded file, by the URL that its upload answered.
+//!
+//! The URL is what a row carries to whoever shows it, so it asks for no key; it holds 64 bits of the content's hash.
+//! Nothing is listed, and only names that an upload can have made are looked up.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use tower::ServiceExt;
+use tower_http::services::ServeFile;
+
+use super::Shared;
+use super::answer::{Answer, Refusal};
+
+/// Types that a browser may show in place. Everything else is downloaded: an uploaded page must not run here.
+const SHOWN: &[(&str, &str)] = &[
+    ("jpg", "image/jpeg"),
+    ("jpeg", "image/jpeg"),
+    ("png", "image/png"),
+    ("gif", "image/gif"),
+    ("webp", "image/webp"),
+    ("avif", "image/avif"),
+    ("bmp", "image/bmp"),
+    ("mp4", "video/mp4"),
+    ("m4v", "video/mp4"),
+    ("webm", "video/webm"),
+    ("mov", "video/quicktime"),
+    ("mkv", "video/x-matroska"),
+    ("avi", "video/x-msvideo"),
+    ("mp3", "audio/mpeg"),
+    ("wav", "audio/wav"),
+    ("ogg", "audio/ogg"),
+    ("pdf", "application/pdf"),
+    ("txt", "text/plain; charset=utf-8"),
+];
+
+/// A name that is one safe segment of a path: letters, digits, `_` and `-`, 60 at most.
+pub(super) fn plain(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 60
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// A name that an upload can have made: 16 hex digits, a dash, and a safe name.
+fn stored(name: &str) -> bool {
+    let Some((hash, rest)) = name.split_at_checked(16) else {
+        return false;
+    };
+    hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+        && rest.len() > 1
+        && rest.len() <= 120
+        && rest.starts_with('-')
+        && rest
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+/// `GET` and `HEAD`, ranges included.
+pub(super) async fn serve(
+    State(shared): State<Arc<Shared>>,
+    Path((site, directory, name)): Path<(String, String, String)>,
+    request: Request,
+) -> Answer<Response> {
+    let none = || Refusal::new(StatusCode::NOT_FOUND, "there is no such file");
+    if !plain(&site) || !plain(&directory) || !stored(&name) {
+        return Err(none());
+    }
+    let path = shared.files.join(site).join(directory).join(&name);
+    // A link anywhere below the root, which is itself free of links, makes the two differ.
+    let real = tokio::fs::canonicalize(&path).await.map_err(|_| none())?;
+    let regular = tokio::fs::metadata(&real).await.is_ok_and(|file| file.is_file());
+    if real != path || !regular {
+        return Err(none());
+    }
+    let response = ServeFile::new(&real)
+        .oneshot(request)
+        .await
+        .map_err(|error| Refusal::fault("serve a file", &error))?;
+    let mut response = response.map(Body::new).into_response();
+    if response.status() == StatusCode::NOT_FOUND {
+        return Err(none());
+    }
+    let extension = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    let shown = SHOWN
+        .iter()
+        .find(|(known, _)| *known == extension)
+        .map(|(_, mime)| *mime);
+    let headers = response.headers_mut();
+    let mut set = |name: HeaderName, value: &'static str| {
+        headers.insert(name, HeaderValue::from_static(value));
+    };
+    set(header::CONTENT_TYPE, shown.unwrap_or("application/octet-stream"));
+    set(
+        header::CONTENT_DISPOSITION,
+        if shown.is_some() { "inline" } else { "attachment" },
+    );
+    set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set(
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; img-src 'self'; media-src 'self'; sandbox",
+    );
+    set(header::CACHE_CONTROL, "private, max-age=31536000, immutable");
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_uploads_are_looked_up() {
+        assert!(stored("0123456789abcdef-slip.jpg"));
+        for name in [
+            "",
+            "slip.jpg",
+            "0123456789abcdef",
+            "0123456789abcdef-",
+            "0123456789abcdef-../x",
+            "0123456789abcdef-a/b",
+            "0123456789abcdeñ-a",
+        ] {
+            assert!(!stored(name), "{name}");
+        }
+        assert!(plain("leave_slips") && !plain("..") && !plain("a/b") && !plain(""));
+    }
+}

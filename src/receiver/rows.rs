@@ -1,0 +1,378 @@
+//! The baseline's rows: list, upsert and delete by key, without positions.
+//!
+//! Such a request takes effect as the newest state. A row that stands keeps its position; a new one takes the position
+//! of what had removed it (its tombstone, the truncate mark), else (0, 0). So a change that was older than what the
+//! request found stays older, and any later change of the site still wins. A row that is deleted leaves its position
+//! in a tombstone.
+//!
+//! A posted row sets the columns that it names, and leaves the others of a standing row as they are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::StreamExt;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tokio::sync::mpsc;
+
+use super::Shared;
+use super::answer::{Answer, Refusal};
+use super::auth::Site;
+use super::database::{self, Trouble};
+use super::grid::{Grid, Reason, canonical_key, unknown_column};
+use super::json::Members;
+use super::schema::{self, Column, Place, Table, place_of};
+use super::statement;
+
+/// Rows of a list go out in pieces of about this many bytes.
+const PIECE: usize = 32 * 1024;
+
+/// A list whose reader takes nothing for this long is ended: it holds a connection of the database.
+const SLOW_READER: Duration = Duration::from_secs(60);
+
+const SOURCE: &str = "insert into cloud_meta.sources as s (site, source_id, epoch, position) values ($1, '', 0, 0) \
+     on conflict (site, source_id, epoch) do update set updated_at = now()";
+
+#[derive(Deserialize)]
+pub(super) struct Wanted {
+    days: Option<i32>,
+    keys: Option<String>,
+}
+
+/// `GET /{path}`, optionally with `days=N` (within the window) and `keys=1` (key columns only).
+pub(super) async fn list(
+    State(shared): State<Arc<Shared>>,
+    Site(site): Site,
+    Path(path): Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Answer<Response> {
+    if wanted.days.is_some_and(|days| !(0..=1_000_000).contains(&days)) {
+        return Err(Refusal::malformed("days is not a number from 0 to 1000000"));
+    }
+    let permit = tokio::time::timeout(Duration::from_secs(10), Arc::clone(&shared.lists).acquire_owned())
+        .await
+        .map_err(|_| Refusal::later("too many lists at once"))?
+        .map_err(|_| Refusal::later("the server is stopping"))?;
+    let mut connection = shared.pool.acquire().await?;
+    let Place { table, window } = schema::at_path(&shared, &mut connection, &site, &path).await?;
+    let keys_only = wanted.keys.as_deref().is_some_and(|keys| keys != "0");
+    let columns: Vec<&Column> = if keys_only {
+        table.key.iter().map(|&place| &table.columns[place]).collect()
+    } else {
+        table.columns.iter().collect()
+    };
+    let window = window
+        .filter(|_| wanted.days.is_some())
+        .and_then(|name| table.place(&name))
+        .map(|place| &table.columns[place])
+        .filter(|column| column.of.is_time());
+    let sql = statement::list(&table, &columns, window);
+    let days = window.and(wanted.days);
+    let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(4);
+    tokio::spawn(async move {
+        let _permit = permit;
+        if let Err(cause) = send_list(&mut connection, sql, &site, days, &sender).await {
+            tracing::warn!(%cause, "a list broke off");
+            // The reader must not take half a list for a whole one.
+            let broken = std::io::Error::other("the list broke off");
+            let _ = tokio::time::timeout(SLOW_READER, sender.send(Err(broken))).await;
+            connection.close_on_drop();
+        }
+    });
+    let pieces = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+    let body = Body::from_stream(pieces);
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+async fn send_list(
+    connection: &mut PgConnection,
+    sql: String,
+    site: &str,
+    days: Option<i32>,
+    sender: &mpsc::Sender<std::io::Result<Bytes>>,
+) -> Result<(), String> {
+    let mut query = sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).bind(site);
+    if let Some(days) = days {
+        query = query.bind(days);
+    }
+    let mut rows = query.fetch(connection);
+    let mut piece = String::with_capacity(PIECE + PIECE / 4);
+    piece.push('[');
+    let mut first = true;
+    while let Some(row) = rows
+        .next()
+        .await
+        .transpose()
+        .map_err(|error| format!("{:?}", Trouble::from(error)))?
+    {
+        if !first {
+            piece.push(',');
+        }
+        first = false;
+        piece.push_str(&row);
+        if piece.len() >= PIECE {
+            let full = std::mem::replace(&mut piece, String::with_capacity(PIECE + PIECE / 4));
+            send(sender, full).await?;
+        }
+    }
+    piece.push(']');
+    send(sender, piece).await
+}
+
+async fn send(sender: &mpsc::Sender<std::io::Result<Bytes>>, piece: String) -> Result<(), String> {
+    match tokio::time::timeout(SLOW_READER, sender.send(Ok(Bytes::from(piece)))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err("the reader went away".to_owned()),
+        Err(_) => Err("the reader takes nothing".to_owned()),
+    }
+}
+
+/// `POST /{path}`: one row.
+pub(super) async fn post(
+    State(shared): State<Arc<Shared>>,
+    Site(site): Site,
+    Path(path): Path<String>,
+    request: Request,
+) -> Answer<Json<Value>> {
+    let (parts, body) = request.into_parts();
+    let body = shared.bounds.read(&parts.headers, body).await?;
+    let row: &RawValue = serde_json::from_slice(&body.bytes)
+        .map_err(|error| Refusal::malformed(format!("the body is not a row: {}", place_of(&error))))?;
+    upsert(&shared, &site, &path, &[row])
+        .await
+        .map_err(|(_, refusal)| refusal)?;
+    Ok(Json(json!({"success": true})))
+}
+
+#[derive(Deserialize)]
+struct Bulk<'a> {
+    #[serde(borrow)]
+    records: Vec<&'a RawValue>,
+}
+
+/// `POST /bulk/{path}`: many rows, all or none.
+pub(super) async fn bulk(
+    State(shared): State<Arc<Shared>>,
+    Site(site): Site,
+    Path(path): Path<String>,
+    request: Request,
+) -> Answer<Json<Value>> {
+    shared.offers("bulk")?;
+    let (parts, body) = request.into_parts();
+    let body = shared.bounds.read(&parts.headers, body).await?;
+    let bulk: Bulk<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
+        Refusal::malformed(format!(
+            "the body is not {{\"records\":[…]}}: {}",
+            place_of(&error)
+        ))
+    })?;
+    upsert(&shared, &site, &path, &bulk.records)
+        .await
+        .map_err(|(nth, refusal)| match nth {
+            Some(nth) => refusal.about(&format!("record {nth}")),
+            None => refusal,
+        })?;
+    Ok(Json(json!({"success": true, "upserted": bulk.records.len()})))
+}
+
+/// A refusal, and the row that it is about where that is known.
+type About = (Option<usize>, Refusal);
+
+fn about(nth: usize, reason: Reason) -> About {
+    let error = format!("{} ({})", reason.error, reason.code);
+    (Some(nth), Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error))
+}
+
+/// Upserts rows in one transaction: all or none. Of rows with equal keys the last one counts.
+async fn upsert(
+    shared: &Shared,
+    site: &str,
+    path: &str,
+    rows: &[&RawValue],
+) -> std::result::Result<(), About> {
+    let failed = |error: sqlx::Error| (None, Refusal::from(error));
+    let mut transaction = shared.pool.begin().await.map_err(failed)?;
+    database::lock_site(&mut transaction, site)
+        .await
+        .map_err(|trouble| (None, trouble.into()))?;
+    let Place { table, .. } = schema::at_path(shared, &mut transaction, site, path)
+        .await
+        .map_err(|refusal| (None, refusal))?;
+    sqlx::query(SOURCE)
+        .bind(site)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    // Rows go in runs of one set of columns; a run ends where a key comes again, since one statement cannot
+    // upsert a row twice.
+    let mut run: Vec<usize> = Vec::new();
+    let mut columns: Vec<usize> = Vec::new();
+    let mut keys = std::collections::HashSet::new();
+    for (nth, row) in rows.iter().enumerate() {
+        let named = named(&table, row.get()).map_err(|reason| about(nth, reason))?;
+        let key = canonical_key(&table, row.get()).map_err(|reason| about(nth, reason))?;
+        let room = Grid::new(&table, &named).room();
+        if named != columns || run.len() >= room || keys.contains(&key) {
+            flush(shared, &mut transaction, site, &table, &columns, rows, &run).await?;
+            run.clear();
+            keys.clear();
+            columns = named;
+        }
+        keys.insert(key);
+        run.push(nth);
+    }
+    flush(shared, &mut transaction, site, &table, &columns, rows, &run).await?;
+    transaction.commit().await.map_err(failed)
+}
+
+/// The columns that a row names, in the table's order.
+fn named(table: &Table, row: &str) -> Result<Vec<usize>, Reason> {
+    let members =
+        Members::of(row).ok_or_else(|| Reason::new("not-an-object", "the row is not a JSON object"))?;
+    let mut columns = members
+        .map(|(name, _)| table.place(&name).ok_or_else(|| unknown_column(table, &name)))
+        .collect::<Result<Vec<_>, _>>()?;
+    columns.sort_unstable();
+    columns.dedup();
+    Ok(columns)
+}
+
+async fn flush(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    site: &str,
+    table: &Table,
+    columns: &[usize],
+    rows: &[&RawValue],
+    run: &[usize],
+) -> std::result::Result<(), About> {
+    if run.is_empty() {
+        return Ok(());
+    }
+    let mut grid = Grid::new(table, columns);
+    for &nth in run {
+        let text = rows[nth].get();
+        canonical_key(table, text)
+            .and_then(|key| grid.push(text, 0, &key, true))
+            .map_err(|reason| about(nth, reason))?;
+    }
+    let Err(trouble) = store(shared, connection, site, &grid, 0..grid.len()).await else {
+        return Ok(());
+    };
+    let Trouble::Data { .. } = trouble else {
+        return Err((None, trouble.into()));
+    };
+    // The transaction is lost; it only remains to name the first row that does not fit.
+    let _ = sqlx::raw_sql("rollback; begin").execute(&mut *connection).await;
+    for (place, &nth) in run.iter().enumerate() {
+        let tried = store(shared, connection, site, &grid, place..place + 1).await;
+        if let Err(trouble @ Trouble::Data { .. }) = tried {
+            return Err((Some(nth), trouble.into()));
+        }
+        tried.map_err(|trouble| (None, trouble.into()))?;
+    }
+    Err((None, trouble.into()))
+}
+
+async fn store(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    site: &str,
+    grid: &Grid<'_>,
+    rows: std::ops::Range<usize>,
+) -> Result<(), Trouble> {
+    let encoded = grid.encode(&rows)?;
+    let sql = statement::post(grid.table, grid.columns(), &encoded, shared.history);
+    let mut query = sqlx::query(AssertSqlSafe(sql))
+        .bind(site)
+        .bind(0_i64)
+        .bind(&grid.table.entity)
+        .bind(grid.positions(rows));
+    for values in encoded {
+        query = values.bind(query);
+    }
+    query.execute(connection).await?;
+    Ok(())
+}
+
+/// `DELETE /{path}/{key}`: the key's values, percent-encoded, joined by commas in the schema's order where there are
+/// several.
+pub(super) async fn delete(
+    State(shared): State<Arc<Shared>>,
+    Site(site): Site,
+    uri: Uri,
+) -> Answer<Json<Value>> {
+    shared.offers("delete")?;
+    let mut segments = uri.path().rsplit('/');
+    let key = segments.next().unwrap_or_default();
+    let path = segments.next().unwrap_or_default();
+    let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
+    let none = || Refusal::new(StatusCode::NOT_FOUND, "there is no row with this key");
+    let mut transaction = shared.pool.begin().await?;
+    database::lock_site(&mut transaction, &site).await?;
+    let Place { table, .. } = schema::at_path(&shared, &mut transaction, &site, &path).await?;
+    let values: Vec<&str> = if table.key.len() == 1 {
+        vec![key]
+    } else {
+        key.split(',').collect()
+    };
+    if values.len() != table.key.len() {
+        return Err(Refusal::malformed(format!(
+            "the key of {} has {} values",
+            table.entity,
+            table.key.len()
+        )));
+    }
+    let mut object = serde_json::Map::new();
+    for (&place, value) in table.key.iter().zip(values) {
+        let value = percent_decode_str(value)
+            .decode_utf8()
+            .map_err(|_| Refusal::malformed("the key is not valid UTF-8"))?;
+        object.insert(
+            table.columns[place].name.clone(),
+            Value::String(value.into_owned()),
+        );
+    }
+    let object = Value::Object(object).to_string();
+    let mut grid = Grid::new(&table, &table.key);
+    canonical_key(&table, &object)
+        .and_then(|key| grid.push(&object, 0, &key, true))
+        .map_err(|_| none())?;
+    let encoded = grid.encode(&(0..1))?;
+    let sql = statement::delete_row(&table, grid.columns(), &encoded, shared.history);
+    let mut query = sqlx::query(AssertSqlSafe(sql))
+        .bind(&*site)
+        .bind(0_i64)
+        .bind(&table.entity)
+        .bind(grid.positions(0..1));
+    for values in encoded {
+        query = values.bind(query);
+    }
+    let row = query
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(|error| match Trouble::from(error) {
+            // What is no value of the key's type is no row's key.
+            Trouble::Data { .. } => none(),
+            trouble => trouble.into(),
+        })?;
+    let count: i64 = row.try_get(0)?;
+    sqlx::query(SOURCE)
+        .bind(&*site)
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    if count == 0 {
+        return Err(none());
+    }
+    Ok(Json(json!({"success": true})))
+}

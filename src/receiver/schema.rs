@@ -1,0 +1,459 @@
+//! The registry of tables: which columns an entity has in the cloud, and `PUT /schema/{path}`, which makes it so.
+//!
+//! One table an entity, shared by all sites: it has the union of the columns that they declare, each wide enough for
+//! all of them. Nothing is ever dropped. A table's `version` rises with each change of it; whoever remembers a table
+//! compares the version inside its own transaction.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::Shared;
+use super::answer::{Answer, Refusal};
+use super::auth::Site;
+use super::column_type::{ColumnType, Meeting};
+use super::database::{self, Trouble};
+
+/// PostgreSQL cuts longer names, which would make two names one.
+const NAME_BYTES: usize = 63;
+
+/// Paths that belong to the wire contract.
+const RESERVED_PATHS: [&str; 8] = [
+    "sync-status",
+    "bulk",
+    "upload",
+    "changes",
+    "schema",
+    "files",
+    "media",
+    "healthz",
+];
+
+/// A name as SQL takes it: in quotes, with its own quotes doubled.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A column of an entity's table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Column {
+    pub(super) name: String,
+    /// The name in quotes.
+    pub(super) quoted: String,
+    pub(super) of: ColumnType,
+}
+
+impl Column {
+    fn new(name: &str, of: ColumnType) -> Self {
+        Self {
+            name: name.to_owned(),
+            quoted: quoted(name),
+            of,
+        }
+    }
+}
+
+/// An entity's table.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) entity: String,
+    /// The table's name in SQL, with its schema.
+    pub(super) quoted: String,
+    pub(super) columns: Vec<Column>,
+    /// The places of the key columns, in the key's order.
+    pub(super) key: Vec<usize>,
+    pub(super) version: i64,
+    places: HashMap<String, usize>,
+}
+
+impl Table {
+    fn of(row: &PgRow) -> std::result::Result<Self, Trouble> {
+        let entity: String = row.try_get("entity")?;
+        let names: Vec<String> = row.try_get("column_names")?;
+        let types: Vec<String> = row.try_get("column_types")?;
+        let keys: Vec<String> = row.try_get("key_columns")?;
+        let columns: Vec<Column> = names
+            .iter()
+            .zip(&types)
+            .map(|(name, of)| Column::new(name, ColumnType::of(of)))
+            .collect();
+        let places: HashMap<String, usize> = names
+            .into_iter()
+            .enumerate()
+            .map(|(place, name)| (name, place))
+            .collect();
+        let key = keys
+            .iter()
+            .map(|name| places.get(name).copied())
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| {
+                Trouble::Fault(format!(
+                    "the registry of {entity} names a key column that it does not have"
+                ))
+            })?;
+        Ok(Self {
+            quoted: table_name(&entity),
+            entity,
+            columns,
+            key,
+            version: row.try_get("version")?,
+            places,
+        })
+    }
+
+    /// The place of a column.
+    pub(super) fn place(&self, name: &str) -> Option<usize> {
+        self.places.get(name).copied()
+    }
+}
+
+fn table_name(entity: &str) -> String {
+    format!("cloud.{}", quoted(entity))
+}
+
+/// The tables as last seen, by entity.
+#[derive(Default)]
+pub(super) struct Tables(Mutex<HashMap<String, Arc<Table>>>);
+
+impl Tables {
+    /// The entity's table in this version: remembered, else read.
+    pub(super) async fn get(
+        &self,
+        connection: &mut PgConnection,
+        entity: &str,
+        version: i64,
+    ) -> std::result::Result<Arc<Table>, Trouble> {
+        let known = self.lock().get(entity).cloned();
+        if let Some(table) = known.filter(|table| table.version == version) {
+            return Ok(table);
+        }
+        let row = sqlx::query("select * from cloud_meta.entities where entity = $1")
+            .bind(entity)
+            .fetch_one(connection)
+            .await?;
+        let table = Arc::new(Table::of(&row)?);
+        self.lock().insert(entity.to_owned(), Arc::clone(&table));
+        Ok(table)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Table>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What lies at a site's path.
+pub(super) struct Place {
+    pub(super) table: Arc<Table>,
+    /// The column that `?days=` measures.
+    pub(super) window: Option<String>,
+}
+
+/// Finds what a site has declared at a path.
+pub(super) async fn at_path(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    site: &str,
+    path: &str,
+) -> Answer<Place> {
+    let row = sqlx::query(
+        "select s.entity, s.window_column, e.version from cloud_meta.schemas s \
+         join cloud_meta.entities e using (entity) where s.site = $1 and s.path = $2",
+    )
+    .bind(site)
+    .bind(path)
+    .fetch_optional(&mut *connection)
+    .await?
+    .ok_or_else(|| Refusal::unknown_path(path))?;
+    let entity: String = row.try_get("entity")?;
+    let table = shared
+        .tables
+        .get(connection, &entity, row.try_get("version")?)
+        .await?;
+    Ok(Place {
+        table,
+        window: row.try_get("window_column")?,
+    })
+}
+
+#[derive(Deserialize)]
+struct DeclaredColumn {
+    name: String,
+    #[serde(rename = "type")]
+    of: String,
+}
+
+#[derive(Deserialize)]
+struct Declaration {
+    entity: String,
+    key: Vec<String>,
+    columns: Vec<DeclaredColumn>,
+    #[serde(default)]
+    window: Option<String>,
+}
+
+fn unprocessable(error: String) -> Refusal {
+    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error)
+}
+
+fn conflict(error: String) -> Refusal {
+    Refusal::new(StatusCode::CONFLICT, error)
+}
+
+impl Declaration {
+    /// Checks what can be checked without the registry, and answers the declared columns.
+    fn columns(&self, path: &str) -> Answer<Vec<Column>> {
+        if path.is_empty() || path.len() > 200 || path.contains('/') || RESERVED_PATHS.contains(&path) {
+            return Err(unprocessable(format!("{path:?} cannot be an entity's path")));
+        }
+        check_name("the entity", &self.entity)?;
+        let mut columns: Vec<Column> = Vec::with_capacity(self.columns.len());
+        for column in &self.columns {
+            check_name("a column", &column.name)?;
+            if ["_site", "_epoch", "_position"]
+                .iter()
+                .any(|reserved| column.name.starts_with(reserved))
+            {
+                return Err(unprocessable(format!(
+                    "the column name {} is reserved",
+                    column.name
+                )));
+            }
+            if columns.iter().any(|other| other.name == column.name) {
+                return Err(unprocessable(format!(
+                    "the column {} is there twice",
+                    column.name
+                )));
+            }
+            columns.push(Column::new(&column.name, ColumnType::of(&column.of)));
+        }
+        let of = |name: &String| {
+            columns
+                .iter()
+                .find(|column| column.name == *name)
+                .map(|column| column.of)
+                .ok_or_else(|| unprocessable(format!("{name} is not among the columns")))
+        };
+        if self.key.is_empty() {
+            return Err(unprocessable("the key has no column".to_owned()));
+        }
+        for (nth, name) in self.key.iter().enumerate() {
+            let column = of(name)?;
+            if self.key[..nth].contains(name) || column.is("json") {
+                return Err(unprocessable(format!("{name} cannot be a key column")));
+            }
+        }
+        if let Some(name) = &self.window
+            && !of(name)?.is_time()
+        {
+            return Err(unprocessable(format!(
+                "the window column {name} is neither a date nor a timestamp"
+            )));
+        }
+        Ok(columns)
+    }
+}
+
+fn check_name(what: &str, name: &str) -> Answer<()> {
+    if name.is_empty() || name.len() > NAME_BYTES || name.contains('\0') {
+        return Err(unprocessable(format!(
+            "{what} has an empty name or one of more than {NAME_BYTES} bytes: {name:?}"
+        )));
+    }
+    Ok(())
+}
+
+/// `PUT /schema/{path}`: creates or extends the entity's table, and notes where the site has it.
+pub(super) async fn put(
+    State(shared): State<Arc<Shared>>,
+    Site(site): Site,
+    Path(path): Path<String>,
+    request: Request,
+) -> Answer<Json<Value>> {
+    let (parts, body) = request.into_parts();
+    let body = shared.bounds.read(&parts.headers, body).await?;
+    let declared: Declaration = serde_json::from_slice(&body.bytes)
+        .map_err(|error| Refusal::malformed(format!("the body is not a schema: {}", place_of(&error))))?;
+    let columns = declared.columns(&path)?;
+    let mut transaction = shared.pool.begin().await?;
+    database::lock_tables(&mut transaction).await?;
+    sqlx::query("set local lock_timeout = '5s'")
+        .execute(&mut *transaction)
+        .await?;
+    extend(&mut transaction, &declared, &columns).await?;
+    note(&mut transaction, &site, &path, &declared).await?;
+    transaction.commit().await?;
+    Ok(Json(json!({"success": true})))
+}
+
+/// Where a JSON text is broken. serde's own words may carry a value.
+pub(super) fn place_of(error: &serde_json::Error) -> String {
+    let what = match error.classify() {
+        serde_json::error::Category::Data => "a member is missing or of another kind",
+        _ => "broken JSON",
+    };
+    format!("{what} at line {}, column {}", error.line(), error.column())
+}
+
+/// Makes the table have the declared columns.
+async fn extend(connection: &mut PgConnection, declared: &Declaration, columns: &[Column]) -> Answer<()> {
+    let row = sqlx::query("select * from cloud_meta.entities where entity = $1")
+        .bind(&declared.entity)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some(row) = row else {
+        return create(connection, declared, columns).await;
+    };
+    let standing = Table::of(&row)?;
+    let key: Vec<&str> = standing
+        .key
+        .iter()
+        .map(|&place| standing.columns[place].name.as_str())
+        .collect();
+    if key != declared.key {
+        return Err(conflict(format!(
+            "the key of {} is ({}) in the cloud and cannot become ({}); give the entity another name",
+            declared.entity,
+            key.join(", "),
+            declared.key.join(", ")
+        )));
+    }
+    let mut all = standing.columns.clone();
+    let mut steps = Vec::new();
+    for column in columns {
+        let Some(place) = standing.place(&column.name) else {
+            steps.push(format!("add column {} {}", column.quoted, column.of.sql()));
+            all.push(column.clone());
+            continue;
+        };
+        let have = standing.columns[place].of;
+        match have.meet(column.of) {
+            Meeting::Keep => {}
+            Meeting::Widen(to) => {
+                let cast = have.cast(&column.quoted, to);
+                steps.push(format!(
+                    "alter column {} type {} using {cast}",
+                    column.quoted,
+                    to.sql()
+                ));
+                all[place].of = to;
+            }
+            Meeting::Conflict => {
+                return Err(conflict(format!(
+                    "the column {} of {} is {} in the cloud and cannot become {}; rename the column, or declare it \
+                     as text",
+                    column.name,
+                    declared.entity,
+                    have.sql(),
+                    column.of.sql()
+                )));
+            }
+        }
+    }
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let sql = format!("alter table {} {}", standing.quoted, steps.join(", "));
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(&mut *connection)
+        .await?;
+    let (names, types) = described(&all);
+    sqlx::query(
+        "update cloud_meta.entities set column_names = $2, column_types = $3, version = version + 1 \
+         where entity = $1",
+    )
+    .bind(&declared.entity)
+    .bind(names)
+    .bind(types)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn create(connection: &mut PgConnection, declared: &Declaration, columns: &[Column]) -> Answer<()> {
+    let lines: String = columns
+        .iter()
+        .map(|column| format!(", {} {}", column.quoted, column.of.sql()))
+        .collect();
+    let key: String = declared
+        .key
+        .iter()
+        .map(|name| format!(", {}", quoted(name)))
+        .collect();
+    let sql = format!(
+        "create table {} (\"_site\" text collate \"C\" not null, \"_epoch\" bigint not null, \
+         \"_position\" bigint not null{lines}, primary key (\"_site\"{key}))",
+        table_name(&declared.entity)
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| {
+            let taken = error
+                .as_database_error()
+                .and_then(|error| error.code())
+                .is_some_and(|code| code == "42P07");
+            if taken {
+                conflict(format!(
+                    "the cloud has another table named {}; give the entity another name",
+                    declared.entity
+                ))
+            } else {
+                error.into()
+            }
+        })?;
+    let (names, types) = described(columns);
+    sqlx::query(
+        "insert into cloud_meta.entities (entity, key_columns, column_names, column_types) values ($1, $2, $3, $4)",
+    )
+    .bind(&declared.entity)
+    .bind(&declared.key)
+    .bind(names)
+    .bind(types)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn described(columns: &[Column]) -> (Vec<&str>, Vec<String>) {
+    (
+        columns.iter().map(|column| column.name.as_str()).collect(),
+        columns.iter().map(|column| column.of.sql()).collect(),
+    )
+}
+
+/// Notes where the site has the entity.
+async fn note(connection: &mut PgConnection, site: &str, path: &str, declared: &Declaration) -> Answer<()> {
+    let other: Option<String> = sqlx::query_scalar(
+        "select entity from cloud_meta.schemas where site = $1 and path = $2 and entity <> $3",
+    )
+    .bind(site)
+    .bind(path)
+    .bind(&declared.entity)
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(other) = other {
+        return Err(conflict(format!(
+            "the path {path} belongs to the entity {other}; give one of them another path"
+        )));
+    }
+    sqlx::query(
+        "insert into cloud_meta.schemas as s (site, entity, path, window_column) values ($1, $2, $3, $4) \
+         on conflict (site, entity) do update \
+         set path = excluded.path, window_column = excluded.window_column, declared_at = now() \
+         where (s.path, s.window_column) is distinct from (excluded.path, excluded.window_column)",
+    )
+    .bind(site)
+    .bind(&declared.entity)
+    .bind(path)
+    .bind(&declared.window)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

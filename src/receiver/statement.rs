@@ -1,0 +1,315 @@
+//! Builds the statements on an entity's table out of the templates under `sql/receiver`.
+//!
+//! What goes into a template is either a quoted identifier, a type's own name, or SQL of this module.
+
+use super::column_type::base64;
+use super::encode::Encoded;
+use super::schema::{Column, Table};
+
+const UPSERT: &str = include_str!("../../sql/receiver/upsert.sql");
+const UPSERT_GUARD: &str = include_str!("../../sql/receiver/upsert_guard.sql");
+const POST: &str = include_str!("../../sql/receiver/post.sql");
+const DELETE: &str = include_str!("../../sql/receiver/delete.sql");
+const DELETE_ROW: &str = include_str!("../../sql/receiver/delete_row.sql");
+const TRUNCATE: &str = include_str!("../../sql/receiver/truncate.sql");
+const LIST: &str = include_str!("../../sql/receiver/list.sql");
+
+/// Parameters before the columns' arrays.
+const FIXED: usize = 4;
+
+/// A template without its header, with `{name}` replaced, in one pass: what was put in is not looked at again.
+fn fill(template: &str, parts: &[(&str, &str)]) -> String {
+    let mut rest = template;
+    while rest.starts_with("--") {
+        rest = rest.split_once('\n').map_or("", |(_, after)| after);
+    }
+    let mut sql = String::with_capacity(rest.len() * 4);
+    while let Some(open) = rest.find('{') {
+        sql.push_str(&rest[..open]);
+        rest = &rest[open..];
+        let part = rest.find('}').and_then(|close| {
+            parts
+                .iter()
+                .find(|(name, _)| *name == &rest[1..close])
+                .map(|part| (part, close))
+        });
+        match part {
+            Some((&(_, text), close)) => {
+                sql.push_str(text);
+                rest = &rest[close + 1..];
+            }
+            None => {
+                sql.push('{');
+                rest = &rest[1..];
+            }
+        }
+    }
+    sql.push_str(rest.trim_end());
+    sql
+}
+
+fn join(columns: &[&Column], each: impl Fn(&Column) -> String) -> String {
+    columns
+        .iter()
+        .map(|column| each(column))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// A key as a tombstone has it: the JSON array of its values as texts, the same for equal keys, and the same after
+/// the column has become wider.
+fn key_text(table: &Table, row: &str) -> String {
+    let values: Vec<String> = table
+        .key
+        .iter()
+        .map(|&place| {
+            let column = &table.columns[place];
+            let value = format!("{row}.{}", column.quoted);
+            match column.of.name {
+                _ if column.of.array => format!("to_json({value}) #>> '{{}}'"),
+                "smallint" | "integer" | "bigint" | "text" | "character varying" => {
+                    format!("{value}::text")
+                }
+                "numeric" => format!("trim_scale({value})::text"),
+                "bytea" => base64(&value),
+                _ => format!("to_json({value}) #>> '{{}}'"),
+            }
+        })
+        .collect();
+    format!("json_build_array({})::text", values.join(", "))
+}
+
+fn same_key(table: &Table) -> String {
+    table
+        .key
+        .iter()
+        .map(|&place| {
+            let name = &table.columns[place].quoted;
+            format!("t.{name} = i.{name}")
+        })
+        .collect::<Vec<_>>()
+        .join(" and ")
+}
+
+/// What wraps a statement so that what it applied goes into the history too.
+fn history(op: &str, returning: &str) -> (String, String) {
+    (
+        ", applied as (".to_owned(),
+        format!(
+            " returning {returning}) insert into cloud_meta.history (site, entity, key, epoch, position, op, digest) \
+             select $1, $3, key, epoch, position, '{op}', digest from applied"
+        ),
+    )
+}
+
+fn row_history(table: &Table) -> (String, String) {
+    let key = key_text(table, "t");
+    history(
+        "upsert",
+        &format!(
+            "{key} as key, t.\"_epoch\" as epoch, t.\"_position\" as position, \
+             md5((to_jsonb(t) - array['_site', '_epoch', '_position'])::text) as digest"
+        ),
+    )
+}
+
+/// The parts that every statement over arrays has.
+struct Arrays {
+    expressions: String,
+    arrays: String,
+    columns: String,
+}
+
+fn arrays(columns: &[&Column], encoded: &[Encoded<'_>]) -> Arrays {
+    let mut expressions = Vec::with_capacity(columns.len());
+    let mut arrays = vec!["$4::bigint[]".to_owned()];
+    for (nth, (column, values)) in columns.iter().zip(encoded).enumerate() {
+        let element = format!("r.{}", column.quoted);
+        expressions.push(format!(
+            "{} as {}",
+            values.expression(column.of, &element),
+            column.quoted
+        ));
+        arrays.push(format!("${}::{}[]", nth + FIXED + 1, values.element()));
+    }
+    Arrays {
+        expressions: expressions.join(", "),
+        arrays: arrays.join(", "),
+        columns: join(columns, |column| column.quoted.clone()),
+    }
+}
+
+fn key_list(table: &Table) -> String {
+    let columns: Vec<&Column> = table.key.iter().map(|&place| &table.columns[place]).collect();
+    join(&columns, |column| column.quoted.clone())
+}
+
+/// Upserts with positions. `guarded` where the entity has tombstones.
+pub(super) fn upsert(
+    table: &Table,
+    columns: &[&Column],
+    encoded: &[Encoded<'_>],
+    guarded: bool,
+    kept: bool,
+) -> String {
+    let parts = arrays(columns, encoded);
+    let key_text = key_text(table, "i");
+    let guard = fill(UPSERT_GUARD, &[("key_text", &key_text)]);
+    let (open, close) = if kept {
+        row_history(table)
+    } else {
+        Default::default()
+    };
+    fill(
+        UPSERT,
+        &[
+            ("table", &table.quoted),
+            ("expressions", &parts.expressions),
+            ("arrays", &parts.arrays),
+            ("columns", &parts.columns),
+            ("values", &join(columns, |column| format!("i.{}", column.quoted))),
+            ("set", &set(columns)),
+            ("key", &key_list(table)),
+            ("guard", if guarded { &guard } else { "" }),
+            ("from", if guarded { "live" } else { "incoming" }),
+            ("open", &open),
+            ("close", &close),
+        ],
+    )
+}
+
+fn set(columns: &[&Column]) -> String {
+    join(columns, |column| format!("{0} = excluded.{0}", column.quoted))
+}
+
+/// Upserts without positions.
+pub(super) fn post(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
+    let parts = arrays(columns, encoded);
+    let (open, close) = if kept {
+        row_history(table)
+    } else {
+        Default::default()
+    };
+    fill(
+        POST,
+        &[
+            ("table", &table.quoted),
+            ("expressions", &parts.expressions),
+            ("arrays", &parts.arrays),
+            ("columns", &parts.columns),
+            ("values", &join(columns, |column| format!("i.{}", column.quoted))),
+            ("set", &set(columns)),
+            ("key", &key_list(table)),
+            ("key_text", &key_text(table, "i")),
+            ("open", &open),
+            ("close", &close),
+        ],
+    )
+}
+
+/// Deletes with positions; `columns` are the key's.
+pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
+    let parts = arrays(columns, encoded);
+    let (open, close) = if kept {
+        history("delete", "t.key, t.epoch, t.position, null::text as digest")
+    } else {
+        Default::default()
+    };
+    fill(
+        DELETE,
+        &[
+            ("table", &table.quoted),
+            ("expressions", &parts.expressions),
+            ("arrays", &parts.arrays),
+            ("columns", &parts.columns),
+            ("same_key", &same_key(table)),
+            ("key_text", &key_text(table, "i")),
+            ("open", &open),
+            ("close", &close),
+        ],
+    )
+}
+
+/// Deletes without positions; `columns` are the key's.
+pub(super) fn delete_row(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
+    let parts = arrays(columns, encoded);
+    let noted = if kept {
+        ", noted as (insert into cloud_meta.history (site, entity, key, epoch, position, op) \
+         select $1, $3, key, epoch, position, 'delete' from gone)"
+    } else {
+        ""
+    };
+    fill(
+        DELETE_ROW,
+        &[
+            ("table", &table.quoted),
+            ("expressions", &parts.expressions),
+            ("arrays", &parts.arrays),
+            ("columns", &parts.columns),
+            ("same_key", &same_key(table)),
+            ("deleted_key", &key_text(table, "t")),
+            ("noted", noted),
+        ],
+    )
+}
+
+/// Truncates with a position.
+pub(super) fn truncate(table: &Table, kept: bool) -> String {
+    let (open, close) = if kept {
+        history(
+            "truncate",
+            "null::text as key, t.epoch, t.position, null::text as digest",
+        )
+    } else {
+        Default::default()
+    };
+    fill(
+        TRUNCATE,
+        &[("table", &table.quoted), ("open", &open), ("close", &close)],
+    )
+}
+
+/// Lists living rows as JSON texts: of these columns, and not older than `$2` days where there is a window.
+///
+/// A row without a time is listed. On columns without a time zone the window is a day longer, since the site's
+/// clock may stand up to a day apart from UTC: what is listed too much does no harm, what is missing is sent again.
+pub(super) fn list(table: &Table, columns: &[&Column], window: Option<&Column>) -> String {
+    let condition = window.map_or(String::new(), |column| {
+        let name = format!("t.{}", column.quoted);
+        let since = match column.of.name {
+            "date" => "current_date - $2::int - 1",
+            "timestamp without time zone" => "localtimestamp - make_interval(days => $2::int + 1)",
+            _ => "now() - make_interval(days => $2::int)",
+        };
+        format!(" and ({name} is null or {name} >= {since})")
+    });
+    let listed = join(columns, |column| {
+        if column.of.is("bytea") {
+            format!("{} as {}", base64(&format!("t.{}", column.quoted)), column.quoted)
+        } else {
+            format!("t.{}", column.quoted)
+        }
+    });
+    fill(
+        LIST,
+        &[
+            ("table", &table.quoted),
+            ("columns", &listed),
+            ("window", &condition),
+        ],
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fill;
+
+    #[test]
+    fn what_is_filled_in_is_not_looked_at_again() {
+        let sql = fill(
+            "-- {a}\nselect {a}, {b}, '{}' {c",
+            &[("a", "\"{b}\""), ("b", "2")],
+        );
+        assert_eq!(sql, "select \"{b}\", 2, '{}' {c");
+    }
+}

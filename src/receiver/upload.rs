@@ -1,0 +1,251 @@
+//! `POST /upload/{directory}`: a file, streamed to a temporary one while it is hashed, then renamed into place.
+//!
+//! A file stands under its name only when it is whole and on disk. The name begins with the content's hash, so the
+//! same content under the same name has one URL, and a name from outside is never a path.
+
+use std::io::Write;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
+use axum::extract::{Multipart, Path, State};
+use axum::http::StatusCode;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use sqlx::Row;
+use tempfile::NamedTempFile;
+use tokio::sync::mpsc;
+
+use super::Shared;
+use super::answer::{Answer, Refusal};
+use super::auth::Site;
+use super::media::plain;
+
+/// Where files lie until they are whole: below the files' root, so that a rename is enough.
+pub(super) const INCOMING: &str = ".incoming";
+
+const STEM_BYTES: usize = 80;
+const EXTENSION_BYTES: usize = 16;
+
+/// A file that is whole and on disk, but not yet in its place.
+struct Received {
+    file: NamedTempFile,
+    hash: blake3::Hash,
+    size: u64,
+}
+
+/// `POST /upload/{directory}`, `multipart/form-data`, part `file`.
+pub(super) async fn receive(
+    State(shared): State<Arc<Shared>>,
+    Site(site): Site,
+    Path(directory): Path<String>,
+    multipart: Result<Multipart, MultipartRejection>,
+) -> Answer<Json<Value>> {
+    if !plain(&directory) {
+        return Err(Refusal::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "the directory is not one plain segment of letters, digits, _ and -",
+        ));
+    }
+    let mut multipart = multipart.map_err(|_| Refusal::malformed("the body is not multipart/form-data"))?;
+    let field = loop {
+        let field = multipart.next_field().await.map_err(broken)?;
+        match field {
+            Some(field) if field.name() == Some("file") => break field,
+            Some(_) => {}
+            None => return Err(Refusal::malformed("the body has no part named file")),
+        }
+    };
+    let name = safe_name(field.file_name().unwrap_or_default());
+    let received = stream(&shared, field).await?;
+    let digest = received.hash.to_hex().to_string();
+    let hash = format!("blake3:{digest}");
+    let size = received.size;
+    let stored = format!("{}-{name}", &digest[..16]);
+    check_content(&shared, &site, &directory, &stored, &hash).await?;
+    let target = shared.files.join(&*site).join(&directory).join(&stored);
+    tokio::task::spawn_blocking(move || place(received.file, &target))
+        .await
+        .map_err(|error| Refusal::fault("store a file", &error))?
+        .map_err(disk)?;
+    sqlx::query(
+        "insert into cloud_meta.files (site, directory, stored, hash, name, size) values ($1, $2, $3, $4, $5, $6) \
+         on conflict (site, directory, stored) do nothing",
+    )
+    .bind(&*site)
+    .bind(&directory)
+    .bind(&stored)
+    .bind(&hash)
+    .bind(&name)
+    .bind(i64::try_from(size).unwrap_or(i64::MAX))
+    .execute(&shared.pool)
+    .await?;
+    Ok(Json(json!({
+        "success": true,
+        "url": format!("{}/media/{site}/{directory}/{stored}", shared.public_url),
+        "path": format!("{directory}/{stored}"),
+        "hash": hash,
+        "size": size,
+    })))
+}
+
+fn broken(error: MultipartError) -> Refusal {
+    Refusal::new(
+        error.status(),
+        "the multipart body is broken or ended before its end",
+    )
+}
+
+fn disk(error: std::io::Error) -> Refusal {
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        tracing::error!("the disk of the files is full");
+        return Refusal::new(StatusCode::INSUFFICIENT_STORAGE, "the disk is full");
+    }
+    Refusal::fault("store a file", &error)
+}
+
+/// Streams a part into a temporary file. Whatever breaks it off takes the file away.
+async fn stream(shared: &Shared, mut field: Field<'_>) -> Answer<Received> {
+    let incoming = shared.files.join(INCOMING);
+    let (sender, chunks) = mpsc::channel::<Bytes>(16);
+    let writer = tokio::task::spawn_blocking(move || write(&incoming, chunks));
+    let mut size = 0_u64;
+    let mut end = Ok(());
+    loop {
+        let chunk = match field.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(error) => {
+                end = Err(broken(error));
+                break;
+            }
+        };
+        size += chunk.len() as u64;
+        if size > shared.upload_limit {
+            end = Err(Refusal::too_large(format!(
+                "the file is larger than {} bytes",
+                shared.upload_limit
+            )));
+            break;
+        }
+        if sender.send(chunk).await.is_err() {
+            // The writer has ended, and says why below.
+            break;
+        }
+    }
+    drop(sender);
+    let written = writer
+        .await
+        .map_err(|error| Refusal::fault("store a file", &error))?;
+    end?;
+    let received = written.map_err(disk)?;
+    if received.size != size {
+        return Err(Refusal::fault(
+            "store a file",
+            &"fewer bytes were written than came",
+        ));
+    }
+    Ok(received)
+}
+
+fn write(incoming: &FilePath, mut chunks: mpsc::Receiver<Bytes>) -> std::io::Result<Received> {
+    let mut file = NamedTempFile::new_in(incoming)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut size = 0;
+    while let Some(chunk) = chunks.blocking_recv() {
+        hasher.update(&chunk);
+        file.write_all(&chunk)?;
+        size += chunk.len() as u64;
+    }
+    file.as_file().sync_all()?;
+    Ok(Received {
+        file,
+        hash: hasher.finalize(),
+        size,
+    })
+}
+
+/// Refuses other content under the same name: the name has 64 bits of the hash only.
+async fn check_content(shared: &Shared, site: &str, directory: &str, stored: &str, hash: &str) -> Answer<()> {
+    let known =
+        sqlx::query("select hash from cloud_meta.files where site = $1 and directory = $2 and stored = $3")
+            .bind(site)
+            .bind(directory)
+            .bind(stored)
+            .fetch_optional(&shared.pool)
+            .await?;
+    match known {
+        Some(row) if row.try_get::<&str, _>("hash")? != hash => Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "another file has this name and the same first part of its hash",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Renames a file into place, durably.
+fn place(file: NamedTempFile, target: &FilePath) -> std::io::Result<()> {
+    let directory: PathBuf = target.parent().map(FilePath::to_owned).unwrap_or_default();
+    std::fs::create_dir_all(&directory)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o640))?;
+    }
+    file.persist(target).map_err(|error| error.error)?;
+    std::fs::File::open(&directory)?.sync_all()
+}
+
+/// A file name out of whatever a client calls its file: letters, digits, `.`, `_` and `-`, not beginning with a dot,
+/// cut to a readable length with its extension kept.
+fn safe_name(name: &str) -> String {
+    let base = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let clean: String = base
+        .chars()
+        .map(|letter| {
+            if letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-') {
+                letter
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let clean = clean.trim_start_matches('.');
+    let (stem, extension) = match clean.rsplit_once('.') {
+        Some((stem, extension)) if !stem.is_empty() && extension.len() <= EXTENSION_BYTES => {
+            (stem, extension)
+        }
+        _ => (clean, ""),
+    };
+    let stem = &stem[..stem.len().min(STEM_BYTES)];
+    match (stem, extension) {
+        ("", _) => "file".to_owned(),
+        (stem, "") => stem.to_owned(),
+        (stem, extension) => format!("{stem}.{extension}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::safe_name;
+
+    #[test]
+    fn names_from_outside_become_plain_names() {
+        for (name, safe) in [
+            ("slip.jpg", "slip.jpg"),
+            ("../../etc/passwd", "passwd"),
+            ("C:\\slips\\Pass Slip.JPG", "Pass_Slip.JPG"),
+            (".htaccess", "htaccess"),
+            ("..", "file"),
+            ("", "file"),
+            ("a\0b\n.png", "a_b_.png"),
+            ("Ñandú.mp4", "_and_.mp4"),
+        ] {
+            assert_eq!(safe_name(name), safe, "{name:?}");
+        }
+        assert!(safe_name(&format!("{}.mp4", "x".repeat(500))).len() <= 100);
+        assert!(safe_name(&format!("{}.mp4", "x".repeat(500))).ends_with(".mp4"));
+    }
+}
