@@ -40,11 +40,11 @@ impl Schedule {
 
 /// Calls `due` each time that the schedule says so, until shutdown. `clock` tells the wall clock's time, as
 /// [`Zoned::now`] does. `due` itself must hear shutdown: it is not broken off.
-pub async fn run(
+pub async fn run<F: Future<Output = ()>>(
     schedule: &Schedule,
     clock: impl Fn() -> Zoned,
     shutdown: &CancellationToken,
-    mut due: impl AsyncFnMut(),
+    mut due: impl FnMut() -> F,
 ) {
     let mut next = schedule.next_after(&clock());
     while !shutdown.is_cancelled() {
@@ -139,11 +139,12 @@ mod tests {
             &Schedule::new("0 * * * *").unwrap(),
             || wall.now(),
             &shutdown,
-            async || {
+            || {
                 seen.push(wall.now().strftime("%H:%M:%S").to_string());
                 if seen.len() == 3 {
                     shutdown.cancel();
                 }
+                std::future::ready(())
             },
         )
         .await;
@@ -162,11 +163,12 @@ mod tests {
             }
             wall.now()
         };
-        run(&schedule, clock, &shutdown, async || {
+        run(&schedule, clock, &shutdown, || {
             seen.push(wall.now().strftime("%H:%M").to_string());
             if seen.len() == 2 {
                 shutdown.cancel();
             }
+            std::future::ready(())
         })
         .await;
         assert_eq!(seen, ["13:02", "14:00"]);
@@ -183,7 +185,10 @@ mod tests {
             }
             wall.now()
         };
-        run(&schedule, clock, &shutdown, async || shutdown.cancel()).await;
+        run(&schedule, clock, &shutdown, || {
+            std::future::ready(shutdown.cancel())
+        })
+        .await;
         assert_eq!(wall.now().strftime("%d %H:%M").to_string(), "21 09:00");
     }
 
@@ -195,6 +200,9 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(100)).await;
             shutdown.cancel();
         };
-        tokio::join!(run(&schedule, Zoned::now, &shutdown, async || ()), stop);
+        tokio::join!(
+            run(&schedule, Zoned::now, &shutdown, || std::future::ready(())),
+            stop
+        );
     }
 }

@@ -185,18 +185,20 @@ impl Replicator {
 
     async fn follow_schedule(&self, stop: &CancellationToken) {
         let Some(schedule) = &self.schedule else { return };
+        schedule::run(schedule, Zoned::now, stop, || self.sync_as_scheduled(stop)).await;
+    }
+
+    async fn sync_as_scheduled(&self, stop: &CancellationToken) {
         let all = SyncRequest::default();
-        schedule::run(schedule, Zoned::now, stop, async || {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                synced = self.sync(&all, &Unobserved) => match synced {
-                    Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
-                    Ok(report) => tracing::warn!(errors = report.errors().len(), "the scheduled sync had errors"),
-                    Err(error) => tracing::error!("the scheduled sync failed: {error}"),
-                },
-            }
-        })
-        .await;
+        let synced = tokio::select! {
+            () = stop.cancelled() => return,
+            synced = self.sync(&all, &Unobserved) => synced,
+        };
+        match synced {
+            Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
+            Ok(report) => tracing::warn!(errors = report.errors().len(), "the scheduled sync had errors"),
+            Err(error) => tracing::error!("the scheduled sync failed: {error}"),
+        }
     }
 
     async fn watch_gauges(&self, stop: &CancellationToken) {
