@@ -1,9 +1,9 @@
 -- The capture function of one entity for one event: writes the statement's rows to the outbox, and wakes the replicator.
 --
--- {function}   its name
--- {slots}      one branch a slot, which inserts the query for (op, key, image) over the transition tables
--- {settings}   settings that the images need pinned
--- {wake}       the advisory lock that the replicator holds only while it sleeps
+-- function    its name
+-- slots       one branch a slot, which inserts the query for (op, key, image) over the transition tables
+-- settings    settings that the images need pinned
+-- wake        the advisory lock that the replicator holds only while it sleeps
 --
 -- Runs as its owner, so that the application's role needs no right on the outbox. The replicator is notified only
 -- while it sleeps: commits with a NOTIFY queue up behind one lock of the whole server. The shared lock is given back at

@@ -4,5 +4,6 @@ mod cli;
 mod control;
 mod deliver;
 mod demo;
+mod pipeline;
 mod receiver;
 mod support;

@@ -66,10 +66,10 @@ begin
     return document::text;
 end $$;
 
--- trim: truncates one slot where each of its rows is visible in the snapshot and at or below the position: all of them
+-- trim_slot: truncates one slot where each of its rows is visible in the snapshot and at or below the position: all of them
 -- accepted by the cloud. Never waits for a lock, and never keeps writers waiting for a long check: a large slot that
 -- writers are using now is left until they have moved on. Returns the bytes given back, or null where the slot stays.
-create function trim(slot integer, accepted pg_snapshot, upto bigint) returns bigint
+create function trim_slot(slot integer, accepted pg_snapshot, upto bigint) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     tab     text := format('cloud_sync.outbox_%s', slot);

@@ -212,7 +212,7 @@ pub async fn trim(session: &Session, checkpoint: &Checkpoint) -> Result<u64> {
         let row = session
             .client()
             .query_one(
-                "select cloud_sync.trim($1, $2::text::pg_snapshot, $3)",
+                "select cloud_sync.trim_slot($1, $2::text::pg_snapshot, $3)",
                 &[&slot, &snapshot.to_string(), &upto.0],
             )
             .await

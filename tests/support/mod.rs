@@ -3,4 +3,5 @@
 pub(crate) mod baseline;
 mod fault;
 pub(crate) mod postgres;
+pub(crate) mod site;
 mod wire;

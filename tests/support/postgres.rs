@@ -20,7 +20,7 @@ static SERVER: OnceLock<Server> = OnceLock::new();
 const SCRIPT: &str = r#"
 "$1"/initdb -D "$2/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$2/log" 2>&1 </dev/null || exit 1
 "$1"/postgres -D "$2/data" -c listen_addresses=127.0.0.1 -c port="$3" -c unix_socket_directories="$2" \
-    -c fsync=off -c max_connections=300 -c max_prepared_transactions=20 -c wal_level=logical -c max_wal_size=4GB \
+    -c fsync=off -c max_connections=300 -c wal_level=logical -c max_wal_size=4GB \
     -c log_min_error_statement=panic >>"$2/log" 2>&1 </dev/null &
 server=$!
 read -r _

@@ -1,0 +1,171 @@
+//! Changes on their way, end to end: from committed statements to the receiver's tables.
+
+use cloud_sync::drain::Step;
+
+use crate::support::site::{Cloud, KEY, Site, connect};
+
+/// One room, and the number in its name, as the receiver has it.
+async fn room_name(cloud: &Cloud, number: i64) -> Option<String> {
+    connect(&cloud.database_url)
+        .await
+        .query_opt("select room_name from cloud.rooms where room_id = $1", &[&number])
+        .await
+        .unwrap()
+        .map(|row| row.get(0))
+}
+
+const ROOM: &str = "insert into tbl_room (room_id, room_no, room_name) overriding system value values";
+
+#[tokio::test]
+async fn a_transaction_that_commits_late_below_the_read_position_is_not_lost() {
+    let cloud = Cloud::start("late").await;
+    let site = Site::school("late", &cloud.url, KEY).await;
+    let drain = site.drain();
+    // Given a transaction that has taken its position and stays open
+    let late = connect(&site.database_url).await;
+    late.batch_execute(&format!("begin; {ROOM} (1, 'A1', 'late')"))
+        .await
+        .unwrap();
+    // and a later one whose change was read and delivered
+    site.run(&format!("{ROOM} (2, 'A2', 'early')")).await;
+    drain.drain_all().await.unwrap();
+    assert_eq!(room_name(&cloud, 2).await.as_deref(), Some("early"));
+    // When the first one commits
+    late.batch_execute("commit").await.unwrap();
+    // Then its change arrives too.
+    assert_eq!(drain.drain_once().await.unwrap(), Step::Delivered);
+    assert_eq!(room_name(&cloud, 1).await.as_deref(), Some("late"));
+    site.assert_equal(&cloud).await;
+}
+
+#[tokio::test]
+async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
+    let cloud = Cloud::start("three").await;
+    let site = Site::school("three", &cloud.url, KEY).await;
+    site.run(&format!("{ROOM} (1, 'A1', 'first'), (9, 'A9', 'other')"))
+        .await;
+    let drain = site.drain();
+    drain.drain_all().await.unwrap();
+    // Given the longest transaction, open, with a change of another row
+    let longest = connect(&site.database_url).await;
+    longest
+        .batch_execute("begin; update tbl_room set room_name = 'longest' where room_id = 9")
+        .await
+        .unwrap();
+    // and one that begins before the next and updates the row after it: its number is lower, its change is later
+    let second = connect(&site.database_url).await;
+    second
+        .batch_execute("begin; select pg_current_xact_id()")
+        .await
+        .unwrap();
+    let third = connect(&site.database_url).await;
+    third
+        .batch_execute("begin; update tbl_room set room_name = 'earlier' where room_id = 1; commit")
+        .await
+        .unwrap();
+    // When a window ends between the two updates
+    assert_eq!(drain.drain_once().await.unwrap(), Step::Delivered);
+    assert_eq!(room_name(&cloud, 1).await.as_deref(), Some("earlier"));
+    second
+        .batch_execute("update tbl_room set room_name = 'later' where room_id = 1; commit")
+        .await
+        .unwrap();
+    // Then the later update arrives while the longest is still open,
+    drain.drain_all().await.unwrap();
+    assert_eq!(room_name(&cloud, 1).await.as_deref(), Some("later"));
+    // and the longest one's change when it commits, and nothing goes back.
+    longest.batch_execute("commit").await.unwrap();
+    drain.drain_all().await.unwrap();
+    assert_eq!(room_name(&cloud, 9).await.as_deref(), Some("longest"));
+    site.assert_equal(&cloud).await;
+    assert_never_back(&cloud).await;
+}
+
+/// No row of the receiver ever went back to an older position, and no position came with two contents.
+pub(crate) async fn assert_never_back(cloud: &Cloud) {
+    let client = connect(&cloud.database_url).await;
+    let back: i64 = client
+        .query_one(
+            "select count(*) from (select (epoch, position) <= lag((epoch, position)) \
+             over (partition by site, entity, key order by id) as back from cloud_meta.history) h where back",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    let twice: i64 = client
+        .query_one(
+            "select count(*) from (select from cloud_meta.history where position > 0 \
+             group by site, entity, key, epoch, position having count(distinct digest) > 1) d",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(
+        (back, twice),
+        (0, 0),
+        "rows that went back, positions with two contents"
+    );
+}
+
+#[tokio::test]
+async fn every_kind_of_statement_reaches_the_receiver() {
+    let cloud = Cloud::start("kinds").await;
+    let site = Site::school("kinds", &cloud.url, KEY).await;
+    let replicator = site.replicate();
+    // insert, and a multi-row update
+    site.run(
+        "insert into tbl_room (room_no, room_name) select 'R' || n, 'room ' || n from generate_series(1, 50) n; \
+         update tbl_room set room_name = upper(room_name) where room_id <= 20; \
+         insert into tbl_faculty (faculty_fname) select 'f' || n from generate_series(1, 30) n; \
+         insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || n from generate_series(1, 10) n",
+    )
+    .await;
+    // a key change, a swap of keys, a delete, and an upsert
+    site.run("update tbl_room set room_id = 1000 where room_id = 50")
+        .await;
+    site.run("delete from tbl_room where room_id in (40, 41)").await;
+    site.run(
+        "insert into tbl_room (room_no, room_name) values ('R30', 'conflict'), ('R99', 'new') \
+         on conflict (room_no) do update set room_name = excluded.room_name",
+    )
+    .await;
+    // COPY
+    let copy = site
+        .client
+        .copy_in("copy tbl_faculty (faculty_fname, faculty_lname) from stdin")
+        .await
+        .unwrap();
+    futures::pin_mut!(copy);
+    futures::SinkExt::send(
+        &mut copy,
+        bytes::Bytes::from_static(b"copied\tone\ncopied\ttwo\n"),
+    )
+    .await
+    .unwrap();
+    copy.finish().await.unwrap();
+    // a cascade
+    site.run(
+        "insert into tbl_teaching_load (faculty_id, teaching_load_subject) select faculty_id, 's' from tbl_faculty; \
+         delete from tbl_faculty where faculty_id <= 5",
+    )
+    .await;
+    replicator.caught_up().await;
+    site.assert_equal(&cloud).await;
+    // a column added while running, of a type that needs its own image
+    site.run(
+        "alter table tbl_room add column room_capacity int, add column room_plan bytea; \
+         update tbl_room set room_capacity = room_id, room_plan = '\\x00ff10' where room_id < 10",
+    )
+    .await;
+    replicator.caught_up().await;
+    site.assert_equal(&cloud).await;
+    // TRUNCATE, and rows after it
+    site.run("truncate tbl_teaching_load cascade; insert into tbl_teaching_load (teaching_load_subject) values ('after')")
+        .await;
+    replicator.caught_up().await;
+    site.assert_equal(&cloud).await;
+    assert_never_back(&cloud).await;
+    replicator.end().await;
+}

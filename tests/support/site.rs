@@ -1,0 +1,268 @@
+//! A site and its cloud for a test: a database of its own with the school's tables, a media folder, a store, and the
+//! receiver as the cloud; or another server in its place.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use cloud_sync::checkpoint::SledStore;
+use cloud_sync::config::{LoadOptions, Settings};
+use cloud_sync::control::{Operator, StatusReport};
+use cloud_sync::demo::equality::{self, EqualityReport};
+use cloud_sync::drain::{Drain, Pulse};
+use cloud_sync::error::Result;
+use cloud_sync::metrics::Metrics;
+use cloud_sync::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
+use cloud_sync::replicator::{self, Replicator};
+use cloud_sync::source::install;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls};
+use tokio_util::sync::CancellationToken;
+
+use super::postgres::Server;
+
+const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
+
+/// The site's name in the cloud, and its key.
+pub(crate) const SITE: &str = "college";
+pub(crate) const KEY: &str = "a-site-key-for-tests";
+
+/// How long a test waits for what must happen; no test asserts a time.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) fn provider() {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+/// Connects to a database of the private server.
+pub(crate) async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A receiver, serving.
+pub(crate) struct Cloud {
+    pub(crate) url: String,
+    pub(crate) database_url: String,
+    pub(crate) files: PathBuf,
+    settings: ReceiverSettings,
+    stop: CancellationToken,
+    task: Option<JoinHandle<Result<()>>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Cloud {
+    pub(crate) async fn start(hint: &str) -> Self {
+        provider();
+        let database_url = Server::get().database(&format!("{hint}_cloud")).await;
+        let folder = tempfile::tempdir().unwrap();
+        let settings = ReceiverSettings {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            database_url: database_url.clone(),
+            files: folder.path().join("files"),
+            public_url: None,
+            keys: BTreeMap::from([(SITE.to_owned(), vec![KEY.to_owned()])]),
+            history: true,
+            body_limit: BODY_LIMIT,
+            capabilities: None,
+        };
+        let mut cloud = Self {
+            url: String::new(),
+            files: folder.path().join("files"),
+            database_url,
+            settings,
+            stop: CancellationToken::new(),
+            task: None,
+            _folder: folder,
+        };
+        cloud.back().await;
+        cloud
+    }
+
+    /// Serves again after [`Cloud::away`], on the same port.
+    pub(crate) async fn back(&mut self) {
+        let receiver = Receiver::bind(self.settings.clone()).await.unwrap();
+        self.settings.listen = receiver.address();
+        self.url = format!("http://{}/api", receiver.address());
+        self.stop = CancellationToken::new();
+        self.task = Some(tokio::spawn(receiver.serve(self.stop.clone())));
+    }
+
+    /// Goes away: the port answers no more.
+    pub(crate) async fn away(&mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take() {
+            task.await.unwrap().unwrap();
+        }
+    }
+}
+
+/// A site.
+pub(crate) struct Site {
+    pub(crate) settings: Settings,
+    pub(crate) database_url: String,
+    pub(crate) client: Client,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Site {
+    /// A site with the school's empty tables and capture installed, whose cloud is at `cloud_url` and knows `key`.
+    pub(crate) async fn school(hint: &str, cloud_url: &str, key: &str) -> Self {
+        let site = Self::bare(hint, cloud_url, key, SCHOOL, "").await;
+        site.init().await;
+        site
+    }
+
+    /// A site with these tables, and the configuration file's further text; capture is not installed.
+    pub(crate) async fn bare(hint: &str, cloud_url: &str, key: &str, tables: &str, config: &str) -> Self {
+        provider();
+        let database_url = Server::get().database(&format!("{hint}_site")).await;
+        let client = connect(&database_url).await;
+        client.batch_execute(tables).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("media")).unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let text = format!(
+            "[source]\ndatabase_url = {database_url:?}\nsource_id = \"{SITE}\"\n\
+             [cloud]\nurl = {cloud_url:?}\nkey = {key:?}\ntimeout = \"5s\"\n\
+             [media]\nroot = {:?}\nsettle = \"100ms\"\n[store]\npath = {:?}\n\
+             [control]\nlisten = \"127.0.0.1:0\"\n[schedule]\nsync = \"off\"\n{config}",
+            at("media"),
+            at("store"),
+        );
+        std::fs::write(folder.path().join("cloud-sync.toml"), text).unwrap();
+        let settings = Settings::load(LoadOptions {
+            config: Some(folder.path().join("cloud-sync.toml")),
+            overrides: Vec::new(),
+            env: BTreeMap::new(),
+            dir: folder.path().to_owned(),
+        })
+        .unwrap()
+        .settings;
+        Self {
+            settings,
+            database_url,
+            client,
+            folder,
+        }
+    }
+
+    pub(crate) async fn init(&self) {
+        install::init(
+            self.settings.require_database_url().unwrap(),
+            &self.settings.catalogue,
+            false,
+        )
+        .await
+        .unwrap();
+    }
+
+    pub(crate) fn media(&self) -> PathBuf {
+        self.folder.path().join("media")
+    }
+
+    pub(crate) async fn run(&self, sql: &str) {
+        self.client.batch_execute(sql).await.unwrap();
+    }
+
+    /// A drain whose steps the test takes itself.
+    pub(crate) fn drain(&self) -> Drain {
+        let (store, _) = SledStore::open(&self.settings.store.path.join("checkpoint")).unwrap();
+        let names = self
+            .settings
+            .catalogue
+            .entities()
+            .iter()
+            .map(|entity| entity.name.as_str());
+        let pulse = Arc::new(Pulse::new(Arc::new(Metrics::new(names))));
+        let cloud = replicator::cloud(&self.settings).unwrap();
+        replicator::drain(&self.settings, cloud, Arc::new(store), pulse).unwrap()
+    }
+
+    /// The replicator, running in this process.
+    pub(crate) fn replicate(&self) -> Running {
+        let replicator = Replicator::new(&self.settings).unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(replicator.clone().run(stop.clone(), |_| {}));
+        Running {
+            replicator,
+            stop,
+            task,
+        }
+    }
+
+    /// Compares with what the receiver holds.
+    pub(crate) async fn compare(&self, cloud: &Cloud) -> EqualityReport {
+        equality::compare(
+            &self.database_url,
+            &cloud.database_url,
+            &self.settings.catalogue,
+            &self.media(),
+            &cloud.files,
+            SITE,
+        )
+        .await
+        .unwrap()
+    }
+
+    /// Asserts that the receiver's rows equal the site's, with none beside them in these entities.
+    pub(crate) async fn assert_equal(&self, cloud: &Cloud) {
+        let report = self.compare(cloud).await;
+        assert!(report.equal, "{report}");
+        for (entity, about) in report.entities.iter().zip(self.settings.catalogue.entities()) {
+            if about.window.is_none() && about.deletes() == cloud_sync::catalogue::Deletes::Propagate {
+                assert_eq!(entity.cloud_rows, entity.in_window, "{report}");
+            }
+        }
+    }
+}
+
+/// A running replicator.
+pub(crate) struct Running {
+    pub(crate) replicator: Arc<Replicator>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Running {
+    /// Waits until nothing waits.
+    pub(crate) async fn caught_up(&self) -> StatusReport {
+        self.until("caught up", |status| {
+            status.lag.is_some_and(|lag| lag.changes == 0)
+                && status.files.waiting == 0
+                && status.state == cloud_sync::control::status::State::Replicating
+        })
+        .await
+    }
+
+    /// Waits until the status is so.
+    pub(crate) async fn until(&self, what: &str, so: impl Fn(&StatusReport) -> bool) -> StatusReport {
+        let waited = tokio::time::timeout(LIMIT, async {
+            loop {
+                let status = self.replicator.status().await.unwrap();
+                if so(&status) {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        match waited.await {
+            Ok(status) => status,
+            Err(_) => panic!(
+                "not {what} within {LIMIT:?}: {:#?}",
+                self.replicator.status().await
+            ),
+        }
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
