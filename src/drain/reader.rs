@@ -13,15 +13,17 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
-use crate::source::install;
 use crate::source::outbox::{Look, Outbox};
 use crate::source::wake::Wake;
+use crate::source::{image, install};
 
 /// The tables as they are; a new one whenever a column changed.
 pub(super) struct Shapes {
     pub(super) tables: Vec<Table>,
     /// The entities' numbers in the outbox.
     pub(super) numbers: Vec<i16>,
+    /// The names of each entity's `bytea` columns.
+    binaries: Vec<Vec<String>>,
     fingerprint: String,
 }
 
@@ -128,14 +130,21 @@ impl Reader {
             } else if read.changes.is_empty() {
                 continue;
             }
-            for change in &read.changes {
+            let mut changes = read.changes;
+            for change in &mut changes {
                 if change.op == Op::Upsert && change.row.is_none() {
                     return Err(describe::withheld(&self.catalogue.entities()[change.entity]));
+                }
+                let binaries = &self.shapes.binaries[change.entity];
+                if let (false, Some(row)) = (binaries.is_empty(), &change.row)
+                    && let Some(mended) = image::mend_binaries(row, binaries)
+                {
+                    change.row = Some(mended.into());
                 }
             }
             self.cursor.serial += 1;
             return Ok(Some(Portion {
-                batch: Batch::new(read.changes),
+                batch: Batch::new(changes),
                 after: self.cursor.clone(),
                 shapes: self.shapes.clone(),
             }));
@@ -206,7 +215,9 @@ async fn shapes(session: &Session, catalogue: &Catalogue) -> Result<Shapes> {
         let fingerprint = describe::fingerprint(session.client(), &oids).await?;
         let again = describe::tables(session.client(), catalogue).await?;
         if again == tables {
+            let names = |table: &Table| table.binaries().into_iter().map(str::to_owned).collect();
             return Ok(Shapes {
+                binaries: tables.iter().map(names).collect(),
                 tables,
                 numbers: Vec::new(),
                 fingerprint,

@@ -4,6 +4,12 @@
 //! `cloud_sync.image`, by column name at run time: a statement of the site must not fail because a column was dropped
 //! or renamed, and a private column that was renamed must not leave under its new name.
 
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::value::RawValue;
+
 use super::describe::Table;
 use super::{quote_name, quote_text, text_array};
 use crate::catalogue::Entity;
@@ -79,6 +85,39 @@ pub fn settings(table: &Table) -> String {
     settings
 }
 
+/// The row with its `bytea` values in base64, where one of them is still written as the database writes it: its column is
+/// so new that the trigger did not know it. None where there is no such value.
+pub(crate) fn mend_binaries<S: AsRef<str>>(row: &str, binaries: &[S]) -> Option<String> {
+    if binaries.is_empty() || memchr::memmem::find(row.as_bytes(), br#""\\x"#).is_none() {
+        return None;
+    }
+    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(row).ok()?;
+    for name in binaries {
+        let Some(value) = fields.get_mut(name.as_ref()) else {
+            continue;
+        };
+        let Ok(text) = serde_json::from_str::<String>(value.get()) else {
+            continue;
+        };
+        let bytes = text.strip_prefix("\\x").and_then(unhex);
+        if let Some(bytes) = bytes {
+            *value = RawValue::from_string(format!("\"{}\"", BASE64_STANDARD.encode(bytes))).ok()?;
+        }
+    }
+    serde_json::to_string(&fields).ok()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| match pair {
+            [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+            _ => None,
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::describe::Column;
@@ -113,6 +152,15 @@ mod tests {
         let mut private = plain.clone();
         private.exclude = vec!["pass'word".into()];
         assert!(image(&private, &table(&[("id", "bigint")]), "n").contains("array['pass''word']"));
+    }
+
+    #[test]
+    fn new_binary_columns_are_mended() {
+        assert_eq!(
+            mend_binaries(r#"{"a":"\\x00ff","b":"\\x01"}"#, &["a"]).unwrap(),
+            r#"{"a":"AP8=","b":"\\x01"}"#
+        );
+        assert_eq!(mend_binaries(r#"{"a":"AP8="}"#, &["a"]), None);
     }
 
     #[test]
