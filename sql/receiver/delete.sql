@@ -4,7 +4,7 @@
 -- Affects one row for each change that was applied. Writes the entity's table and cloud_meta.tombstones.
 with incoming as (
     select r."_position", {expressions}
-    from unnest({arrays}) as r("_position", {columns})
+    from (select {arrays}) as r
 ), newest as (
     select i.*
     from incoming i

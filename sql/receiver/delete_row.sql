@@ -4,7 +4,7 @@
 -- Answers how many rows there were. Writes the entity's table and cloud_meta.tombstones.
 with incoming as (
     select {expressions}
-    from unnest({arrays}) as r("_position", {columns})
+    from (select {arrays}) as r
 ), gone as (
     delete from {table} t
     using incoming i

@@ -4,7 +4,7 @@
 -- Writes the entity's table and cloud_meta.tombstones.
 with incoming as (
     select {expressions}
-    from unnest({arrays}) as r("_position", {columns})
+    from (select {arrays}) as r
 ), placed as (
     select i.*, p.epoch as "_epoch", p.position as "_position"
     from incoming i
