@@ -48,11 +48,15 @@ impl Batch {
     }
 
     /// Takes out each change that a later change of the same row supersedes, and each that a later truncate of its
-    /// entity supersedes. What is left keeps its order.
+    /// entity supersedes. What is left keeps its order. A change whose fate is settled supersedes nothing: a delete that
+    /// is not sent must not take the update before it with it.
     pub fn collapse(&mut self) {
         let mut last: HashMap<(usize, &str), usize> = HashMap::with_capacity(self.changes.len());
         let mut keep = vec![true; self.changes.len()];
         for (nth, change) in self.changes.iter().enumerate() {
+            if self.fates[nth] != Fate::Pending {
+                continue;
+            }
             if change.op == Op::Truncate {
                 last.retain(|&(entity, _), &mut earlier| {
                     if entity == change.entity {
@@ -183,6 +187,14 @@ mod tests {
         ]);
         batch.collapse();
         assert_eq!(positions(&batch), [2, 3, 4]);
+    }
+
+    #[test]
+    fn a_delete_that_is_not_sent_supersedes_nothing() {
+        let mut batch = Batch::new(vec![change(1, 0, Op::Upsert, "a"), change(2, 0, Op::Delete, "a")]);
+        batch.set_fate(1, Fate::Kept);
+        batch.collapse();
+        assert_eq!(positions(&batch), [1, 2]);
     }
 
     #[test]

@@ -1,1 +1,326 @@
-//! Being written.
+//! The checkpoint: how far the cloud has durably accepted, kept in the local sled store.
+//!
+//! Invariants: a checkpoint is committed only after the cloud has accepted all that lies before it, so it is never ahead
+//! of the cloud; a commit returns only after the bytes are on the disk; a checkpoint belongs to one outbox. Losing the
+//! store costs a replay from the mirror in the source database, never a change: a store that cannot be read is set aside
+//! under another name and said so.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::{Position, Snapshot};
+use crate::error::{Error, Kind, Result};
+use crate::source::identity::Identity;
+
+/// How far the cloud has accepted: all changes that `lo` sees, and of those that `hi` sees beside them, the ones up to
+/// `position`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Whose outbox.
+    pub identity: Identity,
+    /// Rises with each commit: the later of two checkpoints has the higher one.
+    pub serial: u64,
+    /// The snapshot in which everything is accepted.
+    pub lo: Snapshot,
+    /// The window under way, if one is.
+    pub window: Option<Window>,
+    /// Changes of transactions that began after `lo` lie above this position.
+    pub floor: Position,
+    /// For each transaction that `lo` shows in progress, a position below all of its changes.
+    pub floors: BTreeMap<u64, Position>,
+}
+
+/// A window under way: what `hi` sees and the checkpoint's `lo` does not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Its upper snapshot.
+    pub hi: Snapshot,
+    /// All of its changes up to here are accepted.
+    pub position: Position,
+    /// The `floor` of the checkpoint that the window ends in.
+    pub next_floor: Position,
+}
+
+impl Checkpoint {
+    /// Before the first change of an outbox.
+    pub fn beginning(identity: Identity) -> Self {
+        Self {
+            identity,
+            serial: 0,
+            lo: Snapshot::beginning(),
+            window: None,
+            floor: Position(0),
+            floors: BTreeMap::new(),
+        }
+    }
+
+    /// Opens the window up to `hi`. `last` is a sequence value that was read before the snapshot was taken.
+    pub fn open(&mut self, hi: Snapshot, last: Position) {
+        let late = self
+            .lo
+            .in_progress
+            .iter()
+            .filter(|&&xid| hi.sees(xid))
+            .filter_map(|xid| self.floors.get(xid))
+            .min();
+        let position = late.map_or(self.floor, |&late| late.min(self.floor));
+        self.window = Some(Window {
+            hi,
+            position,
+            next_floor: last,
+        });
+    }
+
+    /// Ends the window: everything that its `hi` sees is accepted.
+    pub fn close(&mut self) {
+        let Some(Window { hi, next_floor, .. }) = self.window.take() else {
+            return;
+        };
+        self.floors = hi
+            .in_progress
+            .iter()
+            .map(|xid| {
+                let floor = if *xid >= self.lo.xmax {
+                    self.floor
+                } else {
+                    self.floors.get(xid).copied().unwrap_or_default()
+                };
+                (*xid, floor)
+            })
+            .collect();
+        self.floor = next_floor;
+        self.lo = hi;
+    }
+
+    /// A position below which nothing lies that `lo` does not see.
+    pub fn bound(&self) -> Position {
+        self.floors
+            .values()
+            .copied()
+            .min()
+            .map_or(self.floor, |low| low.min(self.floor))
+    }
+}
+
+/// Keeps the checkpoint on this machine.
+pub trait Store: Send + Sync {
+    /// The checkpoint, if there is one.
+    ///
+    /// # Errors
+    /// The store's.
+    fn load(&self) -> Result<Option<Checkpoint>>;
+
+    /// Keeps the checkpoint; it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// The store's.
+    fn commit(&self, checkpoint: &Checkpoint) -> Result<()>;
+}
+
+const KEY: &[u8] = b"checkpoint";
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The sled store in a folder, with one owner.
+#[derive(Debug)]
+pub struct SledStore {
+    db: sled::Db,
+    data: File,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl SledStore {
+    /// Opens the store in the folder `path`, or makes it. Where it cannot be read it is set aside, and the second value
+    /// says under which name.
+    ///
+    /// # Errors
+    /// The folder cannot be written, or another process owns the store.
+    pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>)> {
+        let operation = format!("open the checkpoint store {}", path.display());
+        let parent = path.parent().unwrap_or(Path::new("."));
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let writable = |error| {
+            Error::local(&operation, error)
+                .remedy("make the folder writable for cloud-sync, or set store.path to one that is")
+        };
+        std::fs::create_dir_all(parent).map_err(writable)?;
+        std::fs::create_dir_all(path).map_err(writable)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(parent.join(format!("{name}.lock")))
+            .map_err(writable)?;
+        if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
+            return Err(
+                Error::new(Kind::Store, operation, "another cloud-sync process uses it")
+                    .remedy("stop that process, or set store.path to another folder"),
+            );
+        }
+        let mut aside = None;
+        let db = match readable(path) {
+            Ok(db) => db,
+            Err(cause) => {
+                let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
+                let other = parent.join(format!("{name}.broken-{now}"));
+                tracing::error!(store = %path.display(), set_aside = %other.display(), cause, "the checkpoint store cannot be read: it is set aside");
+                std::fs::rename(path, &other).map_err(writable)?;
+                aside = Some(other);
+                readable(path).map_err(|cause| Error::new(Kind::Store, &operation, cause))?
+            }
+        };
+        let data = File::open(path.join("db")).map_err(writable)?;
+        Ok((
+            Self {
+                db,
+                data,
+                path: path.to_owned(),
+                _lock: lock,
+            },
+            aside,
+        ))
+    }
+
+    fn error(&self, action: &str, cause: impl std::fmt::Display) -> Error {
+        Error::new(
+            Kind::Store,
+            format!("{action} the checkpoint in {}", self.path.display()),
+            cause.to_string(),
+        )
+        .remedy("check the disk's free space and the folder's rights")
+    }
+}
+
+/// Opens the database and reads the checkpoint once. sled answers some broken bytes by a panic.
+fn readable(path: &Path) -> std::result::Result<sled::Db, String> {
+    let open = || -> std::result::Result<sled::Db, String> {
+        let db = sled::Config::new()
+            .path(path)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(Some(500))
+            .open()
+            .map_err(|error| error.to_string())?;
+        decode(db.get(KEY).map_err(|error| error.to_string())?.as_deref())?;
+        Ok(db)
+    };
+    std::panic::catch_unwind(open).unwrap_or_else(|_| Err("its bytes are broken".to_owned()))
+}
+
+/// A stored checkpoint is its JSON behind the first eight bytes of the JSON's blake3 hash.
+fn decode(bytes: Option<&[u8]>) -> std::result::Result<Option<Checkpoint>, String> {
+    let Some(bytes) = bytes else { return Ok(None) };
+    let (sum, body) = bytes
+        .split_at_checked(8)
+        .ok_or("the stored checkpoint is too short")?;
+    if blake3::hash(body).as_bytes()[..8] != *sum {
+        return Err("the stored checkpoint's checksum is wrong".to_owned());
+    }
+    serde_json::from_slice(body)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+impl Store for SledStore {
+    fn load(&self) -> Result<Option<Checkpoint>> {
+        let bytes = self.db.get(KEY).map_err(|error| self.error("read", error))?;
+        decode(bytes.as_deref()).map_err(|cause| self.error("read", cause))
+    }
+
+    fn commit(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let body = serde_json::to_vec(checkpoint).map_err(|error| self.error("write", error))?;
+        let mut bytes = blake3::hash(&body).as_bytes()[..8].to_vec();
+        bytes.extend_from_slice(&body);
+        self.db
+            .insert(KEY, bytes)
+            .map_err(|error| self.error("write", error))?;
+        // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after it.
+        self.db.flush().map_err(|error| self.error("write", error))?;
+        self.data.sync_data().map_err(|error| self.error("write", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Epoch;
+
+    fn identity() -> Identity {
+        Identity {
+            source_id: "college".into(),
+            outbox_id: "o".into(),
+            system_id: "1/d".into(),
+            epoch: Epoch(1),
+        }
+    }
+
+    fn snapshot(text: &str) -> Snapshot {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_late_transaction_is_read_from_below_its_first_change() {
+        let mut checkpoint = Checkpoint::beginning(identity());
+        checkpoint.open(snapshot("10:12:10"), Position(100));
+        checkpoint.close();
+        assert_eq!(checkpoint.floors[&10], Position(0));
+        assert_eq!(checkpoint.floor, Position(100));
+        // 10 is still in progress, 13 begins: the window needs nothing below 100.
+        checkpoint.open(snapshot("10:15:10,13"), Position(200));
+        assert_eq!(checkpoint.window.as_ref().unwrap().position, Position(100));
+        checkpoint.close();
+        assert_eq!(checkpoint.floors[&13], Position(100));
+        assert_eq!(checkpoint.bound(), Position(0));
+        // 10 has ended: its changes may lie anywhere above 0.
+        checkpoint.open(snapshot("13:16:13"), Position(300));
+        assert_eq!(checkpoint.window.as_ref().unwrap().position, Position(0));
+        checkpoint.close();
+        assert_eq!(
+            (checkpoint.bound(), checkpoint.floor),
+            (Position(100), Position(300))
+        );
+    }
+
+    #[test]
+    fn the_store_keeps_what_was_committed_and_has_one_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let mut checkpoint = Checkpoint::beginning(identity());
+        checkpoint.serial = 7;
+        {
+            let (store, aside) = SledStore::open(&path).unwrap();
+            assert!(aside.is_none());
+            store.commit(&checkpoint).unwrap();
+            let second = SledStore::open(&path).unwrap_err();
+            assert!(second.to_string().contains("another cloud-sync"), "{second}");
+        }
+        let (store, _) = SledStore::open(&path).unwrap();
+        assert_eq!(store.load().unwrap(), Some(checkpoint));
+    }
+
+    #[test]
+    fn a_broken_store_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        {
+            let (store, _) = SledStore::open(&path).unwrap();
+            store.commit(&Checkpoint::beginning(identity())).unwrap();
+        }
+        for entry in std::fs::read_dir(&path).unwrap() {
+            let file = entry.unwrap().path();
+            if file.is_file() {
+                let length = std::fs::metadata(&file).unwrap().len() as usize;
+                std::fs::write(&file, vec![0xa5; length.max(64)]).unwrap();
+            }
+        }
+        let (store, aside) = SledStore::open(&path).unwrap();
+        assert!(aside.is_some_and(|other| other.exists()));
+        assert_eq!(store.load().unwrap(), None);
+    }
+}

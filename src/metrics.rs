@@ -1,1 +1,421 @@
-//! Being written.
+//! What is counted and measured: one set of fields behind `/metrics`, the status and the dashboard.
+//!
+//! Names are constants and part of the contract with whoever scrapes them; counters get `_total` at the end when they
+//! are written out. The fields are cheap to touch from the delivery path: atomics, and a counter of each entity that
+//! is found by its place in the catalogue, not by its name.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::error::Kind;
+
+/// Changes that the cloud accepted, by entity.
+pub const CHANGES_ACCEPTED: &str = "cloud_sync_changes_accepted";
+/// Changes that the cloud refused for good.
+pub const CHANGES_REFUSED: &str = "cloud_sync_changes_refused";
+/// Changes that a later change of the same row superseded before they were sent.
+pub const CHANGES_COLLAPSED: &str = "cloud_sync_changes_collapsed";
+/// Changes that were not sent: the server has no call for them, or the cloud keeps such rows.
+pub const CHANGES_NOT_SENT: &str = "cloud_sync_changes_not_sent";
+/// Batches that were delivered.
+pub const BATCHES: &str = "cloud_sync_batches";
+/// Bytes of request bodies with changes, as they were sent.
+pub const BYTES_SENT: &str = "cloud_sync_bytes_sent";
+/// Changes that the cloud has not accepted.
+pub const LAG_CHANGES: &str = "cloud_sync_lag_changes";
+/// Age of the oldest change that the cloud has not accepted.
+pub const LAG_SECONDS: &str = "cloud_sync_lag_seconds";
+/// The checkpoint's position.
+pub const CHECKPOINT_POSITION: &str = "cloud_sync_checkpoint_position";
+/// Refused changes that wait for a decision.
+pub const QUARANTINE: &str = "cloud_sync_quarantine";
+/// Media files that reached a state, by state.
+pub const FILES: &str = "cloud_sync_files";
+/// Media files that wait for their upload.
+pub const FILES_WAITING: &str = "cloud_sync_files_waiting";
+/// Bytes of uploaded media files.
+pub const FILE_BYTES: &str = "cloud_sync_file_bytes";
+/// The outbox's size in the source database.
+pub const OUTBOX_BYTES: &str = "cloud_sync_outbox_bytes";
+/// From a change's capture to the cloud's acceptance.
+pub const DELIVERY_LATENCY: &str = "cloud_sync_delivery_latency_seconds";
+/// Failed requests to the cloud, by class.
+pub const CLOUD_ERRORS: &str = "cloud_sync_cloud_errors";
+/// Failed calls of the source database.
+pub const SOURCE_ERRORS: &str = "cloud_sync_source_errors";
+/// Finished syncs, by result.
+pub const SYNCS: &str = "cloud_sync_syncs";
+
+/// A gauge that holds a fraction.
+pub type FractionGauge = Gauge<f64, AtomicU64>;
+
+/// Everything that is counted and measured in one process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    accepted: Vec<Counter>,
+    /// Changes that the cloud refused for good.
+    pub refused: Counter,
+    /// Changes that a later change of the same row superseded.
+    pub collapsed: Counter,
+    /// Changes that were not sent.
+    pub not_sent: Counter,
+    /// Delivered batches.
+    pub batches: Counter,
+    /// Bytes of request bodies with changes.
+    pub bytes_sent: Counter,
+    /// Changes that the cloud has not accepted.
+    pub lag_changes: Gauge,
+    /// Age of the oldest of them, in seconds.
+    pub lag_seconds: FractionGauge,
+    /// The checkpoint's position.
+    pub checkpoint_position: Gauge,
+    /// Refused changes that wait for a decision.
+    pub quarantine: Gauge,
+    /// Uploads of media files.
+    pub files: FileMetrics,
+    /// The outbox's size in bytes.
+    pub outbox_bytes: Gauge,
+    /// Failed calls of the source database.
+    pub source_errors: Counter,
+    /// Syncs without an error.
+    pub syncs_done: Counter,
+    /// Syncs with errors.
+    pub syncs_failed: Counter,
+    latency: Histogram,
+    recent: Latency,
+    cloud_errors: CloudErrors,
+}
+
+/// Uploads of media files.
+#[derive(Debug)]
+pub struct FileMetrics {
+    /// Uploaded and confirmed.
+    pub uploaded: Counter,
+    /// Found in the cloud by content, so not uploaded.
+    pub present: Counter,
+    /// Named by a row, but not in the media folder.
+    pub missing: Counter,
+    /// Uploads that failed.
+    pub failed: Counter,
+    /// Files that wait for their upload.
+    pub waiting: Gauge,
+    /// Bytes of uploaded files.
+    pub bytes: Counter,
+}
+
+#[derive(Debug)]
+struct CloudErrors {
+    unreachable: Counter,
+    key: Counter,
+    refused: Counter,
+    protocol: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EntityLabel {
+    entity: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabel {
+    class: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+impl Metrics {
+    /// All at zero, for entities with these names in the catalogue's order.
+    pub fn new<'a>(entities: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut registry = Registry::default();
+        let by_entity = Family::<EntityLabel, Counter>::default();
+        registry.register(
+            CHANGES_ACCEPTED,
+            "Changes that the cloud accepted",
+            by_entity.clone(),
+        );
+        let accepted = entities
+            .into_iter()
+            .map(|name| {
+                by_entity.get_or_create_owned(&EntityLabel {
+                    entity: name.to_owned(),
+                })
+            })
+            .collect();
+        let files = FileMetrics::register(&mut registry);
+        let cloud_errors = CloudErrors::register(&mut registry);
+        let syncs = Family::<ResultLabel, Counter>::default();
+        registry.register(SYNCS, "Finished syncs", syncs.clone());
+        // From a quarter of a millisecond to about two hours: an outage's backlog belongs in it too.
+        let latency = Histogram::new((0..13).map(|step| 0.000_25 * 4_f64.powi(step)));
+        registry.register(
+            DELIVERY_LATENCY,
+            "From a change's capture to the cloud's acceptance",
+            latency.clone(),
+        );
+        let lag_seconds = FractionGauge::default();
+        registry.register(
+            LAG_SECONDS,
+            "Age of the oldest change that the cloud has not accepted",
+            lag_seconds.clone(),
+        );
+        Self {
+            accepted,
+            refused: counter(
+                &mut registry,
+                CHANGES_REFUSED,
+                "Changes that the cloud refused for good",
+            ),
+            collapsed: counter(
+                &mut registry,
+                CHANGES_COLLAPSED,
+                "Changes that a later change of the same row superseded",
+            ),
+            not_sent: counter(
+                &mut registry,
+                CHANGES_NOT_SENT,
+                "Changes that the server has no call for, or that the cloud keeps",
+            ),
+            batches: counter(&mut registry, BATCHES, "Batches that were delivered"),
+            bytes_sent: counter(&mut registry, BYTES_SENT, "Bytes of request bodies with changes"),
+            lag_changes: gauge(
+                &mut registry,
+                LAG_CHANGES,
+                "Changes that the cloud has not accepted",
+            ),
+            lag_seconds,
+            checkpoint_position: gauge(&mut registry, CHECKPOINT_POSITION, "The checkpoint's position"),
+            quarantine: gauge(
+                &mut registry,
+                QUARANTINE,
+                "Refused changes that wait for a decision",
+            ),
+            files,
+            outbox_bytes: gauge(
+                &mut registry,
+                OUTBOX_BYTES,
+                "Size of the outbox in the source database",
+            ),
+            source_errors: counter(
+                &mut registry,
+                SOURCE_ERRORS,
+                "Failed calls of the source database",
+            ),
+            syncs_done: syncs.get_or_create_owned(&ResultLabel { result: "done" }),
+            syncs_failed: syncs.get_or_create_owned(&ResultLabel { result: "failed" }),
+            latency,
+            recent: Latency::default(),
+            cloud_errors,
+            registry,
+        }
+    }
+
+    /// The accepted changes of the entity at `place` in the catalogue.
+    pub fn accepted(&self, place: usize) -> &Counter {
+        &self.accepted[place]
+    }
+
+    /// The accepted changes of all entities.
+    pub fn accepted_total(&self) -> u64 {
+        self.accepted.iter().map(Counter::get).sum()
+    }
+
+    /// Notes how long a change took from its capture to the cloud's acceptance.
+    pub fn delivered_after(&self, latency: Duration) {
+        self.latency.observe(latency.as_secs_f64());
+        self.recent.record(latency);
+    }
+
+    /// The latency that `percent` of the recent changes stayed below or at; none before the first.
+    pub fn latency(&self, percent: f64) -> Option<Duration> {
+        self.recent.percentile(percent)
+    }
+
+    /// Notes a failed request to the cloud. Errors from elsewhere are not counted here.
+    pub fn cloud_error(&self, kind: Kind) {
+        let counter = match kind {
+            Kind::CloudUnreachable => &self.cloud_errors.unreachable,
+            Kind::CloudAuth => &self.cloud_errors.key,
+            Kind::CloudRefused => &self.cloud_errors.refused,
+            Kind::CloudProtocol => &self.cloud_errors.protocol,
+            _ => return,
+        };
+        counter.inc();
+    }
+
+    /// Everything as OpenMetrics text, which Prometheus reads.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            // Writing to a string cannot fail; a scrape without a sample tells more than a broken one.
+            Err(std::fmt::Error) => String::from("# EOF\n"),
+        }
+    }
+}
+
+impl FileMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let states = Family::<StateLabel, Counter>::default();
+        registry.register(FILES, "Media files that reached a state", states.clone());
+        let of = |state| states.get_or_create_owned(&StateLabel { state });
+        Self {
+            uploaded: of("uploaded"),
+            present: of("present"),
+            missing: of("missing"),
+            failed: of("failed"),
+            waiting: gauge(registry, FILES_WAITING, "Media files that wait for their upload"),
+            bytes: counter(registry, FILE_BYTES, "Bytes of uploaded media files"),
+        }
+    }
+}
+
+impl CloudErrors {
+    fn register(registry: &mut Registry) -> Self {
+        let classes = Family::<ClassLabel, Counter>::default();
+        registry.register(CLOUD_ERRORS, "Failed requests to the cloud", classes.clone());
+        let of = |class| classes.get_or_create_owned(&ClassLabel { class });
+        Self {
+            unreachable: of("unreachable"),
+            key: of("key"),
+            refused: of("refused"),
+            protocol: of("protocol"),
+        }
+    }
+}
+
+/// A counter without labels. The registry ends each help text with a dot.
+fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
+    let counter = Counter::default();
+    registry.register(name, help, counter.clone());
+    counter
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
+}
+
+/// How many samples [`Latency`] keeps.
+const SAMPLES: usize = 4096;
+
+/// The last 4096 latencies, for percentiles of what happens now.
+#[derive(Debug, Default)]
+pub struct Latency(Mutex<Ring>);
+
+#[derive(Debug, Default)]
+struct Ring {
+    samples: Vec<Duration>,
+    next: usize,
+}
+
+impl Latency {
+    /// Keeps a sample, in the place of the oldest one where it is full.
+    pub fn record(&self, latency: Duration) {
+        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if ring.samples.len() < SAMPLES {
+            ring.samples.push(latency);
+        } else {
+            let next = ring.next;
+            ring.samples[next] = latency;
+        }
+        ring.next = (ring.next + 1) % SAMPLES;
+    }
+
+    /// The least sample that `percent` of all samples are at or below (nearest rank); none without a sample.
+    pub fn percentile(&self, percent: f64) -> Option<Duration> {
+        let mut samples = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .samples
+            .clone();
+        if samples.is_empty() {
+            return None;
+        }
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
+        let rank = (samples.len() as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil() as usize;
+        let (_, sample, _) = samples.select_nth_unstable(rank.max(1) - 1);
+        Some(*sample)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_written_as_promised() {
+        let metrics = Metrics::new(["rooms", "cameras"]);
+        metrics.accepted(0).inc_by(3);
+        metrics.files.uploaded.inc();
+        metrics.cloud_error(Kind::CloudAuth);
+        metrics.cloud_error(Kind::Store);
+        metrics.lag_seconds.set(1.5);
+        metrics.delivered_after(Duration::from_millis(2));
+        let text = metrics.encode();
+        for line in [
+            "cloud_sync_changes_accepted_total{entity=\"rooms\"} 3",
+            "cloud_sync_changes_accepted_total{entity=\"cameras\"} 0",
+            "cloud_sync_changes_refused_total 0",
+            "cloud_sync_batches_total 0",
+            "cloud_sync_bytes_sent_total 0",
+            "cloud_sync_lag_changes 0",
+            "cloud_sync_lag_seconds 1.5",
+            "cloud_sync_quarantine 0",
+            "cloud_sync_files_total{state=\"uploaded\"} 1",
+            "cloud_sync_outbox_bytes 0",
+            "cloud_sync_delivery_latency_seconds_count 1",
+            "cloud_sync_cloud_errors_total{class=\"key\"} 1",
+        ] {
+            assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
+        }
+        assert_eq!(metrics.accepted_total(), 3);
+    }
+
+    #[test]
+    fn percentiles_are_by_nearest_rank() {
+        let latency = Latency::default();
+        assert_eq!(latency.percentile(50.0), None);
+        for ms in (1..=100).rev() {
+            latency.record(Duration::from_millis(ms));
+        }
+        assert_eq!(latency.percentile(50.0), Some(Duration::from_millis(50)));
+        assert_eq!(latency.percentile(99.0), Some(Duration::from_millis(99)));
+        assert_eq!(latency.percentile(0.0), Some(Duration::from_millis(1)));
+        assert_eq!(latency.percentile(100.0), Some(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn the_oldest_samples_make_room() {
+        let latency = Latency::default();
+        for _ in 0..SAMPLES {
+            latency.record(Duration::from_secs(9));
+        }
+        for _ in 0..SAMPLES {
+            latency.record(Duration::from_secs(1));
+        }
+        assert_eq!(latency.percentile(100.0), Some(Duration::from_secs(1)));
+    }
+}

@@ -1,1 +1,267 @@
-//! Being written.
+//! When to try again, and how often to say that something keeps failing.
+//!
+//! All of it is arithmetic: nothing here sleeps or sends. The loops that try again ask [`Backoff`] how long to wait,
+//! and [`Repeats`] whether a failure is worth another line in the log.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::error::{Error, Kind};
+
+/// The longest pause that a server's `Retry-After` is followed for.
+pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// Exponential back-off with full jitter: the `n`th wait lies anywhere between the least and `least * 2^n`, capped at
+/// the most.
+///
+/// Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015; the lower bound is ours.
+#[derive(Debug)]
+pub struct Backoff {
+    least: Duration,
+    most: Duration,
+    failures: u32,
+    dice: SmallRng,
+}
+
+impl Backoff {
+    /// Waits between 200 ms and 60 s.
+    pub fn new() -> Self {
+        Self::within(Duration::from_millis(200), Duration::from_secs(60))
+    }
+
+    /// Waits between `least` and `most`.
+    pub fn within(least: Duration, most: Duration) -> Self {
+        Self {
+            least,
+            most: most.max(least),
+            failures: 0,
+            dice: SmallRng::seed_from_u64(rand::random()),
+        }
+    }
+
+    /// The same waits each time, for the same seed.
+    #[must_use]
+    pub fn seeded(mut self, seed: u64) -> Self {
+        self.dice = SmallRng::seed_from_u64(seed);
+        self
+    }
+
+    /// How long to wait after one more failure.
+    ///
+    /// What the server asks for is waited for in full (up to [`LONGEST_RETRY_AFTER`]), with a little jitter on top, so
+    /// that all who were sent away together do not come back together.
+    // Not an iterator: each step takes what the server said.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self, retry_after: Option<Duration>) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        match retry_after {
+            Some(asked) => asked.min(LONGEST_RETRY_AFTER) + self.between(Duration::ZERO, self.least),
+            None => {
+                let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
+                let ceiling = self.least.saturating_mul(factor).min(self.most);
+                self.between(self.least, ceiling)
+            }
+        }
+    }
+
+    /// How many failures there were since the start or the last [`Backoff::reset`].
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Starts from the beginning, after a success.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    fn between(&mut self, low: Duration, high: Duration) -> Duration {
+        self.dice.random_range(low..=high.max(low))
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How long a `Retry-After` header asks to wait: seconds, or an HTTP date counted from `now`. A date that has passed is
+/// no wait; anything else is no answer.
+///
+/// Source: RFC 9110, section 10.2.3.
+pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let then = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
+    Some(Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO))
+}
+
+/// Keeps a failure that repeats from filling the log: the first of each kind is said, then one a minute, and the
+/// recovery once.
+#[derive(Debug)]
+pub struct Repeats {
+    lane: &'static str,
+    every: Duration,
+    said: Vec<(Kind, Instant)>,
+    unsaid: u64,
+    failures: u64,
+    since: Option<Instant>,
+}
+
+impl Repeats {
+    /// For one lane of work; the name (for instance `delivery`) stands in the log lines.
+    pub fn new(lane: &'static str) -> Self {
+        Self {
+            lane,
+            every: Duration::from_secs(60),
+            said: Vec::new(),
+            unsaid: 0,
+            failures: 0,
+            since: None,
+        }
+    }
+
+    /// Notes a failure. Answers whether it was said in the log.
+    pub fn failed(&mut self, error: &Error) -> bool {
+        self.failed_at(error, Instant::now())
+    }
+
+    fn failed_at(&mut self, error: &Error, now: Instant) -> bool {
+        self.since.get_or_insert(now);
+        self.failures += 1;
+        let due = match self.said.iter_mut().find(|(kind, _)| *kind == error.kind()) {
+            Some((_, last)) if now.duration_since(*last) < self.every => false,
+            Some((_, last)) => {
+                *last = now;
+                true
+            }
+            None => {
+                self.said.push((error.kind(), now));
+                true
+            }
+        };
+        if due {
+            tracing::warn!(
+                lane = self.lane,
+                failures = self.failures,
+                unsaid = self.unsaid,
+                "{error}"
+            );
+            self.unsaid = 0;
+        } else {
+            self.unsaid += 1;
+        }
+        due
+    }
+
+    /// Notes a success. Answers how long it had been failing, once after each run of failures.
+    pub fn recovered(&mut self) -> Option<Duration> {
+        self.recovered_at(Instant::now())
+    }
+
+    fn recovered_at(&mut self, now: Instant) -> Option<Duration> {
+        let outage = now.duration_since(self.since.take()?);
+        tracing::info!(
+            lane = self.lane,
+            failures = self.failures,
+            seconds = outage.as_secs(),
+            "works again"
+        );
+        self.said.clear();
+        self.unsaid = 0;
+        self.failures = 0;
+        Some(outage)
+    }
+
+    /// Whether the last that was noted is a failure.
+    pub fn is_failing(&self) -> bool {
+        self.since.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_within_their_bounds_and_start_again() {
+        let mut backoff = Backoff::new().seeded(7);
+        let (least, most) = (Duration::from_millis(200), Duration::from_secs(60));
+        for nth in 1..=200_u32 {
+            let wait = backoff.next(None);
+            let ceiling = least
+                .saturating_mul(1_u32.checked_shl(nth).unwrap_or(u32::MAX))
+                .min(most);
+            assert!(wait >= least && wait <= ceiling, "{nth}: {wait:?}");
+        }
+        backoff.reset();
+        assert!(backoff.next(None) <= Duration::from_millis(400));
+        assert_eq!(backoff.failures(), 1);
+    }
+
+    #[test]
+    fn waits_are_jittered_and_the_same_for_the_same_seed() {
+        let waits = |seed| {
+            let mut backoff = Backoff::new().seeded(seed);
+            (0..8).map(|_| backoff.next(None)).collect::<Vec<_>>()
+        };
+        assert_eq!(waits(1), waits(1));
+        assert_ne!(waits(1), waits(2));
+    }
+
+    #[test]
+    fn what_the_server_asks_for_is_waited_for_but_not_for_ever() {
+        let mut backoff = Backoff::new().seeded(3);
+        let asked = Duration::from_secs(90);
+        let wait = backoff.next(Some(asked));
+        assert!(
+            wait >= asked && wait <= asked + Duration::from_millis(200),
+            "{wait:?}"
+        );
+        assert!(backoff.next(Some(Duration::MAX)) <= LONGEST_RETRY_AFTER + Duration::from_millis(200));
+    }
+
+    #[test]
+    fn retry_after_reads_seconds_and_dates() {
+        let now: Timestamp = "1994-11-06T08:49:00Z".parse().unwrap();
+        for (value, expected) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-5", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                retry_after(value, now),
+                expected.map(Duration::from_secs),
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_repeated_failure_is_said_once_a_minute_and_its_end_once() {
+        let away = Error::new(Kind::CloudUnreachable, "push rooms to the cloud", "it is away");
+        let refused = Error::new(Kind::CloudAuth, "push rooms to the cloud", "the key is refused");
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut repeats = Repeats::new("delivery");
+        assert_eq!(repeats.recovered_at(at(0)), None);
+        assert!(repeats.failed_at(&away, at(0)));
+        for second in 1..60 {
+            assert!(!repeats.failed_at(&away, at(second)));
+        }
+        assert!(repeats.failed_at(&refused, at(59)), "another kind is news");
+        assert!(repeats.failed_at(&away, at(60)));
+        assert_eq!(repeats.recovered_at(at(60)), Some(Duration::from_secs(60)));
+        assert_eq!(repeats.recovered_at(at(60)), None);
+        assert!(repeats.failed_at(&away, at(61)));
+    }
+}

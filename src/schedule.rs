@@ -1,1 +1,208 @@
-//! Being written.
+//! When the next sync is due: a cron expression in local time.
+//!
+//! [`run`] looks at the clock at least every 30 seconds, so that a clock set forward makes a sync late by that at most,
+//! and one set backward does not put it off. However many times were missed meanwhile, it is run once. An hour that a
+//! daylight saving change repeats or skips is counted as cron does: see croner.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use croner::Cron;
+use jiff::Zoned;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Result};
+
+/// The longest time without a look at the clock.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// The times at which a sync is due.
+#[derive(Debug, Clone)]
+pub struct Schedule(Cron);
+
+impl Schedule {
+    /// The schedule of a cron expression: minute, hour, day, month, weekday, and optionally seconds in front.
+    ///
+    /// # Errors
+    /// A configuration error where the text is no cron expression.
+    pub fn new(text: &str) -> Result<Self> {
+        Cron::from_str(text).map(Self).map_err(|error| {
+            Error::config(format!("use the schedule {text:?}"), error.to_string())
+                .remedy("write five fields, as in \"0 * * * *\" for each full hour")
+        })
+    }
+
+    /// The first due time after `now`, in its time zone; none where there never is one again.
+    pub fn next_after(&self, now: &Zoned) -> Option<Zoned> {
+        self.0.find_next_occurrence(now, false).ok()
+    }
+}
+
+/// Calls `due` each time that the schedule says so, until shutdown. `clock` tells the wall clock's time, as
+/// [`Zoned::now`] does. `due` itself must hear shutdown: it is not broken off.
+pub async fn run<F: Future<Output = ()>>(
+    schedule: &Schedule,
+    clock: impl Fn() -> Zoned,
+    shutdown: &CancellationToken,
+    mut due: impl FnMut() -> F,
+) {
+    let mut next = schedule.next_after(&clock());
+    while !shutdown.is_cancelled() {
+        let now = clock();
+        if next.as_ref().is_some_and(|next| *next <= now) {
+            due().await;
+            next = schedule.next_after(&clock());
+            continue;
+        }
+        // Only a clock that was set backward makes this earlier than what was noted.
+        let again = schedule.next_after(&now);
+        if again < next || next.is_none() {
+            next = again;
+        }
+        let wait = next.as_ref().map_or(LOOK, |next| {
+            Duration::try_from(next.timestamp().duration_since(now.timestamp()))
+                .map_or(LOOK, |wait| wait.min(LOOK))
+        });
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn at(text: &str) -> Zoned {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn next_is_in_local_time_and_strictly_later() {
+        let hourly = Schedule::new("0 * * * *").unwrap();
+        let next = |now| hourly.next_after(&at(now)).unwrap();
+        assert_eq!(
+            next("2026-11-22T08:00:00+08:00[Asia/Manila]"),
+            at("2026-11-22T09:00:00+08:00[Asia/Manila]")
+        );
+        let nightly = Schedule::new("30 2 * * *").unwrap();
+        let over_midnight = nightly.next_after(&at("2026-11-22T20:00:00+08:00[Asia/Manila]"));
+        assert_eq!(
+            over_midnight.unwrap(),
+            at("2026-11-23T02:30:00+08:00[Asia/Manila]")
+        );
+    }
+
+    #[test]
+    fn wrong_expressions_are_refused() {
+        for text in ["", "hourly", "61 * * * *", "* * *"] {
+            assert_eq!(Schedule::new(text).unwrap_err().exit_code(), 2, "{text}");
+        }
+    }
+
+    /// A wall clock that follows tokio's paused time and can be set.
+    struct Wall {
+        began: Instant,
+        at: Timestamp,
+        set_by: AtomicI64,
+    }
+
+    impl Wall {
+        fn new(text: &str) -> Self {
+            Self {
+                began: Instant::now(),
+                at: text.parse().unwrap(),
+                set_by: AtomicI64::new(0),
+            }
+        }
+
+        fn now(&self) -> Zoned {
+            let passed = SignedDuration::try_from(self.began.elapsed()).unwrap()
+                + SignedDuration::from_secs(self.set_by.load(Ordering::Relaxed));
+            (self.at + passed).to_zoned(TimeZone::UTC)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn runs_at_each_due_time_until_shutdown() {
+        let wall = Wall::new("2026-11-22T08:58:30Z");
+        let shutdown = CancellationToken::new();
+        let mut seen = Vec::new();
+        run(
+            &Schedule::new("0 * * * *").unwrap(),
+            || wall.now(),
+            &shutdown,
+            || {
+                seen.push(wall.now().strftime("%H:%M:%S").to_string());
+                if seen.len() == 3 {
+                    shutdown.cancel();
+                }
+                std::future::ready(())
+            },
+        )
+        .await;
+        assert_eq!(seen, ["09:00:00", "10:00:00", "11:00:00"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_set_forward_runs_what_was_missed_once() {
+        let wall = Wall::new("2026-11-22T08:01:00Z");
+        let shutdown = CancellationToken::new();
+        let mut seen = Vec::new();
+        let schedule = Schedule::new("0 * * * *").unwrap();
+        let clock = || {
+            if wall.began.elapsed() >= Duration::from_secs(60) {
+                wall.set_by.store(5 * 3600, Ordering::Relaxed);
+            }
+            wall.now()
+        };
+        run(&schedule, clock, &shutdown, || {
+            seen.push(wall.now().strftime("%H:%M").to_string());
+            if seen.len() == 2 {
+                shutdown.cancel();
+            }
+            std::future::ready(())
+        })
+        .await;
+        assert_eq!(seen, ["13:02", "14:00"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_set_backward_does_not_put_it_off() {
+        let wall = Wall::new("2026-11-22T08:30:00Z");
+        let shutdown = CancellationToken::new();
+        let schedule = Schedule::new("0 * * * *").unwrap();
+        let clock = || {
+            if wall.began.elapsed() >= Duration::from_secs(60) {
+                wall.set_by.store(-24 * 3600, Ordering::Relaxed);
+            }
+            wall.now()
+        };
+        run(&schedule, clock, &shutdown, || {
+            std::future::ready(shutdown.cancel())
+        })
+        .await;
+        assert_eq!(wall.now().strftime("%d %H:%M").to_string(), "21 09:00");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shutdown_is_heard_while_waiting() {
+        let shutdown = CancellationToken::new();
+        let schedule = Schedule::new("0 0 1 1 *").unwrap();
+        let stop = async {
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            shutdown.cancel();
+        };
+        tokio::join!(
+            run(&schedule, Zoned::now, &shutdown, || std::future::ready(())),
+            stop
+        );
+    }
+}

@@ -1,1 +1,83 @@
-//! Being written.
+//! The end of the program: the first SIGTERM or SIGINT asks every task to finish, a second one ends it at once.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Result};
+
+/// Listens for signals for as long as it lives.
+#[derive(Debug)]
+pub struct Shutdown {
+    token: CancellationToken,
+    listener: JoinHandle<()>,
+}
+
+impl Shutdown {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// The operating system refuses a signal handler.
+    pub fn listen() -> Result<Self> {
+        let terminate = handler(SignalKind::terminate())?;
+        let interrupt = handler(SignalKind::interrupt())?;
+        let token = CancellationToken::new();
+        let listener = tokio::spawn(wait(terminate, interrupt, token.clone()));
+        Ok(Self { token, listener })
+    }
+
+    /// What every task waits on beside its work.
+    pub fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
+}
+
+impl Drop for Shutdown {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+fn handler(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|error| Error::local("listen for signals", error))
+}
+
+async fn wait(mut terminate: Signal, mut interrupt: Signal, token: CancellationToken) {
+    let name = next(&mut terminate, &mut interrupt).await.0;
+    tracing::info!(signal = name, "shutting down; a second signal ends it at once");
+    token.cancel();
+    let (name, number) = next(&mut terminate, &mut interrupt).await;
+    tracing::warn!(signal = name, "ending at once");
+    // What a shell reports for a program that a signal ended.
+    std::process::exit(128 + number);
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> (&'static str, i32) {
+    tokio::select! {
+        _ = terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),
+        _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_signal_asks_every_task_to_finish() {
+        let shutdown = Shutdown::listen().unwrap();
+        let token = shutdown.token();
+        assert!(!token.is_cancelled());
+        let sent = Command::new("kill")
+            .args(["-TERM", &std::process::id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        tokio::time::timeout(Duration::from_secs(10), token.cancelled())
+            .await
+            .expect("the signal is heard");
+    }
+}

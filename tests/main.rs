@@ -1,4 +1,8 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
+mod cli;
+mod control;
+mod deliver;
+mod demo;
 mod receiver;
 mod support;

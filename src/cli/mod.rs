@@ -1,1 +1,267 @@
-//! Being written.
+//! The command line: one command a file. What a person reads goes to stdout, logs and errors go to stderr; with
+//! `--json` stdout holds one JSON document, that of an error included.
+//!
+//! Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration; 3 the source is unreachable; 4 the
+//! cloud is unreachable or refused the key.
+
+mod backfill;
+mod check;
+mod config;
+mod demo;
+mod init;
+mod logging;
+mod output;
+mod progress;
+mod quarantine;
+mod receiver;
+mod replay;
+mod run;
+mod status;
+mod sync;
+mod uninstall;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{LoadOptions, Loaded, Settings};
+use crate::error::Result;
+
+const AFTER_HELP: &str = "\
+Settings come from cloud-sync.toml, over it the environment (and a .env file), over it flags.
+`cloud-sync config --explain` lists them all.
+
+Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration;
+3 the source is unreachable; 4 the cloud is unreachable or refused the key.
+
+Examples:
+  cloud-sync check            is everything in place?
+  cloud-sync init             install capture in the site's database
+  cloud-sync backfill         push what stood before
+  cloud-sync run              replicate from now on
+  cloud-sync status           how it stands";
+
+/// Carries each change of a site's PostgreSQL database, and the files that its rows name, to the site's cloud.
+#[derive(Debug, Parser)]
+#[command(name = "cloud-sync", version, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// The configuration file [default: cloud-sync.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Set one setting, as in --set cloud.timeout=10s; other users can see flags, so keep secrets in the environment
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+    /// What to log: error, warn, info, debug, trace, or a filter such as cloud_sync::deliver=debug
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install capture in the site's database; can be run again
+    Init(init::InitArgs),
+    /// Remove capture from the site's database; can be run again
+    Uninstall(uninstall::UninstallArgs),
+    /// Replicate continuously and serve the operator API
+    Run(run::RunArgs),
+    /// One pass of comparing with the cloud and pushing what is missing
+    Sync(sync::SyncArgs),
+    /// Push the rows that stood before capture; can be broken off and resumed
+    Backfill(backfill::BackfillArgs),
+    /// Drain again from an earlier position or time
+    Replay(replay::ReplayArgs),
+    /// Lag, last and next sync, counts, quarantine, files
+    Status(status::StatusArgs),
+    /// Every precondition, one line each: ok, or what is wrong and the remedy
+    Check(check::CheckArgs),
+    /// Decide on changes that the cloud refused
+    Quarantine(quarantine::QuarantineArgs),
+    /// The reference cloud server
+    Receiver(receiver::ReceiverArgs),
+    /// A private PostgreSQL, the sample school, a receiver and the replicator, live
+    Demo(demo::DemoArgs),
+    /// The effective settings and where each came from, secrets hidden
+    Config(config::ConfigArgs),
+}
+
+/// Flags for the settings that are most often given by hand.
+#[derive(Debug, Args, Default)]
+struct SiteFlags {
+    /// The site's database, for source.database_url
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
+    /// The cloud API's base URL, for cloud.url
+    #[arg(long, value_name = "URL")]
+    cloud_url: Option<String>,
+    /// The media folder, for media.root
+    #[arg(long, value_name = "FOLDER")]
+    media: Option<String>,
+    /// The checkpoint store's folder, for store.path
+    #[arg(long, value_name = "FOLDER")]
+    store: Option<String>,
+}
+
+impl SiteFlags {
+    fn overrides(&self) -> Vec<(String, String)> {
+        given([
+            ("source.database_url", &self.database_url),
+            ("cloud.url", &self.cloud_url),
+            ("media.root", &self.media),
+            ("store.path", &self.store),
+        ])
+    }
+}
+
+/// The flags that were given, as overrides of settings.
+fn given<const N: usize>(flags: [(&str, &Option<String>); N]) -> Vec<(String, String)> {
+    flags
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)))
+        .collect()
+}
+
+fn pair(text: &str) -> std::result::Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
+        .ok_or_else(|| "write KEY=VALUE, as in cloud.timeout=10s".to_owned())
+}
+
+/// What every command works with.
+struct Context {
+    loaded: Loaded,
+    json: bool,
+}
+
+impl Context {
+    fn settings(&self) -> &Settings {
+        &self.loaded.settings
+    }
+}
+
+impl Command {
+    fn overrides(&self) -> Vec<(String, String)> {
+        match self {
+            Self::Init(args) => args.site.overrides(),
+            Self::Uninstall(args) => args.site.overrides(),
+            Self::Run(args) => args.overrides(),
+            Self::Sync(args) => args.site.overrides(),
+            Self::Backfill(args) => args.site.overrides(),
+            Self::Replay(args) => args.site.overrides(),
+            Self::Status(args) => args.site.overrides(),
+            Self::Check(args) => args.site.overrides(),
+            Self::Quarantine(args) => args.site.overrides(),
+            Self::Config(args) => args.site.overrides(),
+            Self::Receiver(args) => args.overrides(),
+            Self::Demo(_) => Vec::new(),
+        }
+    }
+
+    /// Whether it runs until it is stopped, so that its log tells more by default.
+    fn is_long_lived(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Receiver(_) | Self::Demo(_))
+    }
+
+    async fn execute(self, context: &Context) -> Result<ExitCode> {
+        match self {
+            Self::Init(args) => init::execute(context, args).await,
+            Self::Uninstall(args) => uninstall::execute(context, args).await,
+            Self::Run(args) => run::execute(context, args).await,
+            Self::Sync(args) => sync::execute(context, args).await,
+            Self::Backfill(args) => backfill::execute(context, args).await,
+            Self::Replay(args) => replay::execute(context, args).await,
+            Self::Status(args) => status::execute(context, args).await,
+            Self::Check(args) => check::execute(context, args).await,
+            Self::Quarantine(args) => quarantine::execute(context, args).await,
+            Self::Receiver(args) => receiver::execute(context, args).await,
+            Self::Demo(args) => demo::execute(context, args).await,
+            Self::Config(args) => config::execute(context, &args),
+        }
+    }
+}
+
+/// Runs the command and answers the process's exit code. An error is told on stderr, and with `--json` on stdout too.
+pub async fn run(cli: Cli) -> ExitCode {
+    let json = cli.global.json;
+    match execute(cli).await {
+        Ok(code) => code,
+        Err(error) => {
+            output::failure(&error, json);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn execute(cli: Cli) -> Result<ExitCode> {
+    let Cli { global, command } = cli;
+    logging::start(global.log.as_deref(), global.verbose, command.is_long_lived())?;
+    let mut overrides = global.set;
+    overrides.extend(command.overrides());
+    let loaded = Settings::load(LoadOptions::of_process(global.config, overrides))?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let json = global.json;
+    command.execute(&Context { loaded, json }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed_and_each_has_examples() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let help = sub.clone().render_long_help().to_string();
+            assert!(
+                help.contains("Examples:\n  ") && help.contains(&format!("cloud-sync {}", sub.get_name())),
+                "{}",
+                sub.get_name()
+            );
+            assert!(
+                help.contains("--config") && help.contains("--json"),
+                "{}",
+                sub.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn flags_go_over_set_and_set_over_all_else() {
+        let cli = Cli::try_parse_from([
+            "cloud-sync",
+            "run",
+            "--set",
+            "cloud.timeout=10s",
+            "--database-url",
+            "postgresql://h/d",
+            "--listen",
+            "127.0.0.1:9",
+        ])
+        .unwrap();
+        assert_eq!(cli.global.set, [("cloud.timeout".to_owned(), "10s".to_owned())]);
+        let overrides = cli.command.overrides();
+        assert!(overrides.contains(&("source.database_url".to_owned(), "postgresql://h/d".to_owned())));
+        assert!(overrides.contains(&("control.listen".to_owned(), "127.0.0.1:9".to_owned())));
+    }
+}

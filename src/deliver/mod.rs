@@ -1,1 +1,442 @@
-//! Being written.
+//! The cloud's client: it brings batches and files to the cloud, and asks what the cloud has.
+//!
+//! [`Cloud::hello`] learns what the server can do; [`Cloud::deliver`] then takes the best road: `POST /changes` where it
+//! is listed, else row by row (or in bulk), parents before children. Either marks the fate of each change in the batch as
+//! its answer comes, so that a delivery that broke off, or whose future was dropped, goes on with what is pending; what
+//! was sent and not answered is sent again, which is harmless.
+//!
+//! Every status means what DESIGN section 4 says, in one place: `link`. A failure says whether it passes, how long the
+//! server asks to wait, and whether a capability is gone ([`Failure`]).
+
+mod baseline;
+mod changes;
+mod failure;
+mod fields;
+mod files;
+mod link;
+mod list;
+mod rows;
+mod secure;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+use url::Url;
+
+pub use failure::{Failure, Outcome};
+pub(crate) use fields::{pick, plain};
+pub use files::{Pace, UploadFile, Uploaded};
+
+use crate::batch::Batch;
+use crate::catalogue::{Catalogue, Entity};
+use crate::change::{Epoch, Position};
+use crate::error::{Error, Kind, Result};
+use link::{Answer, Link};
+
+/// The smallest request that a 413 makes this client fall back to, in bytes.
+const SMALLEST_REQUEST: usize = 16 * 1024;
+
+/// How to reach the cloud.
+#[derive(Clone)]
+pub struct CloudOptions {
+    /// The API's base URL.
+    pub url: Url,
+    /// The API key, sent as a bearer token.
+    pub key: SecretString,
+    /// How long an answer may take, beside the time that the request's body needs.
+    pub timeout: Duration,
+    /// Whether `http://` to another machine is allowed.
+    pub allow_insecure_http: bool,
+    /// A PEM file of further CA certificates.
+    pub ca_file: Option<PathBuf>,
+    /// The capabilities to use, whatever the server lists; none means those that it lists.
+    pub forced: Option<Vec<String>>,
+    /// How many requests may be under way at once, where order allows it.
+    pub in_flight: usize,
+    /// Whether to compress the bodies of `POST /changes`.
+    pub compress: bool,
+}
+
+/// What a server can do beside the baseline.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize)]
+pub struct Capabilities {
+    /// `POST /bulk/{path}`.
+    pub bulk: bool,
+    /// `DELETE /{path}/{key}`.
+    pub delete: bool,
+    /// `POST /changes`.
+    pub changes: bool,
+    /// `PUT /schema/{path}`.
+    pub schema: bool,
+    /// Resumable uploads at `/files`.
+    pub tus: bool,
+    /// `HEAD /upload/{directory}?hash=…`.
+    pub content_hash: bool,
+}
+
+impl Capabilities {
+    /// The capabilities with these names on the wire; answers also the names that it does not know.
+    pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> (Self, Vec<&'a str>) {
+        let mut known = Self::default();
+        let mut unknown = Vec::new();
+        for name in names {
+            match name {
+                "bulk" => known.bulk = true,
+                "delete" => known.delete = true,
+                "changes" => known.changes = true,
+                "schema" => known.schema = true,
+                "tus" => known.tus = true,
+                "content-hash" => known.content_hash = true,
+                _ => unknown.push(name),
+            }
+        }
+        (known, unknown)
+    }
+
+    /// Their names on the wire.
+    pub fn names(self) -> Vec<&'static str> {
+        [
+            (self.bulk, "bulk"),
+            (self.delete, "delete"),
+            (self.changes, "changes"),
+            (self.schema, "schema"),
+            (self.tus, "tus"),
+            (self.content_hash, "content-hash"),
+        ]
+        .into_iter()
+        .filter_map(|(has, name)| has.then_some(name))
+        .collect()
+    }
+}
+
+/// Where changes come from: positions are ordered within one source and epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The source database's id.
+    pub source_id: String,
+    /// Which outbox its positions belong to.
+    pub epoch: Epoch,
+}
+
+/// What the cloud says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// What to use: what it lists, or what the configuration forces.
+    pub capabilities: Capabilities,
+    /// The site that the key belongs to, where the server says so.
+    pub site: Option<String>,
+    /// The highest position that it has accepted from our source, where it says so.
+    pub high_water: Option<(Epoch, Position)>,
+    /// When it last took something in, in its own words.
+    pub last_sync: Option<String>,
+}
+
+/// An entity's columns, for servers that build their tables from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TableSchema {
+    /// The entity's name.
+    pub entity: String,
+    /// Its resource path.
+    #[serde(skip)]
+    pub path: String,
+    /// The key columns, in order.
+    pub key: Vec<String>,
+    /// Name and PostgreSQL base type of each column, in order.
+    #[serde(serialize_with = "name_and_type")]
+    pub columns: Vec<(String, String)>,
+    /// The retention window's column.
+    pub window: Option<String>,
+}
+
+/// The client. Clones share one HTTP client with its kept connections.
+#[derive(Clone)]
+pub struct Cloud {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    link: Link,
+    catalogue: Arc<Catalogue>,
+    forced: Option<Capabilities>,
+    in_flight: usize,
+    /// Turned off where the server answers that it does not know zstd.
+    compress: AtomicBool,
+    /// How long a request's text may be: learnt from the server's 413.
+    request_bytes: AtomicUsize,
+}
+
+impl Cloud {
+    /// A client for one cloud. It sends nothing yet.
+    ///
+    /// # Errors
+    /// A configuration error: the URL, the key, the CA file, an unknown forced capability.
+    pub fn new(options: CloudOptions, catalogue: Arc<Catalogue>) -> Result<Self> {
+        let forced = match &options.forced {
+            None => None,
+            Some(names) => match Capabilities::from_names(names.iter().map(String::as_str)) {
+                (known, unknown) if unknown.is_empty() => Some(known),
+                (_, unknown) => {
+                    let cause = format!("there is no capability {:?}", unknown[0]);
+                    return Err(Error::config("use cloud.capabilities", cause).remedy(
+                        "set \"auto\" or a list of bulk, delete, changes, schema, tus, content-hash",
+                    ));
+                }
+            },
+        };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                link: Link::new(&options)?,
+                catalogue,
+                forced,
+                in_flight: options.in_flight.max(1),
+                compress: AtomicBool::new(options.compress),
+                request_bytes: AtomicUsize::new(usize::MAX),
+            }),
+        })
+    }
+
+    /// Asks the cloud who it is and what it can do: `GET /sync-status`.
+    pub async fn hello(&self, origin: &Origin) -> Outcome<Hello> {
+        let operation = "ask the cloud for its status";
+        let link = &self.inner.link;
+        let reply = match link
+            .call(operation, link.request(Method::GET, "sync-status"), 0)
+            .await?
+        {
+            Answer::Accepted(reply) => reply,
+            Answer::Refused { status, .. } => {
+                return Err(Failure::protocol(
+                    operation,
+                    format!("the cloud answered {status} to GET /sync-status"),
+                    "check cloud.url: it must be the API's base URL, as in https://cloud.example/api",
+                )
+                .with_status(status));
+            }
+        };
+        let status: Status<'_> = reply.json(operation)?;
+        if status.status != "ok" {
+            return Err(Failure::protocol(
+                operation,
+                format!("its status is {:?}, not \"ok\"", link.clean(&status.status)),
+                "look at the cloud's own logs",
+            ));
+        }
+        let listed = status.capabilities.unwrap_or_default();
+        let capabilities = self
+            .inner
+            .forced
+            .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(|name| &**name)).0);
+        let high_water = match status.sources {
+            Some(sources) if capabilities.changes => {
+                high_water(sources, &origin.source_id).ok_or_else(|| {
+                    Failure::protocol(
+                        operation,
+                        "its list of sources does not say epoch and position",
+                        "check the cloud's server",
+                    )
+                })?
+            }
+            _ => None,
+        };
+        Ok(Hello {
+            capabilities,
+            site: status.site.map(|site| link.clean(&site)),
+            high_water,
+            last_sync: status.last_sync.and_then(plain).map(|text| link.clean(&text)),
+        })
+    }
+
+    /// Brings what is pending in the batch to the cloud, and marks the fate of each change.
+    ///
+    /// # Errors
+    /// What stopped it: the cloud is away, refuses the key, or breaks its contract. What it had not yet answered stays
+    /// pending, and the next call goes on there. A change that the cloud refuses for good is no error; it is marked.
+    pub async fn deliver(
+        &self,
+        capabilities: Capabilities,
+        origin: &Origin,
+        batch: &mut Batch,
+    ) -> Outcome<()> {
+        baseline::settle(self, capabilities, batch);
+        if capabilities.changes {
+            changes::deliver(self, origin, batch).await
+        } else {
+            baseline::deliver(self, capabilities, batch).await
+        }
+    }
+
+    /// Tells the cloud an entity's columns: `PUT /schema/{path}`. Only where `schema` is listed.
+    pub async fn put_schema(&self, schema: &TableSchema) -> Outcome<()> {
+        let operation = format!("tell the cloud the columns of {}", schema.entity);
+        let body = serde_json::to_vec(schema)
+            .map_err(|error| Error::new(Kind::Local, operation.as_str(), error.to_string()))?;
+        let link = &self.inner.link;
+        let bytes = body.len();
+        let request = link
+            .request(Method::PUT, &format!("schema/{}", schema.path))
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        match link.call(&operation, request, bytes).await? {
+            Answer::Accepted(reply) => reply.json::<Done>(&operation)?.check(&operation),
+            Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
+                Err(Failure::capability(&operation, "schema", status))
+            }
+            Answer::Refused { status, words } => Err(refused(&operation, status, &words)),
+        }
+    }
+
+    /// Calls `row` for each object that the cloud has of the entity, or of its last `days` days. The list is streamed:
+    /// one row is held at a time. An error of `row` ends it.
+    pub async fn list(
+        &self,
+        entity: usize,
+        days: Option<u32>,
+        row: impl FnMut(&RawValue) -> Result<()>,
+    ) -> Outcome<()> {
+        let entity = self.entity(entity);
+        let operation = format!("list {} in the cloud", entity.name);
+        list::list(&self.inner.link, &operation, &entity.path, days, row).await
+    }
+
+    /// Sends a file to `POST /upload/{directory}`, read and hashed as it goes.
+    ///
+    /// # Errors
+    /// Beside the cloud's: [`Kind::Media`] where the file cannot be read, changed meanwhile, or arrived with another
+    /// content hash.
+    pub async fn upload(&self, directory: &str, file: UploadFile) -> Outcome<Uploaded> {
+        files::upload(&self.inner.link, directory, file).await
+    }
+
+    /// The URL of the content with this hash, where the cloud already has it: `HEAD /upload/{directory}?hash=…`. Only
+    /// where `content-hash` is listed.
+    pub async fn find_content(&self, directory: &str, hash: &blake3::Hash) -> Outcome<Option<String>> {
+        files::find(&self.inner.link, directory, hash).await
+    }
+
+    /// The catalogue whose entities it delivers.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.inner.catalogue
+    }
+
+    fn entity(&self, entity: usize) -> &Entity {
+        &self.inner.catalogue.entities()[entity]
+    }
+
+    /// What a delivery of these changes is called in messages.
+    fn operation(&self, batch: &Batch, places: &[usize]) -> String {
+        let mut entities = places.iter().map(|&nth| batch.changes()[nth].entity);
+        match entities.next() {
+            Some(first) if entities.all(|other| other == first) => self.pushing(first),
+            _ => "push changes to the cloud".to_owned(),
+        }
+    }
+
+    fn pushing(&self, entity: usize) -> String {
+        format!("push {} to the cloud", self.entity(entity).name)
+    }
+
+    fn request_bytes(&self) -> usize {
+        self.inner.request_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the server found a request of this many bytes of text too long.
+    fn too_long(&self, bytes: usize) {
+        let fits = (bytes / 2).max(SMALLEST_REQUEST);
+        self.inner.request_bytes.fetch_min(fits, Ordering::Relaxed);
+    }
+}
+
+/// Cuts a run of changes into pieces of at most `limit` bytes, or of one change.
+fn split_by_bytes(places: &[usize], limit: usize, bytes: impl Fn(usize) -> usize) -> Vec<&[usize]> {
+    let mut pieces = Vec::new();
+    let (mut start, mut sum) = (0, 0_usize);
+    for (at, &nth) in places.iter().enumerate() {
+        let more = bytes(nth);
+        if at > start && sum.saturating_add(more) > limit {
+            pieces.push(&places[start..at]);
+            (start, sum) = (at, 0);
+        }
+        sum = sum.saturating_add(more);
+    }
+    if start < places.len() {
+        pieces.push(&places[start..]);
+    }
+    pieces
+}
+
+fn refused(operation: &str, status: u16, words: &str) -> Failure {
+    Failure::new(
+        Kind::CloudRefused,
+        operation,
+        format!("the cloud answered {status}: {words}"),
+    )
+    .with_status(status)
+}
+
+/// `GET /sync-status`, as far as it matters.
+#[derive(Deserialize)]
+struct Status<'a> {
+    status: String,
+    #[serde(default, borrow)]
+    last_sync: Option<&'a RawValue>,
+    #[serde(default)]
+    capabilities: Option<Vec<String>>,
+    #[serde(default)]
+    site: Option<String>,
+    #[serde(default, borrow)]
+    sources: Option<&'a RawValue>,
+}
+
+/// `{"success":true, …}`.
+#[derive(Deserialize)]
+struct Done {
+    success: bool,
+}
+
+impl Done {
+    fn check(&self, operation: &str) -> Outcome<()> {
+        if self.success {
+            return Ok(());
+        }
+        Err(Failure::protocol(
+            operation,
+            "the cloud answered 200 and yet success: false",
+            "the contract wants a 4xx for what is refused: look at the cloud's own logs",
+        ))
+    }
+}
+
+/// None where the text is not a map of sources; a source that is not in it has no high water.
+fn high_water(sources: &RawValue, source_id: &str) -> Option<Option<(Epoch, Position)>> {
+    #[derive(Deserialize)]
+    struct HighWater {
+        epoch: Epoch,
+        position: Position,
+    }
+    match pick(sources.get(), &[source_id]).ok()?.first()? {
+        Some(one) => {
+            let one: HighWater = serde_json::from_str(one.get()).ok()?;
+            Some(Some((one.epoch, one.position)))
+        }
+        None => Some(None),
+    }
+}
+
+fn name_and_type<S: Serializer>(
+    columns: &[(String, String)],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Column<'a> {
+        name: &'a str,
+        r#type: &'a str,
+    }
+    serializer.collect_seq(columns.iter().map(|(name, kind)| Column { name, r#type: kind }))
+}

@@ -1,1 +1,37 @@
-//! Being written.
+//! The site's database: capture is installed in it, changes are read from it, and nothing in it is ever blocked.
+//!
+//! [`connect`] holds the sessions, [`describe`] knows the tables, [`image`] writes the SQL of a row's image, [`install`]
+//! puts capture in place and takes it away, [`identity`] says whose outbox it is, [`wake`] sleeps until a commit,
+//! [`outbox`] reads windows and trims, [`recapture`] captures rows anew, [`backfill`] reads what stood before.
+//!
+//! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
+
+pub mod backfill;
+pub mod connect;
+pub mod describe;
+pub mod identity;
+pub mod image;
+pub mod install;
+pub mod outbox;
+pub mod recapture;
+pub mod wake;
+
+/// Quotes a name for SQL.
+pub fn quote_name(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Quotes a text for SQL.
+pub fn quote_text(text: &str) -> String {
+    if text.contains('\\') {
+        format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    } else {
+        format!("'{}'", text.replace('\'', "''"))
+    }
+}
+
+/// An SQL array of texts.
+pub(crate) fn text_array<S: AsRef<str>>(texts: &[S]) -> String {
+    let quoted: Vec<_> = texts.iter().map(|text| quote_text(text.as_ref())).collect();
+    format!("array[{}]::text[]", quoted.join(", "))
+}

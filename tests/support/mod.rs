@@ -1,3 +1,6 @@
 //! What the integration tests stand on.
 
-pub mod postgres;
+pub(crate) mod baseline;
+mod fault;
+pub(crate) mod postgres;
+mod wire;

@@ -1,0 +1,46 @@
+# cloud-sync's own targets. `make` alone lists them.
+
+CARGO ?= cargo
+ARGS ?=
+# Installing needs root: nothing in front where we are root, sudo elsewhere.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint prerequisites compiler postgresql
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: compiler ## build the release binary, target/release/cloud-sync
+	$(CARGO) build --release
+
+demo: prerequisites ## show it live: a sample school, its cloud, and the replicator; flags in ARGS="…"
+	$(CARGO) run --release -- demo $(ARGS)
+
+test: prerequisites ## run every test
+	$(CARGO) test --no-fail-fast
+
+lint: compiler ## formatting, and clippy with warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+prerequisites: compiler postgresql ## install what building and the private servers need, where it is missing
+
+# Some dependencies (zstd, ring) hold C and assembly.
+compiler:
+	@command -v cc >/dev/null || { \
+	  echo "no C compiler: installing build-essential"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends build-essential; }
+
+# Demo and tests run private servers of their own; the distribution's default cluster is neither needed nor wanted.
+postgresql:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
+	  echo "no PostgreSQL server: installing the distribution's"; \
+	  $(SUDO) apt-get update && \
+	  if [ ! -e /etc/postgresql-common/createcluster.conf ]; then \
+	    $(SUDO) mkdir -p /etc/postgresql-common && \
+	    echo "create_main_cluster = false" | $(SUDO) tee /etc/postgresql-common/createcluster.conf >/dev/null; \
+	  fi && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+	    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold postgresql; }

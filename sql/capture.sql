@@ -1,0 +1,26 @@
+-- The capture function of one entity for one event: writes the statement's rows to the outbox, and wakes the replicator.
+--
+-- {function}   its name
+-- {slots}      one branch a slot, which inserts the query for (op, key, image) over the transition tables
+-- {settings}   settings that the images need pinned
+-- {wake}       the advisory lock that the replicator holds only while it sleeps
+--
+-- Runs as its owner, so that the application's role needs no right on the outbox. The replicator is notified only
+-- while it sleeps: commits with a NOTIFY queue up behind one lock of the whole server. The shared lock is given back at
+-- once: held to the commit, one long transaction would keep the replicator from ever sleeping. A transaction that has
+-- notified cannot be prepared, so where prepared transactions are possible nobody notifies, and the replicator polls.
+create or replace function cloud_sync.{function}() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp {settings} as $capture$
+declare
+    slot integer := (nextval('cloud_sync.position') >> 16) & 3;
+begin
+{slots}
+    if found then
+        if pg_try_advisory_lock_shared({wake}) then
+            perform pg_advisory_unlock_shared({wake});
+        elsif current_setting('max_prepared_transactions') = '0' then
+            perform pg_notify('cloud_sync', '');
+        end if;
+    end if;
+    return null;
+end $capture$;

@@ -1,0 +1,22 @@
+-- One batch of a window: the rows that are visible in snapshot hi and not in snapshot lo, in the order of positions.
+--
+-- $1 the position to go on after   $2 hi   $3 lo   $4 rows at most   $5 bytes at most (one row goes in any case)
+-- Returns position, entity number, op, captured at (microseconds since 1970), key, image.
+--
+-- Positions are taken before commit, so `position > last` would lose what commits late; and comparing transaction
+-- numbers would read a later change of a row before an earlier one. Row locks make the positions of one row rise in
+-- commit order, so the order of positions within a window is right.
+select position, entity, op, (extract(epoch from captured_at) * 1000000)::bigint, key, image
+from (
+    select position, entity, op, captured_at, key, image,
+           sum(octet_length(key) + coalesce(octet_length(image), 0) + 64)
+               over (order by position rows between unbounded preceding and 1 preceding) as bytes_before
+    from cloud_sync.outbox
+    where position > $1
+      and pg_visible_in_snapshot(xid, $2::text::pg_snapshot)
+      and not pg_visible_in_snapshot(xid, $3::text::pg_snapshot)
+    order by position
+    limit $4
+) as bounded
+where coalesce(bytes_before, 0) < $5
+order by position

@@ -1,0 +1,76 @@
+//! `init`: installs capture in the site's database.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use serde::Serialize;
+
+use super::{Context, SiteFlags, output};
+use crate::error::Result;
+use crate::source::install::{self, Installed};
+
+const EXAMPLES: &str = "\
+Examples:
+  cloud-sync init                  install capture, or bring it up to date
+  cloud-sync init --new-epoch      after the database was restored from a dump";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct InitArgs {
+    /// Declare the outbox a new one, after a restore: the cloud takes its positions as later than all before
+    #[arg(long)]
+    pub(super) new_epoch: bool,
+    #[command(flatten)]
+    pub(super) site: SiteFlags,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    epoch: i64,
+    attached: Vec<String>,
+    unchanged: Vec<String>,
+    detached: Vec<String>,
+}
+
+pub(super) async fn execute(context: &Context, args: InitArgs) -> Result<ExitCode> {
+    let settings = context.settings();
+    let Installed {
+        attached,
+        unchanged,
+        detached,
+        epoch,
+    } = install::init(
+        settings.require_database_url()?,
+        &settings.catalogue,
+        args.new_epoch,
+    )
+    .await?;
+    let answer = Answer {
+        epoch,
+        attached,
+        unchanged,
+        detached,
+    };
+    output::show(context.json, &answer, describe)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(answer: &Answer) -> String {
+    let mut lines = Vec::new();
+    for (names, what) in [
+        (&answer.attached, "capture installed"),
+        (&answer.unchanged, "already in place"),
+        (&answer.detached, "no longer in the catalogue: capture removed"),
+    ] {
+        lines.extend(names.iter().map(|name| format!("{name:<24} {what}")));
+    }
+    lines.push(format!("capture is in place, epoch {}", answer.epoch));
+    if !answer.attached.is_empty() {
+        lines.push(
+            "rows that stood before are pushed by `cloud-sync backfill`, changes from now on by `cloud-sync run`"
+                .to_owned(),
+        );
+    }
+    lines.join("\n")
+}

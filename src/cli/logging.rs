@@ -1,0 +1,57 @@
+//! Logs: to stderr, without colours where that is no terminal.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Error, Result};
+
+/// Begins to log. `--log` goes over `-v`, that over `RUST_LOG`; a command that runs until it is stopped tells more.
+///
+/// # Errors
+/// A configuration error where the filter is not understood.
+pub(super) fn start(log: Option<&str>, verbose: u8, long_lived: bool) -> Result<()> {
+    let variable = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = match (log, verbose, variable) {
+        (Some(text), _, _) => filter("--log", text)?,
+        (None, 0, Some(text)) => filter("RUST_LOG", &text)?,
+        (None, 0, None) if long_lived => EnvFilter::new("warn,cloud_sync=info"),
+        (None, 0, None) => EnvFilter::new("warn"),
+        (None, 1, _) => EnvFilter::new("warn,cloud_sync=debug"),
+        (None, _, _) => EnvFilter::new("debug,cloud_sync=trace"),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init()
+        .map_err(|error| Error::config("start the log", error.to_string()))
+}
+
+/// A lone level is meant for this program; its libraries stay at warnings.
+fn filter(place: &str, text: &str) -> Result<EnvFilter> {
+    let text = if text.contains([',', '=']) || text == "off" {
+        text.to_owned()
+    } else {
+        format!("warn,cloud_sync={text}")
+    };
+    EnvFilter::try_new(text).map_err(|error| {
+        Error::config(format!("use {place}"), error.to_string())
+            .remedy("give error, warn, info, debug or trace, or a filter such as cloud_sync::deliver=debug")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_filters_are_understood() {
+        assert_eq!(
+            filter("--log", "debug").unwrap().to_string(),
+            "cloud_sync=debug,warn"
+        );
+        assert!(filter("--log", "cloud_sync::deliver=trace,info").is_ok());
+        assert!(filter("--log", "loud").is_err());
+    }
+}

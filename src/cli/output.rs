@@ -1,0 +1,50 @@
+//! What commands print: one JSON document, or text for people. A reader that has gone away is no error.
+
+use std::io::Write;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::error::{Error, Kind, Result};
+
+/// Prints the value as JSON, or the text that `human` makes of it.
+pub(super) fn show<T: Serialize>(json: bool, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
+    let text = if json {
+        serde_json::to_string_pretty(value)
+            .map_err(|error| Error::new(Kind::Local, "write JSON", error.to_string()))?
+    } else {
+        human(value)
+    };
+    write(text.trim_end())
+}
+
+/// Tells why the command failed: on stderr, and as JSON on stdout where JSON was asked for.
+pub(super) fn failure(error: &Error, json: bool) {
+    // There is no place left to tell that stderr is closed.
+    let _ = writeln!(std::io::stderr(), "error: {error}");
+    if json {
+        let body = json!({"success": false, "errors": [error.to_string()]});
+        let _ = write(&format!("{body:#}"));
+    }
+}
+
+/// Rows below a header, in columns as wide as they need.
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header.iter().copied())
+        .add_rows(rows);
+    table.trim_fmt()
+}
+
+fn write(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Error::local("write to stdout", error)),
+    }
+}

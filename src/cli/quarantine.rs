@@ -1,0 +1,191 @@
+//! `quarantine`: decides on changes that the cloud refused for good.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use serde_json::json;
+
+use super::{Context, SiteFlags, output};
+use crate::change::Position;
+use crate::error::{Error, Result};
+use crate::quarantine::{self, Entry};
+use crate::replicator::connect;
+use crate::source::{describe, install};
+
+const EXAMPLES: &str = "\
+Examples:
+  cloud-sync quarantine list
+  cloud-sync quarantine list --entity leaves --json
+  cloud-sync quarantine show 120017
+  cloud-sync quarantine retry 120017 120018
+  cloud-sync quarantine retry --all
+  cloud-sync quarantine discard 120017";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct QuarantineArgs {
+    #[command(subcommand)]
+    pub(super) action: Action,
+    #[command(flatten)]
+    pub(super) site: SiteFlags,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Action {
+    /// The refused changes, with the cloud's reason
+    List {
+        /// Only this entity
+        #[arg(long, value_name = "NAME")]
+        entity: Option<String>,
+        /// At most this many, the oldest first
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+    },
+    /// One refused change in full, its row included
+    Show {
+        /// Its position, as list tells it
+        #[arg(value_parser = position)]
+        position: Position,
+    },
+    /// Send changes again: each row's present state
+    Retry(Chosen),
+    /// Give changes up: the cloud stays without them
+    Discard(Chosen),
+}
+
+/// Which refused changes are meant.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Chosen {
+    /// Their positions, as list tells them
+    #[arg(value_name = "POSITION", value_parser = position)]
+    pub(super) positions: Vec<Position>,
+    /// All of them
+    #[arg(long)]
+    pub(super) all: bool,
+}
+
+fn position(text: &str) -> std::result::Result<Position, String> {
+    text.parse()
+        .map(Position)
+        .map_err(|_| "a position is a whole number, as list tells it".to_owned())
+}
+
+pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<ExitCode> {
+    let settings = context.settings();
+    let session = connect(settings, "quarantine").await?;
+    let client = session.client();
+    if !install::installed(client).await? {
+        return Err(install::not_installed());
+    }
+    match args.action {
+        Action::List { entity, limit } => {
+            if let Some(name) = &entity {
+                settings.catalogue.select(std::slice::from_ref(name))?;
+            }
+            let mut entries = quarantine::list(client, entity.as_deref()).await?;
+            let all = entries.len();
+            entries.truncate(limit as usize);
+            output::show(context.json, &entries, |entries| listed(entries, all))?;
+        }
+        Action::Show { position } => {
+            let entries = quarantine::show(client, position).await?;
+            if entries.is_empty() {
+                return Err(nothing(position));
+            }
+            output::show(context.json, &entries, |entries| {
+                entries.iter().map(shown).collect::<Vec<_>>().join("\n\n")
+            })?;
+        }
+        Action::Retry(chosen) => {
+            let entries = choose(quarantine::list(client, None).await?, &chosen)?;
+            let tables = describe::tables(client, &settings.catalogue).await?;
+            let attached = install::attached(client, &settings.catalogue, &tables).await?;
+            let count = quarantine::retry(client, &settings.catalogue, &tables, &attached, &entries).await?;
+            output::show(context.json, &json!({"success": true, "captured": count}), |_| {
+                format!(
+                    "{count} rows are captured anew; the running replicator delivers them, or the next `cloud-sync run`"
+                )
+            })?;
+        }
+        Action::Discard(chosen) => {
+            let entries = choose(quarantine::list(client, None).await?, &chosen)?;
+            let count = quarantine::discard(client, &entries).await?;
+            output::show(
+                context.json,
+                &json!({"success": true, "discarded": count}),
+                |_| format!("{count} refused changes are given up"),
+            )?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn nothing(position: Position) -> Error {
+    Error::config(
+        format!("find position {position} in quarantine"),
+        "no refused change has it",
+    )
+    .remedy("see `cloud-sync quarantine list`")
+}
+
+/// The chosen entries; every given position must be one's.
+fn choose(entries: Vec<Entry>, chosen: &Chosen) -> Result<Vec<Entry>> {
+    for position in &chosen.positions {
+        if !entries.iter().any(|entry| entry.position == position.0) {
+            return Err(nothing(*position));
+        }
+    }
+    Ok(entries
+        .into_iter()
+        .filter(|entry| chosen.all || chosen.positions.contains(&Position(entry.position)))
+        .collect())
+}
+
+fn listed(entries: &[Entry], all: usize) -> String {
+    if entries.is_empty() {
+        return "the quarantine is empty".to_owned();
+    }
+    let rows = entries.iter().map(|entry| {
+        vec![
+            entry.position.to_string(),
+            entry.entity.clone(),
+            entry.key.clone(),
+            entry.refused_at.clone(),
+            entry.attempts.to_string(),
+            format!("{} {}", entry.code, entry.error),
+        ]
+    });
+    let mut text = output::table(
+        &[
+            "position",
+            "entity",
+            "key",
+            "refused at",
+            "times",
+            "the cloud's answer",
+        ],
+        rows,
+    );
+    if entries.len() < all {
+        text.push_str(&format!("\n{} more: see --limit", all - entries.len()));
+    }
+    text
+}
+
+fn shown(entry: &Entry) -> String {
+    format!(
+        "position   {}\nentity     {}\nkey        {}\noperation  {}\nrefused    {} times, first {}, last {}\nanswer     {} {}\nrow        {}",
+        entry.position,
+        entry.entity,
+        entry.key,
+        if entry.op == "d" { "delete" } else { "upsert" },
+        entry.attempts,
+        entry.first_refused_at,
+        entry.refused_at,
+        entry.code,
+        entry.error,
+        entry.image.as_deref().unwrap_or("none"),
+    )
+}

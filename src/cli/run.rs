@@ -1,0 +1,44 @@
+//! `run`: replicates continuously and serves the operator API.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Context, SiteFlags, given};
+use crate::error::Result;
+use crate::replicator::Replicator;
+use crate::shutdown::Shutdown;
+
+const EXAMPLES: &str = "\
+Examples:
+  cloud-sync run
+  cloud-sync run --config /etc/cloud-sync.toml
+  cloud-sync run --listen 127.0.0.1:9000 --set schedule.sync=off";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct RunArgs {
+    /// Where the operator API listens, for control.listen
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    #[command(flatten)]
+    site: SiteFlags,
+}
+
+impl RunArgs {
+    pub(super) fn overrides(&self) -> Vec<(String, String)> {
+        let mut overrides = self.site.overrides();
+        overrides.extend(given([("control.listen", &self.listen)]));
+        overrides
+    }
+}
+
+pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCode> {
+    let shutdown = Shutdown::listen()?;
+    Replicator::new(context.settings())?
+        .run(shutdown.token(), |address| {
+            tracing::info!(%address, "the operator API listens");
+        })
+        .await?;
+    Ok(ExitCode::SUCCESS)
+}

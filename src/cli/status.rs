@@ -1,0 +1,223 @@
+//! `status`: how the replicator stands, asked of the running daemon.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+use jiff::{Timestamp, tz::TimeZone};
+
+use super::{Context, SiteFlags, output};
+use crate::control::StatusReport;
+use crate::control::client::Client;
+use crate::error::Result;
+use crate::replicator::offline_status;
+
+const EXAMPLES: &str = "\
+Examples:
+  cloud-sync status
+  cloud-sync status --json";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    pub(super) site: SiteFlags,
+}
+
+pub(super) async fn execute(context: &Context, _args: StatusArgs) -> Result<ExitCode> {
+    let status = match Client::new(context.settings())?.status().await? {
+        Some(status) => status,
+        None => offline_status(context.settings()).await?,
+    };
+    output::show(context.json, &status, |status| {
+        describe(status, &TimeZone::system())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The status for people: one line a subject, times in `zone`.
+fn describe(status: &StatusReport, zone: &TimeZone) -> String {
+    let mut lines = Lines(String::new());
+    let since = status
+        .running_since
+        .map_or(String::new(), |since| format!(", since {}", local(since, zone)));
+    let reason = status
+        .reason
+        .as_ref()
+        .map_or(String::new(), |reason| format!(": {reason}"));
+    lines.add("state", format!("{}{since}{reason}", status.state.word()));
+    lines.add("source", source(status));
+    lines.add("cloud", cloud(status));
+    lines.add(
+        "lag",
+        status.lag.map_or("unknown".to_owned(), |lag| match lag.changes {
+            0 => "none".to_owned(),
+            changes => format!("{changes} changes, the oldest {} old", span(lag.age_seconds)),
+        }),
+    );
+    if let Some(latency) = &status.latency {
+        lines.add(
+            "latency",
+            format!(
+                "p50 {:.1} ms, p99 {:.1} ms, from capture to acceptance",
+                latency.p50_ms, latency.p99_ms
+            ),
+        );
+    }
+    if let Some(checkpoint) = &status.checkpoint {
+        lines.add("checkpoint", format!("position {}", checkpoint.position));
+    }
+    lines.add("last sync", last_sync(status, zone));
+    lines.add(
+        "next sync",
+        status
+            .next_sync
+            .map_or("none is scheduled".to_owned(), |next| local(next, zone)),
+    );
+    let counts = &status.counts;
+    lines.add(
+        "counts",
+        format!(
+            "{} accepted, {} refused, {} superseded, in {} batches of {}",
+            counts.accepted,
+            counts.refused,
+            counts.collapsed,
+            counts.batches,
+            size(counts.bytes)
+        ),
+    );
+    for (entity, accepted) in status.entities.iter().filter(|&(_, &accepted)| accepted > 0) {
+        lines.add("", format!("{entity} {accepted}"));
+    }
+    lines.add(
+        "quarantine",
+        match status.quarantine {
+            None => "unknown".to_owned(),
+            Some(0) => "empty".to_owned(),
+            Some(count) => format!("{count} refused changes: see cloud-sync quarantine list"),
+        },
+    );
+    let files = &status.files;
+    lines.add(
+        "files",
+        format!(
+            "{} waiting, {} uploaded ({}), {} missing, {} failed",
+            files.waiting,
+            files.uploaded,
+            size(files.bytes),
+            files.missing,
+            files.failed
+        ),
+    );
+    lines.add("outbox", status.outbox_bytes.map_or("unknown".to_owned(), size));
+    lines.0
+}
+
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, subject: &str, text: impl AsRef<str>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "{subject:<11} {}", text.as_ref());
+    }
+}
+
+fn source(status: &StatusReport) -> String {
+    let source = &status.source;
+    let mut text = reach(source.reachable, source.last_error.as_deref());
+    if let Some(id) = &source.id {
+        text = format!("{id}, {text}");
+    }
+    if let Some(epoch) = source.epoch.filter(|&epoch| epoch > 1) {
+        text.push_str(&format!(", epoch {epoch}"));
+    }
+    text
+}
+
+fn cloud(status: &StatusReport) -> String {
+    let cloud = &status.cloud;
+    let reach = reach(cloud.reachable, cloud.last_error.as_deref());
+    let url = cloud.url.as_deref().unwrap_or("not set");
+    if cloud.capabilities.is_empty() {
+        format!("{url}, {reach}")
+    } else {
+        format!("{url}, {reach}, with {}", cloud.capabilities.join(", "))
+    }
+}
+
+fn reach(reachable: Option<bool>, error: Option<&str>) -> String {
+    match (reachable, error) {
+        (None, _) => "not asked yet".to_owned(),
+        (Some(true), _) => "reachable".to_owned(),
+        (Some(false), None) => "not reachable".to_owned(),
+        (Some(false), Some(error)) => format!("not reachable ({error})"),
+    }
+}
+
+fn last_sync(status: &StatusReport, zone: &TimeZone) -> String {
+    let Some(sync) = &status.last_sync else {
+        return "none yet".to_owned();
+    };
+    let rows: usize = sync.summary.iter().map(|(_, count)| count).sum();
+    let mut text = format!("{}, {rows} rows pushed", local(sync.finished_at, zone));
+    for error in &sync.errors {
+        text.push_str("; ");
+        text.push_str(error);
+    }
+    text
+}
+
+fn local(time: Timestamp, zone: &TimeZone) -> String {
+    time.to_zoned(zone.clone())
+        .strftime("%Y-%m-%d %H:%M:%S")
+        .to_string()
+}
+
+fn span(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 120.0 => format!("{seconds:.1} s"),
+        seconds if seconds < 7200.0 => format!("{:.0} min", seconds / 60.0),
+        seconds if seconds < 172_800.0 => format!("{:.1} h", seconds / 3600.0),
+        seconds => format!("{:.1} days", seconds / 86_400.0),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::status::{Lag, State};
+
+    #[test]
+    fn people_see_each_subject_on_a_line() {
+        let mut status = StatusReport::unknown(State::BackingOff);
+        status.running_since = Some("2026-11-22T00:00:00Z".parse().unwrap());
+        status.reason = Some("the cloud is away".into());
+        status.cloud.url = Some("https://cloud.example/api".into());
+        status.cloud.reachable = Some(false);
+        status.cloud.last_error = Some("connection refused".into());
+        status.lag = Some(Lag {
+            changes: 12,
+            age_seconds: 7200.0,
+        });
+        status.quarantine = Some(1);
+        status.entities = [("rooms".to_owned(), 7), ("cameras".to_owned(), 0)]
+            .into_iter()
+            .collect();
+        let text = describe(&status, &TimeZone::UTC);
+        for line in [
+            "state       backing off, since 2026-11-22 00:00:00: the cloud is away",
+            "cloud       https://cloud.example/api, not reachable (connection refused)",
+            "lag         12 changes, the oldest 2.0 h old",
+            "            rooms 7",
+            "next sync   none is scheduled",
+            "quarantine  1 refused changes: see cloud-sync quarantine list",
+        ] {
+            assert!(text.lines().any(|other| other == line), "no {line:?} in\n{text}");
+        }
+        assert!(!text.contains("cameras"));
+    }
+}

@@ -1,0 +1,203 @@
+//! `cloud-sync.toml`: its keys against the table, its values' types against each key's shape.
+//!
+//! Values come out as text, in the form that the environment would give them in, so that one set of parsers serves
+//! all layers. No message repeats a line of the file: it may hold a secret.
+
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::entity;
+use super::keys::{self, KEYS, Key, Shape, near};
+use super::value::Parsed;
+use crate::catalogue::Entity;
+use crate::error::{Error, Result};
+
+/// What the file sets.
+pub(super) struct File {
+    /// Each key that it sets, its value as text, and the line.
+    pub(super) values: Vec<(&'static Key, String, usize)>,
+    /// The entities of `[[entity]]`, where there are any.
+    pub(super) entities: Option<Vec<Entity>>,
+}
+
+/// The file's text and name, to tell places in it.
+pub(super) struct Place<'a> {
+    pub(super) path: &'a Path,
+    text: &'a str,
+}
+
+impl Place<'_> {
+    pub(super) fn line(&self, span: &std::ops::Range<usize>) -> usize {
+        let end = span.start.min(self.text.len());
+        1 + self.text.as_bytes()[..end]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count()
+    }
+
+    /// An error about `subject` in this file.
+    pub(super) fn wrong(
+        &self,
+        subject: &str,
+        span: &std::ops::Range<usize>,
+        cause: impl Into<String>,
+    ) -> Error {
+        Error::config(
+            format!(
+                "use {subject} in {}, line {}",
+                self.path.display(),
+                self.line(span)
+            ),
+            cause,
+        )
+    }
+}
+
+/// Reads the file's text.
+///
+/// # Errors
+/// A configuration error that names the line: no TOML, an unknown section or key, a value of another type.
+pub(super) fn read(path: &Path, text: &str) -> Result<File> {
+    let place = Place { path, text };
+    let document = DeTable::parse(text).map_err(|error| {
+        let span = error.span().unwrap_or(0..0);
+        Error::config(
+            format!("read {}, line {}", path.display(), place.line(&span)),
+            error.message().to_owned(),
+        )
+        .remedy("write it as TOML: [section], then key = value, with text in quotes")
+    })?;
+    let mut file = File {
+        values: Vec::new(),
+        entities: None,
+    };
+    for (name, value) in document.get_ref() {
+        let section = name.get_ref().as_ref();
+        if section == "entity" {
+            file.entities = Some(entity::read(&place, value)?);
+            continue;
+        }
+        if !KEYS.iter().any(|key| key.section() == section) {
+            return Err(unknown_section(&place, name, value));
+        }
+        let Some(table) = value.get_ref().as_table() else {
+            return Err(place
+                .wrong(section, &name.span(), "it is a section, not a key")
+                .remedy(format!(
+                    "write [{section}] on a line of its own, and its keys below"
+                )));
+        };
+        for (name, value) in table {
+            file.values.push(setting(&place, section, name, value)?);
+        }
+    }
+    Ok(file)
+}
+
+fn setting(
+    place: &Place<'_>,
+    section: &str,
+    name: &Spanned<toml::de::DeString<'_>>,
+    value: &Spanned<DeValue<'_>>,
+) -> Result<(&'static Key, String, usize)> {
+    let dotted = format!("{section}.{}", name.get_ref());
+    let Some(key) = keys::find(&dotted) else {
+        let leaves: Vec<&str> = KEYS
+            .iter()
+            .filter(|key| key.section() == section)
+            .map(Key::leaf)
+            .collect();
+        let error = place.wrong(&dotted, &name.span(), "there is no such key");
+        return Err(match near(name.get_ref(), leaves.iter().copied()) {
+            Some(meant) => error.remedy(format!("did you mean {meant}?")),
+            None => error.remedy(format!("[{section}] has {}", leaves.join(", "))),
+        });
+    };
+    let text = text_of(key.shape, value.get_ref()).map_err(|why| {
+        place
+            .wrong(key.name, &value.span(), "its value has the wrong type")
+            .remedy(format!("it {why}"))
+    })?;
+    Ok((key, text, place.line(&name.span())))
+}
+
+fn unknown_section(
+    place: &Place<'_>,
+    name: &Spanned<toml::de::DeString<'_>>,
+    value: &Spanned<DeValue<'_>>,
+) -> Error {
+    let mut sections: Vec<&str> = KEYS.iter().map(Key::section).collect();
+    sections.dedup();
+    sections.push("entity");
+    if value.get_ref().is_table() || value.get_ref().is_array() {
+        let error = place.wrong(
+            &format!("[{}]", name.get_ref()),
+            &name.span(),
+            "there is no such section",
+        );
+        return match near(name.get_ref(), sections.iter().copied()) {
+            Some(meant) => error.remedy(format!("did you mean [{meant}]?")),
+            None => error.remedy(format!("the sections are {}", sections.join(", "))),
+        };
+    }
+    let error = place.wrong(name.get_ref(), &name.span(), "it stands in no section");
+    match KEYS.iter().find(|key| key.leaf() == name.get_ref().as_ref()) {
+        Some(key) => error.remedy(format!("move it below [{}]", key.section())),
+        None => error.remedy(format!("the sections are {}", sections.join(", "))),
+    }
+}
+
+fn text_of(shape: Shape, value: &DeValue<'_>) -> Parsed<String> {
+    match (shape, value) {
+        (Shape::Bool, DeValue::Boolean(value)) => Ok(value.to_string()),
+        (Shape::Bool, _) => Err("must be true or false, without quotes".to_owned()),
+        (Shape::Count { .. } | Shape::Size { .. }, DeValue::Integer(value)) => {
+            i128::from_str_radix(value.as_str(), value.radix())
+                .map(|value| value.to_string())
+                .map_err(|_| "must be a smaller number".to_owned())
+        }
+        (Shape::Count { .. }, _) => Err("must be a whole number, without quotes".to_owned()),
+        (Shape::Capabilities, DeValue::Array(names)) => {
+            let names: Option<Vec<&str>> = names.iter().map(|name| name.get_ref().as_str()).collect();
+            names
+                .map(|names| {
+                    if names.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        names.join(",")
+                    }
+                })
+                .ok_or_else(|| "must be \"auto\" or a list of names in quotes".to_owned())
+        }
+        (Shape::SiteKeys, DeValue::Table(sites)) => site_keys(sites),
+        (Shape::SiteKeys, _) => Err("must be a section, [receiver.keys], with site = [\"key\"]".to_owned()),
+        (_, DeValue::String(text)) => Ok(text.clone().into_owned()),
+        (Shape::Duration { .. }, _) => Err("must be a time span in quotes, such as \"30s\"".to_owned()),
+        (Shape::Size { .. }, _) => Err("must be a size in quotes, such as \"8MiB\"".to_owned()),
+        _ => Err("must be text in quotes".to_owned()),
+    }
+}
+
+/// The sites' keys in the form that [`super::value::site_keys`] reads, in which `,` and `;` are no part of a key.
+fn site_keys(sites: &DeTable<'_>) -> Parsed<String> {
+    let mut text = Vec::with_capacity(sites.len());
+    for (site, keys) in sites {
+        let site = site.get_ref();
+        let keys: Option<Vec<&str>> = keys
+            .get_ref()
+            .as_array()
+            .and_then(|keys| keys.iter().map(|key| key.get_ref().as_str()).collect());
+        let Some(keys) = keys else {
+            return Err(format!(
+                "must be a list of keys in quotes for each site: {site} = [\"key\"]"
+            ));
+        };
+        if site.contains(['=', ';', ',']) || keys.iter().any(|key| key.contains([',', ';'])) {
+            return Err(format!("must not hold , or ; in a key of the site {site}"));
+        }
+        text.push(format!("{site}={}", keys.join(",")));
+    }
+    Ok(text.join(";"))
+}

@@ -1,0 +1,304 @@
+//! The one table of what can be set: its name, its default, its environment variables, its shape, its line of help.
+
+/// What a value must look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Any text.
+    Text,
+    /// A path of a file or a folder.
+    Path,
+    /// `true` or `false`.
+    Bool,
+    /// A whole number within bounds.
+    Count {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// A time span such as `30s`, within bounds in milliseconds.
+    Duration {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// A number of bytes such as `8MiB`, within bounds.
+    Size {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// An IP address and a port.
+    Address,
+    /// An `http://` or `https://` URL without credentials.
+    HttpUrl,
+    /// A `postgresql://` URL.
+    DatabaseUrl,
+    /// A word that is safe in an HTTP header: an API key, a token, an identifier.
+    Word,
+    /// `auto`, or a list of capabilities.
+    Capabilities,
+    /// A driver for file uploads.
+    Driver,
+    /// A cron expression, or `off`.
+    Cron,
+    /// Each site's API keys.
+    SiteKeys,
+}
+
+/// One thing that can be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Its section and its name there: `cloud.url`.
+    pub name: &'static str,
+    /// The value where no layer sets it; none means unset.
+    pub default: Option<&'static str>,
+    /// The variable that the old system had for it.
+    pub legacy: Option<&'static str>,
+    /// Whether its value is never shown.
+    pub secret: bool,
+    /// What a value must look like.
+    pub shape: Shape,
+    /// What it is, in one line.
+    pub help: &'static str,
+}
+
+impl Key {
+    /// The variable that sets it: `CLOUD_SYNC_<SECTION>_<KEY>`.
+    pub fn variable(&self) -> String {
+        format!("CLOUD_SYNC_{}", self.name.replace('.', "_").to_ascii_uppercase())
+    }
+
+    /// Its section: `cloud`.
+    pub fn section(&self) -> &'static str {
+        self.name
+            .split_once('.')
+            .map_or(self.name, |(section, _)| section)
+    }
+
+    /// Its name within the section: `url`.
+    pub fn leaf(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(_, leaf)| leaf)
+    }
+}
+
+const fn key(name: &'static str, default: Option<&'static str>, shape: Shape, help: &'static str) -> Key {
+    Key {
+        name,
+        default,
+        legacy: None,
+        secret: false,
+        shape,
+        help,
+    }
+}
+
+const fn secret(name: &'static str, shape: Shape, help: &'static str) -> Key {
+    let mut key = key(name, None, shape, help);
+    key.secret = true;
+    key
+}
+
+const fn legacy(mut key: Key, variable: &'static str) -> Key {
+    key.legacy = Some(variable);
+    key
+}
+
+const HOUR: u64 = 3_600_000;
+
+/// Everything that can be set, in the order in which it is shown. `[[entity]]` stands beside it: see
+/// [`crate::catalogue::Entity`].
+pub const KEYS: &[Key] = &[
+    legacy(
+        secret(
+            "source.database_url",
+            Shape::DatabaseUrl,
+            "the site's database, postgresql://user:password@host/database",
+        ),
+        "DATABASE_URL",
+    ),
+    key(
+        "source.source_id",
+        None,
+        Shape::Word,
+        "what the cloud knows this database by; made up by init where unset",
+    ),
+    key(
+        "media.root",
+        Some("storage/app/public"),
+        Shape::Path,
+        "the folder that file columns are relative to",
+    ),
+    key(
+        "media.settle",
+        Some("2s"),
+        Shape::Duration { min: 0, max: HOUR },
+        "how long a file must stand still before it counts as finished",
+    ),
+    key(
+        "store.path",
+        Some("var/cloud-sync"),
+        Shape::Path,
+        "the folder of the local checkpoint store",
+    ),
+    legacy(
+        key(
+            "cloud.url",
+            None,
+            Shape::HttpUrl,
+            "the cloud API's base URL, as in https://cloud.example/api",
+        ),
+        "CLOUD_API_URL",
+    ),
+    legacy(
+        secret(
+            "cloud.key",
+            Shape::Word,
+            "the API key that the cloud gave this site",
+        ),
+        "CLOUD_API_KEY",
+    ),
+    key(
+        "cloud.timeout",
+        Some("30s"),
+        Shape::Duration { min: 1, max: HOUR },
+        "how long one request may take without progress",
+    ),
+    key(
+        "cloud.capabilities",
+        Some("auto"),
+        Shape::Capabilities,
+        "auto, or the list to use whatever the server says",
+    ),
+    key(
+        "cloud.allow_insecure_http",
+        Some("false"),
+        Shape::Bool,
+        "allow an http:// URL that is not loopback: key and rows go in the clear",
+    ),
+    key(
+        "cloud.ca_file",
+        None,
+        Shape::Path,
+        "a PEM file with further certificate authorities to trust",
+    ),
+    key(
+        "delivery.batch_rows",
+        Some("5000"),
+        Shape::Count { min: 1, max: 100_000 },
+        "rows a batch, at most",
+    ),
+    key(
+        "delivery.batch_bytes",
+        Some("4MiB"),
+        Shape::Size {
+            min: 1 << 10,
+            max: 256 << 20,
+        },
+        "bytes of row text a batch, at most",
+    ),
+    key(
+        "delivery.batch_age",
+        Some("50ms"),
+        Shape::Duration { min: 0, max: 60_000 },
+        "how long a batch may wait to be filled",
+    ),
+    key(
+        "delivery.in_flight",
+        Some("8"),
+        Shape::Count { min: 1, max: 256 },
+        "requests at a time, at most",
+    ),
+    legacy(
+        key(
+            "files.driver",
+            Some("api"),
+            Shape::Driver,
+            "how files go to the cloud: api, through the cloud's own API",
+        ),
+        "CLOUD_STORAGE_DRIVER",
+    ),
+    legacy(
+        key(
+            "files.bucket",
+            None,
+            Shape::Text,
+            "the object storage's bucket; the api driver needs none",
+        ),
+        "CLOUD_STORAGE_BUCKET",
+    ),
+    key(
+        "files.upload_videos",
+        Some("true"),
+        Shape::Bool,
+        "whether videos are uploaded; their rows always are",
+    ),
+    key(
+        "control.listen",
+        Some("127.0.0.1:8787"),
+        Shape::Address,
+        "where the operator API listens",
+    ),
+    secret(
+        "control.token",
+        Shape::Word,
+        "the operator API's bearer token; made up in the store's folder where unset",
+    ),
+    key(
+        "schedule.sync",
+        Some("0 * * * *"),
+        Shape::Cron,
+        "when a sync is due, as cron in local time, or off",
+    ),
+    key(
+        "receiver.listen",
+        Some("127.0.0.1:8080"),
+        Shape::Address,
+        "where the reference cloud server listens",
+    ),
+    secret(
+        "receiver.database_url",
+        Shape::DatabaseUrl,
+        "the cloud's own database, postgresql://user:password@host/database",
+    ),
+    key(
+        "receiver.files",
+        Some("var/cloud-files"),
+        Shape::Path,
+        "the folder of files that sites uploaded",
+    ),
+    key(
+        "receiver.public_url",
+        None,
+        Shape::HttpUrl,
+        "the base of the URLs that it hands out",
+    ),
+    key(
+        "receiver.history",
+        Some("false"),
+        Shape::Bool,
+        "whether superseded versions of rows are kept",
+    ),
+    secret(
+        "receiver.keys",
+        Shape::SiteKeys,
+        "each site's valid keys: [receiver.keys] college = [\"key\"], or college=key,key;annex=key",
+    ),
+];
+
+/// The key with this dotted name.
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The candidate that is nearest to `name`, where one is near enough to be meant.
+pub(super) fn near<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(candidate, name), candidate))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,416 @@
+//! Lays the layers over each other, keeps where each value came from, and makes the typed [`Settings`] of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+use super::keys::{self, KEYS, Key, near};
+use super::value::{self, Parsed};
+use super::{
+    CloudSettings, ControlSettings, DeliverySettings, FileSettings, MediaSettings, ReceiverConfig,
+    ScheduleSettings, Settings, SourceSettings, StoreSettings, file,
+};
+use crate::catalogue::{Catalogue, Entity};
+use crate::error::{Error, Result};
+
+/// The file that is read where none is named, if it is there.
+const DEFAULT_FILE: &str = "cloud-sync.toml";
+
+/// Where the layers are.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// The configuration file; none means `cloud-sync.toml` in `dir`, if it is there.
+    pub config: Option<PathBuf>,
+    /// Flags: dotted key and value, later ones over earlier ones.
+    pub overrides: Vec<(String, String)>,
+    /// The process's environment.
+    pub env: BTreeMap<String, String>,
+    /// The working directory, with the `.env` file.
+    pub dir: PathBuf,
+}
+
+impl LoadOptions {
+    /// The process's own environment and working directory.
+    pub fn of_process(config: Option<PathBuf>, overrides: Vec<(String, String)>) -> Self {
+        Self {
+            config,
+            overrides,
+            env: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+            dir: PathBuf::from("."),
+        }
+    }
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// No layer sets it.
+    Default,
+    /// The configuration file, at this line.
+    File(PathBuf, usize),
+    /// A variable of the `.env` file.
+    DotEnv(String),
+    /// A variable of the process's environment.
+    Environment(String),
+    /// A flag.
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path, line) => write!(f, "{} line {line}", path.display()),
+            Self::DotEnv(name) => write!(f, "{name} in .env"),
+            Self::Environment(name) => write!(f, "{name} in the environment"),
+            Self::Flag => f.write_str("flag"),
+        }
+    }
+}
+
+/// One key's effective value and where it came from.
+#[derive(Clone)]
+pub struct Value {
+    /// The key.
+    pub key: &'static Key,
+    /// Where the value came from.
+    pub origin: Origin,
+    text: Option<String>,
+}
+
+impl Value {
+    /// The value as text, where it is set and no secret.
+    pub fn shown(&self) -> Option<&str> {
+        self.text.as_deref().filter(|_| !self.key.secret)
+    }
+
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.text.is_some()
+    }
+
+    fn wrong(&self, why: &str) -> Error {
+        let place = match &self.origin {
+            Origin::Default => format!("the default of {}", self.key.name),
+            Origin::File(path, line) => format!("{} in {}, line {line}", self.key.name, path.display()),
+            Origin::DotEnv(name) | Origin::Environment(name) if *name == self.key.variable() => {
+                self.origin.to_string()
+            }
+            Origin::DotEnv(_) | Origin::Environment(_) => format!("{} ({})", self.origin, self.key.name),
+            Origin::Flag => format!("{} of the command line", self.key.name),
+        };
+        Error::config(format!("use {place}"), "its value does not fit").remedy(format!("it {why}"))
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Value")
+            .field("key", &self.key.name)
+            .field("shown", &self.shown())
+            .field("origin", &self.origin)
+            .finish()
+    }
+}
+
+/// The settings and how they came about.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The typed settings.
+    pub settings: Settings,
+    /// Every key's effective value, in the table's order.
+    pub values: Vec<Value>,
+    /// The configuration file that was read, where there was one.
+    pub file: Option<PathBuf>,
+    /// Whether the file lists its own entities.
+    pub own_catalogue: bool,
+    /// What is odd but no error: variables that look like ours and are not.
+    pub warnings: Vec<String>,
+}
+
+pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
+    let mut layers = Layers::of_defaults();
+    let (path, entities) = layers.add_file(&options)?;
+    let dot_env = dot_env(&options.dir.join(".env"))?;
+    layers.add_variables(&dot_env, Origin::DotEnv)?;
+    layers.add_variables(&options.env, Origin::Environment)?;
+    layers.add_flags(&options.overrides)?;
+    for value in &layers.values {
+        if let Some(text) = &value.text {
+            value::check(value.key.shape, text).map_err(|why| value.wrong(&why))?;
+        }
+    }
+    let own_catalogue = entities.is_some();
+    let settings = layers.settings(entities)?;
+    Ok(Loaded {
+        settings,
+        values: layers.values,
+        file: path,
+        own_catalogue,
+        warnings: layers.warnings,
+    })
+}
+
+struct Layers {
+    values: Vec<Value>,
+    warnings: Vec<String>,
+}
+
+impl Layers {
+    fn of_defaults() -> Self {
+        let values = KEYS
+            .iter()
+            .map(|key| Value {
+                key,
+                origin: Origin::Default,
+                text: key.default.map(str::to_owned),
+            })
+            .collect();
+        Self {
+            values,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn set(&mut self, name: &str, text: String, origin: Origin) {
+        if let Some(value) = self.values.iter_mut().find(|value| value.key.name == name) {
+            value.text = Some(text);
+            value.origin = origin;
+        }
+    }
+
+    fn add_file(&mut self, options: &LoadOptions) -> Result<(Option<PathBuf>, Option<Vec<Entity>>)> {
+        let named = options.config.is_some();
+        let path = options.config.clone().unwrap_or_else(|| {
+            if options.dir == Path::new(".") {
+                PathBuf::from(DEFAULT_FILE)
+            } else {
+                options.dir.join(DEFAULT_FILE)
+            }
+        });
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => return Ok((None, None)),
+            Err(error) => {
+                return Err(
+                    Error::config(format!("read {}", path.display()), error.to_string())
+                        .remedy("name a readable file with --config"),
+                );
+            }
+        };
+        let file = file::read(&path, &text)?;
+        for (key, text, line) in file.values {
+            self.set(key.name, text, Origin::File(path.clone(), line));
+        }
+        Ok((Some(path), file.entities))
+    }
+
+    /// An empty variable counts as unset. The uniform name goes over the legacy one.
+    fn add_variables(
+        &mut self,
+        variables: &BTreeMap<String, String>,
+        origin: impl Fn(String) -> Origin,
+    ) -> Result<()> {
+        for key in KEYS {
+            let uniform = key.variable();
+            let names = [key.legacy, Some(uniform.as_str())];
+            for name in names.into_iter().flatten() {
+                if let Some(text) = variables.get(name).filter(|text| !text.is_empty()) {
+                    self.set(key.name, text.clone(), origin(name.to_owned()));
+                }
+            }
+        }
+        for name in variables.keys() {
+            self.look_at_stranger(name, &origin)?;
+        }
+        Ok(())
+    }
+
+    /// A variable that is a slip of one of ours is an error. Another one in our sections is worth a warning only:
+    /// platforms add variables of such names by themselves.
+    fn look_at_stranger(&mut self, name: &str, origin: impl Fn(String) -> Origin) -> Result<()> {
+        let Some(rest) = name.strip_prefix("CLOUD_SYNC_") else {
+            return Ok(());
+        };
+        let variables: Vec<String> = KEYS.iter().map(Key::variable).collect();
+        if variables.iter().any(|variable| variable == name) {
+            return Ok(());
+        }
+        if let Some(meant) = variables
+            .iter()
+            .find(|variable| strsim::osa_distance(variable, name) <= 2)
+        {
+            return Err(Error::config(
+                format!("use {}", origin(name.to_owned())),
+                "there is no such setting",
+            )
+            .remedy(format!("did you mean {meant}?")));
+        }
+        let ours = KEYS
+            .iter()
+            .any(|key| rest.starts_with(&format!("{}_", key.section().to_ascii_uppercase())));
+        if ours {
+            self.warnings.push(format!(
+                "{} is no setting and has no effect",
+                origin(name.to_owned())
+            ));
+        }
+        Ok(())
+    }
+
+    fn add_flags(&mut self, overrides: &[(String, String)]) -> Result<()> {
+        for (name, text) in overrides {
+            let Some(key) = keys::find(name) else {
+                let error = Error::config(
+                    format!("use {name} of the command line"),
+                    "there is no such setting",
+                );
+                return Err(match near(name, KEYS.iter().map(|key| key.name)) {
+                    Some(meant) => error.remedy(format!("did you mean {meant}?")),
+                    None => error.remedy("cloud-sync config lists all settings"),
+                });
+            };
+            self.set(key.name, text.clone(), Origin::Flag);
+        }
+        Ok(())
+    }
+
+    fn value(&self, name: &str) -> Result<&Value> {
+        self.values
+            .iter()
+            .find(|value| value.key.name == name)
+            .ok_or_else(|| Error::config(format!("use {name}"), "the table of settings lacks it"))
+    }
+
+    fn optional<T>(&self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Result<Option<T>> {
+        let value = self.value(name)?;
+        value
+            .text
+            .as_deref()
+            .map(|text| parse(text).map_err(|why| value.wrong(&why)))
+            .transpose()
+    }
+
+    fn required<T>(&self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Result<T> {
+        self.optional(name, parse)?
+            .ok_or_else(|| Error::config(format!("use {name}"), "it is not set"))
+    }
+
+    fn secret(&self, name: &str) -> Result<Option<SecretString>> {
+        self.optional(name, |text| Ok(SecretString::from(text)))
+    }
+
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        self.required(name, |text| Ok(PathBuf::from(text)))
+    }
+
+    fn number(&self, name: &str, parse: impl Fn(&str) -> Parsed<u64>) -> Result<usize> {
+        self.required(name, |text| {
+            usize::try_from(parse(text)?).map_err(|_| "must be a smaller number".to_owned())
+        })
+    }
+
+    fn settings(&self, entities: Option<Vec<Entity>>) -> Result<Settings> {
+        let text = |text: &str| Ok(text.to_owned());
+        Ok(Settings {
+            source: SourceSettings {
+                database_url: self.secret("source.database_url")?,
+                source_id: self.optional("source.source_id", text)?,
+            },
+            media: MediaSettings {
+                root: self.path("media.root")?,
+                settle: self.required("media.settle", value::duration)?,
+            },
+            store: StoreSettings {
+                path: self.path("store.path")?,
+            },
+            cloud: self.cloud()?,
+            delivery: DeliverySettings {
+                batch_rows: self.number("delivery.batch_rows", value::count)?,
+                batch_bytes: self.number("delivery.batch_bytes", value::size)?,
+                batch_age: self.required("delivery.batch_age", value::duration)?,
+                in_flight: self.number("delivery.in_flight", value::count)?,
+            },
+            files: FileSettings {
+                driver: self.required("files.driver", value::driver)?,
+                bucket: self.optional("files.bucket", text)?,
+                upload_videos: self.required("files.upload_videos", value::boolean)?,
+            },
+            control: ControlSettings {
+                listen: self.required("control.listen", value::address)?,
+                token: self.secret("control.token")?,
+            },
+            schedule: ScheduleSettings {
+                sync: self.required("schedule.sync", value::cron)?,
+            },
+            receiver: ReceiverConfig {
+                listen: self.required("receiver.listen", value::address)?,
+                database_url: self.secret("receiver.database_url")?,
+                files: self.path("receiver.files")?,
+                public_url: self.optional("receiver.public_url", text)?,
+                keys: self
+                    .optional("receiver.keys", value::site_keys)?
+                    .unwrap_or_default(),
+                history: self.required("receiver.history", value::boolean)?,
+            },
+            catalogue: entities.map_or_else(|| Ok(Catalogue::builtin()), Catalogue::new)?,
+        })
+    }
+
+    fn cloud(&self) -> Result<CloudSettings> {
+        let cloud = CloudSettings {
+            url: self.optional("cloud.url", value::http_url)?,
+            key: self.secret("cloud.key")?,
+            timeout: self.required("cloud.timeout", value::duration)?,
+            capabilities: self.required("cloud.capabilities", value::capabilities)?,
+            allow_insecure_http: self.required("cloud.allow_insecure_http", value::boolean)?,
+            ca_file: self.optional("cloud.ca_file", |text| Ok(PathBuf::from(text)))?,
+        };
+        match &cloud.url {
+            Some(url) if url.scheme() == "http" && !value::is_loopback(url) && !cloud.allow_insecure_http => {
+                Err(self.value("cloud.url")?.wrong(
+                    "must start with https://, since key and rows would go in the clear; or set \
+                     cloud.allow_insecure_http = true",
+                ))
+            }
+            _ => Ok(cloud),
+        }
+    }
+}
+
+/// The variables of a `.env` file; none where it is not there.
+fn dot_env(path: &Path) -> Result<BTreeMap<String, String>> {
+    let wrong = |cause: String| Error::config(format!("read {}", path.display()), cause);
+    let entries = match dotenvy::from_path_iter(path) {
+        Ok(entries) => entries,
+        Err(error) if error.not_found() => return Ok(BTreeMap::new()),
+        Err(error) => return Err(wrong(reason(&error))),
+    };
+    let mut variables = BTreeMap::new();
+    for entry in entries {
+        let (name, value) = entry.map_err(|error| {
+            wrong(reason(&error))
+                .remedy("write NAME=value, and put a value with spaces, # or $ in single quotes")
+        })?;
+        variables.insert(name, value);
+    }
+    Ok(variables)
+}
+
+/// Why a `.env` file cannot be read, without the line itself: it may hold a secret.
+fn reason(error: &dotenvy::Error) -> String {
+    match error {
+        dotenvy::Error::Io(error) => error.to_string(),
+        dotenvy::Error::LineParse(line, at) => match line.split_once('=') {
+            Some((name, _)) if name.len() < 64 => {
+                format!("the line of {} is not understood at character {at}", name.trim())
+            }
+            _ => "a line has no =".to_owned(),
+        },
+        _ => "a variable is not understood".to_owned(),
+    }
+}

@@ -1,0 +1,235 @@
+//! The settings: defaults, over them `cloud-sync.toml`, over it the environment and a `.env` file, over them flags.
+//!
+//! [`keys`] is the one table of what can be set. [`Settings::load`] reads each layer against it, so that a wrong key
+//! or value is reported where it stands: the file and its line, the variable, the flag. Every value remembers where it
+//! came from ([`Loaded::values`]). Secrets are kept as [`SecretString`] and are in no message and in no `Debug` output.
+//!
+//! A relative path is relative to the working directory.
+
+mod entity;
+mod file;
+pub mod keys;
+mod layers;
+mod value;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use crate::catalogue::Catalogue;
+use crate::error::{Error, Result};
+
+pub use self::layers::{LoadOptions, Loaded, Origin, Value};
+
+/// The capabilities of DESIGN section 4 that a server can have.
+pub const CAPABILITIES: [&str; 6] = ["bulk", "delete", "changes", "schema", "tus", "content-hash"];
+
+/// Everything that can be set, typed and checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The site's database.
+    pub source: SourceSettings,
+    /// The site's media folder.
+    pub media: MediaSettings,
+    /// The local checkpoint store.
+    pub store: StoreSettings,
+    /// The site's cloud.
+    pub cloud: CloudSettings,
+    /// Bounds of a batch and of what is on its way.
+    pub delivery: DeliverySettings,
+    /// Uploads of media files.
+    pub files: FileSettings,
+    /// The operator API.
+    pub control: ControlSettings,
+    /// When a sync is due.
+    pub schedule: ScheduleSettings,
+    /// The reference cloud server.
+    pub receiver: ReceiverConfig,
+    /// The replicated entities: those of `[[entity]]`, or the built-in nine.
+    pub catalogue: Catalogue,
+}
+
+/// `[source]`: the site's database.
+#[derive(Debug, Clone)]
+pub struct SourceSettings {
+    /// A `postgresql://` URL.
+    pub database_url: Option<SecretString>,
+    /// What the cloud knows this database by; none means the one that `init` made up.
+    pub source_id: Option<String>,
+}
+
+/// `[media]`: the site's media folder.
+#[derive(Debug, Clone)]
+pub struct MediaSettings {
+    /// The folder that file columns are relative to.
+    pub root: PathBuf,
+    /// How long a file's size and time must stand still before it counts as finished.
+    pub settle: Duration,
+}
+
+/// `[store]`: the local checkpoint store.
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    /// Its folder.
+    pub path: PathBuf,
+}
+
+/// `[cloud]`: the site's cloud.
+#[derive(Debug, Clone)]
+pub struct CloudSettings {
+    /// The base URL, without credentials, `http` or `https`.
+    pub url: Option<Url>,
+    /// The API key.
+    pub key: Option<SecretString>,
+    /// How long one request may take without progress.
+    pub timeout: Duration,
+    /// Which capabilities of the server are used.
+    pub capabilities: CapabilityChoice,
+    /// Whether a non-loopback `http://` URL is allowed.
+    pub allow_insecure_http: bool,
+    /// A PEM file with further certificate authorities to trust.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Which capabilities of the server are used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CapabilityChoice {
+    /// Those that the server lists.
+    Auto,
+    /// These, whatever the server lists; none of them means a baseline server.
+    Only(Vec<String>),
+}
+
+/// `[delivery]`: bounds of a batch and of what is on its way.
+#[derive(Debug, Clone)]
+pub struct DeliverySettings {
+    /// Rows a batch, at most.
+    pub batch_rows: usize,
+    /// Bytes of row text a batch, at most.
+    pub batch_bytes: usize,
+    /// How long a batch may wait to be filled.
+    pub batch_age: Duration,
+    /// Requests at a time, at most.
+    pub in_flight: usize,
+}
+
+/// `[files]`: uploads of media files.
+#[derive(Debug, Clone)]
+pub struct FileSettings {
+    /// How files go to the cloud.
+    pub driver: FileDriver,
+    /// The object storage's bucket; kept for drivers that need one.
+    pub bucket: Option<String>,
+    /// Whether videos are uploaded; their rows always are.
+    pub upload_videos: bool,
+}
+
+/// How files go to the cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileDriver {
+    /// Through the cloud's own API.
+    Api,
+}
+
+/// `[control]`: the operator API.
+#[derive(Debug, Clone)]
+pub struct ControlSettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The bearer token; none means one that is generated into the store's folder.
+    pub token: Option<SecretString>,
+}
+
+/// `[schedule]`: when a sync is due.
+#[derive(Debug, Clone)]
+pub struct ScheduleSettings {
+    /// A cron expression in local time; none means never.
+    pub sync: Option<String>,
+}
+
+/// `[receiver]`: the reference cloud server.
+#[derive(Debug, Clone)]
+pub struct ReceiverConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Its own database, a `postgresql://` URL.
+    pub database_url: Option<SecretString>,
+    /// The folder of uploaded files.
+    pub files: PathBuf,
+    /// The base of the URLs that it hands out; none means what the request was addressed to.
+    pub public_url: Option<String>,
+    /// Each site's valid keys.
+    pub keys: BTreeMap<String, Vec<SecretString>>,
+    /// Whether superseded versions of rows are kept.
+    pub history: bool,
+}
+
+impl Settings {
+    /// Reads and checks all layers.
+    ///
+    /// # Errors
+    /// A configuration error that names the key, where its value stands, and what would be right.
+    pub fn load(options: LoadOptions) -> Result<Loaded> {
+        layers::load(options)
+    }
+
+    /// The source's database URL.
+    ///
+    /// # Errors
+    /// A configuration error where it is not set.
+    pub fn require_database_url(&self) -> Result<&SecretString> {
+        self.source.database_url.as_ref().ok_or_else(|| {
+            Error::config("find the source database", "source.database_url is not set").remedy(
+                "set it in cloud-sync.toml, or DATABASE_URL in the environment or in .env, to \
+                 postgresql://user:password@host/database",
+            )
+        })
+    }
+
+    /// The cloud's base URL and the API key.
+    ///
+    /// # Errors
+    /// A configuration error that names the one that is not set.
+    pub fn require_cloud(&self) -> Result<(&Url, &SecretString)> {
+        let missing = |key: &str, legacy: &str, like: &str| {
+            Error::config("find the cloud", format!("{key} is not set")).remedy(format!(
+                "set it in cloud-sync.toml, or {legacy} in the environment or in .env, to {like}"
+            ))
+        };
+        let url = self.cloud.url.as_ref().ok_or_else(|| {
+            missing(
+                "cloud.url",
+                "CLOUD_API_URL",
+                "the API's base URL, as in https://cloud.example/api",
+            )
+        })?;
+        let key = self.cloud.key.as_ref().ok_or_else(|| {
+            missing(
+                "cloud.key",
+                "CLOUD_API_KEY",
+                "the key that the cloud gave this site",
+            )
+        })?;
+        Ok((url, key))
+    }
+
+    /// The receiver's database URL.
+    ///
+    /// # Errors
+    /// A configuration error where it is not set.
+    pub fn require_receiver_database_url(&self) -> Result<&SecretString> {
+        self.receiver.database_url.as_ref().ok_or_else(|| {
+            Error::config("find the receiver's database", "receiver.database_url is not set").remedy(
+                "set it in cloud-sync.toml, or CLOUD_SYNC_RECEIVER_DATABASE_URL, to \
+                     postgresql://user:password@host/database; it is the cloud's database, not the site's",
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

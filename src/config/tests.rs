@@ -1,0 +1,383 @@
+use secrecy::ExposeSecret;
+
+use super::*;
+
+struct Site {
+    dir: tempfile::TempDir,
+    options: LoadOptions,
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LoadOptions {
+            config: None,
+            overrides: Vec::new(),
+            env: BTreeMap::new(),
+            dir: dir.path().to_owned(),
+        };
+        Self { dir, options }
+    }
+
+    fn file(self, text: &str) -> Self {
+        std::fs::write(self.dir.path().join("cloud-sync.toml"), text).unwrap();
+        self
+    }
+
+    fn dot_env(self, text: &str) -> Self {
+        std::fs::write(self.dir.path().join(".env"), text).unwrap();
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.options.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn flag(mut self, name: &str, value: &str) -> Self {
+        self.options.overrides.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn load(&self) -> Result<Loaded> {
+        Settings::load(self.options.clone())
+    }
+
+    fn refusal(&self) -> String {
+        let error = self.load().expect_err("it is refused");
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+}
+
+fn origin(loaded: &Loaded, name: &str) -> Origin {
+    let value = loaded.values.iter().find(|value| value.key.name == name);
+    value.unwrap().origin.clone()
+}
+
+#[test]
+fn every_default_fits_and_every_key_is_unique() {
+    let loaded = Site::new().load().unwrap();
+    assert!(loaded.values.iter().all(|value| value.origin == Origin::Default));
+    let settings = loaded.settings;
+    assert_eq!(settings.media.root, PathBuf::from("storage/app/public"));
+    assert_eq!(settings.cloud.timeout, Duration::from_secs(30));
+    assert_eq!(settings.cloud.capabilities, CapabilityChoice::Auto);
+    assert_eq!(settings.delivery.batch_bytes, 4 << 20);
+    assert_eq!(settings.schedule.sync.as_deref(), Some("0 * * * *"));
+    assert_eq!(settings.control.listen.to_string(), "127.0.0.1:8787");
+    assert_eq!(settings.catalogue, Catalogue::builtin());
+    let mut names: Vec<String> = keys::KEYS.iter().map(keys::Key::variable).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), keys::KEYS.len());
+}
+
+#[test]
+fn each_layer_goes_over_the_one_below_and_is_remembered() {
+    let site = Site::new().file("[delivery]\nin_flight = 2\nbatch_rows = 10\n");
+    let loaded = site.load().unwrap();
+    assert_eq!(loaded.settings.delivery.in_flight, 2);
+    let path = site.dir.path().join("cloud-sync.toml");
+    assert_eq!(origin(&loaded, "delivery.in_flight"), Origin::File(path, 2));
+
+    let site = site.dot_env("CLOUD_SYNC_DELIVERY_IN_FLIGHT=3\n");
+    let loaded = site.load().unwrap();
+    assert_eq!(loaded.settings.delivery.in_flight, 3);
+    let variable = "CLOUD_SYNC_DELIVERY_IN_FLIGHT".to_owned();
+    assert_eq!(
+        origin(&loaded, "delivery.in_flight"),
+        Origin::DotEnv(variable.clone())
+    );
+
+    let site = site.env("CLOUD_SYNC_DELIVERY_IN_FLIGHT", "4");
+    let loaded = site.load().unwrap();
+    assert_eq!(loaded.settings.delivery.in_flight, 4);
+    assert_eq!(
+        origin(&loaded, "delivery.in_flight"),
+        Origin::Environment(variable)
+    );
+
+    let site = site.flag("delivery.in_flight", "5");
+    let loaded = site.load().unwrap();
+    assert_eq!(loaded.settings.delivery.in_flight, 5);
+    assert_eq!(origin(&loaded, "delivery.in_flight"), Origin::Flag);
+    assert_eq!(loaded.settings.delivery.batch_rows, 10);
+}
+
+#[test]
+fn the_old_systems_variables_hold_and_the_uniform_ones_go_over_them() {
+    let site = Site::new()
+        .env("DATABASE_URL", "postgresql://u:secret@h/d")
+        .env("CLOUD_API_URL", "https://old.example/api")
+        .env("CLOUD_SYNC_CLOUD_URL", "https://cloud.example/api")
+        .env("CLOUD_API_KEY", "key-secret")
+        .env("CLOUD_STORAGE_DRIVER", "api")
+        .env("CLOUD_STORAGE_BUCKET", "photos")
+        .env("CLOUD_SYNC_STORE_PATH", "");
+    let loaded = site.load().unwrap();
+    let settings = &loaded.settings;
+    let (url, key) = settings.require_cloud().unwrap();
+    assert_eq!(
+        (url.as_str(), key.expose_secret()),
+        ("https://cloud.example/api", "key-secret")
+    );
+    assert!(settings.require_database_url().is_ok());
+    assert_eq!(settings.files.bucket.as_deref(), Some("photos"));
+    assert_eq!(
+        settings.store.path,
+        PathBuf::from("var/cloud-sync"),
+        "an empty variable is unset"
+    );
+    let shown = format!("{loaded:?}");
+    assert!(
+        !shown.contains("secret@") && !shown.contains("key-secret"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn what_is_required_and_missing_is_told_with_its_remedy() {
+    let settings = Site::new().load().unwrap().settings;
+    assert!(
+        settings
+            .require_database_url()
+            .unwrap_err()
+            .to_string()
+            .contains("DATABASE_URL")
+    );
+    assert!(
+        settings
+            .require_cloud()
+            .unwrap_err()
+            .to_string()
+            .contains("CLOUD_API_URL")
+    );
+    let settings = Site::new()
+        .env("CLOUD_API_URL", "https://c.example")
+        .load()
+        .unwrap()
+        .settings;
+    assert!(
+        settings
+            .require_cloud()
+            .unwrap_err()
+            .to_string()
+            .contains("CLOUD_API_KEY")
+    );
+    assert!(settings.require_receiver_database_url().is_err());
+}
+
+#[test]
+fn a_named_file_must_be_there() {
+    let mut site = Site::new();
+    site.options.config = Some(site.dir.path().join("other.toml"));
+    assert!(site.refusal().contains("other.toml"));
+}
+
+#[test]
+fn unknown_names_are_refused_where_they_stand_with_the_near_one() {
+    for (text, place, near) in [
+        ("[clod]\nurl = \"x\"\n", "line 1", "[cloud]"),
+        ("[cloud]\n\ntimout = \"3s\"\n", "line 3", "timeout"),
+        ("[files]\nbandwidth = \"1MiB\"\n", "line 2", "driver"),
+        ("in_flight = 3\n", "line 1", "[delivery]"),
+        ("cloud = 3\n", "line 1", "[cloud]"),
+        (
+            "[[entity]]\nname = \"a\"\ntabel = \"t\"\nkey = [\"k\"]\n",
+            "line 3",
+            "table",
+        ),
+        (
+            "[[entity]]\nname = \"a\"\ntable = \"t\"\nkey = [\"k\"]\nwindow = { colum = \"c\", days = 3 }\n",
+            "line 5",
+            "window.column",
+        ),
+        (
+            "[[entity]]\nname = \"a\"\ntable = \"t\"\nkey = [\"k\"]\nfiles = [{ column = \"c\", url = \"u\" }]\n",
+            "line 5",
+            "files.url_column",
+        ),
+    ] {
+        let message = Site::new().file(text).refusal();
+        assert!(
+            message.contains(place) && message.contains(near),
+            "{text}: {message}"
+        );
+    }
+    assert!(Site::new().flag("cloud.uri", "x").refusal().contains("cloud.url"));
+    let slip = Site::new().env("CLOUD_SYNC_CLOUD_TIMOUT", "3s");
+    assert!(slip.refusal().contains("CLOUD_SYNC_CLOUD_TIMEOUT"));
+}
+
+#[test]
+fn variables_that_a_platform_adds_are_only_warned_about() {
+    let site = Site::new()
+        .env("CLOUD_SYNC_SERVICE_HOST", "10.0.0.1")
+        .env("CLOUD_SYNC_RECEIVER_PORT_8080_TCP", "tcp://10.0.0.1:8080");
+    let warnings = site.load().unwrap().warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("CLOUD_SYNC_RECEIVER_PORT_8080_TCP"));
+}
+
+#[test]
+fn wrong_types_and_values_tell_where_and_what_would_be_right() {
+    for (text, place, right) in [
+        ("[cloud]\ntimeout = 30\n", "line 2", "\"30s\""),
+        ("[cloud]\ntimeout = \"30\"\n", "line 2", "30s"),
+        ("[cloud]\ntimeout = \"0s\"\n", "line 2", "from 1ms to 1h"),
+        (
+            "[cloud]\nallow_insecure_http = \"yes\"\n",
+            "line 2",
+            "without quotes",
+        ),
+        (
+            "[cloud]\ncapabilities = [\"bulk\", \"tuss\"]\n",
+            "line 2",
+            "did you mean tus",
+        ),
+        ("[delivery]\nbatch_rows = \"5000\"\n", "line 2", "without quotes"),
+        ("[delivery]\nbatch_rows = 0\n", "line 2", "from 1 to"),
+        ("[delivery]\nbatch_bytes = \"4 megs\"\n", "line 2", "8MiB"),
+        ("[control]\nlisten = \"8787\"\n", "line 2", "127.0.0.1:8787"),
+        ("[schedule]\nsync = \"hourly\"\n", "line 2", "0 * * * *"),
+        ("[files]\ndriver = \"s3\"\n", "line 2", "API only"),
+        (
+            "[source]\ndatabase_url = \"mysql://hidden\"\n",
+            "line 2",
+            "postgresql://",
+        ),
+        (
+            "[receiver.keys]\ncollege = \"hidden\"\n",
+            "line",
+            "college = [\"key\"]",
+        ),
+        ("[cloud\nkey = \"hidden\"\n", "line 1", "[section]"),
+        ("[cloud]\nkey = \"hidden\n", "line 2", "quotes"),
+    ] {
+        let message = Site::new().file(text).refusal();
+        assert!(
+            message.contains(place) && message.contains(right),
+            "{text}: {message}"
+        );
+        assert!(!message.contains("hidden"), "{message}");
+    }
+    let message = Site::new().env("CLOUD_API_KEY", "hidden key").refusal();
+    assert!(
+        message.contains("CLOUD_API_KEY") && message.contains("cloud.key"),
+        "{message}"
+    );
+    assert!(!message.contains("hidden"), "{message}");
+    let message = Site::new().dot_env("A=1\nCLOUD_API_KEY='hidden\n").refusal();
+    assert!(
+        message.contains("CLOUD_API_KEY") && !message.contains("hidden"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_clear_http_url_is_for_loopback_or_on_demand() {
+    for url in [
+        "http://127.0.0.1:8080/api",
+        "http://localhost/api",
+        "http://[::1]:80/",
+        "https://c.example",
+    ] {
+        assert!(Site::new().flag("cloud.url", url).load().is_ok(), "{url}");
+    }
+    let open = Site::new().flag("cloud.url", "http://cloud.example/api");
+    assert!(open.refusal().contains("allow_insecure_http"));
+    assert!(open.flag("cloud.allow_insecure_http", "true").load().is_ok());
+    for url in [
+        "ftp://c.example",
+        "cloud.example/api",
+        "https://user:hidden@c.example",
+        "https://c.example/?a=1",
+    ] {
+        assert!(
+            !Site::new().flag("cloud.url", url).refusal().contains("hidden"),
+            "{url}"
+        );
+    }
+}
+
+#[test]
+fn lists_are_the_same_from_the_file_and_from_the_environment() {
+    let file = Site::new().file(
+        "[cloud]\ncapabilities = [\"bulk\", \"delete\"]\n[schedule]\nsync = \"off\"\n[receiver.keys]\ncollege = \
+         [\"new=\", \"old\"]\nannex = [\"a\"]\n",
+    );
+    let env = Site::new()
+        .env("CLOUD_SYNC_CLOUD_CAPABILITIES", "bulk, delete")
+        .env("CLOUD_SYNC_SCHEDULE_SYNC", "off")
+        .env("CLOUD_SYNC_RECEIVER_KEYS", "college=new=,old; annex=a");
+    for site in [file, env] {
+        let settings = site.load().unwrap().settings;
+        let chosen = CapabilityChoice::Only(vec!["bulk".into(), "delete".into()]);
+        assert_eq!(settings.cloud.capabilities, chosen);
+        assert_eq!(settings.schedule.sync, None);
+        let keys: Vec<&str> = settings.receiver.keys["college"]
+            .iter()
+            .map(ExposeSecret::expose_secret)
+            .collect();
+        assert_eq!(keys, ["new=", "old"]);
+        assert_eq!(settings.receiver.keys.len(), 2);
+    }
+    let none = Site::new().file("[cloud]\ncapabilities = []\n").load().unwrap();
+    assert_eq!(
+        none.settings.cloud.capabilities,
+        CapabilityChoice::Only(Vec::new())
+    );
+}
+
+#[test]
+fn entities_of_the_file_make_the_catalogue() {
+    let site = Site::new().file(
+        "[[entity]]\nname = \"leaves\"\ntable = \"tbl_leave\"\nkey = [\"leave_id\"]\nwindow = { column = \
+         \"created_at\", days = 90 }\nwhere = \"true\"\ndeletes = \"keep\"\nfiles = [{ column = \"a\", url_column = \
+         \"b\", directory = \"c\" }]\n",
+    );
+    let loaded = site.load().unwrap();
+    assert!(loaded.own_catalogue);
+    let leaves = &loaded.settings.catalogue.entities()[0];
+    assert_eq!(
+        (leaves.path.as_str(), leaves.filter.as_deref()),
+        ("leaves", Some("true"))
+    );
+    assert_eq!(leaves.window.as_ref().unwrap().days, 90);
+
+    let message = Site::new()
+        .file("[[entity]]\nname = \"a\"\nkey = [\"k\"]\n")
+        .refusal();
+    assert!(
+        message.contains("entity a") && message.contains("table"),
+        "{message}"
+    );
+    let message = Site::new()
+        .file("[[entity]]\nname = \"a\"\ntable = \"t\"\nkey = \"k\"\n")
+        .refusal();
+    assert!(message.contains("line 4"), "{message}");
+}
+
+#[test]
+fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
+    let mut entity = crate::catalogue::Entity::new("a", "t", &["k"]);
+    entity.window = Some(crate::catalogue::Window {
+        column: "c".into(),
+        days: 1,
+    });
+    entity.files = vec![crate::catalogue::FileColumn {
+        column: "c".into(),
+        url_column: "u".into(),
+        directory: "d".into(),
+        many: true,
+    }];
+    let json = serde_json::to_value(&entity).unwrap();
+    let keys = |value: &serde_json::Value| -> std::collections::BTreeSet<String> {
+        value.as_object().unwrap().keys().cloned().collect()
+    };
+    let listed = |list: &[&str]| list.iter().map(|&key| key.to_owned()).collect();
+    assert_eq!(keys(&json), listed(&entity::ENTITY));
+    assert_eq!(keys(&json["window"]), listed(&entity::WINDOW));
+    assert_eq!(keys(&json["files"][0]), listed(&entity::FILE));
+}

@@ -1,0 +1,229 @@
+//! Values: from the text that a layer gives to the type that [`Settings`](super::Settings) holds.
+//!
+//! A parser answers what would be right, as the rest of a sentence about the key: "must be true or false". It never
+//! repeats the text itself, which may be a secret.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use super::keys::{Shape, near};
+use super::{CAPABILITIES, CapabilityChoice, FileDriver};
+
+/// What a value must be, and why this one is not.
+pub(super) type Parsed<T> = std::result::Result<T, String>;
+
+/// Checks a text against a shape and its bounds.
+pub(super) fn check(shape: Shape, text: &str) -> Parsed<()> {
+    match shape {
+        Shape::Text | Shape::Path if text.trim().is_empty() => Err("must not be empty".to_owned()),
+        Shape::Text | Shape::Path => Ok(()),
+        Shape::Bool => boolean(text).map(drop),
+        Shape::Count { min, max } => match count(text) {
+            Ok(count) if (min..=max).contains(&count) => Ok(()),
+            _ => Err(format!("must be a whole number from {min} to {max}")),
+        },
+        Shape::Duration { min, max } => match duration(text)?.as_millis() {
+            span if (u128::from(min)..=u128::from(max)).contains(&span) => Ok(()),
+            _ => Err(format!(
+                "must be from {} to {}",
+                milliseconds(min),
+                milliseconds(max)
+            )),
+        },
+        Shape::Size { min, max } => match size(text)? {
+            size if (min..=max).contains(&size) => Ok(()),
+            _ => Err(format!("must be from {} to {}", bytes(min), bytes(max))),
+        },
+        Shape::Address => address(text).map(drop),
+        Shape::HttpUrl => http_url(text).map(drop),
+        Shape::DatabaseUrl => database_url(text),
+        Shape::Word => word(text),
+        Shape::Capabilities => capabilities(text).map(drop),
+        Shape::Driver => driver(text).map(drop),
+        Shape::Cron => cron(text).map(drop),
+        Shape::SiteKeys => site_keys(text).map(drop),
+    }
+}
+
+pub(super) fn boolean(text: &str) -> Parsed<bool> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("must be true or false".to_owned()),
+    }
+}
+
+pub(super) fn count(text: &str) -> Parsed<u64> {
+    text.parse().map_err(|_| "must be a whole number".to_owned())
+}
+
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
+    text.parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|span| Duration::try_from(span).ok())
+        .ok_or_else(|| "must be a time span with its unit, such as 50ms, 30s or 5m".to_owned())
+}
+
+fn milliseconds(count: u64) -> String {
+    match count {
+        _ if count > 0 && count.is_multiple_of(3_600_000) => format!("{}h", count / 3_600_000),
+        _ if count > 0 && count.is_multiple_of(1000) => format!("{}s", count / 1000),
+        _ => format!("{count}ms"),
+    }
+}
+
+/// A number of bytes: digits, and one of the units B, kB, MB, GB, KiB, MiB, GiB.
+pub(super) fn size(text: &str) -> Parsed<u64> {
+    let text = text.trim();
+    let end = text
+        .find(|char: char| !char.is_ascii_digit())
+        .unwrap_or(text.len());
+    let factor = match text[end..].trim() {
+        "" | "B" => Some(1),
+        "kB" | "KB" => Some(1_000),
+        "MB" => Some(1_000_000),
+        "GB" => Some(1_000_000_000),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    factor
+        .zip(text[..end].parse::<u64>().ok())
+        .and_then(|(factor, count)| count.checked_mul(factor))
+        .ok_or_else(|| "must be a size with its unit, such as 512KiB or 8MiB".to_owned())
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        _ if count >= 1 << 20 && count.is_multiple_of(1 << 20) => format!("{}MiB", count >> 20),
+        _ if count >= 1 << 10 && count.is_multiple_of(1 << 10) => format!("{}KiB", count >> 10),
+        _ => format!("{count}B"),
+    }
+}
+
+pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
+    text.parse()
+        .map_err(|_| "must be an IP address and a port, as in 127.0.0.1:8787 or [::1]:8787".to_owned())
+}
+
+pub(super) fn http_url(text: &str) -> Parsed<Url> {
+    let url = Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| "must be a URL that starts with https:// (or http:// on loopback)".to_owned())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user name or a password: the key has its own setting".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must be a base URL, without ? and #".to_owned());
+    }
+    Ok(url)
+}
+
+/// Whether the URL leads to this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
+    }
+}
+
+fn database_url(text: &str) -> Parsed<()> {
+    if text.starts_with("postgresql://") || text.starts_with("postgres://") {
+        Ok(())
+    } else {
+        Err("must be a URL, postgresql://user:password@host/database".to_owned())
+    }
+}
+
+fn word(text: &str) -> Parsed<()> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(())
+    } else {
+        Err("must be one word of visible ASCII characters, without spaces".to_owned())
+    }
+}
+
+pub(super) fn capabilities(text: &str) -> Parsed<CapabilityChoice> {
+    match text.trim() {
+        "auto" => return Ok(CapabilityChoice::Auto),
+        "" | "none" => return Ok(CapabilityChoice::Only(Vec::new())),
+        _ => {}
+    }
+    let mut chosen: Vec<String> = Vec::new();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if !CAPABILITIES.contains(&name) {
+            let meant =
+                near(name, CAPABILITIES).map_or(String::new(), |meant| format!(" (did you mean {meant}?)"));
+            return Err(format!(
+                "must be \"auto\" or a list of {}; {name:?} is no capability{meant}",
+                CAPABILITIES.join(", ")
+            ));
+        }
+        if !chosen.iter().any(|other| other == name) {
+            chosen.push(name.to_owned());
+        }
+    }
+    Ok(CapabilityChoice::Only(chosen))
+}
+
+pub(super) fn driver(text: &str) -> Parsed<FileDriver> {
+    match text {
+        "api" => Ok(FileDriver::Api),
+        "s3" | "gcs" | "azure" | "file" => Err(format!(
+            "must be \"api\": this version uploads files through the cloud's API only, not by the driver {text:?}"
+        )),
+        _ => Err("must be \"api\", the cloud's own API".to_owned()),
+    }
+}
+
+/// A cron expression; none for `off`.
+pub(super) fn cron(text: &str) -> Parsed<Option<String>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    croner::Cron::from_str(text)
+        .map(|_| Some(text.to_owned()))
+        .map_err(|error| format!("must be a cron expression, as in \"0 * * * *\", or \"off\" ({error})"))
+}
+
+/// `site=key,key;site=key`, the text form of a table of lists.
+pub(super) fn site_keys(text: &str) -> Parsed<BTreeMap<String, Vec<SecretString>>> {
+    let shape = || "must be a list of keys for each site, as in college=new-key,old-key;annex=key".to_owned();
+    let mut sites: BTreeMap<String, Vec<SecretString>> = BTreeMap::new();
+    for entry in text.split(';').map(str::trim).filter(|entry| !entry.is_empty()) {
+        let (site, keys) = entry.split_once('=').ok_or_else(shape)?;
+        let site = site.trim();
+        if site.is_empty()
+            || !site
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+        {
+            return Err("must name each site in letters, digits, _, - and .".to_owned());
+        }
+        let keys: Vec<&str> = keys
+            .split(',')
+            .map(str::trim)
+            .filter(|key| !key.is_empty())
+            .collect();
+        if keys.is_empty() {
+            return Err(format!("must give the site {site} at least one key"));
+        }
+        for key in keys {
+            word(key).map_err(|why| format!("{why}, in each key of the site {site}"))?;
+            sites
+                .entry(site.to_owned())
+                .or_default()
+                .push(SecretString::from(key));
+        }
+    }
+    Ok(sites)
+}

@@ -1,0 +1,227 @@
+//! The status of a replicator, as the API and `status --json` tell it. The JSON is stable: fields are added, never
+//! renamed. What is not known is null; times are ISO 8601 in UTC.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::report::PerEntity;
+
+/// What the replicator does at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It connects and looks at what it finds.
+    Starting,
+    /// It delivers changes as they are captured.
+    Replicating,
+    /// It waits before the next attempt, since the source or the cloud is away.
+    #[serde(rename = "backing off")]
+    BackingOff,
+    /// The cloud refused the key: it captures, and does not push.
+    #[serde(rename = "key refused")]
+    KeyRefused,
+    /// Another replicator serves this source; it takes over when that one ends.
+    Standby,
+    /// It does not run.
+    Stopped,
+}
+
+impl State {
+    /// The state in words.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Replicating => "replicating",
+            Self::BackingOff => "backing off",
+            Self::KeyRefused => "key refused",
+            Self::Standby => "standby",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Everything that an operator wants to know at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// When the process started; null where it does not run.
+    pub running_since: Option<Timestamp>,
+    /// What it does.
+    pub state: State,
+    /// Why it does that, where it is not replicating.
+    pub reason: Option<String>,
+    /// The source database.
+    pub source: SourceStatus,
+    /// The cloud.
+    pub cloud: CloudStatus,
+    /// What the cloud has not accepted yet; null where the source cannot be asked.
+    pub lag: Option<Lag>,
+    /// How far the cloud has accepted; null before the first batch.
+    pub checkpoint: Option<CheckpointStatus>,
+    /// The last sync; null before the first.
+    pub last_sync: Option<LastSync>,
+    /// When the next sync is due; null where none is scheduled.
+    pub next_sync: Option<Timestamp>,
+    /// Counts since the process started.
+    pub counts: Counts,
+    /// Accepted changes since the process started, by entity.
+    pub entities: PerEntity<u64>,
+    /// Refused changes that wait for a decision; null where the source cannot be asked.
+    pub quarantine: Option<u64>,
+    /// Media files.
+    pub files: FileCounts,
+    /// The outbox's size in the source database; null where it cannot be asked.
+    pub outbox_bytes: Option<u64>,
+    /// From capture to acceptance; null before the first change.
+    pub latency: Option<LatencyStatus>,
+}
+
+/// The source database.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// What the cloud knows it by.
+    pub id: Option<String>,
+    /// Its outbox's epoch.
+    pub epoch: Option<i64>,
+    /// Whether it answers; null before it was asked.
+    pub reachable: Option<bool>,
+    /// Why it did not answer, the last time that it did not.
+    pub last_error: Option<String>,
+}
+
+/// The cloud.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CloudStatus {
+    /// Its base URL, which never holds credentials.
+    pub url: Option<String>,
+    /// Whether it answers; null before it was asked.
+    pub reachable: Option<bool>,
+    /// The capabilities that are used.
+    pub capabilities: Vec<String>,
+    /// Why it did not answer or refused, the last time that it did.
+    pub last_error: Option<String>,
+}
+
+/// What the cloud has not accepted yet.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Lag {
+    /// How many changes.
+    pub changes: u64,
+    /// The oldest one's age; 0 where there is none.
+    pub age_seconds: f64,
+}
+
+/// How far the cloud has accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointStatus {
+    /// The highest accepted position.
+    pub position: i64,
+    /// The snapshot that the window began at.
+    pub lo: String,
+    /// The snapshot that it ended at; null between two windows.
+    pub hi: Option<String>,
+}
+
+/// A finished sync.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastSync {
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// Whether it had no error.
+    pub success: bool,
+    /// How many rows it pushed, by entity.
+    pub summary: PerEntity<usize>,
+    /// What went wrong.
+    pub errors: Vec<String>,
+}
+
+/// Counts since the process started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Changes that the cloud accepted.
+    pub accepted: u64,
+    /// Changes that it refused for good.
+    pub refused: u64,
+    /// Changes that a later one superseded.
+    pub collapsed: u64,
+    /// Delivered batches.
+    pub batches: u64,
+    /// Bytes of request bodies with changes.
+    pub bytes: u64,
+}
+
+/// Media files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FileCounts {
+    /// Named by a row and not uploaded yet.
+    pub waiting: u64,
+    /// Confirmed by the cloud.
+    pub uploaded: u64,
+    /// Named by a row, but not in the media folder.
+    pub missing: u64,
+    /// Failed, and to be tried again.
+    pub failed: u64,
+    /// Bytes of uploaded files.
+    pub bytes: u64,
+}
+
+/// From capture to acceptance, over the recent changes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LatencyStatus {
+    /// Half of them took at most this many milliseconds.
+    pub p50_ms: f64,
+    /// 99 of 100 took at most this many milliseconds.
+    pub p99_ms: f64,
+}
+
+impl StatusReport {
+    /// A report of a replicator of which nothing is known beyond its state.
+    pub fn unknown(state: State) -> Self {
+        Self {
+            running_since: None,
+            state,
+            reason: None,
+            source: SourceStatus::default(),
+            cloud: CloudStatus::default(),
+            lag: None,
+            checkpoint: None,
+            last_sync: None,
+            next_sync: None,
+            counts: Counts::default(),
+            entities: PerEntity::default(),
+            quarantine: None,
+            files: FileCounts::default(),
+            outbox_bytes: None,
+            latency: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_json_is_stable_and_comes_back() {
+        let mut status = StatusReport::unknown(State::BackingOff);
+        status.lag = Some(Lag {
+            changes: 3,
+            age_seconds: 1.5,
+        });
+        status.entities = [("rooms".to_owned(), 7)].into_iter().collect();
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["state"], "backing off");
+        assert_eq!(json["lag"]["age_seconds"], 1.5);
+        assert_eq!(json["entities"]["rooms"], 7);
+        assert!(json["checkpoint"].is_null());
+        assert_eq!(serde_json::from_value::<StatusReport>(json).unwrap(), status);
+        for state in [
+            State::Starting,
+            State::Replicating,
+            State::KeyRefused,
+            State::Standby,
+            State::Stopped,
+        ] {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.word());
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The operator API's bearer token: the configured one, or one that is made up once and kept in the store's folder,
+//! readable by its owner only, where the command line finds it.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+
+use crate::config::Settings;
+use crate::error::{Error, Kind, Result};
+
+/// Its name in the store's folder.
+pub const FILE: &str = "control.token";
+
+/// The token for the server: configured, kept from an earlier run, or made up now.
+///
+/// # Errors
+/// The store's folder cannot be written, or the file in it holds no token.
+pub fn obtain(settings: &Settings) -> Result<SecretString> {
+    if let Some(token) = &settings.control.token {
+        return Ok(token.clone());
+    }
+    let path = path(settings);
+    if let Some(token) = read(&path)? {
+        close_to_others(&path)?;
+        return Ok(token);
+    }
+    create(&settings.store.path, &path)?;
+    // Another process may have been faster: what stands in the file counts.
+    read(&path)?.ok_or_else(|| Error::new(Kind::Local, operation("read", &path), "it is gone again"))
+}
+
+/// The token for a client: configured, or the one that the server keeps.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub fn find(settings: &Settings) -> Result<SecretString> {
+    if let Some(token) = &settings.control.token {
+        return Ok(token.clone());
+    }
+    let path = path(settings);
+    read(&path)?.ok_or_else(|| {
+        Error::config(operation("read", &path), "there is no such file").remedy(
+            "run this with the daemon's own configuration and working directory, or set control.token on both sides",
+        )
+    })
+}
+
+/// Whether the two are the same, in a time that does not tell how much of them is.
+pub(super) fn same(given: &str, token: &SecretString) -> bool {
+    let given = blake3::hash(given.as_bytes());
+    let token = blake3::hash(token.expose_secret().as_bytes());
+    given.as_bytes().ct_eq(token.as_bytes()).into()
+}
+
+fn path(settings: &Settings) -> PathBuf {
+    settings.store.path.join(FILE)
+}
+
+fn operation(what: &str, path: &Path) -> String {
+    format!("{what} the operator API's token {}", path.display())
+}
+
+fn read(path: &Path) -> Result<Option<SecretString>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) if text.trim().is_empty() => {
+            Err(Error::new(Kind::Local, operation("read", path), "it is empty")
+                .remedy("delete the file; the daemon makes a new one"))
+        }
+        Ok(text) => Ok(Some(SecretString::from(text.trim()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::local(operation("read", path), error)
+            .remedy("run as the user that the daemon runs as, or set control.token")),
+    }
+}
+
+/// Writes a new token beside the place and moves it there as a whole, unless one has come there meanwhile.
+fn create(folder: &Path, path: &Path) -> Result<()> {
+    let failed = |error| Error::local(operation("write", path), error);
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    // tempfile creates with mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    let token: String = rand::random::<[u8; 32]>()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    writeln!(file, "{token}").map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed(error.error)),
+    }
+}
+
+fn close_to_others(path: &Path) -> Result<()> {
+    let failed = |error| Error::local(operation("protect", path), error);
+    let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    tracing::warn!(path = %path.display(), "the operator API's token was open to other users");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LoadOptions;
+
+    fn settings(folder: &Path, token: Option<&str>) -> Settings {
+        let store = ("store.path".to_owned(), folder.display().to_string());
+        let token = token.map(|token| ("control.token".to_owned(), token.to_owned()));
+        Settings::load(LoadOptions {
+            config: None,
+            overrides: [store].into_iter().chain(token).collect(),
+            env: std::collections::BTreeMap::new(),
+            dir: folder.to_owned(),
+        })
+        .unwrap()
+        .settings
+    }
+
+    #[test]
+    fn a_token_is_made_up_once_and_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(&dir.path().join("deep/store"), None);
+        assert_eq!(find(&settings).unwrap_err().exit_code(), 2);
+        let token = obtain(&settings).unwrap();
+        assert_eq!(token.expose_secret().len(), 64);
+        assert!(same(obtain(&settings).unwrap().expose_secret(), &token));
+        assert!(same(find(&settings).unwrap().expose_secret(), &token));
+        let mode = std::fs::metadata(path(&settings)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_file_that_others_could_read_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path(), None);
+        std::fs::write(path(&settings), "abc\n").unwrap();
+        std::fs::set_permissions(path(&settings), std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(same("abc", &obtain(&settings).unwrap()));
+        let mode = std::fs::metadata(path(&settings)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_configured_token_counts_and_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path(), Some("mine"));
+        assert!(same("mine", &obtain(&settings).unwrap()));
+        assert!(!same("min", &obtain(&settings).unwrap()));
+        assert!(!path(&settings).exists());
+    }
+}

@@ -1,0 +1,161 @@
+//! One sync at a time: equal requests share one run, different ones wait for their turn.
+//!
+//! A run is a task of its own, so that a caller who hangs up does not break it off. It leaves the list as it ends, so
+//! that nobody is answered with a run that was over before the request came.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use tokio::sync::Mutex as Turn;
+use tokio_util::task::TaskTracker;
+
+use super::{Operator, SyncReport, SyncRequest};
+use crate::error::{Error, Kind, Result};
+
+/// What a run ended with, for everyone who waits for it.
+pub(super) type Outcome = Arc<Result<SyncReport>>;
+
+type Run = Shared<BoxFuture<'static, Outcome>>;
+type Runs = Arc<Mutex<Vec<(SyncRequest, Run)>>>;
+
+/// The runs that have not ended.
+#[derive(Default)]
+pub(super) struct Turns {
+    runs: Runs,
+    turn: Arc<Turn<()>>,
+    tasks: TaskTracker,
+}
+
+impl Turns {
+    /// Takes part in a run of this request, which is started where there is none.
+    pub(super) async fn sync<O: Operator>(&self, operator: &Arc<O>, request: SyncRequest) -> Outcome {
+        let run = self.join_or_start(operator, request);
+        run.await
+    }
+
+    fn join_or_start<O: Operator>(&self, operator: &Arc<O>, request: SyncRequest) -> Run {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, run)) = runs.iter().find(|(other, _)| *other == request) {
+            return run.clone();
+        }
+        let (operator, turn) = (Arc::clone(operator), Arc::clone(&self.turn));
+        let entry = Entry {
+            request: request.clone(),
+            runs: Arc::clone(&self.runs),
+        };
+        let task = self.tasks.spawn(async move {
+            let _turn = turn.lock().await;
+            operator.sync_now(entry.request.clone()).await
+        });
+        let run: Run = async move {
+            Arc::new(task.await.unwrap_or_else(|_| {
+                Err(Error::new(Kind::Local, "sync", "it broke off")
+                    .remedy("look into the log, and report what it says there"))
+            }))
+        }
+        .boxed()
+        .shared();
+        runs.push((request, run.clone()));
+        run
+    }
+
+    /// Waits for the runs that have not ended.
+    pub(super) async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// A run's place in the list; it is given up when the run ends, whatever way.
+struct Entry {
+    request: SyncRequest,
+    runs: Runs,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.runs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(other, _)| *other != self.request);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::{Semaphore, mpsc};
+
+    use super::*;
+    use crate::catalogue::Catalogue;
+    use crate::control::status::State;
+    use crate::control::{Health, StatusReport};
+
+    struct Slow {
+        began: mpsc::UnboundedSender<bool>,
+        may_end: Semaphore,
+    }
+
+    impl Operator for Slow {
+        async fn status(&self) -> Result<StatusReport> {
+            Ok(StatusReport::unknown(State::Replicating))
+        }
+
+        async fn sync_now(&self, request: SyncRequest) -> Result<SyncReport> {
+            self.began.send(request.force).unwrap();
+            self.may_end.acquire().await.unwrap().forget();
+            assert!(!request.entities.contains(&"panic".to_owned()));
+            Ok(SyncReport::new(&Catalogue::builtin()))
+        }
+
+        fn health(&self) -> Health {
+            Health::Well
+        }
+
+        fn metrics(&self) -> String {
+            String::new()
+        }
+    }
+
+    fn request(force: bool, entity: &str) -> SyncRequest {
+        SyncRequest {
+            force,
+            entities: vec![entity.to_owned()],
+        }
+    }
+
+    #[tokio::test]
+    async fn equal_requests_share_a_run_and_others_wait_for_their_turn() {
+        let (began, mut watch) = mpsc::unbounded_channel();
+        let may_end = Semaphore::new(0);
+        let slow = Arc::new(Slow { began, may_end });
+        let turns = Turns::default();
+        let first = turns.join_or_start(&slow, request(true, "a"));
+        let same = turns.join_or_start(&slow, request(true, "a"));
+        assert_eq!(watch.recv().await, Some(true));
+        let other = turns.join_or_start(&slow, request(false, "a"));
+        slow.may_end.add_permits(1);
+        assert!(Arc::ptr_eq(&first.await, &same.await));
+        assert_eq!(watch.recv().await, Some(false));
+        slow.may_end.add_permits(1);
+        assert!(other.await.is_ok());
+        assert!(watch.try_recv().is_err(), "three requests were two runs");
+
+        let later = turns.join_or_start(&slow, request(true, "a"));
+        assert_eq!(watch.recv().await, Some(true), "an ended run is not shared");
+        slow.may_end.add_permits(1);
+        assert!(later.await.is_ok());
+        turns.ended().await;
+    }
+
+    #[tokio::test]
+    async fn a_run_that_breaks_off_is_an_error_and_lets_others_run() {
+        let (began, _watch) = mpsc::unbounded_channel();
+        let may_end = Semaphore::new(9);
+        let slow = Arc::new(Slow { began, may_end });
+        let turns = Turns::default();
+        assert!(turns.sync(&slow, request(false, "panic")).await.is_err());
+        assert!(turns.sync(&slow, request(false, "a")).await.is_ok());
+        assert!(turns.runs.lock().unwrap().is_empty());
+    }
+}

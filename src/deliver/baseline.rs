@@ -1,0 +1,158 @@
+//! Delivery to a server without `changes`: row by row or in bulk, each row's order kept, parents before children.
+//!
+//! A batch is cut into steps. A step of rows holds each row once: its upserts go entity by entity in catalogue order,
+//! many at once within an entity, then its deletes in reverse order. A truncate is a step of its own. A step begins when
+//! all of the one before it is answered; so does an entity within a step. What is pending keeps all after it from being
+//! sent.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::failure::Outcome;
+use super::rows::Sender;
+use super::{Capabilities, Cloud};
+use crate::batch::{Batch, Fate};
+use crate::catalogue::Deletes;
+use crate::change::Op;
+
+/// Marks the deletes and truncates that are not sent: those of an entity that the cloud keeps, and those that the
+/// server has no call for.
+pub(super) fn settle(cloud: &Cloud, capabilities: Capabilities, batch: &mut Batch) {
+    for nth in batch.pending() {
+        let change = &batch.changes()[nth];
+        if change.op == Op::Upsert {
+            continue;
+        }
+        if cloud.entity(change.entity).deletes() == Deletes::Keep {
+            batch.set_fate(nth, Fate::Kept);
+        } else if !capabilities.changes && !capabilities.delete {
+            batch.set_fate(nth, Fate::Unsupported);
+        }
+    }
+}
+
+/// Sends what is pending.
+pub(super) async fn deliver(cloud: &Cloud, capabilities: Capabilities, batch: &mut Batch) -> Outcome<()> {
+    let sender = Sender::new(cloud);
+    for step in plan(batch) {
+        match step {
+            Step::Rows(rows) => deliver_rows(&sender, capabilities, batch, &rows).await?,
+            Step::Truncate(nth) => sender.truncate(batch, nth).await?,
+        }
+    }
+    Ok(())
+}
+
+/// What is sent before anything after it.
+enum Step {
+    /// Upserts and deletes, each row at most once, in the batch's order.
+    Rows(Vec<usize>),
+    /// One truncate.
+    Truncate(usize),
+}
+
+fn plan(batch: &Batch) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut rows = Vec::new();
+    let mut seen = HashSet::new();
+    for nth in batch.pending() {
+        let change = &batch.changes()[nth];
+        // A collapsed batch has no row twice; one that is not collapsed keeps its order all the same.
+        let again = change.op != Op::Truncate && !seen.insert((change.entity, &*change.key));
+        if (again || change.op == Op::Truncate) && !rows.is_empty() {
+            steps.push(Step::Rows(std::mem::take(&mut rows)));
+            seen.clear();
+            seen.insert((change.entity, &change.key));
+        }
+        if change.op == Op::Truncate {
+            steps.push(Step::Truncate(nth));
+        } else {
+            rows.push(nth);
+        }
+    }
+    if !rows.is_empty() {
+        steps.push(Step::Rows(rows));
+    }
+    steps
+}
+
+async fn deliver_rows(
+    sender: &Sender<'_>,
+    capabilities: Capabilities,
+    batch: &mut Batch,
+    rows: &[usize],
+) -> Outcome<()> {
+    let (upserts, deletes) = (
+        by_entity(batch, rows, Op::Upsert),
+        by_entity(batch, rows, Op::Delete),
+    );
+    for (&entity, places) in &upserts {
+        sender.upsert(capabilities.bulk, batch, entity, places).await?;
+    }
+    for (&entity, places) in deletes.iter().rev() {
+        sender.delete(batch, entity, places).await?;
+    }
+    // An upsert may have been refused for a unique value that a row held which is deleted only now.
+    for (entity, places) in &upserts {
+        let refused = |nth: &usize| matches!(batch.fate(*nth), Fate::Refused { .. });
+        let again: Vec<usize> = places.iter().copied().filter(refused).collect();
+        if deletes.contains_key(entity) && !again.is_empty() {
+            for &nth in &again {
+                batch.set_fate(nth, Fate::Pending);
+            }
+            sender.upsert(capabilities.bulk, batch, *entity, &again).await?;
+        }
+    }
+    Ok(())
+}
+
+fn by_entity(batch: &Batch, rows: &[usize], op: Op) -> BTreeMap<usize, Vec<usize>> {
+    let mut entities: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for &nth in rows {
+        let change = &batch.changes()[nth];
+        if change.op == op {
+            entities.entry(change.entity).or_default().push(nth);
+        }
+    }
+    entities
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Change, Position};
+
+    #[test]
+    fn steps_end_at_a_truncate_and_where_a_row_comes_again() {
+        let change = |op, entity, key: &str| Change {
+            position: Position(1),
+            entity,
+            op,
+            captured_at: 0,
+            key: key.into(),
+            row: None,
+        };
+        let mut batch = Batch::new(vec![
+            change(Op::Upsert, 0, "a"),
+            change(Op::Upsert, 1, "a"),
+            change(Op::Delete, 0, "a"),
+            change(Op::Upsert, 0, "b"),
+            change(Op::Truncate, 1, ""),
+            change(Op::Truncate, 0, ""),
+            change(Op::Upsert, 0, "b"),
+            change(Op::Upsert, 0, "c"),
+            change(Op::Upsert, 0, "b"),
+        ]);
+        batch.set_fate(7, Fate::Accepted);
+        let steps: Vec<Vec<usize>> = plan(&batch)
+            .into_iter()
+            .map(|step| match step {
+                Step::Rows(rows) => rows,
+                Step::Truncate(nth) => vec![nth],
+            })
+            .collect();
+        assert_eq!(
+            steps,
+            [vec![0, 1], vec![2, 3], vec![4], vec![5], vec![6], vec![8]]
+        );
+    }
+}

@@ -1,0 +1,415 @@
+//! `POST /changes`: a whole batch in one request, in its order, on servers that have the capability.
+//!
+//! The server answers after its own commit, and takes a repeated change for what it is; so a request that broke off is
+//! simply sent again. What it rejects is named line by line. Where its answer is about the whole request, the batch is
+//! bisected, first half first, until the changes at fault stand alone.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use reqwest::Method;
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::failure::{Failure, Outcome};
+use super::link::Answer;
+use super::{Cloud, Origin, split_by_bytes};
+use crate::batch::{Batch, Fate};
+use crate::catalogue::Catalogue;
+use crate::change::Change;
+
+/// Below this, a compressed body saves nothing worth the work.
+const WORTH_COMPRESSING: usize = 4 * 1024;
+
+/// Above this, compression runs beside the event loop.
+const LONG_WORK: usize = 256 * 1024;
+
+const REMEDY: &str = "the cloud's server breaks the contract of POST /changes; nothing of this request counts as \
+                      accepted";
+
+/// Sends what is pending.
+pub(super) async fn deliver(cloud: &Cloud, origin: &Origin, batch: &mut Batch) -> Outcome<()> {
+    let pending = batch.pending();
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let operation = cloud.operation(batch, &pending);
+    // The next piece is the last one.
+    let mut pieces = split_by_bytes(&pending, cloud.request_bytes(), |nth| {
+        batch.changes()[nth].bytes()
+    });
+    pieces.reverse();
+    while let Some(piece) = pieces.pop() {
+        match send(cloud, origin, &operation, batch, piece).await? {
+            Sent::Answered(rejections) => {
+                for &nth in piece {
+                    batch.set_fate(nth, Fate::Accepted);
+                }
+                for (nth, fate) in rejections {
+                    batch.set_fate(nth, fate);
+                }
+            }
+            Sent::Refused { status, words } if piece.len() == 1 => {
+                batch.set_fate(
+                    piece[0],
+                    Fate::Refused {
+                        code: status,
+                        error: words,
+                    },
+                );
+            }
+            Sent::Refused { .. } | Sent::Unclear => {
+                let (first, second) = piece.split_at(piece.len() / 2);
+                pieces.push(second);
+                pieces.push(first);
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Sent {
+    /// All are accepted but these.
+    Answered(Vec<(usize, Fate)>),
+    /// The whole request was refused.
+    Refused { status: u16, words: String },
+    /// Something was rejected, and the answer does not say which.
+    Unclear,
+}
+
+async fn send(
+    cloud: &Cloud,
+    origin: &Origin,
+    operation: &str,
+    batch: &Batch,
+    piece: &[usize],
+) -> Outcome<Sent> {
+    let text = Bytes::from(encode(
+        cloud.catalogue(),
+        piece.iter().map(|&nth| &batch.changes()[nth]),
+    ));
+    loop {
+        let squeezed = if cloud.inner.compress.load(Ordering::Relaxed) {
+            squeeze(text.clone()).await
+        } else {
+            None
+        };
+        let compressed = squeezed.is_some();
+        let body = squeezed.unwrap_or_else(|| text.clone());
+        let bytes = body.len();
+        let mut request = cloud
+            .inner
+            .link
+            .request(Method::POST, "changes")
+            .header("X-Source-Id", &origin.source_id)
+            .header("X-Epoch", origin.epoch.0)
+            .header(CONTENT_TYPE, "application/x-ndjson");
+        if compressed {
+            request = request.header(CONTENT_ENCODING, "zstd");
+        }
+        match cloud
+            .inner
+            .link
+            .call(operation, request.body(body), bytes)
+            .await?
+        {
+            Answer::Accepted(reply) => {
+                let answer: Answered = reply.json(operation)?;
+                return read(operation, batch, piece, answer, |words| {
+                    cloud.inner.link.clean(words)
+                });
+            }
+            Answer::Refused { status: 415, .. } if compressed => {
+                cloud.inner.compress.store(false, Ordering::Relaxed);
+            }
+            Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
+                return Err(Failure::capability(operation, "changes", status));
+            }
+            Answer::Refused { status, words } => {
+                if status == 413 {
+                    cloud.too_long(text.len());
+                }
+                return Ok(Sent::Refused { status, words });
+            }
+        }
+    }
+}
+
+/// The changes as NDJSON, their keys and rows unparsed.
+fn encode<'a>(catalogue: &Catalogue, changes: impl Iterator<Item = &'a Change> + Clone) -> Vec<u8> {
+    use std::io::Write;
+    let entity = |change: &Change| catalogue.entities()[change.entity].name.as_str();
+    // `{"position":` and so on to the closing brace take 62 bytes, the longest op 8, the longest position 20.
+    let bytes = changes
+        .clone()
+        .map(|change| {
+            change.key.len() + change.row.as_ref().map_or(0, |row| row.len()) + entity(change).len() + 90
+        })
+        .sum();
+    let mut text = Vec::with_capacity(bytes);
+    for change in changes {
+        // Writing to memory cannot fail.
+        let _ = write!(
+            text,
+            "{{\"position\":{},\"entity\":\"{}\",\"op\":\"{}\"",
+            change.position,
+            entity(change),
+            change.op.word()
+        );
+        if !change.key.is_empty() {
+            text.extend_from_slice(b",\"key\":");
+            one_line(&mut text, &change.key);
+        }
+        if let Some(row) = &change.row {
+            text.extend_from_slice(b",\"row\":");
+            one_line(&mut text, row);
+        }
+        text.extend_from_slice(b"}\n");
+    }
+    text
+}
+
+/// Copies JSON text without its line breaks: unescaped, they are only ever white space between tokens.
+fn one_line(text: &mut Vec<u8>, json: &str) {
+    let start = text.len();
+    text.extend_from_slice(json.as_bytes());
+    let added = &mut text[start..];
+    let mut from = 0;
+    while let Some(at) = memchr::memchr2(b'\n', b'\r', &added[from..]) {
+        added[from + at] = b' ';
+        from += at + 1;
+    }
+}
+
+/// The text compressed, where that pays.
+async fn squeeze(text: Bytes) -> Option<Bytes> {
+    if text.len() < WORTH_COMPRESSING {
+        return None;
+    }
+    let bytes = text.len();
+    let work = move || zstd::bulk::compress(&text, 1).ok();
+    let squeezed = if bytes < LONG_WORK {
+        work()
+    } else {
+        tokio::task::spawn_blocking(work).await.ok()?
+    }?;
+    (squeezed.len() < bytes / 10 * 9).then(|| Bytes::from(squeezed))
+}
+
+#[derive(Deserialize)]
+struct Answered {
+    applied: u64,
+    skipped: u64,
+    rejected: Vec<Rejected>,
+}
+
+#[derive(Deserialize)]
+struct Rejected {
+    position: i64,
+    /// Counted from 1. Ours sends it, since backfilled rows all have position 0.
+    #[serde(default)]
+    line: Option<usize>,
+    #[serde(default)]
+    code: Value,
+    #[serde(default)]
+    error: Value,
+}
+
+impl Rejected {
+    /// An HTTP status where the code is one, else 422 with the code before the words.
+    fn fate(&self, clean: impl Fn(&str) -> String) -> Fate {
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            Value::Null => String::new(),
+            other => other.to_string(),
+        };
+        let (code, error) = (text(&self.code), text(&self.error));
+        match code.parse() {
+            Ok(status @ 400..=599) => Fate::Refused {
+                code: status,
+                error: clean(&error),
+            },
+            _ if code.is_empty() => Fate::Refused {
+                code: 422,
+                error: clean(&error),
+            },
+            _ => Fate::Refused {
+                code: 422,
+                error: clean(&format!("{code}: {error}")),
+            },
+        }
+    }
+}
+
+/// Checks the answer against what was sent, and finds the rejected changes.
+fn read(
+    operation: &str,
+    batch: &Batch,
+    piece: &[usize],
+    answer: Answered,
+    clean: impl Fn(&str) -> String,
+) -> Outcome<Sent> {
+    let wrong = |cause: String| Failure::protocol(operation, cause, REMEDY);
+    let Answered {
+        applied,
+        skipped,
+        rejected,
+    } = answer;
+    let answered = applied
+        .saturating_add(skipped)
+        .saturating_add(rejected.len() as u64);
+    if answered != piece.len() as u64 {
+        return Err(wrong(format!(
+            "{} changes were sent and {answered} answered",
+            piece.len()
+        )));
+    }
+    let position = |nth: usize| batch.changes()[nth].position.0;
+    // Which change has a position, none where several have it.
+    let mut of_position = HashMap::new();
+    if !rejected.is_empty() {
+        for &nth in piece {
+            let known = of_position.entry(position(nth));
+            known.and_modify(|one| *one = None).or_insert(Some(nth));
+        }
+    }
+    let mut fates: Vec<(usize, Fate)> = Vec::with_capacity(rejected.len());
+    for one in &rejected {
+        let nth = match one.line {
+            Some(line) => {
+                let nth = line.checked_sub(1).and_then(|line| piece.get(line)).copied();
+                nth.filter(|&nth| position(nth) == one.position)
+            }
+            None => match of_position.get(&one.position) {
+                Some(None) => return Ok(Sent::Unclear),
+                Some(nth) => *nth,
+                None => None,
+            },
+        };
+        let Some(nth) = nth else {
+            let cause = format!("it rejected position {}, which was not sent there", one.position);
+            return Err(wrong(cause));
+        };
+        fates.push((nth, one.fate(&clean)));
+    }
+    fates.sort_by_key(|&(nth, _)| nth);
+    if fates.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return Err(wrong("it rejected one change twice".to_owned()));
+    }
+    Ok(Sent::Answered(fates))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Op, Position};
+
+    fn change(position: i64, op: Op) -> Change {
+        Change {
+            position: Position(position),
+            entity: 0,
+            op,
+            captured_at: 0,
+            key: if op == Op::Truncate {
+                ""
+            } else {
+                "{\"room_id\" : 1}"
+            }
+            .into(),
+            row: (op == Op::Upsert).then(|| "{\"room_id\":1,\n\"x\":\r\n{\"y\" :\"a\\n\"}}".into()),
+        }
+    }
+
+    #[test]
+    fn each_change_is_one_valid_line() {
+        let changes = [
+            change(i64::MAX, Op::Upsert),
+            change(2, Op::Delete),
+            change(3, Op::Truncate),
+        ];
+        let text = String::from_utf8(encode(&Catalogue::builtin(), changes.iter())).unwrap();
+        assert_eq!(
+            text.lines().collect::<Vec<_>>(),
+            [
+                "{\"position\":9223372036854775807,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"room_id\" : 1},\
+                 \"row\":{\"room_id\":1, \"x\":  {\"y\" :\"a\\n\"}}}",
+                "{\"position\":2,\"entity\":\"rooms\",\"op\":\"delete\",\"key\":{\"room_id\" : 1}}",
+                "{\"position\":3,\"entity\":\"rooms\",\"op\":\"truncate\"}",
+            ]
+        );
+        for line in text.lines() {
+            serde_json::from_str::<Value>(line).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_buffer_is_reserved_once() {
+        let changes = vec![change(i64::MAX, Op::Upsert); 100];
+        let text = encode(&Catalogue::builtin(), changes.iter());
+        assert!(
+            text.capacity() - text.len() < 100 * 40,
+            "{} of {}",
+            text.len(),
+            text.capacity()
+        );
+    }
+
+    fn judge(positions: &[i64], answer: &str) -> Result<Option<Vec<(usize, Fate)>>, Failure> {
+        let batch = Batch::new(
+            positions
+                .iter()
+                .map(|&position| change(position, Op::Upsert))
+                .collect(),
+        );
+        let piece = batch.pending();
+        let answer = serde_json::from_str(answer).unwrap();
+        Ok(
+            match read("push rooms to the cloud", &batch, &piece, answer, str::to_owned)? {
+                Sent::Answered(fates) => Some(fates),
+                _ => None,
+            },
+        )
+    }
+
+    #[test]
+    fn rejections_are_attributed_by_position_or_line() {
+        let refused = |code, error: &str| Fate::Refused {
+            code,
+            error: error.to_owned(),
+        };
+        let answer = r#"{"applied":1,"skipped":0,"rejected":[{"position":8,"code":"409","error":"taken"}]}"#;
+        assert_eq!(
+            judge(&[7, 8], answer).unwrap(),
+            Some(vec![(1, refused(409, "taken"))])
+        );
+        let answer =
+            r#"{"applied":1,"skipped":0,"rejected":[{"position":0,"line":2,"code":"23502","error":"null"}]}"#;
+        assert_eq!(
+            judge(&[0, 0], answer).unwrap(),
+            Some(vec![(1, refused(422, "23502: null"))])
+        );
+        let answer = r#"{"applied":1,"skipped":0,"rejected":[{"position":0,"code":"x","error":"null"}]}"#;
+        assert_eq!(judge(&[0, 0], answer).unwrap(), None, "to be bisected");
+        assert_eq!(
+            judge(&[0, 9], answer).unwrap(),
+            Some(vec![(0, refused(422, "x: null"))])
+        );
+    }
+
+    #[test]
+    fn answers_that_do_not_add_up_are_not_believed() {
+        for answer in [
+            r#"{"applied":1,"skipped":0,"rejected":[]}"#,
+            r#"{"applied":2,"skipped":1,"rejected":[]}"#,
+            r#"{"applied":1,"skipped":0,"rejected":[{"position":5,"code":"x","error":""}]}"#,
+            r#"{"applied":1,"skipped":0,"rejected":[{"position":1,"line":2,"code":"x","error":""}]}"#,
+            r#"{"applied":1,"skipped":0,"rejected":[{"position":1,"line":0,"code":"x","error":""}]}"#,
+            r#"{"applied":0,"skipped":0,"rejected":[{"position":1,"code":"x","error":""},{"position":1,"code":"x","error":""}]}"#,
+        ] {
+            let failure = judge(&[1, 2], answer).expect_err(answer);
+            assert_eq!(failure.error().kind(), crate::error::Kind::CloudProtocol);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What stopped a call: the error, and what the server said about coming back.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::{Class, Error, Kind};
+
+/// The result of a call to the cloud. `?` turns its failure into an [`Error`] where a function answers one.
+pub type Outcome<T> = Result<T, Failure>;
+
+/// Why a call to the cloud failed.
+///
+/// [`Failure::error`] says what a person must know; the rest is what a loop needs that tries again.
+#[derive(Debug)]
+pub struct Failure {
+    error: Error,
+    retry_after: Option<Duration>,
+    status: Option<u16>,
+    capability: Option<&'static str>,
+}
+
+impl Failure {
+    pub(super) fn new(kind: Kind, operation: &str, cause: impl Into<String>) -> Self {
+        Self::from(Error::new(kind, operation, cause))
+    }
+
+    /// The cloud is away, or answered something that passes.
+    pub(super) fn unreachable(operation: &str, cause: impl Into<String>) -> Self {
+        Self::new(Kind::CloudUnreachable, operation, cause)
+    }
+
+    /// The cloud answered something that the contract does not allow.
+    pub(super) fn protocol(operation: &str, cause: impl Into<String>, remedy: &str) -> Self {
+        Self::from(Error::new(Kind::CloudProtocol, operation, cause).remedy(remedy))
+    }
+
+    /// The cloud no longer has a call that it had listed.
+    pub(super) fn capability(operation: &str, capability: &'static str, status: u16) -> Self {
+        let mut failure = Self::protocol(
+            operation,
+            format!("the cloud had listed the capability {capability} and now answers {status}"),
+            "ask it again for its capabilities; if it still lists this one, its server is wrong",
+        );
+        failure.status = Some(status);
+        failure.capability = Some(capability);
+        failure
+    }
+
+    pub(super) fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    pub(super) fn with_status(mut self, status: u16) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// The error, to show and to classify.
+    pub fn error(&self) -> &Error {
+        &self.error
+    }
+
+    /// How long the server asked to wait before the next request: for `retry::Backoff::next`.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The HTTP status, where there was an answer.
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// The capability that the server had listed and has no more: say hello again before the next delivery.
+    pub fn lost_capability(&self) -> Option<&'static str> {
+        self.capability
+    }
+
+    /// Whether the same request is expected to pass later.
+    pub fn is_passing(&self) -> bool {
+        self.error.class() == Class::Retry
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            retry_after: None,
+            status: None,
+            capability: None,
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.error)
+    }
+}

@@ -1,0 +1,298 @@
+//! Uploads in one request: `POST /upload/{directory}`, and whether the cloud already has a content.
+//!
+//! A file is read once, on a thread of its own, and hashed as it is read; two pieces of it are in memory at most. The
+//! request is cut off when the file turns out shorter or longer than it was at the start, before its last piece is sent,
+//! so that the cloud never takes half a file for a whole one.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, stream};
+use reqwest::header::LOCATION;
+use reqwest::multipart::{Form, Part};
+use reqwest::{Body, Method};
+use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::failure::{Failure, Outcome};
+use super::link::{Answer, Link, broken, encode_into, time_for};
+use super::{Done, refused};
+use crate::error::{Error, Kind};
+
+/// How much is read, hashed and handed on at once.
+const PIECE: usize = 256 * 1024;
+
+/// What the kernel may still have to send when the last piece is handed over.
+const SOCKET_BUFFER: u64 = 4 * 1024 * 1024;
+
+/// Asked before each piece, with its bytes: how long to wait first. For a bandwidth limit, and for progress.
+pub type Pace = Arc<dyn Fn(usize) -> Duration + Send + Sync>;
+
+/// A file to upload.
+#[derive(Clone)]
+pub struct UploadFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// The file name that the cloud is told.
+    pub name: String,
+    /// Slows the upload down.
+    pub pace: Option<Pace>,
+}
+
+impl UploadFile {
+    /// The file at `path`, under its own name, as fast as it goes.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        Self {
+            name: name.unwrap_or_else(|| "file".to_owned()),
+            path,
+            pace: None,
+        }
+    }
+}
+
+/// A file that the cloud has taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uploaded {
+    /// Its URL there.
+    pub url: String,
+    /// Its path there, where the cloud says so.
+    pub path: Option<String>,
+    /// What was sent.
+    pub hash: blake3::Hash,
+    /// How much was sent.
+    pub bytes: u64,
+    /// Whether the cloud answered with the same hash. A baseline server answers none.
+    pub confirmed: bool,
+}
+
+#[derive(Deserialize)]
+struct Answered {
+    #[serde(flatten)]
+    done: Done,
+    url: String,
+    #[serde(default)]
+    path: Option<String>,
+    #[serde(default)]
+    hash: Option<String>,
+}
+
+pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Outcome<Uploaded> {
+    let operation = format!("upload {} to {directory}", file.name);
+    let media = |error: &io::Error| Failure::new(Kind::Media, &operation, error.to_string());
+    let path = file.path.clone();
+    let open = tokio::task::spawn_blocking(move || {
+        let file = File::open(path)?;
+        let about = file.metadata()?;
+        if !about.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is not a regular file",
+            ));
+        }
+        Ok((file, about.len()))
+    });
+    let (open, bytes) = open
+        .await
+        .map_err(|error| Error::local(operation.as_str(), io::Error::other(error)))?
+        .map_err(|error| media(&error))?;
+
+    let (pieces, arriving) = mpsc::channel(1);
+    let (said, mut reading) = oneshot::channel();
+    tokio::task::spawn_blocking(move || read(open, bytes, pieces, said));
+    let pulse = Arc::new(Pulse::new());
+    let body = Body::wrap_stream(paced(arriving, file.pace.clone(), Arc::clone(&pulse)));
+    let kind = mime_guess::from_path(&file.name).first_or_octet_stream();
+    let part = Part::stream_with_length(body, bytes)
+        .file_name(file.name.clone())
+        .mime_str(kind.essence_str())
+        .map_err(|error| broken(&operation, error))?;
+    let request = link
+        .request(Method::POST, &path_of(directory))
+        .multipart(Form::new().part("file", part));
+    let exchange = async {
+        let response = request.send().await.map_err(|error| broken(&operation, error))?;
+        link.answer(&operation, response).await
+    };
+    let limit = link.timeout() + time_for(bytes.min(SOCKET_BUFFER));
+    let answer = tokio::select! {
+        answer = exchange => answer,
+        () = pulse.silence(limit) => Err(link.too_late(&operation, limit)),
+    };
+
+    let hash = match (answer.is_ok(), reading.try_recv()) {
+        (_, Ok(Err(error))) => return Err(media(&error)),
+        (_, Ok(Ok(hash))) => Some(hash),
+        (_, Err(_)) => None,
+    };
+    let reply = match answer? {
+        Answer::Accepted(reply) => reply,
+        Answer::Refused { status, words } => return Err(refused(&operation, status, &words)),
+    };
+    let answered: Answered = reply.json(&operation)?;
+    answered.done.check(&operation)?;
+    let Some(hash) = hash else {
+        return Err(Failure::protocol(
+            &operation,
+            "the cloud answered before it had the whole file",
+            "look at the cloud's own logs",
+        ));
+    };
+    if answered.url.is_empty() {
+        return Err(Failure::protocol(
+            &operation,
+            "the cloud answered without a URL",
+            "look at the cloud's own logs",
+        ));
+    }
+    let theirs = answered
+        .hash
+        .as_deref()
+        .and_then(|text| text.strip_prefix("blake3:"));
+    if theirs.is_some_and(|theirs| !theirs.eq_ignore_ascii_case(&hash.to_hex())) {
+        let cause = "the cloud has another content than was sent";
+        return Err(Failure::new(Kind::Media, &operation, cause));
+    }
+    Ok(Uploaded {
+        url: answered.url,
+        path: answered.path,
+        hash,
+        bytes,
+        confirmed: theirs.is_some(),
+    })
+}
+
+pub(super) async fn find(link: &Link, directory: &str, hash: &blake3::Hash) -> Outcome<Option<String>> {
+    let operation = format!("ask the cloud for a file's content in {directory}");
+    let path = format!("{}?hash=blake3:{}", path_of(directory), hash.to_hex());
+    match link
+        .call(&operation, link.request(Method::HEAD, &path), 0)
+        .await?
+    {
+        Answer::Accepted(reply) => match reply.headers.get(LOCATION).and_then(|url| url.to_str().ok()) {
+            Some(url) => Ok(Some(url.to_owned())),
+            None => Err(Failure::protocol(
+                &operation,
+                "the cloud answered without a Location",
+                "check the cloud's server",
+            )),
+        },
+        Answer::Refused { status: 404, .. } => Ok(None),
+        Answer::Refused { status: 405, .. } => Err(Failure::capability(&operation, "content-hash", 405)),
+        Answer::Refused { status, words } => Err(refused(&operation, status, &words)),
+    }
+}
+
+fn path_of(directory: &str) -> String {
+    let mut path = "upload/".to_owned();
+    encode_into(&mut path, directory);
+    path
+}
+
+/// Reads exactly `bytes` bytes, hands them on piece by piece, and says the hash before the last one.
+fn read(
+    mut file: File,
+    bytes: u64,
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+    said: oneshot::Sender<io::Result<blake3::Hash>>,
+) {
+    let mut hasher = blake3::Hasher::new();
+    let mut left = bytes;
+    let mut next = || -> io::Result<(Vec<u8>, Option<blake3::Hash>)> {
+        let mut piece = Vec::with_capacity(PIECE.min(usize::try_from(left).unwrap_or(PIECE)));
+        file.by_ref()
+            .take(left.min(PIECE as u64))
+            .read_to_end(&mut piece)?;
+        if piece.is_empty() && left > 0 {
+            return Err(io::Error::other("it became shorter while it was being sent"));
+        }
+        hasher.update(&piece);
+        left -= piece.len() as u64;
+        if left > 0 {
+            return Ok((piece, None));
+        }
+        if file.read(&mut [0])? > 0 {
+            return Err(io::Error::other("it became longer while it was being sent"));
+        }
+        Ok((piece, Some(hasher.finalize())))
+    };
+    loop {
+        match next() {
+            Ok((piece, None)) => {
+                if pieces.blocking_send(Ok(piece.into())).is_err() {
+                    return;
+                }
+            }
+            Ok((piece, Some(hash))) => {
+                // Nobody listens any more where the request has ended.
+                let _ = said.send(Ok(hash));
+                let _ = pieces.blocking_send(Ok(piece.into()));
+                return;
+            }
+            Err(error) => {
+                let cut = io::Error::new(error.kind(), "the file could not be read to its end");
+                let _ = said.send(Err(error));
+                let _ = pieces.blocking_send(Err(cut));
+                return;
+            }
+        }
+    }
+}
+
+/// The pieces as they may be sent.
+fn paced(
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    pace: Option<Pace>,
+    pulse: Arc<Pulse>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::unfold((pieces, pace, pulse), |(mut pieces, pace, pulse)| async move {
+        let piece = pieces.recv().await?;
+        if let (Ok(piece), Some(pace)) = (&piece, &pace) {
+            let wait = pace(piece.len());
+            pulse.beat(wait);
+            tokio::time::sleep(wait).await;
+        }
+        pulse.beat(Duration::ZERO);
+        Some((piece, (pieces, pace, pulse)))
+    })
+}
+
+/// When the request last moved: a long upload may take any time, but it may not stand still.
+struct Pulse {
+    begun: Instant,
+    last: AtomicU64,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+
+    /// It moves now, or will after `wait`.
+    fn beat(&self, wait: Duration) {
+        let at = (self.begun.elapsed() + wait).as_millis();
+        self.last
+            .store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Ends when it has not moved for `limit`.
+    async fn silence(&self, limit: Duration) {
+        loop {
+            let due = self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit;
+            if Instant::now() >= due {
+                return;
+            }
+            tokio::time::sleep_until(due).await;
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The calls of a server without `changes`: `POST /{path}`, `POST /bulk/{path}`, `DELETE /{path}/{key}`.
+//!
+//! Many requests are under way at once, over kept connections: as soon as one is answered the next one starts. A request
+//! that fails in a way that passes is tried a few times, for a few seconds; a longer outage, or a server that asks for a
+//! longer wait, is the caller's affair. After the first failure nothing new starts, and what is under way is finished.
+
+use std::future::Future;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Method, RequestBuilder};
+use tokio::time::Instant;
+
+use super::failure::{Failure, Outcome};
+use super::fields::segment;
+use super::link::Answer;
+use super::{Cloud, Done, split_by_bytes};
+use crate::batch::{Batch, Fate};
+use crate::error::Kind;
+use crate::retry::Backoff;
+
+/// How often a request is tried in one delivery.
+const ATTEMPTS: u32 = 4;
+
+/// How long one delivery tries a request; a longer wait is the caller's.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The bounds of one bulk request.
+const BULK_ROWS: usize = 500;
+const BULK_BYTES: usize = 1024 * 1024;
+
+/// What came of one request: the fates it decided, and what stopped it.
+type Answered = (Vec<(usize, Fate)>, Outcome<()>);
+
+/// Sends the rows of one delivery.
+pub(super) struct Sender<'c> {
+    cloud: &'c Cloud,
+    gate: Gate,
+}
+
+impl<'c> Sender<'c> {
+    pub(super) fn new(cloud: &'c Cloud) -> Self {
+        Self {
+            cloud,
+            gate: Gate::default(),
+        }
+    }
+
+    /// Upserts rows of one entity, in any order.
+    pub(super) async fn upsert(
+        &self,
+        bulk: bool,
+        batch: &mut Batch,
+        entity: usize,
+        places: &[usize],
+    ) -> Outcome<()> {
+        let operation = self.cloud.pushing(entity);
+        let path = &self.cloud.entity(entity).path;
+        let row = |batch: &Batch, nth: usize| {
+            let row = batch.changes()[nth].row.as_deref().unwrap_or("{}");
+            Bytes::copy_from_slice(row.as_bytes())
+        };
+        if !bulk {
+            let start = |batch: &Batch, nth| self.post(&operation, path, nth, row(batch, nth));
+            return self.run(batch, places.iter().copied(), start).await;
+        }
+        let limit = BULK_BYTES.min(self.cloud.request_bytes());
+        let chunks: Vec<&[usize]> = split_by_bytes(places, limit, |nth| batch.changes()[nth].bytes())
+            .into_iter()
+            .flat_map(|piece| piece.chunks(BULK_ROWS))
+            .collect();
+        let start = |batch: &Batch, chunk: &[usize]| {
+            let rows = chunk.iter().map(|&nth| (nth, row(batch, nth))).collect();
+            self.post_bulk(&operation, path, rows)
+        };
+        self.run(batch, chunks, start).await
+    }
+
+    /// Deletes rows of one entity, in any order.
+    pub(super) async fn delete(&self, batch: &mut Batch, entity: usize, places: &[usize]) -> Outcome<()> {
+        let operation = self.cloud.pushing(entity);
+        let entity = self.cloud.entity(entity);
+        let start = |batch: &Batch, nth: usize| {
+            let key = segment(&batch.changes()[nth].key, &entity.key);
+            let operation = &operation;
+            async move {
+                match self.delete_one(operation, &entity.path, key).await {
+                    Ok(fate) => (vec![(nth, fate)], Ok(())),
+                    Err(failure) => (Vec::new(), Err(failure)),
+                }
+            }
+        };
+        self.run(batch, places.iter().copied(), start).await
+    }
+
+    /// Deletes every row that the cloud has of the truncated entity.
+    pub(super) async fn truncate(&self, batch: &mut Batch, nth: usize) -> Outcome<()> {
+        let place = batch.changes()[nth].entity;
+        let operation = self.cloud.pushing(place);
+        let entity = self.cloud.entity(place);
+        // One text for all the keys: encoded, they have no line break.
+        let mut keys = String::new();
+        let mut odd = false;
+        let listed = self.cloud.list(place, None, |row| {
+            match segment(row.get(), &entity.key) {
+                Some(key) => {
+                    keys.push_str(&key);
+                    keys.push('\n');
+                }
+                None => odd = true,
+            }
+            Ok(())
+        });
+        match listed.await {
+            Err(failure) if failure.error().kind() == Kind::CloudRefused => {
+                batch.set_fate(
+                    nth,
+                    refusal(failure.status().unwrap_or(400), failure.error().cause()),
+                );
+                return Ok(());
+            }
+            other => other?,
+        }
+        if odd {
+            batch.set_fate(
+                nth,
+                refusal(422, "the cloud has a row whose key has no form in a URL"),
+            );
+            return Ok(());
+        }
+        let start = |_: &Batch, key: &str| {
+            let (operation, key) = (&operation, Some(key.to_owned()));
+            async move {
+                match self.delete_one(operation, &entity.path, key).await {
+                    Ok(Fate::Accepted) => (Vec::new(), Ok(())),
+                    Ok(fate) => (vec![(nth, fate)], Ok(())),
+                    Err(failure) => (Vec::new(), Err(failure)),
+                }
+            }
+        };
+        let end = self.run(batch, keys.lines(), start).await;
+        if end.is_err() {
+            batch.set_fate(nth, Fate::Pending);
+        } else if *batch.fate(nth) == Fate::Pending {
+            batch.set_fate(nth, Fate::Accepted);
+        }
+        end
+    }
+
+    /// Starts the jobs in order, as many at once as may be in flight, and marks the fates as they come.
+    async fn run<J, F: Future<Output = Answered>>(
+        &self,
+        batch: &mut Batch,
+        jobs: impl IntoIterator<Item = J>,
+        start: impl Fn(&Batch, J) -> F,
+    ) -> Outcome<()> {
+        let mut jobs = jobs.into_iter();
+        let mut under_way = FuturesUnordered::new();
+        let mut stopped = None;
+        loop {
+            while stopped.is_none() && under_way.len() < self.cloud.inner.in_flight {
+                let Some(job) = jobs.next() else { break };
+                under_way.push(start(batch, job));
+            }
+            let Some((fates, end)) = under_way.next().await else {
+                break;
+            };
+            for (nth, fate) in fates {
+                batch.set_fate(nth, fate);
+            }
+            if let Err(failure) = end {
+                self.gate.close();
+                stopped.get_or_insert(failure);
+            }
+        }
+        stopped.map_or(Ok(()), Err)
+    }
+
+    async fn post(&self, operation: &str, path: &str, nth: usize, row: Bytes) -> Answered {
+        let request = || {
+            self.cloud
+                .inner
+                .link
+                .request(Method::POST, path)
+                .header(CONTENT_TYPE, "application/json")
+                .body(row.clone())
+        };
+        match self.attempt(operation, row.len(), request).await {
+            Ok(Answer::Accepted(reply)) => match reply.not_a_page(operation) {
+                Ok(()) => (vec![(nth, Fate::Accepted)], Ok(())),
+                Err(failure) => (Vec::new(), Err(failure)),
+            },
+            Ok(Answer::Refused { status, words }) => (vec![(nth, refusal(status, &words))], Ok(())),
+            Err(failure) => (Vec::new(), Err(failure)),
+        }
+    }
+
+    /// One bulk request, bisected where it is refused as a whole.
+    async fn post_bulk(&self, operation: &str, path: &str, rows: Vec<(usize, Bytes)>) -> Answered {
+        let path = format!("bulk/{path}");
+        let mut fates = Vec::with_capacity(rows.len());
+        let mut pieces = vec![rows.as_slice()];
+        while let Some(piece) = pieces.pop() {
+            let body = records(piece);
+            let request = || {
+                self.cloud
+                    .inner
+                    .link
+                    .request(Method::POST, &path)
+                    .header(CONTENT_TYPE, "application/json")
+                    .body(body.clone())
+            };
+            let done = match self.attempt(operation, body.len(), request).await {
+                Ok(Answer::Accepted(reply)) => {
+                    let done = reply
+                        .json::<Done>(operation)
+                        .and_then(|done| done.check(operation));
+                    if done.is_ok() {
+                        fates.extend(piece.iter().map(|&(nth, _)| (nth, Fate::Accepted)));
+                    }
+                    done
+                }
+                Ok(Answer::Refused { status, .. }) if matches!(status, 404 | 405) => {
+                    Err(Failure::capability(operation, "bulk", status))
+                }
+                Ok(Answer::Refused { status, words }) => {
+                    if status == 413 {
+                        self.cloud.too_long(body.len());
+                    }
+                    if let [(nth, _)] = piece {
+                        fates.push((*nth, refusal(status, &words)));
+                    } else {
+                        let (first, second) = piece.split_at(piece.len() / 2);
+                        pieces.push(second);
+                        pieces.push(first);
+                    }
+                    Ok(())
+                }
+                Err(failure) => Err(failure),
+            };
+            if let Err(failure) = done {
+                return (fates, Err(failure));
+            }
+        }
+        (fates, Ok(()))
+    }
+
+    async fn delete_one(&self, operation: &str, path: &str, key: Option<String>) -> Outcome<Fate> {
+        let Some(key) = key else {
+            return Ok(refusal(422, "its key has no form in a URL"));
+        };
+        let path = format!("{path}/{key}");
+        let request = || self.cloud.inner.link.request(Method::DELETE, &path);
+        match self.attempt(operation, 0, request).await? {
+            Answer::Accepted(reply) => reply.not_a_page(operation).map(|()| Fate::Accepted),
+            Answer::Refused { status: 404, .. } => Ok(Fate::Accepted),
+            Answer::Refused { status: 405, .. } => Ok(Fate::Unsupported),
+            Answer::Refused { status, words } => Ok(refusal(status, &words)),
+        }
+    }
+
+    /// One request, tried again while its failure passes soon.
+    async fn attempt(
+        &self,
+        operation: &str,
+        bytes: usize,
+        request: impl Fn() -> RequestBuilder,
+    ) -> Outcome<Answer> {
+        let mut backoff = Backoff::within(Duration::from_millis(50), Duration::from_secs(1));
+        let begun = Instant::now();
+        loop {
+            self.gate.pass().await;
+            let failure = match self.cloud.inner.link.call(operation, request(), bytes).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            let wait = backoff.next(failure.retry_after());
+            if !failure.is_passing()
+                || backoff.failures() >= ATTEMPTS
+                || begun.elapsed() + wait > PATIENCE
+                || self.gate.is_closed()
+            {
+                return Err(failure);
+            }
+            if failure.retry_after().is_some() {
+                self.gate.hold(wait);
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// What the requests of one delivery know of each other: that one has failed, and when the server wants the next one.
+#[derive(Default)]
+struct Gate {
+    closed: AtomicBool,
+    not_before: Mutex<Option<Instant>>,
+}
+
+impl Gate {
+    /// Nothing is tried again from now on.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Keeps all requests back for a while: the server asked one of them to.
+    fn hold(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        let mut not_before = self
+            .not_before
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        *not_before = Some(not_before.map_or(until, |earlier| earlier.max(until)));
+    }
+
+    async fn pass(&self) {
+        let until = *self
+            .not_before
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(until) = until {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+fn refusal(code: u16, error: &str) -> Fate {
+    Fate::Refused {
+        code,
+        error: error.to_owned(),
+    }
+}
+
+/// `{"records":[…]}`, the rows unparsed.
+fn records(rows: &[(usize, Bytes)]) -> Bytes {
+    let bytes: usize = rows.iter().map(|(_, row)| row.len() + 1).sum();
+    let mut body = BytesMut::with_capacity(bytes + 16);
+    body.put_slice(b"{\"records\":[");
+    for (at, (_, row)) in rows.iter().enumerate() {
+        if at > 0 {
+            body.put_u8(b',');
+        }
+        body.put_slice(row);
+    }
+    body.put_slice(b"]}");
+    body.freeze()
+}

@@ -1,0 +1,462 @@
+//! Whether the cloud holds what the site holds: each row in its entity's window, and each file that such a row names.
+//!
+//! Both servers render a row as canonical `jsonb` text in UTC, with the site's columns only, without those that are
+//! excluded or redacted; rows are matched by key, files by content hash. The site must stand still meanwhile, and what
+//! it committed must have been delivered. Rows are streamed; of a row of the site, its key, a hash and its files'
+//! names are kept. Both servers are taken to be on this machine: the connections are without TLS.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use futures::TryStreamExt;
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use tokio_postgres::{Client, NoTls};
+
+use crate::catalogue::{Catalogue, Entity, FileColumn};
+use crate::error::{Error, Kind, Result};
+
+/// What both servers are told, so that equal values look equal.
+const SAME_RENDERING: &str = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; \
+                              set bytea_output = 'hex'; set extra_float_digits = 1";
+
+/// Site and cloud, entity by entity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EqualityReport {
+    /// The site's name in the cloud.
+    pub site: String,
+    /// Whether every row and every file is there and equal.
+    pub equal: bool,
+    /// In the catalogue's order.
+    pub entities: Vec<EntityEquality>,
+}
+
+/// One entity's rows and files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct EntityEquality {
+    /// The entity's name.
+    pub entity: String,
+    /// Rows in the window on the site.
+    pub in_window: u64,
+    /// Of those, rows that the cloud has.
+    pub in_cloud: u64,
+    /// Of those, rows that the cloud has with equal values.
+    pub equal: u64,
+    /// Rows of the site in the cloud, those outside the window included.
+    pub cloud_rows: u64,
+    /// Columns of the site that the cloud's table lacks; no row is equal then.
+    pub columns_missing: Vec<String>,
+    /// Files that rows in the window name.
+    pub files: u64,
+    /// Of those, files that the site itself does not have.
+    pub files_absent: u64,
+    /// Bytes of those files on the site.
+    pub file_bytes: u64,
+    /// Of those files, those that lie in the cloud under the row's URL with equal content.
+    pub files_verified: u64,
+}
+
+impl EntityEquality {
+    /// Whether every row in the window and every file that it names is in the cloud and equal.
+    pub fn is_equal(&self) -> bool {
+        self.equal == self.in_window && self.files_verified == self.files
+    }
+}
+
+/// Compares a site's database and media root with the receiver's database and files.
+///
+/// # Errors
+/// A database cannot be reached, or answers with an error; a file that is there cannot be read.
+pub async fn compare(
+    site_db_url: &str,
+    cloud_db_url: &str,
+    catalogue: &Catalogue,
+    media_root: &Path,
+    receiver_files: &Path,
+    site_name: &str,
+) -> Result<EqualityReport> {
+    let site = connect(site_db_url).await?;
+    let cloud = connect(cloud_db_url).await?;
+    let mut entities = Vec::with_capacity(catalogue.entities().len());
+    for entity in catalogue.entities() {
+        let compared = Comparison::new(entity, &site, &cloud, site_name).run().await;
+        let (mut found, files) =
+            compared.map_err(|error| Error::postgres(format!("compare {}", entity.name), error))?;
+        let (root, stored) = (media_root.to_owned(), receiver_files.to_owned());
+        let verified = tokio::task::spawn_blocking(move || {
+            verify(&files, &root, &stored, &mut found)?;
+            Ok::<_, Error>(found)
+        });
+        entities.push(
+            verified
+                .await
+                .map_err(|error| Error::new(Kind::Local, "compare files", error.to_string()))??,
+        );
+    }
+    Ok(EqualityReport {
+        site: site_name.to_owned(),
+        equal: entities.iter().all(EntityEquality::is_equal),
+        entities,
+    })
+}
+
+async fn connect(url: &str) -> Result<Client> {
+    let broken = |error| Error::postgres("connect to compare site and cloud", error);
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.map_err(broken)?;
+    // It ends when the client is dropped; an error of it reaches the client's next query.
+    tokio::spawn(connection);
+    client.batch_execute(SAME_RENDERING).await.map_err(broken)?;
+    Ok(client)
+}
+
+/// A file that a row names: where it lies on the site, and the URL that the cloud's row has for it.
+struct Named {
+    path: String,
+    url: Option<String>,
+}
+
+struct SiteRow {
+    hash: blake3::Hash,
+    /// By file column: the paths that the row names.
+    paths: Vec<Vec<String>>,
+}
+
+struct Comparison<'a> {
+    entity: &'a Entity,
+    site: &'a Client,
+    cloud: &'a Client,
+    site_name: &'a str,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(entity: &'a Entity, site: &'a Client, cloud: &'a Client, site_name: &'a str) -> Self {
+        Self {
+            entity,
+            site,
+            cloud,
+            site_name,
+        }
+    }
+
+    async fn run(&self) -> std::result::Result<(EntityEquality, Vec<Named>), tokio_postgres::Error> {
+        let entity = self.entity;
+        let mut found = EntityEquality {
+            entity: entity.name.clone(),
+            ..EntityEquality::default()
+        };
+        let kept: Vec<String> = columns(self.site, &entity.table)
+            .await?
+            .into_iter()
+            .filter(|column| !entity.exclude.contains(column) && !entity.redact.contains(column))
+            .collect();
+        let mut rows = self.site_rows(&kept).await?;
+        found.in_window = rows.len() as u64;
+
+        let table = format!("cloud.{}", quoted(&entity.name));
+        let there = columns(self.cloud, &table).await?;
+        let mut files = Vec::new();
+        if !there.is_empty() {
+            found.columns_missing = kept
+                .iter()
+                .filter(|column| !there.contains(column))
+                .cloned()
+                .collect();
+            self.match_cloud(&table, &there, &kept, &mut rows, &mut found, &mut files)
+                .await?;
+        }
+        // What is left, the cloud does not have.
+        for path in rows.into_values().flat_map(|row| row.paths).flatten() {
+            files.push(Named { path, url: None });
+        }
+        Ok((found, files))
+    }
+
+    async fn site_rows(
+        &self,
+        kept: &[String],
+    ) -> std::result::Result<HashMap<Box<str>, SiteRow>, tokio_postgres::Error> {
+        let entity = self.entity;
+        let all = columns(self.site, &entity.table).await?;
+        let left_out = outside(&all, kept);
+        let mut conditions = Vec::new();
+        if let Some(window) = &entity.window {
+            let column = quoted(&window.column);
+            conditions.push(format!(
+                "t.{column} >= now() - make_interval(days => {})",
+                window.days
+            ));
+        }
+        conditions.extend(entity.filter.iter().map(|filter| format!("({filter})")));
+        let mut statement = format!(
+            "select {}, (to_jsonb(t) - $1::text[])::text{} from {} as t",
+            key(entity),
+            texts(entity.files.iter().map(|file| file.column.as_str())),
+            entity.table,
+        );
+        if !conditions.is_empty() {
+            statement += &format!(" where {}", conditions.join(" and "));
+        }
+        let stream = self.site.query_raw(&statement, [left_out]).await?;
+        let mut stream = std::pin::pin!(stream);
+        let mut rows = HashMap::new();
+        while let Some(row) = stream.try_next().await? {
+            let paths = (entity.files.iter().enumerate())
+                .map(|(nth, file)| list(file, row.get(2 + nth)))
+                .collect();
+            let hash = blake3::hash(row.get::<_, &str>(1).as_bytes());
+            rows.insert(row.get::<_, &str>(0).into(), SiteRow { hash, paths });
+        }
+        Ok(rows)
+    }
+
+    /// Takes out of `rows` each that the cloud has.
+    async fn match_cloud(
+        &self,
+        table: &str,
+        there: &[String],
+        kept: &[String],
+        rows: &mut HashMap<Box<str>, SiteRow>,
+        found: &mut EntityEquality,
+        files: &mut Vec<Named>,
+    ) -> std::result::Result<(), tokio_postgres::Error> {
+        let entity = self.entity;
+        // A table that has not seen a file yet may lack the column for its URL.
+        let urls = entity.files.iter().map(|file| {
+            if there.contains(&file.url_column) {
+                file.url_column.as_str()
+            } else {
+                ""
+            }
+        });
+        let statement = format!(
+            "select {}, (to_jsonb(t) - $1::text[])::text{} from {table} as t where t._site = $2",
+            key(entity),
+            texts(urls),
+        );
+        let left_out = outside(there, kept);
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&left_out, &self.site_name];
+        let stream = self.cloud.query_raw(&statement, values).await?;
+        let mut stream = std::pin::pin!(stream);
+        while let Some(row) = stream.try_next().await? {
+            found.cloud_rows += 1;
+            let Some(site) = rows.remove(row.get::<_, &str>(0)) else {
+                continue;
+            };
+            found.in_cloud += 1;
+            if blake3::hash(row.get::<_, &str>(1).as_bytes()) == site.hash {
+                found.equal += 1;
+            }
+            for ((nth, file), paths) in entity.files.iter().enumerate().zip(site.paths) {
+                let mut urls = list(file, row.get(2 + nth)).into_iter();
+                for path in paths {
+                    files.push(Named {
+                        path,
+                        url: urls.next(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The table's columns, in order; none where there is no such table.
+async fn columns(client: &Client, table: &str) -> std::result::Result<Vec<String>, tokio_postgres::Error> {
+    let statement = "select attname::text from pg_attribute \
+                     where attrelid = to_regclass($1) and attnum > 0 and not attisdropped order by attnum";
+    let rows = client.query(statement, &[&table]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The columns that are not among those kept.
+fn outside(all: &[String], kept: &[String]) -> Vec<String> {
+    all.iter()
+        .filter(|column| !kept.contains(column))
+        .cloned()
+        .collect()
+}
+
+/// The key as text, the same on both servers.
+fn key(entity: &Entity) -> String {
+    let columns: Vec<String> = entity
+        .key
+        .iter()
+        .map(|column| format!("t.{}", quoted(column)))
+        .collect();
+    format!("jsonb_build_array({})::text", columns.join(", "))
+}
+
+/// Further columns of a select, as text; null for an empty name.
+fn texts<'a>(columns: impl Iterator<Item = &'a str>) -> String {
+    columns
+        .map(|column| match column {
+            "" => ", null::text".to_owned(),
+            column => format!(", t.{}::text", quoted(column)),
+        })
+        .collect()
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The paths or URLs in a column's value.
+fn list(file: &FileColumn, value: Option<&str>) -> Vec<String> {
+    match value {
+        None | Some("") => Vec::new(),
+        Some(text) if file.many => serde_json::from_str(text).unwrap_or_default(),
+        Some(text) => vec![text.to_owned()],
+    }
+}
+
+/// Compares the content of each file with what lies under its URL.
+fn verify(files: &[Named], root: &Path, stored: &Path, found: &mut EntityEquality) -> Result<()> {
+    for file in files {
+        found.files += 1;
+        let Some((hash, bytes)) = below(root, &file.path).map_or(Ok(None), |path| content(&path))? else {
+            found.files_absent += 1;
+            continue;
+        };
+        found.file_bytes += bytes;
+        let copy = file.url.as_deref().and_then(|url| place(stored, url));
+        let copy = copy.map_or(Ok(None), |path| content(&path))?;
+        if copy.is_some_and(|(copied, _)| copied == hash) {
+            found.files_verified += 1;
+        }
+    }
+    Ok(())
+}
+
+/// A path below a folder, unless it leads out of it.
+fn below(folder: &Path, path: &str) -> Option<PathBuf> {
+    let path = Path::new(path);
+    let inside = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    inside.then(|| folder.join(path))
+}
+
+/// Where the receiver keeps what it serves as `…/media/<site>/<directory>/<name>`.
+fn place(stored: &Path, url: &str) -> Option<PathBuf> {
+    let path = match url::Url::parse(url) {
+        Ok(url) => url.path().to_owned(),
+        Err(_) => url.to_owned(),
+    };
+    let mut parts = path.rsplitn(4, '/');
+    let (name, directory, site) = (parts.next()?, parts.next()?, parts.next()?);
+    parts.next().filter(|before| before.ends_with("media"))?;
+    let tail = format!("{site}/{directory}/{name}");
+    below(stored, &percent_decode_str(&tail).decode_utf8().ok()?)
+}
+
+/// A file's hash and size; none where there is no file.
+fn content(path: &Path) -> Result<Option<(blake3::Hash, u64)>> {
+    let unreadable = |error| Error::local(format!("read {}", path.display()), error);
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let bytes = file.metadata().map_err(unreadable)?.len();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file).map_err(unreadable)?;
+    Ok(Some((hasher.finalize(), bytes)))
+}
+
+impl fmt::Display for EqualityReport {
+    /// A table: rows and files of each entity, and their sums.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header([
+            "entity",
+            "in window",
+            "in the cloud",
+            "equal",
+            "files",
+            "bytes",
+            "verified",
+        ]);
+        let mut sums = [0; 6];
+        for entity in &self.entities {
+            let numbers = [
+                entity.in_window,
+                entity.in_cloud,
+                entity.equal,
+                entity.files,
+                entity.file_bytes,
+                entity.files_verified,
+            ];
+            for (sum, number) in sums.iter_mut().zip(numbers) {
+                *sum += number;
+            }
+            table.add_row(line(&entity.entity, numbers, entity.files > 0));
+        }
+        table.add_row(line("all", sums, true));
+        write!(f, "{table}")
+    }
+}
+
+/// A line of the table; the files' columns stay empty where an entity has none.
+fn line(name: &str, numbers: [u64; 6], files: bool) -> Vec<Cell> {
+    let cells = numbers.iter().enumerate().map(|(nth, number)| {
+        let text = if nth < 3 || files {
+            number.to_string()
+        } else {
+            String::new()
+        };
+        Cell::new(text).set_alignment(CellAlignment::Right)
+    });
+    std::iter::once(Cell::new(name)).chain(cells).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_leads_to_the_receivers_file() {
+        let stored = Path::new("/files");
+        for (url, path) in [
+            (
+                "https://cloud.example/api/media/college/passes/a.jpg",
+                Some("/files/college/passes/a.jpg"),
+            ),
+            (
+                "/media/college/passes/a%20b+c.jpg",
+                Some("/files/college/passes/a b+c.jpg"),
+            ),
+            (
+                "http://127.0.0.1:1/media/college/x/%C3%B1.jpg?v=1",
+                Some("/files/college/x/ñ.jpg"),
+            ),
+            ("https://cloud.example/media/..%2f..%2fetc/passwd", None),
+            ("https://cloud.example/elsewhere/a.jpg", None),
+        ] {
+            assert_eq!(place(stored, url), path.map(PathBuf::from), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_entity_and_one_for_all() {
+        let of = |name: &str, rows, files| EntityEquality {
+            entity: name.to_owned(),
+            in_window: rows,
+            in_cloud: rows,
+            equal: rows,
+            files,
+            files_verified: files,
+            ..EntityEquality::default()
+        };
+        let report = EqualityReport {
+            site: "college".to_owned(),
+            equal: true,
+            entities: vec![of("rooms", 40, 0), of("leaves", 120, 119)],
+        };
+        let text = report.to_string();
+        for word in ["rooms", "leaves", "160", "119"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}

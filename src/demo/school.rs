@@ -1,0 +1,144 @@
+//! Fills the sample school: the rows of nine tables and the media files that they name.
+//!
+//! The same seed gives the same school, dated back from the hour in which it is made. Of each table with a retention
+//! window a good part lies inside the window and a good part outside. Rows go in by COPY, in one transaction, while
+//! other threads draw the files: the school is there as a whole or not at all.
+
+use std::path::Path;
+
+use serde::Serialize;
+use tokio_postgres::NoTls;
+
+use super::rows::School;
+use super::studio::Studio;
+use crate::error::{Error, Result};
+
+const SCHEMA: &str = include_str!("../../sql/sample_school.sql");
+
+/// How large a school is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Rooms.
+    pub rooms: i64,
+    /// Cameras, at most as many as rooms.
+    pub cameras: i64,
+    /// Faculties, with three photos each.
+    pub faculties: i64,
+    /// Teaching loads.
+    pub teaching_loads: i64,
+    /// Attendance records.
+    pub attendance_records: i64,
+    /// Leaves, with a scanned slip each.
+    pub leaves: i64,
+    /// Passes, with a scanned slip each.
+    pub passes: i64,
+    /// Recognition logs.
+    pub recognition_logs: i64,
+    /// Recordings, with a video each. Of ten, seven lie inside the window.
+    pub recordings: i64,
+    /// Bytes of the smallest and of the largest video.
+    pub video_bytes: (u64, u64),
+}
+
+impl Plan {
+    /// The school of the demo: 30,830 rows, 590 files of about 140 MB.
+    pub fn full() -> Self {
+        Self {
+            rooms: 40,
+            cameras: 20,
+            faculties: 60,
+            teaching_loads: 300,
+            attendance_records: 20_000,
+            leaves: 200,
+            passes: 200,
+            recognition_logs: 10_000,
+            recordings: 10,
+            video_bytes: (1_000_000, 19_500_000),
+        }
+    }
+
+    /// A school for tests: every kind of row and file, few of each.
+    pub fn small() -> Self {
+        Self {
+            rooms: 4,
+            cameras: 3,
+            faculties: 4,
+            teaching_loads: 8,
+            attendance_records: 200,
+            leaves: 6,
+            passes: 6,
+            recognition_logs: 100,
+            recordings: 3,
+            video_bytes: (100_000, 300_000),
+        }
+    }
+}
+
+/// What a school has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SchoolCounts {
+    /// Rows by table, in the catalogue's order.
+    pub rows: Vec<(&'static str, u64)>,
+    /// Media files.
+    pub files: u64,
+    /// Bytes of the media files.
+    pub file_bytes: u64,
+}
+
+/// Makes the sample school of [`Plan::full`] in an empty database and below a media root.
+///
+/// # Errors
+/// As [`create_planned`].
+pub async fn create(
+    database_url: &str,
+    media_root: &Path,
+    seed: u64,
+    progress: impl Fn(&str),
+) -> Result<SchoolCounts> {
+    create_planned(&Plan::full(), database_url, media_root, seed, progress).await
+}
+
+/// Makes a sample school of this size.
+///
+/// # Errors
+/// The database cannot be reached or has such tables already; a file cannot be written. The database then stays empty.
+pub async fn create_planned(
+    plan: &Plan,
+    database_url: &str,
+    media_root: &Path,
+    seed: u64,
+    progress: impl Fn(&str),
+) -> Result<SchoolCounts> {
+    let broken = |error| Error::postgres("make the sample school", error);
+    let (mut client, connection) = tokio_postgres::connect(database_url, NoTls)
+        .await
+        .map_err(broken)?;
+    let connection = tokio::spawn(connection);
+    let school = School::new(plan.clone(), seed);
+
+    let transaction = client.transaction().await.map_err(broken)?;
+    transaction.batch_execute(SCHEMA).await.map_err(|error| {
+        broken(error).remedy("the sample school needs a database without such tables: name an empty one")
+    })?;
+    let studio = Studio::open(media_root, seed, school.pictures())?;
+    let mut rows = Vec::new();
+    for sheet in school.sheets() {
+        progress(&format!("{}: {} rows", sheet.table, sheet.rows));
+        rows.push((sheet.table, sheet.copy(&transaction).await.map_err(broken)?));
+    }
+    progress("photos, slips and recordings are being made");
+    let (shots, drawn) = studio.close().await?;
+    let sheet = school.recordings(&shots);
+    rows.push((sheet.table, sheet.copy(&transaction).await.map_err(broken)?));
+    transaction.commit().await.map_err(broken)?;
+    client.batch_execute("analyze").await.map_err(broken)?;
+    progress(&format!("{} files, {} MB", drawn.files, drawn.bytes / 1_000_000));
+    drop(client);
+    // The connection ends with its client; what it says then changes nothing.
+    connection.await.ok();
+    Ok(SchoolCounts {
+        rows,
+        files: drawn.files,
+        file_bytes: drawn.bytes,
+    })
+}

@@ -1,0 +1,130 @@
+//! Leave and pass slips: the row's values, the file's place below the media root, and the scanned form itself.
+
+use jiff::ToSpan;
+use jiff::civil::{Date, Time};
+use rand::RngExt;
+
+use super::people::{LEAVE_REASONS, PASS_REASONS, Person, VERDICTS, pick, rng_for, seed_for};
+use super::pictures::{Slip, slip};
+use crate::error::Result;
+
+/// A leave of some days.
+#[derive(Clone)]
+pub(super) struct Leave {
+    number: i64,
+    /// Whose.
+    pub(super) faculty: i64,
+    /// Why.
+    pub(super) reason: &'static str,
+    /// `Sick`, `Personal` and so on.
+    pub(super) kind: &'static str,
+    /// `Approved`, `Pending` or `Denied`.
+    pub(super) status: &'static str,
+    /// First day.
+    pub(super) start: Date,
+    /// Last day.
+    pub(super) end: Date,
+}
+
+impl Leave {
+    /// The leave with this number, handed in on a day by one of the first `faculties`.
+    pub(super) fn new(seed: u64, number: i64, faculties: i64, handed_in: Date) -> Self {
+        let mut rng = rng_for(seed, "leave", number);
+        let (reason, kind) = pick(&LEAVE_REASONS, &mut rng);
+        let start = handed_in.saturating_add(rng.random_range(0..10).days());
+        Self {
+            number,
+            faculty: rng.random_range(1..=faculties),
+            reason,
+            kind,
+            status: pick(&VERDICTS, &mut rng),
+            start,
+            end: start.saturating_add(rng.random_range(0..6).days()),
+        }
+    }
+
+    /// Where its scan lies below the media root.
+    pub(super) fn path(&self) -> String {
+        format!("leave_slips/leave_{:06}.jpg", self.number)
+    }
+
+    /// The scanned form.
+    pub(super) fn scan(&self, seed: u64) -> Result<Vec<u8>> {
+        let person = Person::of(seed, self.faculty);
+        let fields = [
+            ("Name", person.name()),
+            ("Department", person.department.to_owned()),
+            ("From", self.start.to_string()),
+            ("To", self.end.to_string()),
+            ("Reason", self.reason.to_owned()),
+            ("Type", self.kind.to_owned()),
+        ];
+        let form = Slip {
+            title: "LEAVE SLIP",
+            number: self.number,
+            fields: &fields,
+            verdict: self.status,
+        };
+        slip(&form, seed_for(seed, "leave scan", self.number))
+    }
+}
+
+/// Some hours off the campus.
+#[derive(Clone)]
+pub(super) struct Pass {
+    number: i64,
+    /// Whose.
+    pub(super) faculty: i64,
+    /// Why.
+    pub(super) reason: &'static str,
+    /// `Approved`, `Pending` or `Denied`.
+    pub(super) status: &'static str,
+    /// On which day.
+    pub(super) date: Date,
+    /// When the bearer leaves.
+    pub(super) time_out: Time,
+    /// When the bearer is back.
+    pub(super) time_in: Time,
+}
+
+impl Pass {
+    /// The pass with this number, for a day, of one of the first `faculties`.
+    pub(super) fn new(seed: u64, number: i64, faculties: i64, date: Date) -> Self {
+        let mut rng = rng_for(seed, "pass", number);
+        let (hour, minute) = (rng.random_range(8..15), rng.random_range(0..12) * 5);
+        Self {
+            number,
+            faculty: rng.random_range(1..=faculties),
+            reason: pick(&PASS_REASONS, &mut rng),
+            status: pick(&VERDICTS, &mut rng),
+            date,
+            time_out: jiff::civil::time(hour, minute, 0, 0),
+            time_in: jiff::civil::time(hour + rng.random_range(1..4), minute, 0, 0),
+        }
+    }
+
+    /// Where its scan lies below the media root.
+    pub(super) fn path(&self) -> String {
+        format!("pass_slips/pass_{:06}.jpg", self.number)
+    }
+
+    /// The scanned form.
+    pub(super) fn scan(&self, seed: u64) -> Result<Vec<u8>> {
+        let person = Person::of(seed, self.faculty);
+        let fields = [
+            ("Name", person.name()),
+            ("Department", person.department.to_owned()),
+            ("Date", self.date.to_string()),
+            ("Time out", self.time_out.strftime("%H:%M").to_string()),
+            ("Time in", self.time_in.strftime("%H:%M").to_string()),
+            ("Reason", self.reason.to_owned()),
+        ];
+        let form = Slip {
+            title: "PASS SLIP",
+            number: self.number,
+            fields: &fields,
+            verdict: self.status,
+        };
+        slip(&form, seed_for(seed, "pass scan", self.number))
+    }
+}

@@ -1,0 +1,513 @@
+//! Live traffic: what a college's cameras, teachers and registrar do to the database and the media root all day.
+//!
+//! Five loops run side by side on one connection, each at its own pace with jitter: recognition logs, attendance,
+//! slips, teaching loads and recordings. A slip's file comes before or after its row, whole or piece by
+//! piece; a recording grows for some seconds, and its row comes when it starts or when it ends. On shutdown each loop
+//! finishes what it began, so that every row names a whole file and every file has its row.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rand::{RngExt, rngs::StdRng};
+use tokio::io::AsyncWriteExt;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls, Row};
+use tokio_util::sync::CancellationToken;
+
+use super::campus::{Sighting, recording_path, school_day, school_time};
+use super::people::{pick, rng_for, seed_for};
+use super::slips::{Leave, Pass};
+use super::video::{RATE, Recording};
+use crate::error::{Error, Kind, Result};
+
+/// How often things happen: the mean time between two of a kind, and how long a recording runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rates {
+    /// Between two recognition logs.
+    pub recognition: Duration,
+    /// Between two arrivals or departures.
+    pub attendance: Duration,
+    /// Between two leave or pass slips.
+    pub slip: Duration,
+    /// Between two changes of the timetable, where a teaching load is taken out and put in again.
+    pub teaching_load: Duration,
+    /// Between two recordings.
+    pub recording: Duration,
+    /// From a recording's first frame to its last.
+    pub recording_length: Duration,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self {
+            recognition: Duration::from_secs(1),
+            attendance: Duration::from_secs(2),
+            slip: Duration::from_secs(8),
+            teaching_load: Duration::from_secs(20),
+            recording: Duration::from_secs(30),
+            recording_length: Duration::from_secs(8),
+        }
+    }
+}
+
+/// Makes traffic at the default rates until shutdown; `observe` hears of each thing that happened.
+///
+/// # Errors
+/// As [`run_at`].
+pub async fn run(
+    database_url: String,
+    media_root: PathBuf,
+    seed: u64,
+    shutdown: CancellationToken,
+    observe: impl Fn(&str) + Send + Sync,
+) -> Result<()> {
+    run_at(
+        Rates::default(),
+        database_url,
+        media_root,
+        seed,
+        shutdown,
+        observe,
+    )
+    .await
+}
+
+/// Makes traffic at these rates in a sample school that is there, until shutdown.
+///
+/// # Errors
+/// The database breaks off or refuses a row; a file cannot be written.
+pub async fn run_at(
+    rates: Rates,
+    database_url: String,
+    media_root: PathBuf,
+    seed: u64,
+    shutdown: CancellationToken,
+    observe: impl Fn(&str) + Send + Sync,
+) -> Result<()> {
+    let (client, connection) = tokio_postgres::connect(&database_url, NoTls)
+        .await
+        .map_err(broken)?;
+    let connection = tokio::spawn(connection);
+    let counts = "select (select max(faculty_id) from tbl_faculty), (select max(camera_id) from tbl_camera), \
+                  (select max(teaching_load_id) from tbl_teaching_load)";
+    let row = client.query_one(counts, &[]).await.map_err(broken)?;
+    let (Some(faculties), Some(cameras), Some(loads)) = (row.get(0), row.get(1), row.get(2)) else {
+        return Err(Error::new(
+            Kind::Local,
+            "make live traffic",
+            "the school has no faculties, cameras or teaching loads",
+        )
+        .remedy("fill the sample school first"));
+    };
+    let school = Live {
+        client,
+        media_root,
+        seed,
+        shutdown,
+        rates,
+        faculties,
+        cameras,
+        loads,
+        observe,
+    };
+    tokio::try_join!(
+        school.every(Doing::Recognition),
+        school.every(Doing::Attendance),
+        school.every(Doing::Slip),
+        school.every(Doing::Timetable),
+        school.every(Doing::Recording),
+    )?;
+    drop(school);
+    // The connection ends with its client; what it says then changes nothing.
+    connection.await.ok();
+    Ok(())
+}
+
+/// What goes on in the school.
+#[derive(Clone, Copy)]
+enum Doing {
+    Recognition,
+    Attendance,
+    Slip,
+    Timetable,
+    Recording,
+}
+
+struct Live<F> {
+    client: Client,
+    media_root: PathBuf,
+    seed: u64,
+    shutdown: CancellationToken,
+    rates: Rates,
+    faculties: i64,
+    cameras: i64,
+    loads: i64,
+    observe: F,
+}
+
+impl<F: Fn(&str) + Send + Sync> Live<F> {
+    /// Does one kind of thing again and again, until shutdown.
+    async fn every(&self, kind: Doing) -> Result<()> {
+        let mean = match kind {
+            Doing::Recognition => self.rates.recognition,
+            Doing::Attendance => self.rates.attendance,
+            Doing::Slip => self.rates.slip,
+            Doing::Timetable => self.rates.teaching_load,
+            Doing::Recording => self.rates.recording,
+        };
+        let mut rng = rng_for(self.seed, "traffic", kind as i64);
+        let mut present = Vec::new();
+        // Of each kind, the first comes soon.
+        let mut wait = mean / 4;
+        while self.pause(wait, &mut rng).await {
+            match kind {
+                Doing::Recognition => self.recognise(&mut rng).await?,
+                Doing::Attendance => self.attend(&mut present, &mut rng).await?,
+                Doing::Slip => self.slip(&mut rng).await?,
+                Doing::Timetable => self.reschedule(&mut rng).await?,
+                Doing::Recording => self.record(&mut rng).await?,
+            }
+            wait = mean;
+        }
+        Ok(())
+    }
+
+    async fn recognise(&self, rng: &mut StdRng) -> Result<()> {
+        let (camera, faculty) = (
+            rng.random_range(1..=self.cameras),
+            rng.random_range(1..=self.faculties),
+        );
+        let seen = Sighting::new(self.seed, camera, faculty, rng.random_bool(0.85), rng);
+        let insert = "insert into tbl_recognition_logs (camera_id, faculty_id, recognition_time, camera_name, room_name, \
+                      building_no, faculty_name, status, distance) \
+                      values ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::numeric) returning log_id";
+        let id: i64 = self
+            .one(
+                insert,
+                &[
+                    &camera,
+                    &seen.faculty,
+                    &school_time(Timestamp::now()),
+                    &seen.camera_name,
+                    &seen.room_name,
+                    &seen.building,
+                    &seen.name,
+                    &seen.status,
+                    &seen.distance,
+                ],
+            )
+            .await?
+            .get(0);
+        (self.observe)(&format!("recognition log {id}: {}", seen.status));
+        Ok(())
+    }
+
+    /// Someone comes, or one of those present goes.
+    async fn attend(&self, present: &mut Vec<i64>, rng: &mut StdRng) -> Result<()> {
+        if present.is_empty() || (present.len() < 40 && rng.random_bool(0.55)) {
+            present.push(self.arrive(rng).await?);
+            return Ok(());
+        }
+        let record = present.swap_remove(rng.random_range(0..present.len()));
+        self.depart(record).await
+    }
+
+    async fn arrive(&self, rng: &mut StdRng) -> Result<i64> {
+        // The load may be out of the timetable just now: the lookup then finds nothing, and the record has none.
+        let insert = "insert into tbl_attendance_record (faculty_id, teaching_load_id, camera_id, record_date, \
+                      record_time_in, record_status) \
+                      values ($1, (select teaching_load_id from tbl_teaching_load where teaching_load_id = $2 for share), \
+                      $3, date_trunc('day', now()), now(), 'Present') returning record_id";
+        let load = rng.random_range(1..=self.loads);
+        let camera = rng.random_range(1..=self.cameras);
+        let id = self
+            .one(insert, &[&(load % self.faculties + 1), &load, &camera])
+            .await?
+            .get(0);
+        (self.observe)(&format!("attendance record {id}: time in"));
+        Ok(id)
+    }
+
+    async fn depart(&self, record: i64) -> Result<()> {
+        let update = "update tbl_attendance_record set record_time_out = now(), updated_at = now(), \
+                      time_duration_seconds = extract(epoch from now() - record_time_in)::int where record_id = $1";
+        self.client.execute(update, &[&record]).await.map_err(broken)?;
+        (self.observe)(&format!("attendance record {record}: time out"));
+        Ok(())
+    }
+
+    async fn slip(&self, rng: &mut StdRng) -> Result<()> {
+        let today = school_day(Timestamp::now());
+        let (seed, leave) = (self.seed, rng.random_bool(0.5));
+        let (table, key) = if leave {
+            ("tbl_leave", "leave_id")
+        } else {
+            ("tbl_pass", "pass_id")
+        };
+        let next = "select nextval(pg_get_serial_sequence($1, $2))";
+        let id: i64 = self.one(next, &[&table, &key]).await?.get(0);
+        let file_first = rng.random_bool(0.5);
+        let order = if file_first {
+            "file, then row"
+        } else {
+            "row, then file"
+        };
+        let wait = Duration::from_millis(rng.random_range(100..2000));
+        let (path, scan, insert) = if leave {
+            let leave = Leave::new(seed, id, self.faculties, today);
+            let form = leave.clone();
+            let scan = draw(move || form.scan(seed)).await?;
+            (leave.path(), scan, Paper::Leave(leave))
+        } else {
+            let pass = Pass::new(seed, id, self.faculties, today);
+            let form = pass.clone();
+            let scan = draw(move || form.scan(seed)).await?;
+            (pass.path(), scan, Paper::Pass(pass))
+        };
+        let file = self.media_root.join(&path);
+        let way = pick(&[Way::Rename, Way::Whole, Way::Pieces], rng);
+        if file_first {
+            self.write(&file, &scan, way).await?;
+            self.wait(wait).await;
+            self.insert_slip(id, &path, &insert).await?;
+        } else {
+            self.insert_slip(id, &path, &insert).await?;
+            self.wait(wait).await;
+            self.write(&file, &scan, way).await?;
+        }
+        let kind = if leave { "leave" } else { "pass" };
+        (self.observe)(&format!("{kind} slip {id}: {order}, {} KB", scan.len() / 1000));
+        Ok(())
+    }
+
+    async fn insert_slip(&self, id: i64, path: &str, paper: &Paper) -> Result<()> {
+        let done = match paper {
+            Paper::Leave(leave) => {
+                let insert = "insert into tbl_leave (leave_id, faculty_id, leave_reason, leave_start_date, leave_end_date, \
+                              leave_type, leave_status, leave_slip_image) \
+                              values ($1, $2, $3, $4::text::date, $5::text::date, $6, $7, $8)";
+                let (start, end) = (leave.start.to_string(), leave.end.to_string());
+                self.client
+                    .execute(
+                        insert,
+                        &[
+                            &id,
+                            &leave.faculty,
+                            &leave.reason,
+                            &start,
+                            &end,
+                            &leave.kind,
+                            &leave.status,
+                            &path,
+                        ],
+                    )
+                    .await
+            }
+            Paper::Pass(pass) => {
+                let insert = "insert into tbl_pass (pass_id, faculty_id, pass_reason, pass_date, pass_time_out, \
+                              pass_time_in, pass_status, pass_slip_image) \
+                              values ($1, $2, $3, $4::text::date, $5::text::time, $6::text::time, $7, $8)";
+                let (date, out, back) = (
+                    pass.date.to_string(),
+                    pass.time_out.to_string(),
+                    pass.time_in.to_string(),
+                );
+                self.client
+                    .execute(
+                        insert,
+                        &[
+                            &id,
+                            &pass.faculty,
+                            &pass.reason,
+                            &date,
+                            &out,
+                            &back,
+                            &pass.status,
+                            &path,
+                        ],
+                    )
+                    .await
+            }
+        };
+        done.map(drop).map_err(broken)
+    }
+
+    /// Takes a teaching load out, and puts it in again: as it was, or under a new id.
+    async fn reschedule(&self, rng: &mut StdRng) -> Result<()> {
+        let delete = "delete from tbl_teaching_load l where teaching_load_id = \
+                      (select teaching_load_id from tbl_teaching_load offset $1 limit 1) \
+                      returning teaching_load_id, to_json(l)::text";
+        let nth = rng.random_range(0..self.loads);
+        let Some(gone) = self.client.query_opt(delete, &[&nth]).await.map_err(broken)? else {
+            return Ok(());
+        };
+        let (id, row): (i64, String) = (gone.get(0), gone.get(1));
+        (self.observe)(&format!("teaching load {id}: taken out"));
+        self.wait(Duration::from_millis(rng.random_range(50..3000))).await;
+        let insert = "insert into tbl_teaching_load select r.* from jsonb_populate_record(null::tbl_teaching_load, \
+                      $1::text::jsonb || jsonb_build_object('updated_at', now(), 'teaching_load_id', \
+                      coalesce($2, nextval(pg_get_serial_sequence('tbl_teaching_load', 'teaching_load_id'))))) r \
+                      returning teaching_load_id";
+        let same = rng.random_bool(0.5).then_some(id);
+        let id: i64 = self.one(insert, &[&row, &same]).await?.get(0);
+        (self.observe)(&format!("teaching load {id}: put in"));
+        Ok(())
+    }
+
+    /// Records for a while. The row comes with the first frame and is completed with the last, or comes then.
+    async fn record(&self, rng: &mut StdRng) -> Result<()> {
+        let (camera, start) = (rng.random_range(1..=self.cameras), Timestamp::now());
+        let path = recording_path(camera, start);
+        let file = self.media_root.join(&path);
+        if file.exists() {
+            // The camera has begun a recording in this very second.
+            return Ok(());
+        }
+        make_folder(&file).await?;
+        let row_first = rng.random_bool(0.5);
+        let insert = "insert into tbl_stream_recordings (camera_id, filename, filepath, start_time, duration, frames, \
+                      file_size) values ($1, $2, $3, $4, $5, $6, $7) returning recording_id";
+        let filename = path.rsplit('/').next().unwrap_or(&path);
+        let started = school_time(start);
+        let mut id: Option<i64> = None;
+        if row_first {
+            let row = self
+                .one(
+                    insert,
+                    &[&camera, &filename, &path, &started, &0_i32, &0_i32, &0_i64],
+                )
+                .await?;
+            id = Some(row.get(0));
+        }
+        (self.observe)(&format!("camera {camera} records"));
+        let seed = seed_for(self.seed, "recording", start.as_second());
+        let mut recording = draw(move || Recording::create(&file, camera, start, seed)).await?;
+        let mut clock = tokio::time::interval(Duration::from_secs(1) / RATE);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let frames = (self.rates.recording_length.as_secs_f64() * f64::from(RATE)) as u32;
+        for _ in 0..frames.max(1) {
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                _ = clock.tick() => {}
+            }
+            recording = draw(move || {
+                recording.append()?;
+                Ok(recording)
+            })
+            .await?;
+        }
+        let facts = draw(move || recording.finish()).await?;
+        let id = match id {
+            Some(id) => {
+                let update = "update tbl_stream_recordings set duration = $2, frames = $3, file_size = $4, \
+                              updated_at = now() where recording_id = $1";
+                let values: [&(dyn ToSql + Sync); 4] = [&id, &facts.seconds, &facts.frames, &facts.bytes];
+                self.client.execute(update, &values).await.map_err(broken)?;
+                id
+            }
+            None => {
+                let values: [&(dyn ToSql + Sync); 7] = [
+                    &camera,
+                    &filename,
+                    &path,
+                    &started,
+                    &facts.seconds,
+                    &facts.frames,
+                    &facts.bytes,
+                ];
+                self.one(insert, &values).await?.get(0)
+            }
+        };
+        (self.observe)(&format!(
+            "recording {id}: {} s, {} KB",
+            facts.seconds,
+            facts.bytes / 1000
+        ));
+        Ok(())
+    }
+
+    async fn write(&self, file: &Path, bytes: &[u8], way: Way) -> Result<()> {
+        let operation = || format!("write {}", file.display());
+        make_folder(file).await?;
+        let written = match way {
+            Way::Whole => tokio::fs::write(file, bytes).await,
+            Way::Rename => {
+                let mut part = file.as_os_str().to_owned();
+                part.push(".part");
+                match tokio::fs::write(&part, bytes).await {
+                    Ok(()) => tokio::fs::rename(&part, file).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Way::Pieces => self.write_pieces(file, bytes).await,
+        };
+        written.map_err(|error| Error::local(operation(), error))
+    }
+
+    /// As over a slow share: with the file half there for a while.
+    async fn write_pieces(&self, file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+        let mut out = tokio::fs::File::create(file).await?;
+        for piece in bytes.chunks(bytes.len().div_ceil(4).max(1)) {
+            out.write_all(piece).await?;
+            out.flush().await?;
+            self.wait(Duration::from_millis(150)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits about `mean`; false where shutdown came first.
+    async fn pause(&self, mean: Duration, rng: &mut StdRng) -> bool {
+        let seconds = mean.as_secs_f64() * rng.random_range(0.5..1.5);
+        let wait = Duration::try_from_secs_f64(seconds).unwrap_or(mean);
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => false,
+            () = tokio::time::sleep(wait) => true,
+        }
+    }
+
+    /// Waits in the middle of something, which shutdown cuts short.
+    async fn wait(&self, wait: Duration) {
+        // Either way, what was begun goes on.
+        let _ = tokio::time::timeout(wait, self.shutdown.cancelled()).await;
+    }
+
+    async fn one(&self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row> {
+        self.client.query_one(statement, values).await.map_err(broken)
+    }
+}
+
+enum Paper {
+    Leave(Leave),
+    Pass(Pass),
+}
+
+/// How a file comes to its place.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Under another name, then renamed.
+    Rename,
+    /// At once.
+    Whole,
+    /// Slowly.
+    Pieces,
+}
+
+async fn make_folder(file: &Path) -> Result<()> {
+    let folder = file.parent().unwrap_or(file);
+    tokio::fs::create_dir_all(folder)
+        .await
+        .map_err(|error| Error::local(format!("make the folder {}", folder.display()), error))
+}
+
+/// Work for the processor or the disk, off the runtime's threads.
+async fn draw<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::new(Kind::Local, "draw a sample file", error.to_string()))?
+}
+
+fn broken(error: tokio_postgres::Error) -> Error {
+    Error::postgres("make live traffic", error)
+}

@@ -1,0 +1,96 @@
+//! Commits checkpoints: first in the local store, then in the mirror, then the outbox is trimmed below it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Drain, Pulse};
+use crate::checkpoint::{Checkpoint, Store};
+use crate::error::{Error, Kind, Result};
+use crate::source::connect::Session;
+use crate::source::outbox;
+
+/// How long the mirror may lag behind the store.
+const MIRROR_EVERY: Duration = Duration::from_secs(1);
+
+/// How long accepted changes may stay in the outbox.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
+
+/// The last stage.
+pub(super) struct Committer {
+    session: Session,
+    store: Arc<dyn Store>,
+    pulse: Arc<Pulse>,
+    last: Option<Checkpoint>,
+}
+
+impl Committer {
+    pub(super) async fn open(drain: &Drain) -> Result<Self> {
+        Ok(Self {
+            session: Session::open(&drain.database_url, "checkpoint").await?,
+            store: drain.store.clone(),
+            pulse: drain.pulse.clone(),
+            last: None,
+        })
+    }
+
+    /// Commits one checkpoint in the store.
+    pub(super) async fn commit(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        let store = self.store.clone();
+        let kept = checkpoint.clone();
+        tokio::task::spawn_blocking(move || store.commit(&kept))
+            .await
+            .map_err(|error| Error::new(Kind::Store, "commit the checkpoint", error.to_string()))??;
+        self.pulse.accepted(checkpoint.clone());
+        self.last = Some(checkpoint);
+        Ok(())
+    }
+
+    async fn mirror(&mut self) -> Result<()> {
+        if let Some(checkpoint) = &self.last {
+            outbox::mirror(&self.session, checkpoint).await?;
+        }
+        Ok(())
+    }
+
+    /// Mirrors the last checkpoint, then trims below it.
+    pub(super) async fn mirror_and_trim(&mut self) -> Result<()> {
+        self.mirror().await?;
+        if let Some(checkpoint) = &self.last {
+            let bytes = outbox::trim(&self.session, checkpoint).await?;
+            if bytes > 0 {
+                tracing::debug!(bytes, "trimmed the outbox");
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits what arrives until the sender is gone; the mirror follows within a second, the trim within five.
+    pub(super) async fn run(mut self, mut delivered: mpsc::Receiver<Checkpoint>) -> Result<()> {
+        let mut mirror_at: Option<Instant> = None;
+        let mut trim_at: Option<Instant> = None;
+        loop {
+            let due = [mirror_at, trim_at].into_iter().flatten().min();
+            tokio::select! {
+                checkpoint = delivered.recv() => {
+                    let Some(checkpoint) = checkpoint else { break };
+                    self.commit(checkpoint).await?;
+                    mirror_at.get_or_insert(Instant::now() + MIRROR_EVERY);
+                    trim_at.get_or_insert(Instant::now() + TRIM_EVERY);
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    mirror_at = None;
+                    if trim_at.is_some_and(|at| at <= Instant::now()) {
+                        trim_at = None;
+                        self.mirror_and_trim().await?;
+                    } else {
+                        self.mirror().await?;
+                    }
+                }
+            }
+        }
+        self.mirror().await
+    }
+}

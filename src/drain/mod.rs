@@ -1,0 +1,272 @@
+//! Drains the outbox: reads a batch, delivers it, commits the checkpoint, trims; over and over.
+//!
+//! Invariants: changes leave in the order of windows, and of positions within a window; a checkpoint is committed only
+//! when all before it is accepted, kept by decision, or in quarantine; what is trimmed is below the checkpoint's mirror.
+//!
+//! Flow: [`reader`] reads the next batch while [`courier`] delivers this one and [`committer`] commits the last one, each
+//! one batch ahead of the next at most, so that memory is bounded and at most one accepted batch is sent again after a
+//! crash. [`Drain::drain_once`] is one step of all three, for tests and for one-shot commands; [`Drain::run`] runs them
+//! side by side.
+//!
+//! Failure: while the cloud is away the courier keeps its batch and tries again; whatever else fails ends the round, and
+//! the next round derives its position again from the durable checkpoint.
+
+mod committer;
+mod courier;
+mod pulse;
+mod reader;
+mod schema;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalogue::Catalogue;
+use crate::change::Position;
+use crate::checkpoint::{Checkpoint, Store};
+use crate::deliver::{Cloud, Origin};
+use crate::error::{Class, Error, Kind, Result};
+use crate::retry::{Backoff, Repeats};
+use crate::source::connect::Session;
+use crate::source::identity::{self, Identity};
+use crate::source::outbox;
+
+use committer::Committer;
+use courier::Courier;
+pub use pulse::{Condition, Pulse};
+use reader::Reader;
+pub use schema::wire_schema;
+
+/// The bounds of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Rows at most.
+    pub rows: usize,
+    /// Bytes at most, but one row in any case.
+    pub bytes: usize,
+}
+
+/// What a drain works on. Clones share everything.
+#[derive(Clone)]
+pub struct Drain {
+    /// The site's database.
+    pub database_url: SecretString,
+    /// The configured source id.
+    pub source_id: Option<String>,
+    /// What is replicated.
+    pub catalogue: Arc<Catalogue>,
+    /// The cloud.
+    pub cloud: Cloud,
+    /// The checkpoint's store.
+    pub store: Arc<dyn Store>,
+    /// The bounds of a batch.
+    pub limits: Limits,
+    /// The media root: what file columns name lies below it.
+    pub media_root: PathBuf,
+    /// Where others see how it goes.
+    pub pulse: Arc<Pulse>,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A batch was delivered and its checkpoint committed.
+    Delivered,
+    /// Nothing waited.
+    Idle,
+}
+
+/// A batch on its way through the drain.
+struct Portion {
+    batch: crate::batch::Batch,
+    /// The checkpoint once the batch is accepted.
+    after: Checkpoint,
+    /// The tables as they were when the batch was read.
+    shapes: Arc<reader::Shapes>,
+}
+
+/// The three stages, connected.
+pub struct Stages {
+    reader: Reader,
+    courier: Courier,
+    committer: Committer,
+}
+
+impl Drain {
+    /// Connects the stages, at the durable checkpoint.
+    ///
+    /// # Errors
+    /// The source's; an identity error where the checkpoint belongs to another outbox.
+    pub async fn open(&self) -> Result<Stages> {
+        let session = Session::open(&self.database_url, "drain").await?;
+        let identity = identity::read(session.client(), self.source_id.as_deref()).await?;
+        let start = self.start(&session, &identity).await?;
+        self.pulse.accepted(start.clone());
+        let origin = Origin {
+            source_id: identity.source_id.clone(),
+            epoch: identity.epoch,
+        };
+        let reader = Reader::open(session, self.catalogue.clone(), self.limits, start).await?;
+        let courier = Courier::open(self, origin, reader.last_position()).await?;
+        let committer = Committer::open(self).await?;
+        Ok(Stages {
+            reader,
+            courier,
+            committer,
+        })
+    }
+
+    /// The later of the store's checkpoint and its mirror.
+    async fn start(&self, session: &Session, identity: &Identity) -> Result<Checkpoint> {
+        let stored = self.store.load()?;
+        let mirrored = outbox::mirrored(session, identity).await?;
+        let stored = match stored {
+            Some(stored) if stored.identity == *identity => Some(stored),
+            // The operator declared the outbox a new one: the old checkpoint says nothing about it.
+            Some(stored) if stored.identity.epoch < identity.epoch => None,
+            Some(stored) => {
+                return Err(Error::new(
+                    Kind::Identity,
+                    "resume from the checkpoint",
+                    format!(
+                        "the store holds the checkpoint of outbox {} on {} (source {}, epoch {}), and this is outbox {} on {} (source {}, epoch {})",
+                        stored.identity.outbox_id,
+                        stored.identity.system_id,
+                        stored.identity.source_id,
+                        stored.identity.epoch,
+                        identity.outbox_id,
+                        identity.system_id,
+                        identity.source_id,
+                        identity.epoch,
+                    ),
+                )
+                .remedy("correct source.database_url or store.path; if the database was replaced, run `cloud-sync init --new-epoch`, then `cloud-sync sync`"));
+            }
+            None => None,
+        };
+        match (stored, mirrored) {
+            (Some(stored), Some(mirrored)) if mirrored.serial > stored.serial => {
+                tracing::warn!(
+                    stored = stored.serial,
+                    mirrored = mirrored.serial,
+                    "the checkpoint store is older than its mirror in the source database: resuming from the mirror"
+                );
+                Ok(mirrored)
+            }
+            (Some(stored), _) => Ok(stored),
+            (None, Some(mirrored)) => {
+                tracing::warn!(
+                    serial = mirrored.serial,
+                    "the checkpoint store is empty: resuming from the mirror in the source database"
+                );
+                Ok(mirrored)
+            }
+            (None, None) => Ok(Checkpoint::beginning(identity.clone())),
+        }
+    }
+
+    /// Drains until `shutdown`, through outages of the source and of the cloud.
+    ///
+    /// # Errors
+    /// Only what a person must mend before anything can go on: configuration and identity.
+    pub async fn run(&self, shutdown: CancellationToken) -> Result<()> {
+        let mut backoff = Backoff::within(Duration::from_millis(100), Duration::from_secs(10));
+        let mut repeats = Repeats::new("drain");
+        while !shutdown.is_cancelled() {
+            let round = async {
+                let stages = self.open().await?;
+                backoff.reset();
+                repeats.recovered();
+                stages.run(&shutdown).await
+            };
+            let Err(error) = round.await else { break };
+            if error.class() == Class::Fatal {
+                self.pulse.set(Condition::Stopped {
+                    reason: error.to_string(),
+                });
+                return Err(error);
+            }
+            self.pulse.metrics.source_errors.inc();
+            repeats.failed(&error);
+            self.pulse.set(Condition::BackingOff {
+                reason: error.to_string(),
+            });
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(None)) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// One step from the durable checkpoint: reads a batch, delivers it, commits, mirrors and trims.
+    ///
+    /// # Errors
+    /// Any stage's; the batch then is sent again by the next step.
+    pub async fn drain_once(&self) -> Result<Step> {
+        self.open().await?.step().await
+    }
+
+    /// Steps until nothing waits.
+    ///
+    /// # Errors
+    /// Any stage's.
+    pub async fn drain_all(&self) -> Result<()> {
+        let mut stages = self.open().await?;
+        while stages.step().await? == Step::Delivered {}
+        Ok(())
+    }
+}
+
+impl Stages {
+    /// One step: read, deliver, commit, mirror, trim.
+    ///
+    /// # Errors
+    /// Any stage's.
+    pub async fn step(&mut self) -> Result<Step> {
+        let Some(mut portion) = self.reader.next().await? else {
+            return Ok(Step::Idle);
+        };
+        self.courier.deliver_once(&mut portion).await?;
+        self.committer.commit(portion.after).await?;
+        self.committer.mirror_and_trim().await?;
+        Ok(Step::Delivered)
+    }
+
+    /// Runs the stages side by side until `shutdown`; what was accepted by then is committed and mirrored.
+    ///
+    /// # Errors
+    /// The first stage's that fails.
+    async fn run(self, shutdown: &CancellationToken) -> Result<()> {
+        let Self {
+            reader,
+            courier,
+            committer,
+        } = self;
+        let (batches, read) = tokio::sync::mpsc::channel(1);
+        let (accepted, delivered) = tokio::sync::mpsc::channel(1);
+        // A stage that ends drops its channel, and the next one ends after it has taken what is left.
+        futures::try_join!(
+            reader.run(batches, shutdown),
+            courier.run(read, accepted, shutdown),
+            committer.run(delivered),
+        )?;
+        Ok(())
+    }
+}
+
+/// The error of a cloud that has seen more of this outbox than the outbox has.
+fn cloud_is_ahead(position: Position, last: Position) -> Error {
+    Error::new(
+        Kind::Identity,
+        "deliver to the cloud",
+        format!(
+            "the cloud has accepted position {position} from this source, and the outbox has only come to {last}: \
+             it is not the outbox that the cloud knows"
+        ),
+    )
+    .remedy("if the outbox was made anew or the database restored, run `cloud-sync init --new-epoch`, then `cloud-sync sync`")
+}

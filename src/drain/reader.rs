@@ -1,0 +1,217 @@
+//! Reads the outbox by window and hands batches on; sleeps while there is nothing.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Limits, Portion};
+use crate::batch::Batch;
+use crate::catalogue::Catalogue;
+use crate::change::{Op, Position, Snapshot};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Kind, Result};
+use crate::source::connect::Session;
+use crate::source::describe::{self, Table};
+use crate::source::install;
+use crate::source::outbox::{Look, Outbox};
+use crate::source::wake::Wake;
+
+/// The tables as they are; a new one whenever a column changed.
+pub(super) struct Shapes {
+    pub(super) tables: Vec<Table>,
+    /// The entities' numbers in the outbox.
+    pub(super) numbers: Vec<i16>,
+    fingerprint: String,
+}
+
+/// The first stage.
+pub(super) struct Reader {
+    session: Session,
+    catalogue: Arc<Catalogue>,
+    outbox: Outbox,
+    shapes: Arc<Shapes>,
+    limits: Limits,
+    /// How far was read, as the checkpoint that it will be.
+    cursor: Checkpoint,
+    /// Whether part of the cursor's window was handed on already.
+    under_way: bool,
+    looked: Option<Look>,
+    wake: Wake,
+    last: Position,
+}
+
+impl Reader {
+    pub(super) async fn open(
+        session: Session,
+        catalogue: Arc<Catalogue>,
+        limits: Limits,
+        cursor: Checkpoint,
+    ) -> Result<Self> {
+        let mut shapes = shapes(&session, &catalogue).await?;
+        let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
+        for (entity, attached) in catalogue.entities().iter().zip(&attached) {
+            if let Some(wrong) = &attached.wrong {
+                tracing::error!(
+                    entity = entity.name,
+                    "capture is not in place: {wrong}; changes may be lost until `cloud-sync init` is run, and `cloud-sync sync` repairs them"
+                );
+            }
+        }
+        shapes.numbers = attached.iter().map(|attached| attached.id).collect();
+        let outbox = Outbox::prepare(&session, &shapes.numbers).await?;
+        let wake = Wake::listen(&session).await?;
+        let last = outbox.look(&session).await?.last;
+        Ok(Self {
+            under_way: cursor.window.is_some(),
+            session,
+            catalogue,
+            outbox,
+            shapes: Arc::new(shapes),
+            limits,
+            cursor,
+            looked: None,
+            wake,
+            last,
+        })
+    }
+
+    /// The outbox's last position when this stage was opened.
+    pub(super) fn last_position(&self) -> Position {
+        self.last
+    }
+
+    /// The next batch; none where nothing waits.
+    pub(super) async fn next(&mut self) -> Result<Option<Portion>> {
+        loop {
+            if self.cursor.window.is_none() {
+                let look = self.outbox.look(&self.session).await?;
+                self.cursor.open(look.snapshot.clone(), look.last);
+                self.looked = Some(look);
+                self.under_way = false;
+            }
+            let Some(window) = &self.cursor.window else {
+                continue;
+            };
+            // The columns are read after the window's snapshot was taken: a row in the window cannot have a column
+            // that is not seen here.
+            let oids: Vec<_> = self.shapes.tables.iter().map(|table| table.oid).collect();
+            let (read, fingerprint) = futures::try_join!(
+                self.outbox.read(
+                    &self.session,
+                    &self.cursor.lo,
+                    window,
+                    self.limits.rows,
+                    self.limits.bytes
+                ),
+                describe::fingerprint(self.session.client(), &oids),
+            )?;
+            if fingerprint != self.shapes.fingerprint {
+                self.reshape().await?;
+            }
+            if let (Some(window), Some(last)) = (&mut self.cursor.window, read.last) {
+                window.position = last;
+            }
+            if read.foreign > 0 {
+                tracing::warn!(
+                    changes = read.foreign,
+                    "changes of entities that the catalogue no longer has are passed over"
+                );
+            }
+            let nothing_new = read.changes.is_empty() && !self.under_way && read.foreign == 0;
+            self.under_way = true;
+            if read.exhausted {
+                self.cursor.close();
+                if nothing_new {
+                    return Ok(None);
+                }
+            } else if read.changes.is_empty() {
+                continue;
+            }
+            for change in &read.changes {
+                if change.op == Op::Upsert && change.row.is_none() {
+                    return Err(describe::withheld(&self.catalogue.entities()[change.entity]));
+                }
+            }
+            self.cursor.serial += 1;
+            return Ok(Some(Portion {
+                batch: Batch::new(read.changes),
+                after: self.cursor.clone(),
+                shapes: self.shapes.clone(),
+            }));
+        }
+    }
+
+    /// Reads the tables anew after a column changed, and makes the triggers anew where their images depend on it.
+    async fn reshape(&mut self) -> Result<()> {
+        let mut shapes = shapes(&self.session, &self.catalogue).await?;
+        shapes.numbers.clone_from(&self.shapes.numbers);
+        let client = self.session.client();
+        let attached = install::attached(client, &self.catalogue, &shapes.tables).await?;
+        for ((entity, table), attached) in self.catalogue.entities().iter().zip(&shapes.tables).zip(attached)
+        {
+            if attached.wrong.is_some() {
+                install::attach(client, entity, table).await?;
+            }
+        }
+        tracing::info!("a column of the catalogue's tables has changed: the cloud is told");
+        self.shapes = Arc::new(shapes);
+        Ok(())
+    }
+
+    /// Reads until `shutdown`; sleeps between commits.
+    pub(super) async fn run(
+        mut self,
+        batches: mpsc::Sender<Portion>,
+        shutdown: &CancellationToken,
+    ) -> Result<()> {
+        let mut first = false;
+        while !shutdown.is_cancelled() {
+            if let Some(portion) = self.next().await? {
+                self.wake.get_up(&self.session).await?;
+                if batches.send(portion).await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            if self.wake.lie_down(&self.session).await? {
+                first = true;
+                continue;
+            }
+            self.wake.looked(&self.snapshot()?, std::mem::take(&mut first));
+            tokio::select! {
+                () = self.wake.wait(&self.session) => {}
+                () = self.session.closed() => {
+                    return Err(Error::new(Kind::SourceUnreachable, "wait for changes", "the connection broke off"));
+                }
+                () = shutdown.cancelled() => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Result<Snapshot> {
+        self.looked
+            .as_ref()
+            .map(|look| look.snapshot.clone())
+            .ok_or_else(|| Error::new(Kind::Source, "wait for changes", "no snapshot was taken"))
+    }
+}
+
+async fn shapes(session: &Session, catalogue: &Catalogue) -> Result<Shapes> {
+    // The fingerprint first: a column that is added in between is then noticed by the next look.
+    let mut tables = describe::tables(session.client(), catalogue).await?;
+    loop {
+        let oids: Vec<_> = tables.iter().map(|table| table.oid).collect();
+        let fingerprint = describe::fingerprint(session.client(), &oids).await?;
+        let again = describe::tables(session.client(), catalogue).await?;
+        if again == tables {
+            return Ok(Shapes {
+                tables,
+                numbers: Vec::new(),
+                fingerprint,
+            });
+        }
+        tables = again;
+    }
+}

@@ -1,0 +1,27 @@
+//! What the cloud is told of an entity's columns: those that leave the site, and those that the cloud has beside them.
+
+use crate::catalogue::Entity;
+use crate::deliver::TableSchema;
+use crate::source::describe::Table;
+
+/// The schema of an entity on the wire: no excluded column, and the URL columns of its files.
+pub fn wire_schema(entity: &Entity, table: &Table) -> TableSchema {
+    let mut columns: Vec<(String, String)> = table
+        .columns
+        .iter()
+        .filter(|column| !entity.exclude.contains(&column.name))
+        .map(|column| (column.name.clone(), column.wire_type.clone()))
+        .collect();
+    for file in &entity.files {
+        let wire_type = if file.many { "jsonb" } else { "text" };
+        columns.retain(|(name, _)| *name != file.url_column);
+        columns.push((file.url_column.clone(), wire_type.to_owned()));
+    }
+    TableSchema {
+        entity: entity.name.clone(),
+        path: entity.path.clone(),
+        key: entity.key.clone(),
+        columns,
+        window: entity.window.as_ref().map(|window| window.column.clone()),
+    }
+}

@@ -1,0 +1,165 @@
+//! The paths that a column names: one, or a JSON array of them; and where such a path lies on this machine.
+//!
+//! A path counts by what it means below the media root: `./slips//a.jpg` and `<root>/slips/a.jpg` are `slips/a.jpg`.
+//! Nothing outside the root is ever opened, by `..`, by an absolute path, or through a symbolic link.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::value::RawValue;
+
+/// The paths in a column's JSON value, in order: a text with one path, a text that holds a JSON array, or an array.
+/// Empty texts and nulls name no file, and keep their place as none.
+pub(crate) fn named(value: Option<&RawValue>) -> Named {
+    let Some(value) = value.filter(|value| value.get() != "null") else {
+        return Named::default();
+    };
+    match serde_json::from_str::<Vec<Option<String>>>(value.get()) {
+        Ok(list) => Named::list(list),
+        Err(_) => match serde_json::from_str::<String>(value.get()) {
+            Ok(text) if text.trim_start().starts_with('[') => {
+                match serde_json::from_str::<Vec<Option<String>>>(&text) {
+                    Ok(list) => Named::list(list),
+                    Err(_) => Named::one(text),
+                }
+            }
+            Ok(text) => Named::one(text),
+            Err(_) => Named::default(),
+        },
+    }
+}
+
+/// What a column names.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// The paths in order, as the column writes them.
+    pub(crate) paths: Vec<Option<String>>,
+    /// Whether the column holds a list.
+    pub(crate) list: bool,
+}
+
+impl Named {
+    fn one(text: String) -> Self {
+        Self {
+            paths: vec![Some(text).filter(|text| !text.trim().is_empty())],
+            list: false,
+        }
+    }
+
+    fn list(list: Vec<Option<String>>) -> Self {
+        Self {
+            paths: list
+                .into_iter()
+                .map(|path| path.filter(|text| !text.trim().is_empty()))
+                .collect(),
+            list: true,
+        }
+    }
+}
+
+/// The path below the media root, in its one form; or why it is none.
+pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
+    if path.contains('\0') {
+        return Err("its path holds a NUL");
+    }
+    let path = Path::new(path.trim());
+    let relative = if path.is_absolute() {
+        path.strip_prefix(root)
+            .map_err(|_| "its path lies outside the media root")?
+    } else {
+        path
+    };
+    let mut parts = Vec::new();
+    for component in relative.components() {
+        match component {
+            Component::Normal(part) => parts.push(part.to_string_lossy().into_owned()),
+            Component::CurDir => {}
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                return Err("its path lies outside the media root");
+            }
+        }
+    }
+    if parts.is_empty() {
+        return Err("its path names no file");
+    }
+    Ok(parts.join("/"))
+}
+
+/// Where the file lies, once links are followed.
+///
+/// # Errors
+/// Not found, or a reason why it must not be opened.
+pub(crate) fn locate(root: &Path, path: &str) -> Result<PathBuf, Where> {
+    let root = root.canonicalize().map_err(Where::Unreadable)?;
+    let file = root.join(path).canonicalize().map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound || error.kind() == std::io::ErrorKind::NotADirectory {
+            Where::Missing
+        } else {
+            Where::Unreadable(error)
+        }
+    })?;
+    if !file.starts_with(&root) {
+        return Err(Where::Outside);
+    }
+    Ok(file)
+}
+
+/// Why a file cannot be opened.
+#[derive(Debug)]
+pub(crate) enum Where {
+    /// There is no such file.
+    Missing,
+    /// A symbolic link leads outside the media root.
+    Outside,
+    /// The operating system's reason.
+    Unreadable(std::io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(json: &str) -> Vec<Option<String>> {
+        named(Some(&RawValue::from_string(json.to_owned()).unwrap())).paths
+    }
+
+    #[test]
+    fn columns_name_one_path_or_a_list() {
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(of("\"a/b.jpg\""), [text("a/b.jpg")]);
+        assert_eq!(
+            of("[\"a.jpg\",null,\"b.jpg\"]"),
+            [text("a.jpg"), None, text("b.jpg")]
+        );
+        assert_eq!(
+            of("\"[\\\"a.jpg\\\",\\\"b.jpg\\\"]\""),
+            [text("a.jpg"), text("b.jpg")]
+        );
+        assert_eq!(of("\"\""), [None]);
+        assert!(of("null").is_empty());
+        assert_eq!(of("\"[broken\""), [text("[broken")]);
+    }
+
+    #[test]
+    fn paths_stay_below_the_root() {
+        let root = Path::new("/srv/media");
+        assert_eq!(below(root, "slips/a.jpg").unwrap(), "slips/a.jpg");
+        assert_eq!(below(root, "./slips//a.jpg").unwrap(), "slips/a.jpg");
+        assert_eq!(below(root, "/srv/media/slips/a.jpg").unwrap(), "slips/a.jpg");
+        for outside in ["../a", "slips/../../a", "/etc/passwd", "", ".", "a\0b"] {
+            assert!(below(root, outside).is_err(), "{outside:?}");
+        }
+    }
+
+    #[test]
+    fn links_do_not_lead_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("media");
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(folder.path().join("secret"), "x").unwrap();
+        std::os::unix::fs::symlink(folder.path().join("secret"), root.join("link")).unwrap();
+        std::fs::write(root.join("slip"), "x").unwrap();
+        assert!(locate(&root, "slip").is_ok());
+        assert!(matches!(locate(&root, "link"), Err(Where::Outside)));
+        assert!(matches!(locate(&root, "none"), Err(Where::Missing)));
+    }
+}

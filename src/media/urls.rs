@@ -1,0 +1,258 @@
+//! Adds URLs to rows on their way, and notes which rows name which files.
+//!
+//! The URL column is always part of a row that has files, null where the file is not uploaded, so that a row reads the
+//! same whether it is delivered, backfilled or compared.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use serde_json::value::RawValue;
+use tokio_postgres::Client;
+
+use super::paths::{self, Named};
+use crate::batch::{Batch, Fate};
+use crate::catalogue::{Catalogue, Entity};
+use crate::change::Change;
+use crate::deliver::pick;
+use crate::error::{Error, Kind, Result};
+
+type Urls = HashMap<String, String>;
+
+/// What a delivered batch said about files.
+#[derive(Debug, Default)]
+pub struct References {
+    /// Whether a file is to be uploaded.
+    pub wanted: bool,
+    /// Rows whose file was uploaded while they were on their way, as place and key: they lack its URL.
+    pub outdated: Vec<(usize, String)>,
+}
+
+/// Adds to each row that has file columns the URLs of the files that are uploaded.
+///
+/// # Errors
+/// The source's; an image that is no JSON object.
+pub async fn attach_urls(
+    client: &Client,
+    root: &Path,
+    catalogue: &Catalogue,
+    batch: &mut Batch,
+) -> Result<()> {
+    if !has_files(catalogue, batch) {
+        return Ok(());
+    }
+    let urls = known_urls(client, root, catalogue, batch.changes()).await?;
+    for change in batch.changes_mut() {
+        let entity = &catalogue.entities()[change.entity];
+        if let Some(row) = &change.row
+            && !entity.files.is_empty()
+        {
+            change.row = Some(with_urls(root, entity, row, &urls)?.into());
+        }
+    }
+    Ok(())
+}
+
+/// Notes which files the batch's accepted rows name. Called once the cloud has accepted them, before the checkpoint.
+///
+/// # Errors
+/// The source's.
+pub async fn note_references(
+    client: &Client,
+    root: &Path,
+    catalogue: &Catalogue,
+    batch: &Batch,
+) -> Result<References> {
+    let mut found = References::default();
+    if !has_files(catalogue, batch) {
+        return Ok(found);
+    }
+    let (mut all, mut directories) = (Vec::new(), Vec::new());
+    let (mut entities, mut keys) = (Vec::new(), Vec::new());
+    let mut accepted = Vec::new();
+    for (nth, change) in batch.changes().iter().enumerate() {
+        let entity = &catalogue.entities()[change.entity];
+        if *batch.fate(nth) != Fate::Accepted || entity.files.is_empty() {
+            continue;
+        }
+        let Some(row) = &change.row else { continue };
+        accepted.push(change);
+        for (file, named) in entity.files.iter().zip(columns(entity, row)?) {
+            for path in named.paths.into_iter().flatten() {
+                // A path that is none is kept as it is written, so that the upload lane can say what is wrong with it.
+                all.push(paths::below(root, &path).unwrap_or(path));
+                directories.push(file.directory.as_str());
+                entities.push(entity.name.as_str());
+                keys.push(&*change.key);
+            }
+        }
+    }
+    if all.is_empty() {
+        return Ok(found);
+    }
+    let row = client
+        .query_one(
+            "with named as (select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) n (path, directory, entity, key)), \
+             fresh as (insert into cloud_sync.media (path, directory) \
+                       select distinct on (path) path, directory from named on conflict do nothing returning 1) \
+             select count(*) from fresh",
+            &[&all, &directories, &entities, &keys],
+        )
+        .await
+        .map_err(|error| Error::postgres("note the files that rows name", error))?;
+    found.wanted = row.get::<_, i64>(0) > 0;
+    client
+        .execute(
+            "insert into cloud_sync.media_ref (path, entity, key) \
+             select distinct path, entity, key from unnest($1::text[], $2::text[], $3::text[]) n (path, entity, key) \
+             on conflict do nothing",
+            &[&all, &entities, &keys],
+        )
+        .await
+        .map_err(|error| Error::postgres("note the rows that name files", error))?;
+    // From here on an upload captures these rows anew; one that ended before is made up for.
+    let urls = known_urls(client, root, catalogue, accepted.iter().copied()).await?;
+    for change in accepted {
+        let entity = &catalogue.entities()[change.entity];
+        if let Some(row) = &change.row
+            && with_urls(root, entity, row, &urls)? != **row
+        {
+            found.outdated.push((change.entity, change.key.to_string()));
+        }
+    }
+    Ok(found)
+}
+
+fn has_files(catalogue: &Catalogue, batch: &Batch) -> bool {
+    batch
+        .changes()
+        .iter()
+        .any(|change| !catalogue.entities()[change.entity].files.is_empty())
+}
+
+/// What each of the entity's file columns names.
+fn columns(entity: &Entity, row: &str) -> Result<Vec<Named>> {
+    let names: Vec<&str> = entity.files.iter().map(|file| file.column.as_str()).collect();
+    let values = pick(row, &names).map_err(|_| broken(entity))?;
+    Ok(values.into_iter().map(paths::named).collect())
+}
+
+async fn known_urls<'a>(
+    client: &Client,
+    root: &Path,
+    catalogue: &Catalogue,
+    changes: impl IntoIterator<Item = &'a Change>,
+) -> Result<Urls> {
+    let mut all = Vec::new();
+    for change in changes {
+        let entity = &catalogue.entities()[change.entity];
+        if let (Some(row), false) = (&change.row, entity.files.is_empty()) {
+            for named in columns(entity, row)? {
+                all.extend(
+                    named
+                        .paths
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|path| paths::below(root, &path).ok()),
+                );
+            }
+        }
+    }
+    if all.is_empty() {
+        return Ok(Urls::new());
+    }
+    let rows = client
+        .query(
+            "select path, url from cloud_sync.media where path = any($1) and url is not null",
+            &[&all],
+        )
+        .await
+        .map_err(|error| Error::postgres("read the URLs of media files", error))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The row with its URL columns, which take the place of columns of the same name.
+fn with_urls(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<String> {
+    let url_names: Vec<&str> = entity.files.iter().map(|file| file.url_column.as_str()).collect();
+    let there = pick(row, &url_names).map_err(|_| broken(entity))?;
+    let mut text = if there.iter().any(Option::is_some) {
+        let mut fields: BTreeMap<String, &RawValue> =
+            serde_json::from_str(row).map_err(|_| broken(entity))?;
+        fields.retain(|name, _| !url_names.contains(&name.as_str()));
+        serde_json::to_string(&fields).map_err(|_| broken(entity))?
+    } else {
+        row.trim_end().to_owned()
+    };
+    if text.pop() != Some('}') {
+        return Err(broken(entity));
+    }
+    for (file, named) in entity.files.iter().zip(columns(entity, row)?) {
+        let url = |path: &Option<String>| {
+            path.as_ref()
+                .and_then(|path| paths::below(root, path).ok())
+                .and_then(|path| urls.get(&path))
+        };
+        let value = if file.many || named.list {
+            serde_json::to_string(&named.paths.iter().map(url).collect::<Vec<_>>())
+        } else {
+            serde_json::to_string(&named.paths.first().and_then(url))
+        };
+        let name = serde_json::to_string(&file.url_column).map_err(|_| broken(entity))?;
+        text.push_str(&format!(",{name}:{}", value.map_err(|_| broken(entity))?));
+    }
+    text.push('}');
+    Ok(text)
+}
+
+fn broken(entity: &Entity) -> Error {
+    Error::new(
+        Kind::Source,
+        format!("read the files of {}", entity.name),
+        "a row's image is no JSON object",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_added_in_the_order_of_paths() {
+        let builtin = Catalogue::builtin();
+        let of = |name: &str| &builtin.entities()[builtin.find(name).unwrap()];
+        let urls: Urls = [("a.jpg", "http://c/a"), ("s.jpg", "http://c/s")]
+            .into_iter()
+            .map(|(path, url)| (path.to_owned(), url.to_owned()))
+            .collect();
+        let root = Path::new("/m");
+        assert_eq!(
+            with_urls(
+                root,
+                of("faculties"),
+                "{\"faculty_id\":1,\"faculty_images\":\"[\\\"b.jpg\\\",\\\"a.jpg\\\"]\"}",
+                &urls
+            )
+            .unwrap(),
+            "{\"faculty_id\":1,\"faculty_images\":\"[\\\"b.jpg\\\",\\\"a.jpg\\\"]\",\"cloud_image_urls\":[null,\"http://c/a\"]}"
+        );
+        assert_eq!(
+            with_urls(
+                root,
+                of("leaves"),
+                "{\"leave_id\":1,\"leave_slip_image\":\"./s.jpg\",\"leave_slip_cloud_url\":\"old\"}",
+                &urls
+            )
+            .unwrap(),
+            "{\"leave_id\":1,\"leave_slip_image\":\"./s.jpg\",\"leave_slip_cloud_url\":\"http://c/s\"}"
+        );
+        assert_eq!(
+            with_urls(
+                root,
+                of("leaves"),
+                "{\"leave_id\":1,\"leave_slip_image\":null}",
+                &urls
+            )
+            .unwrap(),
+            "{\"leave_id\":1,\"leave_slip_image\":null,\"leave_slip_cloud_url\":null}"
+        );
+    }
+}

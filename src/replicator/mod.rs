@@ -1,0 +1,481 @@
+//! The replicator: builds, starts and joins the tasks of one site.
+//!
+//! One replicator drains an outbox. Who may is settled by an advisory lock in the source database, held by a session of
+//! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
+//!
+//! Tasks while leading: the drain, the upload lane, the gauges, the sync schedule. The operator API serves all the time.
+//! Join order on shutdown: the schedule and the gauges end at once; the drain gives its reader up, finishes or gives up
+//! the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's lock goes.
+
+mod leader;
+mod once;
+pub mod preconditions;
+mod questions;
+mod replay;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::{Timestamp, Zoned};
+use tokio_util::sync::CancellationToken;
+
+use crate::checkpoint::SledStore;
+use crate::config::{CapabilityChoice, Settings};
+use crate::control::status::{LastSync, State, StatusReport};
+use crate::control::{Health, Operator, Server, SyncRequest, token};
+use crate::deliver::{Cloud, CloudOptions};
+use crate::drain::{Condition, Drain, Limits, Pulse};
+use crate::error::{Class, Error, Result};
+use crate::media::records;
+use crate::media::upload::Uploads;
+use crate::metrics::Metrics;
+use crate::reconcile::report::SyncReport;
+use crate::reconcile::{Observer, Reconcile, Unobserved};
+use crate::retry::Repeats;
+use crate::schedule::{self, Schedule};
+use crate::source::connect::Session;
+
+use leader::Leader;
+pub use once::{Once, backfill};
+use questions::{Gauges, Questions};
+pub use questions::{connect, offline_status};
+pub use replay::{ReplayFrom, Replayed, replay};
+
+/// How long the drain may stand still while changes wait, before the replicator counts as unhealthy.
+const STILL: Duration = Duration::from_secs(60);
+
+/// How long a sync waits for a drain that is not well.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A site's replicator.
+pub struct Replicator {
+    settings: Settings,
+    cloud: Cloud,
+    pulse: Arc<Pulse>,
+    questions: Questions,
+    started_at: Timestamp,
+    standby: Mutex<Option<String>>,
+    gauges: Mutex<Gauges>,
+    last_sync: Mutex<Option<LastSync>>,
+    schedule: Option<Schedule>,
+    syncing: tokio::sync::Mutex<()>,
+}
+
+impl Replicator {
+    /// A replicator for these settings. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// A configuration error.
+    pub fn new(settings: &Settings) -> Result<Arc<Self>> {
+        let catalogue = Arc::new(settings.catalogue.clone());
+        let names = catalogue.entities().iter().map(|entity| entity.name.as_str());
+        let metrics = Arc::new(Metrics::new(names));
+        let schedule = match &settings.schedule.sync {
+            Some(cron) => Some(Schedule::new(cron)?),
+            None => None,
+        };
+        Ok(Arc::new(Self {
+            cloud: cloud(settings)?,
+            pulse: Arc::new(Pulse::new(metrics)),
+            questions: Questions::new(settings)?,
+            started_at: Timestamp::now(),
+            standby: Mutex::default(),
+            gauges: Mutex::default(),
+            last_sync: Mutex::default(),
+            syncing: tokio::sync::Mutex::default(),
+            schedule,
+            settings: settings.clone(),
+        }))
+    }
+
+    /// Replicates until `shutdown`, and serves the operator API. `serving` is told the API's address.
+    ///
+    /// # Errors
+    /// What a person must mend before it can go on: configuration, identity, a taken port, a store that cannot be written.
+    pub async fn run(
+        self: Arc<Self>,
+        shutdown: CancellationToken,
+        serving: impl FnOnce(std::net::SocketAddr),
+    ) -> Result<()> {
+        let server = Server::bind(
+            self.settings.control.listen,
+            token::obtain(&self.settings)?,
+            self.clone(),
+        )
+        .await?;
+        serving(server.address());
+        let stop = shutdown.child_token();
+        let guard = stop.clone().drop_guard();
+        let served = tokio::spawn(server.serve(stop.clone()));
+        let led = self.lead_repeatedly(&stop).await;
+        drop(guard);
+        let served = served
+            .await
+            .map_err(|error| Error::local("serve the operator API", std::io::Error::other(error)))?;
+        led.and(served)
+    }
+
+    /// Leads whenever it may, until `shutdown`.
+    async fn lead_repeatedly(&self, shutdown: &CancellationToken) -> Result<()> {
+        let mut repeats = Repeats::new("leader");
+        while !shutdown.is_cancelled() {
+            let url = self.settings.require_database_url()?;
+            let error = match Leader::try_take(url).await {
+                Ok(Some(leader)) => {
+                    self.set_standby(None);
+                    match self.lead(leader, shutdown).await {
+                        Ok(()) => continue,
+                        Err(error) => error,
+                    }
+                }
+                Ok(None) => {
+                    self.set_standby(Some("another replicator drains this outbox".to_owned()));
+                    wait(leader::TRY_EVERY, shutdown).await;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            if error.class() != Class::Retry {
+                return Err(error);
+            }
+            repeats.failed(&error);
+            self.pulse.unwell(error.to_string());
+            wait(Duration::from_secs(2), shutdown).await;
+        }
+        Ok(())
+    }
+
+    /// Runs the tasks while this process leads. Ends without an error when the lock is lost.
+    async fn lead(&self, leader: Leader, shutdown: &CancellationToken) -> Result<()> {
+        let (store, _aside) = SledStore::open(&self.settings.store.path.join("checkpoint"))?;
+        let drain = drain(
+            &self.settings,
+            self.cloud.clone(),
+            Arc::new(store),
+            self.pulse.clone(),
+        )?;
+        let uploads = uploads(&self.settings, self.cloud.clone(), &self.pulse)?;
+        tracing::info!("this process drains the outbox");
+        let stop = shutdown.child_token();
+        let lost = async {
+            tokio::select! {
+                () = leader.lost() => tracing::error!("the leader's session broke off: draining stops"),
+                () = stop.cancelled() => {}
+            }
+            stop.cancel();
+            Ok(())
+        };
+        // The first task that fails for good ends the others, which still finish in order.
+        let ending = |result: Result<()>| {
+            if result.is_err() {
+                stop.cancel();
+            }
+            result
+        };
+        let (lost, drained, uploaded, (), ()) = tokio::join!(
+            lost,
+            async { ending(drain.run(stop.clone()).await) },
+            async { ending(uploads.run(stop.clone()).await) },
+            self.watch_gauges(&stop),
+            self.follow_schedule(&stop),
+        );
+        leader.release().await;
+        lost.and(drained).and(uploaded)
+    }
+
+    async fn follow_schedule(&self, stop: &CancellationToken) {
+        let Some(schedule) = &self.schedule else { return };
+        schedule::run(schedule, Zoned::now, stop, || self.sync_as_scheduled(stop)).await;
+    }
+
+    async fn sync_as_scheduled(&self, stop: &CancellationToken) {
+        let all = SyncRequest::default();
+        let synced = tokio::select! {
+            () = stop.cancelled() => return,
+            synced = self.sync(&all, &Unobserved) => synced,
+        };
+        match synced {
+            Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
+            Ok(report) => tracing::warn!(errors = report.errors().len(), "the scheduled sync had errors"),
+            Err(error) => tracing::error!("the scheduled sync failed: {error}"),
+        }
+    }
+
+    async fn watch_gauges(&self, stop: &CancellationToken) {
+        let mut repeats = Repeats::new("gauges");
+        loop {
+            let started = tokio::time::Instant::now();
+            match self.questions.gauges(self.pulse.checkpoint()).await {
+                Ok(gauges) => {
+                    repeats.recovered();
+                    self.note(gauges);
+                }
+                Err(error) => {
+                    repeats.failed(&error);
+                }
+            }
+            // Counting a long backlog is work: at most a twentieth of the time is spent on it.
+            let rest = (started.elapsed() * 19).max(Duration::from_secs(5));
+            if wait(rest, stop).await {
+                return;
+            }
+        }
+    }
+
+    fn note(&self, gauges: Gauges) {
+        let metrics = &self.pulse.metrics;
+        metrics.lag_changes.set(gauges.lag.changes as i64);
+        metrics.lag_seconds.set(gauges.lag.seconds);
+        metrics.outbox_bytes.set(gauges.outbox_bytes as i64);
+        metrics.quarantine.set(gauges.quarantine as i64);
+        *self.gauges.lock().unwrap_or_else(PoisonError::into_inner) = gauges;
+    }
+
+    /// Compares with the cloud and pushes what it lacks, as the running drain's work.
+    ///
+    /// # Errors
+    /// The source's or the cloud's before the first entity; later ones are in the report.
+    pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
+        let _one = self.syncing.lock().await;
+        let places = self.settings.catalogue.select(&request.entities)?;
+        let synced = async {
+            let reconcile = reconcile(&self.settings, &self.cloud, &self.pulse).await?;
+            let session = Session::open(self.settings.require_database_url()?, "files to look at").await?;
+            records::call_all(session.client(), request.force).await?;
+            self.pulse.files_wanted.notify_one();
+            Ok(reconcile.sync(&places, request.force, observer).await)
+        };
+        let synced: Result<SyncReport> = synced.await;
+        let metrics = &self.pulse.metrics;
+        let last = match &synced {
+            Ok(report) => LastSync {
+                finished_at: Timestamp::now(),
+                success: report.success(),
+                summary: report.summary(),
+                errors: report.errors().to_vec(),
+            },
+            Err(error) => LastSync {
+                finished_at: Timestamp::now(),
+                success: false,
+                summary: SyncReport::new(&self.settings.catalogue).summary(),
+                errors: vec![error.to_string()],
+            },
+        };
+        if last.success {
+            metrics.syncs_done.inc();
+        } else {
+            metrics.syncs_failed.inc();
+        }
+        *self.last_sync.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        synced
+    }
+
+    fn set_standby(&self, reason: Option<String>) {
+        *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    fn standby(&self) -> Option<String> {
+        self.standby
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Operator for Replicator {
+    async fn status(&self) -> Result<StatusReport> {
+        let checkpoint = self.pulse.checkpoint();
+        let asked = self.questions.gauges(checkpoint.clone()).await;
+        let mut status = StatusReport::unknown(State::Starting);
+        status.running_since = Some(self.started_at);
+        let metrics = &self.pulse.metrics;
+        (status.state, status.reason) = match (self.standby(), self.pulse.condition()) {
+            (Some(reason), _) => (State::Standby, Some(reason)),
+            (None, Condition::Starting) => (State::Starting, None),
+            (None, Condition::Replicating) => (State::Replicating, None),
+            (None, Condition::BackingOff { reason }) => (State::BackingOff, Some(reason)),
+            (None, Condition::KeyRefused { reason }) => (State::KeyRefused, Some(reason)),
+            (None, Condition::Stopped { reason }) => (State::Stopped, Some(reason)),
+        };
+        match asked {
+            Ok(gauges) => {
+                self.note(gauges.clone());
+                questions::fill(&mut status, &gauges);
+            }
+            Err(error) => {
+                status.source.reachable = Some(false);
+                status.source.last_error = Some(error.to_string());
+            }
+        }
+        questions::fill_checkpoint(&mut status, checkpoint.as_ref());
+        status.cloud.url = self.settings.cloud.url.as_ref().map(ToString::to_string);
+        let capabilities = self.pulse.capabilities();
+        status.cloud.capabilities = capabilities
+            .unwrap_or_default()
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        status.cloud.reachable = match status.state {
+            State::Replicating => capabilities.map(|_| true),
+            State::BackingOff | State::KeyRefused => Some(false),
+            _ => None,
+        };
+        if status.cloud.reachable == Some(false) {
+            status.cloud.last_error.clone_from(&status.reason);
+        }
+        status.last_sync = self
+            .last_sync
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        status.next_sync = self
+            .schedule
+            .as_ref()
+            .and_then(|schedule| schedule.next_after(&Zoned::now()))
+            .map(|next| next.timestamp());
+        status.counts.accepted = metrics.accepted_total();
+        status.counts.refused = metrics.refused.get();
+        status.counts.collapsed = metrics.collapsed.get();
+        status.counts.batches = metrics.batches.get();
+        status.counts.bytes = metrics.bytes_sent.get();
+        status.entities = self
+            .settings
+            .catalogue
+            .entities()
+            .iter()
+            .enumerate()
+            .map(|(place, entity)| (entity.name.clone(), metrics.accepted(place).get()))
+            .collect();
+        status.latency = questions::latency(metrics);
+        Ok(status)
+    }
+
+    async fn sync_now(&self, request: SyncRequest) -> Result<SyncReport> {
+        if let Some(reason) = self.standby() {
+            return Err(Error::config("sync", reason).remedy("ask the replicator that drains the outbox"));
+        }
+        self.sync(&request, &Unobserved).await
+    }
+
+    fn health(&self) -> Health {
+        if let Some(reason) = self.standby() {
+            return Health::Starting(format!("standing by: {reason}"));
+        }
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let waiting = gauges.lag.changes;
+        match self.pulse.condition() {
+            Condition::Starting => Health::Starting("connecting".to_owned()),
+            Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
+            Condition::BackingOff { reason } if waiting > 0 => Health::Still(reason),
+            Condition::BackingOff { .. } => Health::Well,
+            Condition::Replicating => {
+                let since = self.pulse.progressed_at().elapsed();
+                if waiting > 0 && since > STILL && gauges.lag.seconds > STILL.as_secs_f64() {
+                    Health::Still(format!(
+                        "{waiting} changes wait, and no batch was accepted for {} s",
+                        since.as_secs()
+                    ))
+                } else {
+                    Health::Well
+                }
+            }
+        }
+    }
+
+    fn metrics(&self) -> String {
+        self.pulse.metrics.encode()
+    }
+}
+
+/// The cloud's client that the settings describe.
+///
+/// # Errors
+/// A configuration error.
+pub fn cloud(settings: &Settings) -> Result<Cloud> {
+    let (url, key) = settings.require_cloud()?;
+    let options = CloudOptions {
+        url: url.clone(),
+        key: key.clone(),
+        timeout: settings.cloud.timeout,
+        allow_insecure_http: settings.cloud.allow_insecure_http,
+        ca_file: settings.cloud.ca_file.clone(),
+        forced: match &settings.cloud.capabilities {
+            CapabilityChoice::Auto => None,
+            CapabilityChoice::Only(names) => Some(names.clone()),
+        },
+        in_flight: settings.delivery.in_flight,
+        // On loopback there is no link to spare.
+        compress: !loopback(url),
+    };
+    Cloud::new(options, Arc::new(settings.catalogue.clone()))
+}
+
+fn loopback(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// The drain that the settings describe.
+///
+/// # Errors
+/// A configuration error.
+pub fn drain(
+    settings: &Settings,
+    cloud: Cloud,
+    store: Arc<dyn crate::checkpoint::Store>,
+    pulse: Arc<Pulse>,
+) -> Result<Drain> {
+    Ok(Drain {
+        database_url: settings.require_database_url()?.clone(),
+        source_id: settings.source.source_id.clone(),
+        catalogue: Arc::new(settings.catalogue.clone()),
+        cloud,
+        store,
+        limits: Limits {
+            rows: settings.delivery.batch_rows,
+            bytes: settings.delivery.batch_bytes,
+        },
+        media_root: settings.media.root.clone(),
+        pulse,
+    })
+}
+
+fn uploads(settings: &Settings, cloud: Cloud, pulse: &Pulse) -> Result<Uploads> {
+    Ok(Uploads {
+        database_url: settings.require_database_url()?.clone(),
+        source_id: settings.source.source_id.clone(),
+        catalogue: Arc::new(settings.catalogue.clone()),
+        cloud,
+        root: settings.media.root.clone(),
+        settle: settings.media.settle,
+        videos: settings.files.upload_videos,
+        metrics: pulse.metrics.clone(),
+        wanted: pulse.files_wanted.clone(),
+    })
+}
+
+async fn reconcile(settings: &Settings, cloud: &Cloud, pulse: &Arc<Pulse>) -> Result<Reconcile> {
+    Reconcile::open(
+        settings.require_database_url()?,
+        settings.source.source_id.as_deref(),
+        Arc::new(settings.catalogue.clone()),
+        cloud.clone(),
+        pulse.clone(),
+        settings.media.root.clone(),
+        PATIENCE,
+    )
+    .await
+}
+
+/// Waits; true where `shutdown` came first.
+async fn wait(time: Duration, shutdown: &CancellationToken) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(time) => false,
+        () = shutdown.cancelled() => true,
+    }
+}

@@ -1,0 +1,195 @@
+//! One-shot passes of the command line, where no daemon runs: the drain and the upload lane run beside the pass, and end
+//! with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::leader::Leader;
+use super::{Replicator, cloud, drain, reconcile, uploads, wait};
+use crate::checkpoint::SledStore;
+use crate::config::Settings;
+use crate::control::SyncRequest;
+use crate::drain::{Condition, Pulse};
+use crate::error::{Error, Kind, Result};
+use crate::reconcile::Observer;
+use crate::reconcile::backfill::{BackfillReport, Span};
+use crate::reconcile::report::SyncReport;
+
+/// A replicator for one pass.
+pub struct Once {
+    replicator: Arc<Replicator>,
+    leader: Leader,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Once {
+    /// As [`Once::try_start`].
+    ///
+    /// # Errors
+    /// A replicator drains this outbox already; or as [`Once::try_start`].
+    pub async fn start(settings: &Settings) -> Result<Self> {
+        Self::try_start(settings).await?.ok_or_else(|| {
+            Error::new(
+                Kind::Config,
+                "drain the outbox",
+                format!(
+                    "a replicator drains it already, and its operator API does not answer at {}",
+                    settings.control.listen
+                ),
+            )
+            .remedy("run this on the machine and with the configuration of that replicator, or stop it first")
+        })
+    }
+
+    /// Takes the leader's lock, and starts the drain and the upload lane; none where a replicator drains this outbox.
+    ///
+    /// # Errors
+    /// The source's, the store's, or a configuration error.
+    pub async fn try_start(settings: &Settings) -> Result<Option<Self>> {
+        let replicator = Replicator::new(settings)?;
+        let Some(leader) = Leader::try_take(settings.require_database_url()?).await? else {
+            return Ok(None);
+        };
+        let (store, _aside) = SledStore::open(&settings.store.path.join("checkpoint"))?;
+        let cloud = cloud(settings)?;
+        let pulse = replicator.pulse.clone();
+        let drain = drain(settings, cloud.clone(), Arc::new(store), pulse.clone())?;
+        let uploads = uploads(settings, cloud, &pulse)?;
+        let stop = CancellationToken::new();
+        let tasks = vec![
+            tokio::spawn({
+                let stop = stop.clone();
+                async move { drain.run(stop).await }
+            }),
+            tokio::spawn({
+                let stop = stop.clone();
+                async move { uploads.run(stop).await }
+            }),
+        ];
+        Ok(Some(Self {
+            replicator,
+            leader,
+            stop,
+            tasks,
+        }))
+    }
+
+    /// One sync, with the files of what it pushed.
+    ///
+    /// # Errors
+    /// Before the first entity; later ones are in the report.
+    pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
+        let mut report = self.replicator.sync(request, observer).await?;
+        if let Err(reason) = self.settle().await {
+            report.error(reason);
+        }
+        Ok(report)
+    }
+
+    /// Waits until nothing waits: no change, and no file that can be uploaded.
+    ///
+    /// # Errors
+    /// Why it does not get there.
+    pub async fn settle(&self) -> std::result::Result<(), String> {
+        let replicator = &self.replicator;
+        let mut unwell = 0;
+        loop {
+            let gauges = replicator
+                .questions
+                .gauges(replicator.pulse.checkpoint())
+                .await
+                .map_err(|error| error.to_string())?;
+            if gauges.lag.changes == 0 && gauges.files.waiting == 0 {
+                return Ok(());
+            }
+            match replicator.pulse.condition() {
+                Condition::Starting | Condition::Replicating => unwell = 0,
+                Condition::Stopped { reason } => return Err(reason),
+                Condition::BackingOff { reason } | Condition::KeyRefused { reason } => {
+                    unwell += 1;
+                    if unwell > 100 {
+                        return Err(reason);
+                    }
+                }
+            }
+            wait(Duration::from_millis(200), &self.stop).await;
+        }
+    }
+
+    /// Stops the tasks, in order, and gives the lock back.
+    ///
+    /// # Errors
+    /// The drain's or the upload lane's.
+    pub async fn finish(self) -> Result<()> {
+        self.stop.cancel();
+        let mut ended = Ok(());
+        for task in self.tasks {
+            let task = task
+                .await
+                .unwrap_or_else(|error| Err(Error::local("join a task", std::io::Error::other(error))));
+            ended = ended.and(task);
+        }
+        self.leader.release().await;
+        ended
+    }
+}
+
+/// Backfills, beside a running replicator or without one.
+///
+/// On a server that orders by position nothing else is needed; on any other the rows go through the outbox, and the
+/// drain of this process delivers them where no daemon does.
+///
+/// # Errors
+/// Before the first entity; later ones are in the report.
+pub async fn backfill(
+    settings: &Settings,
+    entities: &[String],
+    span: Span,
+    restart: bool,
+    observer: &dyn Observer,
+    shutdown: &CancellationToken,
+) -> Result<BackfillReport> {
+    let places = settings.catalogue.select(entities)?;
+    let once = Once::try_start(settings).await?;
+    let pulse = match &once {
+        Some(once) => once.replicator.pulse.clone(),
+        None => mirror_pulse(settings, shutdown).await?,
+    };
+    let reconcile = reconcile(settings, &cloud(settings)?, &pulse).await?;
+    let report = reconcile
+        .backfill(&places, span, restart, observer, shutdown)
+        .await;
+    if let Some(once) = once {
+        if !shutdown.is_cancelled() {
+            // Files are the upload lane's: what waits goes on with the next run.
+            let _ = once.settle().await;
+        }
+        once.finish().await?;
+    }
+    Ok(report)
+}
+
+/// A pulse that follows the checkpoint's mirror, where another process drains.
+async fn mirror_pulse(settings: &Settings, shutdown: &CancellationToken) -> Result<Arc<Pulse>> {
+    let replicator = Replicator::new(settings)?;
+    let session = super::connect(settings, "follow the mirror").await?;
+    let identity =
+        crate::source::identity::read(session.client(), settings.source.source_id.as_deref()).await?;
+    let pulse = replicator.pulse.clone();
+    let (followed, shutdown) = (pulse.clone(), shutdown.clone());
+    tokio::spawn(async move {
+        loop {
+            if let Ok(Some(checkpoint)) = crate::source::outbox::mirrored(&session, &identity).await {
+                followed.follow(checkpoint);
+            }
+            if wait(Duration::from_millis(500), &shutdown).await {
+                return;
+            }
+        }
+    });
+    Ok(pulse)
+}

@@ -1,0 +1,170 @@
+//! What the replicator asks its source about itself: for status, metrics and health.
+
+use secrecy::SecretString;
+use tokio::sync::Mutex;
+
+use crate::change::Snapshot;
+use crate::checkpoint::Checkpoint;
+use crate::config::Settings;
+use crate::control::status::{CheckpointStatus, FileCounts, Lag, LatencyStatus, State, StatusReport};
+use crate::error::{Error, Result};
+use crate::media::records;
+use crate::metrics::Metrics;
+use crate::source::connect::Session;
+use crate::source::identity::{self, Identity};
+use crate::source::install::LEADER_LOCK;
+use crate::source::outbox;
+
+/// What the source says.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Gauges {
+    pub(super) identity: Option<Identity>,
+    pub(super) lag: outbox::Lag,
+    pub(super) outbox_bytes: u64,
+    pub(super) quarantine: u64,
+    pub(super) files: records::Counts,
+}
+
+/// A session for questions, opened when it is needed.
+pub(super) struct Questions {
+    url: SecretString,
+    source_id: Option<String>,
+    session: Mutex<Option<Session>>,
+}
+
+impl Questions {
+    pub(super) fn new(settings: &Settings) -> Result<Self> {
+        Ok(Self {
+            url: settings.require_database_url()?.clone(),
+            source_id: settings.source.source_id.clone(),
+            session: Mutex::default(),
+        })
+    }
+
+    /// Asks everything. `checkpoint` is how far the cloud has accepted; without one, the mirror counts.
+    pub(super) async fn gauges(&self, checkpoint: Option<Checkpoint>) -> Result<Gauges> {
+        let mut kept = self.session.lock().await;
+        let session = match kept.take() {
+            Some(session) => session,
+            None => Session::open(&self.url, "status").await?,
+        };
+        let asked = gauges(&session, self.source_id.as_deref(), checkpoint).await?;
+        // A session on which something failed is not used again.
+        *kept = Some(session);
+        Ok(asked)
+    }
+}
+
+async fn gauges(
+    session: &Session,
+    source_id: Option<&str>,
+    checkpoint: Option<Checkpoint>,
+) -> Result<Gauges> {
+    let client = session.client();
+    let identity = identity::read(client, source_id).await?;
+    let checkpoint = match checkpoint {
+        Some(checkpoint) => checkpoint,
+        None => outbox::mirrored(session, &identity)
+            .await?
+            .unwrap_or_else(|| Checkpoint::beginning(identity.clone())),
+    };
+    let quarantine = client
+        .query_one("select count(*) from cloud_sync.quarantine", &[])
+        .await
+        .map_err(|error| Error::postgres("count the quarantine", error))?;
+    Ok(Gauges {
+        identity: Some(identity),
+        lag: outbox::lag(session, &checkpoint).await?,
+        outbox_bytes: outbox::bytes(session).await?,
+        quarantine: quarantine.get::<_, i64>(0) as u64,
+        files: records::counts(client).await?,
+    })
+}
+
+pub(super) fn fill(status: &mut StatusReport, gauges: &Gauges) {
+    status.source.reachable = Some(true);
+    if let Some(identity) = &gauges.identity {
+        status.source.id = Some(identity.source_id.clone());
+        status.source.epoch = Some(identity.epoch.0);
+    }
+    status.lag = Some(Lag {
+        changes: gauges.lag.changes,
+        age_seconds: gauges.lag.seconds,
+    });
+    status.quarantine = Some(gauges.quarantine);
+    status.outbox_bytes = Some(gauges.outbox_bytes);
+    status.files = FileCounts {
+        waiting: gauges.files.waiting,
+        uploaded: gauges.files.uploaded,
+        missing: gauges.files.missing,
+        failed: gauges.files.refused,
+        bytes: gauges.files.bytes,
+    };
+}
+
+pub(super) fn fill_checkpoint(status: &mut StatusReport, checkpoint: Option<&Checkpoint>) {
+    let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.lo != Snapshot::beginning()) else {
+        return;
+    };
+    let window = checkpoint.window.as_ref();
+    status.checkpoint = Some(CheckpointStatus {
+        position: window.map_or(checkpoint.floor.0, |window| window.position.0),
+        lo: checkpoint.lo.to_string(),
+        hi: window.map(|window| window.hi.to_string()),
+    });
+}
+
+pub(super) fn latency(metrics: &Metrics) -> Option<LatencyStatus> {
+    let ms = |percent| Some(metrics.latency(percent)?.as_secs_f64() * 1000.0);
+    Some(LatencyStatus {
+        p50_ms: ms(50.0)?,
+        p99_ms: ms(99.0)?,
+    })
+}
+
+/// The status where no daemon answers: what the source database tells.
+///
+/// # Errors
+/// The source's.
+pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
+    let questions = Questions::new(settings)?;
+    let gauges = questions.gauges(None).await?;
+    let mut status = StatusReport::unknown(State::Stopped);
+    fill(&mut status, &gauges);
+    status.cloud.url = settings.cloud.url.as_ref().map(ToString::to_string);
+    let kept = questions.session.lock().await;
+    if let (Some(session), Some(identity)) = (kept.as_ref(), &gauges.identity) {
+        let mirrored = outbox::mirrored(session, identity).await?;
+        fill_checkpoint(&mut status, mirrored.as_ref());
+        if led(session).await? {
+            status.reason = Some(format!(
+                "a replicator drains this outbox, and its operator API does not answer at {}",
+                settings.control.listen
+            ));
+        }
+    }
+    Ok(status)
+}
+
+/// Whether a replicator drains the outbox.
+pub(super) async fn led(session: &Session) -> Result<bool> {
+    let row = session
+        .client()
+        .query_one(
+            "select exists (select from pg_locks where locktype = 'advisory' and granted \
+             and database = (select oid from pg_database where datname = current_database()) \
+             and ((classid::bigint << 32) | objid::bigint) = $1)",
+            &[&LEADER_LOCK],
+        )
+        .await
+        .map_err(|error| Error::postgres("look for a running replicator", error))?;
+    Ok(row.get(0))
+}
+
+/// A session with the site's database for a command.
+///
+/// # Errors
+/// As [`Session::open`].
+pub async fn connect(settings: &Settings, purpose: &str) -> Result<Session> {
+    Session::open(settings.require_database_url()?, purpose).await
+}

@@ -1,0 +1,246 @@
+//! A session with the site's database: connected, with pinned settings, its notifications kept.
+//!
+//! The connection is driven by `poll_message`, since the plain future throws notifications away. TLS follows libpq:
+//! `require` and `prefer` encrypt, `verify-ca` and `verify-full` also check the certificate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::StreamExt;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Notify;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{AsyncMessage, Client, Config};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::error::{Error, Kind, Result};
+
+/// Settings of every session: a site's own defaults must not break the replicator, and images must read the same.
+const PIN: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = 0; \
+     set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set extra_float_digits = 1; \
+     set bytea_output = 'hex'; set jit = off; set default_transaction_isolation = 'read committed'; \
+     set default_transaction_read_only = off; set client_min_messages = warning";
+
+/// An open session. Dropping it closes the connection.
+pub struct Session {
+    client: Client,
+    notified: Arc<Notify>,
+    closed: CancellationToken,
+    _driver: DropGuard,
+}
+
+impl Session {
+    /// Connects to `url` for `purpose`, which shows in the server's list of sessions.
+    ///
+    /// # Errors
+    /// A wrong URL is a configuration error; a server that does not answer within ten seconds is unreachable.
+    pub async fn open(url: &SecretString, purpose: &str) -> Result<Self> {
+        let operation = format!("connect to the site's database ({purpose})");
+        let (mut config, verify) = parse(url)?;
+        config.application_name(format!("cloud-sync {purpose}"));
+        config.connect_timeout(Duration::from_secs(10));
+        config.keepalives_idle(Duration::from_secs(30));
+        config.tcp_user_timeout(Duration::from_secs(60));
+        let (client, mut connection) = tokio::time::timeout(
+            Duration::from_secs(15),
+            config.connect(MakeRustlsConnect::new(tls(verify)?)),
+        )
+        .await
+        .map_err(|_| {
+            Error::new(Kind::SourceUnreachable, &operation, "no answer within 15 seconds")
+                .remedy("check that the server runs and that source.database_url is right")
+        })?
+        .map_err(|error| {
+            Error::postgres(&operation, error)
+                .remedy("check that the server runs and that source.database_url is right")
+        })?;
+        let notified = Arc::new(Notify::new());
+        let closed = CancellationToken::new();
+        let stop = CancellationToken::new();
+        tokio::spawn({
+            let (notified, closed, stop) = (notified.clone(), closed.clone(), stop.clone());
+            async move {
+                let _closed = closed.drop_guard();
+                let mut messages = futures::stream::poll_fn(move |cx| connection.poll_message(cx));
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        message = messages.next() => match message {
+                            Some(Ok(AsyncMessage::Notification(_))) => notified.notify_one(),
+                            Some(Ok(AsyncMessage::Notice(notice))) => tracing::debug!(notice = notice.message(), "source"),
+                            Some(Ok(_)) => {}
+                            Some(Err(_)) | None => break,
+                        },
+                    }
+                }
+            }
+        });
+        let session = Self {
+            client,
+            notified,
+            closed,
+            _driver: stop.drop_guard(),
+        };
+        session
+            .client
+            .batch_execute(PIN)
+            .await
+            .map_err(|error| Error::postgres(operation, error))?;
+        Ok(session)
+    }
+
+    /// The client for queries.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The client for a transaction.
+    pub fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// Waits for a notification; one that came since the last wait counts.
+    pub async fn notified(&self) {
+        self.notified.notified().await;
+    }
+
+    /// Waits until the connection has broken off.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verify {
+    Nothing,
+    Chain,
+    Full,
+}
+
+/// tokio-postgres knows no `verify-*`: they are taken out of the URL, and TLS is required.
+fn parse(url: &SecretString) -> Result<(Config, Verify)> {
+    let text = url.expose_secret();
+    let mut verify = Verify::Nothing;
+    let mut plain = text.to_owned();
+    for (word, meaning) in [
+        ("sslmode=verify-full", Verify::Full),
+        ("sslmode=verify-ca", Verify::Chain),
+    ] {
+        if plain.contains(word) {
+            plain = plain.replace(word, "sslmode=require");
+            verify = meaning;
+        }
+    }
+    let mut config: Config = plain.parse().map_err(|_| {
+        // The parser's own message may quote the URL, and with it the password.
+        Error::config(
+            "read source.database_url",
+            "it is not a PostgreSQL connection URL",
+        )
+        .remedy("use postgres://user:password@host:5432/database, or key=value pairs")
+    })?;
+    if verify != Verify::Nothing {
+        config.ssl_mode(SslMode::Require);
+    }
+    Ok((config, verify))
+}
+
+fn tls(verify: Verify) -> Result<rustls::ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::config("set up TLS for the site's database", error.to_string()))?;
+    if verify == Verify::Nothing {
+        return Ok(builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(EncryptOnly(provider)))
+            .with_no_client_auth());
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Encrypts without checking who answers, as libpq's `require` does.
+#[derive(Debug)]
+struct EncryptOnly(Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for EncryptOnly {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &rustls::DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &rustls::DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A small sqlx pool for migrations and for the short questions of status and commands.
+///
+/// # Errors
+/// As [`Session::open`].
+pub async fn pool(url: &SecretString) -> Result<sqlx::PgPool> {
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+    let options: PgConnectOptions = url.expose_secret().parse().map_err(|_| {
+        Error::config(
+            "read source.database_url",
+            "it is not a PostgreSQL connection URL",
+        )
+        .remedy("use postgres://user:password@host:5432/database")
+    })?;
+    PgPoolOptions::new()
+        .max_connections(3)
+        .min_connections(0)
+        .acquire_timeout(Duration::from_secs(15))
+        .idle_timeout(Duration::from_secs(60))
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                sqlx::raw_sql(PIN).execute(connection).await?;
+                Ok(())
+            })
+        })
+        .connect_with(options.application_name("cloud-sync questions"))
+        .await
+        .map_err(|error| Error::sqlx("connect to the site's database", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verify_modes_are_understood_and_a_wrong_url_does_not_show_itself() {
+        let (config, verify) = parse(&SecretString::from("postgres://u:p@h/d?sslmode=verify-full")).unwrap();
+        assert_eq!((config.get_ssl_mode(), verify), (SslMode::Require, Verify::Full));
+        let error = parse(&SecretString::from("postgres://u:hunter2@h:notaport/d")).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"));
+    }
+}

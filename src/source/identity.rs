@@ -1,0 +1,114 @@
+//! Whose outbox it is: a checkpoint belongs to one database server, one database and one outbox.
+//!
+//! The outbox remembers the server's `system_identifier` and the database's name. A dump restored elsewhere, or under the
+//! same name, carries the outbox but not the server: capture would go on under positions that the cloud may have seen
+//! otherwise, so that the replicator stops until an operator says that it is a new outbox (`init --new-epoch`).
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
+
+use super::install;
+use crate::change::Epoch;
+use crate::error::{Error, Kind, Result};
+
+/// Which outbox a checkpoint belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The name that the site gave this source, or the outbox's id.
+    pub source_id: String,
+    /// The outbox's own id, drawn when it was created or declared new.
+    pub outbox_id: String,
+    /// The server's `system_identifier` and the database.
+    pub system_id: String,
+    /// The epoch of its positions.
+    pub epoch: Epoch,
+}
+
+const SYSTEM: &str = "select system_identifier || '/' || current_database() from pg_control_system()";
+
+async fn system_id(client: &Client) -> Result<String> {
+    let row = client
+        .query_one(SYSTEM, &[])
+        .await
+        .map_err(|error| Error::postgres("read the server's identity", error))?;
+    Ok(row.get(0))
+}
+
+/// Writes the outbox's identity where there is none, and declares it new where `new_epoch` says so.
+///
+/// # Errors
+/// The source's; an identity error where the outbox came from elsewhere and `new_epoch` is not set.
+pub(crate) async fn establish(client: &Client, new_epoch: bool) -> Result<Epoch> {
+    let system = system_id(client).await?;
+    let failed = |error| Error::postgres("write the outbox's identity", error);
+    client
+        .execute(
+            "insert into cloud_sync.identity (system_id) values ($1) on conflict do nothing",
+            &[&system],
+        )
+        .await
+        .map_err(failed)?;
+    if new_epoch {
+        // The transaction numbers of a restored outbox are another server's: its changes cannot be ordered here. What
+        // they said is in the tables, and sync compares those.
+        client
+            .batch_execute(
+                "truncate only cloud_sync.outbox_0, cloud_sync.outbox_1, cloud_sync.outbox_2, cloud_sync.outbox_3; \
+                 delete from cloud_sync.checkpoint; delete from cloud_sync.backfill",
+            )
+            .await
+            .map_err(failed)?;
+        client
+            .execute(
+                "update cloud_sync.identity set epoch = epoch + 1, outbox_id = gen_random_uuid(), system_id = $1",
+                &[&system],
+            )
+            .await
+            .map_err(failed)?;
+    }
+    let identity = read_stored(client).await?;
+    check(&identity.1, &system)?;
+    Ok(identity.2)
+}
+
+async fn read_stored(client: &Client) -> Result<(String, String, Epoch)> {
+    let row = client
+        .query_opt(
+            "select outbox_id::text, system_id, epoch from cloud_sync.identity",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::postgres("read the outbox's identity", error))?
+        .ok_or_else(install::not_installed)?;
+    Ok((row.get(0), row.get(1), Epoch(row.get(2))))
+}
+
+fn check(stored: &str, actual: &str) -> Result<()> {
+    if stored == actual {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Identity,
+        "use the outbox",
+        format!("it was made on another server or database ({stored}), and this is {actual}: a restored or copied dump"),
+    )
+    .remedy("if this database is the site's database now, run `cloud-sync init --new-epoch`, then `cloud-sync sync`"))
+}
+
+/// Reads whose outbox it is, and checks that it is on the server and database that it was made on.
+///
+/// # Errors
+/// The source's; an identity error after a restore elsewhere.
+pub async fn read(client: &Client, source_id: Option<&str>) -> Result<Identity> {
+    if !install::installed(client).await? {
+        return Err(install::not_installed());
+    }
+    let (outbox_id, stored, epoch) = read_stored(client).await?;
+    check(&stored, &system_id(client).await?)?;
+    Ok(Identity {
+        source_id: source_id.unwrap_or(&outbox_id).to_owned(),
+        outbox_id,
+        system_id: stored,
+        epoch,
+    })
+}

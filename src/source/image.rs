@@ -1,0 +1,126 @@
+//! The SQL of a row's key and image, the same in triggers, in backfill, and where a row is captured anew.
+//!
+//! A table without private, redacted or binary columns has the fast form, `row_to_json`. Every other one goes through
+//! `cloud_sync.image`, by column name at run time: a statement of the site must not fail because a column was dropped
+//! or renamed, and a private column that was renamed must not leave under its new name.
+
+use super::describe::Table;
+use super::{quote_name, quote_text, text_array};
+use crate::catalogue::Entity;
+
+/// The SQL expression of the image of `row` (a table's alias), a text, or null where the image is withheld.
+pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
+    let binaries = table.binaries();
+    if entity.exclude.is_empty() && entity.redact.is_empty() && binaries.is_empty() {
+        format!("row_to_json({row})::text")
+    } else {
+        format!(
+            "cloud_sync.image(to_jsonb({row}), {}, {}, {})",
+            text_array(&entity.exclude),
+            text_array(&entity.redact),
+            text_array(&binaries),
+        )
+    }
+}
+
+/// The SQL expression of the key of `row` as a JSON object, a text.
+pub fn key(entity: &Entity, row: &str) -> String {
+    let pairs: Vec<_> = entity
+        .key
+        .iter()
+        .map(|column| format!("{}, {row}.{}", quote_text(column), quote_name(column)))
+        .collect();
+    format!("json_build_object({})::text", pairs.join(", "))
+}
+
+/// The SQL condition that `row` belongs to the entity.
+pub fn filter(entity: &Entity) -> String {
+    entity
+        .filter
+        .as_ref()
+        .map_or_else(|| "true".to_owned(), |filter| format!("({filter})"))
+}
+
+/// The SQL condition that `row` lies within the entity's window of `days`; always true without one.
+pub fn within(entity: &Entity, days: Option<u32>, row: &str) -> String {
+    match (&entity.window, days) {
+        (Some(window), Some(days)) => format!(
+            "{row}.{} >= now() - interval '{days} days'",
+            quote_name(&window.column)
+        ),
+        _ => "true".to_owned(),
+    }
+}
+
+/// Settings that a capture function pins, as its images would otherwise depend on the writer's session.
+pub fn settings(table: &Table) -> String {
+    let any = |types: &[&str]| {
+        table.columns.iter().any(|column| {
+            types
+                .iter()
+                .any(|name| column.sql_type.trim_end_matches("[]") == *name)
+        })
+    };
+    let mut settings = String::new();
+    if any(&["real", "double precision"]) {
+        settings.push_str(" set extra_float_digits = 1");
+    }
+    if any(&["interval"]) {
+        settings.push_str(" set intervalstyle = postgres");
+    }
+    let styled = |name: &str| name.contains("range") || name == "text";
+    if table
+        .columns
+        .iter()
+        .any(|column| styled(&column.wire_type) && column.sql_type != "text")
+    {
+        settings.push_str(" set datestyle = 'ISO, YMD' set timezone = 'UTC'");
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::describe::Column;
+    use super::*;
+
+    fn table(columns: &[(&str, &str)]) -> Table {
+        Table {
+            oid: 1,
+            sql_name: "public.t".into(),
+            columns: columns
+                .iter()
+                .map(|(name, sql_type)| Column {
+                    name: (*name).into(),
+                    wire_type: (*sql_type).into(),
+                    sql_type: (*sql_type).into(),
+                    nullable: true,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn only_tables_that_need_it_take_the_slow_form() {
+        let plain = Entity::new("rooms", "tbl_room", &["id"]);
+        assert_eq!(
+            image(&plain, &table(&[("id", "bigint")]), "n"),
+            "row_to_json(n)::text"
+        );
+        assert!(
+            image(&plain, &table(&[("id", "bigint"), ("photo", "bytea")]), "n").contains("array['photo']")
+        );
+        let mut private = plain.clone();
+        private.exclude = vec!["pass'word".into()];
+        assert!(image(&private, &table(&[("id", "bigint")]), "n").contains("array['pass''word']"));
+    }
+
+    #[test]
+    fn names_are_quoted() {
+        let entity = Entity::new("rooms", "tbl_room", &["Room \"No\""]);
+        assert_eq!(
+            key(&entity, "n"),
+            "json_build_object('Room \"No\"', n.\"Room \"\"No\"\"\")::text"
+        );
+    }
+}

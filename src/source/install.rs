@@ -1,0 +1,409 @@
+//! Puts capture in place and takes it away; both can be run again.
+//!
+//! `init` migrates schema `cloud_sync`, numbers the entities, and makes for each one function and one statement trigger
+//! an event. A table is locked once, for the moment that creating triggers takes, under a `lock_timeout`, and tried
+//! again: writers never wait behind a long transaction for it. Triggers fire `always`, so that rows which arrive by
+//! logical replication are captured too.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+use sqlx::PgPool;
+use tokio_postgres::Client;
+
+use super::connect::Session;
+use super::describe::{self, Table};
+use super::{image, quote_name, quote_text};
+use crate::catalogue::{Catalogue, Entity};
+use crate::error::{Class, Error, Kind, Result};
+
+/// Bumped whenever the generated functions change their form: older ones are then made anew.
+const CAPTURE_VERSION: u32 = 1;
+
+/// The advisory lock that the replicator holds only while it sleeps.
+pub const WAKE_LOCK: i64 = 0x636c_6f75_6477_616b;
+
+/// The advisory lock of the one replicator that drains this outbox.
+pub const LEADER_LOCK: i64 = 0x636c_6f75_646c_6561;
+
+const CAPTURE: &str = include_str!("../../sql/capture.sql");
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/source");
+
+/// What an event's trigger is called, and what it sees.
+const EVENTS: [(&str, &str); 4] = [
+    ("insert", "referencing new table as new_rows"),
+    (
+        "update",
+        "referencing old table as old_rows new table as new_rows",
+    ),
+    ("delete", "referencing old table as old_rows"),
+    ("truncate", ""),
+];
+
+/// An entity's place in the outbox: its number and whether its triggers are the ones that the catalogue asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The number that stands for the entity in the outbox.
+    pub id: i16,
+    /// What is wrong with its capture; none where it is in place.
+    pub wrong: Option<String>,
+}
+
+/// What `init` did, a line each.
+#[derive(Debug, Default)]
+pub struct Installed {
+    /// Entities whose triggers were made now.
+    pub attached: Vec<String>,
+    /// Entities whose triggers were as they should be.
+    pub unchanged: Vec<String>,
+    /// Entities that the catalogue no longer has, whose triggers were taken away.
+    pub detached: Vec<String>,
+    /// The epoch now.
+    pub epoch: i64,
+}
+
+/// Puts capture in place for the catalogue. `new_epoch` declares the outbox a new one, after a restore.
+///
+/// # Errors
+/// The catalogue's, the source's, or that a table could not be locked within ten tries of two seconds.
+pub async fn init(url: &SecretString, catalogue: &Catalogue, new_epoch: bool) -> Result<Installed> {
+    let session = Session::open(url, "init").await?;
+    check_version(session.client()).await?;
+    let tables = describe::tables(session.client(), catalogue).await?;
+    migrate(url, session.client()).await?;
+    let epoch = super::identity::establish(session.client(), new_epoch).await?;
+    let mut installed = Installed {
+        epoch: epoch.0,
+        ..Installed::default()
+    };
+    for (entity, table) in catalogue.entities().iter().zip(&tables) {
+        let current = attached_one(session.client(), entity, table).await?;
+        if current.is_some_and(|attached| attached.wrong.is_none()) {
+            installed.unchanged.push(entity.name.clone());
+        } else {
+            attach(session.client(), entity, table).await?;
+            installed.attached.push(entity.name.clone());
+        }
+    }
+    installed.detached = detach_others(session.client(), catalogue).await?;
+    Ok(installed)
+}
+
+/// Takes capture away, and with `purge` the outbox and all that is kept beside it.
+///
+/// # Errors
+/// The source's.
+pub async fn uninstall(url: &SecretString) -> Result<Vec<String>> {
+    let session = Session::open(url, "uninstall").await?;
+    if !installed(session.client()).await? {
+        return Ok(Vec::new());
+    }
+    let empty = Catalogue::new(Vec::new())?;
+    let detached = detach_others(session.client(), &empty).await?;
+    session
+        .client()
+        .batch_execute("drop schema cloud_sync cascade")
+        .await
+        .map_err(|error| Error::postgres("drop schema cloud_sync", error))?;
+    Ok(detached)
+}
+
+/// Whether the outbox is there.
+///
+/// # Errors
+/// The source's.
+pub async fn installed(client: &Client) -> Result<bool> {
+    let row = client
+        .query_one("select to_regclass('cloud_sync.entity') is not null", &[])
+        .await
+        .map_err(|error| Error::postgres("look for the outbox", error))?;
+    Ok(row.get(0))
+}
+
+/// The error of a database without capture.
+pub fn not_installed() -> Error {
+    Error::config(
+        "read the outbox",
+        "capture is not installed in the site's database",
+    )
+    .remedy("run `cloud-sync init`")
+}
+
+/// For each entity of the catalogue its number, and whether its capture is in place.
+///
+/// # Errors
+/// The source's; a configuration error where an entity was never attached.
+pub async fn attached(client: &Client, catalogue: &Catalogue, tables: &[Table]) -> Result<Vec<Attached>> {
+    if !installed(client).await? {
+        return Err(not_installed());
+    }
+    let mut all = Vec::with_capacity(tables.len());
+    for (entity, table) in catalogue.entities().iter().zip(tables) {
+        let found = attached_one(client, entity, table).await?;
+        all.push(found.ok_or_else(|| {
+            Error::config(
+                format!("replicate entity {}", entity.name),
+                "its table has no capture triggers",
+            )
+            .remedy("run `cloud-sync init`")
+        })?);
+    }
+    Ok(all)
+}
+
+async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Attached>> {
+    let failed = |error| Error::postgres(format!("check the capture of {}", entity.name), error);
+    let row = client
+        .query_opt(
+            "select id, relid, definition, detached_at is not null from cloud_sync.entity where name = $1",
+            &[&entity.name],
+        )
+        .await
+        .map_err(failed)?;
+    let Some(row) = row else { return Ok(None) };
+    let id: i16 = row.get(0);
+    let enabled: Vec<String> = client
+        .query(
+            "select tgname::text from pg_trigger where tgrelid = $1 and tgenabled = 'A' and tgname like 'cloud_sync_%'",
+            &[&table.oid],
+        )
+        .await
+        .map_err(failed)?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let missing: Vec<_> = EVENTS
+        .iter()
+        .map(|(event, _)| format!("cloud_sync_{event}"))
+        .filter(|name| !enabled.contains(name))
+        .collect();
+    let wrong = if row.get::<_, bool>(3) {
+        Some("it was detached".to_owned())
+    } else if !missing.is_empty() {
+        Some(format!("trigger {} is missing or disabled", missing.join(", ")))
+    } else if row.get::<_, u32>(1) != table.oid {
+        Some("its table was created anew".to_owned())
+    } else if row.get::<_, &str>(2) != definition(entity, table) {
+        Some("its triggers were made for another definition or column list".to_owned())
+    } else {
+        None
+    };
+    Ok(Some(Attached { id, wrong }))
+}
+
+/// What the generated functions depend on, as text to compare.
+fn definition(entity: &Entity, table: &Table) -> String {
+    format!(
+        "v{CAPTURE_VERSION} {} {} {} {}{}",
+        table.sql_name,
+        image::key(entity, "n"),
+        image::image(entity, table, "n"),
+        image::filter(entity),
+        image::settings(table),
+    )
+}
+
+/// Makes the entity's functions and triggers, in one transaction that locks its table for a moment.
+///
+/// # Errors
+/// The source's, or that the table could not be locked.
+pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i16> {
+    let operation = format!("install capture on table {}", entity.table);
+    let failed = |error| Error::postgres(&operation, error);
+    let row = client
+        .query_one(
+            "insert into cloud_sync.entity (name, relation, relid, definition) values ($1, $2, $3, '') \
+             on conflict (name) do update set relation = excluded.relation, relid = excluded.relid returning id",
+            &[&entity.name, &table.sql_name, &table.oid],
+        )
+        .await
+        .map_err(failed)?;
+    let id: i16 = row.get(0);
+    let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
+    sql.push_str(&functions(entity, table, id));
+    for (event, referencing) in EVENTS {
+        sql.push_str(&format!(
+            "create or replace trigger cloud_sync_{event} after {event} on {table} {referencing} \
+             for each statement execute function cloud_sync.capture_{id}_{event}();\n\
+             alter table {table} enable always trigger cloud_sync_{event};\n",
+            table = table.sql_name,
+        ));
+    }
+    sql.push_str(&format!(
+        "update cloud_sync.entity set definition = {}, attached_at = now(), detached_at = null where id = {id};\ncommit;",
+        quote_text(&definition(entity, table)),
+    ));
+    with_lock(client, &operation, &sql).await?;
+    Ok(id)
+}
+
+/// Runs a script that needs a table's lock, up to ten times.
+async fn with_lock(client: &Client, operation: &str, sql: &str) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let Err(error) = client.batch_execute(sql).await else {
+            return Ok(());
+        };
+        let error = Error::postgres(operation, error);
+        let _ = client.batch_execute("rollback").await;
+        if error.sqlstate() == Some("42501") {
+            return Err(
+                error.remedy("connect as the owner of the table, or as a member of the role that owns it")
+            );
+        }
+        if error.class() != Class::Retry || tries == 10 {
+            return Err(error.remedy("if a long transaction holds the table, try again when it has ended"));
+        }
+        tracing::warn!(tries, "{error}: trying again");
+        tokio::time::sleep(Duration::from_millis(200 * tries)).await;
+    }
+}
+
+/// The SQL of the entity's four capture functions.
+fn functions(entity: &Entity, table: &Table, id: i16) -> String {
+    let key = |row: &str| image::key(entity, row);
+    let filter = image::filter(entity);
+    let upserts = format!(
+        "select '{u}'::\"char\", {}, {} from new_rows n where {filter}",
+        key("n"),
+        image::image(entity, table, "n"),
+        u = 'u'
+    );
+    let deletes = |except: &str| {
+        format!(
+            "select 'd'::\"char\", {}, null::text from old_rows n where {filter}{except}",
+            key("n")
+        )
+    };
+    let same = entity
+        .key
+        .iter()
+        .map(|column| format!("k.{0} = n.{0}", quote_name(column)))
+        .collect::<Vec<_>>()
+        .join(" and ");
+    let in_new = match &entity.filter {
+        None => format!(" and not exists (select from new_rows k where {same})"),
+        Some(filter) => {
+            format!(" and not exists (select from (select * from new_rows where ({filter})) k where {same})")
+        }
+    };
+    let rows = |event: &str| match event {
+        "insert" => upserts.clone(),
+        "update" => format!("{} union all {upserts}", deletes(&in_new)),
+        "delete" => deletes(""),
+        _ => "select 't'::\"char\", '', null::text".to_owned(),
+    };
+    EVENTS
+        .iter()
+        .map(|(event, _)| {
+            let rows = rows(event);
+            let slots: Vec<_> = (0..4)
+                .map(|slot| {
+                    format!(
+                        "    {word} slot = {slot} then\n        insert into cloud_sync.outbox_{slot} (position, entity, op, key, image)\n        \
+                         select nextval('cloud_sync.position'), {id}, c.op, c.key, c.image from ({rows}) c (op, key, image);\n",
+                        word = if slot == 0 { "if" } else { "elsif" },
+                    )
+                })
+                .collect();
+            CAPTURE
+                .replace("{function}", &format!("capture_{id}_{event}"))
+                .replace("{settings}", &image::settings(table))
+                .replace("{wake}", &WAKE_LOCK.to_string())
+                .replace("{slots}", &(slots.concat() + "    end if;"))
+                + "\n"
+        })
+        .collect()
+}
+
+/// Takes the triggers of entities away that the catalogue does not have.
+async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<String>> {
+    let rows = client
+        .query(
+            "select e.id, e.name, format('%I.%I', n.nspname, c.relname) from cloud_sync.entity e \
+             left join pg_class c on c.oid = e.relid left join pg_namespace n on n.oid = c.relnamespace \
+             where e.detached_at is null",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::postgres("list the captured tables", error))?;
+    let mut detached = Vec::new();
+    for row in rows {
+        let (id, name): (i16, String) = (row.get(0), row.get(1));
+        if catalogue.find(&name).is_some() {
+            continue;
+        }
+        let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
+        for (event, _) in EVENTS {
+            if let Some(table) = row.get::<_, Option<&str>>(2) {
+                sql.push_str(&format!(
+                    "drop trigger if exists cloud_sync_{event} on {table};\n"
+                ));
+            }
+            sql.push_str(&format!(
+                "drop function if exists cloud_sync.capture_{id}_{event}();\n"
+            ));
+        }
+        sql.push_str(&format!(
+            "update cloud_sync.entity set detached_at = now() where id = {id};\ncommit;"
+        ));
+        with_lock(client, &format!("take capture away from {name}"), &sql).await?;
+        detached.push(name);
+    }
+    Ok(detached)
+}
+
+async fn check_version(client: &Client) -> Result<()> {
+    let row = client
+        .query_one("select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()", &[])
+        .await
+        .map_err(|error| Error::postgres("read the server's version", error))?;
+    if row.get::<_, i32>(0) < 140_000 {
+        return Err(Error::config(
+            "install capture",
+            format!(
+                "the site's PostgreSQL is version {}, and 14 is the oldest that serves",
+                row.get::<_, &str>(1)
+            ),
+        )
+        .remedy("upgrade the server"));
+    }
+    if row.get(2) {
+        return Err(Error::new(
+            Kind::Config,
+            "install capture",
+            "the server is a standby: it cannot be written to",
+        )
+        .remedy("name the primary in source.database_url"));
+    }
+    Ok(())
+}
+
+async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
+    client
+        .batch_execute("create schema if not exists cloud_sync")
+        .await
+        .map_err(|error| {
+            Error::postgres("create schema cloud_sync", error).remedy(
+                "connect as a role that may create schemas in the database (grant create on database)",
+            )
+        })?;
+    let pool: PgPool = super::connect::pool(url).await?;
+    let mut connection = pool
+        .acquire()
+        .await
+        .map_err(|error| Error::sqlx("migrate the outbox", error))?;
+    sqlx::raw_sql("set search_path = cloud_sync")
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| Error::sqlx("migrate the outbox", error))?;
+    let migrated = MIGRATIONS.run(&mut *connection).await;
+    drop(connection);
+    pool.close().await;
+    migrated.map_err(|error| {
+        Error::new(Kind::Source, "migrate the outbox", crate::error::chain(&error))
+            .remedy("a newer cloud-sync may have migrated it: use that version")
+    })
+}

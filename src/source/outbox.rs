@@ -1,0 +1,269 @@
+//! Reads the outbox by window, keeps the checkpoint's mirror, and trims what is accepted.
+//!
+//! A window holds the changes that became visible between two snapshots. It is read in batches, each by a query of its
+//! own, so that no snapshot is held in the source while the cloud is slow.
+
+use std::collections::HashMap;
+
+use futures::{StreamExt, TryFutureExt};
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+
+use super::connect::Session;
+use super::identity::Identity;
+use crate::change::{Change, Op, Position, Snapshot};
+use crate::checkpoint::{Checkpoint, Window};
+use crate::error::{Error, Kind, Result};
+
+const WINDOW: &str = include_str!("../../sql/window.sql");
+const LAG: &str = include_str!("../../sql/lag.sql");
+
+/// A look at the source: a snapshot, and a sequence value that was read before it was taken.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// Which transactions had ended.
+    pub snapshot: Snapshot,
+    /// Changes of transactions that begin after the snapshot lie above this position.
+    pub last: Position,
+}
+
+/// Part of a window.
+#[derive(Debug, Default)]
+pub struct Portion {
+    /// Changes in the order of positions.
+    pub changes: Vec<Change>,
+    /// The position of the last row that was read, whether or not its entity is in the catalogue.
+    pub last: Option<Position>,
+    /// Whether the window has no more.
+    pub exhausted: bool,
+    /// Rows of entities that the catalogue does not have.
+    pub foreign: usize,
+}
+
+/// The outbox as one session reads it.
+pub struct Outbox {
+    window: Statement,
+    last: Statement,
+    snapshot: Statement,
+    places: HashMap<i16, usize>,
+}
+
+impl Outbox {
+    /// Prepares the queries. `ids` are the entities' numbers in the order of the catalogue.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn prepare(session: &Session, ids: &[i16]) -> Result<Self> {
+        let failed = |error| Error::postgres("prepare to read the outbox", error);
+        let client = session.client();
+        Ok(Self {
+            window: client.prepare(WINDOW).await.map_err(failed)?,
+            last: client
+                .prepare(
+                    "select case when is_called then last_value else last_value - 1 end from cloud_sync.position",
+                )
+                .await
+                .map_err(failed)?,
+            snapshot: client
+                .prepare("select pg_current_snapshot()::text")
+                .await
+                .map_err(failed)?,
+            places: ids.iter().enumerate().map(|(place, &id)| (id, place)).collect(),
+        })
+    }
+
+    /// Takes a snapshot, after the sequence's value: in this order, so that what the snapshot does not show lies above.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn look(&self, session: &Session) -> Result<Look> {
+        let client = session.client();
+        let (last, snapshot) = futures::try_join!(
+            client.query_one(&self.last, &[]),
+            client.query_one(&self.snapshot, &[])
+        )
+        .map_err(|error| Error::postgres("take a snapshot of the source", error))?;
+        Ok(Look {
+            snapshot: snapshot_of(snapshot.get(0))?,
+            last: Position(last.get(0)),
+        })
+    }
+
+    /// Reads the next part of a window: at most `rows` rows, and about `bytes` bytes, but one row in any case.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn read(
+        &self,
+        session: &Session,
+        lo: &Snapshot,
+        window: &Window,
+        rows: usize,
+        bytes: usize,
+    ) -> Result<Portion> {
+        let failed = |error| Error::postgres("read the outbox", error);
+        let (lo, hi) = (lo.to_string(), window.hi.to_string());
+        let (limit, bound) = (rows as i64, bytes as i64);
+        let parameters: [&(dyn ToSql + Sync); 5] = [&window.position.0, &hi, &lo, &limit, &bound];
+        let stream = session
+            .client()
+            .query_raw(&self.window, parameters)
+            .map_err(failed)
+            .await?;
+        futures::pin_mut!(stream);
+        let mut portion = Portion::default();
+        let (mut count, mut size) = (0, 0);
+        while let Some(row) = stream.next().await {
+            let row = row.map_err(failed)?;
+            let position = Position(row.get(0));
+            portion.last = Some(position);
+            count += 1;
+            let key: &str = row.get(4);
+            let image: Option<&str> = row.get(5);
+            size += key.len() + image.map_or(0, str::len) + 64;
+            let Some(&entity) = self.places.get(&row.get::<_, i16>(1)) else {
+                portion.foreign += 1;
+                continue;
+            };
+            let op = Op::from_letter(row.get::<_, i8>(2) as u8).ok_or_else(|| {
+                Error::new(
+                    Kind::Config,
+                    "read the outbox",
+                    format!("position {position} has an unknown operation"),
+                )
+                .remedy("a newer cloud-sync may have written it: use that version")
+            })?;
+            portion.changes.push(Change {
+                position,
+                entity,
+                op,
+                captured_at: row.get(3),
+                key: key.into(),
+                row: image.map(Into::into),
+            });
+        }
+        portion.exhausted = count < rows && size < bytes;
+        Ok(portion)
+    }
+}
+
+fn snapshot_of(text: &str) -> Result<Snapshot> {
+    text.parse().map_err(|error: crate::change::NotASnapshot| {
+        Error::new(Kind::Source, "take a snapshot of the source", error.to_string())
+    })
+}
+
+/// Writes the checkpoint's mirror; it is on the source's disk when this returns.
+///
+/// # Errors
+/// The source's.
+pub async fn mirror(session: &Session, checkpoint: &Checkpoint) -> Result<()> {
+    let body = serde_json::to_string(checkpoint)
+        .map_err(|error| Error::new(Kind::Local, "write the checkpoint's mirror", error.to_string()))?;
+    session
+        .client()
+        .execute(
+            "insert into cloud_sync.checkpoint (source_id, serial, body) values ($1, $2, $3) \
+             on conflict (source_id) do update set serial = excluded.serial, body = excluded.body, mirrored_at = now()",
+            &[
+                &checkpoint.identity.source_id,
+                &(checkpoint.serial as i64),
+                &body,
+            ],
+        )
+        .await
+        .map_err(|error| Error::postgres("write the checkpoint's mirror", error))?;
+    Ok(())
+}
+
+/// Reads the checkpoint's mirror; none where there is none, or where it is another outbox's.
+///
+/// # Errors
+/// The source's.
+pub async fn mirrored(session: &Session, identity: &Identity) -> Result<Option<Checkpoint>> {
+    let row = session
+        .client()
+        .query_opt(
+            "select body from cloud_sync.checkpoint where source_id = $1",
+            &[&identity.source_id],
+        )
+        .await
+        .map_err(|error| Error::postgres("read the checkpoint's mirror", error))?;
+    let Some(row) = row else { return Ok(None) };
+    let checkpoint: Checkpoint = serde_json::from_str(row.get(0)).map_err(|error| {
+        Error::new(Kind::Config, "read the checkpoint's mirror", error.to_string())
+            .remedy("a newer cloud-sync may have written it: use that version")
+    })?;
+    Ok((checkpoint.identity == *identity).then_some(checkpoint))
+}
+
+/// Truncates each slot that holds only what the checkpoint has accepted, and answers how many bytes that gave back.
+/// The checkpoint must be in the mirror already: what is trimmed can never be read again.
+///
+/// # Errors
+/// The source's.
+pub async fn trim(session: &Session, checkpoint: &Checkpoint) -> Result<u64> {
+    let (snapshot, upto) = match &checkpoint.window {
+        Some(window) => (&window.hi, window.position),
+        None => (&checkpoint.lo, Position(i64::MAX)),
+    };
+    let mut bytes = 0;
+    for slot in 0..4_i32 {
+        let row = session
+            .client()
+            .query_one(
+                "select cloud_sync.trim($1, $2::text::pg_snapshot, $3)",
+                &[&slot, &snapshot.to_string(), &upto.0],
+            )
+            .await
+            .map_err(|error| Error::postgres("trim the outbox", error))?;
+        bytes += row.get::<_, Option<i64>>(0).unwrap_or(0).max(0) as u64;
+    }
+    Ok(bytes)
+}
+
+/// What the cloud has not accepted.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Lag {
+    /// How many changes.
+    pub changes: u64,
+    /// The age of the oldest, in seconds.
+    pub seconds: f64,
+}
+
+/// Counts what the checkpoint has not accepted.
+///
+/// # Errors
+/// The source's.
+pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<Lag> {
+    let lo = checkpoint.lo.to_string();
+    let (hi, position) = match &checkpoint.window {
+        Some(window) => (window.hi.to_string(), window.position),
+        None => (lo.clone(), Position(0)),
+    };
+    let row = session
+        .client()
+        .query_one(LAG, &[&lo, &hi, &position.0, &checkpoint.bound().0])
+        .await
+        .map_err(|error| Error::postgres("count the changes that wait", error))?;
+    Ok(Lag {
+        changes: row.get::<_, i64>(0).max(0) as u64,
+        seconds: row.get::<_, f64>(1).max(0.0),
+    })
+}
+
+/// Bytes that the outbox takes on the source's disk.
+///
+/// # Errors
+/// The source's.
+pub async fn bytes(session: &Session) -> Result<u64> {
+    let row = session
+        .client()
+        .query_one(
+            "select sum(pg_total_relation_size('cloud_sync.outbox_' || slot))::bigint from generate_series(0, 3) slot",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::postgres("measure the outbox", error))?;
+    Ok(row.get::<_, i64>(0).max(0) as u64)
+}

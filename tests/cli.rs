@@ -1,0 +1,102 @@
+//! The real binary: what it prints, where, and its exit codes.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+struct Site(tempfile::TempDir);
+
+impl Site {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// Runs the program in the site's folder, with no environment but these variables.
+    fn run(&self, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = Command::new(env!("CARGO_BIN_EXE_cloud-sync"))
+            .args(arguments)
+            .current_dir(self.0.path())
+            .env_clear()
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (status.code().unwrap(), text(stdout), text(stderr))
+    }
+}
+
+#[test]
+fn config_tells_where_values_come_from_and_hides_secrets() {
+    let site = Site::new();
+    std::fs::write(
+        site.0.path().join("cloud-sync.toml"),
+        "[cloud]\nurl = \"https://cloud.example/api\"\n",
+    )
+    .unwrap();
+    std::fs::write(site.0.path().join(".env"), "CLOUD_API_KEY=top-secret\n").unwrap();
+    let variables = [("DATABASE_URL", "postgresql://u:top-secret@h/d")];
+    let (code, out, err) = site.run(&["config", "--set", "delivery.in_flight=3"], &variables);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(!out.contains("top-secret"), "{out}");
+    let line = |key: &str| {
+        let line = out
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(key));
+        line.unwrap_or_else(|| panic!("no {key} in\n{out}")).to_owned()
+    };
+    assert!(
+        line("cloud.url").contains("https://cloud.example/api")
+            && line("cloud.url").contains("cloud-sync.toml line 2")
+    );
+    assert!(line("cloud.key").contains("(hidden)") && line("cloud.key").contains("CLOUD_API_KEY in .env"));
+    assert!(line("source.database_url").contains("DATABASE_URL in the environment"));
+    assert!(line("delivery.in_flight").contains("flag"));
+    assert!(line("control.token").contains("(unset)"));
+
+    let (code, out, _) = site.run(&["config", "--json"], &variables);
+    assert_eq!(code, 0);
+    assert!(!out.contains("top-secret"), "{out}");
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["entities"].as_array().unwrap().len(), 9);
+    let (code, out, _) = site.run(&["config", "--explain"], &[]);
+    assert_eq!(code, 0);
+    assert!(out.contains("CLOUD_SYNC_CLOUD_KEY, CLOUD_API_KEY"), "{out}");
+}
+
+#[test]
+fn wrong_usage_and_settings_end_with_2() {
+    let site = Site::new();
+    for arguments in [
+        &["config", "--set", "cloud.timeout=soon"][..],
+        &["config", "--set", "cloud.uri=x"],
+        &["config", "--set", "nothing"],
+        &["config", "--config", "missing.toml"],
+        &["config", "--log", "loud"],
+        &["replay", "--from", "yesterday"],
+        &["backfill", "--all", "--days", "3"],
+        &["quarantine", "retry"],
+        &["sync", "--entity", "leafs"],
+        &["unknown"],
+    ] {
+        let (code, out, err) = site.run(arguments, &[]);
+        assert_eq!(code, 2, "{arguments:?}: {err}");
+        assert!(
+            out.is_empty() && err.starts_with("error: "),
+            "{arguments:?}: {out}{err}"
+        );
+    }
+}
+
+#[test]
+fn an_error_is_json_too_where_json_was_asked_for() {
+    let (code, out, err) = Site::new().run(&["--json", "config", "--set", "cloud.timeout=soon"], &[]);
+    assert_eq!(code, 2);
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["success"], false);
+    assert!(json["errors"][0].as_str().unwrap().contains("cloud.timeout"));
+    assert!(err.contains("cloud.timeout"));
+}

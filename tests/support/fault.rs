@@ -1,0 +1,173 @@
+//! Requests as a server saw them, and what goes wrong with them.
+
+// Each test file uses its own part of it.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use serde_json::{Value, json};
+
+/// A request, as it arrived.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    /// Below `/api/`, still encoded.
+    pub(crate) path: String,
+    pub(crate) query: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Request {
+    /// The body as JSON; null where it is none.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+}
+
+type Condition = Arc<dyn Fn(&Value) -> bool + Send + Sync>;
+
+/// What goes wrong, where, and how often.
+#[derive(Clone)]
+pub(crate) struct Fault {
+    pub(super) what: What,
+    method: Option<Method>,
+    path: Option<String>,
+    condition: Option<Condition>,
+    pub(super) times: Option<usize>,
+}
+
+#[derive(Clone)]
+pub(super) enum What {
+    Answer {
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Bytes,
+    },
+    Cut {
+        stored: bool,
+    },
+    Stall,
+}
+
+impl Fault {
+    fn new(what: What) -> Self {
+        Self {
+            what,
+            method: None,
+            path: None,
+            condition: None,
+            times: None,
+        }
+    }
+
+    /// Answers this status, with a few words as JSON; stores nothing.
+    pub(crate) fn status(status: u16) -> Self {
+        Self::answer(
+            status,
+            "application/json",
+            &json!({"error": format!("scripted {status}")}).to_string(),
+        )
+    }
+
+    /// Answers this; stores nothing.
+    pub(crate) fn answer(status: u16, content_type: &str, body: &str) -> Self {
+        Self::new(What::Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().unwrap())]),
+            body: body.to_owned().into(),
+        })
+    }
+
+    /// A captive portal: a page with status 200.
+    pub(crate) fn page() -> Self {
+        Self::answer(
+            200,
+            "text/html; charset=utf-8",
+            "<!DOCTYPE html><html><body>Log in</body></html>",
+        )
+    }
+
+    /// Cuts the connection without an answer; stores nothing.
+    pub(crate) fn cut() -> Self {
+        Self::new(What::Cut { stored: false })
+    }
+
+    /// Does what is asked, then cuts the connection without an answer.
+    pub(crate) fn cut_after_store() -> Self {
+        Self::new(What::Cut { stored: true })
+    }
+
+    /// Never answers.
+    pub(crate) fn stall() -> Self {
+        Self::new(What::Stall)
+    }
+
+    /// Adds a header to the answer.
+    pub(crate) fn header(mut self, name: header::HeaderName, value: &str) -> Self {
+        if let What::Answer { headers, .. } = &mut self.what {
+            headers.insert(name, value.parse().unwrap());
+        }
+        self
+    }
+
+    /// Adds `Retry-After`.
+    pub(crate) fn retry_after(self, value: &str) -> Self {
+        self.header(header::RETRY_AFTER, value)
+    }
+
+    /// Only for this path below `/api/`, or paths below it.
+    pub(crate) fn on(mut self, path: &str) -> Self {
+        self.path = Some(path.to_owned());
+        self
+    }
+
+    /// Only for this method.
+    pub(crate) fn method(mut self, method: Method) -> Self {
+        self.method = Some(method);
+        self
+    }
+
+    /// Only where a row of the request is such a row. A DELETE has `{"key": "…"}`, the last part of its path.
+    pub(crate) fn when(mut self, condition: impl Fn(&Value) -> bool + Send + Sync + 'static) -> Self {
+        self.condition = Some(Arc::new(condition));
+        self
+    }
+
+    /// Only so many times; without it, until the faults are cleared.
+    pub(crate) fn times(mut self, times: usize) -> Self {
+        self.times = Some(times);
+        self
+    }
+
+    /// Whether it strikes this request.
+    pub(super) fn strikes(&self, request: &Request) -> bool {
+        let at_path = self.path.as_ref().is_none_or(|path| {
+            request
+                .path
+                .strip_prefix(path.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
+        let such_rows = || {
+            let condition = self.condition.as_ref()?;
+            let body = if request.method == Method::DELETE {
+                json!({"key": request.path.rsplit('/').next()})
+            } else {
+                request.json()
+            };
+            Some(match body["records"].as_array() {
+                Some(rows) => rows.iter().any(|row| condition(row)),
+                None => condition(&body),
+            })
+        };
+        self.times != Some(0)
+            && self
+                .method
+                .as_ref()
+                .is_none_or(|method| *method == request.method)
+            && at_path
+            && such_rows().unwrap_or(true)
+    }
+}
