@@ -321,7 +321,7 @@ impl<'a> Run<'a, '_> {
             history: self.history,
         };
         let mut refused = Vec::new();
-        let mut ranges = vec![0..grid.len()];
+        let mut ranges: Vec<Range<usize>> = std::iter::once(0..grid.len()).collect();
         while let Some(range) = ranges.pop() {
             if range.is_empty() {
                 continue;

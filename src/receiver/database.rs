@@ -106,8 +106,10 @@ pub(super) async fn lock_tables(connection: &mut PgConnection) -> std::result::R
     lock(connection, lock_number("tables", "")).await
 }
 
+/// Takes the lock, and pins how the transaction's statements are planned: by index, once for all. They are prepared
+/// while a table is still empty, when a scan of it looks cheap, and they must not stay so while it fills.
 async fn lock(connection: &mut PgConnection, number: i64) -> std::result::Result<(), Trouble> {
-    sqlx::query("select pg_advisory_xact_lock($1)")
+    sqlx::query(include_str!("../../sql/receiver/lock.sql"))
         .bind(number)
         .execute(connection)
         .await?;

@@ -1,6 +1,5 @@
 //! Accepts connections and serves them until it is told to stop; what is under way then may end in time.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +27,10 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            break;
+        let permit = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            permit = Arc::clone(&room).acquire_owned() => permit,
         };
         let stream = tokio::select! {
             biased;
@@ -63,33 +64,24 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
     }
 }
 
-fn connection(
-    stream: TcpStream,
-    router: Router,
-    shutdown: CancellationToken,
-) -> impl Future<Output = ()> + Send {
-    async move {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection sends with delay");
+async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection sends with delay");
+    }
+    let service = TowerToHyperService::new(router);
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = std::pin::pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
         }
-        let service = TowerToHyperService::new(tower::ServiceExt::<hyper::Request<_>>::map_request(
-            router,
-            |request: hyper::Request<hyper::body::Incoming>| request.map(axum::body::Body::new),
-        ));
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
-            .serve_connection(TokioIo::new(stream), service);
-        let mut served = std::pin::pin!(served);
-        let ended = tokio::select! {
-            ended = served.as_mut() => ended,
-            () = shutdown.cancelled() => {
-                served.as_mut().graceful_shutdown();
-                served.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection broke off");
-        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke off");
     }
 }

@@ -122,7 +122,7 @@ struct Arrays {
 
 fn arrays(columns: &[&Column], encoded: &[Encoded<'_>]) -> Arrays {
     let mut expressions = Vec::with_capacity(columns.len());
-    let mut arrays = vec!["$4::bigint[]".to_owned()];
+    let mut arrays = vec!["unnest($4::bigint[]) as \"_position\"".to_owned()];
     for (nth, (column, values)) in columns.iter().zip(encoded).enumerate() {
         let element = format!("r.{}", column.quoted);
         expressions.push(format!(
@@ -130,7 +130,12 @@ fn arrays(columns: &[&Column], encoded: &[Encoded<'_>]) -> Arrays {
             values.expression(column.of, &element),
             column.quoted
         ));
-        arrays.push(format!("${}::{}[]", nth + FIXED + 1, values.element()));
+        arrays.push(format!(
+            "unnest(${}::{}[]) as {}",
+            nth + FIXED + 1,
+            values.element(),
+            column.quoted
+        ));
     }
     Arrays {
         expressions: expressions.join(", "),
@@ -221,7 +226,6 @@ pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>]
             ("table", &table.quoted),
             ("expressions", &parts.expressions),
             ("arrays", &parts.arrays),
-            ("columns", &parts.columns),
             ("same_key", &same_key(table)),
             ("key_text", &key_text(table, "i")),
             ("open", &open),
@@ -245,7 +249,6 @@ pub(super) fn delete_row(table: &Table, columns: &[&Column], encoded: &[Encoded<
             ("table", &table.quoted),
             ("expressions", &parts.expressions),
             ("arrays", &parts.arrays),
-            ("columns", &parts.columns),
             ("same_key", &same_key(table)),
             ("deleted_key", &key_text(table, "t")),
             ("noted", noted),
