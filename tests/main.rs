@@ -4,6 +4,8 @@ mod cli;
 mod control;
 mod deliver;
 mod demo;
+mod files;
 mod pipeline;
 mod receiver;
 mod support;
+mod sync;

@@ -356,7 +356,7 @@ impl Lane<'_> {
         let metrics = &self.uploads.metrics.files;
         metrics.uploaded.inc();
         metrics.bytes.inc_by(uploaded.bytes);
-        tracing::info!(path, bytes = uploaded.bytes, "uploaded");
+        tracing::debug!(path, bytes = uploaded.bytes, "uploaded");
         Ok(())
     }
 

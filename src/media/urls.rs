@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 
 use super::paths::{self, Named};
 use crate::batch::{Batch, Fate};
-use crate::catalogue::{Catalogue, Entity};
+use crate::catalogue::{Catalogue, Entity, FileColumn};
 use crate::change::Change;
 use crate::deliver::pick;
 use crate::error::{Error, Kind, Result};
@@ -114,7 +114,7 @@ pub async fn note_references(
     for change in accepted {
         let entity = &catalogue.entities()[change.entity];
         if let Some(row) = &change.row
-            && with_urls(root, entity, row, &urls)? != **row
+            && is_outdated(root, entity, row, &urls)?
         {
             found.outdated.push((change.entity, change.key.to_string()));
         }
@@ -170,14 +170,34 @@ async fn known_urls<'a>(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
+/// The JSON value of each of the entity's URL columns, as far as URLs are known.
+fn url_values(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<Vec<String>> {
+    let url = |path: &Option<String>| {
+        path.as_ref()
+            .and_then(|path| paths::below(root, path).ok())
+            .and_then(|path| urls.get(&path))
+    };
+    let value = |file: &FileColumn, named: &Named| {
+        if file.many || named.list {
+            serde_json::to_string(&named.paths.iter().map(url).collect::<Vec<_>>())
+        } else {
+            serde_json::to_string(&named.paths.first().and_then(url))
+        }
+    };
+    entity
+        .files
+        .iter()
+        .zip(&columns(entity, row)?)
+        .map(|(file, named)| value(file, named).map_err(|_| broken(entity)))
+        .collect()
+}
+
 /// The row with its URL columns, which take the place of columns of the same name.
 fn with_urls(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<String> {
-    let url_names: Vec<&str> = entity.files.iter().map(|file| file.url_column.as_str()).collect();
-    let there = pick(row, &url_names).map_err(|_| broken(entity))?;
-    let mut text = if there.iter().any(Option::is_some) {
+    let mut text = if url_columns(entity, row)?.iter().any(Option::is_some) {
         let mut fields: BTreeMap<String, &RawValue> =
             serde_json::from_str(row).map_err(|_| broken(entity))?;
-        fields.retain(|name, _| !url_names.contains(&name.as_str()));
+        fields.retain(|name, _| entity.files.iter().all(|file| file.url_column != *name));
         serde_json::to_string(&fields).map_err(|_| broken(entity))?
     } else {
         row.trim_end().to_owned()
@@ -185,22 +205,27 @@ fn with_urls(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<Str
     if text.pop() != Some('}') {
         return Err(broken(entity));
     }
-    for (file, named) in entity.files.iter().zip(columns(entity, row)?) {
-        let url = |path: &Option<String>| {
-            path.as_ref()
-                .and_then(|path| paths::below(root, path).ok())
-                .and_then(|path| urls.get(&path))
-        };
-        let value = if file.many || named.list {
-            serde_json::to_string(&named.paths.iter().map(url).collect::<Vec<_>>())
-        } else {
-            serde_json::to_string(&named.paths.first().and_then(url))
-        };
+    for (file, value) in entity.files.iter().zip(url_values(root, entity, row, urls)?) {
         let name = serde_json::to_string(&file.url_column).map_err(|_| broken(entity))?;
-        text.push_str(&format!(",{name}:{}", value.map_err(|_| broken(entity))?));
+        text.push_str(&format!(",{name}:{value}"));
     }
     text.push('}');
     Ok(text)
+}
+
+/// Whether the row was delivered without a URL that is known now.
+fn is_outdated(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<bool> {
+    let now = url_values(root, entity, row, urls)?;
+    let sent = url_columns(entity, row)?;
+    Ok(sent
+        .iter()
+        .zip(&now)
+        .any(|(sent, now)| sent.map(RawValue::get) != Some(now)))
+}
+
+fn url_columns<'a>(entity: &Entity, row: &'a str) -> Result<Vec<Option<&'a RawValue>>> {
+    let names: Vec<&str> = entity.files.iter().map(|file| file.url_column.as_str()).collect();
+    pick(row, &names).map_err(|_| broken(entity))
 }
 
 fn broken(entity: &Entity) -> Error {
@@ -214,6 +239,20 @@ fn broken(entity: &Entity) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_is_outdated_only_where_a_url_became_known_since() {
+        let builtin = Catalogue::builtin();
+        let leaves = &builtin.entities()[builtin.find("leaves").unwrap()];
+        let root = Path::new("/m");
+        let row = "{\"leave_id\":1,\"leave_slip_image\":\"s.jpg\"}";
+        let urls: Urls = [("s.jpg".to_owned(), "http://c/s".to_owned())].into();
+        let before = with_urls(root, leaves, row, &Urls::new()).unwrap();
+        let after = with_urls(root, leaves, row, &urls).unwrap();
+        assert!(is_outdated(root, leaves, &before, &urls).unwrap());
+        assert!(!is_outdated(root, leaves, &after, &urls).unwrap());
+        assert!(!is_outdated(root, leaves, &before, &Urls::new()).unwrap());
+    }
 
     #[test]
     fn urls_are_added_in_the_order_of_paths() {

@@ -1,0 +1,146 @@
+//! The file lane: real files, a real watcher, the real receiver.
+
+use std::io::Write;
+use std::time::Duration;
+
+use crate::support::site::{Cloud, KEY, Site, connect};
+
+async fn slip_url(cloud: &Cloud, leave: i64) -> Option<String> {
+    connect(&cloud.database_url)
+        .await
+        .query_opt(
+            "select leave_slip_cloud_url from cloud.leaves where leave_id = $1",
+            &[&leave],
+        )
+        .await
+        .unwrap()
+        .and_then(|row| row.get(0))
+}
+
+const FACULTY: &str = "insert into tbl_faculty (faculty_fname, faculty_images) values ";
+const LEAVE: &str = "insert into tbl_leave (faculty_id, leave_slip_image) values ";
+
+#[tokio::test]
+async fn files_arrive_once_and_their_rows_get_urls() {
+    let cloud = Cloud::start("files").await;
+    let site = Site::school("files", &cloud.url, KEY).await;
+    let media = site.media();
+    std::fs::create_dir_all(media.join("photos")).unwrap();
+    for name in ["a.jpg", "b.jpg"] {
+        std::fs::write(media.join("photos").join(name), format!("photo {name}")).unwrap();
+    }
+    let replicator = site.replicate();
+    // a JSON array of paths, one of them in another spelling
+    site.run(&format!(
+        "{FACULTY} ('x', '[\"photos/a.jpg\", \"./photos//b.jpg\"]')"
+    ))
+    .await;
+    // a row before its file: it does not wait for it
+    site.run(&format!("{LEAVE} (1, 'slips/late.jpg')")).await;
+    replicator
+        .until("one file missing, and nothing waiting for it", |status| {
+            status.files.missing == 1
+                && status.files.uploaded == 2
+                && status.lag.is_some_and(|lag| lag.changes == 0)
+        })
+        .await;
+    assert_eq!(slip_url(&cloud, 1).await, None);
+    // and its file later, in a folder that is new
+    std::fs::create_dir_all(media.join("slips")).unwrap();
+    std::fs::write(media.join("slips/late.jpg"), "slip").unwrap();
+    // a file that grows for a while before it is finished
+    site.run("insert into tbl_camera (camera_name) values ('c')")
+        .await;
+    let mut growing = std::fs::File::create(media.join("growing.mp4")).unwrap();
+    site.run(
+        "insert into tbl_stream_recordings (camera_id, filename, filepath) values (1, 'g', 'growing.mp4')",
+    )
+    .await;
+    for piece in 0..10 {
+        writeln!(growing, "piece {piece}").unwrap();
+        growing.sync_data().unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(growing);
+    // The watcher may have seen the new folder too late: a sync looks for what is missing.
+    replicator
+        .replicator
+        .sync(&Default::default(), &cloud_sync::reconcile::Unobserved)
+        .await
+        .unwrap();
+    replicator
+        .until("all files uploaded", |status| status.files.uploaded == 4)
+        .await;
+    replicator.caught_up().await;
+    let report = site.compare(&cloud).await;
+    assert!(report.equal, "{report}");
+    let files: u64 = report.entities.iter().map(|entity| entity.files_verified).sum();
+    assert_eq!(files, 4, "{report}");
+    assert!(slip_url(&cloud, 1).await.is_some());
+    let urls: String = connect(&cloud.database_url)
+        .await
+        .query_one("select cloud_image_urls::text from cloud.faculties", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(serde_json::from_str::<Vec<String>>(&urls).unwrap().len(), 2);
+    // A restart uploads nothing again.
+    replicator.end().await;
+    let again = site.replicate();
+    site.run("update tbl_leave set leave_reason = 'changed'").await;
+    let status = again.caught_up().await;
+    assert_eq!(status.files.uploaded, 4);
+    assert!(
+        cloud_sync::control::Operator::metrics(&*again.replicator)
+            .contains("cloud_sync_files_total{state=\"uploaded\"} 0")
+    );
+    assert!(slip_url(&cloud, 1).await.is_some(), "an update keeps the URL");
+    // A file that changes is uploaded again.
+    let before = slip_url(&cloud, 1).await;
+    std::fs::write(media.join("slips/late.jpg"), "a better scan").unwrap();
+    again.until("the new slip", |_| true).await;
+    tokio::time::timeout(crate::support::site::LIMIT, async {
+        while slip_url(&cloud, 1).await == before {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("the changed slip arrives");
+    again.caught_up().await;
+    assert!(site.compare(&cloud).await.equal);
+    again.end().await;
+}
+
+#[tokio::test]
+async fn paths_outside_the_root_and_empty_files_are_never_sent() {
+    let cloud = Cloud::start("outside").await;
+    let site = Site::school("outside", &cloud.url, KEY).await;
+    std::fs::write(site.folder.path().join("secret"), "secret").unwrap();
+    std::fs::write(site.media().join("empty.jpg"), "").unwrap();
+    std::os::unix::fs::symlink(site.folder.path().join("secret"), site.media().join("link.jpg")).unwrap();
+    let replicator = site.replicate();
+    site.run(&format!(
+        "{FACULTY} ('x', null); {LEAVE} (1, '../secret'), (1, '/etc/passwd'), (1, 'link.jpg'), (1, 'empty.jpg'), (1, ''), (1, null)"
+    ))
+    .await;
+    let status = replicator
+        .until("three refused, one waiting", |status| {
+            status.files.failed == 3 && status.files.waiting == 1
+        })
+        .await;
+    assert_eq!(status.files.uploaded, 0);
+    let stored = connect(&cloud.database_url).await;
+    let leaves: i64 = stored
+        .query_one("select count(*) from cloud.leaves", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(leaves, 6, "the rows themselves arrive");
+    let files: i64 = stored
+        .query_one("select count(*) from cloud_meta.files", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(files, 0);
+    replicator.end().await;
+}
