@@ -29,7 +29,7 @@ const SITE: &str = "college";
 const LIVE: Duration = Duration::from_secs(12);
 
 /// How long `--once` waits for the cloud to equal the site.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the demo shall do.
 #[derive(Debug, Clone)]

@@ -18,6 +18,11 @@ use crate::error::{Error, Kind, Result};
 
 type Urls = HashMap<String, String>;
 
+const URLS: &str = "select path, url from cloud_sync.media where path = any($1) and url is not null";
+
+/// The same, once whoever writes one of these files down has ended.
+const URLS_SETTLED: &str = "select path, url from cloud_sync.media where path = any($1) for share";
+
 /// What a delivered batch said about files.
 #[derive(Debug, Default)]
 pub struct References {
@@ -40,7 +45,7 @@ pub async fn attach_urls(
     if !has_files(catalogue, batch) {
         return Ok(());
     }
-    let urls = known_urls(client, root, catalogue, batch.changes()).await?;
+    let urls = known_urls(client, root, catalogue, batch.changes(), URLS).await?;
     for change in batch.changes_mut() {
         let entity = &catalogue.entities()[change.entity];
         if let Some(row) = &change.row
@@ -109,8 +114,9 @@ pub async fn note_references(
         )
         .await
         .map_err(|error| Error::postgres("note the rows that name files", error))?;
-    // From here on an upload captures these rows anew; one that ended before is made up for.
-    let urls = known_urls(client, root, catalogue, accepted.iter().copied()).await?;
+    // From here on an upload captures these rows anew. One that is being written down at this moment may have looked for
+    // them before they were noted: the lock waits for it, and what it wrote is made up for.
+    let urls = known_urls(client, root, catalogue, accepted.iter().copied(), URLS_SETTLED).await?;
     for change in accepted {
         let entity = &catalogue.entities()[change.entity];
         if let Some(row) = &change.row
@@ -141,6 +147,7 @@ async fn known_urls<'a>(
     root: &Path,
     catalogue: &Catalogue,
     changes: impl IntoIterator<Item = &'a Change>,
+    query: &str,
 ) -> Result<Urls> {
     let mut all = Vec::new();
     for change in changes {
@@ -161,13 +168,13 @@ async fn known_urls<'a>(
         return Ok(Urls::new());
     }
     let rows = client
-        .query(
-            "select path, url from cloud_sync.media where path = any($1) and url is not null",
-            &[&all],
-        )
+        .query(query, &[&all])
         .await
         .map_err(|error| Error::postgres("read the URLs of media files", error))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|row| Some((row.get(0), row.get::<_, Option<String>>(1)?)))
+        .collect())
 }
 
 /// The JSON value of each of the entity's URL columns, as far as URLs are known.
