@@ -495,7 +495,11 @@ async fn a_second_replicator_stands_by_and_takes_over() {
     let status = second
         .until("standing by", LIMIT, |status| status.state == State::Standby)
         .await;
-    assert!(status.reason.is_some_and(|reason| reason.contains("another replicator")));
+    assert!(
+        status
+            .reason
+            .is_some_and(|reason| reason.contains("another replicator"))
+    );
     site.run("update pot set label = 'second'").await;
     first.caught_up().await;
     assert_eq!(second.status().await.unwrap().counts.accepted, 0);

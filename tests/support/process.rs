@@ -90,12 +90,7 @@ impl Daemon {
 
     /// Its status over the operator API; none while it does not answer.
     pub(crate) async fn status(&self) -> Option<StatusReport> {
-        Client::new(&self.settings)
-            .unwrap()
-            .status()
-            .await
-            .ok()
-            .flatten()
+        Client::new(&self.settings).unwrap().status().await.ok().flatten()
     }
 
     /// The HTTP status that `/healthz` answers.
