@@ -27,7 +27,7 @@ pub struct Checkpoint {
     pub lo: Snapshot,
     /// The window under way, if one is.
     pub window: Option<Window>,
-    /// Changes of transactions that began after `lo` lie above this position.
+    /// Changes of transactions from `lo`'s `xmax` on lie above this position.
     pub floor: Position,
     /// For each transaction that `lo` shows in progress, a position below all of its changes.
     pub floors: BTreeMap<u64, Position>,

@@ -2,6 +2,7 @@
 
 mod cli;
 mod control;
+mod crash;
 mod deliver;
 mod demo;
 mod files;

@@ -39,6 +39,31 @@ async fn a_transaction_that_commits_late_below_the_read_position_is_not_lost() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_no_snapshot_lists_is_read_from_its_first_change() {
+    let cloud = Cloud::start("newest").await;
+    let site = Site::school("newest", &cloud.url, KEY).await;
+    let drain = site.drain();
+    let mut stages = drain.open().await.unwrap();
+    // Given a transaction with the newest number of all, which a snapshot's list of those in progress leaves out
+    let newest = connect(&site.database_url).await;
+    newest
+        .batch_execute(&format!("begin; {ROOM} (1, 'A1', 'first')"))
+        .await
+        .unwrap();
+    // and a window that ends while it is amid its changes,
+    assert_eq!(stages.step().await.unwrap(), Step::Idle);
+    newest
+        .batch_execute(&format!("{ROOM} (2, 'A2', 'second'); commit"))
+        .await
+        .unwrap();
+    // then the changes before that window arrive too.
+    while stages.step().await.unwrap() == Step::Delivered {}
+    assert_eq!(room_name(&cloud, 1).await.as_deref(), Some("first"));
+    assert_eq!(room_name(&cloud, 2).await.as_deref(), Some("second"));
+    site.assert_equal(&cloud).await;
+}
+
+#[tokio::test]
 async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
     let cloud = Cloud::start("three").await;
     let site = Site::school("three", &cloud.url, KEY).await;

@@ -71,8 +71,12 @@ impl Courier {
         shutdown: &CancellationToken,
     ) -> Result<()> {
         self.pulse.set(Condition::Replicating);
+        let mut before = 0;
         while let Some(mut portion) = batches.recv().await {
             self.prepare(&mut portion.batch).await?;
+            // Two batches that are accepted and not committed would both be sent again after a crash.
+            self.pulse.committed(before).await;
+            before = portion.after.serial;
             if !self.persist(&mut portion, shutdown).await? {
                 return Ok(());
             }

@@ -3,9 +3,9 @@
 //! Invariants: changes leave in the order of windows, and of positions within a window; a checkpoint is committed only
 //! when all before it is accepted, kept by decision, or in quarantine; what is trimmed is below the checkpoint's mirror.
 //!
-//! Flow: [`reader`] reads the next batch while [`courier`] delivers this one and [`committer`] commits the last one, each
-//! one batch ahead of the next at most, so that memory is bounded and at most one accepted batch is sent again after a
-//! crash. [`Drain::drain_once`] is one step of all three, for tests and for one-shot commands; [`Drain::run`] runs them
+//! Flow: [`reader`] reads the next batch while [`courier`] delivers this one, one batch ahead of it at most, so that memory
+//! is bounded. [`committer`] commits the last one while the courier prepares the next, which is sent only after that: at
+//! most one accepted batch is sent again after a crash. [`Drain::drain_once`] is one step of all three, for tests and for one-shot commands; [`Drain::run`] runs them
 //! side by side.
 //!
 //! Failure: while the cloud is away the courier keeps its batch and tries again; whatever else fails ends the round, and

@@ -153,6 +153,15 @@ impl Pulse {
         self.accepted.send_replace(Some(checkpoint));
     }
 
+    /// Waits until the checkpoint of this serial, or a later one, is committed.
+    pub(super) async fn committed(&self, serial: u64) {
+        let mut accepted = self.accepted.subscribe();
+        // The sender lives as long as this does.
+        let _ = accepted
+            .wait_for(|checkpoint| checkpoint.as_ref().is_some_and(|kept| kept.serial >= serial))
+            .await;
+    }
+
     /// Follows another process's drain by the checkpoint's mirror.
     pub fn follow(&self, checkpoint: Checkpoint) {
         self.set(Condition::Replicating);

@@ -40,6 +40,8 @@ pub(super) struct Reader {
     under_way: bool,
     looked: Option<Look>,
     wake: Wake,
+    /// Whether the next look must show every transaction that runs, as those may not know yet that they must notify.
+    lying_down: bool,
     last: Position,
 }
 
@@ -63,7 +65,7 @@ impl Reader {
         shapes.numbers = attached.iter().map(|attached| attached.id).collect();
         let outbox = Outbox::prepare(&session, &shapes.numbers).await?;
         let wake = Wake::listen(&session).await?;
-        let last = outbox.look(&session).await?.last;
+        let last = outbox.look(&session, Position(i64::MAX)).await?.last;
         Ok(Self {
             under_way: cursor.window.is_some(),
             session,
@@ -74,6 +76,7 @@ impl Reader {
             cursor,
             looked: None,
             wake,
+            lying_down: false,
             last,
         })
     }
@@ -87,7 +90,12 @@ impl Reader {
     pub(super) async fn next(&mut self) -> Result<Option<Portion>> {
         loop {
             if self.cursor.window.is_none() {
-                let look = self.outbox.look(&self.session).await?;
+                let fenced = if std::mem::take(&mut self.lying_down) {
+                    Position(-1)
+                } else {
+                    self.cursor.floor
+                };
+                let look = self.outbox.look(&self.session, fenced).await?;
                 self.cursor.open(look.snapshot.clone(), look.last);
                 self.looked = Some(look);
                 self.under_way = false;
@@ -185,6 +193,7 @@ impl Reader {
             }
             if self.wake.lie_down(&self.session).await? {
                 first = true;
+                self.lying_down = true;
                 continue;
             }
             self.wake.looked(&self.snapshot()?, std::mem::take(&mut first));

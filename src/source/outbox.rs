@@ -23,7 +23,7 @@ const LAG: &str = include_str!("../../sql/lag.sql");
 pub struct Look {
     /// Which transactions had ended.
     pub snapshot: Snapshot,
-    /// Changes of transactions that begin after the snapshot lie above this position.
+    /// Changes of transactions from the snapshot's `xmax` on lie above this position.
     pub last: Position,
 }
 
@@ -44,6 +44,7 @@ pub struct Portion {
 pub struct Outbox {
     window: Statement,
     last: Statement,
+    fence: Statement,
     snapshot: Statement,
     places: HashMap<i16, usize>,
 }
@@ -64,6 +65,10 @@ impl Outbox {
                 )
                 .await
                 .map_err(failed)?,
+            fence: client
+                .prepare("select (case when last_value > $1 then pg_current_xact_id() end)::text from cloud_sync.position")
+                .await
+                .map_err(failed)?,
             snapshot: client
                 .prepare("select pg_current_snapshot()::text")
                 .await
@@ -74,12 +79,20 @@ impl Outbox {
 
     /// Takes a snapshot, after the sequence's value: in this order, so that what the snapshot does not show lies above.
     ///
+    /// A snapshot ends at the highest transaction that has ended: later ones may run already, with positions below the
+    /// value that was read, and it does not list them. So a transaction of its own is begun and ended in between: the
+    /// snapshot ends above it, lists all that began before it, and what it does not list began after the value was read.
+    /// That costs a transaction number; none is taken where no position above `fenced`, an earlier look's value, has been
+    /// taken since.
+    ///
     /// # Errors
     /// The source's.
-    pub async fn look(&self, session: &Session) -> Result<Look> {
+    pub async fn look(&self, session: &Session, fenced: Position) -> Result<Look> {
         let client = session.client();
-        let (last, snapshot) = futures::try_join!(
+        let fenced: [&(dyn ToSql + Sync); 1] = [&fenced.0];
+        let (last, _, snapshot) = futures::try_join!(
             client.query_one(&self.last, &[]),
+            client.query_one(&self.fence, &fenced),
             client.query_one(&self.snapshot, &[])
         )
         .map_err(|error| Error::postgres("take a snapshot of the source", error))?;

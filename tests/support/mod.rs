@@ -3,5 +3,6 @@
 pub(crate) mod baseline;
 mod fault;
 pub(crate) mod postgres;
+pub(crate) mod process;
 pub(crate) mod site;
 mod wire;

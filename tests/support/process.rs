@@ -1,0 +1,190 @@
+//! The real binary as a daemon: started in a site's folder, its log in a file, ended by a signal, asked over its
+//! operator API and by the command line.
+
+use std::fs::{File, OpenOptions};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use cloud_sync::config::Settings;
+use cloud_sync::control::StatusReport;
+use cloud_sync::control::client::Client;
+
+use super::site::{LIMIT, Site};
+
+/// Where the daemon of a site runs: its store, its port and its log. It may be started any number of times.
+pub(crate) struct Daemon {
+    /// The site's settings, with this daemon's store and port.
+    settings: Settings,
+    folder: PathBuf,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// The daemon of a site, with its store in the folder `store` of the site's.
+    pub(crate) fn of(site: &Site, store: &str) -> Self {
+        let mut settings = site.settings.clone();
+        settings.store.path = site.folder.path().join(store);
+        settings.control.listen = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .unwrap();
+        Self {
+            settings,
+            folder: site.folder.path().to_owned(),
+            log: site.folder.path().join(format!("{store}.log")),
+        }
+    }
+
+    /// The folder of the checkpoint store.
+    pub(crate) fn checkpoint(&self) -> PathBuf {
+        self.settings.store.path.join("checkpoint")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-sync"));
+        command
+            .args(arguments)
+            .arg("--set")
+            .arg(format!("control.listen={}", self.settings.control.listen))
+            .arg("--set")
+            .arg(format!("store.path={}", self.settings.store.path.display()))
+            .current_dir(&self.folder)
+            .env_clear()
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it, with these settings over the site's. Its log goes on where the last run's ended.
+    pub(crate) fn start_with(&self, overrides: &[&str]) -> Process<'_> {
+        let log: File = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .unwrap();
+        let mut command = self.command(&["run"]);
+        for over in overrides {
+            command.args(["--set", over]);
+        }
+        let child = command
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Process { daemon: self, child }
+    }
+
+    pub(crate) fn start(&self) -> Process<'_> {
+        self.start_with(&[])
+    }
+
+    /// Everything that its runs have logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Runs a command of the command line beside it.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Its status over the operator API; none while it does not answer.
+    pub(crate) async fn status(&self) -> Option<StatusReport> {
+        Client::new(&self.settings).unwrap().status().await.ok().flatten()
+    }
+
+    /// The HTTP status that `/healthz` answers.
+    pub(crate) async fn health(&self) -> u16 {
+        let url = format!("http://{}/healthz", self.settings.control.listen);
+        reqwest::get(url).await.unwrap().status().as_u16()
+    }
+
+    /// Waits until the running daemon's status is so.
+    pub(crate) async fn until(
+        &self,
+        what: &str,
+        limit: Duration,
+        so: impl Fn(&StatusReport) -> bool,
+    ) -> StatusReport {
+        let start = Instant::now();
+        loop {
+            let status = self.status().await;
+            if let Some(status) = status.as_ref().filter(|status| so(status)) {
+                return status.clone();
+            }
+            assert!(
+                start.elapsed() < limit,
+                "not {what} within {limit:?}: {status:#?}\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until nothing waits.
+    pub(crate) async fn caught_up(&self) -> StatusReport {
+        self.until("caught up", LIMIT, |status| {
+            status.state == cloud_sync::control::status::State::Replicating
+                && status.lag.is_some_and(|lag| lag.changes == 0)
+        })
+        .await
+    }
+}
+
+/// A running daemon, killed when it is dropped.
+pub(crate) struct Process<'a> {
+    daemon: &'a Daemon,
+    child: Child,
+}
+
+impl Process<'_> {
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        assert!(
+            self.child.try_wait().unwrap().is_none(),
+            "it ended by itself:\n{}",
+            self.daemon.log()
+        );
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit status once it has ended.
+    pub(crate) async fn terminate(mut self) -> ExitStatus {
+        let sent = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                start.elapsed() < LIMIT,
+                "SIGTERM did not end it:\n{}",
+                self.daemon.log()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Bytes of memory that it had resident at its peak.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let path = Path::new("/proc")
+            .join(self.child.id().to_string())
+            .join("status");
+        let text = std::fs::read_to_string(path).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
+        kilobytes * 1024
+    }
+}
+
+impl Drop for Process<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
