@@ -5,8 +5,11 @@
 create function put(entity smallint, op "char", key text, image text) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    p bigint := nextval('cloud_sync.position');
+    p bigint;
 begin
+    -- The transaction's number first: a window begins above the positions that were taken before its transactions began.
+    perform pg_current_xact_id();
+    p := nextval('cloud_sync.position');
     case (p >> 16) & 3
         when 0 then insert into cloud_sync.outbox_0 (position, entity, op, key, image) values (p, entity, op, key, image);
         when 1 then insert into cloud_sync.outbox_1 (position, entity, op, key, image) values (p, entity, op, key, image);

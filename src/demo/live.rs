@@ -186,6 +186,9 @@ impl Stand {
                     .await
             }
         });
+        while replicator.status().await?.state == State::Starting && !replicating.is_finished() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         let traffic_stop = stop.child_token();
         let rates = if plan.once { brisk() } else { Rates::default() };
         let (url, media, seed) = (self.server.url("college"), self.media.clone(), plan.seed);
