@@ -186,7 +186,8 @@ mod tests {
             wall.now()
         };
         run(&schedule, clock, &shutdown, || {
-            std::future::ready(shutdown.cancel())
+            shutdown.cancel();
+            std::future::ready(())
         })
         .await;
         assert_eq!(wall.now().strftime("%d %H:%M").to_string(), "21 09:00");
