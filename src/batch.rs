@@ -1,4 +1,5 @@
-//! A batch: consecutive changes of one window, bounded by rows, bytes and age, with the fate of each.
+//! A batch: consecutive changes of one window, bounded by rows and bytes, with the fate of each. Its age needs no bound:
+//! a batch never waits to be filled, it takes what is there when the one before it is on its way.
 //!
 //! Consecutive changes of one row collapse to the last one: [`Batch::collapse`] leaves each row at most once between
 //! two truncates of its entity, in the order of positions. Which changes the cloud has accepted or refused is kept

@@ -8,5 +8,6 @@ mod demo;
 mod files;
 mod pipeline;
 mod receiver;
+mod sql;
 mod support;
 mod sync;

@@ -162,32 +162,29 @@ async fn private_columns_leave_neither_for_the_cloud_nor_for_the_outbox() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
     let server = Baseline::start(&catalogue, &[]).await;
     let site = Site::school("private", &server.url(), baseline::KEY).await;
-    let replicator = site.replicate();
+    let in_outbox = async || -> Vec<String> {
+        site.client
+            .query("select key || coalesce(image, '') from cloud_sync.outbox", &[])
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| row.get(0))
+            .collect()
+    };
     site.run(ROWS).await;
     site.run("update tbl_camera set camera_name = camera_name || ' updated'")
         .await;
+    let mut outbox = in_outbox().await;
+    let replicator = site.replicate();
     replicator.caught_up().await;
     // Captured anew, by a sync that trusts nothing
-    let report = replicator
-        .replicator
-        .sync(
-            &SyncRequest {
-                force: true,
-                entities: vec!["cameras".into()],
-            },
-            &Unobserved,
-        )
-        .await
-        .unwrap();
+    let request = SyncRequest {
+        force: true,
+        entities: vec!["cameras".into()],
+    };
+    let report = replicator.replicator.sync(&request, &Unobserved).await.unwrap();
     assert_eq!(report.summary().get("cameras"), Some(&8));
-    let outbox: Vec<String> = site
-        .client
-        .query("select key || coalesce(image, '') from cloud_sync.outbox", &[])
-        .await
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    outbox.extend(in_outbox().await);
     let bodies: Vec<String> = server
         .requests()
         .iter()

@@ -200,12 +200,6 @@ pub const KEYS: &[Key] = &[
         "bytes of row text a batch, at most",
     ),
     key(
-        "delivery.batch_age",
-        Some("50ms"),
-        Shape::Duration { min: 0, max: 60_000 },
-        "how long a batch may wait to be filled",
-    ),
-    key(
         "delivery.in_flight",
         Some("8"),
         Shape::Count { min: 1, max: 256 },

@@ -332,7 +332,6 @@ impl Layers {
             delivery: DeliverySettings {
                 batch_rows: self.number("delivery.batch_rows", value::count)?,
                 batch_bytes: self.number("delivery.batch_bytes", value::size)?,
-                batch_age: self.required("delivery.batch_age", value::duration)?,
                 in_flight: self.number("delivery.in_flight", value::count)?,
             },
             files: FileSettings {

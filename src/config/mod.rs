@@ -111,8 +111,6 @@ pub struct DeliverySettings {
     pub batch_rows: usize,
     /// Bytes of row text a batch, at most.
     pub batch_bytes: usize,
-    /// How long a batch may wait to be filled.
-    pub batch_age: Duration,
     /// Requests at a time, at most.
     pub in_flight: usize,
 }

@@ -1,0 +1,225 @@
+//! What is installed in the site's database: capture, its catalogue's checks, the wake-up, the trim.
+
+use cloud_sync::error::Kind;
+use cloud_sync::source::install::{self, WAKE_LOCK};
+use futures::StreamExt;
+use tokio_postgres::{AsyncMessage, NoTls};
+
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+
+const NOWHERE: &str = "http://127.0.0.1:9/api";
+
+/// What `init` says to this catalogue on these tables.
+async fn refusal(hint: &str, tables: &str, entities: &str) -> String {
+    let site = Site::bare(hint, NOWHERE, KEY, tables, entities).await;
+    let url = site.settings.require_database_url().unwrap();
+    let error = install::init(url, &site.settings.catalogue, false).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Config, "{error}");
+    error.to_string()
+}
+
+fn entity(name: &str, table: &str, key: &str) -> String {
+    format!("[[entity]]\nname = \"{name}\"\ntable = \"{table}\"\nkey = [{key}]\n")
+}
+
+#[tokio::test]
+async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
+    let table = "create table a (id int primary key, b_id int);";
+    let has = |text: String, words: &[&str]| {
+        for word in words {
+            assert!(text.contains(word), "no {word:?} in: {text}");
+        }
+    };
+    has(
+        refusal("no_table", "", &entity("rooms", "tbl_rom", "\"id\"")).await,
+        &["tbl_rom", "rooms", "no such table", "take the entity out"],
+    );
+    has(
+        refusal("no_column", table, &entity("a", "a", "\"idd\"")).await,
+        &["no column idd", "key", "is id meant?"],
+    );
+    has(
+        refusal("no_key", "create table k (id int);", &entity("k", "k", "\"id\"")).await,
+        &["table k has no primary or unique key on (id)", "add a primary key"],
+    );
+    has(
+        refusal("null_key", "create table k (id int unique);", &entity("k", "k", "\"id\"")).await,
+        &["key column id of table k may be null", "set not null"],
+    );
+    let two = format!("{table} create table b (id int primary key, a_id int references a);");
+    let child_first = entity("b", "b", "\"id\"") + &entity("a", "a", "\"id\"");
+    has(
+        refusal("order", &two, &child_first).await,
+        &["entity b refers to a", "list a before b"],
+    );
+    let circle = format!("{two} alter table a add foreign key (b_id) references b;");
+    has(
+        refusal("circle", &circle, &child_first).await,
+        &["in a circle: b -> a -> b", "take one of them out"],
+    );
+    has(
+        refusal("view", "create view v as select 1 as id;", &entity("v", "v", "\"id\"")).await,
+        &["not a table"],
+    );
+}
+
+#[tokio::test]
+async fn odd_tables_composite_keys_filters_and_roles_without_rights_are_captured() {
+    let cloud = Cloud::start("odd").await;
+    let tables = "create schema \"Annex\"; create table \"Annex\".\"Seat \"\"Plan\"\"\" (\"Row\" int, seat text, \
+                  taken boolean not null default false, note numeric, primary key (\"Row\", seat));";
+    let config = "[[entity]]\nname = \"seats\"\ntable = '\"Annex\".\"Seat \"\"Plan\"\"\"'\nkey = [\"Row\", \"seat\"]\n\
+                  where = \"taken\"\n";
+    let site = Site::bare("odd", &cloud.url, KEY, tables, config).await;
+    site.init().await;
+    let role = format!("writer_{}", std::process::id());
+    site.run(&format!(
+        "create role {role}; grant usage on schema \"Annex\" to {role}; grant all on \"Annex\".\"Seat \"\"Plan\"\"\" to {role}; \
+         set role {role}; \
+         insert into \"Annex\".\"Seat \"\"Plan\"\"\" select n, 'seat ' || n, true, 12345678901234567890.123456789 from generate_series(1, 9) n; \
+         insert into \"Annex\".\"Seat \"\"Plan\"\"\" values (10, E'o\\'dd \\\\ \"name\" \\n', true), (11, 'free', false); \
+         update \"Annex\".\"Seat \"\"Plan\"\"\" set taken = false where \"Row\" = 2; \
+         update \"Annex\".\"Seat \"\"Plan\"\"\" set \"Row\" = 30 where \"Row\" = 3; \
+         delete from \"Annex\".\"Seat \"\"Plan\"\"\" where \"Row\" = 4; \
+         reset role; drop owned by {role}; drop role {role}"
+    ))
+    .await;
+    site.drain().drain_all().await.unwrap();
+    let held = |client: tokio_postgres::Client, sql: &'static str| async move {
+        client
+            .query(sql, &[])
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| row.get::<_, String>(0))
+            .collect::<Vec<_>>()
+    };
+    let ours = held(
+        connect(&site.database_url).await,
+        "select (\"Row\", seat, note)::text from \"Annex\".\"Seat \"\"Plan\"\"\" where taken order by \"Row\"",
+    )
+    .await;
+    let theirs = held(
+        connect(&cloud.database_url).await,
+        "select (\"Row\", seat, note)::text from cloud.seats order by \"Row\"",
+    )
+    .await;
+    assert_eq!(ours.len(), 8);
+    assert_eq!(ours, theirs);
+}
+
+#[tokio::test]
+async fn init_and_uninstall_can_be_run_again() {
+    let site = Site::school("again", NOWHERE, KEY).await;
+    let url = site.settings.require_database_url().unwrap();
+    let again = install::init(url, &site.settings.catalogue, false).await.unwrap();
+    assert_eq!((again.unchanged.len(), again.attached.len(), again.epoch), (9, 0, 1));
+    // A trigger that someone disabled is put right.
+    site.run("alter table tbl_room disable trigger cloud_sync_update").await;
+    let mended = install::init(url, &site.settings.catalogue, false).await.unwrap();
+    assert_eq!(mended.attached, ["rooms"]);
+    let renewed = install::init(url, &site.settings.catalogue, true).await.unwrap();
+    assert_eq!(renewed.epoch, 2);
+    assert_eq!(install::uninstall(url).await.unwrap().len(), 9);
+    assert!(install::uninstall(url).await.unwrap().is_empty());
+    site.run("insert into tbl_room (room_no) values ('R1')").await;
+    let left: i64 = site
+        .client
+        .query_one(
+            "select count(*) from pg_trigger where tgname like 'cloud_sync%'",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn writers_notify_only_while_the_replicator_sleeps() {
+    let site = Site::school("wake", NOWHERE, KEY).await;
+    let (listener, mut connection) = tokio_postgres::connect(&site.database_url, NoTls).await.unwrap();
+    let (heard, mut hearing) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut messages = futures::stream::poll_fn(move |cx| connection.poll_message(cx));
+        while let Some(Ok(message)) = messages.next().await {
+            if let AsyncMessage::Notification(notification) = message {
+                let _ = heard.send(notification.channel().to_owned());
+            }
+        }
+    });
+    listener.batch_execute("listen cloud_sync").await.unwrap();
+    let insert = async |number: i32| {
+        site.run(&format!("insert into tbl_room (room_no) values ('R{number}')")).await;
+    };
+    // Awake: nobody notifies. A notification would have come before the answer of the listener's next query.
+    insert(1).await;
+    listener.batch_execute("select").await.unwrap();
+    assert!(hearing.try_recv().is_err());
+    // Asleep: the next commit does.
+    let sleeper = connect(&site.database_url).await;
+    sleeper.execute("select pg_advisory_lock($1)", &[&WAKE_LOCK]).await.unwrap();
+    insert(2).await;
+    let channel = tokio::time::timeout(LIMIT, hearing.recv()).await.unwrap();
+    assert_eq!(channel.as_deref(), Some("cloud_sync"));
+    // A statement that changes nothing wakes no one.
+    site.run("update tbl_room set room_name = 'x' where room_id < 0").await;
+    listener.batch_execute("select").await.unwrap();
+    assert!(hearing.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn accepted_changes_give_their_space_back_and_unread_ones_never_go() {
+    let cloud = Cloud::start("trim").await;
+    let site = Site::school("trim", &cloud.url, KEY).await;
+    let in_outbox = async || -> (i64, i64) {
+        let row = site
+            .client
+            .query_one(
+                "select count(*), (select sum(pg_relation_size('cloud_sync.outbox_' || slot))::bigint \
+                 from generate_series(0, 3) slot) from cloud_sync.outbox",
+                &[],
+            )
+            .await
+            .unwrap();
+        (row.get(0), row.get(1))
+    };
+    // Given a transaction elsewhere that stays open
+    let elsewhere = connect(&site.database_url).await;
+    elsewhere
+        .batch_execute("create table elsewhere (x int); begin; insert into elsewhere values (1)")
+        .await
+        .unwrap();
+    // and changes that are accepted: their space is back at the operating system's level.
+    site.run("insert into tbl_room (room_no) select 'R' || n from generate_series(1, 5000) n")
+        .await;
+    assert!(in_outbox().await.1 > 0);
+    site.drain().drain_all().await.unwrap();
+    assert_eq!(in_outbox().await, (0, 0));
+    // A writer's uncommitted change in the same slot is never dropped.
+    let writer = connect(&site.database_url).await;
+    writer
+        .batch_execute("begin; insert into tbl_room (room_no) values ('uncommitted')")
+        .await
+        .unwrap();
+    site.run("insert into tbl_room (room_no) values ('committed')").await;
+    site.drain().drain_all().await.unwrap();
+    writer.batch_execute("commit").await.unwrap();
+    assert_eq!(in_outbox().await.0, 2);
+    site.drain().drain_all().await.unwrap();
+    assert_eq!(in_outbox().await.0, 0);
+    site.assert_equal(&cloud).await;
+}
+
+#[tokio::test]
+async fn a_dump_restored_elsewhere_is_noticed_and_the_remedy_works() {
+    let site = Site::school("restored", NOWHERE, KEY).await;
+    site.run("insert into tbl_room (room_no) values ('R1')").await;
+    site.run("update cloud_sync.identity set system_id = 'another server/db'").await;
+    let url = site.settings.require_database_url().unwrap();
+    let error = install::init(url, &site.settings.catalogue, false).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Identity);
+    assert!(error.to_string().contains("init --new-epoch"), "{error}");
+    let renewed = install::init(url, &site.settings.catalogue, true).await.unwrap();
+    assert_eq!(renewed.epoch, 2);
+}
