@@ -13,7 +13,9 @@ const NOWHERE: &str = "http://127.0.0.1:9/api";
 async fn refusal(hint: &str, tables: &str, entities: &str) -> String {
     let site = Site::bare(hint, NOWHERE, KEY, tables, entities).await;
     let url = site.settings.require_database_url().unwrap();
-    let error = install::init(url, &site.settings.catalogue, false).await.unwrap_err();
+    let error = install::init(url, &site.settings.catalogue, false)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::Config, "{error}");
     error.to_string()
 }
@@ -40,10 +42,18 @@ async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
     );
     has(
         refusal("no_key", "create table k (id int);", &entity("k", "k", "\"id\"")).await,
-        &["table k has no primary or unique key on (id)", "add a primary key"],
+        &[
+            "table k has no primary or unique key on (id)",
+            "add a primary key",
+        ],
     );
     has(
-        refusal("null_key", "create table k (id int unique);", &entity("k", "k", "\"id\"")).await,
+        refusal(
+            "null_key",
+            "create table k (id int unique);",
+            &entity("k", "k", "\"id\""),
+        )
+        .await,
         &["key column id of table k may be null", "set not null"],
     );
     let two = format!("{table} create table b (id int primary key, a_id int references a);");
@@ -58,7 +68,12 @@ async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
         &["in a circle: b -> a -> b", "take one of them out"],
     );
     has(
-        refusal("view", "create view v as select 1 as id;", &entity("v", "v", "\"id\"")).await,
+        refusal(
+            "view",
+            "create view v as select 1 as id;",
+            &entity("v", "v", "\"id\""),
+        )
+        .await,
         &["not a table"],
     );
 }
@@ -113,9 +128,13 @@ async fn init_and_uninstall_can_be_run_again() {
     let site = Site::school("again", NOWHERE, KEY).await;
     let url = site.settings.require_database_url().unwrap();
     let again = install::init(url, &site.settings.catalogue, false).await.unwrap();
-    assert_eq!((again.unchanged.len(), again.attached.len(), again.epoch), (9, 0, 1));
+    assert_eq!(
+        (again.unchanged.len(), again.attached.len(), again.epoch),
+        (9, 0, 1)
+    );
     // A trigger that someone disabled is put right.
-    site.run("alter table tbl_room disable trigger cloud_sync_update").await;
+    site.run("alter table tbl_room disable trigger cloud_sync_update")
+        .await;
     let mended = install::init(url, &site.settings.catalogue, false).await.unwrap();
     assert_eq!(mended.attached, ["rooms"]);
     let renewed = install::init(url, &site.settings.catalogue, true).await.unwrap();
@@ -150,7 +169,8 @@ async fn writers_notify_only_while_the_replicator_sleeps() {
     });
     listener.batch_execute("listen cloud_sync").await.unwrap();
     let insert = async |number: i32| {
-        site.run(&format!("insert into tbl_room (room_no) values ('R{number}')")).await;
+        site.run(&format!("insert into tbl_room (room_no) values ('R{number}')"))
+            .await;
     };
     // Awake: nobody notifies. A notification would have come before the answer of the listener's next query.
     insert(1).await;
@@ -158,12 +178,16 @@ async fn writers_notify_only_while_the_replicator_sleeps() {
     assert!(hearing.try_recv().is_err());
     // Asleep: the next commit does.
     let sleeper = connect(&site.database_url).await;
-    sleeper.execute("select pg_advisory_lock($1)", &[&WAKE_LOCK]).await.unwrap();
+    sleeper
+        .execute("select pg_advisory_lock($1)", &[&WAKE_LOCK])
+        .await
+        .unwrap();
     insert(2).await;
     let channel = tokio::time::timeout(LIMIT, hearing.recv()).await.unwrap();
     assert_eq!(channel.as_deref(), Some("cloud_sync"));
     // A statement that changes nothing wakes no one.
-    site.run("update tbl_room set room_name = 'x' where room_id < 0").await;
+    site.run("update tbl_room set room_name = 'x' where room_id < 0")
+        .await;
     listener.batch_execute("select").await.unwrap();
     assert!(hearing.try_recv().is_err());
 }
@@ -202,7 +226,8 @@ async fn accepted_changes_give_their_space_back_and_unread_ones_never_go() {
         .batch_execute("begin; insert into tbl_room (room_no) values ('uncommitted')")
         .await
         .unwrap();
-    site.run("insert into tbl_room (room_no) values ('committed')").await;
+    site.run("insert into tbl_room (room_no) values ('committed')")
+        .await;
     site.drain().drain_all().await.unwrap();
     writer.batch_execute("commit").await.unwrap();
     assert_eq!(in_outbox().await.0, 2);
@@ -215,9 +240,12 @@ async fn accepted_changes_give_their_space_back_and_unread_ones_never_go() {
 async fn a_dump_restored_elsewhere_is_noticed_and_the_remedy_works() {
     let site = Site::school("restored", NOWHERE, KEY).await;
     site.run("insert into tbl_room (room_no) values ('R1')").await;
-    site.run("update cloud_sync.identity set system_id = 'another server/db'").await;
+    site.run("update cloud_sync.identity set system_id = 'another server/db'")
+        .await;
     let url = site.settings.require_database_url().unwrap();
-    let error = install::init(url, &site.settings.catalogue, false).await.unwrap_err();
+    let error = install::init(url, &site.settings.catalogue, false)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::Identity);
     assert!(error.to_string().contains("init --new-epoch"), "{error}");
     let renewed = install::init(url, &site.settings.catalogue, true).await.unwrap();
