@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::Shapes;
-use super::{Condition, Drain, Portion, Pulse, cloud_is_ahead, wire_schema};
+use super::{Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, wire_schema};
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Op, Position};
@@ -116,7 +116,10 @@ impl Courier {
             self.pulse.set(if failure.error().kind() == Kind::CloudAuth {
                 Condition::KeyRefused { reason }
             } else {
-                Condition::BackingOff { reason }
+                Condition::BackingOff {
+                    away: Side::Cloud,
+                    reason,
+                }
             });
             tokio::select! {
                 () = tokio::time::sleep(backoff.next(failure.retry_after())) => {}

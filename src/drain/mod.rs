@@ -36,7 +36,7 @@ use crate::source::outbox;
 
 use committer::Committer;
 use courier::Courier;
-pub use pulse::{Condition, Pulse};
+pub use pulse::{Condition, Pulse, Side};
 use reader::Reader;
 pub use schema::wire_schema;
 
@@ -192,6 +192,7 @@ impl Drain {
             self.pulse.metrics.source_errors.inc();
             repeats.failed(&error);
             self.pulse.set(Condition::BackingOff {
+                away: Side::Source,
                 reason: error.to_string(),
             });
             tokio::select! {

@@ -10,6 +10,15 @@ use crate::checkpoint::Checkpoint;
 use crate::deliver::Capabilities;
 use crate::metrics::Metrics;
 
+/// One end of the drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The site's database.
+    Source,
+    /// The cloud.
+    Cloud,
+}
+
 /// What the drain is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
@@ -19,6 +28,8 @@ pub enum Condition {
     Replicating,
     /// The source or the cloud is away; it tries again.
     BackingOff {
+        /// Who is away.
+        away: Side,
         /// The error.
         reason: String,
     },
@@ -115,7 +126,7 @@ impl Pulse {
             }
             let reason = match &*condition.borrow_and_update() {
                 Condition::Starting | Condition::Replicating => None,
-                Condition::BackingOff { reason }
+                Condition::BackingOff { reason, .. }
                 | Condition::KeyRefused { reason }
                 | Condition::Stopped { reason } => Some(reason.clone()),
             };
@@ -170,7 +181,10 @@ impl Pulse {
 
     /// The source is away, before the drain could say so itself.
     pub fn unwell(&self, reason: String) {
-        self.set(Condition::BackingOff { reason });
+        self.set(Condition::BackingOff {
+            away: Side::Source,
+            reason,
+        });
     }
 
     pub(super) fn progress(&self) {

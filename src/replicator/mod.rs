@@ -24,7 +24,7 @@ use crate::config::{CapabilityChoice, Settings};
 use crate::control::status::{LastSync, State, StatusReport};
 use crate::control::{Health, Operator, Server, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions};
-use crate::drain::{Condition, Drain, Limits, Pulse};
+use crate::drain::{Condition, Drain, Limits, Pulse, Side};
 use crate::error::{Class, Error, Result};
 use crate::media::records;
 use crate::media::upload::Uploads;
@@ -293,7 +293,7 @@ impl Operator for Replicator {
             (Some(reason), _) => (State::Standby, Some(reason)),
             (None, Condition::Starting) => (State::Starting, None),
             (None, Condition::Replicating) => (State::Replicating, None),
-            (None, Condition::BackingOff { reason }) => (State::BackingOff, Some(reason)),
+            (None, Condition::BackingOff { reason, .. }) => (State::BackingOff, Some(reason)),
             (None, Condition::KeyRefused { reason }) => (State::KeyRefused, Some(reason)),
             (None, Condition::Stopped { reason }) => (State::Stopped, Some(reason)),
         };
@@ -316,10 +316,12 @@ impl Operator for Replicator {
             .into_iter()
             .map(str::to_owned)
             .collect();
-        status.cloud.reachable = match status.state {
-            State::Replicating => capabilities.map(|_| true),
-            State::BackingOff | State::KeyRefused => Some(false),
-            _ => None,
+        status.cloud.reachable = match self.pulse.condition() {
+            Condition::BackingOff {
+                away: Side::Cloud, ..
+            }
+            | Condition::KeyRefused { .. } => Some(false),
+            _ => capabilities.map(|_| true),
         };
         if status.cloud.reachable == Some(false) {
             status.cloud.last_error.clone_from(&status.reason);
@@ -367,7 +369,7 @@ impl Operator for Replicator {
         match self.pulse.condition() {
             Condition::Starting => Health::Starting("connecting".to_owned()),
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
-            Condition::BackingOff { reason } if waiting > 0 => Health::Still(reason),
+            Condition::BackingOff { reason, .. } if waiting > 0 => Health::Still(reason),
             Condition::BackingOff { .. } => Health::Well,
             Condition::Replicating => {
                 let since = self.pulse.progressed_at().elapsed();

@@ -109,7 +109,7 @@ impl Once {
             match replicator.pulse.condition() {
                 Condition::Starting | Condition::Replicating => unwell = 0,
                 Condition::Stopped { reason } => return Err(reason),
-                Condition::BackingOff { reason } | Condition::KeyRefused { reason } => {
+                Condition::BackingOff { reason, .. } | Condition::KeyRefused { reason } => {
                     unwell += 1;
                     if unwell > 100 {
                         return Err(reason);
