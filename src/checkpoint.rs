@@ -11,9 +11,21 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::change::{Position, Snapshot};
+use crate::change::{Epoch, Position, Snapshot};
 use crate::error::{Error, Kind, Result};
-use crate::source::identity::Identity;
+
+/// Which outbox a checkpoint belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The name that the site gave this source, or the outbox's id.
+    pub source_id: String,
+    /// The outbox's own id, drawn when it was created or declared new.
+    pub outbox_id: String,
+    /// The server's `system_identifier` and the database.
+    pub system_id: String,
+    /// The epoch of its positions.
+    pub epoch: Epoch,
+}
 
 /// How far the cloud has accepted: all changes that `lo` sees, and of those that `hi` sees beside them, the ones up to
 /// `position`.
@@ -249,7 +261,6 @@ impl Store for SledStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::Epoch;
 
     fn identity() -> Identity {
         Identity {

@@ -4,25 +4,11 @@
 //! same name, carries the outbox but not the server: capture would go on under positions that the cloud may have seen
 //! otherwise, so that the replicator stops until an operator says that it is a new outbox (`init --new-epoch`).
 
-use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
-use super::install;
 use crate::change::Epoch;
+pub use crate::checkpoint::Identity;
 use crate::error::{Error, Kind, Result};
-
-/// Which outbox a checkpoint belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// The name that the site gave this source, or the outbox's id.
-    pub source_id: String,
-    /// The outbox's own id, drawn when it was created or declared new.
-    pub outbox_id: String,
-    /// The server's `system_identifier` and the database.
-    pub system_id: String,
-    /// The epoch of its positions.
-    pub epoch: Epoch,
-}
 
 const SYSTEM: &str = "select system_identifier || '/' || current_database() from pg_control_system()";
 
@@ -79,7 +65,7 @@ async fn read_stored(client: &Client) -> Result<(String, String, Epoch)> {
         )
         .await
         .map_err(|error| Error::postgres("read the outbox's identity", error))?
-        .ok_or_else(install::not_installed)?;
+        .ok_or_else(not_installed)?;
     Ok((row.get(0), row.get(1), Epoch(row.get(2))))
 }
 
@@ -100,8 +86,8 @@ fn check(stored: &str, actual: &str) -> Result<()> {
 /// # Errors
 /// The source's; an identity error after a restore elsewhere.
 pub async fn read(client: &Client, source_id: Option<&str>) -> Result<Identity> {
-    if !install::installed(client).await? {
-        return Err(install::not_installed());
+    if !installed(client).await? {
+        return Err(not_installed());
     }
     let (outbox_id, stored, epoch) = read_stored(client).await?;
     check(&stored, &system_id(client).await?)?;
@@ -111,4 +97,25 @@ pub async fn read(client: &Client, source_id: Option<&str>) -> Result<Identity> 
         system_id: stored,
         epoch,
     })
+}
+
+/// Whether the outbox is there.
+///
+/// # Errors
+/// The source's.
+pub async fn installed(client: &Client) -> Result<bool> {
+    let row = client
+        .query_one("select to_regclass('cloud_sync.entity') is not null", &[])
+        .await
+        .map_err(|error| Error::postgres("look for the outbox", error))?;
+    Ok(row.get(0))
+}
+
+/// The error of a database without capture.
+pub fn not_installed() -> Error {
+    Error::config(
+        "read the outbox",
+        "capture is not installed in the site's database",
+    )
+    .remedy("run `cloud-sync init`")
 }

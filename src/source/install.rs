@@ -13,6 +13,7 @@ use tokio_postgres::Client;
 
 use super::connect::Session;
 use super::describe::{self, Table};
+pub use super::identity::{installed, not_installed};
 use super::{image, quote_name, quote_text};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Class, Error, Kind, Result};
@@ -107,27 +108,6 @@ pub async fn uninstall(url: &SecretString) -> Result<Vec<String>> {
         .await
         .map_err(|error| Error::postgres("drop schema cloud_sync", error))?;
     Ok(detached)
-}
-
-/// Whether the outbox is there.
-///
-/// # Errors
-/// The source's.
-pub async fn installed(client: &Client) -> Result<bool> {
-    let row = client
-        .query_one("select to_regclass('cloud_sync.entity') is not null", &[])
-        .await
-        .map_err(|error| Error::postgres("look for the outbox", error))?;
-    Ok(row.get(0))
-}
-
-/// The error of a database without capture.
-pub fn not_installed() -> Error {
-    Error::config(
-        "read the outbox",
-        "capture is not installed in the site's database",
-    )
-    .remedy("run `cloud-sync init`")
 }
 
 /// For each entity of the catalogue its number, and whether its capture is in place.

@@ -24,6 +24,29 @@ pub struct Recaptured {
     pub transaction: u64,
 }
 
+impl Recaptured {
+    /// Of rows of key, position and transaction.
+    fn of(rows: &[tokio_postgres::Row]) -> Self {
+        Self {
+            transaction: rows.first().map_or(0, |row| row.get::<_, i64>(2) as u64),
+            rows: rows
+                .iter()
+                .map(|row| (row.get(0), Position(row.get(1))))
+                .collect(),
+        }
+    }
+}
+
+/// The condition that two rows have the same key.
+fn same_key(entity: &Entity, one: &str, other: &str) -> String {
+    let pairs: Vec<_> = entity
+        .key
+        .iter()
+        .map(|column| format!("{one}.{0} = {other}.{0}", quote_name(column)))
+        .collect();
+    pairs.join(" and ")
+}
+
 /// Captures the rows with these keys anew; keys whose rows are gone are left out.
 ///
 /// `keys` are JSON objects of the key columns, at most [`CHUNK`] of them; `number` is the entity's number in the outbox.
@@ -37,12 +60,7 @@ pub async fn rows(
     number: i16,
     keys: &[String],
 ) -> Result<Recaptured> {
-    let same = entity
-        .key
-        .iter()
-        .map(|column| format!("t.{0} = k.{0}", quote_name(column)))
-        .collect::<Vec<_>>()
-        .join(" and ");
+    let same = same_key(entity, "t", "k");
     let sql = format!(
         "select {key}, cloud_sync.put($1, 'u', {key}, {image}), pg_current_xact_id()::text::bigint \
          from (select t.* from {table} t join json_populate_recordset(null::{table}, $2::text::json) k on {same} \
@@ -57,13 +75,7 @@ pub async fn rows(
         .query(&sql, &[&number, &list])
         .await
         .map_err(|error| Error::postgres(format!("capture rows of {} anew", entity.name), error))?;
-    Ok(Recaptured {
-        transaction: rows.first().map_or(0, |row| row.get::<_, i64>(2) as u64),
-        rows: rows
-            .iter()
-            .map(|row| (row.get(0), Position(row.get(1))))
-            .collect(),
-    })
+    Ok(Recaptured::of(&rows))
 }
 
 /// Captures the deletion of rows anew that are no longer there, for a delete which the cloud had refused, and for rows
@@ -79,12 +91,7 @@ pub async fn deletes(
     keys: &[String],
 ) -> Result<Recaptured> {
     // The key's JSON is written as the triggers write it: out of typed columns.
-    let same = entity
-        .key
-        .iter()
-        .map(|column| format!("t.{0} = n.{0}", quote_name(column)))
-        .collect::<Vec<_>>()
-        .join(" and ");
+    let same = same_key(entity, "t", "n");
     let sql = format!(
         "select {key}, cloud_sync.put($1, 'd', {key}, null), pg_current_xact_id()::text::bigint \
          from json_populate_recordset(null::{table}, $2::text::json) n \
@@ -97,11 +104,5 @@ pub async fn deletes(
         .query(&sql, &[&number, &list])
         .await
         .map_err(|error| Error::postgres(format!("capture deletions of {} anew", entity.name), error))?;
-    Ok(Recaptured {
-        transaction: rows.first().map_or(0, |row| row.get::<_, i64>(2) as u64),
-        rows: rows
-            .iter()
-            .map(|row| (row.get(0), Position(row.get(1))))
-            .collect(),
-    })
+    Ok(Recaptured::of(&rows))
 }
