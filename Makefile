@@ -6,7 +6,7 @@ ARGS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint prerequisites compiler postgresql
+.PHONY: help build demo test bench lint prerequisites compiler postgresql
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: prerequisites ## show it live: a sample school, its cloud, and the replica
 
 test: prerequisites ## run every test
 	$(CARGO) test --no-fail-fast
+
+bench: build postgresql ## measure side by side with PostgreSQL's own logical replication
+	benches/figures.sh
 
 lint: compiler ## formatting, and clippy with warnings denied
 	$(CARGO) fmt --check
