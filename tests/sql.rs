@@ -251,3 +251,33 @@ async fn a_dump_restored_elsewhere_is_noticed_and_the_remedy_works() {
     let renewed = install::init(url, &site.settings.catalogue, true).await.unwrap();
     assert_eq!(renewed.epoch, 2);
 }
+
+#[tokio::test]
+async fn an_outbox_behind_its_checkpoint_is_noticed_and_the_remedy_works() {
+    let cloud = Cloud::start("behind").await;
+    let site = Site::school("behind", &cloud.url, KEY).await;
+    site.run("insert into tbl_room (room_no) select 'R' || n from generate_series(1, 100) n")
+        .await;
+    site.drain().drain_all().await.unwrap();
+    // Given the sequence of an older dump
+    site.run("select setval('cloud_sync.position', 5)").await;
+    site.run("insert into tbl_room (room_no) values ('restored')")
+        .await;
+    let error = site.drain().drain_all().await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Identity, "{error}");
+    assert!(error.to_string().contains("init --new-epoch"), "{error}");
+    // When the outbox is declared a new one, and both sides are compared
+    let url = site.settings.require_database_url().unwrap();
+    install::init(url, &site.settings.catalogue, true).await.unwrap();
+    let replicator = site.replicate();
+    let synced = replicator
+        .replicator
+        .sync(&Default::default(), &cloud_sync::reconcile::Unobserved)
+        .await
+        .unwrap();
+    // Then all is there.
+    assert!(synced.success(), "{:?}", synced.errors());
+    replicator.caught_up().await;
+    site.assert_equal(&cloud).await;
+    replicator.end().await;
+}

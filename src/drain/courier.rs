@@ -71,6 +71,14 @@ impl Courier {
         shutdown: &CancellationToken,
     ) -> Result<()> {
         self.pulse.set(Condition::Replicating);
+        // Asked before there is anything to send, so that what a person must mend shows at the start. That the cloud is
+        // away is no matter yet.
+        if let Err(failure) = self.greet().await {
+            if failure.error().class() == Class::Fatal {
+                return Err(failure.into());
+            }
+            tracing::warn!("{failure}");
+        }
         let mut before = 0;
         while let Some(mut portion) = batches.recv().await {
             self.prepare(&mut portion.batch).await?;

@@ -109,7 +109,11 @@ impl Drain {
             source_id: identity.source_id.clone(),
             epoch: identity.epoch,
         };
+        let expected = start.bound();
         let reader = Reader::open(session, self.catalogue.clone(), self.limits, start).await?;
+        if reader.last_position() < expected {
+            return Err(outbox_is_behind(expected, reader.last_position()));
+        }
         let courier = Courier::open(self, origin, reader.last_position()).await?;
         let committer = Committer::open(self).await?;
         Ok(Stages {
@@ -257,6 +261,19 @@ impl Stages {
         )?;
         Ok(())
     }
+}
+
+/// The error of an outbox that has not come as far as its own checkpoint: changes below it would never be read.
+fn outbox_is_behind(expected: Position, last: Position) -> Error {
+    Error::new(
+        Kind::Identity,
+        "resume from the checkpoint",
+        format!(
+            "it stands at position {expected}, and the outbox has only come to {last}: an older state of the \
+             database was restored"
+        ),
+    )
+    .remedy("run `cloud-sync init --new-epoch`, then `cloud-sync sync`")
 }
 
 /// The error of a cloud that has seen more of this outbox than the outbox has.

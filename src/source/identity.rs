@@ -1,6 +1,6 @@
 //! Whose outbox it is: a checkpoint belongs to one database server, one database and one outbox.
 //!
-//! The outbox remembers the server's `system_identifier` and the database's name. A dump restored elsewhere, or under the
+//! The outbox remembers the server's `system_identifier`, and the database's number and name. A dump restored elsewhere, or under the
 //! same name, carries the outbox but not the server: capture would go on under positions that the cloud may have seen
 //! otherwise, so that the replicator stops until an operator says that it is a new outbox (`init --new-epoch`).
 
@@ -10,7 +10,9 @@ use crate::change::Epoch;
 pub use crate::checkpoint::Identity;
 use crate::error::{Error, Kind, Result};
 
-const SYSTEM: &str = "select system_identifier || '/' || current_database() from pg_control_system()";
+// The database's number too: one that was dropped and created anew under the same name is another one.
+const SYSTEM: &str = "select system_identifier || '/' || (select oid from pg_database where datname = current_database()) \
+     || '/' || current_database() from pg_control_system()";
 
 async fn system_id(client: &Client) -> Result<String> {
     let row = client
