@@ -109,7 +109,11 @@ impl Drain {
             source_id: identity.source_id.clone(),
             epoch: identity.epoch,
         };
-        let expected = start.bound();
+        // The highest value of the sequence that the checkpoint has seen.
+        let expected = start
+            .window
+            .as_ref()
+            .map_or(start.floor, |window| window.next_floor);
         let reader = Reader::open(session, self.catalogue.clone(), self.limits, start).await?;
         if reader.last_position() < expected {
             return Err(outbox_is_behind(expected, reader.last_position()));
