@@ -194,3 +194,26 @@ async fn every_kind_of_statement_reaches_the_receiver() {
     assert_never_back(&cloud).await;
     replicator.end().await;
 }
+
+#[tokio::test]
+async fn a_cloud_that_comes_back_is_greeted_with_what_was_sent_meanwhile() {
+    let mut cloud = Cloud::start("greeted").await;
+    let site = Site::school("greeted", &cloud.url, KEY).await;
+    // Given a replicator that began on an empty outbox, and has delivered since
+    let replicator = site.replicate();
+    site.run(&format!("{ROOM} (1, 'A1', 'before')")).await;
+    replicator.caught_up().await;
+    // When the cloud goes away and comes back
+    cloud.away().await;
+    site.run(&format!("{ROOM} (2, 'A2', 'meanwhile')")).await;
+    replicator
+        .until("backing off", |status| {
+            status.state == cloud_sync::control::status::State::BackingOff
+        })
+        .await;
+    cloud.back().await;
+    // Then it is known again, and gets what waited.
+    replicator.caught_up().await;
+    site.assert_equal(&cloud).await;
+    replicator.end().await;
+}

@@ -138,6 +138,8 @@ impl Courier {
     }
 
     async fn prepare(&mut self, batch: &mut Batch) -> Result<()> {
+        // The cloud may have accepted whatever was sent, and nothing beyond it.
+        self.last = self.last.max(batch.last_position().unwrap_or_default());
         for nth in 0..batch.len() {
             let change = &batch.changes()[nth];
             let keeps = self.catalogue.entities()[change.entity].deletes() == Deletes::Keep;
