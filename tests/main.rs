@@ -5,6 +5,7 @@ mod control;
 mod crash;
 mod deliver;
 mod demo;
+mod faults;
 mod files;
 mod pipeline;
 mod receiver;

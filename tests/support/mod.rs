@@ -2,6 +2,7 @@
 
 pub(crate) mod baseline;
 mod fault;
+pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod site;

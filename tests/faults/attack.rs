@@ -1,0 +1,1 @@
+//! The receiver under attack: guessed keys, endless and bomb-like bodies, deep JSON, names that try to leave their folder.

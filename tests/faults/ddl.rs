@@ -1,0 +1,1 @@
+//! The site's tables change while the replicator runs.

@@ -1,0 +1,1 @@
+//! The outbox while the cloud is away for days, and after.

@@ -1,0 +1,1 @@
+//! Faults of the machine: full disks, clocks that jump, signals, a second replicator.

@@ -1,0 +1,1 @@
+//! Rows that the cloud refuses, and how they leave quarantine.

@@ -1,0 +1,1 @@
+//! Random schedules of concurrent transactions, drained at random moments, compared with a model.
