@@ -24,6 +24,8 @@ pub(crate) enum Trouble {
     CutAnswer(usize),
     /// Nothing passes either way, and nothing is closed.
     Stall,
+    /// Requests pass and answers wait.
+    HoldAnswers,
     /// At most so many bytes pass at once, each time after a pause, either way.
     Slow(usize, Duration),
 }
@@ -169,7 +171,8 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: bool, m
             Trouble::CutRequest(bytes) if requests => left = Some(bytes),
             Trouble::CutAnswer(bytes) if !requests => left = Some(bytes),
             Trouble::CutRequest(_) | Trouble::CutAnswer(_) => {}
-            Trouble::Stall => {
+            Trouble::HoldAnswers if requests => {}
+            Trouble::Stall | Trouble::HoldAnswers => {
                 if requests {
                     road.struck.fetch_add(1, Ordering::Relaxed);
                 }

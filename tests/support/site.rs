@@ -2,6 +2,7 @@
 //! receiver as the cloud; or another server in its place.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -58,8 +59,13 @@ pub(crate) struct Cloud {
 
 impl Cloud {
     pub(crate) async fn start(hint: &str) -> Self {
+        Self::start_on(Server::get(), hint).await
+    }
+
+    /// With its database on this server.
+    pub(crate) async fn start_on(server: &Server, hint: &str) -> Self {
         provider();
-        let database_url = Server::get().database(&format!("{hint}_cloud")).await;
+        let database_url = server.database(&format!("{hint}_cloud")).await;
         let folder = tempfile::tempdir().unwrap();
         let settings = ReceiverSettings {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -93,6 +99,11 @@ impl Cloud {
         self.task = Some(tokio::spawn(receiver.serve(self.stop.clone())));
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.settings.listen
+    }
+
     /// Goes away: the port answers no more.
     pub(crate) async fn away(&mut self) {
         self.stop.cancel();
@@ -120,8 +131,20 @@ impl Site {
 
     /// A site with these tables, and the configuration file's further text; capture is not installed.
     pub(crate) async fn bare(hint: &str, cloud_url: &str, key: &str, tables: &str, config: &str) -> Self {
+        Self::bare_on(Server::get(), hint, cloud_url, key, tables, config).await
+    }
+
+    /// As [`Site::bare`], with its database on this server.
+    pub(crate) async fn bare_on(
+        server: &Server,
+        hint: &str,
+        cloud_url: &str,
+        key: &str,
+        tables: &str,
+        config: &str,
+    ) -> Self {
         provider();
-        let database_url = Server::get().database(&format!("{hint}_site")).await;
+        let database_url = server.database(&format!("{hint}_site")).await;
         let client = connect(&database_url).await;
         client.batch_execute(tables).await.unwrap();
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,7 @@
 //! Crashes and outages: the real binary is killed, its store is lost, the cloud goes away, and nothing is lost.
 
+mod abort;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
