@@ -37,7 +37,7 @@ while read -r signal; do
 done
 kill -QUIT $server
 wait $server
-rm -rf "$folder"
+[ -e "$folder/keep" ] || rm -rf "$folder"
 "#;
 
 /// A running server.
@@ -71,10 +71,7 @@ impl Server {
             .tempdir()
             .expect("a temporary folder")
             .keep();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port")
-            .port();
+        let port = free_port();
         let root = Command::new("id")
             .arg("-u")
             .output()
@@ -146,6 +143,13 @@ impl Server {
         }
     }
 
+    /// Keeps its folder when it ends, and answers it.
+    #[allow(dead_code, reason = "for whoever inspects what went wrong")]
+    pub fn keep(&self) -> &Path {
+        std::fs::write(self.folder.join("keep"), "").expect("the server's folder can be written");
+        &self.folder
+    }
+
     /// The URL of a database.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
@@ -177,6 +181,21 @@ impl Server {
         connection.close().await.expect("the connection closes");
         self.url(&name)
     }
+}
+
+/// A free port for a server that ends and comes back: not one that the kernel gives to connections that go out, as it
+/// could be taken meanwhile.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    for _ in 0..10_000 {
+        let nth = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 12_000 + (nth % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("there is no free port");
 }
 
 /// The folder of the newest PostgreSQL's binaries.

@@ -2,7 +2,6 @@
 //! operator API and by the command line.
 
 use std::fs::{File, OpenOptions};
-use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -12,6 +11,7 @@ use cloud_sync::config::Settings;
 use cloud_sync::control::StatusReport;
 use cloud_sync::control::client::Client;
 
+use super::postgres::free_port;
 use super::site::{LIMIT, Site};
 
 /// Where the daemon of a site runs: its store, its port and its log. It may be started any number of times.
@@ -27,9 +27,7 @@ impl Daemon {
     pub(crate) fn of(site: &Site, store: &str) -> Self {
         let mut settings = site.settings.clone();
         settings.store.path = site.folder.path().join(store);
-        settings.control.listen = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .unwrap();
+        settings.control.listen = ([127, 0, 0, 1], free_port()).into();
         Self {
             settings,
             folder: site.folder.path().to_owned(),
@@ -165,6 +163,12 @@ impl Process<'_> {
         );
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// How it ended, if it has.
+    #[allow(dead_code, reason = "for the soak")]
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// SIGTERM, and the exit status once it has ended.

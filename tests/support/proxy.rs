@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::postgres::free_port;
+
 /// What happens to connections, from the moment that it is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -42,7 +44,7 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Listens on a port of its own, and passes on to `target`.
     pub(crate) async fn start(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", free_port())).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (trouble, troubled) = watch::channel(Trouble::None);
         let (target, targeted) = watch::channel(target);

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
-use super::postgres::Server;
+use super::postgres::{Server, free_port};
 
 const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
 
@@ -54,7 +54,8 @@ pub(crate) struct Cloud {
     settings: ReceiverSettings,
     stop: CancellationToken,
     task: Option<JoinHandle<Result<()>>>,
-    _folder: tempfile::TempDir,
+    #[allow(dead_code, reason = "for the soak")]
+    folder: tempfile::TempDir,
 }
 
 impl Cloud {
@@ -68,7 +69,7 @@ impl Cloud {
         let database_url = server.database(&format!("{hint}_cloud")).await;
         let folder = tempfile::tempdir().unwrap();
         let settings = ReceiverSettings {
-            listen: "127.0.0.1:0".parse().unwrap(),
+            listen: ([127, 0, 0, 1], free_port()).into(),
             database_url: database_url.clone(),
             files: folder.path().join("files"),
             public_url: None,
@@ -84,7 +85,7 @@ impl Cloud {
             settings,
             stop: CancellationToken::new(),
             task: None,
-            _folder: folder,
+            folder,
         };
         cloud.back().await;
         cloud
@@ -102,6 +103,12 @@ impl Cloud {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.settings.listen
+    }
+
+    /// Its folder.
+    #[allow(dead_code, reason = "for the soak")]
+    pub(crate) fn folder(&mut self) -> &mut tempfile::TempDir {
+        &mut self.folder
     }
 
     /// Goes away: the port answers no more.
