@@ -1,4 +1,5 @@
-//! Commits checkpoints: first in the local store, then in the mirror, then the outbox is trimmed below it.
+//! Commits checkpoints: once the source's disk knows what they stand on, first in the local store, then in the mirror;
+//! then the outbox is trimmed below it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +38,9 @@ impl Committer {
         })
     }
 
-    /// Commits one checkpoint in the store.
+    /// Commits one checkpoint in the store, once the source cannot take back what it stands on.
     pub(super) async fn commit(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        outbox::make_durable(&self.session).await?;
         let store = self.store.clone();
         let kept = checkpoint.clone();
         abort::point("before a commit");

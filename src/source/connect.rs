@@ -18,11 +18,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{Error, Kind, Result};
 
-/// Settings of every session: a site's own defaults must not break the replicator, and images must read the same.
+/// Settings of every session: a site's own defaults must not break the replicator, images must read the same, and what is
+/// committed must be on the disk.
 const PIN: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = 0; \
      set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set extra_float_digits = 1; \
      set bytea_output = 'hex'; set jit = off; set default_transaction_isolation = 'read committed'; \
-     set default_transaction_read_only = off; set client_min_messages = warning";
+     set default_transaction_read_only = off; set client_min_messages = warning; \
+     select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'";
 
 /// An open session. Dropping it closes the connection.
 pub struct Session {

@@ -167,6 +167,24 @@ fn snapshot_of(text: &str) -> Result<Snapshot> {
     })
 }
 
+/// Waits until the source's disk knows all that was seen of it so far.
+///
+/// A look sees transaction numbers and positions that were taken and are not yet in the log on the disk: those of
+/// transactions that run, and the look's own. A crash of the server takes these back and gives them out again; a
+/// checkpoint that counted them as seen would pass over whoever gets them then.
+///
+/// # Errors
+/// The source's.
+pub async fn make_durable(session: &Session) -> Result<()> {
+    // A commit that has written to the log waits for all of the log before it.
+    session
+        .client()
+        .execute("select pg_logical_emit_message(true, 'cloud_sync', '')", &[])
+        .await
+        .map_err(|error| Error::postgres("wait for the source's disk", error))?;
+    Ok(())
+}
+
 /// Writes the checkpoint's mirror; it is on the source's disk when this returns.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Crashes and outages: the real binary is killed, its store is lost, the cloud goes away, and nothing is lost.
 
 mod abort;
+mod recovery;
 mod storm;
 
 use std::sync::Arc;
@@ -15,12 +16,17 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::pipeline::assert_never_back;
+use crate::support::postgres::Server;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 use crate::support::storm::{ENTITIES, TABLES};
 
 async fn garden(hint: &str, cloud: &Cloud) -> Site {
-    let site = Site::bare(hint, &cloud.url, KEY, TABLES, ENTITIES).await;
+    garden_on(Server::get(), hint, cloud).await
+}
+
+async fn garden_on(server: &Server, hint: &str, cloud: &Cloud) -> Site {
+    let site = Site::bare_on(server, hint, &cloud.url, KEY, TABLES, ENTITIES).await;
     site.init().await;
     site
 }
