@@ -55,8 +55,8 @@ create trigger audit after insert on cloud_sync.outbox_2 referencing new table a
 create trigger audit after insert on cloud_sync.outbox_3 referencing new table as added execute function audit();
 ";
 
-/// What writers need of a server: they prepare transactions.
-pub(crate) const SERVER: [&str; 1] = ["max_prepared_transactions=20"];
+/// What a storm needs of a server: writers prepare transactions, and a crash takes back all that no commit has written.
+pub(crate) const SERVER: [&str; 2] = ["max_prepared_transactions=20", "wal_writer_delay=10s"];
 
 /// The site of a storm, with its audit, on this server.
 pub(crate) async fn site(server: &Server, hint: &str, cloud_url: &str) -> Site {
