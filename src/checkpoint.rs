@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::abort;
 use crate::change::{Epoch, Position, Snapshot};
 use crate::error::{Error, Kind, Result};
 
@@ -252,6 +253,7 @@ impl Store for SledStore {
         self.db
             .insert(KEY, bytes)
             .map_err(|error| self.error("write", error))?;
+        abort::point("amid a commit");
         // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after it.
         self.db.flush().map_err(|error| self.error("write", error))?;
         self.data.sync_data().map_err(|error| self.error("write", error))

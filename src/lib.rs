@@ -39,6 +39,8 @@ pub mod source;
 
 pub mod config;
 
+#[doc(hidden)]
+pub mod abort;
 pub mod catalogue;
 pub mod change;
 pub mod error;

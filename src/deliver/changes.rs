@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::failure::{Failure, Outcome};
 use super::link::Answer;
 use super::{Cloud, Origin, split_by_bytes};
+use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::Change;
@@ -44,6 +45,7 @@ pub(super) async fn deliver(cloud: &Cloud, origin: &Origin, batch: &mut Batch) -
     while let Some(piece) = pieces.pop() {
         match send(cloud, origin, &operation, batch, piece).await? {
             Sent::Answered(rejections) => {
+                abort::point("after the answer");
                 for &nth in piece {
                     batch.set_fate(nth, Fate::Accepted);
                 }
@@ -109,6 +111,7 @@ async fn send(
         if compressed {
             request = request.header(CONTENT_ENCODING, "zstd");
         }
+        abort::point("before a send");
         match cloud
             .inner
             .link

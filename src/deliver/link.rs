@@ -18,6 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::CloudOptions;
 use super::failure::{Failure, Outcome};
 use super::secure::{check, is_loopback, tls};
+use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
 use crate::retry;
 
@@ -155,6 +156,7 @@ impl Link {
         let limit = self.timeout + time_for(bytes as u64);
         let exchange = async {
             let response = request.send().await.map_err(|error| broken(operation, error))?;
+            abort::point("amid the answer");
             self.answer(operation, response).await
         };
         tokio::time::timeout(limit, exchange)

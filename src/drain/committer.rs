@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Drain, Pulse};
+use crate::abort;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
@@ -40,9 +41,11 @@ impl Committer {
     pub(super) async fn commit(&mut self, checkpoint: Checkpoint) -> Result<()> {
         let store = self.store.clone();
         let kept = checkpoint.clone();
+        abort::point("before a commit");
         tokio::task::spawn_blocking(move || store.commit(&kept))
             .await
             .map_err(|error| Error::new(Kind::Store, "commit the checkpoint", error.to_string()))??;
+        abort::point("after a commit");
         self.pulse.accepted(checkpoint.clone());
         self.last = Some(checkpoint);
         Ok(())
@@ -50,7 +53,9 @@ impl Committer {
 
     async fn mirror(&mut self) -> Result<()> {
         if let Some(checkpoint) = &self.last {
+            abort::point("before the mirror");
             outbox::mirror(&self.session, checkpoint).await?;
+            abort::point("after the mirror");
         }
         Ok(())
     }
@@ -59,8 +64,10 @@ impl Committer {
     pub(super) async fn mirror_and_trim(&mut self) -> Result<()> {
         self.mirror().await?;
         if let Some(checkpoint) = &self.last {
+            abort::point("before a trim");
             let bytes = outbox::trim(&self.session, checkpoint).await?;
             if bytes > 0 {
+                abort::point("after a trim");
                 tracing::debug!(bytes, "trimmed the outbox");
             }
         }

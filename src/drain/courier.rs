@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reader::Shapes;
 use super::{Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, wire_schema};
+use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Op, Position};
@@ -88,7 +89,9 @@ impl Courier {
             if !self.persist(&mut portion, shutdown).await? {
                 return Ok(());
             }
+            abort::point("after the delivery");
             self.settle(&portion.batch, &portion.shapes).await?;
+            abort::point("before the hand-over");
             if accepted.send(portion.after).await.is_err() {
                 return Ok(());
             }

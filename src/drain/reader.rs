@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Limits, Portion};
+use crate::abort;
 use crate::batch::Batch;
 use crate::catalogue::Catalogue;
 use crate::change::{Op, Position, Snapshot};
@@ -185,6 +186,7 @@ impl Reader {
         let mut first = false;
         while !shutdown.is_cancelled() {
             if let Some(portion) = self.next().await? {
+                abort::point("after a read");
                 self.wake.get_up(&self.session).await?;
                 if batches.send(portion).await.is_err() {
                     return Ok(());

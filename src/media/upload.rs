@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::paths::{self, Where};
 use super::records::{self, Look, Wanted};
 use super::watch::Watch;
+use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::deliver::{Capabilities, Cloud, Origin, UploadFile, Uploaded};
 use crate::error::{Class, Error, Kind, Result};
@@ -352,7 +353,9 @@ impl Lane<'_> {
                 .await?;
             }
         }
+        abort::point("before an upload is noted");
         transaction.commit().await.map_err(failed)?;
+        abort::point("after an upload is noted");
         let metrics = &self.uploads.metrics.files;
         metrics.uploaded.inc();
         metrics.bytes.inc_by(uploaded.bytes);

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::report::PerEntity;
 use super::{Observer, Reconcile, short};
+use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::drain::wire_schema;
 use crate::error::{Class, Result};
@@ -175,9 +176,11 @@ impl Reconcile {
                 }
                 done.pushed += count;
             }
+            abort::point("amid a backfill");
             progress.pushed = done.pushed;
             progress.finished = looked < rows;
             read::keep(client, entity, days, &progress).await?;
+            abort::point("after a page of a backfill");
             observer.advance(looked as u64, count);
             if progress.finished {
                 break;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::abort;
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Deletes, Entity};
 use crate::deliver::{Capabilities, Cloud, Origin, pick};
@@ -172,6 +173,7 @@ impl Reconcile {
             }
             for chunk in keys.chunks(recapture::CHUNK) {
                 pushed.add(recapture::rows(client, entity, table, self.attached[place].id, chunk).await?);
+                abort::point("amid a sync");
             }
             observer.advance(looked as u64, keys.len() as u64);
             if looked < PAGE {
@@ -181,6 +183,7 @@ impl Reconcile {
         if columns.is_some() && entity.deletes() == Deletes::Propagate && entity.window.is_none() {
             self.delete_extra(place, &ours, held.len(), &mut pushed).await?;
         }
+        abort::point("after a sync's capture");
         self.settle(place, pushed, report).await
     }
 

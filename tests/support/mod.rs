@@ -5,5 +5,8 @@ mod fault;
 pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;
+#[allow(dead_code, reason = "each group of tests uses its own part")]
+pub(crate) mod proxy;
 pub(crate) mod site;
+pub(crate) mod storm;
 mod wire;

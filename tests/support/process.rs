@@ -2,7 +2,7 @@
 //! operator API and by the command line.
 
 use std::fs::{File, OpenOptions};
-use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use cloud_sync::config::Settings;
 use cloud_sync::control::StatusReport;
 use cloud_sync::control::client::Client;
 
+use super::postgres::free_port;
 use super::site::{LIMIT, Site};
 
 /// Where the daemon of a site runs: its store, its port and its log. It may be started any number of times.
@@ -26,9 +27,7 @@ impl Daemon {
     pub(crate) fn of(site: &Site, store: &str) -> Self {
         let mut settings = site.settings.clone();
         settings.store.path = site.folder.path().join(store);
-        settings.control.listen = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .unwrap();
+        settings.control.listen = ([127, 0, 0, 1], free_port()).into();
         Self {
             settings,
             folder: site.folder.path().to_owned(),
@@ -57,14 +56,31 @@ impl Daemon {
 
     /// Starts it, with these settings over the site's. Its log goes on where the last run's ended.
     pub(crate) fn start_with(&self, overrides: &[&str]) -> Process<'_> {
+        self.spawn(&["run"], overrides, None)
+    }
+
+    /// Starts it as [`Daemon::start_with`]; it aborts at this point (see `cloud_sync::abort`).
+    pub(crate) fn start_to_abort(&self, point: &str, overrides: &[&str]) -> Process<'_> {
+        self.spawn(&["run"], overrides, Some(point))
+    }
+
+    /// Starts another command of the command line, which aborts at this point.
+    pub(crate) fn ask_to_abort(&self, point: &str, arguments: &[&str]) -> Process<'_> {
+        self.spawn(arguments, &[], Some(point))
+    }
+
+    fn spawn(&self, arguments: &[&str], overrides: &[&str], abort: Option<&str>) -> Process<'_> {
         let log: File = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.log)
             .unwrap();
-        let mut command = self.command(&["run"]);
+        let mut command = self.command(arguments);
         for over in overrides {
             command.args(["--set", over]);
+        }
+        if let Some(point) = abort {
+            command.env("CLOUD_SYNC_ABORT", point);
         }
         let child = command
             .stdout(log.try_clone().unwrap())
@@ -149,6 +165,12 @@ impl Process<'_> {
         self.child.wait().unwrap();
     }
 
+    /// How it ended, if it has.
+    #[allow(dead_code, reason = "for the soak")]
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// SIGTERM, and the exit status once it has ended.
     pub(crate) async fn terminate(mut self) -> ExitStatus {
         let sent = Command::new("kill")
@@ -156,18 +178,26 @@ impl Process<'_> {
             .status()
             .unwrap();
         assert!(sent.success());
+        self.ended("SIGTERM did not end it").await
+    }
+
+    /// The exit status, once it has ended by itself.
+    pub(crate) async fn ended(&mut self, otherwise: &str) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(
-                start.elapsed() < LIMIT,
-                "SIGTERM did not end it:\n{}",
-                self.daemon.log()
-            );
+            assert!(start.elapsed() < LIMIT, "{otherwise}:\n{}", self.daemon.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Waits until it has aborted at its point.
+    pub(crate) async fn aborted(mut self) {
+        let status = self.ended("it did not come to the point where it aborts").await;
+        // SIGABRT.
+        assert_eq!(status.signal(), Some(6), "{status}:\n{}", self.daemon.log());
     }
 
     /// Bytes of memory that it had resident at its peak.

@@ -2,6 +2,7 @@
 //! receiver as the cloud; or another server in its place.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
-use super::postgres::Server;
+use super::postgres::{Server, free_port};
 
 const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
 
@@ -53,16 +54,22 @@ pub(crate) struct Cloud {
     settings: ReceiverSettings,
     stop: CancellationToken,
     task: Option<JoinHandle<Result<()>>>,
-    _folder: tempfile::TempDir,
+    #[allow(dead_code, reason = "for the soak")]
+    folder: tempfile::TempDir,
 }
 
 impl Cloud {
     pub(crate) async fn start(hint: &str) -> Self {
+        Self::start_on(Server::get(), hint).await
+    }
+
+    /// With its database on this server.
+    pub(crate) async fn start_on(server: &Server, hint: &str) -> Self {
         provider();
-        let database_url = Server::get().database(&format!("{hint}_cloud")).await;
+        let database_url = server.database(&format!("{hint}_cloud")).await;
         let folder = tempfile::tempdir().unwrap();
         let settings = ReceiverSettings {
-            listen: "127.0.0.1:0".parse().unwrap(),
+            listen: ([127, 0, 0, 1], free_port()).into(),
             database_url: database_url.clone(),
             files: folder.path().join("files"),
             public_url: None,
@@ -78,7 +85,7 @@ impl Cloud {
             settings,
             stop: CancellationToken::new(),
             task: None,
-            _folder: folder,
+            folder,
         };
         cloud.back().await;
         cloud
@@ -91,6 +98,17 @@ impl Cloud {
         self.url = format!("http://{}/api", receiver.address());
         self.stop = CancellationToken::new();
         self.task = Some(tokio::spawn(receiver.serve(self.stop.clone())));
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.settings.listen
+    }
+
+    /// Its folder.
+    #[allow(dead_code, reason = "for the soak")]
+    pub(crate) fn folder(&mut self) -> &mut tempfile::TempDir {
+        &mut self.folder
     }
 
     /// Goes away: the port answers no more.
@@ -120,8 +138,20 @@ impl Site {
 
     /// A site with these tables, and the configuration file's further text; capture is not installed.
     pub(crate) async fn bare(hint: &str, cloud_url: &str, key: &str, tables: &str, config: &str) -> Self {
+        Self::bare_on(Server::get(), hint, cloud_url, key, tables, config).await
+    }
+
+    /// As [`Site::bare`], with its database on this server.
+    pub(crate) async fn bare_on(
+        server: &Server,
+        hint: &str,
+        cloud_url: &str,
+        key: &str,
+        tables: &str,
+        config: &str,
+    ) -> Self {
         provider();
-        let database_url = Server::get().database(&format!("{hint}_site")).await;
+        let database_url = server.database(&format!("{hint}_site")).await;
         let client = connect(&database_url).await;
         client.batch_execute(tables).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
