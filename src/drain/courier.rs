@@ -126,12 +126,17 @@ impl Courier {
     /// Tries until the batch is answered; false where `shutdown` came first.
     async fn persist(&mut self, portion: &mut Portion, shutdown: &CancellationToken) -> Result<bool> {
         loop {
+            let pending = portion.batch.count(&Fate::Pending);
             let attempt = tokio::select! {
                 biased;
                 attempt = self.attempt(&mut portion.batch, &portion.shapes) => attempt,
                 () = after(shutdown, Duration::from_secs(5)) => return Ok(false),
             };
             let done = attempt.is_ok();
+            if portion.batch.count(&Fate::Pending) < pending {
+                // Part of it got through: the cloud is there, and a link that drops often still carries something.
+                self.backoff.reset();
+            }
             self.note(attempt)?;
             if done {
                 return Ok(true);

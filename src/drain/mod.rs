@@ -73,7 +73,7 @@ pub struct Drain {
 }
 
 /// How often a replicator asks its cloud who it is.
-pub const GREET_EVERY: Duration = Duration::from_secs(60);
+pub const GREET_EVERY: Duration = Duration::from_secs(30);
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
