@@ -47,7 +47,7 @@ fn read(error: &reqwest::Error) -> (String, &'static str) {
         ),
         Some(
             io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkDown,
-        ) => (chain(error), NETWORK),
+        ) => (format!("no way to the cloud ({})", root(error)), NETWORK),
         _ if error.is_timeout() && error.is_connect() => (
             "no connection to the cloud within the time limit".to_owned(),
             "check host and port in cloud.url, and the network, firewall or proxy in between; changes wait in the \
@@ -55,12 +55,12 @@ fn read(error: &reqwest::Error) -> (String, &'static str) {
         ),
         Some(io::ErrorKind::TimedOut) => ("the connection to the cloud went dead".to_owned(), NETWORK),
         _ if error.is_connect() => (
-            chain(error),
+            format!("no connection to the cloud ({})", root(error)),
             "check cloud.url, the network, and the proxy in HTTPS_PROXY where one is set; changes wait in the outbox \
              meanwhile",
         ),
         _ => (
-            format!("the connection to the cloud broke off ({})", chain(error)),
+            format!("the connection to the cloud broke off ({})", root(error)),
             "it is tried again; where that repeats, look at the proxies on the way and at the cloud's own logs",
         ),
     }
@@ -88,12 +88,25 @@ fn tls(error: &rustls::Error) -> (String, &'static str) {
         _ => "check that the port in cloud.url speaks TLS, and that no proxy on the way breaks it",
     };
     match error {
+        rustls::Error::InvalidCertificate(Wrong::UnknownIssuer) => (
+            "the cloud's certificate is not trusted (its issuer is not known here)".to_owned(),
+            remedy,
+        ),
         rustls::Error::InvalidCertificate(_) => (
             format!("the cloud's certificate is not trusted ({error})"),
             remedy,
         ),
         _ => (format!("no TLS with the cloud ({error})"), remedy),
     }
+}
+
+/// The message of the error that all others follow from.
+fn root(error: &reqwest::Error) -> String {
+    let mut root: &(dyn StdError + 'static) = error;
+    while let Some(cause) = root.source() {
+        root = cause;
+    }
+    root.to_string()
 }
 
 /// The first error of this type among an error and its causes, what an I/O error carries included.

@@ -112,7 +112,7 @@ async fn what_is_wrong_with_a_certificate_is_told_with_its_remedy_and_nothing_is
             &other,
             ["localhost"],
             (2020, 2090),
-            "UnknownIssuer",
+            "its issuer is not known here",
             "cloud.ca_file",
         ),
     ] {
