@@ -44,6 +44,13 @@ pub struct Checkpoint {
     pub floor: Position,
     /// For each transaction that `lo` shows in progress, a position below all of its changes.
     pub floors: BTreeMap<u64, Position>,
+    /// The highest position that a cloud which orders by position has accepted in this epoch: one that knows less has lost
+    /// something.
+    #[serde(default)]
+    pub accepted: Position,
+    /// Whether the cloud has lost something that no sync has repaired yet.
+    #[serde(default)]
+    pub lossy: bool,
 }
 
 /// A window under way: what `hi` sees and the checkpoint's `lo` does not.
@@ -67,6 +74,8 @@ impl Checkpoint {
             window: None,
             floor: Position(0),
             floors: BTreeMap::new(),
+            accepted: Position(0),
+            lossy: false,
         }
     }
 

@@ -68,7 +68,12 @@ pub struct Drain {
     pub media_root: PathBuf,
     /// Where others see how it goes.
     pub pulse: Arc<Pulse>,
+    /// How often the cloud is asked who it is and what it can do, beside after each failure.
+    pub greet_every: Duration,
 }
+
+/// How often a replicator asks its cloud who it is.
+pub const GREET_EVERY: Duration = Duration::from_secs(30);
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,11 +119,12 @@ impl Drain {
             .window
             .as_ref()
             .map_or(start.floor, |window| window.next_floor);
+        let begun = start.clone();
         let reader = Reader::open(session, self.catalogue.clone(), self.limits, start).await?;
         if reader.last_position() < expected {
             return Err(outbox_is_behind(expected, reader.last_position()));
         }
-        let courier = Courier::open(self, origin, reader.last_position()).await?;
+        let courier = Courier::open(self, origin, &begun, reader.last_position()).await?;
         let committer = Committer::open(self).await?;
         Ok(Stages {
             reader,
@@ -278,6 +284,18 @@ fn outbox_is_behind(expected: Position, last: Position) -> Error {
         ),
     )
     .remedy("run `cloud-sync init --new-epoch`, then `cloud-sync sync`")
+}
+
+/// What is said of a cloud that has less of this outbox than it had accepted.
+fn cloud_is_behind(expected: Position, found: Option<Position>) -> String {
+    let found = found.map_or("has nothing of this source".to_owned(), |found| {
+        format!("knows it only up to {found}")
+    });
+    format!(
+        "the cloud has accepted position {expected} from this source, and now {found}: an older state of it was \
+         restored, or it is another one; the replicator syncs to repair its rows; if its files were lost too, run \
+         `cloud-sync sync --force`"
+    )
 }
 
 /// The error of a cloud that has seen more of this outbox than the outbox has.

@@ -91,6 +91,12 @@ impl Cloud {
         cloud
     }
 
+    /// The keys that it takes once it serves again.
+    pub(crate) fn set_keys(&mut self, keys: &[&str]) {
+        let keys = keys.iter().map(|&key| key.to_owned()).collect();
+        self.settings.keys = BTreeMap::from([(SITE.to_owned(), keys)]);
+    }
+
     /// Serves again after [`Cloud::away`], on the same port.
     pub(crate) async fn back(&mut self) {
         let receiver = Receiver::bind(self.settings.clone()).await.unwrap();
