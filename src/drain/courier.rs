@@ -9,11 +9,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::Shapes;
-use super::{Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, wire_schema};
+use super::{
+    Accepted, Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, history_is_lost, same_run, wire_schema,
+};
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Op, Position};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Run;
 use crate::deliver::{Cloud, Failure, Hello, Origin, TableSchema};
 use crate::error::{Class, Kind, Result};
 use crate::media;
@@ -34,12 +36,22 @@ pub(super) struct Courier {
     /// What the cloud was told of each entity's columns.
     told: Vec<Option<TableSchema>>,
     last: Position,
+    /// The highest position that the cloud can have, where nobody remembers what was sent last and the database may
+    /// have gone back since.
+    limit: Option<Position>,
     media_root: PathBuf,
 }
 
 impl Courier {
-    pub(super) async fn open(drain: &Drain, origin: Origin, last: Position) -> Result<Self> {
+    pub(super) async fn open(
+        drain: &Drain,
+        run: &Run,
+        origin: Origin,
+        last: Position,
+        limit: Option<Position>,
+    ) -> Result<Self> {
         let session = Session::open(&drain.database_url, "delivery").await?;
+        same_run(session.client(), run).await?;
         let quarantine = Quarantine::open(session.client(), &drain.catalogue).await?;
         drain.pulse.metrics.quarantine.set(quarantine.len() as i64);
         Ok(Self {
@@ -52,6 +64,7 @@ impl Courier {
             hello: None,
             told: vec![None; drain.catalogue.entities().len()],
             last,
+            limit,
             media_root: drain.media_root.clone(),
         })
     }
@@ -59,6 +72,7 @@ impl Courier {
     /// Delivers the portion, or says what stopped it.
     pub(super) async fn deliver_once(&mut self, portion: &mut Portion) -> Result<()> {
         self.prepare(&mut portion.batch).await?;
+        self.pulse.sends(&portion.after);
         self.attempt(&mut portion.batch, &portion.shapes).await?;
         self.settle(&portion.batch, &portion.shapes).await
     }
@@ -67,7 +81,7 @@ impl Courier {
     pub(super) async fn run(
         mut self,
         mut batches: mpsc::Receiver<Portion>,
-        accepted: mpsc::Sender<Checkpoint>,
+        accepted: mpsc::Sender<Accepted>,
         shutdown: &CancellationToken,
     ) -> Result<()> {
         self.pulse.set(Condition::Replicating);
@@ -85,11 +99,12 @@ impl Courier {
             // Two batches that are accepted and not committed would both be sent again after a crash.
             self.pulse.committed(before).await;
             before = portion.after.serial;
+            self.pulse.sends(&portion.after);
             if !self.persist(&mut portion, shutdown).await? {
                 return Ok(());
             }
             self.settle(&portion.batch, &portion.shapes).await?;
-            if accepted.send(portion.after).await.is_err() {
+            if accepted.send(portion.accepted()).await.is_err() {
                 return Ok(());
             }
         }
@@ -172,6 +187,16 @@ impl Courier {
         {
             return Err(cloud_is_ahead(position, self.last).into());
         }
+        if let Some(limit) = self.limit
+            && hello
+                .high_water
+                .map_or(!hello.capabilities.changes, |(epoch, position)| {
+                    epoch == self.origin.epoch && position > limit
+                })
+        {
+            return Err(history_is_lost("nothing tells whether it has all that was sent").into());
+        }
+        self.limit = None;
         self.pulse.greeted(Some(hello.capabilities));
         // Another server may answer now, or the same one with an older state.
         self.told.fill(None);

@@ -22,11 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::Catalogue;
 use crate::change::Position;
-use crate::checkpoint::{Checkpoint, Store};
+use crate::checkpoint::{Checkpoint, Run, Store};
 use crate::deliver::{Cloud, Origin};
 use crate::error::{Class, Error, Kind, Result};
 use crate::retry::{Backoff, Repeats};
@@ -84,8 +86,25 @@ struct Portion {
     batch: crate::batch::Batch,
     /// The checkpoint once the batch is accepted.
     after: Checkpoint,
+    /// All of the batch lies before this place of the server's log.
+    wal: PgLsn,
     /// The tables as they were when the batch was read.
     shapes: Arc<reader::Shapes>,
+}
+
+impl Portion {
+    fn accepted(self) -> Accepted {
+        Accepted {
+            checkpoint: self.after,
+            wal: self.wal,
+        }
+    }
+}
+
+/// What the cloud has accepted, to be committed.
+struct Accepted {
+    checkpoint: Checkpoint,
+    wal: PgLsn,
 }
 
 /// The three stages, connected.
@@ -103,7 +122,9 @@ impl Drain {
     pub async fn open(&self) -> Result<Stages> {
         let session = Session::open(&self.database_url, "drain").await?;
         let identity = identity::read(session.client(), self.source_id.as_deref()).await?;
-        let start = self.start(&session, &identity).await?;
+        identity::check_sequence(session.client()).await?;
+        let run = identity::run(session.client()).await?;
+        let (start, limit) = self.start(&session, &identity, &run).await?;
         self.pulse.accepted(start.clone());
         let origin = Origin {
             source_id: identity.source_id.clone(),
@@ -118,8 +139,8 @@ impl Drain {
         if reader.last_position() < expected {
             return Err(outbox_is_behind(expected, reader.last_position()));
         }
-        let courier = Courier::open(self, origin, reader.last_position()).await?;
-        let committer = Committer::open(self).await?;
+        let courier = Courier::open(self, &run, origin, reader.last_position(), limit).await?;
+        let committer = Committer::open(self, &run).await?;
         Ok(Stages {
             reader,
             courier,
@@ -127,8 +148,20 @@ impl Drain {
         })
     }
 
-    /// The later of the store's checkpoint and its mirror.
-    async fn start(&self, session: &Session, identity: &Identity) -> Result<Checkpoint> {
+    /// Where to go on: the later of the store's checkpoint and its mirror, but the mirror where the server is in another
+    /// run than the one that the store's was read from. The mirror is part of the database, so that it fits whatever state
+    /// that is in; of the store's, transaction numbers may have been given again since.
+    ///
+    /// Answers the highest position that the cloud can have, where only the cloud can tell whether anything is lost.
+    ///
+    /// # Errors
+    /// The source's; an identity error where the database no longer has all that was accepted or sent.
+    async fn start(
+        &self,
+        session: &Session,
+        identity: &Identity,
+        run: &Run,
+    ) -> Result<(Checkpoint, Option<Position>)> {
         let stored = self.store.load()?;
         let mirrored = outbox::mirrored(session, identity).await?;
         let stored = match stored {
@@ -151,29 +184,62 @@ impl Drain {
                         identity.epoch,
                     ),
                 )
-                .remedy("correct source.database_url or store.path; if the database was replaced, run `cloud-sync init --new-epoch`, then `cloud-sync sync`"));
+                .remedy("correct source.database_url or store.path; if the database was replaced, run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again"));
             }
             None => None,
         };
-        match (stored, mirrored) {
+        let sent = self.pulse.sent().filter(|sent| sent.identity == *identity);
+        let known = sent.is_some();
+        let furthest = [sent.as_ref(), stored.as_ref()]
+            .into_iter()
+            .flatten()
+            .max_by_key(|checkpoint| checkpoint.serial)
+            .or(mirrored.as_ref());
+        let beginning = Checkpoint::beginning(identity.clone());
+        let base = mirrored.as_ref().unwrap_or(&beginning);
+        let mut limit = None;
+        if let Some(furthest) = furthest
+            && let Some(before) = &furthest.run
+            && base.serial <= furthest.serial
+        {
+            if !outbox::leads_to(session, base, furthest).await? {
+                return Err(history_is_lost("changes that were delivered from it are gone"));
+            }
+            if before.timeline != run.timeline {
+                tracing::warn!(
+                    from = before.timeline,
+                    to = run.timeline,
+                    "the site's database was promoted or recovered since; all that was delivered is still there"
+                );
+                limit = (!known).then_some(furthest.highest);
+            }
+        }
+        let same_run = |checkpoint: &Checkpoint| checkpoint.run.as_ref().is_none_or(|before| before == run);
+        let mut start = match (stored, mirrored) {
+            (Some(stored), mirrored) if !same_run(&stored) => {
+                tracing::info!("the source's server was started anew: resuming from the checkpoint's mirror");
+                mirrored.unwrap_or(beginning)
+            }
             (Some(stored), Some(mirrored)) if mirrored.serial > stored.serial => {
                 tracing::warn!(
                     stored = stored.serial,
                     mirrored = mirrored.serial,
                     "the checkpoint store is older than its mirror in the source database: resuming from the mirror"
                 );
-                Ok(mirrored)
+                mirrored
             }
-            (Some(stored), _) => Ok(stored),
+            (Some(stored), _) => stored,
             (None, Some(mirrored)) => {
                 tracing::warn!(
                     serial = mirrored.serial,
                     "the checkpoint store is empty: resuming from the mirror in the source database"
                 );
-                Ok(mirrored)
+                mirrored
             }
-            (None, None) => Ok(Checkpoint::beginning(identity.clone())),
-        }
+            (None, None) => beginning,
+        };
+        start.run = Some(run.clone());
+        Ok((start, limit))
     }
 
     /// Drains until `shutdown`, through outages of the source and of the cloud.
@@ -240,7 +306,7 @@ impl Stages {
             return Ok(Step::Idle);
         };
         self.courier.deliver_once(&mut portion).await?;
-        self.committer.commit(portion.after).await?;
+        self.committer.commit(portion.accepted()).await?;
         self.committer.mirror_and_trim().await?;
         Ok(Step::Delivered)
     }
@@ -267,6 +333,32 @@ impl Stages {
     }
 }
 
+/// Checks that a further session is with the same run of the same server: what one run shows says nothing of another.
+async fn same_run(client: &Client, run: &Run) -> Result<()> {
+    if identity::run(client).await? == *run {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::SourceUnreachable,
+        "connect to the site's database",
+        "another server answers than a moment ago",
+    )
+    .remedy("it is tried again; source.database_url must lead to one server"))
+}
+
+/// The error of a database that went back to an older state.
+fn history_is_lost(cause: &str) -> Error {
+    Error::new(
+        Kind::Identity,
+        "resume from the checkpoint",
+        format!(
+            "the site's database was restored from an older state, or a standby took over that had not received \
+             everything: {cause}"
+        ),
+    )
+    .remedy("run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again")
+}
+
 /// The error of an outbox that has not come as far as its own checkpoint: changes below it would never be read.
 fn outbox_is_behind(expected: Position, last: Position) -> Error {
     Error::new(
@@ -277,7 +369,9 @@ fn outbox_is_behind(expected: Position, last: Position) -> Error {
              database was restored"
         ),
     )
-    .remedy("run `cloud-sync init --new-epoch`, then `cloud-sync sync`")
+    .remedy(
+        "run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again",
+    )
 }
 
 /// The error of a cloud that has seen more of this outbox than the outbox has.
@@ -290,5 +384,5 @@ fn cloud_is_ahead(position: Position, last: Position) -> Error {
              it is not the outbox that the cloud knows"
         ),
     )
-    .remedy("if the outbox was made anew or the database restored, run `cloud-sync init --new-epoch`, then `cloud-sync sync`")
+    .remedy("if the outbox was made anew or the database restored, run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again")
 }

@@ -170,6 +170,18 @@ impl Process<'_> {
         }
     }
 
+    /// Its exit status, once it has ended by itself.
+    pub(crate) async fn ended(mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < LIMIT, "it still runs:\n{}", self.daemon.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Bytes of memory that it had resident at its peak.
     pub(crate) fn peak_memory(&self) -> u64 {
         let path = Path::new("/proc")
