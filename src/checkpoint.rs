@@ -33,7 +33,10 @@ pub struct Identity {
 pub struct Checkpoint {
     /// Whose outbox.
     pub identity: Identity,
-    /// Rises with each commit: the later of two checkpoints has the higher one.
+    /// Rises whenever a store begins from the mirror: another store may have gone on from an earlier one meanwhile.
+    #[serde(default)]
+    pub term: u64,
+    /// Rises with each commit: the later of two checkpoints of a term has the higher one.
     pub serial: u64,
     /// The snapshot in which everything is accepted.
     pub lo: Snapshot,
@@ -93,6 +96,7 @@ impl Checkpoint {
     pub fn beginning(identity: Identity) -> Self {
         Self {
             identity,
+            term: 0,
             serial: 0,
             lo: Snapshot::beginning(),
             window: None,
@@ -140,6 +144,11 @@ impl Checkpoint {
             .collect();
         self.floor = next_floor;
         self.lo = hi;
+    }
+
+    /// Its place among all checkpoints of its outbox: the later of two has the higher one.
+    pub fn place(&self) -> (u64, u64) {
+        (self.term, self.serial)
     }
 
     /// A position below which nothing lies that `lo` does not see.

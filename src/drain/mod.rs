@@ -15,6 +15,7 @@ mod committer;
 mod courier;
 mod pulse;
 mod reader;
+mod resume;
 mod schema;
 
 use std::path::PathBuf;
@@ -22,24 +23,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::Catalogue;
 use crate::change::Position;
-use crate::checkpoint::{Checkpoint, Run, Store};
+use crate::checkpoint::{Checkpoint, Store};
 use crate::deliver::{Cloud, Origin};
 use crate::error::{Class, Error, Kind, Result};
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
-use crate::source::identity::{self, Identity};
-use crate::source::outbox;
+use crate::source::identity;
 
 use committer::Committer;
 use courier::Courier;
 pub use pulse::{Condition, Pulse, Side};
 use reader::Reader;
+use resume::{history_is_lost, same_run};
 pub use schema::wire_schema;
 
 /// The bounds of a batch.
@@ -148,100 +148,6 @@ impl Drain {
         })
     }
 
-    /// Where to go on: the later of the store's checkpoint and its mirror, but the mirror where the server is in another
-    /// run than the one that the store's was read from. The mirror is part of the database, so that it fits whatever state
-    /// that is in; of the store's, transaction numbers may have been given again since.
-    ///
-    /// Answers the highest position that the cloud can have, where only the cloud can tell whether anything is lost.
-    ///
-    /// # Errors
-    /// The source's; an identity error where the database no longer has all that was accepted or sent.
-    async fn start(
-        &self,
-        session: &Session,
-        identity: &Identity,
-        run: &Run,
-    ) -> Result<(Checkpoint, Option<Position>)> {
-        let stored = self.store.load()?;
-        let mirrored = outbox::mirrored(session, identity).await?;
-        let stored = match stored {
-            Some(stored) if stored.identity == *identity => Some(stored),
-            // The operator declared the outbox a new one: the old checkpoint says nothing about it.
-            Some(stored) if stored.identity.epoch < identity.epoch => None,
-            Some(stored) => {
-                return Err(Error::new(
-                    Kind::Identity,
-                    "resume from the checkpoint",
-                    format!(
-                        "the store holds the checkpoint of outbox {} on {} (source {}, epoch {}), and this is outbox {} on {} (source {}, epoch {})",
-                        stored.identity.outbox_id,
-                        stored.identity.system_id,
-                        stored.identity.source_id,
-                        stored.identity.epoch,
-                        identity.outbox_id,
-                        identity.system_id,
-                        identity.source_id,
-                        identity.epoch,
-                    ),
-                )
-                .remedy("correct source.database_url or store.path; if the database was replaced, run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again"));
-            }
-            None => None,
-        };
-        let sent = self.pulse.sent().filter(|sent| sent.identity == *identity);
-        let known = sent.is_some();
-        let furthest = [sent.as_ref(), stored.as_ref()]
-            .into_iter()
-            .flatten()
-            .max_by_key(|checkpoint| checkpoint.serial)
-            .or(mirrored.as_ref());
-        let beginning = Checkpoint::beginning(identity.clone());
-        let base = mirrored.as_ref().unwrap_or(&beginning);
-        let mut limit = None;
-        if let Some(furthest) = furthest
-            && let Some(before) = &furthest.run
-            && base.serial <= furthest.serial
-        {
-            if !outbox::leads_to(session, base, furthest).await? {
-                return Err(history_is_lost("changes that were delivered from it are gone"));
-            }
-            if before.timeline != run.timeline {
-                tracing::warn!(
-                    from = before.timeline,
-                    to = run.timeline,
-                    "the site's database was promoted or recovered since; all that was delivered is still there"
-                );
-                limit = (!known).then_some(furthest.highest);
-            }
-        }
-        let same_run = |checkpoint: &Checkpoint| checkpoint.run.as_ref().is_none_or(|before| before == run);
-        let mut start = match (stored, mirrored) {
-            (Some(stored), mirrored) if !same_run(&stored) => {
-                tracing::info!("the source's server was started anew: resuming from the checkpoint's mirror");
-                mirrored.unwrap_or(beginning)
-            }
-            (Some(stored), Some(mirrored)) if mirrored.serial > stored.serial => {
-                tracing::warn!(
-                    stored = stored.serial,
-                    mirrored = mirrored.serial,
-                    "the checkpoint store is older than its mirror in the source database: resuming from the mirror"
-                );
-                mirrored
-            }
-            (Some(stored), _) => stored,
-            (None, Some(mirrored)) => {
-                tracing::warn!(
-                    serial = mirrored.serial,
-                    "the checkpoint store is empty: resuming from the mirror in the source database"
-                );
-                mirrored
-            }
-            (None, None) => beginning,
-        };
-        start.run = Some(run.clone());
-        Ok((start, limit))
-    }
-
     /// Drains until `shutdown`, through outages of the source and of the cloud.
     ///
     /// # Errors
@@ -331,32 +237,6 @@ impl Stages {
         )?;
         Ok(())
     }
-}
-
-/// Checks that a further session is with the same run of the same server: what one run shows says nothing of another.
-async fn same_run(client: &Client, run: &Run) -> Result<()> {
-    if identity::run(client).await? == *run {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::SourceUnreachable,
-        "connect to the site's database",
-        "another server answers than a moment ago",
-    )
-    .remedy("it is tried again; source.database_url must lead to one server"))
-}
-
-/// The error of a database that went back to an older state.
-fn history_is_lost(cause: &str) -> Error {
-    Error::new(
-        Kind::Identity,
-        "resume from the checkpoint",
-        format!(
-            "the site's database was restored from an older state, or a standby took over that had not received \
-             everything: {cause}"
-        ),
-    )
-    .remedy("run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again")
 }
 
 /// The error of an outbox that has not come as far as its own checkpoint: changes below it would never be read.
