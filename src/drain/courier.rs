@@ -14,12 +14,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::Shapes;
-use super::{Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, cloud_is_behind, wire_schema};
+use super::{
+    Accepted, Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, cloud_is_behind, history_is_lost,
+    same_run, wire_schema,
+};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Op, Position};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Run};
 use crate::deliver::{Cloud, Failure, Hello, Origin, TableSchema};
 use crate::error::{Class, Kind, Result};
 use crate::media;
@@ -49,16 +52,23 @@ pub(super) struct Courier {
     last: Position,
     /// The highest position that a cloud which orders by position has accepted.
     accepted: Position,
+    /// The highest position that the cloud can have, where nobody remembers what was sent last and the database may
+    /// have gone back since.
+    limit: Option<Position>,
     media_root: PathBuf,
 }
 
 impl Courier {
     pub(super) async fn open(
         drain: &Drain,
+        run: &Run,
         origin: Origin,
         start: &Checkpoint,
         last: Position,
+        limit: Option<Position>,
     ) -> Result<Self> {
+        let session = Session::open(&drain.database_url, "delivery").await?;
+        same_run(session.client(), run).await?;
         if start.lossy {
             drain.pulse.lose(
                 None,
@@ -66,7 +76,7 @@ impl Courier {
             );
         }
         Ok(Self {
-            session: Session::open(&drain.database_url, "delivery").await?,
+            session,
             catalogue: drain.catalogue.clone(),
             cloud: drain.cloud.clone(),
             origin,
@@ -80,6 +90,7 @@ impl Courier {
             told: vec![None; drain.catalogue.entities().len()],
             last,
             accepted: start.accepted,
+            limit,
             media_root: drain.media_root.clone(),
         })
     }
@@ -87,6 +98,7 @@ impl Courier {
     /// Delivers the portion, or says what stopped it.
     pub(super) async fn deliver_once(&mut self, portion: &mut Portion) -> Result<()> {
         self.prepare(&mut portion.batch).await?;
+        self.pulse.sends(&portion.after);
         self.attempt(&mut portion.batch, &portion.shapes).await?;
         self.settle(portion).await
     }
@@ -95,7 +107,7 @@ impl Courier {
     pub(super) async fn run(
         mut self,
         mut batches: mpsc::Receiver<Portion>,
-        accepted: mpsc::Sender<Checkpoint>,
+        accepted: mpsc::Sender<Accepted>,
         shutdown: &CancellationToken,
     ) -> Result<()> {
         self.pulse.set(Condition::Replicating);
@@ -114,13 +126,14 @@ impl Courier {
             // Two batches that are accepted and not committed would both be sent again after a crash.
             self.pulse.committed(before).await;
             before = portion.after.serial;
+            self.pulse.sends(&portion.after);
             if !self.persist(&mut portion, shutdown).await? {
                 return Ok(());
             }
             abort::point("after the delivery");
             self.settle(&mut portion).await?;
             abort::point("before the hand-over");
-            if accepted.send(portion.after).await.is_err() {
+            if accepted.send(portion.accepted()).await.is_err() {
                 return Ok(());
             }
         }
@@ -259,6 +272,16 @@ impl Courier {
                 self.told.fill(None);
             }
         }
+        if let Some(limit) = self.limit
+            && hello
+                .high_water
+                .map_or(!hello.capabilities.changes, |(epoch, position)| {
+                    epoch == self.origin.epoch && position > limit
+                })
+        {
+            return Err(history_is_lost("nothing tells whether it has all that was sent").into());
+        }
+        self.limit = None;
         self.pulse.greeted(Some(hello.capabilities));
         // Another server may answer now, or the same one with an older state.
         let known = |before: &Hello| before.capabilities == hello.capabilities && before.site == hello.site;

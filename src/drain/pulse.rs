@@ -67,6 +67,7 @@ pub struct Pulse {
     pub metrics: Arc<Metrics>,
     condition: watch::Sender<Condition>,
     accepted: watch::Sender<Option<Checkpoint>>,
+    sent: Mutex<Option<Checkpoint>>,
     cloud: Mutex<Option<Capabilities>>,
     progressed: Mutex<Instant>,
     kick: Notify,
@@ -82,6 +83,7 @@ impl Pulse {
             metrics,
             condition: watch::Sender::new(Condition::Starting),
             accepted: watch::Sender::new(None),
+            sent: Mutex::new(None),
             cloud: Mutex::new(None),
             progressed: Mutex::new(Instant::now()),
             kick: Notify::new(),
@@ -214,6 +216,22 @@ impl Pulse {
         }
         self.progress();
         self.accepted.send_replace(Some(checkpoint));
+    }
+
+    /// Notes the checkpoint that a batch will be once it is accepted. From now on the cloud may have it.
+    pub(super) fn sends(&self, checkpoint: &Checkpoint) {
+        *self
+            .sent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(checkpoint.clone());
+    }
+
+    /// The checkpoint of the batch that this process sent last, accepted or not.
+    pub(super) fn sent(&self) -> Option<Checkpoint> {
+        self.sent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits until the checkpoint of this serial, or a later one, is committed.

@@ -118,10 +118,13 @@ impl Replicator {
     /// Leads whenever it may, until `shutdown`.
     async fn lead_repeatedly(&self, shutdown: &CancellationToken) -> Result<()> {
         let mut repeats = Repeats::new("leader");
+        let mut has_led = false;
         while !shutdown.is_cancelled() {
             let url = self.settings.require_database_url()?;
             let error = match Leader::try_take(url).await {
                 Ok(Some(leader)) => {
+                    repeats.recovered();
+                    has_led = true;
                     self.set_standby(None);
                     match self.lead(leader, shutdown).await {
                         Ok(()) => continue,
@@ -135,12 +138,16 @@ impl Replicator {
                 }
                 Err(error) => error,
             };
-            if error.class() != Class::Retry {
-                return Err(error);
-            }
+            // At the start a person watches. Later the database may be away in any way, as while it is restored, or while its
+            // password changes: only what cannot pass ends the process.
+            let pause = match error.class() {
+                Class::Retry => Duration::from_secs(2),
+                Class::Operator if has_led => Duration::from_secs(10),
+                Class::Operator | Class::Fatal => return Err(error),
+            };
             repeats.failed(&error);
             self.pulse.unwell(error.to_string());
-            wait(Duration::from_secs(2), shutdown).await;
+            wait(pause, shutdown).await;
         }
         Ok(())
     }
@@ -395,6 +402,11 @@ impl Operator for Replicator {
         match self.pulse.condition() {
             Condition::Starting => Health::Starting("connecting".to_owned()),
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
+            // Without the source, nobody knows what waits.
+            Condition::BackingOff {
+                away: Side::Source,
+                reason,
+            } => Health::Still(reason),
             Condition::BackingOff { reason, .. } if waiting > 0 => Health::Still(reason),
             Condition::BackingOff { .. } => Health::Well,
             Condition::Replicating => {
