@@ -34,7 +34,10 @@ pub struct Identity {
 pub struct Checkpoint {
     /// Whose outbox.
     pub identity: Identity,
-    /// Rises with each commit: the later of two checkpoints has the higher one.
+    /// Rises whenever a store begins from the mirror: another store may have gone on from an earlier one meanwhile.
+    #[serde(default)]
+    pub term: u64,
+    /// Rises with each commit: the later of two checkpoints of a term has the higher one.
     pub serial: u64,
     /// The snapshot in which everything is accepted.
     pub lo: Snapshot,
@@ -44,6 +47,45 @@ pub struct Checkpoint {
     pub floor: Position,
     /// For each transaction that `lo` shows in progress, a position below all of its changes.
     pub floors: BTreeMap<u64, Position>,
+    /// The highest position that a cloud which orders by position has accepted in this epoch: one that knows less has lost
+    /// something.
+    #[serde(default)]
+    pub accepted: Position,
+    /// Whether the cloud has lost something that no sync has repaired yet.
+    #[serde(default)]
+    pub lossy: bool,
+    /// The highest position that was read.
+    #[serde(default)]
+    pub highest: Position,
+    /// The sum of [`mark`] over all changes that were read. Two checkpoints of one history differ by exactly the changes
+    /// that lie between them: that is how a history which lost some of them is noticed.
+    #[serde(default)]
+    pub tally: u64,
+    /// The run of the server that it was read from; none where an older version wrote it.
+    #[serde(default)]
+    pub run: Option<Run>,
+}
+
+/// One run of the source's server, from its start or its promotion to its end. Within it no transaction number is given
+/// twice; from one run to the next those numbers may go back that were never on the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The timeline, which a promotion or a recovery to a point in time changes.
+    pub timeline: String,
+    /// When the server was started, in microseconds since 1970.
+    pub started_at: i64,
+}
+
+/// A number that stands for one change, out of its position and the microsecond in which it was captured.
+///
+/// Source: the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+pub fn mark(position: Position, captured_at: i64) -> u64 {
+    let mut z = (position.0 as u64)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add(captured_at as u64);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// A window under way: what `hi` sees and the checkpoint's `lo` does not.
@@ -62,11 +104,17 @@ impl Checkpoint {
     pub fn beginning(identity: Identity) -> Self {
         Self {
             identity,
+            term: 0,
             serial: 0,
             lo: Snapshot::beginning(),
             window: None,
             floor: Position(0),
             floors: BTreeMap::new(),
+            accepted: Position(0),
+            lossy: false,
+            highest: Position(0),
+            tally: 0,
+            run: None,
         }
     }
 
@@ -106,6 +154,11 @@ impl Checkpoint {
             .collect();
         self.floor = next_floor;
         self.lo = hi;
+    }
+
+    /// Its place among all checkpoints of its outbox: the later of two has the higher one.
+    pub fn place(&self) -> (u64, u64) {
+        (self.term, self.serial)
     }
 
     /// A position below which nothing lies that `lo` does not see.

@@ -148,7 +148,8 @@ fn cloud(status: &StatusReport) -> String {
 fn reach(reachable: Option<bool>, error: Option<&str>) -> String {
     match (reachable, error) {
         (None, _) => "not asked yet".to_owned(),
-        (Some(true), _) => "reachable".to_owned(),
+        (Some(true), None) => "reachable".to_owned(),
+        (Some(true), Some(error)) => format!("reachable, but {error}"),
         (Some(false), None) => "not reachable".to_owned(),
         (Some(false), Some(error)) => format!("not reachable ({error})"),
     }

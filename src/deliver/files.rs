@@ -20,8 +20,9 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::broken::broken;
 use super::failure::{Failure, Outcome};
-use super::link::{Answer, Link, broken, encode_into, time_for};
+use super::link::{Answer, Link, encode_into, time_for};
 use super::{Done, refused};
 use crate::abort;
 use crate::error::{Error, Kind};

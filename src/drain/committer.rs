@@ -1,15 +1,15 @@
-//! Commits checkpoints: once the source's disk knows what they stand on, first in the local store, then in the mirror;
-//! then the outbox is trimmed below it.
+//! Commits checkpoints: first in the local store, then in the mirror, then the outbox is trimmed below it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
+use tokio_postgres::types::PgLsn;
 
-use super::{Drain, Pulse};
+use super::{Accepted, Drain, Pulse, same_run};
 use crate::abort;
-use crate::checkpoint::{Checkpoint, Store};
+use crate::checkpoint::{Checkpoint, Run, Store};
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
 use crate::source::outbox;
@@ -26,21 +26,30 @@ pub(super) struct Committer {
     store: Arc<dyn Store>,
     pulse: Arc<Pulse>,
     last: Option<Checkpoint>,
+    /// The source's log is known to be on its disk up to here.
+    flushed: PgLsn,
 }
 
 impl Committer {
-    pub(super) async fn open(drain: &Drain) -> Result<Self> {
+    pub(super) async fn open(drain: &Drain, run: &Run) -> Result<Self> {
+        let session = Session::open(&drain.database_url, "checkpoint").await?;
+        same_run(session.client(), run).await?;
         Ok(Self {
-            session: Session::open(&drain.database_url, "checkpoint").await?,
+            session,
             store: drain.store.clone(),
             pulse: drain.pulse.clone(),
             last: None,
+            flushed: PgLsn::from(0),
         })
     }
 
-    /// Commits one checkpoint in the store, once the source cannot take back what it stands on.
-    pub(super) async fn commit(&mut self, checkpoint: Checkpoint) -> Result<()> {
-        outbox::make_durable(&self.session).await?;
+    /// Commits one checkpoint in the store, once the source itself cannot forget what it stands for.
+    pub(super) async fn commit(&mut self, accepted: Accepted) -> Result<()> {
+        let Accepted { checkpoint, wal } = accepted;
+        if wal > self.flushed {
+            outbox::flush(&self.session, wal).await?;
+            self.flushed = wal;
+        }
         let store = self.store.clone();
         let kept = checkpoint.clone();
         abort::point("before a commit");
@@ -77,7 +86,7 @@ impl Committer {
     }
 
     /// Commits what arrives until the sender is gone; the mirror follows within a second, the trim within five.
-    pub(super) async fn run(mut self, mut delivered: mpsc::Receiver<Checkpoint>) -> Result<()> {
+    pub(super) async fn run(mut self, mut delivered: mpsc::Receiver<Accepted>) -> Result<()> {
         let mut mirror_at: Option<Instant> = None;
         let mut trim_at: Option<Instant> = None;
         loop {

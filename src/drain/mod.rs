@@ -15,6 +15,7 @@ mod committer;
 mod courier;
 mod pulse;
 mod reader;
+mod resume;
 mod schema;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::Catalogue;
@@ -31,13 +33,13 @@ use crate::deliver::{Cloud, Origin};
 use crate::error::{Class, Error, Kind, Result};
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
-use crate::source::identity::{self, Identity};
-use crate::source::outbox;
+use crate::source::identity;
 
 use committer::Committer;
 use courier::Courier;
 pub use pulse::{Condition, Pulse, Side};
 use reader::Reader;
+use resume::{history_is_lost, same_run};
 pub use schema::wire_schema;
 
 /// The bounds of a batch.
@@ -68,7 +70,12 @@ pub struct Drain {
     pub media_root: PathBuf,
     /// Where others see how it goes.
     pub pulse: Arc<Pulse>,
+    /// How often the cloud is asked who it is and what it can do, beside after each failure.
+    pub greet_every: Duration,
 }
+
+/// How often a replicator asks its cloud who it is.
+pub const GREET_EVERY: Duration = Duration::from_secs(30);
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +91,25 @@ struct Portion {
     batch: crate::batch::Batch,
     /// The checkpoint once the batch is accepted.
     after: Checkpoint,
+    /// All of the batch lies before this place of the server's log.
+    wal: PgLsn,
     /// The tables as they were when the batch was read.
     shapes: Arc<reader::Shapes>,
+}
+
+impl Portion {
+    fn accepted(self) -> Accepted {
+        Accepted {
+            checkpoint: self.after,
+            wal: self.wal,
+        }
+    }
+}
+
+/// What the cloud has accepted, to be committed.
+struct Accepted {
+    checkpoint: Checkpoint,
+    wal: PgLsn,
 }
 
 /// The three stages, connected.
@@ -103,7 +127,9 @@ impl Drain {
     pub async fn open(&self) -> Result<Stages> {
         let session = Session::open(&self.database_url, "drain").await?;
         let identity = identity::read(session.client(), self.source_id.as_deref()).await?;
-        let start = self.start(&session, &identity).await?;
+        identity::check_sequence(session.client()).await?;
+        let run = identity::run(session.client()).await?;
+        let (start, limit) = self.start(&session, &identity, &run).await?;
         self.pulse.accepted(start.clone());
         let origin = Origin {
             source_id: identity.source_id.clone(),
@@ -114,66 +140,18 @@ impl Drain {
             .window
             .as_ref()
             .map_or(start.floor, |window| window.next_floor);
+        let begun = start.clone();
         let reader = Reader::open(session, self.catalogue.clone(), self.limits, start).await?;
         if reader.last_position() < expected {
             return Err(outbox_is_behind(expected, reader.last_position()));
         }
-        let courier = Courier::open(self, origin, reader.last_position()).await?;
-        let committer = Committer::open(self).await?;
+        let courier = Courier::open(self, &run, origin, &begun, reader.last_position(), limit).await?;
+        let committer = Committer::open(self, &run).await?;
         Ok(Stages {
             reader,
             courier,
             committer,
         })
-    }
-
-    /// The later of the store's checkpoint and its mirror.
-    async fn start(&self, session: &Session, identity: &Identity) -> Result<Checkpoint> {
-        let stored = self.store.load()?;
-        let mirrored = outbox::mirrored(session, identity).await?;
-        let stored = match stored {
-            Some(stored) if stored.identity == *identity => Some(stored),
-            // The operator declared the outbox a new one: the old checkpoint says nothing about it.
-            Some(stored) if stored.identity.epoch < identity.epoch => None,
-            Some(stored) => {
-                return Err(Error::new(
-                    Kind::Identity,
-                    "resume from the checkpoint",
-                    format!(
-                        "the store holds the checkpoint of outbox {} on {} (source {}, epoch {}), and this is outbox {} on {} (source {}, epoch {})",
-                        stored.identity.outbox_id,
-                        stored.identity.system_id,
-                        stored.identity.source_id,
-                        stored.identity.epoch,
-                        identity.outbox_id,
-                        identity.system_id,
-                        identity.source_id,
-                        identity.epoch,
-                    ),
-                )
-                .remedy("correct source.database_url or store.path; if the database was replaced, run `cloud-sync init --new-epoch`, then `cloud-sync sync`"));
-            }
-            None => None,
-        };
-        match (stored, mirrored) {
-            (Some(stored), Some(mirrored)) if mirrored.serial > stored.serial => {
-                tracing::warn!(
-                    stored = stored.serial,
-                    mirrored = mirrored.serial,
-                    "the checkpoint store is older than its mirror in the source database: resuming from the mirror"
-                );
-                Ok(mirrored)
-            }
-            (Some(stored), _) => Ok(stored),
-            (None, Some(mirrored)) => {
-                tracing::warn!(
-                    serial = mirrored.serial,
-                    "the checkpoint store is empty: resuming from the mirror in the source database"
-                );
-                Ok(mirrored)
-            }
-            (None, None) => Ok(Checkpoint::beginning(identity.clone())),
-        }
     }
 
     /// Drains until `shutdown`, through outages of the source and of the cloud.
@@ -240,7 +218,7 @@ impl Stages {
             return Ok(Step::Idle);
         };
         self.courier.deliver_once(&mut portion).await?;
-        self.committer.commit(portion.after).await?;
+        self.committer.commit(portion.accepted()).await?;
         self.committer.mirror_and_trim().await?;
         Ok(Step::Delivered)
     }
@@ -277,7 +255,21 @@ fn outbox_is_behind(expected: Position, last: Position) -> Error {
              database was restored"
         ),
     )
-    .remedy("run `cloud-sync init --new-epoch`, then `cloud-sync sync`")
+    .remedy(
+        "run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again",
+    )
+}
+
+/// What is said of a cloud that has less of this outbox than it had accepted.
+fn cloud_is_behind(expected: Position, found: Option<Position>) -> String {
+    let found = found.map_or("has nothing of this source".to_owned(), |found| {
+        format!("knows it only up to {found}")
+    });
+    format!(
+        "the cloud has accepted position {expected} from this source, and now {found}: an older state of it was \
+         restored, or it is another one; the replicator syncs to repair its rows; if its files were lost too, run \
+         `cloud-sync sync --force`"
+    )
 }
 
 /// The error of a cloud that has seen more of this outbox than the outbox has.
@@ -290,5 +282,5 @@ fn cloud_is_ahead(position: Position, last: Position) -> Error {
              it is not the outbox that the cloud knows"
         ),
     )
-    .remedy("if the outbox was made anew or the database restored, run `cloud-sync init --new-epoch`, then `cloud-sync sync`")
+    .remedy("if the outbox was made anew or the database restored, run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again")
 }

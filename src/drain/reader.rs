@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
 use super::{Limits, Portion};
@@ -44,6 +45,8 @@ pub(super) struct Reader {
     /// Whether the next look must show every transaction that runs, as those may not know yet that they must notify.
     lying_down: bool,
     last: Position,
+    /// All that the window under way shows lies before this place of the server's log.
+    wal: PgLsn,
 }
 
 impl Reader {
@@ -66,7 +69,7 @@ impl Reader {
         shapes.numbers = attached.iter().map(|attached| attached.id).collect();
         let outbox = Outbox::prepare(&session, &shapes.numbers).await?;
         let wake = Wake::listen(&session).await?;
-        let last = outbox.look(&session, Position(i64::MAX)).await?.last;
+        let Look { last, wal, .. } = outbox.look(&session, Position(i64::MAX)).await?;
         Ok(Self {
             under_way: cursor.window.is_some(),
             session,
@@ -79,6 +82,7 @@ impl Reader {
             wake,
             lying_down: false,
             last,
+            wal,
         })
     }
 
@@ -98,6 +102,7 @@ impl Reader {
                 };
                 let look = self.outbox.look(&self.session, fenced).await?;
                 self.cursor.open(look.snapshot.clone(), look.last);
+                self.wal = look.wal;
                 self.looked = Some(look);
                 self.under_way = false;
             }
@@ -122,6 +127,8 @@ impl Reader {
             }
             if let (Some(window), Some(last)) = (&mut self.cursor.window, read.last) {
                 window.position = last;
+                self.cursor.highest = self.cursor.highest.max(last);
+                self.cursor.tally = self.cursor.tally.wrapping_add(read.tally);
             }
             if read.foreign > 0 {
                 tracing::warn!(
@@ -155,6 +162,7 @@ impl Reader {
             return Ok(Some(Portion {
                 batch: Batch::new(changes),
                 after: self.cursor.clone(),
+                wal: self.wal,
                 shapes: self.shapes.clone(),
             }));
         }

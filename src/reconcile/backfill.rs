@@ -17,7 +17,7 @@ use crate::drain::wire_schema;
 use crate::error::{Class, Result};
 use crate::existence::Held;
 use crate::media;
-use crate::quarantine::Quarantine;
+use crate::quarantine;
 use crate::retry::Backoff;
 use crate::source::backfill::{self as read, Progress, Read};
 use crate::source::recapture;
@@ -130,7 +130,6 @@ impl Reconcile {
             self.cloud.put_schema(&wire_schema(entity, table)).await?;
         }
         let held = Held::learn(&self.cloud, place, days.map(|days| days + 1), None).await?;
-        let mut quarantine = Quarantine::open(client, &self.catalogue).await?;
         let mut rows = PAGE_ROWS / 10;
         while !shutdown.is_cancelled() {
             let after = progress.after.as_deref();
@@ -153,7 +152,7 @@ impl Reconcile {
                 if !batch.pending().is_empty() {
                     break;
                 }
-                quarantine.settle(client, &self.catalogue, &batch).await?;
+                quarantine::settle(client, &self.catalogue, &batch).await?;
                 self.note_files(&batch).await?;
                 done.refused += batch.refused().count() as u64;
                 done.pushed += batch.count(&Fate::Accepted) as u64;

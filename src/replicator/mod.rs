@@ -3,7 +3,7 @@
 //! One replicator drains an outbox. Who may is settled by an advisory lock in the source database, held by a session of
 //! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
 //!
-//! Tasks while leading: the drain, the upload lane, the gauges, the sync schedule. The operator API serves all the time.
+//! Tasks while leading: the drain, the upload lane, the gauges, the sync schedule, the repair of what the cloud lost. The operator API serves all the time.
 //! Join order on shutdown: the schedule and the gauges end at once; the drain gives its reader up, finishes or gives up
 //! the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's lock goes.
 
@@ -24,14 +24,14 @@ use crate::config::{CapabilityChoice, Settings};
 use crate::control::status::{LastSync, State, StatusReport};
 use crate::control::{Health, Operator, Server, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions};
-use crate::drain::{Condition, Drain, Limits, Pulse, Side};
+use crate::drain::{Condition, Drain, GREET_EVERY, Limits, Pulse, Side};
 use crate::error::{Class, Error, Result};
 use crate::media::records;
 use crate::media::upload::Uploads;
 use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
 use crate::reconcile::{Observer, Reconcile, Unobserved};
-use crate::retry::Repeats;
+use crate::retry::{Backoff, Repeats};
 use crate::schedule::{self, Schedule};
 use crate::source::connect::Session;
 
@@ -118,10 +118,13 @@ impl Replicator {
     /// Leads whenever it may, until `shutdown`.
     async fn lead_repeatedly(&self, shutdown: &CancellationToken) -> Result<()> {
         let mut repeats = Repeats::new("leader");
+        let mut has_led = false;
         while !shutdown.is_cancelled() {
             let url = self.settings.require_database_url()?;
             let error = match Leader::try_take(url).await {
                 Ok(Some(leader)) => {
+                    repeats.recovered();
+                    has_led = true;
                     self.set_standby(None);
                     match self.lead(leader, shutdown).await {
                         Ok(()) => continue,
@@ -135,12 +138,16 @@ impl Replicator {
                 }
                 Err(error) => error,
             };
-            if error.class() != Class::Retry {
-                return Err(error);
-            }
+            // At the start a person watches. Later the database may be away in any way, as while it is restored, or while its
+            // password changes: only what cannot pass ends the process.
+            let pause = match error.class() {
+                Class::Retry => Duration::from_secs(2),
+                Class::Operator if has_led => Duration::from_secs(10),
+                Class::Operator | Class::Fatal => return Err(error),
+            };
             repeats.failed(&error);
             self.pulse.unwell(error.to_string());
-            wait(Duration::from_secs(2), shutdown).await;
+            wait(pause, shutdown).await;
         }
         Ok(())
     }
@@ -172,12 +179,13 @@ impl Replicator {
             }
             result
         };
-        let (lost, drained, uploaded, (), ()) = tokio::join!(
+        let (lost, drained, uploaded, (), (), ()) = tokio::join!(
             lost,
             async { ending(drain.run(stop.clone()).await) },
             async { ending(uploads.run(stop.clone()).await) },
             self.watch_gauges(&stop),
             self.follow_schedule(&stop),
+            self.repair_losses(&stop),
         );
         leader.release().await;
         lost.and(drained).and(uploaded)
@@ -198,6 +206,23 @@ impl Replicator {
             Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
             Ok(report) => tracing::warn!(errors = report.errors().len(), "the scheduled sync had errors"),
             Err(error) => tracing::error!("the scheduled sync failed: {error}"),
+        }
+    }
+
+    /// Syncs whenever the cloud is found to have less than it had accepted, until that is repaired.
+    async fn repair_losses(&self, stop: &CancellationToken) {
+        let mut backoff = Backoff::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.pulse.lost() => {}
+            }
+            self.sync_as_scheduled(stop).await;
+            if self.pulse.loss().is_none() {
+                backoff.reset();
+            } else if wait(backoff.next(None), stop).await {
+                return;
+            }
         }
     }
 
@@ -238,6 +263,7 @@ impl Replicator {
     pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
         let _one = self.syncing.lock().await;
         let places = self.settings.catalogue.select(&request.entities)?;
+        let loss = self.pulse.loss();
         let synced = async {
             let reconcile = reconcile(&self.settings, &self.cloud, &self.pulse).await?;
             let session = Session::open(self.settings.require_database_url()?, "files to look at").await?;
@@ -246,6 +272,12 @@ impl Replicator {
             Ok(reconcile.sync(&places, request.force, observer).await)
         };
         let synced: Result<SyncReport> = synced.await;
+        if let (Some(loss), Ok(report)) = (&loss, &synced)
+            && report.success()
+            && places.len() == self.settings.catalogue.entities().len()
+        {
+            self.pulse.repaired(loss);
+        }
         let metrics = &self.pulse.metrics;
         let last = match &synced {
             Ok(report) => LastSync {
@@ -323,9 +355,10 @@ impl Operator for Replicator {
             | Condition::KeyRefused { .. } => Some(false),
             _ => capabilities.map(|_| true),
         };
-        if status.cloud.reachable == Some(false) {
-            status.cloud.last_error.clone_from(&status.reason);
-        }
+        status.cloud.last_error = match status.cloud.reachable {
+            Some(false) => status.reason.clone(),
+            _ => self.pulse.loss(),
+        };
         status.last_sync = self
             .last_sync
             .lock()
@@ -369,6 +402,11 @@ impl Operator for Replicator {
         match self.pulse.condition() {
             Condition::Starting => Health::Starting("connecting".to_owned()),
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
+            // Without the source, nobody knows what waits.
+            Condition::BackingOff {
+                away: Side::Source,
+                reason,
+            } => Health::Still(reason),
             Condition::BackingOff { reason, .. } if waiting > 0 => Health::Still(reason),
             Condition::BackingOff { .. } => Health::Well,
             Condition::Replicating => {
@@ -444,6 +482,7 @@ pub fn drain(
         },
         media_root: settings.media.root.clone(),
         pulse,
+        greet_every: GREET_EVERY,
     })
 }
 

@@ -75,14 +75,17 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
     };
     check_trimmed(settings, &session, &identity, first).await?;
     let (store, _aside) = SledStore::open(&settings.store.path.join("checkpoint"))?;
-    let current = match store.load()? {
-        Some(stored) if stored.identity == identity => Some(stored),
-        _ => outbox::mirrored(&session, &identity).await?,
-    };
+    let stored = store.load()?.filter(|stored| stored.identity == identity);
+    let mirrored = outbox::mirrored(&session, &identity).await?;
+    let current = [stored, mirrored]
+        .into_iter()
+        .flatten()
+        .max_by_key(Checkpoint::place);
     let mut checkpoint = Checkpoint::beginning(identity);
     let waiting = current.as_ref().map_or(Position(0), Checkpoint::bound);
     checkpoint.floor = Position((first - 1).min(waiting.0));
-    checkpoint.serial = current.map_or(0, |current| current.serial) + 1;
+    let (term, serial) = current.map_or((0, 0), |current| current.place());
+    (checkpoint.term, checkpoint.serial) = (term, serial + 1);
     debug_assert_eq!(checkpoint.lo, Snapshot::beginning());
     store.commit(&checkpoint)?;
     outbox::mirror(&session, &checkpoint).await?;

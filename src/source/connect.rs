@@ -18,13 +18,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{Error, Kind, Result};
 
-/// Settings of every session: a site's own defaults must not break the replicator, images must read the same, and what is
-/// committed must be on the disk.
+/// Settings of every session: a site's own defaults must not break the replicator, and images must read the same. What a
+/// role may not see under row-level security must fail, not be missing. `transaction_timeout` is there from 17 on.
 const PIN: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = 0; \
+     set idle_session_timeout = 0; set standard_conforming_strings = on; set synchronous_commit = on; \
      set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set extra_float_digits = 1; \
-     set bytea_output = 'hex'; set jit = off; set default_transaction_isolation = 'read committed'; \
-     set default_transaction_read_only = off; set client_min_messages = warning; \
-     select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'";
+     set bytea_output = 'hex'; set xmlbinary = base64; set quote_all_identifiers = off; set row_security = off; \
+     set jit = off; set default_transaction_isolation = 'read committed'; \
+     set default_transaction_read_only = off; set default_transaction_deferrable = off; \
+     set client_min_messages = warning; \
+     select set_config(name, '0', false) from pg_catalog.pg_settings where name = 'transaction_timeout'";
 
 /// An open session. Dropping it closes the connection.
 pub struct Session {

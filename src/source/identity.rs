@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use crate::change::Epoch;
 pub use crate::checkpoint::Identity;
+use crate::checkpoint::Run;
 use crate::error::{Error, Kind, Result};
 
 // The database's number too: one that was dropped and created anew under the same name is another one.
@@ -80,7 +81,7 @@ fn check(stored: &str, actual: &str) -> Result<()> {
         "use the outbox",
         format!("it was made on another server or database ({stored}), and this is {actual}: a restored or copied dump"),
     )
-    .remedy("if this database is the site's database now, run `cloud-sync init --new-epoch`, then `cloud-sync sync`"))
+    .remedy("if this database is the site's database now, run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again"))
 }
 
 /// Reads whose outbox it is, and checks that it is on the server and database that it was made on.
@@ -99,6 +100,60 @@ pub async fn read(client: &Client, source_id: Option<&str>) -> Result<Identity> 
         system_id: stored,
         epoch,
     })
+}
+
+/// The run of the server that the session is connected with.
+///
+/// # Errors
+/// The source's; a standby counts as unreachable, as it may be promoted at any moment.
+pub async fn run(client: &Client) -> Result<Run> {
+    let row = client
+        .query_one(
+            "select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) end, \
+             (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::postgres("read the server's timeline", error))?;
+    let timeline: Option<String> = row.get(0);
+    let timeline = timeline.ok_or_else(|| {
+        Error::new(
+            Kind::SourceUnreachable,
+            "replicate from the server that answers",
+            "it is a standby",
+        )
+        .remedy("name the primary in source.database_url, or promote this server; it is tried again")
+    })?;
+    Ok(Run {
+        timeline,
+        started_at: row.get(1),
+    })
+}
+
+/// Checks that a session takes positions one by one: taken in blocks, those of a row would not rise in commit order.
+///
+/// # Errors
+/// The source's; a configuration error where the sequence was altered.
+pub async fn check_sequence(client: &Client) -> Result<()> {
+    let row = client
+        .query_one(
+            "select seqcache = 1 and seqincrement = 1 and not seqcycle from pg_sequence \
+             where seqrelid = 'cloud_sync.position'::regclass",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::postgres("read the sequence of positions", error))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    Err(Error::config(
+        "use the sequence cloud_sync.position",
+        "it was altered: its cache and its increment must be 1, or a row's older change may overwrite its newer one",
+    )
+    .remedy(
+        "run `alter sequence cloud_sync.position increment 1 cache 1 no cycle`, restart the applications that write, \
+         then run `cloud-sync init --new-epoch` and `cloud-sync sync --force`",
+    ))
 }
 
 /// Whether the outbox is there.

@@ -7,17 +7,18 @@ use std::collections::HashMap;
 
 use futures::{StreamExt, TryFutureExt};
 use tokio_postgres::Statement;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{PgLsn, ToSql};
 
 use super::connect::Session;
 use super::identity::Identity;
 use crate::abort;
 use crate::change::{Change, Op, Position, Snapshot};
-use crate::checkpoint::{Checkpoint, Window};
+use crate::checkpoint::{self, Checkpoint, Window};
 use crate::error::{Error, Kind, Result};
 
 const WINDOW: &str = include_str!("../../sql/window.sql");
 const LAG: &str = include_str!("../../sql/lag.sql");
+const BETWEEN: &str = include_str!("../../sql/between.sql");
 
 /// A look at the source: a snapshot, and a sequence value that was read before it was taken.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub struct Look {
     pub snapshot: Snapshot,
     /// Changes of transactions from the snapshot's `xmax` on lie above this position.
     pub last: Position,
+    /// All that the snapshot shows lies before this place of the server's log.
+    pub wal: PgLsn,
 }
 
 /// Part of a window.
@@ -39,6 +42,8 @@ pub struct Portion {
     pub exhausted: bool,
     /// Rows of entities that the catalogue does not have.
     pub foreign: usize,
+    /// The sum of the marks of all rows that were read.
+    pub tally: u64,
 }
 
 /// The outbox as one session reads it.
@@ -71,7 +76,7 @@ impl Outbox {
                 .await
                 .map_err(failed)?,
             snapshot: client
-                .prepare("select pg_current_snapshot()::text")
+                .prepare("select pg_current_snapshot()::text, pg_current_wal_insert_lsn()")
                 .await
                 .map_err(failed)?,
             places: ids.iter().enumerate().map(|(place, &id)| (id, place)).collect(),
@@ -100,6 +105,7 @@ impl Outbox {
         Ok(Look {
             snapshot: snapshot_of(snapshot.get(0))?,
             last: Position(last.get(0)),
+            wal: snapshot.get(1),
         })
     }
 
@@ -131,6 +137,7 @@ impl Outbox {
             let row = row.map_err(failed)?;
             let position = Position(row.get(0));
             portion.last = Some(position);
+            portion.tally = portion.tally.wrapping_add(checkpoint::mark(position, row.get(3)));
             count += 1;
             let key: &str = row.get(4);
             let image: Option<&str> = row.get(5);
@@ -165,24 +172,6 @@ fn snapshot_of(text: &str) -> Result<Snapshot> {
     text.parse().map_err(|error: crate::change::NotASnapshot| {
         Error::new(Kind::Source, "take a snapshot of the source", error.to_string())
     })
-}
-
-/// Waits until the source's disk knows all that was seen of it so far.
-///
-/// A look sees transaction numbers and positions that were taken and are not yet in the log on the disk: those of
-/// transactions that run, and the look's own. A crash of the server takes these back and gives them out again; a
-/// checkpoint that counted them as seen would pass over whoever gets them then.
-///
-/// # Errors
-/// The source's.
-pub async fn make_durable(session: &Session) -> Result<()> {
-    // A commit that has written to the log waits for all of the log before it.
-    session
-        .client()
-        .execute("select pg_logical_emit_message(true, 'cloud_sync', '')", &[])
-        .await
-        .map_err(|error| Error::postgres("wait for the source's disk", error))?;
-    Ok(())
 }
 
 /// Writes the checkpoint's mirror; it is on the source's disk when this returns.
@@ -227,6 +216,69 @@ pub async fn mirrored(session: &Session, identity: &Identity) -> Result<Option<C
             .remedy("a newer cloud-sync may have written it: use that version")
     })?;
     Ok((checkpoint.identity == *identity).then_some(checkpoint))
+}
+
+/// Waits until the source's log is on its disk up to `wal`. What a snapshot shows need not be: a transaction number that
+/// wrote nothing never is, and a writer may commit without waiting for the disk. A crash of the server then gives the
+/// same numbers and positions again, to other changes.
+///
+/// # Errors
+/// The source's.
+pub async fn flush(session: &Session, wal: PgLsn) -> Result<()> {
+    let failed = |error| Error::postgres("wait for the source's disk", error);
+    let client = session.client();
+    let row = client
+        .query_one("select pg_current_wal_flush_lsn() >= $1", &[&wal])
+        .await
+        .map_err(failed)?;
+    if !row.get::<_, bool>(0) {
+        // Its commit takes all before it to the disk, and to the standby where one is waited for.
+        client
+            .query_one("select pg_logical_emit_message(true, 'cloud_sync', '')", &[])
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Whether the outbox still has every change that `to` has accepted and `from`, its own mirror, has not. It has none
+/// of them trimmed, and it lacks some where the database went back to an older state.
+///
+/// # Errors
+/// The source's.
+pub async fn leads_to(session: &Session, from: &Checkpoint, to: &Checkpoint) -> Result<bool> {
+    let failed = |error| Error::postgres("compare the outbox with the checkpoint", error);
+    let bounds = |checkpoint: &Checkpoint| {
+        let lo = checkpoint.lo.to_string();
+        match &checkpoint.window {
+            Some(window) => (lo, window.hi.to_string(), window.position.0),
+            None => (lo.clone(), lo, 0),
+        }
+    };
+    let ((lo, hi, position), (to_lo, to_hi, to_position)) = (bounds(from), bounds(to));
+    let after = from.bound().0;
+    let parameters: [&(dyn ToSql + Sync); 8] = [
+        &after,
+        &lo,
+        &hi,
+        &position,
+        &to_lo,
+        &to_hi,
+        &to_position,
+        &to.highest.0,
+    ];
+    let rows = session
+        .client()
+        .query_raw(BETWEEN, parameters)
+        .await
+        .map_err(failed)?;
+    futures::pin_mut!(rows);
+    let mut tally = from.tally;
+    while let Some(row) = rows.next().await {
+        let row = row.map_err(failed)?;
+        tally = tally.wrapping_add(checkpoint::mark(Position(row.get(0)), row.get(1)));
+    }
+    Ok(tally == to.tally)
 }
 
 /// Truncates each slot that holds only what the checkpoint has accepted, and answers how many bytes that gave back.

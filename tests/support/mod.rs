@@ -1,7 +1,8 @@
 //! What the integration tests stand on.
 
 pub(crate) mod baseline;
-mod fault;
+pub(crate) mod fault;
+pub(crate) mod gate;
 pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;

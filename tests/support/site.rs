@@ -91,6 +91,12 @@ impl Cloud {
         cloud
     }
 
+    /// The keys that it takes once it serves again.
+    pub(crate) fn set_keys(&mut self, keys: &[&str]) {
+        let keys = keys.iter().map(|&key| key.to_owned()).collect();
+        self.settings.keys = BTreeMap::from([(SITE.to_owned(), keys)]);
+    }
+
     /// Serves again after [`Cloud::away`], on the same port.
     pub(crate) async fn back(&mut self) {
         let receiver = Receiver::bind(self.settings.clone()).await.unwrap();
@@ -150,8 +156,19 @@ impl Site {
         tables: &str,
         config: &str,
     ) -> Self {
-        provider();
         let database_url = server.database(&format!("{hint}_site")).await;
+        Self::at(database_url, cloud_url, key, tables, config).await
+    }
+
+    /// As [`Site::bare`], in a database that a test has made itself.
+    pub(crate) async fn at(
+        database_url: String,
+        cloud_url: &str,
+        key: &str,
+        tables: &str,
+        config: &str,
+    ) -> Self {
+        provider();
         let client = connect(&database_url).await;
         client.batch_execute(tables).await.unwrap();
         let folder = tempfile::tempdir().unwrap();

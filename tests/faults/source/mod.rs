@@ -1,0 +1,70 @@
+//! Faults of the site's database.
+
+mod failover;
+mod machine;
+mod outages;
+
+use cloud_sync::control::StatusReport;
+use cloud_sync::control::status::State;
+
+use crate::support::process::{Daemon, Process};
+use crate::support::site::{Cloud, KEY, LIMIT, Site};
+use machine::reach;
+
+/// Parents and children, small, so that the tests are about the server.
+const TABLES: &str = "
+create table pot (pot_id bigint primary key, label text, weight bigint not null default 0);
+create table leaf (
+    pot_id bigint not null references pot on delete cascade, nth int not null, note text, primary key (pot_id, nth)
+)";
+
+const ENTITIES: &str = "
+[[entity]]
+name = \"pots\"
+table = \"pot\"
+key = [\"pot_id\"]
+
+[[entity]]
+name = \"leaves\"
+table = \"leaf\"
+key = [\"pot_id\", \"nth\"]
+";
+
+/// One turn of a writer: rows come, change and go, each transaction touching several.
+const TURN: &str = "begin; insert into pot values ($n % 97, 'turn $n', 1) on conflict (pot_id) \
+     do update set label = excluded.label, weight = pot.weight + 1; \
+     insert into leaf values ($n % 97, $n % 5, 'turn $n') on conflict (pot_id, nth) do update set note = excluded.note; \
+     delete from pot where pot_id = ($n * 7) % 97 and $n % 11 = 0; commit";
+
+/// A site of these tables in a database that the test has made.
+async fn garden(database_url: String, cloud: &Cloud) -> Site {
+    let site = Site::at(database_url, &cloud.url, KEY, TABLES, ENTITIES).await;
+    site.init().await;
+    site
+}
+
+/// Waits until the daemon replicates, whatever still waits.
+async fn replicating(daemon: &Daemon) -> StatusReport {
+    let so =
+        |status: &StatusReport| status.state == State::Replicating && status.source.reachable == Some(true);
+    daemon.until("replicating", LIMIT, so).await
+}
+
+/// Waits until the daemon has ended by itself because its database went back, and takes the remedy that it named. The
+/// process that this answers replicates.
+async fn renewed<'a>(daemon: &'a Daemon, mut process: Process<'_>, site: &mut Site) -> Process<'a> {
+    let code = process.ended("it still runs").await.code();
+    let log = daemon.log();
+    assert_eq!(code, Some(3), "{log}");
+    let remedy =
+        "run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again";
+    assert!(log.contains(remedy), "{log}");
+    for command in [&["init", "--new-epoch"][..], &["sync", "--force"]] {
+        let output = daemon.ask(command);
+        assert!(output.status.success(), "{command:?}: {output:?}");
+    }
+    site.client = reach(&site.database_url).await;
+    let process = daemon.start();
+    daemon.caught_up().await;
+    process
+}
