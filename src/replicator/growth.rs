@@ -27,14 +27,20 @@ impl Growth {
         if samples.back().is_some_and(|(_, last)| bytes < *last) {
             samples.clear();
         }
-        while samples.front().is_some_and(|(at, _)| now.duration_since(*at) > OVER) {
+        while samples
+            .front()
+            .is_some_and(|(at, _)| now.duration_since(*at) > OVER)
+        {
             samples.pop_front();
         }
         let rate = samples.front().and_then(|(at, first)| {
             let seconds = now.duration_since(*at).as_secs_f64();
             (seconds > 0.0).then(|| bytes.saturating_sub(*first) as f64 / seconds)
         });
-        if samples.back().is_none_or(|(at, _)| now.duration_since(*at) >= APART) {
+        if samples
+            .back()
+            .is_none_or(|(at, _)| now.duration_since(*at) >= APART)
+        {
             samples.push_back((now, bytes));
         }
         GrowthStatus {

@@ -34,7 +34,10 @@ impl Guarded {
     /// The first trouble, in words; what is broken now goes before what was missed.
     pub(super) fn reason(&self) -> Option<String> {
         let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = troubles.iter().find(|trouble| trouble.broken).or(troubles.first())?;
+        let first = troubles
+            .iter()
+            .find(|trouble| trouble.broken)
+            .or(troubles.first())?;
         Some(match troubles.len() {
             1 => first.reason.clone(),
             count => format!("{} (and {} more)", first.reason, count - 1),
@@ -60,9 +63,14 @@ fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a Watched>) -> 
             let wrong = watched.wrong.as_ref();
             let reason = match (wrong, &watched.gap) {
                 (Some(wrong), _) => wrong.error(entity).to_string(),
-                (None, Some((gap, _))) => Error::config(format!("vouch for the cloud's {}", entity.name), gap.clone())
-                    .remedy("a running replicator compares it with the cloud by itself, and `cloud-sync sync` does")
-                    .to_string(),
+                (None, Some((gap, _))) => Error::config(
+                    format!("vouch for the cloud's {}", entity.name),
+                    gap.clone(),
+                )
+                .remedy(
+                    "a running replicator compares it with the cloud by itself, and `cloud-sync sync` does",
+                )
+                .to_string(),
                 (None, None) => return None,
             };
             Some(CaptureTrouble {
@@ -135,7 +143,10 @@ impl Replicator {
         }
         for trouble in &before {
             if !troubles.iter().any(|now| now.entity == trouble.entity) {
-                tracing::info!(entity = trouble.entity, "its capture is in place, and nothing is missed");
+                tracing::info!(
+                    entity = trouble.entity,
+                    "its capture is in place, and nothing is missed"
+                );
             }
         }
         let metrics = &self.pulse.metrics;
@@ -149,7 +160,11 @@ impl Replicator {
             .iter()
             .zip(watched)
             .filter(|(_, watched)| {
-                watched.gap.is_some() && watched.wrong.as_ref().is_none_or(|wrong| wrong.missed().is_none())
+                watched.gap.is_some()
+                    && watched
+                        .wrong
+                        .as_ref()
+                        .is_none_or(|wrong| wrong.missed().is_none())
             })
             .map(|(entity, _)| entity.name.clone())
             .collect()
@@ -162,7 +177,8 @@ impl Replicator {
             Some(capabilities) => capabilities,
             None => {
                 let session = Session::open(self.settings.require_database_url()?, "guard").await?;
-                let identity = identity::read(session.client(), self.settings.source.source_id.as_deref()).await?;
+                let identity =
+                    identity::read(session.client(), self.settings.source.source_id.as_deref()).await?;
                 let origin = Origin {
                     source_id: identity.source_id,
                     epoch: identity.epoch,

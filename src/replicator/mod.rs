@@ -243,9 +243,15 @@ impl Replicator {
         metrics.lag_changes.set(gauges.lag.changes as i64);
         metrics.lag_seconds.set(gauges.lag.seconds);
         metrics.outbox_bytes.set(gauges.outbox_bytes as i64);
-        metrics.outbox_growth.set(gauges.growth.bytes_per_second.unwrap_or(f64::NAN));
-        metrics.outbox_room.set(gauges.growth.room_bytes.map_or(f64::NAN, |bytes| bytes as f64));
-        metrics.outbox_full_seconds.set(gauges.growth.full_in_seconds.unwrap_or(f64::NAN));
+        metrics
+            .outbox_growth
+            .set(gauges.growth.bytes_per_second.unwrap_or(f64::NAN));
+        metrics
+            .outbox_room
+            .set(gauges.growth.room_bytes.map_or(f64::NAN, |bytes| bytes as f64));
+        metrics
+            .outbox_full_seconds
+            .set(gauges.growth.full_in_seconds.unwrap_or(f64::NAN));
         metrics.quarantine.set(gauges.quarantine as i64);
         *self.gauges.lock().unwrap_or_else(PoisonError::into_inner) = gauges;
     }

@@ -6,7 +6,9 @@ use tokio::sync::Mutex;
 use crate::change::Snapshot;
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
-use crate::control::status::{CheckpointStatus, FileCounts, GrowthStatus, Lag, LatencyStatus, State, StatusReport};
+use crate::control::status::{
+    CheckpointStatus, FileCounts, GrowthStatus, Lag, LatencyStatus, State, StatusReport,
+};
 use crate::error::{Error, Result};
 use crate::media::records;
 use crate::metrics::Metrics;

@@ -155,7 +155,10 @@ pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Standing>
     let mut renamed = false;
     let mut found = client.query_opt(FIND, &[&entity.table]).await.map_err(failed)?;
     if found.is_none() {
-        found = client.query_opt(FIND_CAPTURED, &[&entity.name]).await.map_err(failed)?;
+        found = client
+            .query_opt(FIND_CAPTURED, &[&entity.name])
+            .await
+            .map_err(failed)?;
         renamed = found.is_some();
     }
     let Some(row) = found else {

@@ -40,7 +40,9 @@ impl Wrong {
         match self {
             Self::Missing(what) => what.clone(),
             Self::Joined(partition) => format!("partition {partition} has no triggers yet"),
-            Self::Left(table) => format!("{table} is no part of the table any more, and still has its triggers"),
+            Self::Left(table) => {
+                format!("{table} is no part of the table any more, and still has its triggers")
+            }
             Self::Unfit(error) | Self::Renamed(error) => error.clone(),
             Self::Outdated => format!(
                 "the triggers on {} were made for another definition or column list",
@@ -53,7 +55,9 @@ impl Wrong {
     pub fn missed(&self) -> Option<String> {
         match self {
             Self::Missing(what) => Some(format!("changes may have been missed: {what}")),
-            Self::Unfit(_) => Some("changes may have been missed while the entity did not fit its table".to_owned()),
+            Self::Unfit(_) => {
+                Some("changes may have been missed while the entity did not fit its table".to_owned())
+            }
             Self::Left(_) => Some("a partition left the table, and its rows with it".to_owned()),
             // Where it holds rows, making its triggers marks the gap.
             Self::Joined(_) | Self::Renamed(_) | Self::Outdated => None,
@@ -200,7 +204,10 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
             partition.missing.join(", "),
             partition.sql_name
         )))
-    } else if let Some(partition) = partitions.iter().find(|member| !member.foreign && member.uncaptured) {
+    } else if let Some(partition) = partitions
+        .iter()
+        .find(|member| !member.foreign && member.uncaptured)
+    {
         Some(Wrong::Joined(partition.sql_name.clone()))
     } else if let Some(stranger) = strangers(client, id, &members).await?.first() {
         Some(Wrong::Left(stranger.clone()))
@@ -337,7 +344,9 @@ pub fn undeliverable(change: &Change) -> Option<&'static str> {
         return None;
     }
     if change.key.is_empty() {
-        return Some("a change could not be captured row by row: a partition was truncated, or the entity's condition failed");
+        return Some(
+            "a change could not be captured row by row: a partition was truncated, or the entity's condition failed",
+        );
     }
     if change.op == Op::Upsert && change.row.is_none() {
         return Some("rows were withheld: a column that must not leave the site is no longer in the table");

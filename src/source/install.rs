@@ -179,7 +179,9 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
     sql.push_str(&functions(entity, table, id));
     for member in guard::strangers(client, id, &members).await? {
         for (event, _) in EVENTS {
-            sql.push_str(&format!("drop trigger if exists cloud_sync_{event} on {member};\n"));
+            sql.push_str(&format!(
+                "drop trigger if exists cloud_sync_{event} on {member};\n"
+            ));
         }
     }
     for (nth, member) in members.iter().enumerate() {
@@ -202,13 +204,19 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
             ));
         }
     }
-    if let Some(missed) = before.and_then(|watched| watched.wrong).and_then(|wrong| wrong.missed()) {
+    if let Some(missed) = before
+        .and_then(|watched| watched.wrong)
+        .and_then(|wrong| wrong.missed())
+    {
         sql.push_str(&format!(
             "update cloud_sync.entity set gap = {}, gap_seen = clock_timestamp() where id = {id};\n",
             quote_text(&missed),
         ));
     }
-    sql.push_str(&format!("select cloud_sync.note_shape({id}::smallint, {});\n", table.oid));
+    sql.push_str(&format!(
+        "select cloud_sync.note_shape({id}::smallint, {});\n",
+        table.oid
+    ));
     sql.push_str(&format!(
         "update cloud_sync.entity set definition = {}, signature = {}, attached_at = now(), detached_at = null where id = {id};\ncommit;",
         quote_text(&definition(entity, table)),
