@@ -126,6 +126,15 @@ pub const KEYS: &[Key] = &[
         "what the cloud knows this database by; made up by init where unset",
     ),
     key(
+        "source.outbox_limit",
+        None,
+        Shape::Size {
+            min: 1 << 20,
+            max: 1 << 50,
+        },
+        "how far the outbox may grow before its disk counts as full, for the forecast; unset leaves it to the disk",
+    ),
+    key(
         "media.root",
         Some("storage/app/public"),
         Shape::Path,

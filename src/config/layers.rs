@@ -320,6 +320,7 @@ impl Layers {
             source: SourceSettings {
                 database_url: self.secret("source.database_url")?,
                 source_id: self.optional("source.source_id", text)?,
+                outbox_limit: self.optional("source.outbox_limit", value::size)?,
             },
             media: MediaSettings {
                 root: self.path("media.root")?,

@@ -110,6 +110,7 @@ impl Reconcile {
     ) -> Result<Done> {
         let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
         let client = self.session.client();
+        self.must_fit(place).await?;
         let mut progress = if restart {
             Progress::default()
         } else {

@@ -3,10 +3,13 @@
 //! One replicator drains an outbox. Who may is settled by an advisory lock in the source database, held by a session of
 //! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
 //!
-//! Tasks while leading: the drain, the upload lane, the gauges, the sync schedule, the repair of what the cloud lost. The operator API serves all the time.
-//! Join order on shutdown: the schedule and the gauges end at once; the drain gives its reader up, finishes or gives up
+//! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, the sync schedule, the repair of
+//! what the cloud lost. The operator API serves all the time.
+//! Join order on shutdown: the schedule, the guard and the gauges end at once; the drain gives its reader up, finishes or gives up
 //! the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's lock goes.
 
+mod growth;
+mod guard;
 mod leader;
 mod once;
 pub mod preconditions;
@@ -35,6 +38,7 @@ use crate::retry::{Backoff, Repeats};
 use crate::schedule::{self, Schedule};
 use crate::source::connect::Session;
 
+use guard::Guarded;
 use leader::Leader;
 pub use once::{Once, backfill};
 use questions::{Gauges, Questions};
@@ -59,6 +63,8 @@ pub struct Replicator {
     last_sync: Mutex<Option<LastSync>>,
     schedule: Option<Schedule>,
     syncing: tokio::sync::Mutex<()>,
+    guarded: Guarded,
+    guard_every: Duration,
 }
 
 impl Replicator {
@@ -67,6 +73,14 @@ impl Replicator {
     /// # Errors
     /// A configuration error.
     pub fn new(settings: &Settings) -> Result<Arc<Self>> {
+        Self::guarding_every(settings, guard::EVERY)
+    }
+
+    /// The same, with another time between two looks at the capture.
+    ///
+    /// # Errors
+    /// A configuration error.
+    pub fn guarding_every(settings: &Settings, guard_every: Duration) -> Result<Arc<Self>> {
         let catalogue = Arc::new(settings.catalogue.clone());
         let names = catalogue.entities().iter().map(|entity| entity.name.as_str());
         let metrics = Arc::new(Metrics::new(names));
@@ -84,6 +98,8 @@ impl Replicator {
             last_sync: Mutex::default(),
             syncing: tokio::sync::Mutex::default(),
             schedule,
+            guarded: Guarded::default(),
+            guard_every,
             settings: settings.clone(),
         }))
     }
@@ -179,11 +195,12 @@ impl Replicator {
             }
             result
         };
-        let (lost, drained, uploaded, (), (), ()) = tokio::join!(
+        let (lost, drained, uploaded, (), (), (), ()) = tokio::join!(
             lost,
             async { ending(drain.run(stop.clone()).await) },
             async { ending(uploads.run(stop.clone()).await) },
             self.watch_gauges(&stop),
+            self.guard_capture(&stop),
             self.follow_schedule(&stop),
             self.repair_losses(&stop),
         );
@@ -252,6 +269,15 @@ impl Replicator {
         metrics.lag_changes.set(gauges.lag.changes as i64);
         metrics.lag_seconds.set(gauges.lag.seconds);
         metrics.outbox_bytes.set(gauges.outbox_bytes as i64);
+        metrics
+            .outbox_growth
+            .set(gauges.growth.bytes_per_second.unwrap_or(f64::NAN));
+        metrics
+            .outbox_room
+            .set(gauges.growth.room_bytes.map_or(f64::NAN, |bytes| bytes as f64));
+        metrics
+            .outbox_full_seconds
+            .set(gauges.growth.full_in_seconds.unwrap_or(f64::NAN));
         metrics.quarantine.set(gauges.quarantine as i64);
         *self.gauges.lock().unwrap_or_else(PoisonError::into_inner) = gauges;
     }
@@ -329,6 +355,10 @@ impl Operator for Replicator {
             (None, Condition::KeyRefused { reason }) => (State::KeyRefused, Some(reason)),
             (None, Condition::Stopped { reason }) => (State::Stopped, Some(reason)),
         };
+        status.capture = self.guarded.troubles();
+        if status.reason.is_none() {
+            status.reason = self.guarded.reason();
+        }
         match asked {
             Ok(gauges) => {
                 self.note(gauges.clone());
@@ -401,6 +431,9 @@ impl Operator for Replicator {
         let waiting = gauges.lag.changes;
         match self.pulse.condition() {
             Condition::Starting => Health::Starting("connecting".to_owned()),
+            Condition::Replicating | Condition::BackingOff { .. } if self.guarded.reason().is_some() => {
+                Health::Still(self.guarded.reason().unwrap_or_default())
+            }
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
             // Without the source, nobody knows what waits.
             Condition::BackingOff {

@@ -18,10 +18,11 @@ use crate::catalogue::Entity;
 pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
     let binaries = table.binaries();
     if entity.exclude.is_empty() && entity.redact.is_empty() && binaries.is_empty() {
-        format!("row_to_json({row})::text")
+        // The row, not a column of the same name.
+        format!("row_to_json({row}.*)::text")
     } else {
         format!(
-            "cloud_sync.image(to_jsonb({row}), {}, {}, {})",
+            "cloud_sync.image(to_jsonb({row}.*), {}, {}, {})",
             text_array(&entity.exclude),
             text_array(&entity.redact),
             text_array(&binaries),
@@ -37,6 +38,27 @@ pub fn key(entity: &Entity, row: &str) -> String {
         .map(|column| format!("{}, {row}.{}", quote_text(column), quote_name(column)))
         .collect();
     format!("json_build_object({})::text", pairs.join(", "))
+}
+
+/// The key where its columns are named without their table; see [`offered`].
+pub(crate) fn bare_key(entity: &Entity) -> String {
+    let pairs: Vec<_> = entity
+        .key
+        .iter()
+        .map(|column| format!("{}, {}", quote_text(column), quote_name(column)))
+        .collect();
+    format!("json_build_object({})::text", pairs.join(", "))
+}
+
+/// The SQL query of one row of nulls under the names of the key columns. Within a query that stands below it, a key
+/// column that the table does not have any more is null.
+pub(crate) fn offered(entity: &Entity) -> String {
+    let nulls: Vec<_> = entity
+        .key
+        .iter()
+        .map(|column| format!("null::text as {}", quote_name(column)))
+        .collect();
+    format!("select {}", nulls.join(", "))
 }
 
 /// The SQL condition that `row` belongs to the entity.
@@ -144,7 +166,7 @@ mod tests {
         let plain = Entity::new("rooms", "tbl_room", &["id"]);
         assert_eq!(
             image(&plain, &table(&[("id", "bigint")]), "n"),
-            "row_to_json(n)::text"
+            "row_to_json(n.*)::text"
         );
         assert!(
             image(&plain, &table(&[("id", "bigint"), ("photo", "bytea")]), "n").contains("array['photo']")

@@ -233,14 +233,12 @@ impl Site {
 
     /// The replicator, running in this process.
     pub(crate) fn replicate(&self) -> Running {
-        let replicator = Replicator::new(&self.settings).unwrap();
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(replicator.clone().run(stop.clone(), |_| {}));
-        Running {
-            replicator,
-            stop,
-            task,
-        }
+        Running::of(Replicator::new(&self.settings).unwrap())
+    }
+
+    /// The replicator, with its guard looking at the capture all the time.
+    pub(crate) fn replicate_guarded(&self) -> Running {
+        Running::of(Replicator::guarding_every(&self.settings, Duration::from_millis(200)).unwrap())
     }
 
     /// Compares with what the receiver holds.
@@ -277,6 +275,16 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    fn of(replicator: Arc<Replicator>) -> Self {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(replicator.clone().run(stop.clone(), |_| {}));
+        Self {
+            replicator,
+            stop,
+            task,
+        }
+    }
+
     /// Waits until nothing waits.
     pub(crate) async fn caught_up(&self) -> StatusReport {
         self.until("caught up", |status| {
