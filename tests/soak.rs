@@ -44,7 +44,7 @@ const CATCH_UP: Duration = Duration::from_secs(150);
 const ROUNDS: u64 = 3;
 
 /// The faults, and how often each is drawn.
-const FAULTS: [(Fault, u32); 18] = [
+const FAULTS: [(Fault, u32); 20] = [
     (Fault::Kill, 20),
     (Fault::Abort, 20),
     (Fault::Terminate, 6),
@@ -63,6 +63,8 @@ const FAULTS: [(Fault, u32); 18] = [
     (Fault::DeleteStore, 3),
     (Fault::OverwriteStore, 3),
     (Fault::SecondReplicator, 5),
+    (Fault::Sync, 4),
+    (Fault::Backfill, 3),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +87,8 @@ enum Fault {
     DeleteStore,
     OverwriteStore,
     SecondReplicator,
+    Sync,
+    Backfill,
 }
 
 struct Arguments {
@@ -176,6 +180,7 @@ async fn soak(arguments: &Arguments) -> Tally {
         proxy,
         daemons: &daemons,
         running: [None, None],
+        command: None,
         rng: StdRng::seed_from_u64(arguments.seed),
         tally: Tally::default(),
         stop,
@@ -201,8 +206,13 @@ async fn soak(arguments: &Arguments) -> Tally {
         }
     }
     world.tally.changes = world.changes().await;
-    let World { running, tally, .. } = world;
-    drop(running);
+    let World {
+        running,
+        command,
+        tally,
+        ..
+    } = world;
+    drop((running, command));
     tally
 }
 
@@ -305,6 +315,8 @@ struct World<'a> {
     proxy: Proxy,
     daemons: &'a [Daemon; 2],
     running: [Option<Run<'a>>; 2],
+    /// A command of the command line that runs beside them.
+    command: Option<Process<'a>>,
     rng: StdRng,
     tally: Tally,
     stop: CancellationToken,
@@ -496,6 +508,17 @@ impl<'a> World<'a> {
                 }
                 return Ok(());
             }
+            Fault::Sync | Fault::Backfill => {
+                self.tally.faults += 1;
+                let arguments: &[&str] = match fault {
+                    Fault::Sync => &["sync"],
+                    _ => &["backfill", "--all", "--restart"],
+                };
+                let which = self.rng.random_range(0..2);
+                // The last one, if it still runs, is killed.
+                self.command = Some(self.daemons[which].begin(arguments));
+                return Ok(());
+            }
             Fault::CutRequest => Trouble::CutRequest(self.rng.random_range(0..6000)),
             Fault::CutAnswer => Trouble::CutAnswer(self.rng.random_range(0..400)),
             Fault::HoldAnswers => Trouble::HoldAnswers,
@@ -562,6 +585,7 @@ impl<'a> World<'a> {
         self.receiver.ensure();
         let committed = storm.end().await;
         let begun = Instant::now();
+        self.command = None;
         if let Err(found) = self.terminate().await {
             return vec![found];
         }

@@ -64,6 +64,12 @@ impl Daemon {
         self.spawn(&["run"], overrides, Some(point))
     }
 
+    /// Starts another command of the command line.
+    #[allow(dead_code, reason = "for the soak")]
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Process<'_> {
+        self.spawn(arguments, &[], None)
+    }
+
     /// Starts another command of the command line, which aborts at this point.
     pub(crate) fn ask_to_abort(&self, point: &str, arguments: &[&str]) -> Process<'_> {
         self.spawn(arguments, &[], Some(point))
