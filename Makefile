@@ -6,7 +6,7 @@ ARGS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint prerequisites compiler postgresql
+.PHONY: help build demo test bench lint prerequisites compiler postgresql faketime
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ build: compiler ## build the release binary, target/release/cloud-sync
 demo: prerequisites ## show it live: a sample school, its cloud, and the replicator; flags in ARGS="…"
 	$(CARGO) run --release -- demo $(ARGS)
 
-test: prerequisites ## run every test
+test: prerequisites faketime ## run every test
 	$(CARGO) test --no-fail-fast
 
 bench: build postgresql ## measure side by side with PostgreSQL's own logical replication
@@ -47,3 +47,10 @@ postgresql:
 	  fi && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 	    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold postgresql; }
+
+# Tests turn the clock of a program by a day.
+faketime:
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { \
+	  echo "no libfaketime: installing the distribution's"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends faketime; }

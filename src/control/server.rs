@@ -1,7 +1,7 @@
 //! The HTTP server of the operator API.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -23,8 +23,8 @@ use crate::error::{Error, Kind, Result};
 /// A request is small; nothing larger is read.
 const BODY_LIMIT: usize = 64 << 10;
 
-/// How long open requests may take to end after shutdown.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long open requests, and then a sync that nobody waits for, may take to end after shutdown.
+const GRACE: Duration = Duration::from_secs(4);
 
 /// The operator API, bound to its port and not yet serving.
 pub struct Server<O> {
@@ -33,10 +33,25 @@ pub struct Server<O> {
     desk: Arc<Desk<O>>,
 }
 
+/// The server's token, which can be replaced while it serves.
+#[derive(Clone)]
+pub(crate) struct Token(Arc<RwLock<SecretString>>);
+
+impl Token {
+    /// From now on this one counts, and no other.
+    pub(crate) fn replace(&self, token: SecretString) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    fn is(&self, given: &str) -> bool {
+        token::same(given, &self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// What the handlers share.
 struct Desk<O> {
     operator: Arc<O>,
-    token: SecretString,
+    token: Token,
     turns: Turns,
     loopback: bool,
 }
@@ -56,7 +71,7 @@ impl<O: Operator> Server<O> {
             .map_err(|error| Error::local(operation(), error))?;
         let desk = Desk {
             operator,
-            token,
+            token: Token(Arc::new(RwLock::new(token))),
             turns: Turns::default(),
             loopback: address.ip().is_loopback(),
         };
@@ -72,7 +87,12 @@ impl<O: Operator> Server<O> {
         self.address
     }
 
-    /// Serves until shutdown, then lets open requests end, for ten seconds at most.
+    /// The token that it asks for.
+    pub(crate) fn token(&self) -> Token {
+        self.desk.token.clone()
+    }
+
+    /// Serves until shutdown, then lets open requests end, for some seconds at most.
     ///
     /// # Errors
     /// The operating system takes the port away.
@@ -134,7 +154,7 @@ impl<O> Desk<O> {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .is_some_and(|(scheme, given)| {
-                scheme.eq_ignore_ascii_case("bearer") && token::same(given.trim(), &self.token)
+                scheme.eq_ignore_ascii_case("bearer") && self.token.is(given.trim())
             })
     }
 }

@@ -73,7 +73,11 @@ impl Courier {
         self.pulse.set(Condition::Replicating);
         // Asked before there is anything to send, so that what a person must mend shows at the start. That the cloud is
         // away is no matter yet.
-        if let Err(failure) = self.greet().await {
+        let greeted = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            greeted = self.greet() => greeted,
+        };
+        if let Err(failure) = greeted {
             if failure.error().class() == Class::Fatal {
                 return Err(failure.into());
             }

@@ -1,7 +1,7 @@
 //! Who asks: the site that the API key belongs to, never one that the request claims.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
@@ -12,8 +12,32 @@ use super::answer::Refusal;
 use super::media::plain;
 use crate::error::{Error, Result};
 
+/// The keys that count now. Clones share them.
+#[derive(Clone)]
+pub struct KeyRing(Arc<RwLock<Keys>>);
+
+impl KeyRing {
+    pub(super) fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
+        Ok(Self(Arc::new(RwLock::new(Keys::new(keys)?))))
+    }
+
+    /// From now on these keys count, and no others.
+    ///
+    /// # Errors
+    /// A configuration error; the old keys stay then.
+    pub fn replace(&self, keys: &BTreeMap<String, Vec<String>>) -> Result<()> {
+        let keys = Keys::new(keys)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
+    }
+
+    fn site(&self, key: &str) -> Option<Arc<str>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).site(key)
+    }
+}
+
 /// The keys of all sites, as hashes: the keys themselves are not kept.
-pub(super) struct Keys {
+struct Keys {
     sites: Vec<Arc<str>>,
     hashes: Vec<(u32, [u8; 32])>,
 }
@@ -23,7 +47,7 @@ impl Keys {
     ///
     /// # Errors
     /// A configuration error: a site's name that is not one plain segment, an empty key, a key that two sites share.
-    pub(super) fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
+    fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
         let mut sites = Vec::new();
         let mut hashes: Vec<(u32, [u8; 32])> = Vec::new();
         for (site, keys) in keys {

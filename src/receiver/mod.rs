@@ -48,6 +48,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use self::answer::{Answer, Refusal};
+pub use self::auth::KeyRing;
 use crate::error::{Error, Result};
 
 /// The default of [`ReceiverSettings::body_limit`]: 64 MiB.
@@ -91,7 +92,7 @@ pub struct ReceiverSettings {
 struct Shared {
     pool: PgPool,
     tables: schema::Tables,
-    keys: auth::Keys,
+    keys: KeyRing,
     bounds: body::Bounds,
     /// Lists at once: each holds a connection for as long as its reader takes.
     lists: Arc<Semaphore>,
@@ -125,7 +126,7 @@ impl Receiver {
     /// # Errors
     /// Settings that cannot be used; a database, folder or port that cannot.
     pub async fn bind(settings: ReceiverSettings) -> Result<Self> {
-        let keys = auth::Keys::new(&settings.keys)?;
+        let keys = KeyRing::new(&settings.keys)?;
         let capabilities = match settings.capabilities {
             None => CAPABILITIES.map(str::to_owned).to_vec(),
             Some(chosen) => chosen,
@@ -170,6 +171,11 @@ impl Receiver {
                 capabilities,
             },
         })
+    }
+
+    /// The keys that count, to replace them while it serves.
+    pub fn ring(&self) -> KeyRing {
+        self.shared.keys.clone()
     }
 
     /// The largest upload, in bytes.

@@ -5,5 +5,6 @@ mod fault;
 pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod receiver;
 pub(crate) mod site;
 mod wire;

@@ -41,6 +41,11 @@ impl Daemon {
         self.settings.store.path.join("checkpoint")
     }
 
+    /// Where its operator API listens.
+    pub(crate) fn listen(&self) -> std::net::SocketAddr {
+        self.settings.control.listen
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-sync"));
         command
@@ -57,6 +62,11 @@ impl Daemon {
 
     /// Starts it, with these settings over the site's. Its log goes on where the last run's ended.
     pub(crate) fn start_with(&self, overrides: &[&str]) -> Process<'_> {
+        self.start_under(overrides, |_| {})
+    }
+
+    /// Starts it as `adjust` leaves the command: in another environment, or with its output elsewhere.
+    pub(crate) fn start_under(&self, overrides: &[&str], adjust: impl FnOnce(&mut Command)) -> Process<'_> {
         let log: File = OpenOptions::new()
             .create(true)
             .append(true)
@@ -66,11 +76,9 @@ impl Daemon {
         for over in overrides {
             command.args(["--set", over]);
         }
-        let child = command
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        adjust(&mut command);
+        let child = command.spawn().unwrap();
         Process { daemon: self, child }
     }
 
@@ -150,20 +158,35 @@ impl Process<'_> {
     }
 
     /// SIGTERM, and the exit status once it has ended.
-    pub(crate) async fn terminate(mut self) -> ExitStatus {
+    pub(crate) async fn terminate(self) -> ExitStatus {
+        self.signal("TERM");
+        self.ended(LIMIT).await
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    /// Sends a signal, by its name without `SIG`.
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
+            .args([&format!("-{name}"), &self.pid()])
             .status()
             .unwrap();
         assert!(sent.success());
+    }
+
+    /// The exit status once it has ended, which it must within `limit`.
+    pub(crate) async fn ended(mut self, limit: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
             assert!(
-                start.elapsed() < LIMIT,
-                "SIGTERM did not end it:\n{}",
+                start.elapsed() < limit,
+                "it did not end within {limit:?}:\n{}",
                 self.daemon.log()
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -172,14 +195,17 @@ impl Process<'_> {
 
     /// Bytes of memory that it had resident at its peak.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let path = Path::new("/proc")
-            .join(self.child.id().to_string())
-            .join("status");
-        let text = std::fs::read_to_string(path).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
-        kilobytes * 1024
+        peak_memory(self.child.id())
     }
+}
+
+/// Bytes of memory that a process had resident at its peak.
+pub(crate) fn peak_memory(pid: u32) -> u64 {
+    let path = Path::new("/proc").join(pid.to_string()).join("status");
+    let text = std::fs::read_to_string(path).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
+    kilobytes * 1024
 }
 
 impl Drop for Process<'_> {
