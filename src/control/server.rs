@@ -15,13 +15,21 @@ use secrecy::SecretString;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use super::turns::Turns;
 use super::{Health, Operator, SyncRequest, token};
 use crate::error::{Error, Kind, Result};
+use crate::serve::{self, Caller, Limits};
 
 /// A request is small; nothing larger is read.
 const BODY_LIMIT: usize = 64 << 10;
+
+/// A body of which nothing comes for this long is given up.
+const BODY_PAUSE: Duration = Duration::from_secs(10);
+
+/// Connections at once.
+const PLACES: usize = 64;
 
 /// How long open requests, and then a sync that nobody waits for, may take to end after shutdown.
 const GRACE: Duration = Duration::from_secs(4);
@@ -95,22 +103,10 @@ impl<O: Operator> Server<O> {
     /// Serves until shutdown, then lets open requests end, for some seconds at most.
     ///
     /// # Errors
-    /// The operating system takes the port away.
+    /// None at present: what fails while serving fails a request or a connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let router = router(Arc::clone(&self.desk));
-        let serve = axum::serve(self.listener, router)
-            .with_graceful_shutdown(shutdown.clone().cancelled_owned())
-            .into_future();
-        let overdue = async {
-            shutdown.cancelled().await;
-            tokio::time::sleep(GRACE).await;
-        };
-        tokio::select! {
-            served = serve => {
-                served.map_err(|error| Error::local(format!("serve the operator API on {}", self.address), error))?;
-            }
-            () = overdue => tracing::warn!("a request of the operator API did not end in time"),
-        }
+        serve::serve(self.listener, router, Limits::new(PLACES, GRACE), shutdown).await;
         tokio::select! {
             () = self.desk.turns.ended() => {}
             () = tokio::time::sleep(GRACE) => tracing::warn!("a sync did not end in time"),
@@ -125,6 +121,7 @@ fn router<O: Operator>(desk: Arc<Desk<O>>) -> Router {
         .route("/cloud-sync/status", get(status::<O>))
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorize::<O>));
     Router::new()
         .nest("/api", api)
@@ -137,6 +134,9 @@ fn router<O: Operator>(desk: Arc<Desk<O>>) -> Router {
 async fn authorize<O: Operator>(State(desk): State<Arc<Desk<O>>>, request: Request, next: Next) -> Response {
     if !desk.knows(request.headers()) {
         return unauthorized();
+    }
+    if let Some(caller) = request.extensions().get::<Caller>() {
+        caller.trust();
     }
     let mut answer = next.run(request).await;
     answer.headers_mut().insert(

@@ -6,12 +6,16 @@
 use std::io::Write;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
 use axum::Json;
-use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
-use axum::extract::{Multipart, Path, State};
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::{FromRequest, Multipart, Path, Request, State};
+use axum::http::{StatusCode, header};
 use bytes::Bytes;
+use futures::StreamExt;
 use serde_json::{Value, json};
 use sqlx::Row;
 use tempfile::NamedTempFile;
@@ -20,10 +24,17 @@ use tokio::sync::mpsc;
 use super::Shared;
 use super::answer::{Answer, Refusal};
 use super::auth::Site;
+use super::body::Pace;
 use super::media::plain;
 
 /// Where files lie until they are whole: below the files' root, so that a rename is enough.
 pub(super) const INCOMING: &str = ".incoming";
+
+/// What may lie between two pieces of a file: boundaries, the heads of parts, parts that are not the file.
+const ASIDE: u64 = 1024 * 1024;
+
+/// After so many bytes the reader of the parts must take what has come before it gets more.
+const PIECE: u64 = 256 * 1024;
 
 const STEM_BYTES: usize = 80;
 const EXTENSION_BYTES: usize = 16;
@@ -40,7 +51,7 @@ pub(super) async fn receive(
     State(shared): State<Arc<Shared>>,
     Site(site): Site,
     Path(directory): Path<String>,
-    multipart: Result<Multipart, MultipartRejection>,
+    request: Request,
 ) -> Answer<Json<Value>> {
     if !plain(&directory) {
         return Err(Refusal::new(
@@ -48,17 +59,19 @@ pub(super) async fn receive(
             "the directory is not one plain segment of letters, digits, _ and -",
         ));
     }
-    let mut multipart = multipart.map_err(|_| Refusal::malformed("the body is not multipart/form-data"))?;
+    let taken = Arc::new(AtomicU64::new(0));
+    let mut multipart = parts(request, Arc::clone(&taken)).await?;
     let field = loop {
         let field = multipart.next_field().await.map_err(broken)?;
         match field {
             Some(field) if field.name() == Some("file") => break field,
+            // It is passed over, and counts as aside.
             Some(_) => {}
             None => return Err(Refusal::malformed("the body has no part named file")),
         }
     };
     let name = safe_name(field.file_name().unwrap_or_default());
-    let received = stream(&shared, field).await?;
+    let received = stream(&shared, field, &taken).await?;
     let digest = received.hash.to_hex().to_string();
     let hash = format!("blake3:{digest}");
     let size = received.size;
@@ -90,6 +103,64 @@ pub(super) async fn receive(
     })))
 }
 
+/// Reads a body as `POST /upload` does, without storing anything: for each part the name that its file would have, and
+/// its bytes.
+///
+/// # Errors
+/// What the request would be answered.
+pub async fn read_parts(content_type: &str, body: Bytes) -> std::result::Result<Vec<(String, u64)>, String> {
+    let read = async {
+        let request = axum::http::Request::builder()
+            .header(header::CONTENT_TYPE, content_type)
+            .body(Body::from(body))
+            .map_err(|_| Refusal::malformed("the content type cannot be a header"))?;
+        let taken = Arc::new(AtomicU64::new(0));
+        let mut multipart = parts(request, Arc::clone(&taken)).await?;
+        let mut found = Vec::new();
+        while let Some(mut field) = multipart.next_field().await.map_err(broken)? {
+            let name = safe_name(field.file_name().unwrap_or_default());
+            let mut size = 0;
+            while let Some(chunk) = field.chunk().await.map_err(broken)? {
+                size += chunk.len() as u64;
+                taken.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+            found.push((name, size));
+        }
+        Ok(found)
+    };
+    read.await.map_err(|refusal: Refusal| refusal.words().to_owned())
+}
+
+/// The parts of a request's body. Their reader keeps in memory what it cannot give out yet, such as a part's head that does
+/// not end: the body breaks off where that is more than [`ASIDE`]. `taken` counts what was given out.
+async fn parts(request: Request, taken: Arc<AtomicU64>) -> Answer<Multipart> {
+    let (head, body) = request.into_parts();
+    let mut body = body.into_data_stream();
+    let (mut come, mut paused) = (0_u64, 0_u64);
+    let bounded = futures::stream::poll_fn(move |context| {
+        let kept = come.saturating_sub(taken.load(Ordering::Relaxed));
+        if kept > ASIDE {
+            let endless = "what is no part of a file does not end";
+            return Poll::Ready(Some(Err(std::io::Error::other(endless))));
+        }
+        if come - paused >= PIECE {
+            paused = come;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        body.poll_next_unpin(context).map(|next| {
+            next.map(|piece| {
+                let piece = piece.map_err(std::io::Error::other)?;
+                come += piece.len() as u64;
+                Ok(piece)
+            })
+        })
+    });
+    Multipart::from_request(Request::from_parts(head, Body::from_stream(bounded)), &())
+        .await
+        .map_err(|_| Refusal::malformed("the body is not multipart/form-data"))
+}
+
 fn broken(error: MultipartError) -> Refusal {
     Refusal::new(
         error.status(),
@@ -106,11 +177,12 @@ fn disk(error: std::io::Error) -> Refusal {
 }
 
 /// Streams a part into a temporary file. Whatever breaks it off takes the file away.
-async fn stream(shared: &Shared, mut field: Field<'_>) -> Answer<Received> {
+async fn stream(shared: &Shared, mut field: Field<'_>, taken: &AtomicU64) -> Answer<Received> {
     let incoming = shared.files.join(INCOMING);
     let (sender, chunks) = mpsc::channel::<Bytes>(16);
     let writer = tokio::task::spawn_blocking(move || write(&incoming, chunks));
     let mut size = 0_u64;
+    let mut pace = Pace::begin();
     let mut end = Ok(());
     loop {
         let chunk = match field.chunk().await {
@@ -122,6 +194,11 @@ async fn stream(shared: &Shared, mut field: Field<'_>) -> Answer<Received> {
             }
         };
         size += chunk.len() as u64;
+        taken.store(size, Ordering::Relaxed);
+        if let Err(slow) = pace.came(chunk.len()) {
+            end = Err(slow);
+            break;
+        }
         if size > shared.upload_limit {
             end = Err(Refusal::too_large(format!(
                 "the file is larger than {} bytes",
@@ -188,6 +265,13 @@ async fn check_content(shared: &Shared, site: &str, directory: &str, stored: &st
 fn place(file: NamedTempFile, target: &FilePath) -> std::io::Result<()> {
     let directory: PathBuf = target.parent().map(FilePath::to_owned).unwrap_or_default();
     std::fs::create_dir_all(&directory)?;
+    // The files' root is free of links; one below it would lead out of it.
+    if directory.canonicalize()? != directory {
+        return Err(std::io::Error::other(format!(
+            "{} is a link, and nothing is stored or served through one",
+            directory.display()
+        )));
+    }
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
