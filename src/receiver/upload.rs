@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 
 use axum::Json;
@@ -59,10 +59,13 @@ pub(super) async fn receive(
             "the directory is not one plain segment of letters, digits, _ and -",
         ));
     }
-    let taken = Arc::new(AtomicU64::new(0));
-    let mut multipart = parts(request, Arc::clone(&taken)).await?;
+    let flow = Arc::new(Flow::default());
+    let mut multipart = parts(request, Arc::clone(&flow)).await?;
     let field = loop {
-        let field = multipart.next_field().await.map_err(broken)?;
+        let field = multipart
+            .next_field()
+            .await
+            .map_err(|error| flow.broken(&error))?;
         match field {
             Some(field) if field.name() == Some("file") => break field,
             // It is passed over, and counts as aside.
@@ -71,7 +74,7 @@ pub(super) async fn receive(
         }
     };
     let name = safe_name(field.file_name().unwrap_or_default());
-    let received = stream(&shared, field, &taken).await?;
+    let received = stream(&shared, field, &flow).await?;
     let digest = received.hash.to_hex().to_string();
     let hash = format!("blake3:{digest}");
     let size = received.size;
@@ -103,6 +106,32 @@ pub(super) async fn receive(
     })))
 }
 
+/// What has become of a body's bytes.
+#[derive(Default)]
+struct Flow {
+    /// How many were given out as content of parts.
+    taken: AtomicU64,
+    /// Too many lie between two pieces of content.
+    endless: AtomicBool,
+}
+
+impl Flow {
+    /// What a body is answered whose parts cannot be read.
+    fn broken(&self, error: &MultipartError) -> Refusal {
+        if self.endless.load(Ordering::Relaxed) {
+            return Refusal::too_large(format!(
+                "the multipart body has more than {ASIDE} bytes that are not of the file"
+            ));
+        }
+        let status = match error.status() {
+            // It broke off: what is whole next time may pass.
+            StatusCode::INTERNAL_SERVER_ERROR => StatusCode::REQUEST_TIMEOUT,
+            status => status,
+        };
+        Refusal::new(status, "the multipart body is broken or ended before its end")
+    }
+}
+
 /// Reads a body as `POST /upload` does, without storing anything: for each part the name that its file would have, and
 /// its bytes.
 ///
@@ -114,15 +143,19 @@ pub async fn read_parts(content_type: &str, body: Bytes) -> std::result::Result<
             .header(header::CONTENT_TYPE, content_type)
             .body(Body::from(body))
             .map_err(|_| Refusal::malformed("the content type cannot be a header"))?;
-        let taken = Arc::new(AtomicU64::new(0));
-        let mut multipart = parts(request, Arc::clone(&taken)).await?;
+        let flow = Arc::new(Flow::default());
+        let mut multipart = parts(request, Arc::clone(&flow)).await?;
         let mut found = Vec::new();
-        while let Some(mut field) = multipart.next_field().await.map_err(broken)? {
+        while let Some(mut field) = multipart
+            .next_field()
+            .await
+            .map_err(|error| flow.broken(&error))?
+        {
             let name = safe_name(field.file_name().unwrap_or_default());
             let mut size = 0;
-            while let Some(chunk) = field.chunk().await.map_err(broken)? {
+            while let Some(chunk) = field.chunk().await.map_err(|error| flow.broken(&error))? {
                 size += chunk.len() as u64;
-                taken.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                flow.taken.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
             found.push((name, size));
         }
@@ -132,16 +165,16 @@ pub async fn read_parts(content_type: &str, body: Bytes) -> std::result::Result<
 }
 
 /// The parts of a request's body. Their reader keeps in memory what it cannot give out yet, such as a part's head that does
-/// not end: the body breaks off where that is more than [`ASIDE`]. `taken` counts what was given out.
-async fn parts(request: Request, taken: Arc<AtomicU64>) -> Answer<Multipart> {
+/// not end: the body breaks off where that is more than [`ASIDE`].
+async fn parts(request: Request, flow: Arc<Flow>) -> Answer<Multipart> {
     let (head, body) = request.into_parts();
     let mut body = body.into_data_stream();
     let (mut come, mut paused) = (0_u64, 0_u64);
     let bounded = futures::stream::poll_fn(move |context| {
-        let kept = come.saturating_sub(taken.load(Ordering::Relaxed));
+        let kept = come.saturating_sub(flow.taken.load(Ordering::Relaxed));
         if kept > ASIDE {
-            let endless = "what is no part of a file does not end";
-            return Poll::Ready(Some(Err(std::io::Error::other(endless))));
+            flow.endless.store(true, Ordering::Relaxed);
+            return Poll::Ready(Some(Err(std::io::Error::other("endless"))));
         }
         if come - paused >= PIECE {
             paused = come;
@@ -161,13 +194,6 @@ async fn parts(request: Request, taken: Arc<AtomicU64>) -> Answer<Multipart> {
         .map_err(|_| Refusal::malformed("the body is not multipart/form-data"))
 }
 
-fn broken(error: MultipartError) -> Refusal {
-    Refusal::new(
-        error.status(),
-        "the multipart body is broken or ended before its end",
-    )
-}
-
 fn disk(error: std::io::Error) -> Refusal {
     if error.kind() == std::io::ErrorKind::StorageFull {
         tracing::error!("the disk of the files is full");
@@ -177,7 +203,7 @@ fn disk(error: std::io::Error) -> Refusal {
 }
 
 /// Streams a part into a temporary file. Whatever breaks it off takes the file away.
-async fn stream(shared: &Shared, mut field: Field<'_>, taken: &AtomicU64) -> Answer<Received> {
+async fn stream(shared: &Shared, mut field: Field<'_>, flow: &Flow) -> Answer<Received> {
     let incoming = shared.files.join(INCOMING);
     let (sender, chunks) = mpsc::channel::<Bytes>(16);
     let writer = tokio::task::spawn_blocking(move || write(&incoming, chunks));
@@ -189,12 +215,12 @@ async fn stream(shared: &Shared, mut field: Field<'_>, taken: &AtomicU64) -> Ans
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
             Err(error) => {
-                end = Err(broken(error));
+                end = Err(flow.broken(&error));
                 break;
             }
         };
         size += chunk.len() as u64;
-        taken.store(size, Ordering::Relaxed);
+        flow.taken.store(size, Ordering::Relaxed);
         if let Err(slow) = pace.came(chunk.len()) {
             end = Err(slow);
             break;
