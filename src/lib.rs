@@ -46,4 +46,5 @@ pub mod change;
 pub mod error;
 pub mod metrics;
 pub mod retry;
+mod serve;
 pub mod shutdown;

@@ -23,7 +23,7 @@ use url::Url;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 
-pub use self::layers::{LoadOptions, Loaded, Origin, Value};
+pub use self::layers::{Changes, LoadOptions, Loaded, Origin, Value};
 
 /// The capabilities of DESIGN section 4 that a server can have.
 pub const CAPABILITIES: [&str; 6] = ["bulk", "delete", "changes", "schema", "tus", "content-hash"];

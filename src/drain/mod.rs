@@ -163,7 +163,10 @@ impl Drain {
         let mut repeats = Repeats::new("drain");
         while !shutdown.is_cancelled() {
             let round = async {
-                let stages = self.open().await?;
+                let stages = tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    stages = self.open() => stages?,
+                };
                 backoff.reset();
                 repeats.recovered();
                 stages.run(&shutdown).await

@@ -76,7 +76,10 @@ impl Uploads {
         let mut watch = self.start_watch();
         while !shutdown.is_cancelled() {
             let round = async {
-                let mut lane = self.open(&watch).await?;
+                let mut lane = tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    lane = self.open(&watch) => lane?,
+                };
                 backoff.reset();
                 repeats.recovered();
                 tokio::select! {

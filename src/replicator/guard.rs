@@ -126,16 +126,17 @@ impl Replicator {
     async fn look_at_capture(&self, session: &mut Option<Session>) -> Result<Vec<Watched>> {
         let open = match session.take() {
             Some(open) => open,
-            None => Session::open(self.settings.require_database_url()?, "guard").await?,
+            None => Session::open(self.live().settings.require_database_url()?, "guard").await?,
         };
-        let watched = guard::look(open.client(), &self.settings.catalogue).await?;
+        let watched = guard::look(open.client(), &self.live().settings.catalogue).await?;
         *session = Some(open);
         Ok(watched)
     }
 
     /// Tells what was found, and answers the entities whose gap can be closed now.
     fn note_capture(&self, watched: &[Watched]) -> Vec<String> {
-        let catalogue = &self.settings.catalogue;
+        let live = self.live();
+        let catalogue = &live.settings.catalogue;
         let troubles = of(catalogue, watched.iter());
         let before = self.guarded.troubles();
         for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
@@ -176,14 +177,15 @@ impl Replicator {
         let capabilities = match self.pulse.capabilities() {
             Some(capabilities) => capabilities,
             None => {
-                let session = Session::open(self.settings.require_database_url()?, "guard").await?;
+                let session = Session::open(self.live().settings.require_database_url()?, "guard").await?;
                 let identity =
-                    identity::read(session.client(), self.settings.source.source_id.as_deref()).await?;
+                    identity::read(session.client(), self.live().settings.source.source_id.as_deref())
+                        .await?;
                 let origin = Origin {
                     source_id: identity.source_id,
                     epoch: identity.epoch,
                 };
-                self.cloud.hello(&origin).await?.capabilities
+                self.live().cloud.hello(&origin).await?.capabilities
             }
         };
         let request = SyncRequest {

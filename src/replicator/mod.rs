@@ -4,9 +4,13 @@
 //! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
 //!
 //! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, the sync schedule, the repair of
-//! what the cloud lost. The operator API serves all the time.
-//! Join order on shutdown: the schedule, the guard and the gauges end at once; the drain gives its reader up, finishes or gives up
-//! the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's lock goes.
+//! what the cloud lost. The operator API serves all the time. Tasks begin anew, with the checkpoint as it stands, when the
+//! settings are replaced ([`Replicator::reload`]). They are dropped as they stand when the leader's session breaks off:
+//! what is under way then must not meet the next leader's.
+//!
+//! Join order on shutdown: the schedule, the guard and the gauges end at once; the drain gives its reader up, finishes or
+//! gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's
+//! lock goes. It takes [`END`] at most: what has not ended by then is dropped, which costs no more than a crash would.
 
 mod growth;
 mod guard;
@@ -20,12 +24,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{Timestamp, Zoned};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::SledStore;
-use crate::config::{CapabilityChoice, Settings};
+use crate::config::{CapabilityChoice, Loaded, Settings};
 use crate::control::status::{LastSync, State, StatusReport};
-use crate::control::{Health, Operator, Server, SyncRequest, token};
+use crate::control::{Health, Operator, Server, SyncRequest, Token, token};
 use crate::deliver::{Cloud, CloudOptions};
 use crate::drain::{Condition, Drain, GREET_EVERY, Limits, Pulse, Side};
 use crate::error::{Class, Error, Result};
@@ -51,17 +56,43 @@ const STILL: Duration = Duration::from_secs(60);
 /// How long a sync waits for a drain that is not well.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A site's replicator.
-pub struct Replicator {
+/// How long the tasks may take to end.
+const END: Duration = Duration::from_secs(8);
+
+/// How long the end may be held up by a source that does not answer.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What a reload replaces.
+struct Live {
     settings: Settings,
     cloud: Cloud,
+    schedule: Option<Schedule>,
+}
+
+impl Live {
+    fn new(settings: &Settings) -> Result<Self> {
+        Ok(Self {
+            cloud: cloud(settings)?,
+            schedule: match &settings.schedule.sync {
+                Some(cron) => Some(Schedule::new(cron)?),
+                None => None,
+            },
+            settings: settings.clone(),
+        })
+    }
+}
+
+/// A site's replicator.
+pub struct Replicator {
+    live: watch::Sender<Arc<Live>>,
+    token: Mutex<Option<Token>>,
+    stopping: CancellationToken,
     pulse: Arc<Pulse>,
     questions: Questions,
     started_at: Timestamp,
     standby: Mutex<Option<String>>,
     gauges: Mutex<Gauges>,
     last_sync: Mutex<Option<LastSync>>,
-    schedule: Option<Schedule>,
     syncing: tokio::sync::Mutex<()>,
     guarded: Guarded,
     guard_every: Duration,
@@ -84,12 +115,10 @@ impl Replicator {
         let catalogue = Arc::new(settings.catalogue.clone());
         let names = catalogue.entities().iter().map(|entity| entity.name.as_str());
         let metrics = Arc::new(Metrics::new(names));
-        let schedule = match &settings.schedule.sync {
-            Some(cron) => Some(Schedule::new(cron)?),
-            None => None,
-        };
         Ok(Arc::new(Self {
-            cloud: cloud(settings)?,
+            live: watch::Sender::new(Arc::new(Live::new(settings)?)),
+            token: Mutex::default(),
+            stopping: CancellationToken::new(),
             pulse: Arc::new(Pulse::new(metrics)),
             questions: Questions::new(settings)?,
             started_at: Timestamp::now(),
@@ -97,11 +126,28 @@ impl Replicator {
             gauges: Mutex::default(),
             last_sync: Mutex::default(),
             syncing: tokio::sync::Mutex::default(),
-            schedule,
             guarded: Guarded::default(),
             guard_every,
-            settings: settings.clone(),
         }))
+    }
+
+    fn live(&self) -> Arc<Live> {
+        self.live.borrow().clone()
+    }
+
+    /// Goes on with these settings, from the checkpoint as it stands. They must be of the same source, store, port and
+    /// catalogue: see [`Loaded::over`].
+    ///
+    /// # Errors
+    /// Settings that cannot be used; the old ones stay then.
+    pub fn reload(&self, loaded: &Loaded) -> Result<()> {
+        let live = Live::new(&loaded.settings)?;
+        let secret = token::obtain(&loaded.settings)?;
+        if let Some(token) = &*self.token.lock().unwrap_or_else(PoisonError::into_inner) {
+            token.replace(secret);
+        }
+        self.live.send_replace(Arc::new(live));
+        Ok(())
     }
 
     /// Replicates until `shutdown`, and serves the operator API. `serving` is told the API's address.
@@ -113,17 +159,28 @@ impl Replicator {
         shutdown: CancellationToken,
         serving: impl FnOnce(std::net::SocketAddr),
     ) -> Result<()> {
-        let server = Server::bind(
-            self.settings.control.listen,
-            token::obtain(&self.settings)?,
-            self.clone(),
-        )
-        .await?;
+        let settings = self.live().settings.clone();
+        let server = Server::bind(settings.control.listen, token::obtain(&settings)?, self.clone()).await?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.token());
         serving(server.address());
         let stop = shutdown.child_token();
         let guard = stop.clone().drop_guard();
         let served = tokio::spawn(server.serve(stop.clone()));
-        let led = self.lead_repeatedly(&stop).await;
+        let _stopping = self.stopping.clone().drop_guard();
+        let overdue = async {
+            stop.cancelled().await;
+            self.stopping.cancel();
+            tokio::time::sleep(END).await;
+        };
+        let led = tokio::select! {
+            biased;
+            led = self.lead_repeatedly(&stop) => led,
+            () = overdue => {
+                tracing::warn!("a task did not end in time: it is broken off, and the next run goes on from the checkpoint");
+                Ok(())
+            }
+        };
+        self.stopping.cancel();
         drop(guard);
         let served = served
             .await
@@ -134,13 +191,16 @@ impl Replicator {
     /// Leads whenever it may, until `shutdown`.
     async fn lead_repeatedly(&self, shutdown: &CancellationToken) -> Result<()> {
         let mut repeats = Repeats::new("leader");
-        let mut has_led = false;
         while !shutdown.is_cancelled() {
-            let url = self.settings.require_database_url()?;
-            let error = match Leader::try_take(url).await {
+            let live = self.live();
+            let url = live.settings.require_database_url()?;
+            let taken = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                taken = Leader::try_take(url) => taken,
+            };
+            let error = match taken {
                 Ok(Some(leader)) => {
                     repeats.recovered();
-                    has_led = true;
                     self.set_standby(None);
                     match self.lead(leader, shutdown).await {
                         Ok(()) => continue,
@@ -154,39 +214,54 @@ impl Replicator {
                 }
                 Err(error) => error,
             };
-            // At the start a person watches. Later the database may be away in any way, as while it is restored, or while its
-            // password changes: only what cannot pass ends the process.
-            let pause = match error.class() {
-                Class::Retry => Duration::from_secs(2),
-                Class::Operator if has_led => Duration::from_secs(10),
-                Class::Operator | Class::Fatal => return Err(error),
-            };
+            if error.class() == Class::Fatal {
+                return Err(error);
+            }
             repeats.failed(&error);
             self.pulse.unwell(error.to_string());
-            wait(pause, shutdown).await;
+            wait(leader::TRY_EVERY, shutdown).await;
         }
         Ok(())
     }
 
     /// Runs the tasks while this process leads. Ends without an error when the lock is lost.
     async fn lead(&self, leader: Leader, shutdown: &CancellationToken) -> Result<()> {
-        let (store, _aside) = SledStore::open(&self.settings.store.path.join("checkpoint"))?;
-        let drain = drain(
-            &self.settings,
-            self.cloud.clone(),
-            Arc::new(store),
-            self.pulse.clone(),
-        )?;
-        let uploads = uploads(&self.settings, self.cloud.clone(), &self.pulse)?;
+        let (store, _aside) = SledStore::open(&self.live().settings.store.path.join("checkpoint"))?;
+        let store = Arc::new(store);
         tracing::info!("this process drains the outbox");
+        let work = async {
+            while !shutdown.is_cancelled() {
+                self.work(store.clone(), shutdown).await?;
+            }
+            Ok(())
+        };
+        let worked = tokio::select! {
+            biased;
+            // What is under way is dropped: another process may drain from this moment on.
+            () = leader.lost() => {
+                tracing::error!("the leader's session broke off: draining stops");
+                return Ok(());
+            }
+            worked = work => worked,
+        };
+        drop(store);
+        // A lock that cannot be given back goes with the connection.
+        let _ = tokio::time::timeout(GOODBYE, leader.release()).await;
+        worked
+    }
+
+    /// Runs the tasks with the settings of now, until others come or until `shutdown`.
+    async fn work(&self, store: Arc<SledStore>, shutdown: &CancellationToken) -> Result<()> {
+        let mut replaced = self.live.subscribe();
+        let live = replaced.borrow_and_update().clone();
+        let drain = drain(&live.settings, live.cloud.clone(), store, self.pulse.clone())?;
+        let uploads = uploads(&live.settings, live.cloud.clone(), &self.pulse)?;
         let stop = shutdown.child_token();
-        let lost = async {
+        let replaced = async {
             tokio::select! {
-                () = leader.lost() => tracing::error!("the leader's session broke off: draining stops"),
+                _ = replaced.changed() => stop.cancel(),
                 () = stop.cancelled() => {}
             }
-            stop.cancel();
-            Ok(())
         };
         // The first task that fails for good ends the others, which still finish in order.
         let ending = |result: Result<()>| {
@@ -195,21 +270,20 @@ impl Replicator {
             }
             result
         };
-        let (lost, drained, uploaded, (), (), (), ()) = tokio::join!(
-            lost,
+        let ((), drained, uploaded, (), (), (), ()) = tokio::join!(
+            replaced,
             async { ending(drain.run(stop.clone()).await) },
             async { ending(uploads.run(stop.clone()).await) },
             self.watch_gauges(&stop),
             self.guard_capture(&stop),
-            self.follow_schedule(&stop),
+            self.follow_schedule(&live, &stop),
             self.repair_losses(&stop),
         );
-        leader.release().await;
-        lost.and(drained).and(uploaded)
+        drained.and(uploaded)
     }
 
-    async fn follow_schedule(&self, stop: &CancellationToken) {
-        let Some(schedule) = &self.schedule else { return };
+    async fn follow_schedule(&self, live: &Live, stop: &CancellationToken) {
+        let Some(schedule) = &live.schedule else { return };
         schedule::run(schedule, Zoned::now, stop, || self.sync_as_scheduled(stop)).await;
     }
 
@@ -247,7 +321,11 @@ impl Replicator {
         let mut repeats = Repeats::new("gauges");
         loop {
             let started = tokio::time::Instant::now();
-            match self.questions.gauges(self.pulse.checkpoint()).await {
+            let asked = tokio::select! {
+                () = stop.cancelled() => return,
+                asked = self.questions.gauges(self.pulse.checkpoint()) => asked,
+            };
+            match asked {
                 Ok(gauges) => {
                     repeats.recovered();
                     self.note(gauges);
@@ -288,19 +366,27 @@ impl Replicator {
     /// The source's or the cloud's before the first entity; later ones are in the report.
     pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
         let _one = self.syncing.lock().await;
-        let places = self.settings.catalogue.select(&request.entities)?;
+        let live = self.live();
+        let places = live.settings.catalogue.select(&request.entities)?;
         let loss = self.pulse.loss();
         let synced = async {
-            let reconcile = reconcile(&self.settings, &self.cloud, &self.pulse).await?;
-            let session = Session::open(self.settings.require_database_url()?, "files to look at").await?;
+            let reconcile = reconcile(&live.settings, &live.cloud, &self.pulse).await?;
+            let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
             records::call_all(session.client(), request.force).await?;
             self.pulse.files_wanted.notify_one();
             Ok(reconcile.sync(&places, request.force, observer).await)
         };
-        let synced: Result<SyncReport> = synced.await;
+        let synced: Result<SyncReport> = tokio::select! {
+            synced = synced => synced,
+            () = self.stopping.cancelled() => Err(Error::local(
+                "sync",
+                std::io::Error::other("the replicator was told to end"),
+            )
+            .remedy("ask again when it runs")),
+        };
         if let (Some(loss), Ok(report)) = (&loss, &synced)
             && report.success()
-            && places.len() == self.settings.catalogue.entities().len()
+            && places.len() == live.settings.catalogue.entities().len()
         {
             self.pulse.repaired(loss);
         }
@@ -315,7 +401,7 @@ impl Replicator {
             Err(error) => LastSync {
                 finished_at: Timestamp::now(),
                 success: false,
-                summary: SyncReport::new(&self.settings.catalogue).summary(),
+                summary: SyncReport::new(&live.settings.catalogue).summary(),
                 errors: vec![error.to_string()],
             },
         };
@@ -342,6 +428,7 @@ impl Replicator {
 
 impl Operator for Replicator {
     async fn status(&self) -> Result<StatusReport> {
+        let live = self.live();
         let checkpoint = self.pulse.checkpoint();
         let asked = self.questions.gauges(checkpoint.clone()).await;
         let mut status = StatusReport::unknown(State::Starting);
@@ -370,7 +457,7 @@ impl Operator for Replicator {
             }
         }
         questions::fill_checkpoint(&mut status, checkpoint.as_ref());
-        status.cloud.url = self.settings.cloud.url.as_ref().map(ToString::to_string);
+        status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
         let capabilities = self.pulse.capabilities();
         status.cloud.capabilities = capabilities
             .unwrap_or_default()
@@ -394,7 +481,7 @@ impl Operator for Replicator {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        status.next_sync = self
+        status.next_sync = live
             .schedule
             .as_ref()
             .and_then(|schedule| schedule.next_after(&Zoned::now()))
@@ -404,7 +491,7 @@ impl Operator for Replicator {
         status.counts.collapsed = metrics.collapsed.get();
         status.counts.batches = metrics.batches.get();
         status.counts.bytes = metrics.bytes_sent.get();
-        status.entities = self
+        status.entities = live
             .settings
             .catalogue
             .entities()

@@ -8,6 +8,7 @@ pub(crate) mod postgres;
 pub(crate) mod process;
 #[allow(dead_code, reason = "each group of tests uses its own part")]
 pub(crate) mod proxy;
+pub(crate) mod receiver;
 pub(crate) mod site;
 pub(crate) mod storm;
 mod wire;

@@ -40,6 +40,11 @@ impl Daemon {
         self.settings.store.path.join("checkpoint")
     }
 
+    /// Where its operator API listens.
+    pub(crate) fn listen(&self) -> std::net::SocketAddr {
+        self.settings.control.listen
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-sync"));
         command
@@ -56,12 +61,17 @@ impl Daemon {
 
     /// Starts it, with these settings over the site's. Its log goes on where the last run's ended.
     pub(crate) fn start_with(&self, overrides: &[&str]) -> Process<'_> {
-        self.spawn(&["run"], overrides, None)
+        self.spawn(&["run"], overrides, |_| {})
+    }
+
+    /// Starts it as `adjust` leaves the command: in another environment, or with its output elsewhere.
+    pub(crate) fn start_under(&self, overrides: &[&str], adjust: impl FnOnce(&mut Command)) -> Process<'_> {
+        self.spawn(&["run"], overrides, adjust)
     }
 
     /// Starts it as [`Daemon::start_with`]; it aborts at this point (see `cloud_sync::abort`).
     pub(crate) fn start_to_abort(&self, point: &str, overrides: &[&str]) -> Process<'_> {
-        self.spawn(&["run"], overrides, Some(point))
+        self.spawn(&["run"], overrides, aborting(point))
     }
 
     /// Starts another command of the command line.
@@ -72,10 +82,15 @@ impl Daemon {
 
     /// Starts another command of the command line, which aborts at this point.
     pub(crate) fn ask_to_abort(&self, point: &str, arguments: &[&str]) -> Process<'_> {
-        self.spawn(arguments, &[], Some(point))
+        self.spawn(arguments, &[], aborting(point))
     }
 
-    fn spawn(&self, arguments: &[&str], overrides: &[&str], abort: Option<&str>) -> Process<'_> {
+    fn spawn(
+        &self,
+        arguments: &[&str],
+        overrides: &[&str],
+        adjust: impl FnOnce(&mut Command),
+    ) -> Process<'_> {
         let log: File = OpenOptions::new()
             .create(true)
             .append(true)
@@ -85,14 +100,9 @@ impl Daemon {
         for over in overrides {
             command.args(["--set", over]);
         }
-        if let Some(point) = abort {
-            command.env("CLOUD_SYNC_ABORT", point);
-        }
-        let child = command
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        adjust(&mut command);
+        let child = command.spawn().unwrap();
         Process { daemon: self, child }
     }
 
@@ -153,6 +163,13 @@ impl Daemon {
     }
 }
 
+/// Lets a command abort at this point.
+fn aborting(point: &str) -> impl FnOnce(&mut Command) {
+    move |command| {
+        command.env("CLOUD_SYNC_ABORT", point);
+    }
+}
+
 /// A running daemon, killed when it is dropped.
 pub(crate) struct Process<'a> {
     daemon: &'a Daemon,
@@ -178,44 +195,62 @@ impl Process<'_> {
     }
 
     /// SIGTERM, and the exit status once it has ended.
-    pub(crate) async fn terminate(mut self) -> ExitStatus {
+    pub(crate) async fn terminate(self) -> ExitStatus {
+        self.signal("TERM");
+        self.ended(LIMIT).await
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    /// Sends a signal, by its name without `SIG`.
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
+            .args([&format!("-{name}"), &self.pid()])
             .status()
             .unwrap();
         assert!(sent.success());
-        self.ended("SIGTERM did not end it").await
     }
 
-    /// The exit status, once it has ended by itself.
-    pub(crate) async fn ended(&mut self, otherwise: &str) -> ExitStatus {
+    /// Its exit status once it has ended, which it must within `limit`.
+    pub(crate) async fn ended(mut self, limit: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(start.elapsed() < LIMIT, "{otherwise}:\n{}", self.daemon.log());
+            assert!(
+                start.elapsed() < limit,
+                "it did not end within {limit:?}:\n{}",
+                self.daemon.log()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
     /// Waits until it has aborted at its point.
-    pub(crate) async fn aborted(mut self) {
-        let status = self.ended("it did not come to the point where it aborts").await;
+    pub(crate) async fn aborted(self) {
+        let daemon = self.daemon;
+        let status = self.ended(LIMIT).await;
         // SIGABRT.
-        assert_eq!(status.signal(), Some(6), "{status}:\n{}", self.daemon.log());
+        assert_eq!(status.signal(), Some(6), "{status}:\n{}", daemon.log());
     }
 
     /// Bytes of memory that it had resident at its peak.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let path = Path::new("/proc")
-            .join(self.child.id().to_string())
-            .join("status");
-        let text = std::fs::read_to_string(path).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
-        kilobytes * 1024
+        peak_memory(self.child.id())
     }
+}
+
+/// Bytes of memory that a process had resident at its peak.
+pub(crate) fn peak_memory(pid: u32) -> u64 {
+    let path = Path::new("/proc").join(pid.to_string()).join("status");
+    let text = std::fs::read_to_string(path).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
+    kilobytes * 1024
 }
 
 impl Drop for Process<'_> {
