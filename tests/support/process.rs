@@ -77,7 +77,7 @@ impl Daemon {
     /// Starts another command of the command line.
     #[allow(dead_code, reason = "for the soak")]
     pub(crate) fn begin(&self, arguments: &[&str]) -> Process<'_> {
-        self.spawn(arguments, &[], None)
+        self.spawn(arguments, &[], |_| {})
     }
 
     /// Starts another command of the command line, which aborts at this point.
