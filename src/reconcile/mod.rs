@@ -27,7 +27,7 @@ use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
 use crate::source::install::{self, Attached};
 use crate::source::recapture::{self, Recaptured};
-use crate::source::{identity, quote_text};
+use crate::source::identity;
 use report::SyncReport;
 
 /// Rows that are compared at once.
@@ -244,11 +244,8 @@ impl Reconcile {
             .session
             .client()
             .query(
-                &format!(
-                    "select key, code, error from cloud_sync.quarantine where entity = {}",
-                    quote_text(&entity.name)
-                ),
-                &[],
+                "select key, code, error from cloud_sync.quarantine where entity = $1 and key = any($2)",
+                &[&entity.name, &pushed.keys],
             )
             .await
             .map_err(|error| Error::postgres("read the quarantine", error))?;
