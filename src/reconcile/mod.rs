@@ -25,9 +25,9 @@ use crate::media;
 use crate::source::backfill::{self as read, Read};
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
+use crate::source::identity;
 use crate::source::install::{self, Attached};
 use crate::source::recapture::{self, Recaptured};
-use crate::source::identity;
 use report::SyncReport;
 
 /// Rows that are compared at once.
