@@ -64,18 +64,18 @@ async fn whatever_is_answered_in_its_place_a_change_is_sent_until_it_is_accepted
     let mut id = 1;
     for call in ["changes", "sync-status"] {
         for fault in &faults {
-            // Given a call that is answered so twice, once amid the work and once by the next attempt
+            // Given a call that is answered so,
             let struck = gate.struck();
-            gate.fault(fault.clone().on(call).times(2));
+            gate.fault(fault.clone().on(call).times(1));
             if call == "sync-status" {
-                // which is called after a failure.
+                // which comes after a failure,
                 gate.fault(Fault::cut().on("changes").times(1));
             }
             id += 1;
             rooms(&site, id, 1).await;
             // when it passes, the change arrives.
             replicator.caught_up().await;
-            assert!(gate.struck() >= struck + 2, "{call}");
+            assert!(gate.struck() > struck, "{call}");
             gate.clear_faults();
         }
     }
