@@ -124,6 +124,31 @@ async fn a_wait_that_the_cloud_asks_for_is_kept_and_ends_when_someone_asks_for_a
 }
 
 #[tokio::test]
+async fn a_wait_that_an_idle_replicator_was_asked_for_holds_for_what_comes_then() {
+    let cloud = Cloud::start("idle_wait").await;
+    let gate = Gate::before(&cloud.url).await;
+    let site = Site::school("idle_wait", &gate.url(), KEY).await;
+    let mut tally = Tally::default();
+    gate.fault(Fault::status(503).retry_after("3000"));
+    let replicator = site.replicate();
+    why(&replicator).await;
+    gate.clear_faults();
+    rooms(&site, 1, 3).await;
+    waits(&replicator, 3).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    why(&replicator).await;
+    let all = cloud_sync::control::SyncRequest::default();
+    let synced = replicator
+        .replicator
+        .sync(&all, &cloud_sync::reconcile::Unobserved);
+    synced.await.unwrap();
+    replicator.caught_up().await;
+    replicator.end().await;
+    tally.faults += gate.struck();
+    tally.judge(&site, &cloud).await;
+}
+
+#[tokio::test]
 async fn what_is_too_long_is_halved_and_one_row_that_is_too_long_alone_stands_aside() {
     let cloud = Cloud::start("too_long").await;
     let gate = Gate::before(&cloud.url).await;
