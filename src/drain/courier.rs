@@ -43,6 +43,8 @@ pub(super) struct Courier {
     /// When the cloud is greeted next.
     greet_at: Instant,
     greet_every: Duration,
+    /// The cloud asked for nothing before.
+    asked: Option<Instant>,
     backoff: Backoff,
     repeats: Repeats,
     /// The foreign keys of these shapes.
@@ -84,6 +86,7 @@ impl Courier {
             hello: None,
             greet_at: Instant::now(),
             greet_every: drain.greet_every,
+            asked: None,
             backoff: Backoff::within(Duration::from_millis(100), Duration::from_secs(30)),
             repeats: Repeats::new("delivery"),
             orphans: None,
@@ -141,6 +144,11 @@ impl Courier {
 
     /// Tries until the batch is answered; false where `shutdown` came first.
     async fn persist(&mut self, portion: &mut Portion, shutdown: &CancellationToken) -> Result<bool> {
+        if let Some(until) = self.asked
+            && !self.rest(until, shutdown).await
+        {
+            return Ok(false);
+        }
         loop {
             let pending = portion.batch.count(&Fate::Pending);
             let attempt = tokio::select! {
@@ -157,17 +165,25 @@ impl Courier {
             if done {
                 return Ok(true);
             }
-            tokio::select! {
-                () = tokio::time::sleep_until(self.greet_at) => {}
-                () = self.pulse.kicked() => {}
-                () = shutdown.cancelled() => return Ok(false),
+            if !self.rest(self.greet_at, shutdown).await {
+                return Ok(false);
             }
+        }
+    }
+
+    /// Waits until then, or until someone asks for a sync; false where `shutdown` came first.
+    async fn rest(&self, until: Instant, shutdown: &CancellationToken) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => true,
+            () = self.pulse.kicked() => true,
+            () = shutdown.cancelled() => false,
         }
     }
 
     /// Shows how an attempt or a greeting went, and after a failure sets the time of the next one.
     fn note(&mut self, went: std::result::Result<(), Failure>) -> Result<()> {
         let Err(failure) = went else {
+            self.asked = None;
             self.backoff.reset();
             self.repeats.recovered();
             self.pulse.set(Condition::Replicating);
@@ -178,6 +194,7 @@ impl Courier {
         }
         self.hello = None;
         self.greet_at = Instant::now() + self.backoff.next(failure.retry_after());
+        self.asked = failure.retry_after().map(|_| self.greet_at);
         self.pulse.greeted(None);
         self.pulse.metrics.cloud_error(failure.error().kind());
         self.repeats.failed(failure.error());

@@ -27,9 +27,9 @@ use crate::source::backfill::{self as read, Read};
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
 use crate::source::guard;
+use crate::source::identity;
 use crate::source::install::{self, Attached};
 use crate::source::recapture::{self, Recaptured};
-use crate::source::{identity, quote_text};
 use report::SyncReport;
 
 /// Rows that are compared at once.
@@ -280,11 +280,8 @@ impl Reconcile {
             .session
             .client()
             .query(
-                &format!(
-                    "select key, code, error from cloud_sync.quarantine where entity = {}",
-                    quote_text(&entity.name)
-                ),
-                &[],
+                "select key, code, error from cloud_sync.quarantine where entity = $1 and key = any($2)",
+                &[&entity.name, &pushed.keys],
             )
             .await
             .map_err(|error| Error::postgres("read the quarantine", error))?;

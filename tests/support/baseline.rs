@@ -355,13 +355,13 @@ async fn answer(state: &Inner, request: &Request, raw: axum::extract::Request) -
         }
         ("POST", [path]) if state.keys.contains_key(*path) => match store(state, path, &[request.json()]) {
             Ok(_) => (StatusCode::CREATED, axum::Json(json!({"success": true}))).into_response(),
-            Err(refusal) => refusal,
+            Err((status, words)) => (status, json!({"message": words}).to_string()).into_response(),
         },
         ("POST", ["bulk", path]) if can("bulk") && state.keys.contains_key(*path) => {
             let body = request.json();
             match store(state, path, body["records"].as_array().map_or(&[], Vec::as_slice)) {
                 Ok(count) => axum::Json(json!({"success": true, "upserted": count})).into_response(),
-                Err(refusal) => refusal,
+                Err((status, words)) => (status, json!({"message": words}).to_string()).into_response(),
             }
         }
         ("DELETE", [path, key]) if can("delete") && state.keys.contains_key(*path) => {
@@ -384,13 +384,11 @@ async fn answer(state: &Inner, request: &Request, raw: axum::extract::Request) -
 }
 
 /// Stores all of the rows, or none where one has no key or no parent.
-fn store(state: &Inner, path: &str, rows: &[Value]) -> Result<usize, Response> {
-    let refusal =
-        |status: StatusCode, words: &str| (status, json!({"message": words}).to_string()).into_response();
+fn store(state: &Inner, path: &str, rows: &[Value]) -> Result<usize, (StatusCode, &'static str)> {
     let mut keyed = Vec::with_capacity(rows.len());
     for row in rows {
-        let key = key_of(row, &state.keys[path])
-            .ok_or_else(|| refusal(StatusCode::UNPROCESSABLE_ENTITY, "the row has no key"))?;
+        let key =
+            key_of(row, &state.keys[path]).ok_or((StatusCode::UNPROCESSABLE_ENTITY, "the row has no key"))?;
         keyed.push((key, row.clone()));
     }
     let mut stored = locked(&state.rows);
@@ -405,7 +403,7 @@ fn store(state: &Inner, path: &str, rows: &[Value]) -> Result<usize, Response> {
             .iter()
             .any(|row| !row[column].is_null() && !held.contains(&row[column].to_string()))
         {
-            return Err(refusal(StatusCode::CONFLICT, "its parent is not there"));
+            return Err((StatusCode::CONFLICT, "its parent is not there"));
         }
     }
     stored.entry(path.to_owned()).or_default().extend(keyed);

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use cloud_sync::control::status::State;
+use reqwest::Method;
 use tokio_util::sync::CancellationToken;
 
 use super::{rooms, why};
 use crate::support::baseline::{self, Baseline};
+use crate::support::fault::Fault;
 use crate::support::gate::Gate;
 use crate::support::oracle::Tally;
 use crate::support::postgres::Server;
@@ -214,4 +216,50 @@ async fn a_cloud_restored_from_a_backup_is_noticed_and_repaired() {
         replicator.end().await;
     }
     tally.judge(&site, &cloud).await;
+}
+
+#[tokio::test]
+async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
+    let mut cloud = Cloud::start("lossy").await;
+    let gate = Gate::before(&cloud.url).await;
+    let site = Site::school("lossy", &gate.url(), KEY).await;
+    let backup = Server::get().database("lossy_backup").await;
+    let mut tally = Tally::default();
+    let replicator = site.replicate();
+    rooms(&site, 1, 10).await;
+    replicator.caught_up().await;
+    cloud.away().await;
+    copy(&cloud.database_url, &backup).await;
+    cloud.back().await;
+    rooms(&site, 11, 10).await;
+    replicator.caught_up().await;
+    replicator.end().await;
+    // Given a restored cloud that cannot be compared with,
+    cloud.away().await;
+    copy(&backup, &cloud.database_url).await;
+    cloud.back().await;
+    gate.fault(Fault::status(500).method(Method::GET).on("rooms"));
+    tally.faults += 1;
+    let replicator = site.replicate();
+    let noticed = replicator
+        .until("noticed", |status| status.cloud.last_error.is_some())
+        .await;
+    let told = noticed.cloud.last_error.unwrap();
+    assert!(told.contains("an older state of it was restored"), "{told}");
+    // and which accepts changes that put it ahead again,
+    rooms(&site, 21, 1).await;
+    replicator.caught_up().await;
+    replicator.end().await;
+    // then the next run still knows.
+    gate.clear_faults();
+    let replicator = site.replicate();
+    replicator
+        .until("repaired", |status| {
+            status.last_sync.as_ref().is_some_and(|sync| sync.success) && status.cloud.last_error.is_none()
+        })
+        .await;
+    replicator.caught_up().await;
+    replicator.end().await;
+    tally.judge(&site, &cloud).await;
+    site.assert_equal(&cloud).await;
 }
