@@ -3,6 +3,8 @@
 mod failover;
 mod machine;
 mod outages;
+mod settings;
+mod values;
 
 use cloud_sync::control::StatusReport;
 use cloud_sync::control::status::State;
