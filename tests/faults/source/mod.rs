@@ -1,6 +1,7 @@
 //! Faults of the site's database.
 
 mod failover;
+mod full;
 mod machine;
 mod outages;
 mod settings;
