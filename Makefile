@@ -6,7 +6,7 @@ ARGS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint prerequisites compiler postgresql
+.PHONY: help build demo test soak bench lint prerequisites compiler postgresql faketime
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,15 +17,28 @@ build: compiler ## build the release binary, target/release/cloud-sync
 demo: prerequisites ## show it live: a sample school, its cloud, and the replicator; flags in ARGS="…"
 	$(CARGO) run --release -- demo $(ARGS)
 
-test: prerequisites ## run every test
-	$(CARGO) test --no-fail-fast
+test: prerequisites faketime ## run every test; the last line sums up what the fault tests did and found
+	@tally=$$($(CARGO) metadata --no-deps --format-version 1 | \
+	  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/tmp/fault-tally; \
+	rm -f "$$tally"; status=0; \
+	$(CARGO) test --no-fail-fast || status=$$?; \
+	touch "$$tally"; \
+	awk '{ kills += $$1; faults += $$2; changes += $$3; violations += $$4 } END { \
+	  printf "kills %d, faults %d, changes %d, violations %d\n", kills, faults, changes, violations; \
+	  exit violations > 0 }' "$$tally" || exit 1; \
+	exit $$status
+
+soak: prerequisites ## let faults of every kind strike a site for minutes; ARGS="--minutes N --seed S"
+	@program=$$($(CARGO) test --no-run --test soak --message-format=json-render-diagnostics | \
+	  sed -n 's/.*"executable":"\([^"]*\/soak-[^"]*\)".*/\1/p') && \
+	test -n "$$program" && exec "$$program" $(ARGS)
 
 bench: build postgresql ## measure side by side with PostgreSQL's own logical replication
 	benches/figures.sh
 
 lint: compiler ## formatting, and clippy with warnings denied
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --test soak -- -D warnings
 
 prerequisites: compiler postgresql ## install what building and the private servers need, where it is missing
 
@@ -47,3 +60,10 @@ postgresql:
 	  fi && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 	    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold postgresql; }
+
+# Tests turn the clock of a program by a day.
+faketime:
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { \
+	  echo "no libfaketime: installing the distribution's"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends faketime; }

@@ -9,10 +9,16 @@
 -- while it sleeps: commits with a NOTIFY queue up behind one lock of the whole server. The shared lock is given back at
 -- once: held to the commit, one long transaction would keep the replicator from ever sleeping. A transaction that has
 -- notified cannot be prepared, so where prepared transactions are possible nobody notifies, and the replicator polls.
+--
+-- A statement of the site must not fail because a column was dropped, renamed or changed its type. So key columns are
+-- named without their table, within a query whose outer level offers nulls under the same names: a column that is gone
+-- reads as null, which no key may be, and the replicator knows such a change for what it is. An entity's own condition
+-- may name any column and fail in any way: there, and only there, a subtransaction catches it.
 create or replace function cloud_sync.{function}() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp {settings} as $capture$
+#variable_conflict use_column
 declare
-    slot integer := (nextval('cloud_sync.position') >> 16) & 3;
+    slot integer := coalesce(pg_sequence_last_value('cloud_sync.slot'), 0) & 3;
 begin
 {slots}
     if found then

@@ -35,6 +35,7 @@ pub struct Batch {
     changes: Vec<Change>,
     fates: Vec<Fate>,
     collapsed: usize,
+    untold: Vec<usize>,
 }
 
 impl Batch {
@@ -45,6 +46,7 @@ impl Batch {
             changes,
             fates,
             collapsed: 0,
+            untold: Vec::new(),
         }
     }
 
@@ -95,6 +97,30 @@ impl Batch {
     /// Notes what became of the `nth` change.
     pub fn set_fate(&mut self, nth: usize, fate: Fate) {
         self.fates[nth] = fate;
+    }
+
+    /// Notes that the `nth` change was refused since the cloud does not know its entity or one of its columns.
+    pub fn note_untold(&mut self, nth: usize) {
+        self.untold.push(nth);
+    }
+
+    /// Whether changes were refused for what the cloud was not told.
+    pub fn has_untold(&self) -> bool {
+        !self.untold.is_empty()
+    }
+
+    /// Makes the changes pending again that were refused for what the cloud was not told; answers their places.
+    pub fn revive_untold(&mut self) -> Vec<usize> {
+        let places = std::mem::take(&mut self.untold);
+        for &nth in &places {
+            self.fates[nth] = Fate::Pending;
+        }
+        places
+    }
+
+    /// Leaves them refused.
+    pub fn forget_untold(&mut self) {
+        self.untold.clear();
     }
 
     /// The places of the changes that have no answer yet, in order.

@@ -7,10 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::abort;
 use crate::change::{Epoch, Position, Snapshot};
 use crate::error::{Error, Kind, Result};
 
@@ -46,6 +49,13 @@ pub struct Checkpoint {
     pub floor: Position,
     /// For each transaction that `lo` shows in progress, a position below all of its changes.
     pub floors: BTreeMap<u64, Position>,
+    /// The highest position that a cloud which orders by position has accepted in this epoch: one that knows less has lost
+    /// something.
+    #[serde(default)]
+    pub accepted: Position,
+    /// Whether the cloud has lost something that no sync has repaired yet.
+    #[serde(default)]
+    pub lossy: bool,
     /// The highest position that was read.
     #[serde(default)]
     pub highest: Position,
@@ -102,6 +112,8 @@ impl Checkpoint {
             window: None,
             floor: Position(0),
             floors: BTreeMap::new(),
+            accepted: Position(0),
+            lossy: false,
             highest: Position(0),
             tally: 0,
             run: None,
@@ -179,21 +191,33 @@ pub trait Store: Send + Sync {
 const KEY: &[u8] = b"checkpoint";
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
+/// More than what the database takes at a time, a segment of 512 KiB.
+const PROBE_BYTES: usize = 1024 * 1024;
+
 /// The sled store in a folder, with one owner.
+///
+/// A database that has failed once answers nothing but that failure from then on, so it is closed then and opened anew
+/// by the next call.
 #[derive(Debug)]
 pub struct SledStore {
-    db: sled::Db,
-    data: File,
+    open: Mutex<Option<Database>>,
     path: PathBuf,
     _lock: File,
 }
 
+/// The open database.
+#[derive(Debug)]
+struct Database {
+    db: sled::Db,
+    data: File,
+}
+
 impl SledStore {
-    /// Opens the store in the folder `path`, or makes it. Where it cannot be read it is set aside, and the second value
-    /// says under which name.
+    /// Opens the store in the folder `path`, or makes it. Where its bytes cannot be read it is set aside, and the second
+    /// value says under which name. Where the folder takes no bytes, that is the cause, and nothing is set aside.
     ///
     /// # Errors
-    /// The folder cannot be written, or another process owns the store.
+    /// The folder cannot be written, the disk is full, or another process owns the store.
     pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>)> {
         let operation = format!("open the checkpoint store {}", path.display());
         let parent = path.parent().unwrap_or(Path::new("."));
@@ -206,8 +230,17 @@ impl SledStore {
             Error::local(&operation, error)
                 .remedy("make the folder writable for cloud-sync, or set store.path to one that is")
         };
-        std::fs::create_dir_all(parent).map_err(writable)?;
-        std::fs::create_dir_all(path).map_err(writable)?;
+        for folder in [parent, path] {
+            if folder.exists() && !folder.is_dir() {
+                return Err(Error::new(
+                    Kind::Store,
+                    operation,
+                    format!("{} is there already, and is no folder", folder.display()),
+                )
+                .remedy("move it away, or set store.path to another folder"));
+            }
+            std::fs::create_dir_all(folder).map_err(writable)?;
+        }
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -221,9 +254,10 @@ impl SledStore {
             );
         }
         let mut aside = None;
-        let db = match readable(path) {
-            Ok(db) => db,
+        let opened = match readable(path) {
+            Ok(opened) => opened,
             Err(cause) => {
+                takes_bytes(path).map_err(writable)?;
                 let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
                 let other = parent.join(format!("{name}.broken-{now}"));
                 tracing::error!(store = %path.display(), set_aside = %other.display(), cause, "the checkpoint store cannot be read: it is set aside");
@@ -232,11 +266,9 @@ impl SledStore {
                 readable(path).map_err(|cause| Error::new(Kind::Store, &operation, cause))?
             }
         };
-        let data = File::open(path.join("db")).map_err(writable)?;
         Ok((
             Self {
-                db,
-                data,
+                open: Mutex::new(Some(opened)),
                 path: path.to_owned(),
                 _lock: lock,
             },
@@ -245,18 +277,59 @@ impl SledStore {
     }
 
     fn error(&self, action: &str, cause: impl std::fmt::Display) -> Error {
+        // What the machine says is plainer than what the database makes of it.
+        let cause = match takes_bytes(&self.path) {
+            Err(error) => error.to_string(),
+            Ok(()) => cause.to_string(),
+        };
         Error::new(
             Kind::Store,
             format!("{action} the checkpoint in {}", self.path.display()),
-            cause.to_string(),
+            cause,
         )
-        .remedy("check the disk's free space and the folder's rights")
+        .remedy("free space on that disk, or make the folder writable; it then goes on by itself")
+    }
+
+    /// Runs `work` on the database. One that fails is closed.
+    fn on_database<T>(
+        &self,
+        action: &str,
+        work: impl FnOnce(&Database) -> std::result::Result<T, String>,
+    ) -> Result<T> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match open.take() {
+            Some(database) => database,
+            None => readable(&self.path).map_err(|cause| self.error(action, cause))?,
+        };
+        let done = calmly(|| work(&database));
+        match done {
+            Ok(_) => *open = Some(database),
+            // sled may panic once more while it is closed.
+            Err(_) => drop(calmly(|| {
+                drop(database);
+                Ok(())
+            })),
+        }
+        done.map_err(|cause| self.error(action, cause))
     }
 }
 
+/// Whether the folder's disk takes some bytes.
+fn takes_bytes(folder: &Path) -> std::io::Result<()> {
+    let mut probe = tempfile::NamedTempFile::new_in(folder)?;
+    probe.write_all(&vec![0; PROBE_BYTES])?;
+    probe.as_file().sync_all()
+}
+
+/// Runs what sled may answer by a panic.
+fn calmly<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err("its bytes are broken".to_owned()))
+}
+
 /// Opens the database and reads the checkpoint once. sled answers some broken bytes by a panic.
-fn readable(path: &Path) -> std::result::Result<sled::Db, String> {
-    let open = || -> std::result::Result<sled::Db, String> {
+fn readable(path: &Path) -> std::result::Result<Database, String> {
+    calmly(|| {
         let db = sled::Config::new()
             .path(path)
             .cache_capacity(CACHE_BYTES)
@@ -264,9 +337,9 @@ fn readable(path: &Path) -> std::result::Result<sled::Db, String> {
             .open()
             .map_err(|error| error.to_string())?;
         decode(db.get(KEY).map_err(|error| error.to_string())?.as_deref())?;
-        Ok(db)
-    };
-    std::panic::catch_unwind(open).unwrap_or_else(|_| Err("its bytes are broken".to_owned()))
+        let data = File::open(path.join("db")).map_err(|error| error.to_string())?;
+        Ok(Database { db, data })
+    })
 }
 
 /// A stored checkpoint is its JSON behind the first eight bytes of the JSON's blake3 hash.
@@ -285,20 +358,29 @@ fn decode(bytes: Option<&[u8]>) -> std::result::Result<Option<Checkpoint>, Strin
 
 impl Store for SledStore {
     fn load(&self) -> Result<Option<Checkpoint>> {
-        let bytes = self.db.get(KEY).map_err(|error| self.error("read", error))?;
-        decode(bytes.as_deref()).map_err(|cause| self.error("read", cause))
+        self.on_database("read", |database| {
+            decode(
+                database
+                    .db
+                    .get(KEY)
+                    .map_err(|error| error.to_string())?
+                    .as_deref(),
+            )
+        })
     }
 
     fn commit(&self, checkpoint: &Checkpoint) -> Result<()> {
         let body = serde_json::to_vec(checkpoint).map_err(|error| self.error("write", error))?;
         let mut bytes = blake3::hash(&body).as_bytes()[..8].to_vec();
         bytes.extend_from_slice(&body);
-        self.db
-            .insert(KEY, bytes)
-            .map_err(|error| self.error("write", error))?;
-        // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after it.
-        self.db.flush().map_err(|error| self.error("write", error))?;
-        self.data.sync_data().map_err(|error| self.error("write", error))
+        self.on_database("write", |database| {
+            let failed = |error: sled::Error| error.to_string();
+            database.db.insert(KEY, bytes).map_err(failed)?;
+            abort::point("amid a commit");
+            // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after it.
+            database.db.flush().map_err(failed)?;
+            database.data.sync_data().map_err(|error| error.to_string())
+        })
     }
 }
 

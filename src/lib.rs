@@ -39,9 +39,12 @@ pub mod source;
 
 pub mod config;
 
+#[doc(hidden)]
+pub mod abort;
 pub mod catalogue;
 pub mod change;
 pub mod error;
 pub mod metrics;
 pub mod retry;
+mod serve;
 pub mod shutdown;

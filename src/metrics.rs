@@ -45,6 +45,16 @@ pub const FILES_WAITING: &str = "cloud_sync_files_waiting";
 pub const FILE_BYTES: &str = "cloud_sync_file_bytes";
 /// The outbox's size in the source database.
 pub const OUTBOX_BYTES: &str = "cloud_sync_outbox_bytes";
+/// How fast the outbox grows.
+pub const OUTBOX_GROWTH: &str = "cloud_sync_outbox_growth_bytes_per_second";
+/// How much the outbox may still grow.
+pub const OUTBOX_ROOM: &str = "cloud_sync_outbox_room_bytes";
+/// When the outbox has used up its room, at the rate of the last minutes.
+pub const OUTBOX_FULL: &str = "cloud_sync_outbox_full_seconds";
+/// Entities whose changes may be missed now.
+pub const CAPTURE_BROKEN: &str = "cloud_sync_capture_broken";
+/// Entities of which changes were missed, and that are not compared with the cloud yet.
+pub const CAPTURE_GAPS: &str = "cloud_sync_capture_gaps";
 /// From a change's capture to the cloud's acceptance.
 pub const DELIVERY_LATENCY: &str = "cloud_sync_delivery_latency_seconds";
 /// Failed requests to the cloud, by class.
@@ -84,6 +94,16 @@ pub struct Metrics {
     pub files: FileMetrics,
     /// The outbox's size in bytes.
     pub outbox_bytes: Gauge,
+    /// Bytes a second by which the outbox grows; not a number while that is not known.
+    pub outbox_growth: FractionGauge,
+    /// Bytes that the outbox may still grow by; not a number where that is not known.
+    pub outbox_room: FractionGauge,
+    /// Seconds until they are used up; not a number where the outbox does not grow.
+    pub outbox_full_seconds: FractionGauge,
+    /// Entities whose changes may be missed now.
+    pub capture_broken: Gauge,
+    /// Entities of which changes were missed.
+    pub capture_gaps: Gauge,
     /// Failed calls of the source database.
     pub source_errors: Counter,
     /// Syncs without an error.
@@ -212,6 +232,23 @@ impl Metrics {
                 OUTBOX_BYTES,
                 "Size of the outbox in the source database",
             ),
+            outbox_growth: fraction(&mut registry, OUTBOX_GROWTH, "How fast the outbox grows"),
+            outbox_room: fraction(&mut registry, OUTBOX_ROOM, "How much the outbox may still grow"),
+            outbox_full_seconds: fraction(
+                &mut registry,
+                OUTBOX_FULL,
+                "When the outbox has used up its room, at the rate of the last minutes",
+            ),
+            capture_broken: gauge(
+                &mut registry,
+                CAPTURE_BROKEN,
+                "Entities whose changes may be missed now",
+            ),
+            capture_gaps: gauge(
+                &mut registry,
+                CAPTURE_GAPS,
+                "Entities of which changes were missed, and that are not compared with the cloud yet",
+            ),
             source_errors: counter(
                 &mut registry,
                 SOURCE_ERRORS,
@@ -309,6 +346,14 @@ fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
 
 fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
     let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
+}
+
+/// A fraction that is not known yet.
+fn fraction(registry: &mut Registry, name: &str, help: &str) -> FractionGauge {
+    let gauge = FractionGauge::default();
+    gauge.set(f64::NAN);
     registry.register(name, help, gauge.clone());
     gauge
 }

@@ -1,4 +1,8 @@
-//! The end of the program: the first SIGTERM or SIGINT asks every task to finish, a second one ends it at once.
+//! Signals: the first SIGTERM or SIGINT asks every task to finish, a second one ends the program at once; SIGHUP asks for
+//! the settings to be read anew.
+//!
+//! A write beyond the limit of a file's size sends SIGXFSZ, which ends a program that does not listen: here the write
+//! fails, as it does on a full disk.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -6,11 +10,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 
+/// Its number on Linux.
+const SIGXFSZ: i32 = 25;
+
 /// Listens for signals for as long as it lives.
 #[derive(Debug)]
 pub struct Shutdown {
     token: CancellationToken,
     listener: JoinHandle<()>,
+    hangup: Option<Signal>,
+    _too_long: Signal,
 }
 
 impl Shutdown {
@@ -23,7 +32,17 @@ impl Shutdown {
         let interrupt = handler(SignalKind::interrupt())?;
         let token = CancellationToken::new();
         let listener = tokio::spawn(wait(terminate, interrupt, token.clone()));
-        Ok(Self { token, listener })
+        Ok(Self {
+            token,
+            listener,
+            hangup: Some(handler(SignalKind::hangup())?),
+            _too_long: handler(SignalKind::from_raw(SIGXFSZ))?,
+        })
+    }
+
+    /// What hears each SIGHUP, for the first who asks.
+    pub fn hangups(&mut self) -> Option<Signal> {
+        self.hangup.take()
     }
 
     /// What every task waits on beside its work.

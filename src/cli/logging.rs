@@ -24,6 +24,8 @@ pub(super) fn start(log: Option<&str>, verbose: u8, long_lived: bool) -> Result<
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would tell on stderr that stderr takes nothing, and panic over that.
+        .log_internal_errors(false)
         .try_init()
         .map_err(|error| Error::config("start the log", error.to_string()))
 }

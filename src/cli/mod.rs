@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod quarantine;
 mod receiver;
+mod reload;
 mod replay;
 mod run;
 mod status;
@@ -144,6 +145,7 @@ fn pair(text: &str) -> std::result::Result<(String, String), String> {
 
 /// What every command works with.
 struct Context {
+    options: LoadOptions,
     loaded: Loaded,
     json: bool,
 }
@@ -212,12 +214,18 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
     logging::start(global.log.as_deref(), global.verbose, command.is_long_lived())?;
     let mut overrides = global.set;
     overrides.extend(command.overrides());
-    let loaded = Settings::load(LoadOptions::of_process(global.config, overrides))?;
+    let options = LoadOptions::of_process(global.config, overrides);
+    let loaded = Settings::load(options.clone())?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let json = global.json;
-    command.execute(&Context { loaded, json }).await
+    let context = Context {
+        options,
+        loaded,
+        json,
+    };
+    command.execute(&context).await
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use serde_json::json;
+use tokio_postgres::Client;
 
 use super::{Context, SiteFlags, output};
 use crate::change::Position;
@@ -21,6 +22,9 @@ Examples:
   cloud-sync quarantine retry 120017 120018
   cloud-sync quarantine retry --all
   cloud-sync quarantine discard 120017";
+
+/// Entries that are captured anew at once.
+const PAGE: u32 = 2_000;
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -84,9 +88,8 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             if let Some(name) = &entity {
                 settings.catalogue.select(std::slice::from_ref(name))?;
             }
-            let mut entries = quarantine::list(client, entity.as_deref()).await?;
-            let all = entries.len();
-            entries.truncate(limit as usize);
+            let entries = quarantine::oldest(client, entity.as_deref(), limit).await?;
+            let all = quarantine::count(client, entity.as_deref()).await? as usize;
             output::show(context.json, &entries, |entries| listed(entries, all))?;
         }
         Action::Show { position } => {
@@ -99,10 +102,26 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             })?;
         }
         Action::Retry(chosen) => {
-            let entries = choose(quarantine::list(client, None).await?, &chosen)?;
             let tables = describe::tables(client, &settings.catalogue).await?;
             let attached = install::attached(client, &settings.catalogue, &tables).await?;
-            let count = quarantine::retry(client, &settings.catalogue, &tables, &attached, &entries).await?;
+            let capture = async |entries: Vec<Entry>| {
+                quarantine::retry(client, &settings.catalogue, &tables, &attached, &entries).await
+            };
+            let count = if chosen.all {
+                let mut count = 0;
+                let mut after: Option<(String, String)> = None;
+                loop {
+                    let from = after
+                        .as_ref()
+                        .map(|(entity, key)| (entity.as_str(), key.as_str()));
+                    let entries = quarantine::page(client, from, PAGE).await?;
+                    let Some(last) = entries.last() else { break count };
+                    after = Some((last.entity.clone(), last.key.clone()));
+                    count += capture(entries).await?;
+                }
+            } else {
+                capture(choose(client, &chosen.positions).await?).await?
+            };
             output::show(context.json, &json!({"success": true, "captured": count}), |_| {
                 format!(
                     "{count} rows are captured anew; the running replicator delivers them, or the next `cloud-sync run`"
@@ -110,8 +129,11 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             })?;
         }
         Action::Discard(chosen) => {
-            let entries = choose(quarantine::list(client, None).await?, &chosen)?;
-            let count = quarantine::discard(client, &entries).await?;
+            let count = if chosen.all {
+                quarantine::discard_all(client).await?
+            } else {
+                quarantine::discard(client, &choose(client, &chosen.positions).await?).await?
+            };
             output::show(
                 context.json,
                 &json!({"success": true, "discarded": count}),
@@ -131,16 +153,15 @@ fn nothing(position: Position) -> Error {
 }
 
 /// The chosen entries; every given position must be one's.
-fn choose(entries: Vec<Entry>, chosen: &Chosen) -> Result<Vec<Entry>> {
-    for position in &chosen.positions {
-        if !entries.iter().any(|entry| entry.position == position.0) {
-            return Err(nothing(*position));
-        }
+async fn choose(client: &Client, positions: &[Position]) -> Result<Vec<Entry>> {
+    let entries = quarantine::at(client, positions).await?;
+    match positions
+        .iter()
+        .find(|position| !entries.iter().any(|entry| entry.position == position.0))
+    {
+        Some(position) => Err(nothing(*position)),
+        None => Ok(entries),
     }
-    Ok(entries
-        .into_iter()
-        .filter(|entry| chosen.all || chosen.positions.contains(&Position(entry.position)))
-        .collect())
 }
 
 fn listed(entries: &[Entry], all: usize) -> String {
@@ -180,7 +201,11 @@ fn shown(entry: &Entry) -> String {
         entry.position,
         entry.entity,
         entry.key,
-        if entry.op == "d" { "delete" } else { "upsert" },
+        match entry.op.as_str() {
+            "d" => "delete",
+            "t" => "truncate",
+            _ => "upsert",
+        },
         entry.attempts,
         entry.first_refused_at,
         entry.refused_at,

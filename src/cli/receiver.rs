@@ -1,12 +1,14 @@
 //! `receiver`: the reference cloud server.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
-use super::{Context, given};
+use super::{Context, given, reload};
+use crate::config::ReceiverConfig;
 use crate::error::Result;
 use crate::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
 use crate::shutdown::Shutdown;
@@ -43,10 +45,7 @@ impl ReceiverArgs {
 pub(super) async fn execute(context: &Context, _args: ReceiverArgs) -> Result<ExitCode> {
     let settings = context.settings();
     let config = &settings.receiver;
-    let keys = config.keys.iter().map(|(site, keys)| {
-        let keys = keys.iter().map(|key| key.expose_secret().to_owned());
-        (site.clone(), keys.collect())
-    });
+    let mut shutdown = Shutdown::listen()?;
     let receiver = Receiver::bind(ReceiverSettings {
         listen: config.listen,
         database_url: settings
@@ -55,14 +54,28 @@ pub(super) async fn execute(context: &Context, _args: ReceiverArgs) -> Result<Ex
             .to_owned(),
         files: config.files.clone(),
         public_url: config.public_url.clone(),
-        keys: keys.collect(),
+        keys: keys(config),
         history: config.history,
         body_limit: BODY_LIMIT,
         capabilities: None,
     })
     .await?;
     tracing::info!(address = %receiver.address(), "the receiver listens");
-    let shutdown = Shutdown::listen()?;
-    receiver.serve(shutdown.token()).await?;
+    let ring = receiver.ring();
+    tokio::select! {
+        served = receiver.serve(shutdown.token()) => served?,
+        () = reload::follow(context, shutdown.hangups(), |loaded| {
+            ring.replace(&keys(&loaded.settings.receiver))
+        }) => {}
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn keys(config: &ReceiverConfig) -> BTreeMap<String, Vec<String>> {
+    let plain = |keys: &Vec<SecretString>| keys.iter().map(|key| key.expose_secret().to_owned()).collect();
+    config
+        .keys
+        .iter()
+        .map(|(site, keys)| (site.clone(), plain(keys)))
+        .collect()
 }

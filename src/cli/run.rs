@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Context, SiteFlags, given};
+use super::{Context, SiteFlags, given, reload};
 use crate::error::Result;
 use crate::replicator::Replicator;
 use crate::shutdown::Shutdown;
@@ -34,11 +34,14 @@ impl RunArgs {
 }
 
 pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCode> {
-    let shutdown = Shutdown::listen()?;
-    Replicator::new(context.settings())?
-        .run(shutdown.token(), |address| {
-            tracing::info!(%address, "the operator API listens");
-        })
-        .await?;
+    let mut shutdown = Shutdown::listen()?;
+    let replicator = Replicator::new(context.settings())?;
+    let run = replicator.clone().run(shutdown.token(), |address| {
+        tracing::info!(%address, "the operator API listens");
+    });
+    tokio::select! {
+        ran = run => ran?,
+        () = reload::follow(context, shutdown.hangups(), |loaded| replicator.reload(loaded)) => {}
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -109,7 +109,10 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
             files.failed
         ),
     );
-    lines.add("outbox", status.outbox_bytes.map_or("unknown".to_owned(), size));
+    lines.add("outbox", outbox(status));
+    for (nth, trouble) in status.capture.iter().enumerate() {
+        lines.add(if nth == 0 { "capture" } else { "" }, &trouble.reason);
+    }
     lines.0
 }
 
@@ -148,10 +151,35 @@ fn cloud(status: &StatusReport) -> String {
 fn reach(reachable: Option<bool>, error: Option<&str>) -> String {
     match (reachable, error) {
         (None, _) => "not asked yet".to_owned(),
-        (Some(true), _) => "reachable".to_owned(),
+        (Some(true), None) => "reachable".to_owned(),
+        (Some(true), Some(error)) => format!("reachable, but {error}"),
         (Some(false), None) => "not reachable".to_owned(),
         (Some(false), Some(error)) => format!("not reachable ({error})"),
     }
+}
+
+/// The outbox's size, how it grows, and when its room is used up.
+fn outbox(status: &StatusReport) -> String {
+    let Some(bytes) = status.outbox_bytes else {
+        return "unknown".to_owned();
+    };
+    let growth = status.outbox_growth.unwrap_or_default();
+    let mut text = size(bytes);
+    match growth.bytes_per_second {
+        Some(rate) if rate >= 1.0 => text.push_str(&format!(", grows by {} a second", size(rate as u64))),
+        Some(_) => text.push_str(", does not grow"),
+        None => {}
+    }
+    match (growth.room_bytes, growth.full_in_seconds) {
+        (Some(room), Some(seconds)) => {
+            text.push_str(&format!(", room for {}: full in {}", size(room), span(seconds)))
+        }
+        (Some(room), None) => text.push_str(&format!(", room for {}", size(room))),
+        (None, _) => {
+            text.push_str(", room unknown: its disk cannot be seen from here (set source.outbox_limit)")
+        }
+    }
+    text
 }
 
 fn last_sync(status: &StatusReport, zone: &TimeZone) -> String {
@@ -204,6 +232,17 @@ mod tests {
             age_seconds: 7200.0,
         });
         status.quarantine = Some(1);
+        status.outbox_bytes = Some(3 << 20);
+        status.outbox_growth = Some(crate::control::status::GrowthStatus {
+            bytes_per_second: Some(1024.0),
+            room_bytes: Some(7200 * 1024),
+            full_in_seconds: Some(7200.0),
+        });
+        status.capture = vec![crate::control::status::CaptureTrouble {
+            entity: "rooms".into(),
+            broken: true,
+            reason: "cannot capture rooms: a trigger is gone; run `cloud-sync init`".into(),
+        }];
         status.entities = [("rooms".to_owned(), 7), ("cameras".to_owned(), 0)]
             .into_iter()
             .collect();
@@ -215,6 +254,8 @@ mod tests {
             "            rooms 7",
             "next sync   none is scheduled",
             "quarantine  1 refused changes: see cloud-sync quarantine list",
+            "outbox      3.00 MiB, grows by 1.00 KiB a second, room for 7.03 MiB: full in 2.0 h",
+            "capture     cannot capture rooms: a trigger is gone; run `cloud-sync init`",
         ] {
             assert!(text.lines().any(|other| other == line), "no {line:?} in\n{text}");
         }

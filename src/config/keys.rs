@@ -71,6 +71,17 @@ impl Key {
         format!("CLOUD_SYNC_{}", self.name.replace('.', "_").to_ascii_uppercase())
     }
 
+    /// Whether a running program can take a new value: all but what it is bound to, its database, its store, its ports
+    /// and the receiver's own place.
+    pub fn reloads(&self) -> bool {
+        match self.section() {
+            "source" | "store" => false,
+            "control" => self.name != "control.listen",
+            "receiver" => self.name == "receiver.keys",
+            _ => true,
+        }
+    }
+
     /// Its section: `cloud`.
     pub fn section(&self) -> &'static str {
         self.name
@@ -124,6 +135,15 @@ pub const KEYS: &[Key] = &[
         None,
         Shape::Word,
         "what the cloud knows this database by; made up by init where unset",
+    ),
+    key(
+        "source.outbox_limit",
+        None,
+        Shape::Size {
+            min: 1 << 20,
+            max: 1 << 50,
+        },
+        "how far the outbox may grow before its disk counts as full, for the forecast; unset leaves it to the disk",
     ),
     key(
         "media.root",

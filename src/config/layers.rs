@@ -132,6 +132,56 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+impl Loaded {
+    /// What differs from `before`, by name: what a running program can take, and what only a restart brings about.
+    pub fn changes(&self, before: &Self) -> Changes {
+        let mut changes = Changes::default();
+        for (now, then) in self.values.iter().zip(&before.values) {
+            if now.text == then.text {
+                continue;
+            }
+            if now.key.reloads() {
+                changes.taken.push(now.key.name);
+            } else {
+                changes.restart.push(now.key.name);
+            }
+        }
+        if self.settings.catalogue != before.settings.catalogue {
+            changes.restart.push("[[entity]]");
+        }
+        changes
+    }
+
+    /// These settings where they can be taken by a running program, and those of `before` elsewhere.
+    pub fn over(self, before: &Self) -> Self {
+        let mut settings = before.settings.clone();
+        settings.media = self.settings.media;
+        settings.cloud = self.settings.cloud;
+        settings.delivery = self.settings.delivery;
+        settings.files = self.settings.files;
+        settings.schedule = self.settings.schedule;
+        settings.control.token = self.settings.control.token;
+        settings.receiver.keys = self.settings.receiver.keys;
+        let values = self.values.into_iter().zip(&before.values);
+        Self {
+            settings,
+            values: values
+                .map(|(now, then)| if now.key.reloads() { now } else { then.clone() })
+                .collect(),
+            ..before.clone()
+        }
+    }
+}
+
+/// The names of the settings that differ.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// What a running program can take.
+    pub taken: Vec<&'static str>,
+    /// What only a restart brings about.
+    pub restart: Vec<&'static str>,
+}
+
 pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
     let mut layers = Layers::of_defaults();
     let (path, entities) = layers.add_file(&options)?;
@@ -320,6 +370,7 @@ impl Layers {
             source: SourceSettings {
                 database_url: self.secret("source.database_url")?,
                 source_id: self.optional("source.source_id", text)?,
+                outbox_limit: self.optional("source.outbox_limit", value::size)?,
             },
             media: MediaSettings {
                 root: self.path("media.root")?,

@@ -23,7 +23,7 @@ use url::Url;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 
-pub use self::layers::{LoadOptions, Loaded, Origin, Value};
+pub use self::layers::{Changes, LoadOptions, Loaded, Origin, Value};
 
 /// The capabilities of DESIGN section 4 that a server can have.
 pub const CAPABILITIES: [&str; 6] = ["bulk", "delete", "changes", "schema", "tus", "content-hash"];
@@ -60,6 +60,8 @@ pub struct SourceSettings {
     pub database_url: Option<SecretString>,
     /// What the cloud knows this database by; none means the one that `init` made up.
     pub source_id: Option<String>,
+    /// Bytes that the outbox may grow to before the status forecasts that it is full; none leaves it to the disk.
+    pub outbox_limit: Option<u64>,
 }
 
 /// `[media]`: the site's media folder.

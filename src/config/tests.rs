@@ -323,6 +323,15 @@ fn lists_are_the_same_from_the_file_and_from_the_environment() {
         assert_eq!(keys, ["new=", "old"]);
         assert_eq!(settings.receiver.keys.len(), 2);
     }
+    for list in ["[\"bulk\", \"delete\"]", "['bulk','delete']", "bulk,delete"] {
+        let settings = Site::new()
+            .flag("cloud.capabilities", list)
+            .load()
+            .unwrap()
+            .settings;
+        let chosen = CapabilityChoice::Only(vec!["bulk".into(), "delete".into()]);
+        assert_eq!(settings.cloud.capabilities, chosen, "{list}");
+    }
     let none = Site::new().file("[cloud]\ncapabilities = []\n").load().unwrap();
     assert_eq!(
         none.settings.cloud.capabilities,
@@ -380,4 +389,26 @@ fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
     assert_eq!(keys(&json), listed(&entity::ENTITY));
     assert_eq!(keys(&json["window"]), listed(&entity::WINDOW));
     assert_eq!(keys(&json["files"][0]), listed(&entity::FILE));
+}
+
+#[test]
+fn a_reload_takes_what_it_can_and_names_what_needs_a_restart() {
+    let before = Site::new()
+        .file("[cloud]\nkey = \"old\"\n[store]\npath = \"a\"\n[delivery]\nbatch_rows = 5\n")
+        .load()
+        .unwrap();
+    let after = Site::new()
+        .file("[cloud]\nkey = \"new\"\n[store]\npath = \"b\"\n[control]\nlisten = \"127.0.0.1:9\"\n")
+        .load()
+        .unwrap();
+    let changes = after.changes(&before);
+    assert_eq!(changes.taken, ["cloud.key", "delivery.batch_rows"]);
+    assert_eq!(changes.restart, ["store.path", "control.listen"]);
+    let now = after.clone().over(&before);
+    assert_eq!(now.settings.cloud.key.as_ref().unwrap().expose_secret(), "new");
+    assert_eq!(now.settings.store.path, before.settings.store.path);
+    assert_eq!(now.settings.control.listen, before.settings.control.listen);
+    // What needs a restart is named again by the next reload, what was taken is not.
+    let again = after.changes(&now);
+    assert_eq!((again.taken.len(), again.restart), (0, changes.restart));
 }

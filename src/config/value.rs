@@ -155,11 +155,11 @@ fn word(text: &str) -> Parsed<()> {
 pub(super) fn capabilities(text: &str) -> Parsed<CapabilityChoice> {
     match text.trim() {
         "auto" => return Ok(CapabilityChoice::Auto),
-        "" | "none" => return Ok(CapabilityChoice::Only(Vec::new())),
+        "" | "none" | "[]" => return Ok(CapabilityChoice::Only(Vec::new())),
         _ => {}
     }
     let mut chosen: Vec<String> = Vec::new();
-    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+    for name in listed(text).filter(|name| !name.is_empty()) {
         if !CAPABILITIES.contains(&name) {
             let meant =
                 near(name, CAPABILITIES).map_or(String::new(), |meant| format!(" (did you mean {meant}?)"));
@@ -173,6 +173,20 @@ pub(super) fn capabilities(text: &str) -> Parsed<CapabilityChoice> {
         }
     }
     Ok(CapabilityChoice::Only(chosen))
+}
+
+/// The words of a list: with commas between them, or as TOML and JSON write it.
+fn listed(text: &str) -> impl Iterator<Item = &str> {
+    let text = text.trim();
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    inner.unwrap_or(text).split(',').map(move |word| {
+        let word = word.trim();
+        let bare = |quote| word.strip_prefix(quote)?.strip_suffix(quote);
+        match inner {
+            Some(_) => bare('"').or_else(|| bare('\'')).unwrap_or(word),
+            None => word,
+        }
+    })
 }
 
 pub(super) fn driver(text: &str) -> Parsed<FileDriver> {

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 
 pub use self::server::Server;
+pub(crate) use self::server::Token;
 pub use self::status::StatusReport;
 pub use crate::reconcile::report;
 pub use crate::reconcile::report::SyncReport;

@@ -1,7 +1,7 @@
 //! The HTTP server of the operator API.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,16 +15,24 @@ use secrecy::SecretString;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use super::turns::Turns;
 use super::{Health, Operator, SyncRequest, token};
 use crate::error::{Error, Kind, Result};
+use crate::serve::{self, Caller, Limits};
 
 /// A request is small; nothing larger is read.
 const BODY_LIMIT: usize = 64 << 10;
 
-/// How long open requests may take to end after shutdown.
-const GRACE: Duration = Duration::from_secs(10);
+/// A body of which nothing comes for this long is given up.
+const BODY_PAUSE: Duration = Duration::from_secs(10);
+
+/// Connections at once.
+const PLACES: usize = 64;
+
+/// How long open requests, and then a sync that nobody waits for, may take to end after shutdown.
+const GRACE: Duration = Duration::from_secs(4);
 
 /// The operator API, bound to its port and not yet serving.
 pub struct Server<O> {
@@ -33,10 +41,25 @@ pub struct Server<O> {
     desk: Arc<Desk<O>>,
 }
 
+/// The server's token, which can be replaced while it serves.
+#[derive(Clone)]
+pub(crate) struct Token(Arc<RwLock<SecretString>>);
+
+impl Token {
+    /// From now on this one counts, and no other.
+    pub(crate) fn replace(&self, token: SecretString) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    fn is(&self, given: &str) -> bool {
+        token::same(given, &self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// What the handlers share.
 struct Desk<O> {
     operator: Arc<O>,
-    token: SecretString,
+    token: Token,
     turns: Turns,
     loopback: bool,
 }
@@ -56,7 +79,7 @@ impl<O: Operator> Server<O> {
             .map_err(|error| Error::local(operation(), error))?;
         let desk = Desk {
             operator,
-            token,
+            token: Token(Arc::new(RwLock::new(token))),
             turns: Turns::default(),
             loopback: address.ip().is_loopback(),
         };
@@ -72,25 +95,18 @@ impl<O: Operator> Server<O> {
         self.address
     }
 
-    /// Serves until shutdown, then lets open requests end, for ten seconds at most.
+    /// The token that it asks for.
+    pub(crate) fn token(&self) -> Token {
+        self.desk.token.clone()
+    }
+
+    /// Serves until shutdown, then lets open requests end, for some seconds at most.
     ///
     /// # Errors
-    /// The operating system takes the port away.
+    /// None at present: what fails while serving fails a request or a connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let router = router(Arc::clone(&self.desk));
-        let serve = axum::serve(self.listener, router)
-            .with_graceful_shutdown(shutdown.clone().cancelled_owned())
-            .into_future();
-        let overdue = async {
-            shutdown.cancelled().await;
-            tokio::time::sleep(GRACE).await;
-        };
-        tokio::select! {
-            served = serve => {
-                served.map_err(|error| Error::local(format!("serve the operator API on {}", self.address), error))?;
-            }
-            () = overdue => tracing::warn!("a request of the operator API did not end in time"),
-        }
+        serve::serve(self.listener, router, Limits::new(PLACES, GRACE), shutdown).await;
         tokio::select! {
             () = self.desk.turns.ended() => {}
             () = tokio::time::sleep(GRACE) => tracing::warn!("a sync did not end in time"),
@@ -105,6 +121,7 @@ fn router<O: Operator>(desk: Arc<Desk<O>>) -> Router {
         .route("/cloud-sync/status", get(status::<O>))
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorize::<O>));
     Router::new()
         .nest("/api", api)
@@ -117,6 +134,9 @@ fn router<O: Operator>(desk: Arc<Desk<O>>) -> Router {
 async fn authorize<O: Operator>(State(desk): State<Arc<Desk<O>>>, request: Request, next: Next) -> Response {
     if !desk.knows(request.headers()) {
         return unauthorized();
+    }
+    if let Some(caller) = request.extensions().get::<Caller>() {
+        caller.trust();
     }
     let mut answer = next.run(request).await;
     answer.headers_mut().insert(
@@ -134,7 +154,7 @@ impl<O> Desk<O> {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .is_some_and(|(scheme, given)| {
-                scheme.eq_ignore_ascii_case("bearer") && token::same(given.trim(), &self.token)
+                scheme.eq_ignore_ascii_case("bearer") && self.token.is(given.trim())
             })
     }
 }

@@ -47,7 +47,7 @@ pub struct StatusReport {
     pub running_since: Option<Timestamp>,
     /// What it does.
     pub state: State,
-    /// Why it does that, where it is not replicating.
+    /// Why it does that, where it is not replicating; or what is wrong with the capture while it is.
     pub reason: Option<String>,
     /// The source database.
     pub source: SourceStatus,
@@ -71,6 +71,12 @@ pub struct StatusReport {
     pub files: FileCounts,
     /// The outbox's size in the source database; null where it cannot be asked.
     pub outbox_bytes: Option<u64>,
+    /// How the outbox grows, and how long that can go on; null where the source cannot be asked.
+    #[serde(default)]
+    pub outbox_growth: Option<GrowthStatus>,
+    /// Entities whose changes may be missed now, or were missed and are not compared yet.
+    #[serde(default)]
+    pub capture: Vec<CaptureTrouble>,
     /// From capture to acceptance; null before the first change.
     pub latency: Option<LatencyStatus>,
 }
@@ -164,6 +170,29 @@ pub struct FileCounts {
     pub bytes: u64,
 }
 
+/// How the outbox grows. What is not known is null.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct GrowthStatus {
+    /// Over the last minutes; null before there were two looks.
+    pub bytes_per_second: Option<f64>,
+    /// How much it may still grow: the free space of the database's disk where that can be seen from here, and what
+    /// `source.outbox_limit` leaves.
+    pub room_bytes: Option<u64>,
+    /// When the room is used up at this rate; null where it does not grow.
+    pub full_in_seconds: Option<f64>,
+}
+
+/// An entity whose capture needs a person, or a sync.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureTrouble {
+    /// The entity.
+    pub entity: String,
+    /// Whether changes may be missed at this moment.
+    pub broken: bool,
+    /// What was found, and the remedy.
+    pub reason: String,
+}
+
 /// From capture to acceptance, over the recent changes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LatencyStatus {
@@ -191,6 +220,8 @@ impl StatusReport {
             quarantine: None,
             files: FileCounts::default(),
             outbox_bytes: None,
+            outbox_growth: None,
+            capture: Vec::new(),
             latency: None,
         }
     }

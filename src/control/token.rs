@@ -71,6 +71,11 @@ fn read(path: &Path) -> Result<Option<SecretString>> {
         }
         Ok(text) => Ok(Some(SecretString::from(text.trim()))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            Err(Error::local(operation("read", path), error).remedy(
+                "a file is in the place of the store's folder: move it away, or set store.path to a folder",
+            ))
+        }
         Err(error) => Err(Error::local(operation("read", path), error)
             .remedy("run as the user that the daemon runs as, or set control.token")),
     }
@@ -78,7 +83,10 @@ fn read(path: &Path) -> Result<Option<SecretString>> {
 
 /// Writes a new token beside the place and moves it there as a whole, unless one has come there meanwhile.
 fn create(folder: &Path, path: &Path) -> Result<()> {
-    let failed = |error| Error::local(operation("write", path), error);
+    let failed = |error| {
+        Error::local(operation("write", path), error)
+            .remedy("make the folder writable for cloud-sync, or set store.path to one that is")
+    };
     std::fs::create_dir_all(folder).map_err(failed)?;
     // tempfile creates with mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;

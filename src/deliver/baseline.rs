@@ -87,6 +87,7 @@ async fn deliver_rows(
     );
     for (&entity, places) in &upserts {
         sender.upsert(capabilities.bulk, batch, entity, places).await?;
+        upsert_again(sender, capabilities, batch, entity, places).await?;
     }
     for (&entity, places) in deletes.iter().rev() {
         sender.delete(batch, entity, places).await?;
@@ -103,6 +104,30 @@ async fn deliver_rows(
         }
     }
     Ok(())
+}
+
+/// Sends refused rows of an entity again, as long as that helps any of them: rows go side by side, and one may have been
+/// refused for what another brought or gave up only a moment later, be it a parent in the same table or a unique value.
+async fn upsert_again(
+    sender: &Sender<'_>,
+    capabilities: Capabilities,
+    batch: &mut Batch,
+    entity: usize,
+    places: &[usize],
+) -> Outcome<()> {
+    let mut left = places.len();
+    loop {
+        let refused = |nth: &usize| matches!(batch.fate(*nth), Fate::Refused { code: 409 | 422, .. });
+        let again: Vec<usize> = places.iter().copied().filter(refused).collect();
+        if again.is_empty() || again.len() >= left {
+            return Ok(());
+        }
+        left = again.len();
+        for &nth in &again {
+            batch.set_fate(nth, Fate::Pending);
+        }
+        sender.upsert(capabilities.bulk, batch, entity, &again).await?;
+    }
 }
 
 fn by_entity(batch: &Batch, rows: &[usize], op: Op) -> BTreeMap<usize, Vec<usize>> {

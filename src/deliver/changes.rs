@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::failure::{Failure, Outcome};
 use super::link::Answer;
 use super::{Cloud, Origin, split_by_bytes};
+use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::Change;
@@ -44,11 +45,15 @@ pub(super) async fn deliver(cloud: &Cloud, origin: &Origin, batch: &mut Batch) -
     while let Some(piece) = pieces.pop() {
         match send(cloud, origin, &operation, batch, piece).await? {
             Sent::Answered(rejections) => {
+                abort::point("after the answer");
                 for &nth in piece {
                     batch.set_fate(nth, Fate::Accepted);
                 }
-                for (nth, fate) in rejections {
-                    batch.set_fate(nth, fate);
+                for rejection in rejections {
+                    if rejection.untold {
+                        batch.note_untold(rejection.nth);
+                    }
+                    batch.set_fate(rejection.nth, rejection.fate);
                 }
             }
             Sent::Refused { status, words } if piece.len() == 1 => {
@@ -70,9 +75,17 @@ pub(super) async fn deliver(cloud: &Cloud, origin: &Origin, batch: &mut Batch) -
     Ok(())
 }
 
+/// One rejected change.
+struct Rejection {
+    nth: usize,
+    fate: Fate,
+    /// It was rejected for what the cloud was not told of: its entity or one of its columns.
+    untold: bool,
+}
+
 enum Sent {
     /// All are accepted but these.
-    Answered(Vec<(usize, Fate)>),
+    Answered(Vec<Rejection>),
     /// The whole request was refused.
     Refused { status: u16, words: String },
     /// Something was rejected, and the answer does not say which.
@@ -109,12 +122,10 @@ async fn send(
         if compressed {
             request = request.header(CONTENT_ENCODING, "zstd");
         }
-        match cloud
-            .inner
-            .link
-            .call(operation, request.body(body), bytes)
-            .await?
-        {
+        abort::point("before a send");
+        let answer = cloud.inner.link.call(operation, request.body(body), bytes).await;
+        cloud.went(text.len(), &answer);
+        match answer? {
             Answer::Accepted(reply) => {
                 let answer: Answered = reply.json(operation)?;
                 return read(operation, batch, piece, answer, |words| {
@@ -218,6 +229,11 @@ struct Rejected {
 }
 
 impl Rejected {
+    /// Whether the cloud does not know the entity, or a column: by the codes that the receiver has for them.
+    fn untold(&self) -> bool {
+        matches!(self.code.as_str(), Some("unknown-entity" | "unknown-column"))
+    }
+
     /// An HTTP status where the code is one, else 422 with the code before the words.
     fn fate(&self, clean: impl Fn(&str) -> String) -> Fate {
         let text = |value: &Value| match value {
@@ -275,7 +291,7 @@ fn read(
             known.and_modify(|one| *one = None).or_insert(Some(nth));
         }
     }
-    let mut fates: Vec<(usize, Fate)> = Vec::with_capacity(rejected.len());
+    let mut rejections = Vec::with_capacity(rejected.len());
     for one in &rejected {
         let nth = match one.line {
             Some(line) => {
@@ -292,13 +308,17 @@ fn read(
             let cause = format!("it rejected position {}, which was not sent there", one.position);
             return Err(wrong(cause));
         };
-        fates.push((nth, one.fate(&clean)));
+        rejections.push(Rejection {
+            nth,
+            fate: one.fate(&clean),
+            untold: one.untold(),
+        });
     }
-    fates.sort_by_key(|&(nth, _)| nth);
-    if fates.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+    rejections.sort_by_key(|one| one.nth);
+    if rejections.windows(2).any(|pair| pair[0].nth == pair[1].nth) {
         return Err(wrong("it rejected one change twice".to_owned()));
     }
-    Ok(Sent::Answered(fates))
+    Ok(Sent::Answered(rejections))
 }
 
 #[cfg(test)]
@@ -367,7 +387,9 @@ mod tests {
         let answer = serde_json::from_str(answer).unwrap();
         Ok(
             match read("push rooms to the cloud", &batch, &piece, answer, str::to_owned)? {
-                Sent::Answered(fates) => Some(fates),
+                Sent::Answered(rejections) => {
+                    Some(rejections.into_iter().map(|one| (one.nth, one.fate)).collect())
+                }
                 _ => None,
             },
         )

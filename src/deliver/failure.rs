@@ -17,6 +17,7 @@ pub struct Failure {
     retry_after: Option<Duration>,
     status: Option<u16>,
     capability: Option<&'static str>,
+    under_way: bool,
 }
 
 impl Failure {
@@ -25,8 +26,8 @@ impl Failure {
     }
 
     /// The cloud is away, or answered something that passes.
-    pub(super) fn unreachable(operation: &str, cause: impl Into<String>) -> Self {
-        Self::new(Kind::CloudUnreachable, operation, cause)
+    pub(super) fn unreachable(operation: &str, cause: impl Into<String>, remedy: &str) -> Self {
+        Self::from(Error::new(Kind::CloudUnreachable, operation, cause).remedy(remedy))
     }
 
     /// The cloud answered something that the contract does not allow.
@@ -48,6 +49,12 @@ impl Failure {
 
     pub(super) fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
+        self
+    }
+
+    /// The request had begun, and broke off or got no answer in time.
+    pub(super) fn under_way(mut self) -> Self {
+        self.under_way = true;
         self
     }
 
@@ -76,6 +83,11 @@ impl Failure {
         self.capability
     }
 
+    /// Whether the request had begun, and broke off or got no answer in time: a shorter one may get through.
+    pub(super) fn was_under_way(&self) -> bool {
+        self.under_way
+    }
+
     /// Whether the same request is expected to pass later.
     pub fn is_passing(&self) -> bool {
         self.error.class() == Class::Retry
@@ -89,6 +101,7 @@ impl From<Error> for Failure {
             retry_after: None,
             status: None,
             capability: None,
+            under_way: false,
         }
     }
 }

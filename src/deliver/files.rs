@@ -20,9 +20,11 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::broken::broken;
 use super::failure::{Failure, Outcome};
-use super::link::{Answer, Link, broken, encode_into, time_for};
+use super::link::{Answer, Link, encode_into, time_for};
 use super::{Done, refused};
+use crate::abort;
 use crate::error::{Error, Kind};
 
 /// How much is read, hashed and handed on at once.
@@ -119,7 +121,9 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
         .multipart(Form::new().part("file", part));
     let exchange = async {
         let response = request.send().await.map_err(|error| broken(&operation, error))?;
-        link.answer(&operation, response).await
+        let answer = link.answer(&operation, response).await;
+        abort::point("after an upload");
+        answer
     };
     let limit = link.timeout() + time_for(bytes.min(SOCKET_BUFFER));
     let answer = tokio::select! {
@@ -260,6 +264,7 @@ fn paced(
             tokio::time::sleep(wait).await;
         }
         pulse.beat(Duration::ZERO);
+        abort::point("amid an upload");
         Some((piece, (pieces, pace, pulse)))
     })
 }

@@ -16,8 +16,10 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::CloudOptions;
+use super::broken::{Resolver, broken};
 use super::failure::{Failure, Outcome};
 use super::secure::{check, is_loopback, tls};
+use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
 use crate::retry;
 
@@ -118,6 +120,7 @@ impl Link {
             .connect_timeout(options.timeout)
             .tcp_nodelay(true)
             .pool_max_idle_per_host(options.in_flight.max(1) + 2)
+            .dns_resolver(Resolver::shared())
             .tls_backend_preconfigured(tls(&options.url, options.ca_file.as_deref())?);
         #[cfg(target_os = "linux")]
         {
@@ -155,6 +158,7 @@ impl Link {
         let limit = self.timeout + time_for(bytes as u64);
         let exchange = async {
             let response = request.send().await.map_err(|error| broken(operation, error))?;
+            abort::point("amid the answer");
             self.answer(operation, response).await
         };
         tokio::time::timeout(limit, exchange)
@@ -202,10 +206,21 @@ impl Link {
                     .get(RETRY_AFTER)
                     .and_then(|value| value.to_str().ok())
                     .and_then(|value| retry::retry_after(value, Timestamp::now()));
-                Err(Failure::unreachable(operation, format!("the cloud answered {status}"))
+                let remedy = match code {
+                    408 | 425 | 429 => "it asks for patience: it is tried again, no sooner than it wants",
+                    _ => "it is tried again; if it lasts, look at the cloud's own logs and at the proxies before it",
+                };
+                Err(Failure::unreachable(operation, format!("the cloud answered {status}"), remedy)
                     .with_status(code)
                     .with_retry_after(wait))
             }
+            // It comes from between here and the cloud, and says nothing about the request.
+            407 => Err(Failure::unreachable(
+                operation,
+                format!("a proxy on the way answered {status}"),
+                "check the proxy in HTTP_PROXY and HTTPS_PROXY, and the user and password that it wants",
+            )
+            .with_status(code)),
             400..=499 => {
                 let page = is_html(response.headers());
                 // What cannot be read of a refusal changes nothing about it.
@@ -228,7 +243,9 @@ impl Link {
         Failure::unreachable(
             operation,
             format!("no answer within {} s", limit.as_secs_f32().ceil()),
+            "check the network between here and the cloud, or raise cloud.timeout; changes wait in the outbox meanwhile",
         )
+        .under_way()
     }
 
     /// A server's words, safe to keep and to show: no control characters, not the key, not long.
@@ -251,15 +268,6 @@ impl Link {
 /// How long `bytes` may take on the slowest uplink.
 pub(super) fn time_for(bytes: u64) -> Duration {
     Duration::from_millis(bytes.saturating_mul(1000) / SLOWEST)
-}
-
-/// A request that got no answer.
-pub(super) fn broken(operation: &str, error: reqwest::Error) -> Failure {
-    let error = error.without_url();
-    if error.is_builder() {
-        return Failure::new(Kind::Config, operation, chain(&error));
-    }
-    Failure::unreachable(operation, chain(&error))
 }
 
 /// `text` as one segment of a path: everything but unreserved characters is percent-encoded.

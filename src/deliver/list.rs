@@ -6,8 +6,9 @@
 use reqwest::Method;
 use serde_json::value::RawValue;
 
+use super::broken::broken;
 use super::failure::{Failure, Outcome};
-use super::link::{Link, broken};
+use super::link::Link;
 use crate::error::{self, Error, Kind};
 
 /// The longest row that is taken from a list.

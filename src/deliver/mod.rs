@@ -9,6 +9,7 @@
 //! server asks to wait, and whether a capability is gone ([`Failure`]).
 
 mod baseline;
+mod broken;
 mod changes;
 mod failure;
 mod fields;
@@ -134,6 +135,8 @@ pub struct Hello {
     pub site: Option<String>,
     /// The highest position that it has accepted from our source, where it says so.
     pub high_water: Option<(Epoch, Position)>,
+    /// Whether it says how far each source has come: then no high water means that it has nothing of ours.
+    pub tells_high_water: bool,
     /// When it last took something in, in its own words.
     pub last_sync: Option<String>,
 }
@@ -170,6 +173,8 @@ struct Inner {
     compress: AtomicBool,
     /// How long a request's text may be: learnt from the server's 413.
     request_bytes: AtomicUsize,
+    /// How long a request's text had better be, after longer ones broke off under way.
+    stride: AtomicUsize,
 }
 
 impl Cloud {
@@ -198,6 +203,7 @@ impl Cloud {
                 in_flight: options.in_flight.max(1),
                 compress: AtomicBool::new(options.compress),
                 request_bytes: AtomicUsize::new(usize::MAX),
+                stride: AtomicUsize::new(usize::MAX),
             }),
         })
     }
@@ -233,22 +239,22 @@ impl Cloud {
             .inner
             .forced
             .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(|name| &**name)).0);
+        let tells_high_water = capabilities.changes && status.sources.is_some();
         let high_water = match status.sources {
-            Some(sources) if capabilities.changes => {
-                high_water(sources, &origin.source_id).ok_or_else(|| {
-                    Failure::protocol(
-                        operation,
-                        "its list of sources does not say epoch and position",
-                        "check the cloud's server",
-                    )
-                })?
-            }
+            Some(sources) if tells_high_water => high_water(sources, &origin.source_id).ok_or_else(|| {
+                Failure::protocol(
+                    operation,
+                    "its list of sources does not say epoch and position",
+                    "check the cloud's server",
+                )
+            })?,
             _ => None,
         };
         Ok(Hello {
             capabilities,
             site: status.site.map(|site| link.clean(&site)),
             high_water,
+            tells_high_water,
             last_sync: status.last_sync.and_then(plain).map(|text| link.clean(&text)),
         })
     }
@@ -343,7 +349,24 @@ impl Cloud {
     }
 
     fn request_bytes(&self) -> usize {
-        self.inner.request_bytes.load(Ordering::Relaxed)
+        let stride = self.inner.stride.load(Ordering::Relaxed);
+        self.inner.request_bytes.load(Ordering::Relaxed).min(stride)
+    }
+
+    /// Notes what became of a request of this many bytes of text. A link that drops every minute would never see the end
+    /// of a request that takes longer: each that breaks off under way halves the next ones, and each that gets through
+    /// doubles them again.
+    fn went<T>(&self, bytes: usize, outcome: &Outcome<T>) {
+        let stride = &self.inner.stride;
+        let now = stride.load(Ordering::Relaxed);
+        match outcome {
+            Err(failure) if failure.was_under_way() => {
+                stride.store(now.min((bytes / 2).max(SMALLEST_REQUEST)), Ordering::Relaxed);
+            }
+            // A short one that got through says nothing about a long one.
+            Ok(_) if bytes >= now / 2 => stride.store(now.saturating_mul(2), Ordering::Relaxed),
+            _ => {}
+        }
     }
 
     /// Notes that the server found a request of this many bytes of text too long.

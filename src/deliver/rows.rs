@@ -215,7 +215,9 @@ impl<'c> Sender<'c> {
                     .header(CONTENT_TYPE, "application/json")
                     .body(body.clone())
             };
-            let done = match self.attempt(operation, body.len(), request).await {
+            let answer = self.attempt(operation, body.len(), request).await;
+            self.cloud.went(body.len(), &answer);
+            let done = match answer {
                 Ok(Answer::Accepted(reply)) => {
                     let done = reply
                         .json::<Done>(operation)

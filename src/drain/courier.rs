@@ -1,25 +1,33 @@
 //! Brings batches to the cloud: adds file URLs, tells the schema first, tries again while the cloud is away, and settles
 //! what was refused.
+//!
+//! The cloud is greeted at the start, after each failure and once in a while, whether or not there is anything to send:
+//! so it shows at once that it is away, refuses the key, can do more or less than before, or has lost what it had.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::Shapes;
 use super::{
-    Accepted, Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, history_is_lost, same_run, wire_schema,
+    Accepted, Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, cloud_is_behind, history_is_lost,
+    same_run, wire_schema,
 };
+use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Op, Position};
-use crate::checkpoint::Run;
+use crate::checkpoint::{Checkpoint, Run};
 use crate::deliver::{Cloud, Failure, Hello, Origin, TableSchema};
 use crate::error::{Class, Kind, Result};
 use crate::media;
-use crate::quarantine::Quarantine;
+use crate::quarantine;
+use crate::quarantine::orphans::Orphans;
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
 use crate::source::recapture;
@@ -31,11 +39,19 @@ pub(super) struct Courier {
     cloud: Cloud,
     origin: Origin,
     pulse: Arc<Pulse>,
-    quarantine: Quarantine,
     hello: Option<Hello>,
+    /// When the cloud is greeted next.
+    greet_at: Instant,
+    greet_every: Duration,
+    backoff: Backoff,
+    repeats: Repeats,
+    /// The foreign keys of these shapes.
+    orphans: Option<(Arc<Shapes>, Orphans)>,
     /// What the cloud was told of each entity's columns.
     told: Vec<Option<TableSchema>>,
     last: Position,
+    /// The highest position that a cloud which orders by position has accepted.
+    accepted: Position,
     /// The highest position that the cloud can have, where nobody remembers what was sent last and the database may
     /// have gone back since.
     limit: Option<Position>,
@@ -47,23 +63,33 @@ impl Courier {
         drain: &Drain,
         run: &Run,
         origin: Origin,
+        start: &Checkpoint,
         last: Position,
         limit: Option<Position>,
     ) -> Result<Self> {
         let session = Session::open(&drain.database_url, "delivery").await?;
         same_run(session.client(), run).await?;
-        let quarantine = Quarantine::open(session.client(), &drain.catalogue).await?;
-        drain.pulse.metrics.quarantine.set(quarantine.len() as i64);
+        if start.lossy {
+            drain.pulse.lose(
+                None,
+                "the cloud has less than it had accepted, and no sync has repaired that yet".to_owned(),
+            );
+        }
         Ok(Self {
             session,
             catalogue: drain.catalogue.clone(),
             cloud: drain.cloud.clone(),
             origin,
             pulse: drain.pulse.clone(),
-            quarantine,
             hello: None,
+            greet_at: Instant::now(),
+            greet_every: drain.greet_every,
+            backoff: Backoff::within(Duration::from_millis(100), Duration::from_secs(30)),
+            repeats: Repeats::new("delivery"),
+            orphans: None,
             told: vec![None; drain.catalogue.entities().len()],
             last,
+            accepted: start.accepted,
             limit,
             media_root: drain.media_root.clone(),
         })
@@ -74,7 +100,7 @@ impl Courier {
         self.prepare(&mut portion.batch).await?;
         self.pulse.sends(&portion.after);
         self.attempt(&mut portion.batch, &portion.shapes).await?;
-        self.settle(&portion.batch, &portion.shapes).await
+        self.settle(portion).await
     }
 
     /// Delivers what arrives until the sender is gone; on `shutdown` the batch at hand is given up unless it is accepted.
@@ -85,16 +111,17 @@ impl Courier {
         shutdown: &CancellationToken,
     ) -> Result<()> {
         self.pulse.set(Condition::Replicating);
-        // Asked before there is anything to send, so that what a person must mend shows at the start. That the cloud is
-        // away is no matter yet.
-        if let Err(failure) = self.greet().await {
-            if failure.error().class() == Class::Fatal {
-                return Err(failure.into());
-            }
-            tracing::warn!("{failure}");
-        }
         let mut before = 0;
-        while let Some(mut portion) = batches.recv().await {
+        loop {
+            let portion = tokio::select! {
+                biased;
+                portion = batches.recv() => portion,
+                greeted = self.greet_when_due() => {
+                    self.note(greeted)?;
+                    continue;
+                }
+            };
+            let Some(mut portion) = portion else { return Ok(()) };
             self.prepare(&mut portion.batch).await?;
             // Two batches that are accepted and not committed would both be sent again after a crash.
             self.pulse.committed(before).await;
@@ -103,53 +130,76 @@ impl Courier {
             if !self.persist(&mut portion, shutdown).await? {
                 return Ok(());
             }
-            self.settle(&portion.batch, &portion.shapes).await?;
+            abort::point("after the delivery");
+            self.settle(&mut portion).await?;
+            abort::point("before the hand-over");
             if accepted.send(portion.accepted()).await.is_err() {
                 return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Tries until the batch is answered; false where `shutdown` came first.
     async fn persist(&mut self, portion: &mut Portion, shutdown: &CancellationToken) -> Result<bool> {
-        let mut backoff = Backoff::within(Duration::from_millis(100), Duration::from_secs(30));
-        let mut repeats = Repeats::new("delivery");
         loop {
-            let failure = tokio::select! {
+            let pending = portion.batch.count(&Fate::Pending);
+            let attempt = tokio::select! {
                 biased;
-                attempt = self.attempt(&mut portion.batch, &portion.shapes) => match attempt {
-                    Ok(()) => {
-                        repeats.recovered();
-                        self.pulse.set(Condition::Replicating);
-                        return Ok(true);
-                    }
-                    Err(failure) => failure,
-                },
+                attempt = self.attempt(&mut portion.batch, &portion.shapes) => attempt,
                 () = after(shutdown, Duration::from_secs(5)) => return Ok(false),
             };
-            if failure.error().class() == Class::Fatal {
-                return Err(failure.into());
+            let done = attempt.is_ok();
+            if portion.batch.count(&Fate::Pending) < pending {
+                // Part of it got through: the cloud is there, and a link that drops often still carries something.
+                self.backoff.reset();
             }
-            self.hello = None;
-            self.pulse.greeted(None);
-            self.pulse.metrics.cloud_error(failure.error().kind());
-            repeats.failed(failure.error());
-            let reason = failure.error().to_string();
-            self.pulse.set(if failure.error().kind() == Kind::CloudAuth {
-                Condition::KeyRefused { reason }
-            } else {
-                Condition::BackingOff {
-                    away: Side::Cloud,
-                    reason,
-                }
-            });
+            self.note(attempt)?;
+            if done {
+                return Ok(true);
+            }
             tokio::select! {
-                () = tokio::time::sleep(backoff.next(failure.retry_after())) => {}
+                () = tokio::time::sleep_until(self.greet_at) => {}
                 () = self.pulse.kicked() => {}
                 () = shutdown.cancelled() => return Ok(false),
             }
         }
+    }
+
+    /// Shows how an attempt or a greeting went, and after a failure sets the time of the next one.
+    fn note(&mut self, went: std::result::Result<(), Failure>) -> Result<()> {
+        let Err(failure) = went else {
+            self.backoff.reset();
+            self.repeats.recovered();
+            self.pulse.set(Condition::Replicating);
+            return Ok(());
+        };
+        if failure.error().class() == Class::Fatal {
+            return Err(failure.into());
+        }
+        self.hello = None;
+        self.greet_at = Instant::now() + self.backoff.next(failure.retry_after());
+        self.pulse.greeted(None);
+        self.pulse.metrics.cloud_error(failure.error().kind());
+        self.repeats.failed(failure.error());
+        let reason = failure.error().to_string();
+        self.pulse.set(if failure.error().kind() == Kind::CloudAuth {
+            Condition::KeyRefused { reason }
+        } else {
+            Condition::BackingOff {
+                away: Side::Cloud,
+                reason,
+            }
+        });
+        Ok(())
+    }
+
+    /// Waits until the cloud is to be greeted, or someone asks for a sync, and greets it.
+    async fn greet_when_due(&mut self) -> std::result::Result<(), Failure> {
+        tokio::select! {
+            () = tokio::time::sleep_until(self.greet_at) => {}
+            () = self.pulse.kicked() => {}
+        }
+        self.greet().await.map(|_| ())
     }
 
     async fn prepare(&mut self, batch: &mut Batch) -> Result<()> {
@@ -171,13 +221,37 @@ impl Courier {
             return Ok(());
         }
         let hello = match self.hello.clone() {
-            Some(hello) => hello,
-            None => self.greet().await?,
+            Some(hello) if Instant::now() < self.greet_at => hello,
+            _ => self.greet().await?,
         };
-        if hello.capabilities.schema {
+        // Left by an attempt that was given up.
+        batch.revive_untold();
+        let tells = hello.capabilities.schema;
+        if tells {
             self.tell(batch, shapes).await?;
         }
-        self.cloud.deliver(hello.capabilities, &self.origin, batch).await
+        self.cloud
+            .deliver(hello.capabilities, &self.origin, batch)
+            .await?;
+        if tells && batch.has_untold() {
+            tracing::warn!("the cloud has forgotten columns that it was told: it is told again");
+            for nth in batch.revive_untold() {
+                self.told[batch.changes()[nth].entity] = None;
+            }
+            self.tell(batch, shapes).await?;
+            // What it does not know now it never will.
+            self.cloud
+                .deliver(hello.capabilities, &self.origin, batch)
+                .await?;
+            batch.forget_untold();
+        }
+        if hello.capabilities.changes {
+            let accepted = batch.changes().iter().enumerate();
+            let accepted = accepted.filter(|(nth, _)| *batch.fate(*nth) == Fate::Accepted);
+            let highest = accepted.map(|(_, change)| change.position).max();
+            self.accepted = self.accepted.max(highest.unwrap_or_default());
+        }
+        Ok(())
     }
 
     async fn greet(&mut self) -> std::result::Result<Hello, Failure> {
@@ -186,6 +260,17 @@ impl Courier {
             && (epoch > self.origin.epoch || (epoch == self.origin.epoch && position > self.last))
         {
             return Err(cloud_is_ahead(position, self.last).into());
+        }
+        let expected = (self.accepted > Position(0)).then_some((self.origin.epoch, self.accepted));
+        if hello.tells_high_water && hello.high_water < expected {
+            let found = hello
+                .high_water
+                .and_then(|(epoch, position)| (epoch == self.origin.epoch).then_some(position));
+            let reason = cloud_is_behind(self.accepted, found);
+            if self.pulse.lose(hello.high_water, reason.clone()) {
+                tracing::error!("{reason}");
+                self.told.fill(None);
+            }
         }
         if let Some(limit) = self.limit
             && hello
@@ -199,7 +284,11 @@ impl Courier {
         self.limit = None;
         self.pulse.greeted(Some(hello.capabilities));
         // Another server may answer now, or the same one with an older state.
-        self.told.fill(None);
+        let known = |before: &Hello| before.capabilities == hello.capabilities && before.site == hello.site;
+        if !self.hello.as_ref().is_some_and(known) {
+            self.told.fill(None);
+        }
+        self.greet_at = Instant::now() + self.greet_every;
         self.hello = Some(hello.clone());
         Ok(hello)
     }
@@ -211,7 +300,12 @@ impl Courier {
             seen[change.entity] = true;
         }
         for (place, _) in seen.iter().enumerate().filter(|(_, seen)| **seen) {
-            let schema = wire_schema(&self.catalogue.entities()[place], &shapes.tables[place]);
+            let (entity, table) = (&self.catalogue.entities()[place], &shapes.tables[place]);
+            if !table.fits(entity) {
+                // The cloud goes by what it was told before.
+                continue;
+            }
+            let schema = wire_schema(entity, table);
             if self.told[place].as_ref() != Some(&schema) {
                 self.cloud.put_schema(&schema).await?;
                 self.told[place] = Some(schema);
@@ -226,6 +320,10 @@ impl Courier {
         let found = media::note_references(client, &self.media_root, &self.catalogue, batch).await?;
         for (place, key) in found.outdated {
             let entity = &self.catalogue.entities()[place];
+            if !shapes.tables[place].fits(entity) {
+                // Its rows cannot be found now: the sync that follows the remedy finds them.
+                continue;
+            }
             recapture::rows(
                 client,
                 entity,
@@ -241,20 +339,24 @@ impl Courier {
         Ok(())
     }
 
-    /// Writes down what was refused, and counts the rest.
-    async fn settle(&mut self, batch: &Batch, shapes: &Shapes) -> Result<()> {
-        self.quarantine
-            .settle(self.session.client(), &self.catalogue, batch)
-            .await?;
+    /// Writes down what was refused, captures anew what had waited for these rows, and counts the rest.
+    async fn settle(&mut self, portion: &mut Portion) -> Result<()> {
+        let (batch, shapes) = (&portion.batch, &portion.shapes);
+        let occupied = quarantine::settle(self.session.client(), &self.catalogue, batch).await?;
+        if !occupied.is_empty() {
+            self.adopt(batch, shapes, &occupied).await?;
+        }
         self.note_files(batch, shapes).await?;
+        portion.after.accepted = self.accepted;
+        portion.after.lossy = self.pulse.loss().is_some();
         let metrics = &self.pulse.metrics;
-        metrics.quarantine.set(self.quarantine.len() as i64);
         metrics.batches.inc();
         metrics.bytes_sent.inc_by(batch.bytes() as u64);
         metrics.collapsed.inc_by(batch.collapsed() as u64);
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_micros() as i64);
+        let mut refused: BTreeMap<(usize, u16), (Position, u64)> = BTreeMap::new();
         for (nth, change) in batch.changes().iter().enumerate() {
             match batch.fate(nth) {
                 Fate::Accepted => {
@@ -262,15 +364,10 @@ impl Courier {
                     let micros = now.saturating_sub(change.captured_at).max(0) as u64;
                     metrics.delivered_after(Duration::from_micros(micros));
                 }
-                Fate::Refused { code, error } => {
+                Fate::Refused { code, .. } => {
                     metrics.refused.inc();
-                    tracing::warn!(
-                        entity = self.catalogue.entities()[change.entity].name,
-                        position = change.position.0,
-                        code,
-                        error,
-                        "the cloud refused a change: it is in quarantine"
-                    );
+                    let first = (change.position, 0);
+                    refused.entry((change.entity, *code)).or_insert(first).1 += 1;
                 }
                 Fate::Kept | Fate::Unsupported => {
                     metrics.not_sent.inc();
@@ -278,6 +375,39 @@ impl Courier {
                 Fate::Pending => {}
             }
         }
+        // The cloud's own words may hold values of rows: they stay in the quarantine.
+        for ((entity, code), (first, changes)) in refused {
+            tracing::warn!(
+                entity = self.catalogue.entities()[entity].name,
+                code,
+                changes,
+                first = first.0,
+                "the cloud refused changes: they are in quarantine; see `cloud-sync quarantine list`"
+            );
+        }
+        Ok(())
+    }
+
+    /// Captures the rows in quarantine anew whose parents the cloud has just accepted.
+    async fn adopt(&mut self, batch: &Batch, shapes: &Arc<Shapes>, occupied: &[usize]) -> Result<()> {
+        let client = self.session.client();
+        let orphans = match &mut self.orphans {
+            Some((of, orphans)) if Arc::ptr_eq(of, shapes) => orphans,
+            kept => {
+                let read = Orphans::read(client, &shapes.tables).await?;
+                &mut kept.insert((shapes.clone(), read)).1
+            }
+        };
+        orphans
+            .adopt(
+                client,
+                &self.catalogue,
+                &shapes.tables,
+                &shapes.numbers,
+                batch,
+                occupied,
+            )
+            .await?;
         Ok(())
     }
 }

@@ -70,7 +70,12 @@ pub struct Drain {
     pub media_root: PathBuf,
     /// Where others see how it goes.
     pub pulse: Arc<Pulse>,
+    /// How often the cloud is asked who it is and what it can do, beside after each failure.
+    pub greet_every: Duration,
 }
+
+/// How often a replicator asks its cloud who it is.
+pub const GREET_EVERY: Duration = Duration::from_secs(30);
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,11 +140,12 @@ impl Drain {
             .window
             .as_ref()
             .map_or(start.floor, |window| window.next_floor);
+        let begun = start.clone();
         let reader = Reader::open(session, self.catalogue.clone(), self.limits, start).await?;
         if reader.last_position() < expected {
             return Err(outbox_is_behind(expected, reader.last_position()));
         }
-        let courier = Courier::open(self, &run, origin, reader.last_position(), limit).await?;
+        let courier = Courier::open(self, &run, origin, &begun, reader.last_position(), limit).await?;
         let committer = Committer::open(self, &run).await?;
         Ok(Stages {
             reader,
@@ -157,7 +163,10 @@ impl Drain {
         let mut repeats = Repeats::new("drain");
         while !shutdown.is_cancelled() {
             let round = async {
-                let stages = self.open().await?;
+                let stages = tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    stages = self.open() => stages?,
+                };
                 backoff.reset();
                 repeats.recovered();
                 stages.run(&shutdown).await
@@ -251,6 +260,18 @@ fn outbox_is_behind(expected: Position, last: Position) -> Error {
     )
     .remedy(
         "run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again",
+    )
+}
+
+/// What is said of a cloud that has less of this outbox than it had accepted.
+fn cloud_is_behind(expected: Position, found: Option<Position>) -> String {
+    let found = found.map_or("has nothing of this source".to_owned(), |found| {
+        format!("knows it only up to {found}")
+    });
+    format!(
+        "the cloud has accepted position {expected} from this source, and now {found}: an older state of it was \
+         restored, or it is another one; the replicator syncs to repair its rows; if its files were lost too, run \
+         `cloud-sync sync --force`"
     )
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
+use crate::change::{Epoch, Position};
 use crate::checkpoint::Checkpoint;
 use crate::deliver::Capabilities;
 use crate::metrics::Metrics;
@@ -45,6 +46,20 @@ pub enum Condition {
     },
 }
 
+/// That the cloud has less than it had accepted, and whether that was seen to.
+#[derive(Debug, Default)]
+struct Loss {
+    /// In words, until a sync has repaired it.
+    reason: Option<String>,
+    /// How far the cloud had come when it was noticed.
+    at: HighWater,
+    /// The same, of the last loss that was repaired.
+    repaired: Option<HighWater>,
+}
+
+/// How far a cloud has come with our source; none where it has nothing of it.
+type HighWater = Option<(Epoch, Position)>;
+
 /// The drain's state as others see it.
 #[derive(Debug)]
 pub struct Pulse {
@@ -56,6 +71,7 @@ pub struct Pulse {
     cloud: Mutex<Option<Capabilities>>,
     progressed: Mutex<Instant>,
     kick: Notify,
+    loss: watch::Sender<Loss>,
     /// Told when a row names a file that is not uploaded.
     pub files_wanted: Arc<Notify>,
 }
@@ -71,6 +87,7 @@ impl Pulse {
             cloud: Mutex::new(None),
             progressed: Mutex::new(Instant::now()),
             kick: Notify::new(),
+            loss: watch::Sender::default(),
             files_wanted: Arc::new(Notify::new()),
         }
     }
@@ -99,6 +116,41 @@ impl Pulse {
             .progressed
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Why the cloud has less than it had accepted, until a sync has repaired that.
+    pub fn loss(&self) -> Option<String> {
+        self.loss.borrow().reason.clone()
+    }
+
+    /// Waits until the cloud is found to have less than it had accepted.
+    pub async fn lost(&self) {
+        let mut loss = self.loss.subscribe();
+        // The sender lives as long as this does.
+        let _ = loss.wait_for(|loss| loss.reason.is_some()).await;
+    }
+
+    /// Notes that the cloud has come no further than `at`, and had; unless that very loss is repaired. Answers whether it is
+    /// news.
+    pub(super) fn lose(&self, at: HighWater, reason: String) -> bool {
+        self.loss.send_if_modified(|loss| {
+            let news = loss.reason.is_none() && loss.repaired != Some(at);
+            if news {
+                (loss.reason, loss.at) = (Some(reason), at);
+            }
+            news
+        })
+    }
+
+    /// A sync that began when the loss was `reason` has compared everything, and repaired it.
+    pub fn repaired(&self, reason: &str) {
+        self.loss.send_if_modified(|loss| {
+            let same = loss.reason.as_deref() == Some(reason);
+            if same {
+                (loss.reason, loss.repaired) = (None, Some(loss.at));
+            }
+            same
+        });
     }
 
     /// Ends a back-off early: someone asked for a sync.

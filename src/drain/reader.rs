@@ -1,5 +1,6 @@
 //! Reads the outbox by window and hands batches on; sleeps while there is nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -7,16 +8,17 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
 use super::{Limits, Portion};
+use crate::abort;
 use crate::batch::Batch;
 use crate::catalogue::Catalogue;
-use crate::change::{Op, Position, Snapshot};
+use crate::change::{Change, Position, Snapshot};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
 use crate::source::outbox::{Look, Outbox};
 use crate::source::wake::Wake;
-use crate::source::{image, install};
+use crate::source::{guard, image, install};
 
 /// The tables as they are; a new one whenever a column changed.
 pub(super) struct Shapes {
@@ -57,7 +59,10 @@ impl Reader {
     ) -> Result<Self> {
         let mut shapes = shapes(&session, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
-        for (entity, attached) in catalogue.entities().iter().zip(&attached) {
+        for ((entity, table), attached) in catalogue.entities().iter().zip(&shapes.tables).zip(&attached) {
+            if table.oid != 0 {
+                guard::note_shape(session.client(), attached.id, table).await?;
+            }
             if let Some(wrong) = &attached.wrong {
                 tracing::error!(
                     entity = entity.name,
@@ -146,10 +151,8 @@ impl Reader {
                 continue;
             }
             let mut changes = read.changes;
+            self.set_aside(&mut changes).await?;
             for change in &mut changes {
-                if change.op == Op::Upsert && change.row.is_none() {
-                    return Err(describe::withheld(&self.catalogue.entities()[change.entity]));
-                }
                 let binaries = &self.shapes.binaries[change.entity];
                 if let (false, Some(row)) = (binaries.is_empty(), &change.row)
                     && let Some(mended) = image::mend_binaries(row, binaries)
@@ -167,16 +170,31 @@ impl Reader {
         }
     }
 
-    /// Reads the tables anew after a column changed, and makes the triggers anew where their images depend on it.
+    /// Takes out what cannot be delivered, since it says that something changed and not what: the gap that it tells of is
+    /// durable before the checkpoint can pass it, and a sync closes it. Other entities go on.
+    async fn set_aside(&self, changes: &mut Vec<Change>) -> Result<()> {
+        let mut gaps = BTreeMap::new();
+        changes.retain(|change| match guard::undeliverable(change) {
+            Some(why) => {
+                gaps.insert(change.entity, why);
+                false
+            }
+            None => true,
+        });
+        for (place, why) in gaps {
+            tracing::error!(entity = self.catalogue.entities()[place].name, "{why}");
+            guard::mark(self.session.client(), self.shapes.numbers[place], why).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the tables anew after a column changed. The triggers go on as they are until the guard makes them anew.
     async fn reshape(&mut self) -> Result<()> {
         let mut shapes = shapes(&self.session, &self.catalogue).await?;
         shapes.numbers.clone_from(&self.shapes.numbers);
-        let client = self.session.client();
-        let attached = install::attached(client, &self.catalogue, &shapes.tables).await?;
-        for ((entity, table), attached) in self.catalogue.entities().iter().zip(&shapes.tables).zip(attached)
-        {
-            if attached.wrong.is_some() {
-                install::attach(client, entity, table).await?;
+        for (table, &number) in shapes.tables.iter().zip(&shapes.numbers) {
+            if table.oid != 0 {
+                guard::note_shape(self.session.client(), number, table).await?;
             }
         }
         tracing::info!("a column of the catalogue's tables has changed: the cloud is told");
@@ -193,6 +211,7 @@ impl Reader {
         let mut first = false;
         while !shutdown.is_cancelled() {
             if let Some(portion) = self.next().await? {
+                abort::point("after a read");
                 self.wake.get_up(&self.session).await?;
                 if batches.send(portion).await.is_err() {
                     return Ok(());
@@ -226,11 +245,11 @@ impl Reader {
 
 async fn shapes(session: &Session, catalogue: &Catalogue) -> Result<Shapes> {
     // The fingerprint first: a column that is added in between is then noticed by the next look.
-    let mut tables = describe::tables(session.client(), catalogue).await?;
+    let mut tables = describe::tables_as_they_stand(session.client(), catalogue).await?;
     loop {
         let oids: Vec<_> = tables.iter().map(|table| table.oid).collect();
         let fingerprint = describe::fingerprint(session.client(), &oids).await?;
-        let again = describe::tables(session.client(), catalogue).await?;
+        let again = describe::tables_as_they_stand(session.client(), catalogue).await?;
         if again == tables {
             let names = |table: &Table| table.binaries().into_iter().map(str::to_owned).collect();
             return Ok(Shapes {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::paths::{self, Where};
 use super::records::{self, Look, Wanted};
 use super::watch::Watch;
+use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::deliver::{Capabilities, Cloud, Origin, UploadFile, Uploaded};
 use crate::error::{Class, Error, Kind, Result};
@@ -75,7 +76,10 @@ impl Uploads {
         let mut watch = self.start_watch();
         while !shutdown.is_cancelled() {
             let round = async {
-                let mut lane = self.open(&watch).await?;
+                let mut lane = tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    lane = self.open(&watch) => lane?,
+                };
                 backoff.reset();
                 repeats.recovered();
                 tokio::select! {
@@ -115,7 +119,7 @@ impl Uploads {
     async fn open<'a>(&'a self, watch: &'a Watch) -> Result<Lane<'a>> {
         let session = Session::open(&self.database_url, "media").await?;
         let identity = identity::read(session.client(), self.source_id.as_deref()).await?;
-        let tables = describe::tables(session.client(), &self.catalogue).await?;
+        let tables = describe::tables_as_they_stand(session.client(), &self.catalogue).await?;
         let attached = install::attached(session.client(), &self.catalogue, &tables).await?;
         let origin = Origin {
             source_id: identity.source_id,
@@ -336,6 +340,10 @@ impl Lane<'_> {
         records::uploaded(client, path, look, &uploaded.hash.to_string(), &uploaded.url).await?;
         let references = records::references(client, path).await?;
         for (place, entity) in self.uploads.catalogue.entities().iter().enumerate() {
+            if !self.tables[place].fits(entity) {
+                // Its rows cannot be found now: the sync that follows the remedy finds them.
+                continue;
+            }
             let keys: Vec<String> = references
                 .iter()
                 .filter(|(name, _)| *name == entity.name)
@@ -352,7 +360,9 @@ impl Lane<'_> {
                 .await?;
             }
         }
+        abort::point("before an upload is noted");
         transaction.commit().await.map_err(failed)?;
+        abort::point("after an upload is noted");
         let metrics = &self.uploads.metrics.files;
         metrics.uploaded.inc();
         metrics.bytes.inc_by(uploaded.bytes);

@@ -26,6 +26,11 @@ impl Refusal {
         }
     }
 
+    /// What it tells the caller.
+    pub(super) fn words(&self) -> &str {
+        &self.error
+    }
+
     /// The same answer, with what it is about before its words.
     pub(super) fn about(mut self, subject: &str) -> Self {
         self.error = format!("{subject}: {}", self.error);

@@ -1,19 +1,54 @@
 //! Who asks: the site that the API key belongs to, never one that the request claims.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
+use tokio::time::Instant;
+
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::Shared;
 use super::answer::Refusal;
 use super::media::plain;
 use crate::error::{Error, Result};
+use crate::serve::Caller;
+
+/// A wrong key is forgotten after this time, and said in the log once in it for each source.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Sources that are remembered at once.
+const SOURCES: usize = 1024;
+
+/// The keys that count now. Clones share them.
+#[derive(Clone)]
+pub struct KeyRing(Arc<RwLock<Keys>>);
+
+impl KeyRing {
+    pub(super) fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
+        Ok(Self(Arc::new(RwLock::new(Keys::new(keys)?))))
+    }
+
+    /// From now on these keys count, and no others.
+    ///
+    /// # Errors
+    /// A configuration error; the old keys stay then.
+    pub fn replace(&self, keys: &BTreeMap<String, Vec<String>>) -> Result<()> {
+        let keys = Keys::new(keys)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
+    }
+
+    fn site(&self, key: &str) -> Option<Arc<str>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).site(key)
+    }
+}
 
 /// The keys of all sites, as hashes: the keys themselves are not kept.
-pub(super) struct Keys {
+struct Keys {
     sites: Vec<Arc<str>>,
     hashes: Vec<(u32, [u8; 32])>,
 }
@@ -23,7 +58,7 @@ impl Keys {
     ///
     /// # Errors
     /// A configuration error: a site's name that is not one plain segment, an empty key, a key that two sites share.
-    pub(super) fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
+    fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
         let mut sites = Vec::new();
         let mut hashes: Vec<(u32, [u8; 32])> = Vec::new();
         for (site, keys) in keys {
@@ -72,6 +107,34 @@ impl Keys {
     }
 }
 
+/// Wrong keys of late, by where they came from: each is answered later than the one before, and a line of the log tells
+/// of the first. Whoever shows a valid key is not held up by them.
+#[derive(Default)]
+pub(super) struct Guesses(Mutex<HashMap<IpAddr, (Instant, u32)>>);
+
+impl Guesses {
+    /// Notes one, and answers how long its answer shall wait.
+    fn note(&self, from: IpAddr) -> Duration {
+        let now = Instant::now();
+        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sources.len() >= SOURCES {
+            sources.retain(|_, (since, _)| now.duration_since(*since) < REMEMBERED);
+        }
+        if sources.len() >= SOURCES && !sources.contains_key(&from) {
+            return Duration::from_secs(1);
+        }
+        let (since, count) = sources.entry(from).or_insert((now, 0));
+        if now.duration_since(*since) >= REMEMBERED {
+            tracing::warn!(%from, count = *count, "requests came with wrong API keys");
+            (*since, *count) = (now, 0);
+        } else if *count == 0 {
+            tracing::warn!(%from, "a request came with a wrong API key; more of them are counted for a minute");
+        }
+        *count = count.saturating_add(1);
+        Duration::from_millis(25) * (1 << (*count).min(6))
+    }
+}
+
 /// The site that a request's key belongs to.
 #[derive(Debug, Clone)]
 pub(super) struct Site(pub(super) Arc<str>);
@@ -83,19 +146,41 @@ impl FromRequestParts<Arc<Shared>> for Site {
         parts: &mut Parts,
         shared: &Arc<Shared>,
     ) -> std::result::Result<Self, Refusal> {
-        let bearer = parts
-            .headers
-            .get(header::AUTHORIZATION)
+        let given = parts.headers.get(header::AUTHORIZATION);
+        let bearer = given
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, key)| key.trim());
-        match bearer.and_then(|key| shared.keys.site(key)) {
-            Some(site) => Ok(Self(site)),
-            None => Err(Refusal::new(
-                StatusCode::UNAUTHORIZED,
-                "the API key is missing or not valid",
-            )),
+        let caller = parts.extensions.get::<Caller>();
+        if let Some(site) = bearer.and_then(|key| shared.keys.site(key)) {
+            if let Some(caller) = caller {
+                caller.trust();
+            }
+            return Ok(Self(site));
         }
+        if let (Some(caller), Some(_)) = (caller, given) {
+            tokio::time::sleep(shared.guesses.note(caller.address.ip())).await;
+        }
+        Err(Refusal::new(
+            StatusCode::UNAUTHORIZED,
+            "the API key is missing or not valid",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_keys_of_one_source_wait_longer_and_longer() {
+        let guesses = Guesses::default();
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let waits: Vec<u128> = (0..8).map(|_| guesses.note(one).as_millis()).collect();
+        assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 1600, 1600]);
+        assert_eq!(guesses.note(other).as_millis(), 50);
+        tokio::time::advance(REMEMBERED).await;
+        assert_eq!(guesses.note(one).as_millis(), 50);
     }
 }

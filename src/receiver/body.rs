@@ -3,11 +3,14 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use axum::body::Body;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::answer::{Answer, Refusal};
 
@@ -20,6 +23,42 @@ const ZSTD_WINDOW: u32 = 23;
 
 /// Above this, unpacking leaves the threads that serve requests.
 const UNPACK_ASIDE: usize = 128 * 1024;
+
+/// A body has this long, and a second more for each [`PACE`] bytes that have come.
+const START: Duration = Duration::from_secs(60);
+
+/// The slowest body, in bytes a second: far below what a client reckons with.
+const PACE: u64 = 1024;
+
+/// How fast a body comes.
+pub(super) struct Pace {
+    began: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    pub(super) fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// Notes what has come.
+    ///
+    /// # Errors
+    /// 408 where it is too little for the time.
+    pub(super) fn came(&mut self, bytes: usize) -> Answer<()> {
+        self.bytes += bytes as u64;
+        if self.began.elapsed() > START + Duration::from_secs(self.bytes / PACE) {
+            return Err(Refusal::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "the body comes too slowly",
+            ));
+        }
+        Ok(())
+    }
+}
 
 /// The bound on bodies: of each one, and of all in memory.
 #[derive(Clone)]
@@ -83,6 +122,10 @@ impl Bounds {
     }
 
     async fn collect(&self, body: Body) -> Answer<Held> {
+        if body.size_hint().lower() > self.one as u64 {
+            return Err(self.too_large());
+        }
+        let mut pace = Pace::begin();
         let mut stream = body.into_data_stream();
         let mut share = Vec::new();
         let mut chunks = Vec::new();
@@ -91,6 +134,7 @@ impl Bounds {
         while let Some(chunk) = stream.next().await {
             let chunk = chunk
                 .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body ended before its end"))?;
+            pace.came(chunk.len())?;
             length += chunk.len();
             if length > self.one {
                 return Err(self.too_large());
@@ -147,6 +191,20 @@ impl Bounds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_dribbles_is_given_up() {
+        let body = |pause: u64| {
+            Body::from_stream(futures::stream::unfold(0, move |nth| async move {
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+                (nth < 200).then(|| (Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 2048])), nth + 1))
+            }))
+        };
+        let bounds = Bounds::new(1 << 20);
+        let read = bounds.read(&HeaderMap::new(), body(1)).await;
+        assert_eq!(read.unwrap().bytes.len(), 200 * 2048);
+        assert!(bounds.read(&HeaderMap::new(), body(5)).await.is_err());
+    }
 
     #[tokio::test]
     async fn a_packed_body_is_bounded_by_what_it_unpacks_to() {

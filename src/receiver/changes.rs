@@ -13,6 +13,7 @@ use super::Shared;
 use super::answer::{Answer, Refusal};
 use super::apply::{self, Delivery};
 use super::auth::Site;
+use super::json::{self, Members};
 use super::schema::place_of;
 
 /// More lines than this are refused: each takes memory beyond its bytes.
@@ -94,6 +95,33 @@ fn lines(text: &str) -> Answer<Vec<Line<'_>>> {
     Ok(lines)
 }
 
+/// Reads a request's body as `POST /changes` does, without a database: how many changes, and how many members their keys
+/// and rows have.
+///
+/// # Errors
+/// What the request would be answered.
+pub fn read_changes(body: &[u8]) -> std::result::Result<(usize, usize), String> {
+    let words = |refusal: Refusal| refusal.words().to_owned();
+    let lines = text(body).and_then(lines).map_err(words)?;
+    let members = |object: Option<&str>| {
+        let members = object.and_then(Members::of).into_iter().flatten();
+        members.filter(|(_, value)| json::text(value).is_some()).count()
+    };
+    let members = lines
+        .iter()
+        .map(|line| members(line.key()) + members(line.row()))
+        .sum();
+    Ok((lines.len(), members))
+}
+
+fn text(body: &[u8]) -> Answer<&str> {
+    std::str::from_utf8(body).map_err(|error| {
+        let before = body.get(..error.valid_up_to()).unwrap_or_default();
+        let number = memchr::memchr_iter(b'\n', before).count() + 1;
+        Refusal::malformed(format!("line {number} is not valid UTF-8"))
+    })
+}
+
 fn source_id(headers: &HeaderMap) -> Answer<&str> {
     headers
         .get("x-source-id")
@@ -123,12 +151,7 @@ pub(super) async fn receive(
     let source = source_id(&parts.headers)?;
     let epoch = epoch(&parts.headers)?;
     let body = shared.bounds.read(&parts.headers, body).await?;
-    let text = std::str::from_utf8(&body.bytes).map_err(|error| {
-        let before = body.bytes.get(..error.valid_up_to()).unwrap_or_default();
-        let number = memchr::memchr_iter(b'\n', before).count() + 1;
-        Refusal::malformed(format!("line {number} is not valid UTF-8"))
-    })?;
-    let lines = lines(text)?;
+    let lines = lines(text(&body.bytes)?)?;
     let delivery = Delivery {
         site: &site,
         source,

@@ -8,7 +8,7 @@
 //!   between two pieces of it, the connections.
 //! - No answer and no log line carries a row's value or a key.
 //!
-//! A request travels: [`serve`] -> [`auth`] -> [`changes`], [`rows`], [`schema`], [`upload`], [`media`] or [`status`].
+//! A request travels: `crate::serve` -> [`auth`] -> [`changes`], [`rows`], [`schema`], [`upload`], [`media`] or [`status`].
 //! Changes and rows become arrays by column ([`json`], [`grid`], [`encode`]) and one statement for many rows
 //! ([`statement`]); [`database`] says what an error of PostgreSQL means, [`answer`] how it is answered.
 
@@ -25,7 +25,6 @@ mod json;
 mod media;
 mod rows;
 mod schema;
-mod serve;
 mod statement;
 mod status;
 mod upload;
@@ -48,7 +47,11 @@ use tower_http::compression::CompressionLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use self::answer::{Answer, Refusal};
+pub use self::auth::KeyRing;
+pub use self::changes::read_changes;
+pub use self::upload::read_parts;
 use crate::error::{Error, Result};
+use crate::serve::{self, Limits};
 
 /// The default of [`ReceiverSettings::body_limit`]: 64 MiB.
 pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
@@ -58,6 +61,12 @@ pub const CAPABILITIES: [&str; 4] = ["bulk", "delete", "changes", "schema"];
 
 /// The largest upload, unless [`Receiver::with_upload_limit`] says otherwise: 16 GiB.
 const UPLOAD_LIMIT: u64 = 16 * 1024 * 1024 * 1024;
+
+/// Connections at once.
+const PLACES: usize = 1024;
+
+/// What is under way when the server stops has this long.
+const DRAIN: Duration = Duration::from_secs(8);
 
 /// A body of which nothing comes for this long is given up.
 const BODY_PAUSE: Duration = Duration::from_secs(60);
@@ -91,7 +100,8 @@ pub struct ReceiverSettings {
 struct Shared {
     pool: PgPool,
     tables: schema::Tables,
-    keys: auth::Keys,
+    keys: KeyRing,
+    guesses: auth::Guesses,
     bounds: body::Bounds,
     /// Lists at once: each holds a connection for as long as its reader takes.
     lists: Arc<Semaphore>,
@@ -125,7 +135,7 @@ impl Receiver {
     /// # Errors
     /// Settings that cannot be used; a database, folder or port that cannot.
     pub async fn bind(settings: ReceiverSettings) -> Result<Self> {
-        let keys = auth::Keys::new(&settings.keys)?;
+        let keys = KeyRing::new(&settings.keys)?;
         let capabilities = match settings.capabilities {
             None => CAPABILITIES.map(str::to_owned).to_vec(),
             Some(chosen) => chosen,
@@ -161,6 +171,7 @@ impl Receiver {
                 pool,
                 tables: schema::Tables::default(),
                 keys,
+                guesses: auth::Guesses::default(),
                 bounds: body::Bounds::new(settings.body_limit),
                 lists: Arc::new(Semaphore::new(database::CONNECTIONS as usize / 2)),
                 files,
@@ -170,6 +181,11 @@ impl Receiver {
                 capabilities,
             },
         })
+    }
+
+    /// The keys that count, to replace them while it serves.
+    pub fn ring(&self) -> KeyRing {
+        self.shared.keys.clone()
     }
 
     /// The largest upload, in bytes.
@@ -190,9 +206,10 @@ impl Receiver {
     /// None at present: what fails while serving fails a request or a connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let pool = self.shared.pool.clone();
-        serve::serve(self.listener, router(Arc::new(self.shared)), shutdown).await;
+        let limits = Limits::new(PLACES, DRAIN);
+        serve::serve(self.listener, router(Arc::new(self.shared)), limits, shutdown).await;
         // A list whose reader has gone may hold a connection a little longer; nothing waits for it.
-        let _ = tokio::time::timeout(Duration::from_secs(5), pool.close()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), pool.close()).await;
         Ok(())
     }
 }

@@ -24,6 +24,9 @@ use super::database::{self, Trouble};
 /// PostgreSQL cuts longer names, which would make two names one.
 const NAME_BYTES: usize = 63;
 
+/// PostgreSQL's own bound is 1600, with those of the receiver.
+const COLUMNS: usize = 1500;
+
 /// Paths that belong to the wire contract.
 const RESERVED_PATHS: [&str; 8] = [
     "sync-status",
@@ -210,9 +213,16 @@ impl Declaration {
     /// Checks what can be checked without the registry, and answers the declared columns.
     fn columns(&self, path: &str) -> Answer<Vec<Column>> {
         if path.is_empty() || path.len() > 200 || path.contains('/') || RESERVED_PATHS.contains(&path) {
+            let path: String = path.chars().take(NAME_BYTES).collect();
             return Err(unprocessable(format!("{path:?} cannot be an entity's path")));
         }
         check_name("the entity", &self.entity)?;
+        if self.columns.len() > COLUMNS {
+            return Err(unprocessable(format!(
+                "{} columns are more than a table can have, {COLUMNS}",
+                self.columns.len()
+            )));
+        }
         let mut columns: Vec<Column> = Vec::with_capacity(self.columns.len());
         for column in &self.columns {
             check_name("a column", &column.name)?;
@@ -263,7 +273,8 @@ impl Declaration {
 fn check_name(what: &str, name: &str) -> Answer<()> {
     if name.is_empty() || name.len() > NAME_BYTES || name.contains('\0') {
         return Err(unprocessable(format!(
-            "{what} has an empty name or one of more than {NAME_BYTES} bytes: {name:?}"
+            "{what} has an empty name, one with a zero byte, or one of more than {NAME_BYTES} bytes: {:?}",
+            name.chars().take(NAME_BYTES).collect::<String>()
         )));
     }
     Ok(())

@@ -11,12 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::report::PerEntity;
 use super::{Observer, Reconcile, short};
+use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::drain::wire_schema;
 use crate::error::{Class, Result};
 use crate::existence::Held;
 use crate::media;
-use crate::quarantine::Quarantine;
+use crate::quarantine;
 use crate::retry::Backoff;
 use crate::source::backfill::{self as read, Progress, Read};
 use crate::source::recapture;
@@ -109,6 +110,7 @@ impl Reconcile {
     ) -> Result<Done> {
         let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
         let client = self.session.client();
+        self.must_fit(place).await?;
         let mut progress = if restart {
             Progress::default()
         } else {
@@ -129,7 +131,6 @@ impl Reconcile {
             self.cloud.put_schema(&wire_schema(entity, table)).await?;
         }
         let held = Held::learn(&self.cloud, place, days.map(|days| days + 1), None).await?;
-        let mut quarantine = Quarantine::open(client, &self.catalogue).await?;
         let mut rows = PAGE_ROWS / 10;
         while !shutdown.is_cancelled() {
             let after = progress.after.as_deref();
@@ -152,7 +153,7 @@ impl Reconcile {
                 if !batch.pending().is_empty() {
                     break;
                 }
-                quarantine.settle(client, &self.catalogue, &batch).await?;
+                quarantine::settle(client, &self.catalogue, &batch).await?;
                 self.note_files(&batch).await?;
                 done.refused += batch.refused().count() as u64;
                 done.pushed += batch.count(&Fate::Accepted) as u64;
@@ -175,9 +176,11 @@ impl Reconcile {
                 }
                 done.pushed += count;
             }
+            abort::point("amid a backfill");
             progress.pushed = done.pushed;
             progress.finished = looked < rows;
             read::keep(client, entity, days, &progress).await?;
+            abort::point("after a page of a backfill");
             observer.advance(looked as u64, count);
             if progress.finished {
                 break;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::abort;
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Deletes, Entity};
 use crate::deliver::{Capabilities, Cloud, Origin, pick};
@@ -25,6 +26,7 @@ use crate::media;
 use crate::source::backfill::{self as read, Read};
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
+use crate::source::guard;
 use crate::source::install::{self, Attached};
 use crate::source::recapture::{self, Recaptured};
 use crate::source::{identity, quote_text};
@@ -84,7 +86,7 @@ impl Reconcile {
     ) -> Result<Self> {
         let session = Session::open(database_url, "sync").await?;
         let identity = identity::read(session.client(), source_id).await?;
-        let tables = describe::tables(session.client(), &catalogue).await?;
+        let tables = describe::tables_as_they_stand(session.client(), &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &tables).await?;
         let origin = Origin {
             source_id: identity.source_id,
@@ -115,12 +117,44 @@ impl Reconcile {
         self.pulse.kick();
         for &place in places {
             let entity = &self.catalogue.entities()[place];
-            if let Err(error) = self.sync_one(place, force, observer, &mut report).await {
+            if let Err(error) = self.sync_closing(place, force, observer, &mut report).await {
                 report.fail(&entity.name, short(&error));
             }
             observer.end(&entity.name);
         }
         report
+    }
+
+    /// Syncs one entity. Where its content was compared, or pushed without asking, that closes its gap: what the cloud lacked
+    /// lies in the outbox now.
+    async fn sync_closing(
+        &self,
+        place: usize,
+        force: bool,
+        observer: &dyn Observer,
+        report: &mut SyncReport,
+    ) -> Result<()> {
+        let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
+        let client = self.session.client();
+        self.must_fit(place).await?;
+        let gap = guard::closable(client, entity, table).await?;
+        self.sync_one(place, force, observer, report).await?;
+        match gap {
+            Some(gap) if force || self.capabilities.changes => guard::close(client, entity, &gap).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// An error where the rows of the entity cannot be read by their keys.
+    async fn must_fit(&self, place: usize) -> Result<()> {
+        let entity = &self.catalogue.entities()[place];
+        if self.tables[place].fits(entity) {
+            return Ok(());
+        }
+        let standing = describe::stands(self.session.client(), entity).await?;
+        Err(standing.unfit.unwrap_or_else(|| {
+            Error::config(format!("read {}", entity.name), "its table has just changed").remedy("try again")
+        }))
     }
 
     async fn sync_one(
@@ -172,6 +206,7 @@ impl Reconcile {
             }
             for chunk in keys.chunks(recapture::CHUNK) {
                 pushed.add(recapture::rows(client, entity, table, self.attached[place].id, chunk).await?);
+                abort::point("amid a sync");
             }
             observer.advance(looked as u64, keys.len() as u64);
             if looked < PAGE {
@@ -181,6 +216,7 @@ impl Reconcile {
         if columns.is_some() && entity.deletes() == Deletes::Propagate && entity.window.is_none() {
             self.delete_extra(place, &ours, held.len(), &mut pushed).await?;
         }
+        abort::point("after a sync's capture");
         self.settle(place, pushed, report).await
     }
 

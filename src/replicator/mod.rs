@@ -3,10 +3,17 @@
 //! One replicator drains an outbox. Who may is settled by an advisory lock in the source database, held by a session of
 //! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
 //!
-//! Tasks while leading: the drain, the upload lane, the gauges, the sync schedule. The operator API serves all the time.
-//! Join order on shutdown: the schedule and the gauges end at once; the drain gives its reader up, finishes or gives up
-//! the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's lock goes.
+//! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, the sync schedule, the repair of
+//! what the cloud lost. The operator API serves all the time. Tasks begin anew, with the checkpoint as it stands, when the
+//! settings are replaced ([`Replicator::reload`]). They are dropped as they stand when the leader's session breaks off:
+//! what is under way then must not meet the next leader's.
+//!
+//! Join order on shutdown: the schedule, the guard and the gauges end at once; the drain gives its reader up, finishes or
+//! gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's
+//! lock goes. It takes [`END`] at most: what has not ended by then is dropped, which costs no more than a crash would.
 
+mod growth;
+mod guard;
 mod leader;
 mod once;
 pub mod preconditions;
@@ -17,24 +24,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{Timestamp, Zoned};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::SledStore;
-use crate::config::{CapabilityChoice, Settings};
+use crate::config::{CapabilityChoice, Loaded, Settings};
 use crate::control::status::{LastSync, State, StatusReport};
-use crate::control::{Health, Operator, Server, SyncRequest, token};
+use crate::control::{Health, Operator, Server, SyncRequest, Token, token};
 use crate::deliver::{Cloud, CloudOptions};
-use crate::drain::{Condition, Drain, Limits, Pulse, Side};
+use crate::drain::{Condition, Drain, GREET_EVERY, Limits, Pulse, Side};
 use crate::error::{Class, Error, Result};
 use crate::media::records;
 use crate::media::upload::Uploads;
 use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
 use crate::reconcile::{Observer, Reconcile, Unobserved};
-use crate::retry::Repeats;
+use crate::retry::{Backoff, Repeats};
 use crate::schedule::{self, Schedule};
 use crate::source::connect::Session;
 
+use guard::Guarded;
 use leader::Leader;
 pub use once::{Once, backfill};
 use questions::{Gauges, Questions};
@@ -47,18 +56,46 @@ const STILL: Duration = Duration::from_secs(60);
 /// How long a sync waits for a drain that is not well.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A site's replicator.
-pub struct Replicator {
+/// How long the tasks may take to end.
+const END: Duration = Duration::from_secs(8);
+
+/// How long the end may be held up by a source that does not answer.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What a reload replaces.
+struct Live {
     settings: Settings,
     cloud: Cloud,
+    schedule: Option<Schedule>,
+}
+
+impl Live {
+    fn new(settings: &Settings) -> Result<Self> {
+        Ok(Self {
+            cloud: cloud(settings)?,
+            schedule: match &settings.schedule.sync {
+                Some(cron) => Some(Schedule::new(cron)?),
+                None => None,
+            },
+            settings: settings.clone(),
+        })
+    }
+}
+
+/// A site's replicator.
+pub struct Replicator {
+    live: watch::Sender<Arc<Live>>,
+    token: Mutex<Option<Token>>,
+    stopping: CancellationToken,
     pulse: Arc<Pulse>,
     questions: Questions,
     started_at: Timestamp,
     standby: Mutex<Option<String>>,
     gauges: Mutex<Gauges>,
     last_sync: Mutex<Option<LastSync>>,
-    schedule: Option<Schedule>,
     syncing: tokio::sync::Mutex<()>,
+    guarded: Guarded,
+    guard_every: Duration,
 }
 
 impl Replicator {
@@ -67,15 +104,21 @@ impl Replicator {
     /// # Errors
     /// A configuration error.
     pub fn new(settings: &Settings) -> Result<Arc<Self>> {
+        Self::guarding_every(settings, guard::EVERY)
+    }
+
+    /// The same, with another time between two looks at the capture.
+    ///
+    /// # Errors
+    /// A configuration error.
+    pub fn guarding_every(settings: &Settings, guard_every: Duration) -> Result<Arc<Self>> {
         let catalogue = Arc::new(settings.catalogue.clone());
         let names = catalogue.entities().iter().map(|entity| entity.name.as_str());
         let metrics = Arc::new(Metrics::new(names));
-        let schedule = match &settings.schedule.sync {
-            Some(cron) => Some(Schedule::new(cron)?),
-            None => None,
-        };
         Ok(Arc::new(Self {
-            cloud: cloud(settings)?,
+            live: watch::Sender::new(Arc::new(Live::new(settings)?)),
+            token: Mutex::default(),
+            stopping: CancellationToken::new(),
             pulse: Arc::new(Pulse::new(metrics)),
             questions: Questions::new(settings)?,
             started_at: Timestamp::now(),
@@ -83,9 +126,28 @@ impl Replicator {
             gauges: Mutex::default(),
             last_sync: Mutex::default(),
             syncing: tokio::sync::Mutex::default(),
-            schedule,
-            settings: settings.clone(),
+            guarded: Guarded::default(),
+            guard_every,
         }))
+    }
+
+    fn live(&self) -> Arc<Live> {
+        self.live.borrow().clone()
+    }
+
+    /// Goes on with these settings, from the checkpoint as it stands. They must be of the same source, store, port and
+    /// catalogue: see [`Loaded::over`].
+    ///
+    /// # Errors
+    /// Settings that cannot be used; the old ones stay then.
+    pub fn reload(&self, loaded: &Loaded) -> Result<()> {
+        let live = Live::new(&loaded.settings)?;
+        let secret = token::obtain(&loaded.settings)?;
+        if let Some(token) = &*self.token.lock().unwrap_or_else(PoisonError::into_inner) {
+            token.replace(secret);
+        }
+        self.live.send_replace(Arc::new(live));
+        Ok(())
     }
 
     /// Replicates until `shutdown`, and serves the operator API. `serving` is told the API's address.
@@ -97,17 +159,28 @@ impl Replicator {
         shutdown: CancellationToken,
         serving: impl FnOnce(std::net::SocketAddr),
     ) -> Result<()> {
-        let server = Server::bind(
-            self.settings.control.listen,
-            token::obtain(&self.settings)?,
-            self.clone(),
-        )
-        .await?;
+        let settings = self.live().settings.clone();
+        let server = Server::bind(settings.control.listen, token::obtain(&settings)?, self.clone()).await?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.token());
         serving(server.address());
         let stop = shutdown.child_token();
         let guard = stop.clone().drop_guard();
         let served = tokio::spawn(server.serve(stop.clone()));
-        let led = self.lead_repeatedly(&stop).await;
+        let _stopping = self.stopping.clone().drop_guard();
+        let overdue = async {
+            stop.cancelled().await;
+            self.stopping.cancel();
+            tokio::time::sleep(END).await;
+        };
+        let led = tokio::select! {
+            biased;
+            led = self.lead_repeatedly(&stop) => led,
+            () = overdue => {
+                tracing::warn!("a task did not end in time: it is broken off, and the next run goes on from the checkpoint");
+                Ok(())
+            }
+        };
+        self.stopping.cancel();
         drop(guard);
         let served = served
             .await
@@ -118,13 +191,16 @@ impl Replicator {
     /// Leads whenever it may, until `shutdown`.
     async fn lead_repeatedly(&self, shutdown: &CancellationToken) -> Result<()> {
         let mut repeats = Repeats::new("leader");
-        let mut has_led = false;
         while !shutdown.is_cancelled() {
-            let url = self.settings.require_database_url()?;
-            let error = match Leader::try_take(url).await {
+            let live = self.live();
+            let url = live.settings.require_database_url()?;
+            let taken = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                taken = Leader::try_take(url) => taken,
+            };
+            let error = match taken {
                 Ok(Some(leader)) => {
                     repeats.recovered();
-                    has_led = true;
                     self.set_standby(None);
                     match self.lead(leader, shutdown).await {
                         Ok(()) => continue,
@@ -138,39 +214,54 @@ impl Replicator {
                 }
                 Err(error) => error,
             };
-            // At the start a person watches. Later the database may be away in any way, as while it is restored, or while its
-            // password changes: only what cannot pass ends the process.
-            let pause = match error.class() {
-                Class::Retry => Duration::from_secs(2),
-                Class::Operator if has_led => Duration::from_secs(10),
-                Class::Operator | Class::Fatal => return Err(error),
-            };
+            if error.class() == Class::Fatal {
+                return Err(error);
+            }
             repeats.failed(&error);
             self.pulse.unwell(error.to_string());
-            wait(pause, shutdown).await;
+            wait(leader::TRY_EVERY, shutdown).await;
         }
         Ok(())
     }
 
     /// Runs the tasks while this process leads. Ends without an error when the lock is lost.
     async fn lead(&self, leader: Leader, shutdown: &CancellationToken) -> Result<()> {
-        let (store, _aside) = SledStore::open(&self.settings.store.path.join("checkpoint"))?;
-        let drain = drain(
-            &self.settings,
-            self.cloud.clone(),
-            Arc::new(store),
-            self.pulse.clone(),
-        )?;
-        let uploads = uploads(&self.settings, self.cloud.clone(), &self.pulse)?;
+        let (store, _aside) = SledStore::open(&self.live().settings.store.path.join("checkpoint"))?;
+        let store = Arc::new(store);
         tracing::info!("this process drains the outbox");
+        let work = async {
+            while !shutdown.is_cancelled() {
+                self.work(store.clone(), shutdown).await?;
+            }
+            Ok(())
+        };
+        let worked = tokio::select! {
+            biased;
+            // What is under way is dropped: another process may drain from this moment on.
+            () = leader.lost() => {
+                tracing::error!("the leader's session broke off: draining stops");
+                return Ok(());
+            }
+            worked = work => worked,
+        };
+        drop(store);
+        // A lock that cannot be given back goes with the connection.
+        let _ = tokio::time::timeout(GOODBYE, leader.release()).await;
+        worked
+    }
+
+    /// Runs the tasks with the settings of now, until others come or until `shutdown`.
+    async fn work(&self, store: Arc<SledStore>, shutdown: &CancellationToken) -> Result<()> {
+        let mut replaced = self.live.subscribe();
+        let live = replaced.borrow_and_update().clone();
+        let drain = drain(&live.settings, live.cloud.clone(), store, self.pulse.clone())?;
+        let uploads = uploads(&live.settings, live.cloud.clone(), &self.pulse)?;
         let stop = shutdown.child_token();
-        let lost = async {
+        let replaced = async {
             tokio::select! {
-                () = leader.lost() => tracing::error!("the leader's session broke off: draining stops"),
+                _ = replaced.changed() => stop.cancel(),
                 () = stop.cancelled() => {}
             }
-            stop.cancel();
-            Ok(())
         };
         // The first task that fails for good ends the others, which still finish in order.
         let ending = |result: Result<()>| {
@@ -179,19 +270,20 @@ impl Replicator {
             }
             result
         };
-        let (lost, drained, uploaded, (), ()) = tokio::join!(
-            lost,
+        let ((), drained, uploaded, (), (), (), ()) = tokio::join!(
+            replaced,
             async { ending(drain.run(stop.clone()).await) },
             async { ending(uploads.run(stop.clone()).await) },
             self.watch_gauges(&stop),
-            self.follow_schedule(&stop),
+            self.guard_capture(&stop),
+            self.follow_schedule(&live, &stop),
+            self.repair_losses(&stop),
         );
-        leader.release().await;
-        lost.and(drained).and(uploaded)
+        drained.and(uploaded)
     }
 
-    async fn follow_schedule(&self, stop: &CancellationToken) {
-        let Some(schedule) = &self.schedule else { return };
+    async fn follow_schedule(&self, live: &Live, stop: &CancellationToken) {
+        let Some(schedule) = &live.schedule else { return };
         schedule::run(schedule, Zoned::now, stop, || self.sync_as_scheduled(stop)).await;
     }
 
@@ -208,11 +300,32 @@ impl Replicator {
         }
     }
 
+    /// Syncs whenever the cloud is found to have less than it had accepted, until that is repaired.
+    async fn repair_losses(&self, stop: &CancellationToken) {
+        let mut backoff = Backoff::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.pulse.lost() => {}
+            }
+            self.sync_as_scheduled(stop).await;
+            if self.pulse.loss().is_none() {
+                backoff.reset();
+            } else if wait(backoff.next(None), stop).await {
+                return;
+            }
+        }
+    }
+
     async fn watch_gauges(&self, stop: &CancellationToken) {
         let mut repeats = Repeats::new("gauges");
         loop {
             let started = tokio::time::Instant::now();
-            match self.questions.gauges(self.pulse.checkpoint()).await {
+            let asked = tokio::select! {
+                () = stop.cancelled() => return,
+                asked = self.questions.gauges(self.pulse.checkpoint()) => asked,
+            };
+            match asked {
                 Ok(gauges) => {
                     repeats.recovered();
                     self.note(gauges);
@@ -234,6 +347,15 @@ impl Replicator {
         metrics.lag_changes.set(gauges.lag.changes as i64);
         metrics.lag_seconds.set(gauges.lag.seconds);
         metrics.outbox_bytes.set(gauges.outbox_bytes as i64);
+        metrics
+            .outbox_growth
+            .set(gauges.growth.bytes_per_second.unwrap_or(f64::NAN));
+        metrics
+            .outbox_room
+            .set(gauges.growth.room_bytes.map_or(f64::NAN, |bytes| bytes as f64));
+        metrics
+            .outbox_full_seconds
+            .set(gauges.growth.full_in_seconds.unwrap_or(f64::NAN));
         metrics.quarantine.set(gauges.quarantine as i64);
         *self.gauges.lock().unwrap_or_else(PoisonError::into_inner) = gauges;
     }
@@ -244,15 +366,30 @@ impl Replicator {
     /// The source's or the cloud's before the first entity; later ones are in the report.
     pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
         let _one = self.syncing.lock().await;
-        let places = self.settings.catalogue.select(&request.entities)?;
+        let live = self.live();
+        let places = live.settings.catalogue.select(&request.entities)?;
+        let loss = self.pulse.loss();
         let synced = async {
-            let reconcile = reconcile(&self.settings, &self.cloud, &self.pulse).await?;
-            let session = Session::open(self.settings.require_database_url()?, "files to look at").await?;
+            let reconcile = reconcile(&live.settings, &live.cloud, &self.pulse).await?;
+            let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
             records::call_all(session.client(), request.force).await?;
             self.pulse.files_wanted.notify_one();
             Ok(reconcile.sync(&places, request.force, observer).await)
         };
-        let synced: Result<SyncReport> = synced.await;
+        let synced: Result<SyncReport> = tokio::select! {
+            synced = synced => synced,
+            () = self.stopping.cancelled() => Err(Error::local(
+                "sync",
+                std::io::Error::other("the replicator was told to end"),
+            )
+            .remedy("ask again when it runs")),
+        };
+        if let (Some(loss), Ok(report)) = (&loss, &synced)
+            && report.success()
+            && places.len() == live.settings.catalogue.entities().len()
+        {
+            self.pulse.repaired(loss);
+        }
         let metrics = &self.pulse.metrics;
         let last = match &synced {
             Ok(report) => LastSync {
@@ -264,7 +401,7 @@ impl Replicator {
             Err(error) => LastSync {
                 finished_at: Timestamp::now(),
                 success: false,
-                summary: SyncReport::new(&self.settings.catalogue).summary(),
+                summary: SyncReport::new(&live.settings.catalogue).summary(),
                 errors: vec![error.to_string()],
             },
         };
@@ -291,6 +428,7 @@ impl Replicator {
 
 impl Operator for Replicator {
     async fn status(&self) -> Result<StatusReport> {
+        let live = self.live();
         let checkpoint = self.pulse.checkpoint();
         let asked = self.questions.gauges(checkpoint.clone()).await;
         let mut status = StatusReport::unknown(State::Starting);
@@ -304,6 +442,10 @@ impl Operator for Replicator {
             (None, Condition::KeyRefused { reason }) => (State::KeyRefused, Some(reason)),
             (None, Condition::Stopped { reason }) => (State::Stopped, Some(reason)),
         };
+        status.capture = self.guarded.troubles();
+        if status.reason.is_none() {
+            status.reason = self.guarded.reason();
+        }
         match asked {
             Ok(gauges) => {
                 self.note(gauges.clone());
@@ -315,7 +457,7 @@ impl Operator for Replicator {
             }
         }
         questions::fill_checkpoint(&mut status, checkpoint.as_ref());
-        status.cloud.url = self.settings.cloud.url.as_ref().map(ToString::to_string);
+        status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
         let capabilities = self.pulse.capabilities();
         status.cloud.capabilities = capabilities
             .unwrap_or_default()
@@ -330,15 +472,16 @@ impl Operator for Replicator {
             | Condition::KeyRefused { .. } => Some(false),
             _ => capabilities.map(|_| true),
         };
-        if status.cloud.reachable == Some(false) {
-            status.cloud.last_error.clone_from(&status.reason);
-        }
+        status.cloud.last_error = match status.cloud.reachable {
+            Some(false) => status.reason.clone(),
+            _ => self.pulse.loss(),
+        };
         status.last_sync = self
             .last_sync
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        status.next_sync = self
+        status.next_sync = live
             .schedule
             .as_ref()
             .and_then(|schedule| schedule.next_after(&Zoned::now()))
@@ -348,7 +491,7 @@ impl Operator for Replicator {
         status.counts.collapsed = metrics.collapsed.get();
         status.counts.batches = metrics.batches.get();
         status.counts.bytes = metrics.bytes_sent.get();
-        status.entities = self
+        status.entities = live
             .settings
             .catalogue
             .entities()
@@ -375,6 +518,9 @@ impl Operator for Replicator {
         let waiting = gauges.lag.changes;
         match self.pulse.condition() {
             Condition::Starting => Health::Starting("connecting".to_owned()),
+            Condition::Replicating | Condition::BackingOff { .. } if self.guarded.reason().is_some() => {
+                Health::Still(self.guarded.reason().unwrap_or_default())
+            }
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
             // Without the source, nobody knows what waits.
             Condition::BackingOff {
@@ -456,6 +602,7 @@ pub fn drain(
         },
         media_root: settings.media.root.clone(),
         pulse,
+        greet_every: GREET_EVERY,
     })
 }
 

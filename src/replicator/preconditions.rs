@@ -3,12 +3,18 @@
 use serde::Serialize;
 
 use super::{cloud, connect};
+use crate::catalogue::Entity;
 use crate::checkpoint::SledStore;
 use crate::config::Settings;
 use crate::deliver::Origin;
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
-use crate::source::{describe, identity, install};
+use crate::source::describe::{self, Standing};
+use crate::source::guard::{self, Watched};
+use crate::source::{identity, outbox};
+
+/// Less room for the outbox than this is reported.
+const LEAST_ROOM: u64 = 256 << 20;
 
 /// What was found of one precondition.
 #[derive(Debug, Serialize)]
@@ -105,6 +111,8 @@ async fn version(session: &Session) -> Result<String> {
     ))
 }
 
+/// The order is that of the remedies: what stands further up is mended first. Whose outbox it is comes before its capture,
+/// since after a restore nothing else counts.
 async fn check_source(
     settings: &Settings,
     session: &Session,
@@ -112,42 +120,171 @@ async fn check_source(
     origin: &mut Origin,
 ) {
     let client = session.client();
-    let tables = match describe::tables(client, &settings.catalogue).await {
-        Ok(tables) => tables,
+    match identity::read(client, settings.source.source_id.as_deref()).await {
+        Ok(identity) => {
+            origin.source_id.clone_from(&identity.source_id);
+            origin.epoch = identity.epoch;
+            findings.push(Finding::new(
+                "identity",
+                Ok(format!("source {}, epoch {}", identity.source_id, identity.epoch)),
+            ));
+        }
         Err(error) => {
-            findings.push(Finding::new("catalogue", Err(error)));
+            let restored = error.kind() == Kind::Identity;
+            findings.push(Finding::new("identity", Err(error)));
+            if !restored {
+                findings.push(Finding::new("catalogue", catalogue(settings, session).await));
+            }
             return;
         }
-    };
-    findings.push(Finding::new(
-        "catalogue",
-        Ok(format!("{} entities fit their tables", tables.len())),
-    ));
-    match install::attached(client, &settings.catalogue, &tables).await {
-        Ok(attached) => {
-            for (entity, attached) in settings.catalogue.entities().iter().zip(attached) {
-                let found = match attached.wrong {
-                    None => Ok("four triggers, enabled, of this version".to_owned()),
-                    Some(wrong) => Err(Error::config(format!("capture {}", entity.name), wrong)
-                        .remedy("run `cloud-sync init`, then `cloud-sync sync` for what was missed")),
-                };
+    }
+    findings.push(Finding::new("clock", clock(session).await));
+    findings.push(Finding::new("outbox", outbox_tables(session).await));
+    findings.push(Finding::new("disk", disk(settings, session).await));
+    findings.push(Finding::new("catalogue", catalogue(settings, session).await));
+    match guard::watch(client, &settings.catalogue).await {
+        Ok(watched) => {
+            for (entity, (standing, watched)) in settings.catalogue.entities().iter().zip(watched) {
+                let found = capture(session, entity, &standing, &watched).await;
                 findings.push(Finding::new(format!("capture of {}", entity.name), found));
             }
         }
-        Err(error) => {
-            findings.push(Finding::new("capture", Err(error)));
-            return;
+        Err(error) => findings.push(Finding::new("capture", Err(error))),
+    }
+}
+
+async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {
+    let tables = describe::tables(session.client(), &settings.catalogue).await?;
+    Ok(format!("{} entities fit their tables", tables.len()))
+}
+
+/// Triggers in place, firing always, and with the functions as they were installed; nothing missed before; and no table
+/// beside it that writers might use instead.
+async fn capture(
+    session: &Session,
+    entity: &Entity,
+    standing: &Standing,
+    watched: &Watched,
+) -> Result<String> {
+    if let Some(wrong) = &watched.wrong {
+        return Err(wrong.error(entity));
+    }
+    if let Some((gap, _)) = &watched.gap {
+        return Err(
+            Error::config(format!("vouch for the cloud's {}", entity.name), gap.clone())
+                .remedy("run `cloud-sync sync`, or wait until the running replicator has compared it"),
+        );
+    }
+    let rows = session
+        .client()
+        .query(
+            "select case when p.relkind = 'p' then 'partition' else 'child' end, format('%I.%I', n.nspname, c.relname) \
+             from pg_inherits i join pg_class p on p.oid = i.inhparent join pg_class c on c.oid = i.inhrelid \
+             join pg_namespace n on n.oid = c.relnamespace where i.inhparent = $1 and (p.relkind <> 'p' or c.relkind = 'f')",
+            &[&standing.table.oid],
+        )
+        .await
+        .map_err(|error| Error::postgres(format!("list the tables below {}", entity.table), error))?;
+    if let Some(row) = rows.first() {
+        let (kind, name): (&str, &str) = (row.get(0), row.get(1));
+        return Err(Error::config(
+            format!("capture {}", entity.name),
+            format!(
+                "{kind} {name} of {} can be written to directly, and that is not captured",
+                entity.table
+            ),
+        )
+        .remedy("write through the entity's table only, or make an entity of that table"));
+    }
+    Ok("triggers on the table and its partitions, firing always, as they were installed".to_owned())
+}
+
+async fn clock(session: &Session) -> Result<String> {
+    let before = std::time::SystemTime::now();
+    let row = session
+        .client()
+        .query_one("select extract(epoch from clock_timestamp())::float8", &[])
+        .await
+        .map_err(|error| Error::postgres("read the site database's clock", error))?;
+    let here = before
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64());
+    let apart = (row.get::<_, f64>(0) - here).abs();
+    if apart > 60.0 {
+        return Err(Error::config(
+            "compare the clocks",
+            format!("this machine's and the site database's are {apart:.0} s apart: latencies and ages will be wrong"),
+        )
+        .remedy("set both by NTP"));
+    }
+    Ok("the site database's is this machine's, within a minute".to_owned())
+}
+
+/// The outbox survives a crash, and its positions rise as they are taken.
+async fn outbox_tables(session: &Session) -> Result<String> {
+    let operation = "look at the outbox";
+    let row = session
+        .client()
+        .query_one(
+            "select (select string_agg(relname, ', ') from pg_class c where relnamespace = 'cloud_sync'::regnamespace \
+                     and relkind in ('r', 'S') and relpersistence <> 'p'), \
+                    (select seqcache from pg_sequence where seqrelid = to_regclass('cloud_sync.position')), \
+                    (select seqincrement from pg_sequence where seqrelid = to_regclass('cloud_sync.position')), \
+                    (select string_agg(p.proname, ', ') from pg_proc p where p.pronamespace = 'cloud_sync'::regnamespace \
+                     and p.proname like 'capture\\_%' and (not p.prosecdef \
+                          or not pg_has_role(current_user, p.proowner, 'usage') \
+                          or not has_table_privilege(p.proowner, 'cloud_sync.outbox_0', 'insert') \
+                          or not has_table_privilege(p.proowner, 'cloud_sync.outbox_1', 'insert') \
+                          or not has_table_privilege(p.proowner, 'cloud_sync.outbox_2', 'insert') \
+                          or not has_table_privilege(p.proowner, 'cloud_sync.outbox_3', 'insert') \
+                          or not has_sequence_privilege(p.proowner, 'cloud_sync.position', 'usage') \
+                          or not has_sequence_privilege(p.proowner, 'cloud_sync.slot', 'usage')))",
+            &[],
+        )
+        .await
+        .map_err(|error| {
+            Error::postgres(operation, error)
+                .remedy("part of schema cloud_sync is gone: run `cloud-sync uninstall`, `cloud-sync init`, then `cloud-sync sync`")
+        })?;
+    if let Some(tables) = row.get::<_, Option<&str>>(0) {
+        return Err(Error::config(
+            operation,
+            format!("{tables} is not logged: a crash of the server would empty it"),
+        )
+        .remedy("alter each by `set logged`"));
+    }
+    if row.get::<_, Option<i64>>(1) != Some(1) || row.get::<_, Option<i64>>(2) != Some(1) {
+        return Err(Error::config(
+            operation,
+            "sequence cloud_sync.position hands positions out in blocks: later changes of a row could come first",
+        )
+        .remedy("alter sequence cloud_sync.position cache 1 increment 1, then run `cloud-sync sync`"));
+    }
+    if let Some(functions) = row.get::<_, Option<&str>>(3) {
+        return Err(Error::config(
+            operation,
+            format!("{functions} cannot write to it for every writer: the owner lacks a right, or it runs as its caller"),
+        )
+        .remedy("run `cloud-sync init` as the owner of schema cloud_sync"));
+    }
+    Ok("logged, its positions rise, and its functions may write to it".to_owned())
+}
+
+async fn disk(settings: &Settings, session: &Session) -> Result<String> {
+    let bytes = outbox::bytes(session).await?;
+    let room = super::growth::room(session.client(), settings.source.outbox_limit, bytes).await?;
+    match room {
+        None => {
+            Ok("its free space cannot be seen from here: set source.outbox_limit for a forecast".to_owned())
         }
+        Some(room) if room < LEAST_ROOM => Err(Error::new(
+            Kind::Local,
+            "keep what the cloud has not accepted",
+            format!("only {} MiB are left for the outbox", room >> 20),
+        )
+        .remedy("free space on the database's disk, or raise source.outbox_limit")),
+        Some(room) => Ok(format!("{} MiB are left for the outbox", room >> 20)),
     }
-    let found = identity::read(client, settings.source.source_id.as_deref()).await;
-    if let Ok(identity) = &found {
-        origin.source_id.clone_from(&identity.source_id);
-        origin.epoch = identity.epoch;
-    }
-    findings.push(Finding::new(
-        "identity",
-        found.map(|identity| format!("source {}, epoch {}", identity.source_id, identity.epoch)),
-    ));
 }
 
 fn media(settings: &Settings) -> Result<String> {
@@ -168,6 +305,20 @@ fn media(settings: &Settings) -> Result<String> {
 }
 
 async fn store(settings: &Settings, session: Option<&Session>) -> Result<String> {
+    if let Some(free) = super::growth::free(&settings.store.path)
+        && free < LEAST_ROOM / 4
+    {
+        return Err(Error::new(
+            Kind::Store,
+            "keep the checkpoint",
+            format!(
+                "only {} MiB are left on the disk of {}",
+                free >> 20,
+                settings.store.path.display()
+            ),
+        )
+        .remedy("free space there, or set store.path to another disk"));
+    }
     let path = settings.store.path.join("checkpoint");
     match SledStore::open(&path) {
         Ok((_, None)) => Ok(format!("{} can be written", path.display())),

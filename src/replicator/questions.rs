@@ -6,7 +6,9 @@ use tokio::sync::Mutex;
 use crate::change::Snapshot;
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
-use crate::control::status::{CheckpointStatus, FileCounts, Lag, LatencyStatus, State, StatusReport};
+use crate::control::status::{
+    CheckpointStatus, FileCounts, GrowthStatus, Lag, LatencyStatus, State, StatusReport,
+};
 use crate::error::{Error, Result};
 use crate::media::records;
 use crate::metrics::Metrics;
@@ -14,6 +16,8 @@ use crate::source::connect::Session;
 use crate::source::identity::{self, Identity};
 use crate::source::install::LEADER_LOCK;
 use crate::source::outbox;
+
+use super::growth::{self, Growth};
 
 /// What the source says.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +27,7 @@ pub(super) struct Gauges {
     pub(super) outbox_bytes: u64,
     pub(super) quarantine: u64,
     pub(super) files: records::Counts,
+    pub(super) growth: GrowthStatus,
 }
 
 /// A session for questions, opened when it is needed.
@@ -30,6 +35,8 @@ pub(super) struct Questions {
     url: SecretString,
     source_id: Option<String>,
     session: Mutex<Option<Session>>,
+    growth: std::sync::Mutex<Growth>,
+    limit: Option<u64>,
 }
 
 impl Questions {
@@ -38,6 +45,8 @@ impl Questions {
             url: settings.require_database_url()?.clone(),
             source_id: settings.source.source_id.clone(),
             session: Mutex::default(),
+            growth: std::sync::Mutex::default(),
+            limit: settings.source.outbox_limit,
         })
     }
 
@@ -48,7 +57,13 @@ impl Questions {
             Some(session) => session,
             None => Session::open(&self.url, "status").await?,
         };
-        let asked = gauges(&session, self.source_id.as_deref(), checkpoint).await?;
+        let mut asked = gauges(&session, self.source_id.as_deref(), checkpoint).await?;
+        let room = growth::room(session.client(), self.limit, asked.outbox_bytes).await?;
+        asked.growth = self
+            .growth
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .note(std::time::Instant::now(), asked.outbox_bytes, room);
         // A session on which something failed is not used again.
         *kept = Some(session);
         Ok(asked)
@@ -78,6 +93,7 @@ async fn gauges(
         outbox_bytes: outbox::bytes(session).await?,
         quarantine: quarantine.get::<_, i64>(0) as u64,
         files: records::counts(client).await?,
+        growth: GrowthStatus::default(),
     })
 }
 
@@ -93,6 +109,7 @@ pub(super) fn fill(status: &mut StatusReport, gauges: &Gauges) {
     });
     status.quarantine = Some(gauges.quarantine);
     status.outbox_bytes = Some(gauges.outbox_bytes);
+    status.outbox_growth = Some(gauges.growth);
     status.files = FileCounts {
         waiting: gauges.files.waiting,
         uploaded: gauges.files.uploaded,
@@ -131,6 +148,13 @@ pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
     let gauges = questions.gauges(None).await?;
     let mut status = StatusReport::unknown(State::Stopped);
     fill(&mut status, &gauges);
+    // One look shows no growth.
+    let kept = questions.session.lock().await;
+    if let Some(session) = kept.as_ref() {
+        let watched = crate::source::guard::watch(session.client(), &settings.catalogue).await?;
+        status.capture = super::guard::troubles(&settings.catalogue, &watched);
+    }
+    drop(kept);
     status.cloud.url = settings.cloud.url.as_ref().map(ToString::to_string);
     let kept = questions.session.lock().await;
     if let (Some(session), Some(identity)) = (kept.as_ref(), &gauges.identity) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
@@ -45,10 +45,39 @@ impl Table {
             .map(|column| column.name.as_str())
             .collect()
     }
+
+    /// A table that is not there.
+    fn gone() -> Self {
+        Self {
+            oid: 0,
+            sql_name: String::new(),
+            columns: Vec::new(),
+        }
+    }
+
+    /// Whether the entity's rows can be told and found: the table is there, and has each key column.
+    pub fn fits(&self, entity: &Entity) -> bool {
+        self.oid != 0 && entity.key.iter().all(|name| self.column(name).is_some())
+    }
 }
 
-const FIND: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text \
+/// A table as it stands, and why the entity does not fit it.
+#[derive(Debug)]
+pub struct Standing {
+    /// The table; one without an oid where it is not there.
+    pub table: Table,
+    /// A configuration error with its remedy; none where the entity fits.
+    pub unfit: Option<Error>,
+    /// Whether only the name is another than the catalogue's.
+    pub renamed: bool,
+}
+
+const FIND: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition \
      from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
+
+const FIND_CAPTURED: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition \
+     from cloud_sync.entity e join pg_class c on c.oid = e.relid join pg_namespace n on n.oid = c.relnamespace \
+     where e.name = $1 and e.detached_at is null";
 
 const COLUMNS: &str = "\
 with recursive base as (
@@ -90,20 +119,127 @@ pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>
     Ok(tables)
 }
 
-async fn table(client: &Client, entity: &Entity) -> Result<Table> {
-    let operation = format!("read table {} of entity {}", entity.table, entity.name);
+/// The tables of the catalogue as they stand: see [`standing`].
+///
+/// # Errors
+/// The source's.
+pub async fn tables_as_they_stand(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>> {
+    Ok(standing(client, catalogue)
+        .await?
+        .into_iter()
+        .map(|standing| standing.table)
+        .collect())
+}
+
+/// Reads the tables of the catalogue, in its order, whether or not the entities fit them. Capture must be installed.
+///
+/// A table that was renamed is the one that its triggers are on.
+///
+/// # Errors
+/// The source's.
+pub async fn standing(client: &Client, catalogue: &Catalogue) -> Result<Vec<Standing>> {
+    let mut all = Vec::with_capacity(catalogue.entities().len());
+    for entity in catalogue.entities() {
+        all.push(stands(client, entity).await?);
+    }
+    Ok(all)
+}
+
+/// How the table of one entity stands.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Standing> {
+    let operation = naming(entity);
     let failed = |error| Error::postgres(&operation, error);
-    let found = client.query_opt(FIND, &[&entity.table]).await.map_err(failed)?;
+    let mut renamed = false;
+    let mut found = client.query_opt(FIND, &[&entity.table]).await.map_err(failed)?;
+    if found.is_none() {
+        found = client
+            .query_opt(FIND_CAPTURED, &[&entity.name])
+            .await
+            .map_err(failed)?;
+        renamed = found.is_some();
+    }
     let Some(row) = found else {
-        return Err(Error::config(&operation, "the database has no such table")
-            .remedy("create it, correct the entity's table, or take the entity out of the catalogue"));
+        return Ok(Standing {
+            table: Table::gone(),
+            unfit: Some(missing(entity)),
+            renamed: false,
+        });
     };
+    let table = match read(client, entity, &row).await {
+        Ok(table) => table,
+        Err(error) if error.kind() == Kind::Config => {
+            return Ok(Standing {
+                table: Table::gone(),
+                unfit: Some(error),
+                renamed: false,
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    let unfit = match check_columns(entity, &table) {
+        Ok(()) => check_key(client, entity, &table).await,
+        unfit => unfit,
+    };
+    let unfit = match unfit {
+        Ok(()) => renamed.then(|| {
+            Error::config(
+                naming(entity),
+                format!("it was renamed to {}, and is still captured", table.sql_name),
+            )
+            .remedy("correct the entity's table, then run `cloud-sync init`")
+        }),
+        Err(error) if error.kind() == Kind::Config => {
+            renamed = false;
+            Some(error)
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Standing {
+        table,
+        unfit,
+        renamed,
+    })
+}
+
+fn naming(entity: &Entity) -> String {
+    format!("read table {} of entity {}", entity.table, entity.name)
+}
+
+fn missing(entity: &Entity) -> Error {
+    Error::config(naming(entity), "the database has no such table")
+        .remedy("create it, correct the entity's table, or take the entity out of the catalogue; then run `cloud-sync init`")
+}
+
+async fn table(client: &Client, entity: &Entity) -> Result<Table> {
+    let found = client
+        .query_opt(FIND, &[&entity.table])
+        .await
+        .map_err(|error| Error::postgres(naming(entity), error))?;
+    match found {
+        Some(row) => read(client, entity, &row).await,
+        None => Err(missing(entity)),
+    }
+}
+
+async fn read(client: &Client, entity: &Entity, row: &Row) -> Result<Table> {
+    let operation = naming(entity);
+    let failed = |error| Error::postgres(&operation, error);
     let kind: &str = row.get(2);
     if kind != "r" && kind != "p" {
         return Err(
             Error::config(&operation, "it is not a table, so it can have no triggers")
                 .remedy("name the table that the view or foreign table reads from"),
         );
+    }
+    if row.get(3) {
+        return Err(Error::config(
+            &operation,
+            "it is a partition: what is written through the table above it would not be captured",
+        )
+        .remedy("name the partitioned table as the entity's table"));
     }
     let oid: u32 = row.get(0);
     let columns = client
@@ -279,7 +415,7 @@ fn circle(parents: &BTreeMap<usize, Vec<usize>>) -> Option<Vec<usize>> {
 }
 
 const FINGERPRINT: &str = "\
-select coalesce(sum(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || attnotnull, 0)), 0)::text
+select coalesce(sum(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull, 0)), 0)::text
 from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped";
 
 /// A number that changes whenever a column of one of the tables is added, dropped, renamed or changes its type.

@@ -53,6 +53,27 @@ pub fn key(entity: &Entity, row: &str) -> String {
     format!("json_build_object({})::text", pairs.join(", "))
 }
 
+/// The key where its columns are named without their table; see [`offered`].
+pub(crate) fn bare_key(entity: &Entity) -> String {
+    let pairs: Vec<_> = entity
+        .key
+        .iter()
+        .map(|column| format!("{}, {}", quote_text(column), quote_name(column)))
+        .collect();
+    format!("json_build_object({})::text", pairs.join(", "))
+}
+
+/// The SQL query of one row of nulls under the names of the key columns. Within a query that stands below it, a key
+/// column that the table does not have any more is null.
+pub(crate) fn offered(entity: &Entity) -> String {
+    let nulls: Vec<_> = entity
+        .key
+        .iter()
+        .map(|column| format!("null::text as {}", quote_name(column)))
+        .collect();
+    format!("select {}", nulls.join(", "))
+}
+
 /// The SQL condition that `row` belongs to the entity.
 pub fn filter(entity: &Entity) -> String {
     entity

@@ -14,12 +14,12 @@ use tokio_postgres::Client;
 use super::connect::Session;
 use super::describe::{self, Table};
 pub use super::identity::{installed, not_installed};
-use super::{image, quote_name, quote_text};
+use super::{guard, image, quote_name, quote_text};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Class, Error, Kind, Result};
 
 /// Bumped whenever the generated functions change their form: older ones are then made anew.
-const CAPTURE_VERSION: u32 = 1;
+const CAPTURE_VERSION: u32 = 2;
 
 /// The advisory lock that the replicator holds only while it sleeps.
 pub const WAKE_LOCK: i64 = 0x636c_6f75_6477_616b;
@@ -32,7 +32,7 @@ const CAPTURE: &str = include_str!("../../sql/capture.sql");
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/source");
 
 /// What an event's trigger is called, and what it sees.
-const EVENTS: [(&str, &str); 4] = [
+pub(super) const EVENTS: [(&str, &str); 4] = [
     ("insert", "referencing new table as new_rows"),
     (
         "update",
@@ -121,59 +121,30 @@ pub async fn attached(client: &Client, catalogue: &Catalogue, tables: &[Table]) 
     let mut all = Vec::with_capacity(tables.len());
     for (entity, table) in catalogue.entities().iter().zip(tables) {
         let found = attached_one(client, entity, table).await?;
-        all.push(found.ok_or_else(|| {
-            Error::config(
-                format!("replicate entity {}", entity.name),
-                "its table has no capture triggers",
-            )
-            .remedy("run `cloud-sync init`")
-        })?);
+        all.push(found.ok_or_else(|| never_attached(entity))?);
     }
     Ok(all)
 }
 
+/// The error of an entity whose table never had triggers.
+pub(super) fn never_attached(entity: &Entity) -> Error {
+    Error::config(
+        format!("replicate entity {}", entity.name),
+        "its table has no capture triggers",
+    )
+    .remedy("run `cloud-sync init`")
+}
+
 async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Attached>> {
-    let failed = |error| Error::postgres(format!("check the capture of {}", entity.name), error);
-    let row = client
-        .query_opt(
-            "select id, relid, definition, detached_at is not null from cloud_sync.entity where name = $1",
-            &[&entity.name],
-        )
-        .await
-        .map_err(failed)?;
-    let Some(row) = row else { return Ok(None) };
-    let id: i16 = row.get(0);
-    let enabled: Vec<String> = client
-        .query(
-            "select tgname::text from pg_trigger where tgrelid = $1 and tgenabled = 'A' and tgname like 'cloud_sync_%'",
-            &[&table.oid],
-        )
-        .await
-        .map_err(failed)?
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
-    let missing: Vec<_> = EVENTS
-        .iter()
-        .map(|(event, _)| format!("cloud_sync_{event}"))
-        .filter(|name| !enabled.contains(name))
-        .collect();
-    let wrong = if row.get::<_, bool>(3) {
-        Some("it was detached".to_owned())
-    } else if !missing.is_empty() {
-        Some(format!("trigger {} is missing or disabled", missing.join(", ")))
-    } else if row.get::<_, u32>(1) != table.oid {
-        Some("its table was created anew".to_owned())
-    } else if row.get::<_, &str>(2) != definition(entity, table) {
-        Some("its triggers were made for another definition or column list".to_owned())
-    } else {
-        None
-    };
-    Ok(Some(Attached { id, wrong }))
+    let found = guard::watch_one(client, entity, table).await?;
+    Ok(found.map(|watched| Attached {
+        id: watched.id,
+        wrong: watched.wrong.map(|wrong| wrong.text(entity)),
+    }))
 }
 
 /// What the generated functions depend on, as text to compare.
-fn definition(entity: &Entity, table: &Table) -> String {
+pub(super) fn definition(entity: &Entity, table: &Table) -> String {
     format!(
         "v{CAPTURE_VERSION} {} {} {} {}{}",
         table.sql_name,
@@ -184,13 +155,16 @@ fn definition(entity: &Entity, table: &Table) -> String {
     )
 }
 
-/// Makes the entity's functions and triggers, in one transaction that locks its table for a moment.
+/// Makes the entity's functions and triggers, in one transaction that locks its table for a moment: those of each partition
+/// too, since a statement on a partition fires no trigger of the table above it. Triggers on tables that are no part of
+/// the entity any more go.
 ///
 /// # Errors
 /// The source's, or that the table could not be locked.
 pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i16> {
     let operation = format!("install capture on table {}", entity.table);
     let failed = |error| Error::postgres(&operation, error);
+    let before = guard::watch_one(client, entity, table).await?;
     let row = client
         .query_one(
             "insert into cloud_sync.entity (name, relation, relid, definition) values ($1, $2, $3, '') \
@@ -200,19 +174,53 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
         .await
         .map_err(failed)?;
     let id: i16 = row.get(0);
+    let members = guard::members(client, table).await?;
     let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
     sql.push_str(&functions(entity, table, id));
-    for (event, referencing) in EVENTS {
+    for member in guard::strangers(client, id, &members).await? {
+        for (event, _) in EVENTS {
+            sql.push_str(&format!(
+                "drop trigger if exists cloud_sync_{event} on {member};\n"
+            ));
+        }
+    }
+    for (nth, member) in members.iter().enumerate() {
+        for (event, referencing) in EVENTS {
+            sql.push_str(&format!(
+                "create or replace trigger cloud_sync_{event} after {event} on {table} {referencing} \
+                 for each statement execute function cloud_sync.capture_{id}_{event}({argument});\n\
+                 alter table {table} enable always trigger cloud_sync_{event};\n",
+                table = member.sql_name,
+                argument = if nth == 0 { "" } else { "'partition'" },
+            ));
+        }
+        // What was written into a new partition before is found by a sync; an empty one needs none.
+        if member.uncaptured && nth > 0 {
+            sql.push_str(&format!(
+                "update cloud_sync.entity set gap = {}, gap_seen = clock_timestamp() \
+                 where id = {id} and exists (select from only {});\n",
+                quote_text("a partition was added with rows in it"),
+                member.sql_name,
+            ));
+        }
+    }
+    if let Some(missed) = before
+        .and_then(|watched| watched.wrong)
+        .and_then(|wrong| wrong.missed())
+    {
         sql.push_str(&format!(
-            "create or replace trigger cloud_sync_{event} after {event} on {table} {referencing} \
-             for each statement execute function cloud_sync.capture_{id}_{event}();\n\
-             alter table {table} enable always trigger cloud_sync_{event};\n",
-            table = table.sql_name,
+            "update cloud_sync.entity set gap = {}, gap_seen = clock_timestamp() where id = {id};\n",
+            quote_text(&missed),
         ));
     }
     sql.push_str(&format!(
-        "update cloud_sync.entity set definition = {}, attached_at = now(), detached_at = null where id = {id};\ncommit;",
+        "select cloud_sync.note_shape({id}::smallint, {});\n",
+        table.oid
+    ));
+    sql.push_str(&format!(
+        "update cloud_sync.entity set definition = {}, signature = {}, attached_at = now(), detached_at = null where id = {id};\ncommit;",
         quote_text(&definition(entity, table)),
+        format_args!("cloud_sync.signature({id}::smallint)"),
     ));
     with_lock(client, &operation, &sql).await?;
     Ok(id)
@@ -243,37 +251,40 @@ async fn with_lock(client: &Client, operation: &str, sql: &str) -> Result<()> {
 
 /// The SQL of the entity's four capture functions.
 fn functions(entity: &Entity, table: &Table, id: i16) -> String {
-    let key = |row: &str| image::key(entity, row);
-    let filter = image::filter(entity);
+    let (key, filter) = (image::bare_key(entity), image::filter(entity));
     let upserts = format!(
-        "select '{u}'::\"char\", {}, {} from new_rows n where {filter}",
-        key("n"),
+        "select 'u'::\"char\", {key}, {} from new_rows n where {filter}",
         image::image(entity, table, "n"),
-        u = 'u'
     );
     let deletes = |except: &str| {
-        format!(
-            "select 'd'::\"char\", {}, null::text from old_rows n where {filter}{except}",
-            key("n")
-        )
+        format!("select 'd'::\"char\", {key}, null::text from old_rows n where {filter}{except}")
     };
-    let same = entity
-        .key
+    let numbered = |nth: usize| format!("cloud_sync_{nth}");
+    let columns: Vec<_> = entity.key.iter().enumerate().collect();
+    let given = columns
         .iter()
-        .map(|column| format!("k.{0} = n.{0}", quote_name(column)))
+        .map(|(nth, column)| format!("{} as {}", quote_name(column), numbered(*nth)))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let same = columns
+        .iter()
+        .map(|(nth, column)| format!("k.{} = {}", numbered(*nth), quote_name(column)))
         .collect::<Vec<_>>()
         .join(" and ");
-    let in_new = match &entity.filter {
-        None => format!(" and not exists (select from new_rows k where {same})"),
-        Some(filter) => {
-            format!(" and not exists (select from (select * from new_rows where ({filter})) k where {same})")
-        }
+    let in_new =
+        format!(" and not exists (select from (select {given} from new_rows where {filter}) k where {same})");
+    let offered = |rows: &str| {
+        format!(
+            "select r.* from ({}) offered, lateral ({rows}) r",
+            image::offered(entity)
+        )
     };
     let rows = |event: &str| match event {
-        "insert" => upserts.clone(),
-        "update" => format!("{} union all {upserts}", deletes(&in_new)),
-        "delete" => deletes(""),
-        _ => "select 't'::\"char\", '', null::text".to_owned(),
+        "insert" => offered(&upserts),
+        "update" => format!("{} union all {}", offered(&deletes(&in_new)), offered(&upserts)),
+        "delete" => offered(&deletes("")),
+        // Which rows a truncated partition had is not told: an upsert that says nothing calls for a sync.
+        _ => "select case when tg_nargs = 0 then 't' else 'u' end::\"char\", '', null::text".to_owned(),
     };
     EVENTS
         .iter()
@@ -288,11 +299,19 @@ fn functions(entity: &Entity, table: &Table, id: i16) -> String {
                     )
                 })
                 .collect();
+            let mut slots = slots.concat() + "    end if;";
+            if entity.filter.is_some() {
+                slots = format!(
+                    "    begin\n{slots}\n    exception when others then\n        \
+                     if left(sqlstate, 2) not in ('22', '42') or sqlstate = '42501' then raise; end if;\n        \
+                     perform cloud_sync.put({id}::smallint, 'u', '', null);\n    end;",
+                );
+            }
             CAPTURE
                 .replace("{function}", &format!("capture_{id}_{event}"))
                 .replace("{settings}", &image::settings(entity, table))
                 .replace("{wake}", &WAKE_LOCK.to_string())
-                .replace("{slots}", &(slots.concat() + "    end if;"))
+                .replace("{slots}", &slots)
                 + "\n"
         })
         .collect()
@@ -302,9 +321,7 @@ fn functions(entity: &Entity, table: &Table, id: i16) -> String {
 async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<String>> {
     let rows = client
         .query(
-            "select e.id, e.name, format('%I.%I', n.nspname, c.relname) from cloud_sync.entity e \
-             left join pg_class c on c.oid = e.relid left join pg_namespace n on n.oid = c.relnamespace \
-             where e.detached_at is null",
+            "select id, name from cloud_sync.entity where detached_at is null",
             &[],
         )
         .await
@@ -316,8 +333,9 @@ async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<Str
             continue;
         }
         let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
+        let tables = guard::strangers(client, id, &[]).await?;
         for (event, _) in EVENTS {
-            if let Some(table) = row.get::<_, Option<&str>>(2) {
+            for table in &tables {
                 sql.push_str(&format!(
                     "drop trigger if exists cloud_sync_{event} on {table};\n"
                 ));

@@ -1,7 +1,7 @@
 //! The site's database: capture is installed in it, changes are read from it, and nothing in it is ever blocked.
 //!
 //! [`connect`] holds the sessions, [`describe`] knows the tables, [`image`] writes the SQL of a row's image, [`install`]
-//! puts capture in place and takes it away, [`identity`] says whose outbox it is, [`wake`] sleeps until a commit,
+//! puts capture in place and takes it away, [`guard`] notices what escapes it, [`identity`] says whose outbox it is, [`wake`] sleeps until a commit,
 //! [`outbox`] reads windows and trims, [`recapture`] captures rows anew, [`backfill`] reads what stood before.
 //!
 //! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
@@ -9,6 +9,7 @@
 pub mod backfill;
 pub mod connect;
 pub mod describe;
+pub mod guard;
 pub mod identity;
 pub mod image;
 pub mod install;

@@ -11,6 +11,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 
 use super::connect::Session;
 use super::identity::Identity;
+use crate::abort;
 use crate::change::{Change, Op, Position, Snapshot};
 use crate::checkpoint::{self, Checkpoint, Window};
 use crate::error::{Error, Kind, Result};
@@ -280,17 +281,30 @@ pub async fn leads_to(session: &Session, from: &Checkpoint, to: &Checkpoint) -> 
     Ok(tally == to.tally)
 }
 
-/// Truncates each slot that holds only what the checkpoint has accepted, and answers how many bytes that gave back.
-/// The checkpoint must be in the mirror already: what is trimmed can never be read again.
+/// What a trim did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Bytes given back to the operating system.
+    pub bytes: u64,
+    /// Writers were sent on to another slot: the one that they left can be trimmed when they have ended there.
+    pub moved_on: bool,
+    /// Something is left that a later trim may give back.
+    pub left: bool,
+}
+
+/// Truncates each slot that holds only what the checkpoint has accepted and that writers do not use. Where `move_on` says
+/// so, writers are then sent to the next slot. The checkpoint must be in the mirror already: what is trimmed can never be
+/// read again.
 ///
 /// # Errors
 /// The source's.
-pub async fn trim(session: &Session, checkpoint: &Checkpoint) -> Result<u64> {
+pub async fn trim(session: &Session, checkpoint: &Checkpoint, move_on: bool) -> Result<Trimmed> {
+    let failed = |error| Error::postgres("trim the outbox", error);
     let (snapshot, upto) = match &checkpoint.window {
         Some(window) => (&window.hi, window.position),
         None => (&checkpoint.lo, Position(i64::MAX)),
     };
-    let mut bytes = 0;
+    let mut trimmed = Trimmed::default();
     for slot in 0..4_i32 {
         let row = session
             .client()
@@ -299,10 +313,25 @@ pub async fn trim(session: &Session, checkpoint: &Checkpoint) -> Result<u64> {
                 &[&slot, &snapshot.to_string(), &upto.0],
             )
             .await
-            .map_err(|error| Error::postgres("trim the outbox", error))?;
-        bytes += row.get::<_, Option<i64>>(0).unwrap_or(0).max(0) as u64;
+            .map_err(failed)?;
+        let freed = row.get::<_, Option<i64>>(0);
+        if freed.is_some() {
+            abort::point("amid a trim");
+        }
+        trimmed.bytes += freed.unwrap_or(0).max(0) as u64;
     }
-    Ok(bytes)
+    let row = session
+        .client()
+        .query_one(
+            "select case when $1 then cloud_sync.move_on() else false end, \
+             exists (select from generate_series(0, 3) slot where pg_relation_size('cloud_sync.outbox_' || slot) > 0)",
+            &[&move_on],
+        )
+        .await
+        .map_err(failed)?;
+    trimmed.moved_on = row.get(0);
+    trimmed.left = row.get(1);
+    Ok(trimmed)
 }
 
 /// What the cloud has not accepted.

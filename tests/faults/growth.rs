@@ -1,1 +1,260 @@
 //! The outbox while the cloud is away for days, and after.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use crate::support::oracle::Tally;
+use crate::support::process::Daemon;
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+
+const TABLES: &str = "create table note (id int primary key, text text)";
+const CATALOGUE: &str = "[[entity]]\nname = \"notes\"\ntable = \"note\"\nkey = [\"id\"]\n";
+
+async fn number(client: &Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// Bytes of the four slots, as the server's files are on its disk.
+async fn on_disk(client: &Client) -> i64 {
+    number(
+        client,
+        "select coalesce(sum((pg_stat_file(pg_relation_filepath(('cloud_sync.outbox_' || slot)::regclass))).size), 0)::bigint \
+         from generate_series(0, 3) slot",
+    )
+    .await
+}
+
+/// Waits until the slots' files are empty.
+async fn given_back(client: &Client) {
+    let start = Instant::now();
+    while on_disk(client).await > 0 {
+        assert!(
+            start.elapsed() < LIMIT,
+            "the outbox keeps {} bytes",
+            on_disk(client).await
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Writers that give up at once where they had to wait for a lock.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Writers {
+    async fn start(site: &Site, count: i64) -> Self {
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut tasks = Vec::new();
+        for nth in 0..count {
+            let client = connect(&site.database_url).await;
+            // Ids of its own: the only locks that two of them share are the outbox's.
+            client
+                .batch_execute("set lock_timeout = '1ms'; set synchronous_commit = off")
+                .await
+                .unwrap();
+            let (stop, written) = (stop.clone(), written.clone());
+            tasks.push(tokio::spawn(async move {
+                let statement = client
+                    .prepare("insert into note values ($1, repeat('x', 200)) on conflict (id) do update set text = excluded.text || $1")
+                    .await
+                    .unwrap();
+                let mut id = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    id = (id + 1) % 500;
+                    let key = (1_000_000 * (nth + 1) + id) as i32;
+                    client
+                        .execute(&statement, &[&key])
+                        .await
+                        .expect("a writer never waits for the outbox");
+                    written.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+        Self { stop, written, tasks }
+    }
+
+    async fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot() {
+    let mut tally = Tally::default();
+    let mut cloud = Cloud::start("growth").await;
+    let site = Site::bare("growth", &cloud.url, KEY, TABLES, CATALOGUE).await;
+    site.init().await;
+    // Given a snapshot that is older than everything, and stays
+    let old = connect(&site.database_url).await;
+    old.batch_execute("begin isolation level repeatable read; select count(*) from note")
+        .await
+        .unwrap();
+    let daemon = Daemon::of(&site, "store");
+    let process = daemon.start_with(&["source.outbox_limit=1GiB"]);
+    daemon.caught_up().await;
+    // When the cloud is away while much is written
+    cloud.away().await;
+    tally.faults += 1;
+    let before = daemon
+        .until("asked", LIMIT, |status| status.outbox_bytes.is_some())
+        .await;
+    for round in 0..5 {
+        site.run(&format!(
+            "insert into note select {round} * 20000 + n, repeat('y', 300) from generate_series(1, 20000) n"
+        ))
+        .await;
+    }
+    // Then the outbox holds it, and status says how it grows and how long that can go on,
+    let status = daemon
+        .until("seen growing", LIMIT, |status| {
+            status.outbox_bytes > before.outbox_bytes.map(|bytes| bytes + (30 << 20))
+                && status.outbox_growth.is_some_and(|growth| {
+                    growth.bytes_per_second.is_some_and(|rate| rate > 0.0)
+                        && growth.full_in_seconds.is_some()
+                        && growth.room_bytes.is_some_and(|room| room < 1 << 30)
+                })
+        })
+        .await;
+    assert!(status.outbox_bytes.unwrap() < 120 << 20, "{status:?}");
+    let said = String::from_utf8(daemon.ask(&["status"]).stdout).unwrap();
+    assert!(
+        said.contains("a second, room for") && said.contains(": full in"),
+        "{said}"
+    );
+    let json = String::from_utf8(daemon.ask(&["status", "--json"]).stdout).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["outbox_growth"]["full_in_seconds"].is_f64(), "{json}");
+    // and it grows no more than by what waits: rows that are rolled back or changed again and again go too.
+    cloud.back().await;
+    let caught_up = daemon.caught_up().await;
+    assert_eq!(caught_up.lag.unwrap().changes, 0);
+    given_back(&site.client).await;
+    // What is kept beside it stays small although dead versions cannot go yet.
+    let beside = number(
+        &site.client,
+        "select sum(pg_total_relation_size('cloud_sync.' || name))::bigint \
+         from unnest(array['checkpoint', 'identity', 'entity', 'media', 'quarantine', 'backfill']) name",
+    )
+    .await;
+    assert!(beside < 4 << 20, "{beside}");
+    old.batch_execute("commit").await.unwrap();
+    tally.judge(&site, &cloud).await;
+    assert!(process.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_that_wait_for_no_lock_go_on_while_slots_are_trimmed() {
+    let mut tally = Tally::default();
+    let cloud = Cloud::start("trimming").await;
+    let site = Site::bare("trimming", &cloud.url, KEY, TABLES, CATALOGUE).await;
+    site.init().await;
+    let writers = Writers::start(&site, 4).await;
+    let drain = site.drain();
+    let trimmed = async || number(&site.client, "select trimmed from cloud_sync.identity").await;
+    // When slots are trimmed over and over beneath them, far more often than a running replicator does
+    let (start, mut rounds) = (Instant::now(), 0);
+    let mut last = trimmed().await;
+    while rounds < 15 {
+        drain.drain_once().await.unwrap();
+        let now = trimmed().await;
+        rounds += u64::from(now > last);
+        last = now;
+        assert!(start.elapsed() < LIMIT, "only {rounds} trims");
+    }
+    // Then none of them ever waited, and all arrives.
+    tally.faults += rounds;
+    assert!(writers.end().await > 100);
+    drain.drain_all().await.unwrap();
+    given_back(&site.client).await;
+    tally.judge(&site, &cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_of_the_site_delays_the_trim_and_nothing_else() {
+    let mut tally = Tally::default();
+    let cloud = Cloud::start("dumping").await;
+    let site = Site::bare("dumping", &cloud.url, KEY, TABLES, CATALOGUE).await;
+    site.init().await;
+    let running = site.replicate();
+    running.caught_up().await;
+    // Given a dump that reads for hours: a snapshot, and every table locked against being dropped
+    let dump = connect(&site.database_url).await;
+    dump.batch_execute(
+        "begin isolation level repeatable read; lock table cloud_sync.outbox, note in access share mode; select count(*) from note",
+    )
+    .await
+    .unwrap();
+    tally.faults += 1;
+    // When the site writes on
+    let writers = Writers::start(&site, 2).await;
+    let start = Instant::now();
+    while writers.written.load(Ordering::Relaxed) < 2000 {
+        assert!(start.elapsed() < LIMIT, "writers stand still");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    writers.end().await;
+    running.caught_up().await;
+    // Then all has arrived, and only the space is not back before the dump has ended.
+    assert!(on_disk(&site.client).await > 0);
+    dump.batch_execute("commit").await.unwrap();
+    given_back(&site.client).await;
+    tally.judge(&site, &cloud).await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_large_slot_that_writers_use_is_left_and_trimmed() {
+    let mut tally = Tally::default();
+    let cloud = Cloud::start("large").await;
+    let site = Site::bare("large", &cloud.url, KEY, TABLES, CATALOGUE).await;
+    site.init().await;
+    // Given more in one slot than was ever trimmed under writers, and one that rolled back
+    site.run(
+        "begin; insert into note select n, repeat('z', 300) from generate_series(1, 60000) n; rollback; \
+              insert into note select n, repeat('z', 1000) from generate_series(1, 70000) n",
+    )
+    .await;
+    assert!(on_disk(&site.client).await > 64 << 20);
+    let slot = "select pg_sequence_last_value('cloud_sync.slot')";
+    let before = number(&site.client, slot).await;
+    site.drain().drain_all().await.unwrap();
+    // Then it is back although nobody writes, and writers go on in another.
+    given_back(&site.client).await;
+    assert!(number(&site.client, slot).await > before);
+    site.run("update note set text = 'after' where id = 1").await;
+    site.drain().drain_all().await.unwrap();
+    tally.judge(&site, &cloud).await;
+}
+
+#[tokio::test]
+async fn what_is_kept_beside_the_outbox_does_not_bloat() {
+    let mut tally = Tally::default();
+    let cloud = Cloud::start("beside").await;
+    let site = Site::bare("beside", &cloud.url, KEY, TABLES, CATALOGUE).await;
+    site.init().await;
+    let drain = site.drain();
+    for round in 0..150 {
+        site.run(&format!("insert into note values ({round}, 'x')")).await;
+        drain.drain_once().await.unwrap();
+    }
+    // Each round updated the checkpoint's mirror and the identity in place.
+    for table in ["checkpoint", "identity"] {
+        let bytes = number(
+            &site.client,
+            &format!("select pg_relation_size('cloud_sync.{table}')"),
+        )
+        .await;
+        assert!(bytes <= 8 * 8192, "{table}: {bytes}");
+    }
+    tally.judge(&site, &cloud).await;
+}

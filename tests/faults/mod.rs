@@ -4,6 +4,7 @@
 mod attack;
 mod cloud;
 mod ddl;
+mod fuzz;
 mod growth;
 mod local;
 mod poison;

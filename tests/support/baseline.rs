@@ -13,7 +13,7 @@
 // Each test file uses its own part of it.
 #![allow(dead_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -61,6 +61,8 @@ struct Inner {
     files: Mutex<Vec<File>>,
     requests: Mutex<Vec<Request>>,
     faults: Mutex<Vec<Fault>>,
+    /// Path and column of a child, path and column of its parent.
+    references: Mutex<Vec<[String; 4]>>,
     latency: Mutex<Duration>,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
@@ -88,6 +90,7 @@ impl Baseline {
             files: Mutex::default(),
             requests: Mutex::default(),
             faults: Mutex::default(),
+            references: Mutex::default(),
             latency: Mutex::default(),
             at_once: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
@@ -183,6 +186,12 @@ impl Baseline {
     /// From now on nothing goes wrong; requests that stall go on stalling.
     pub(crate) fn clear_faults(&self) {
         locked(&self.state.faults).clear();
+    }
+
+    /// From now on a row of `child` is refused by 409 unless a row of `parent` has its `column`'s value in `referred`, or it
+    /// is null.
+    pub(crate) fn require(&self, child: &str, column: &str, parent: &str, referred: &str) {
+        locked(&self.state.references).push([child, column, parent, referred].map(str::to_owned));
     }
 
     /// Answers each request only after this time.
@@ -345,14 +354,14 @@ async fn answer(state: &Inner, request: &Request, raw: axum::extract::Request) -
             axum::Json(json!(rows)).into_response()
         }
         ("POST", [path]) if state.keys.contains_key(*path) => match store(state, path, &[request.json()]) {
-            Some(_) => (StatusCode::CREATED, axum::Json(json!({"success": true}))).into_response(),
-            None => keyless(),
+            Ok(_) => (StatusCode::CREATED, axum::Json(json!({"success": true}))).into_response(),
+            Err(refusal) => refusal,
         },
         ("POST", ["bulk", path]) if can("bulk") && state.keys.contains_key(*path) => {
             let body = request.json();
             match store(state, path, body["records"].as_array().map_or(&[], Vec::as_slice)) {
-                Some(count) => axum::Json(json!({"success": true, "upserted": count})).into_response(),
-                None => keyless(),
+                Ok(count) => axum::Json(json!({"success": true, "upserted": count})).into_response(),
+                Err(refusal) => refusal,
             }
         }
         ("DELETE", [path, key]) if can("delete") && state.keys.contains_key(*path) => {
@@ -374,22 +383,33 @@ async fn answer(state: &Inner, request: &Request, raw: axum::extract::Request) -
     }
 }
 
-/// None where a row has no key.
-fn store(state: &Inner, path: &str, rows: &[Value]) -> Option<usize> {
-    let keyed: Option<Vec<(String, Value)>> = rows
-        .iter()
-        .map(|row| Some((key_of(row, &state.keys[path])?, row.clone())))
-        .collect();
-    locked(&state.rows)
-        .entry(path.to_owned())
-        .or_default()
-        .extend(keyed?);
-    Some(rows.len())
-}
-
-fn keyless() -> Response {
-    let words = json!({"message": "the row has no key"});
-    (StatusCode::UNPROCESSABLE_ENTITY, axum::Json(words)).into_response()
+/// Stores all of the rows, or none where one has no key or no parent.
+fn store(state: &Inner, path: &str, rows: &[Value]) -> Result<usize, Response> {
+    let refusal =
+        |status: StatusCode, words: &str| (status, json!({"message": words}).to_string()).into_response();
+    let mut keyed = Vec::with_capacity(rows.len());
+    for row in rows {
+        let key = key_of(row, &state.keys[path])
+            .ok_or_else(|| refusal(StatusCode::UNPROCESSABLE_ENTITY, "the row has no key"))?;
+        keyed.push((key, row.clone()));
+    }
+    let mut stored = locked(&state.rows);
+    for [child, column, parent, referred] in locked(&state.references).iter() {
+        if child != path {
+            continue;
+        }
+        let there = stored.get(parent).into_iter().flat_map(BTreeMap::values);
+        let beside = rows.iter().filter(|_| parent == child);
+        let held: HashSet<String> = there.chain(beside).map(|row| row[referred].to_string()).collect();
+        if rows
+            .iter()
+            .any(|row| !row[column].is_null() && !held.contains(&row[column].to_string()))
+        {
+            return Err(refusal(StatusCode::CONFLICT, "its parent is not there"));
+        }
+    }
+    stored.entry(path.to_owned()).or_default().extend(keyed);
+    Ok(rows.len())
 }
 
 async fn take_file(state: &Inner, directory: &str, raw: axum::extract::Request) -> Response {

@@ -33,6 +33,8 @@ type Condition = Arc<dyn Fn(&Value) -> bool + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Fault {
     pub(super) what: What,
+    /// Whether the request is done before the answer is given in its place.
+    pub(super) after: bool,
     method: Option<Method>,
     path: Option<String>,
     condition: Option<Condition>,
@@ -56,6 +58,7 @@ impl Fault {
     fn new(what: What) -> Self {
         Self {
             what,
+            after: false,
             method: None,
             path: None,
             condition: None,
@@ -103,6 +106,12 @@ impl Fault {
     /// Never answers.
     pub(crate) fn stall() -> Self {
         Self::new(What::Stall)
+    }
+
+    /// Does what is asked before it answers; only at a gate.
+    pub(crate) fn after_store(mut self) -> Self {
+        self.after = true;
+        self
     }
 
     /// Adds a header to the answer.

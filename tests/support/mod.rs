@@ -1,9 +1,14 @@
 //! What the integration tests stand on.
 
 pub(crate) mod baseline;
-mod fault;
+pub(crate) mod fault;
+pub(crate) mod gate;
 pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;
+#[allow(dead_code, reason = "each group of tests uses its own part")]
+pub(crate) mod proxy;
+pub(crate) mod receiver;
 pub(crate) mod site;
+pub(crate) mod storm;
 mod wire;

@@ -100,6 +100,12 @@ pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
          over (partition by site, entity, key order by id) as back from cloud_meta.history) h where back",
     )
     .await;
+    let resurrected = number(
+        &there,
+        "select count(*) from (select position < max(position) filter (where key is null) \
+         over (partition by site, entity, epoch order by id) as back from cloud_meta.history) h where back",
+    )
+    .await;
     let twice = number(
         &there,
         "select count(*) from (select from cloud_meta.history where position > 0 \
@@ -113,6 +119,11 @@ pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
     .await;
     if back > 0 {
         found.push(format!("{back} rows of the cloud went back to an older position"));
+    }
+    if resurrected > 0 {
+        found.push(format!(
+            "{resurrected} rows of the cloud came back from before a truncate"
+        ));
     }
     if twice > 0 {
         found.push(format!("{twice} positions came with two contents"));

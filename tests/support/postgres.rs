@@ -3,12 +3,13 @@
 //! A shell that holds the other end of a pipe starts the server, and stops it as soon as the pipe closes: that the
 //! kernel does even where the tests were killed.
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -16,17 +17,27 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 static SERVER: OnceLock<Server> = OnceLock::new();
 
 /// Initialises, starts and, when its standard input ends, stops and removes a server.
-/// $1 binaries, $2 folder, $3 port.
+/// $1 binaries, $2 folder, $3 port; then options of the server. Each line of the input is a signal's name: it ends the
+/// server, which is then started anew.
 const SCRIPT: &str = r#"
-"$1"/initdb -D "$2/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$2/log" 2>&1 </dev/null || exit 1
-"$1"/postgres -D "$2/data" -c listen_addresses=127.0.0.1 -c port="$3" -c unix_socket_directories="$2" \
-    -c fsync=off -c max_connections=300 -c wal_level=logical -c max_wal_size=4GB \
-    -c log_min_error_statement=panic >>"$2/log" 2>&1 </dev/null &
-server=$!
-read -r _
+binaries=$1 folder=$2 port=$3
+shift 3
+"$binaries"/initdb -D "$folder/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$folder/log" 2>&1 </dev/null || exit 1
+start() {
+    "$binaries"/postgres -D "$folder/data" -c listen_addresses=127.0.0.1 -c port="$port" \
+        -c unix_socket_directories="$folder" -c fsync=off -c max_connections=300 -c wal_level=logical \
+        -c max_wal_size=4GB -c log_min_error_statement=panic "$@" >>"$folder/log" 2>&1 </dev/null &
+    server=$!
+}
+start "$@"
+while read -r signal; do
+    kill -"$signal" $server
+    wait $server
+    start "$@"
+done
 kill -QUIT $server
 wait $server
-rm -rf "$2"
+[ -e "$folder/keep" ] || rm -rf "$folder"
 "#;
 
 /// A running server.
@@ -35,25 +46,32 @@ pub struct Server {
     folder: PathBuf,
     databases: AtomicU32,
     creating: tokio::sync::Mutex<()>,
-    _keeper: Child,
+    keeper: Mutex<Child>,
+}
+
+impl Drop for Server {
+    /// Waits until the server is gone, and its folder.
+    fn drop(&mut self) {
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner);
+        drop(keeper.stdin.take());
+        let _ = keeper.wait();
+    }
 }
 
 impl Server {
     /// The run's server, started by the first who asks.
     pub fn get() -> &'static Self {
-        SERVER.get_or_init(Self::start)
+        SERVER.get_or_init(|| Self::with(&[]))
     }
 
-    fn start() -> Self {
+    /// A server of one's own with further options, such as `max_prepared_transactions=20`. It ends when it is dropped.
+    pub fn with(options: &[&str]) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cloud-sync-tests-")
             .tempdir()
             .expect("a temporary folder")
             .keep();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port")
-            .port();
+        let port = free_port();
         let root = Command::new("id")
             .arg("-u")
             .output()
@@ -72,6 +90,7 @@ impl Server {
             .arg(binaries())
             .arg(&folder)
             .arg(port.to_string())
+            .args(options.iter().flat_map(|option| ["-c", option]))
             .current_dir("/")
             .stdin(Stdio::piped())
             .process_group(0)
@@ -82,20 +101,38 @@ impl Server {
             folder,
             databases: AtomicU32::new(0),
             creating: tokio::sync::Mutex::new(()),
-            _keeper: keeper,
+            keeper: Mutex::new(keeper),
         };
-        server.wait();
+        server.wait("");
         server
     }
 
-    /// Waits until the server says on its socket's lock file that it is ready.
-    fn wait(&self) {
-        let status = self.folder.join("data/postmaster.pid");
+    /// Ends the server by a signal and starts it anew: `QUIT` as in a crash, `INT` in order.
+    #[allow(dead_code, reason = "for tests with a server of their own")]
+    pub fn restart(&self, signal: &str) {
+        let before = self.status();
+        let before = before.lines().next().unwrap_or_default();
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let input = keeper.stdin.as_mut().expect("the keeper's input");
+        input
+            .write_all(format!("{signal}\n").as_bytes())
+            .expect("the keeper listens");
+        self.wait(before);
+    }
+
+    fn status(&self) -> String {
+        std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap_or_default()
+    }
+
+    /// Waits until the server, another process than `before`, says in its lock file that it is ready.
+    fn wait(&self, before: &str) {
         let start = Instant::now();
         loop {
-            let ready = std::fs::read_to_string(&status)
-                .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"));
-            if ready {
+            let text = self.status();
+            let mut lines = text.lines();
+            if lines.next().is_some_and(|process| process != before)
+                && lines.nth(6).is_some_and(|line| line.trim() == "ready")
+            {
                 return;
             }
             if start.elapsed() > Duration::from_secs(60) {
@@ -104,6 +141,13 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Keeps its folder when it ends, and answers it.
+    #[allow(dead_code, reason = "for whoever inspects what went wrong")]
+    pub fn keep(&self) -> &Path {
+        std::fs::write(self.folder.join("keep"), "").expect("the server's folder can be written");
+        &self.folder
     }
 
     /// The URL of a database.
@@ -137,6 +181,21 @@ impl Server {
         connection.close().await.expect("the connection closes");
         self.url(&name)
     }
+}
+
+/// A free port for a server that ends and comes back: not one that the kernel gives to connections that go out, as it
+/// could be taken meanwhile.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    for _ in 0..10_000 {
+        let nth = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 12_000 + (nth % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("there is no free port");
 }
 
 /// The folder of the newest PostgreSQL's binaries.

@@ -2,7 +2,7 @@
 //! operator API and by the command line.
 
 use std::fs::{File, OpenOptions};
-use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use cloud_sync::config::Settings;
 use cloud_sync::control::StatusReport;
 use cloud_sync::control::client::Client;
 
+use super::postgres::free_port;
 use super::site::{LIMIT, Site};
 
 /// Where the daemon of a site runs: its store, its port and its log. It may be started any number of times.
@@ -26,9 +27,7 @@ impl Daemon {
     pub(crate) fn of(site: &Site, store: &str) -> Self {
         let mut settings = site.settings.clone();
         settings.store.path = site.folder.path().join(store);
-        settings.control.listen = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .unwrap();
+        settings.control.listen = ([127, 0, 0, 1], free_port()).into();
         Self {
             settings,
             folder: site.folder.path().to_owned(),
@@ -39,6 +38,11 @@ impl Daemon {
     /// The folder of the checkpoint store.
     pub(crate) fn checkpoint(&self) -> PathBuf {
         self.settings.store.path.join("checkpoint")
+    }
+
+    /// Where its operator API listens.
+    pub(crate) fn listen(&self) -> std::net::SocketAddr {
+        self.settings.control.listen
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -57,20 +61,42 @@ impl Daemon {
 
     /// Starts it, with these settings over the site's. Its log goes on where the last run's ended.
     pub(crate) fn start_with(&self, overrides: &[&str]) -> Process<'_> {
+        self.spawn(&["run"], overrides, |_| {})
+    }
+
+    /// Starts it as `adjust` leaves the command: in another environment, or with its output elsewhere.
+    pub(crate) fn start_under(&self, overrides: &[&str], adjust: impl FnOnce(&mut Command)) -> Process<'_> {
+        self.spawn(&["run"], overrides, adjust)
+    }
+
+    /// Starts it as [`Daemon::start_with`]; it aborts at this point (see `cloud_sync::abort`).
+    pub(crate) fn start_to_abort(&self, point: &str, overrides: &[&str]) -> Process<'_> {
+        self.spawn(&["run"], overrides, aborting(point))
+    }
+
+    /// Starts another command of the command line, which aborts at this point.
+    pub(crate) fn ask_to_abort(&self, point: &str, arguments: &[&str]) -> Process<'_> {
+        self.spawn(arguments, &[], aborting(point))
+    }
+
+    fn spawn(
+        &self,
+        arguments: &[&str],
+        overrides: &[&str],
+        adjust: impl FnOnce(&mut Command),
+    ) -> Process<'_> {
         let log: File = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.log)
             .unwrap();
-        let mut command = self.command(&["run"]);
+        let mut command = self.command(arguments);
         for over in overrides {
             command.args(["--set", over]);
         }
-        let child = command
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        adjust(&mut command);
+        let child = command.spawn().unwrap();
         Process { daemon: self, child }
     }
 
@@ -131,6 +157,13 @@ impl Daemon {
     }
 }
 
+/// Lets a command abort at this point.
+fn aborting(point: &str) -> impl FnOnce(&mut Command) {
+    move |command| {
+        command.env("CLOUD_SYNC_ABORT", point);
+    }
+}
+
 /// A running daemon, killed when it is dropped.
 pub(crate) struct Process<'a> {
     daemon: &'a Daemon,
@@ -149,49 +182,69 @@ impl Process<'_> {
         self.child.wait().unwrap();
     }
 
+    /// How it ended, if it has.
+    #[allow(dead_code, reason = "for the soak")]
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// SIGTERM, and the exit status once it has ended.
-    pub(crate) async fn terminate(mut self) -> ExitStatus {
+    pub(crate) async fn terminate(self) -> ExitStatus {
+        self.signal("TERM");
+        self.ended(LIMIT).await
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    /// Sends a signal, by its name without `SIG`.
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
+            .args([&format!("-{name}"), &self.pid()])
             .status()
             .unwrap();
         assert!(sent.success());
+    }
+
+    /// Its exit status once it has ended, which it must within `limit`.
+    pub(crate) async fn ended(mut self, limit: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
             assert!(
-                start.elapsed() < LIMIT,
-                "SIGTERM did not end it:\n{}",
+                start.elapsed() < limit,
+                "it did not end within {limit:?}:\n{}",
                 self.daemon.log()
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Its exit status, once it has ended by itself.
-    pub(crate) async fn ended(mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < LIMIT, "it still runs:\n{}", self.daemon.log());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    /// Waits until it has aborted at its point.
+    pub(crate) async fn aborted(self) {
+        let daemon = self.daemon;
+        let status = self.ended(LIMIT).await;
+        // SIGABRT.
+        assert_eq!(status.signal(), Some(6), "{status}:\n{}", daemon.log());
     }
 
     /// Bytes of memory that it had resident at its peak.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let path = Path::new("/proc")
-            .join(self.child.id().to_string())
-            .join("status");
-        let text = std::fs::read_to_string(path).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
-        kilobytes * 1024
+        peak_memory(self.child.id())
     }
+}
+
+/// Bytes of memory that a process had resident at its peak.
+pub(crate) fn peak_memory(pid: u32) -> u64 {
+    let path = Path::new("/proc").join(pid.to_string()).join("status");
+    let text = std::fs::read_to_string(path).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
+    kilobytes * 1024
 }
 
 impl Drop for Process<'_> {

@@ -2,6 +2,7 @@
 //! receiver as the cloud; or another server in its place.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
-use super::postgres::Server;
+use super::postgres::{Server, free_port};
 
 const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
 
@@ -53,16 +54,22 @@ pub(crate) struct Cloud {
     settings: ReceiverSettings,
     stop: CancellationToken,
     task: Option<JoinHandle<Result<()>>>,
-    _folder: tempfile::TempDir,
+    #[allow(dead_code, reason = "for the soak")]
+    folder: tempfile::TempDir,
 }
 
 impl Cloud {
     pub(crate) async fn start(hint: &str) -> Self {
+        Self::start_on(Server::get(), hint).await
+    }
+
+    /// With its database on this server.
+    pub(crate) async fn start_on(server: &Server, hint: &str) -> Self {
         provider();
-        let database_url = Server::get().database(&format!("{hint}_cloud")).await;
+        let database_url = server.database(&format!("{hint}_cloud")).await;
         let folder = tempfile::tempdir().unwrap();
         let settings = ReceiverSettings {
-            listen: "127.0.0.1:0".parse().unwrap(),
+            listen: ([127, 0, 0, 1], free_port()).into(),
             database_url: database_url.clone(),
             files: folder.path().join("files"),
             public_url: None,
@@ -78,10 +85,16 @@ impl Cloud {
             settings,
             stop: CancellationToken::new(),
             task: None,
-            _folder: folder,
+            folder,
         };
         cloud.back().await;
         cloud
+    }
+
+    /// The keys that it takes once it serves again.
+    pub(crate) fn set_keys(&mut self, keys: &[&str]) {
+        let keys = keys.iter().map(|&key| key.to_owned()).collect();
+        self.settings.keys = BTreeMap::from([(SITE.to_owned(), keys)]);
     }
 
     /// Serves again after [`Cloud::away`], on the same port.
@@ -91,6 +104,17 @@ impl Cloud {
         self.url = format!("http://{}/api", receiver.address());
         self.stop = CancellationToken::new();
         self.task = Some(tokio::spawn(receiver.serve(self.stop.clone())));
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.settings.listen
+    }
+
+    /// Its folder.
+    #[allow(dead_code, reason = "for the soak")]
+    pub(crate) fn folder(&mut self) -> &mut tempfile::TempDir {
+        &mut self.folder
     }
 
     /// Goes away: the port answers no more.
@@ -120,7 +144,19 @@ impl Site {
 
     /// A site with these tables, and the configuration file's further text; capture is not installed.
     pub(crate) async fn bare(hint: &str, cloud_url: &str, key: &str, tables: &str, config: &str) -> Self {
-        let database_url = Server::get().database(&format!("{hint}_site")).await;
+        Self::bare_on(Server::get(), hint, cloud_url, key, tables, config).await
+    }
+
+    /// As [`Site::bare`], with its database on this server.
+    pub(crate) async fn bare_on(
+        server: &Server,
+        hint: &str,
+        cloud_url: &str,
+        key: &str,
+        tables: &str,
+        config: &str,
+    ) -> Self {
+        let database_url = server.database(&format!("{hint}_site")).await;
         Self::at(database_url, cloud_url, key, tables, config).await
     }
 
@@ -197,14 +233,12 @@ impl Site {
 
     /// The replicator, running in this process.
     pub(crate) fn replicate(&self) -> Running {
-        let replicator = Replicator::new(&self.settings).unwrap();
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(replicator.clone().run(stop.clone(), |_| {}));
-        Running {
-            replicator,
-            stop,
-            task,
-        }
+        Running::of(Replicator::new(&self.settings).unwrap())
+    }
+
+    /// The replicator, with its guard looking at the capture all the time.
+    pub(crate) fn replicate_guarded(&self) -> Running {
+        Running::of(Replicator::guarding_every(&self.settings, Duration::from_millis(200)).unwrap())
     }
 
     /// Compares with what the receiver holds.
@@ -241,6 +275,16 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    fn of(replicator: Arc<Replicator>) -> Self {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(replicator.clone().run(stop.clone(), |_| {}));
+        Self {
+            replicator,
+            stop,
+            task,
+        }
+    }
+
     /// Waits until nothing waits.
     pub(crate) async fn caught_up(&self) -> StatusReport {
         self.until("caught up", |status| {

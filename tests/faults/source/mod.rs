@@ -56,7 +56,7 @@ async fn replicating(daemon: &Daemon) -> StatusReport {
 /// Waits until the daemon has ended by itself because its database went back, and takes the remedy that it named. The
 /// process that this answers replicates.
 async fn renewed<'a>(daemon: &'a Daemon, process: Process<'_>, site: &mut Site) -> Process<'a> {
-    let code = process.ended().await.code();
+    let code = process.ended(LIMIT).await.code();
     let log = daemon.log();
     assert_eq!(code, Some(3), "{log}");
     let remedy =

@@ -125,7 +125,7 @@ async fn a_sequence_that_hands_out_blocks_is_refused_by_name() {
     site.run("alter sequence cloud_sync.position cache 50").await;
     tally.faults += 1;
     let daemon = Daemon::of(&site, "store");
-    assert_eq!(daemon.start().ended().await.code(), Some(2));
+    assert_eq!(daemon.start().ended(LIMIT).await.code(), Some(2));
     let remedy = "alter sequence cloud_sync.position increment 1 cache 1 no cycle";
     assert!(daemon.log().contains(remedy), "{}", daemon.log());
     // The remedy works.

@@ -1,50 +1,23 @@
 //! Crashes and outages: the real binary is killed, its store is lost, the cloud goes away, and nothing is lost.
 
+mod abort;
+mod storm;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use cloud_sync::checkpoint::{SledStore, Store};
 use cloud_sync::control::StatusReport;
 use cloud_sync::control::status::State;
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
-use tokio::task::JoinSet;
+use rand::RngExt;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::pipeline::assert_never_back;
-use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
-
-/// Parents and children with a composite key: small, so that starts are about the replicator and not the catalogue.
-const TABLES: &str = "
-create table pot (
-    pot_id bigint primary key,
-    label text,
-    weight bigint not null default 0
-);
-create table leaf (
-    pot_id bigint not null references pot on update cascade on delete cascade,
-    nth int not null,
-    note text,
-    primary key (pot_id, nth)
-)";
-
-const ENTITIES: &str = "
-[[entity]]
-name = \"pots\"
-table = \"pot\"
-key = [\"pot_id\"]
-path = \"pots\"
-
-[[entity]]
-name = \"leaves\"
-table = \"leaf\"
-key = [\"pot_id\", \"nth\"]
-path = \"leaves\"
-";
+use crate::support::storm::{ENTITIES, TABLES};
 
 async fn garden(hint: &str, cloud: &Cloud) -> Site {
     let site = Site::bare(hint, &cloud.url, KEY, TABLES, ENTITIES).await;
@@ -79,123 +52,6 @@ async fn applied_or_late(cloud: &Client, count: i64, limit: Duration) {
 /// Changes that a run has brought to the cloud, those that it had already included.
 fn sent(status: &StatusReport) -> i64 {
     (status.counts.accepted + status.counts.collapsed) as i64
-}
-
-/// One transaction of a writer, of any kind. Some fail, as transactions do.
-fn transaction(rng: &mut StdRng) -> String {
-    let pot = rng.random_range(2..200);
-    let other = rng.random_range(2..200);
-    let word: u32 = rng.random();
-    match rng.random_range(0..100) {
-        0..25 => "update pot set weight = weight + 1 where pot_id = 1".to_owned(),
-        25..40 => format!(
-            "insert into pot values ({pot}, 'pot {word}', 0) on conflict (pot_id) do update set label = excluded.label"
-        ),
-        40..55 => format!(
-            "insert into leaf select pot_id, n, 'leaf {word}' from pot, generate_series(1, {}) n where pot_id = {pot} \
-             on conflict (pot_id, nth) do update set note = excluded.note",
-            rng.random_range(1..8)
-        ),
-        55..65 => format!("delete from pot where pot_id = {pot}"),
-        65..75 => format!("update pot set pot_id = {other} where pot_id = {pot}"),
-        75..82 => format!(
-            "begin; update pot set label = 'never' where pot_id = {pot}; \
-             insert into leaf values ({other}, {word} % 100, 'never'); rollback"
-        ),
-        82..91 => format!(
-            "begin; update pot set weight = weight + 1 where pot_id = 1; savepoint a; \
-             update pot set label = 'undone' where pot_id = {pot}; delete from leaf where pot_id = {other}; \
-             rollback to savepoint a; update pot set label = 'kept {word}' where pot_id = {other}; commit"
-        ),
-        91..99 => format!(
-            "begin; update pot set weight = weight + 1 where pot_id between {pot} and {pot} + 5; \
-             select pg_sleep(0.02); delete from leaf where pot_id = {other} and nth % 2 = 0; commit"
-        ),
-        _ => "truncate leaf".to_owned(),
-    }
-}
-
-/// Writes at a bounded rate until it is told to stop; answers how many transactions went through.
-async fn write(url: String, seed: u64, stop: CancellationToken, count: Arc<AtomicU64>) {
-    let client = connect(&url).await;
-    let mut rng = StdRng::seed_from_u64(seed);
-    while !stop.is_cancelled() {
-        match client.batch_execute(&transaction(&mut rng)).await {
-            Ok(()) => {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-            // A key that is taken, or a deadlock: the transaction is undone.
-            Err(error) => {
-                assert!(error.code().is_some(), "{error}");
-                client.batch_execute("rollback").await.unwrap();
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(rng.random_range(2..15))).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixty_rounds_of_sigkill_under_eight_writers() {
-    let rounds = given("CLOUD_SYNC_ROUNDS", 60);
-    let seed = given("CLOUD_SYNC_SEED", rand::random());
-    println!("CLOUD_SYNC_SEED={seed} CLOUD_SYNC_ROUNDS={rounds}");
-    let cloud = Cloud::start("sigkill").await;
-    let site = garden("sigkill", &cloud).await;
-    let there = connect(&cloud.database_url).await;
-    let daemon = Daemon::of(&site, "store");
-    let mut tally = Tally::default();
-    let mut rng = StdRng::seed_from_u64(seed);
-
-    // Given a change that waits: how long a start takes
-    site.run("insert into pot values (1, 'hot', 0)").await;
-    let start = Instant::now();
-    let process = daemon.start();
-    applied_or_late(&there, 1, LIMIT).await;
-    println!("from spawn to the first accepted change: {:?}", start.elapsed());
-    process.kill();
-
-    // and eight writers,
-    let stop = CancellationToken::new();
-    let transactions = Arc::new(AtomicU64::new(0));
-    let mut writers = JoinSet::new();
-    for _ in 0..8 {
-        let (url, stop) = (site.database_url.clone(), stop.clone());
-        writers.spawn(write(url, rng.random(), stop, transactions.clone()));
-    }
-    // when the replicator is killed again and again, at random moments after a start or amid deliveries,
-    for round in 0..rounds {
-        let process = daemon.start();
-        if round % 2 == 0 {
-            tokio::time::sleep(Duration::from_millis(rng.random_range(30..400))).await;
-        } else {
-            let goal = applied(&there).await + rng.random_range(1..150);
-            applied_or_late(&there, goal, Duration::from_secs(3)).await;
-        }
-        process.kill();
-        tally.kills += 1;
-    }
-    let amid = applied(&there).await;
-    stop.cancel();
-    while let Some(ended) = writers.join_next().await {
-        ended.unwrap();
-    }
-    // then one last run leaves both sides equal, no row ever went back, and nothing was refused.
-    let process = daemon.start();
-    daemon.caught_up().await;
-    println!(
-        "{} transactions, {} changes; {amid} applied amid {rounds} kills, {} in all",
-        transactions.load(Ordering::Relaxed),
-        number(&site.client, "select last_value from cloud_sync.position").await,
-        applied(&there).await
-    );
-    assert!(process.terminate().await.success());
-    tally.judge(&site, &cloud).await;
-    site.assert_equal(&cloud).await;
-    assert_eq!(
-        number(&site.client, "select count(*) from cloud_sync.quarantine").await,
-        0
-    );
-    assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
 }
 
 /// Inserts pots, each one change that no other supersedes, in transactions of `rows`, until it is told to stop.

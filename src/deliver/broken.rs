@@ -1,0 +1,208 @@
+//! A request that got no answer: what was in the way, in words, and what to do about it.
+//!
+//! What was in the way is told by the types of the errors, never by their text.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use rustls::CertificateError;
+
+use super::failure::Failure;
+use crate::error::{Kind, chain};
+
+const NETWORK: &str =
+    "check this machine's network and the way to the cloud; changes wait in the outbox meanwhile";
+
+/// What became of a request that got no answer.
+pub(super) fn broken(operation: &str, error: reqwest::Error) -> Failure {
+    let error = error.without_url();
+    if error.is_builder() {
+        return Failure::new(Kind::Config, operation, chain(&error));
+    }
+    let under_way = !error.is_connect();
+    let (cause, remedy) = read(&error);
+    let failure = Failure::unreachable(operation, cause, remedy);
+    if under_way { failure.under_way() } else { failure }
+}
+
+/// The cause in words, and the remedy.
+fn read(error: &reqwest::Error) -> (String, &'static str) {
+    if let Some(host) = find::<NoSuchHost>(error) {
+        return (
+            host.to_string(),
+            "check the host name in cloud.url, and this machine's network and DNS; changes wait in the outbox meanwhile",
+        );
+    }
+    if let Some(error) = find::<rustls::Error>(error) {
+        return tls(error);
+    }
+    let kind = find::<io::Error>(error).map(io::Error::kind);
+    match kind {
+        Some(io::ErrorKind::ConnectionRefused) => (
+            "the cloud refused the connection: nothing listens there".to_owned(),
+            "check that the cloud's server runs, and host and port in cloud.url; changes wait in the outbox meanwhile",
+        ),
+        Some(
+            io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkDown,
+        ) => (format!("no way to the cloud ({})", root(error)), NETWORK),
+        _ if error.is_timeout() && error.is_connect() => (
+            "no connection to the cloud within the time limit".to_owned(),
+            "check host and port in cloud.url, and the network, firewall or proxy in between; changes wait in the \
+             outbox meanwhile",
+        ),
+        Some(io::ErrorKind::TimedOut) => ("the connection to the cloud went dead".to_owned(), NETWORK),
+        _ if error.is_connect() => (
+            format!("no connection to the cloud ({})", root(error)),
+            "check cloud.url, the network, and the proxy in HTTPS_PROXY where one is set; changes wait in the outbox \
+             meanwhile",
+        ),
+        _ => (
+            format!("the connection to the cloud broke off ({})", root(error)),
+            "it is tried again; where that repeats, look at the proxies on the way and at the cloud's own logs",
+        ),
+    }
+}
+
+fn tls(error: &rustls::Error) -> (String, &'static str) {
+    use CertificateError as Wrong;
+    let remedy = match error {
+        rustls::Error::InvalidCertificate(wrong) => match wrong {
+            Wrong::UnknownIssuer => {
+                "name the PEM file of the CA that issued it in cloud.ca_file; where it should be a public one, \
+                 something on the way answers in the cloud's place"
+            }
+            Wrong::Expired | Wrong::ExpiredContext { .. } => {
+                "renew the certificate on the cloud's server; check this machine's clock too"
+            }
+            Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => "check this machine's clock",
+            Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
+                "set cloud.url to a host name that the certificate is for, or give the cloud's server a certificate \
+                 for this one"
+            }
+            Wrong::Revoked => "give the cloud's server a new certificate",
+            _ => "check the certificate of the cloud's server, and cloud.ca_file where one is set",
+        },
+        _ => "check that the port in cloud.url speaks TLS, and that no proxy on the way breaks it",
+    };
+    match error {
+        rustls::Error::InvalidCertificate(Wrong::UnknownIssuer) => (
+            "the cloud's certificate is not trusted (its issuer is not known here)".to_owned(),
+            remedy,
+        ),
+        rustls::Error::InvalidCertificate(_) => (
+            format!("the cloud's certificate is not trusted ({error})"),
+            remedy,
+        ),
+        _ => (format!("no TLS with the cloud ({error})"), remedy),
+    }
+}
+
+/// The message of the error that all others follow from.
+fn root(error: &reqwest::Error) -> String {
+    let mut root: &(dyn StdError + 'static) = error;
+    while let Some(cause) = root.source() {
+        root = cause;
+    }
+    root.to_string()
+}
+
+/// The first error of this type among an error and its causes, what an I/O error carries included.
+fn find<'e, T: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        let carried = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+            .map(|carried| carried as &(dyn StdError + 'static));
+        if let Some(found) = carried.and_then(|carried| find::<T>(carried)) {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The host name has no address.
+#[derive(Debug)]
+struct NoSuchHost {
+    name: String,
+    error: io::Error,
+}
+
+impl fmt::Display for NoSuchHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the host name {} cannot be resolved ({})",
+            self.name, self.error
+        )
+    }
+}
+
+impl StdError for NoSuchHost {}
+
+/// The system's resolver, whose failure is told from others by its type.
+#[derive(Debug)]
+pub(super) struct Resolver;
+
+impl Resolver {
+    pub(super) fn shared() -> Arc<Self> {
+        Arc::new(Self)
+    }
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            match tokio::net::lookup_host((name.as_str(), 0)).await {
+                Ok(found) => {
+                    let found: Addrs = Box::new(found.collect::<Vec<_>>().into_iter());
+                    Ok(found)
+                }
+                Err(error) => {
+                    let name = name.as_str().to_owned();
+                    Err(NoSuchHost { name, error }.into())
+                }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_found_however_deep_it_lies() {
+        let wrong = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let inner = io::Error::new(io::ErrorKind::InvalidData, wrong);
+        let outer = io::Error::other(inner);
+        let found = find::<rustls::Error>(&outer);
+        assert!(matches!(found, Some(rustls::Error::InvalidCertificate(_))));
+        assert!(find::<NoSuchHost>(&outer).is_none());
+    }
+
+    #[test]
+    fn each_fault_of_a_certificate_has_a_remedy_of_its_own() {
+        let mut remedies: Vec<&str> = [
+            CertificateError::UnknownIssuer,
+            CertificateError::Expired,
+            CertificateError::NotValidYet,
+            CertificateError::NotValidForName,
+            CertificateError::BadEncoding,
+        ]
+        .into_iter()
+        .map(|wrong| tls(&rustls::Error::InvalidCertificate(wrong)).1)
+        .collect();
+        remedies.push(tls(&rustls::Error::DecryptError).1);
+        remedies.sort_unstable();
+        remedies.dedup();
+        assert_eq!(remedies.len(), 6);
+    }
+}

@@ -1,0 +1,201 @@
+//! Rows that wait in quarantine for a parent: they are captured anew when the cloud has accepted the parent.
+//!
+//! Which row is whose parent is read from the source's foreign keys, and from the images: of the refused child as it was
+//! refused, of the accepted parent as it was sent. A child that is refused again and again although its parent comes is
+//! left alone for an hour after its tenth refusal, so that a row which is bad for another reason costs no more than that.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+use crate::batch::{Batch, Fate};
+use crate::catalogue::Catalogue;
+use crate::change::Op;
+use crate::deliver::{pick, plain};
+use crate::error::{Error, Result};
+use crate::source::describe::Table;
+use crate::source::{quote_text, recapture};
+
+/// A foreign key between two tables of the catalogue, or of one table to itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Reference {
+    child: usize,
+    parent: usize,
+    /// The child's columns.
+    columns: Vec<String>,
+    /// The parent's columns that they refer to, in the same order.
+    referred: Vec<String>,
+}
+
+const REFERENCES: &str = "\
+select c.conrelid, c.confrelid,
+       array(select a.attname::text from unnest(c.conkey) with ordinality k (attnum, nth)
+             join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.attnum order by k.nth),
+       array(select a.attname::text from unnest(c.confkey) with ordinality k (attnum, nth)
+             join pg_attribute a on a.attrelid = c.confrelid and a.attnum = k.attnum order by k.nth)
+from pg_constraint c where c.contype = 'f' and c.conrelid = any($1) and c.confrelid = any($1)";
+
+/// The foreign keys within the catalogue.
+#[derive(Debug, Default)]
+pub struct Orphans {
+    references: Vec<Reference>,
+}
+
+impl Orphans {
+    /// Reads the foreign keys between the catalogue's tables.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn read(client: &Client, tables: &[Table]) -> Result<Self> {
+        let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+        let rows = client
+            .query(REFERENCES, &[&oids])
+            .await
+            .map_err(|error| Error::postgres("read the foreign keys of the catalogue's tables", error))?;
+        let place = |oid: u32| oids.iter().position(|&other| other == oid);
+        let references = rows.iter().filter_map(|row| {
+            Some(Reference {
+                child: place(row.get(0))?,
+                parent: place(row.get(1))?,
+                columns: row.get(2),
+                referred: row.get(3),
+            })
+        });
+        Ok(Self {
+            references: references.collect(),
+        })
+    }
+
+    /// Captures the quarantined rows anew whose parents are among the batch's accepted rows. `occupied` are the entities
+    /// that have entries in quarantine, `numbers` the entities' numbers in the outbox. Answers how many.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn adopt(
+        &self,
+        client: &Client,
+        catalogue: &Catalogue,
+        tables: &[Table],
+        numbers: &[i16],
+        batch: &Batch,
+        occupied: &[usize],
+    ) -> Result<usize> {
+        let mut captured = 0;
+        let wanted = self.references.iter().filter(|one| occupied.contains(&one.child));
+        for reference in wanted {
+            let parents = parents(batch, reference);
+            let Some(count) = parents.first().map(Vec::len).filter(|&count| count > 0) else {
+                continue;
+            };
+            let entity = &catalogue.entities()[reference.child];
+            let mut after = String::new();
+            loop {
+                let keys = waiting(client, &entity.name, reference, &parents, &after).await?;
+                let Some(last) = keys.last() else { break };
+                after.clone_from(last);
+                captured += recapture::rows(
+                    client,
+                    entity,
+                    &tables[reference.child],
+                    numbers[reference.child],
+                    &keys,
+                )
+                .await?
+                .rows
+                .len();
+            }
+            tracing::debug!(entity = entity.name, parents = count, captured, "parents came");
+        }
+        Ok(captured)
+    }
+}
+
+/// For each column that the reference refers to, its values in the batch's accepted rows.
+fn parents(batch: &Batch, reference: &Reference) -> Vec<Vec<String>> {
+    let mut values = vec![Vec::new(); reference.referred.len()];
+    for (nth, change) in batch.changes().iter().enumerate() {
+        let accepted = *batch.fate(nth) == Fate::Accepted;
+        if change.entity != reference.parent || change.op != Op::Upsert || !accepted {
+            continue;
+        }
+        // A parent without such a column has no children.
+        let row = change.row.as_deref().unwrap_or("{}");
+        let Some(picked) = pick(row, &reference.referred).ok().and_then(|picked| {
+            picked
+                .into_iter()
+                .map(|value| plain(value?))
+                .collect::<Option<Vec<String>>>()
+        }) else {
+            continue;
+        };
+        for (column, value) in values.iter_mut().zip(picked) {
+            column.push(value);
+        }
+    }
+    values
+}
+
+/// The keys of quarantined children of these parents, after a key, in order, as many as are captured anew at once.
+async fn waiting(
+    client: &Client,
+    entity: &str,
+    reference: &Reference,
+    parents: &[Vec<String>],
+    after: &str,
+) -> Result<Vec<String>> {
+    let mut arguments: Vec<&(dyn ToSql + Sync)> = vec![&entity, &after];
+    let (mut lists, mut names, mut same) = (Vec::new(), Vec::new(), Vec::new());
+    for (nth, (column, values)) in reference.columns.iter().zip(parents).enumerate() {
+        arguments.push(values);
+        lists.push(format!("${}::text[]", nth + 3));
+        names.push(format!("v{nth}"));
+        same.push(format!("q.image::json->>{} = p.v{nth}", quote_text(column)));
+    }
+    let sql = format!(
+        "select q.key from cloud_sync.quarantine q where q.entity = $1 and q.key > $2 and q.op = 'u' \
+         and (q.attempts < 10 or q.refused_at < now() - interval '1 hour') \
+         and exists (select from unnest({}) p ({}) where {}) order by q.key limit {}",
+        lists.join(", "),
+        names.join(", "),
+        same.join(" and "),
+        recapture::CHUNK,
+    );
+    let rows = client.query(&sql, &arguments).await.map_err(|error| {
+        Error::postgres(format!("look for rows of {entity} that wait for a parent"), error)
+    })?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Change, Position};
+
+    #[test]
+    fn only_accepted_rows_of_the_parent_count() {
+        let reference = Reference {
+            child: 1,
+            parent: 0,
+            columns: vec!["room".into(), "site".into()],
+            referred: vec!["no".into(), "site".into()],
+        };
+        let change = |entity, row: &str| Change {
+            position: Position(1),
+            entity,
+            op: Op::Upsert,
+            captured_at: 0,
+            key: row.into(),
+            row: Some(row.into()),
+        };
+        let mut batch = Batch::new(vec![
+            change(0, r#"{"no":1,"site":"a"}"#),
+            change(0, r#"{"no":2,"site":"b"}"#),
+            change(1, r#"{"no":3,"site":"c"}"#),
+            change(0, r#"{"no":null,"site":"d"}"#),
+            change(0, r#"{"no":"4","site":"\u00e9"}"#),
+        ]);
+        for nth in [0, 2, 3, 4] {
+            batch.set_fate(nth, Fate::Accepted);
+        }
+        assert_eq!(parents(&batch, &reference), [["1", "4"], ["a", "é"]]);
+    }
+}

@@ -1,0 +1,201 @@
+//! Looks at the capture while the replicator runs, and closes gaps as soon as capture is in place again.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Replicator, wait};
+use crate::catalogue::Catalogue;
+use crate::control::SyncRequest;
+use crate::control::status::CaptureTrouble;
+use crate::deliver::Origin;
+use crate::error::{Error, Result};
+use crate::reconcile::Unobserved;
+use crate::retry::{Backoff, Repeats};
+use crate::source::connect::Session;
+use crate::source::describe::Standing;
+use crate::source::guard::{self, Watched};
+use crate::source::identity;
+
+/// The time between two looks.
+pub(super) const EVERY: Duration = Duration::from_secs(15);
+
+/// What the guard last saw.
+#[derive(Debug, Default)]
+pub(super) struct Guarded(Mutex<Vec<CaptureTrouble>>);
+
+impl Guarded {
+    pub(super) fn troubles(&self) -> Vec<CaptureTrouble> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The first trouble, in words; what is broken now goes before what was missed.
+    pub(super) fn reason(&self) -> Option<String> {
+        let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = troubles
+            .iter()
+            .find(|trouble| trouble.broken)
+            .or(troubles.first())?;
+        Some(match troubles.len() {
+            1 => first.reason.clone(),
+            count => format!("{} (and {} more)", first.reason, count - 1),
+        })
+    }
+
+    fn set(&self, troubles: Vec<CaptureTrouble>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
+    }
+}
+
+/// What is wrong with each entity's capture, or was: for people.
+pub(super) fn troubles(catalogue: &Catalogue, watched: &[(Standing, Watched)]) -> Vec<CaptureTrouble> {
+    of(catalogue, watched.iter().map(|(_, watched)| watched))
+}
+
+fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a Watched>) -> Vec<CaptureTrouble> {
+    catalogue
+        .entities()
+        .iter()
+        .zip(watched)
+        .filter_map(|(entity, watched)| {
+            let wrong = watched.wrong.as_ref();
+            let reason = match (wrong, &watched.gap) {
+                (Some(wrong), _) => wrong.error(entity).to_string(),
+                (None, Some((gap, _))) => Error::config(
+                    format!("vouch for the cloud's {}", entity.name),
+                    gap.clone(),
+                )
+                .remedy(
+                    "a running replicator compares it with the cloud by itself, and `cloud-sync sync` does",
+                )
+                .to_string(),
+                (None, None) => return None,
+            };
+            Some(CaptureTrouble {
+                entity: entity.name.clone(),
+                broken: wrong.is_some_and(|wrong| wrong.missed().is_some()),
+                reason,
+            })
+        })
+        .collect()
+}
+
+impl Replicator {
+    /// Looks again and again until `stop`.
+    pub(super) async fn guard_capture(&self, stop: &CancellationToken) {
+        let mut repeats = Repeats::new("capture");
+        let mut backoff = Backoff::within(self.guard_every, Duration::from_secs(600));
+        let mut sync_at = Instant::now();
+        let mut session = None;
+        loop {
+            match self.look_at_capture(&mut session).await {
+                Ok(watched) => {
+                    repeats.recovered();
+                    let gaps = self.note_capture(&watched);
+                    if gaps.is_empty() {
+                        backoff.reset();
+                        sync_at = Instant::now();
+                    } else if sync_at <= Instant::now() {
+                        let closed = tokio::select! {
+                            () = stop.cancelled() => return,
+                            closed = self.close_gaps(gaps) => closed,
+                        };
+                        if let Err(error) = closed {
+                            tracing::warn!("{error}");
+                        }
+                        // A gap that stays is not compared over and over.
+                        sync_at = Instant::now() + backoff.next(None);
+                        if let Ok(watched) = self.look_at_capture(&mut session).await {
+                            self.note_capture(&watched);
+                        }
+                    }
+                }
+                Err(error) => {
+                    session = None;
+                    repeats.failed(&error);
+                }
+            }
+            if wait(self.guard_every, stop).await {
+                return;
+            }
+        }
+    }
+
+    async fn look_at_capture(&self, session: &mut Option<Session>) -> Result<Vec<Watched>> {
+        let open = match session.take() {
+            Some(open) => open,
+            None => Session::open(self.live().settings.require_database_url()?, "guard").await?,
+        };
+        let watched = guard::look(open.client(), &self.live().settings.catalogue).await?;
+        *session = Some(open);
+        Ok(watched)
+    }
+
+    /// Tells what was found, and answers the entities whose gap can be closed now.
+    fn note_capture(&self, watched: &[Watched]) -> Vec<String> {
+        let live = self.live();
+        let catalogue = &live.settings.catalogue;
+        let troubles = of(catalogue, watched.iter());
+        let before = self.guarded.troubles();
+        for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
+            tracing::error!(entity = trouble.entity, "{}", trouble.reason);
+        }
+        for trouble in &before {
+            if !troubles.iter().any(|now| now.entity == trouble.entity) {
+                tracing::info!(
+                    entity = trouble.entity,
+                    "its capture is in place, and nothing is missed"
+                );
+            }
+        }
+        let metrics = &self.pulse.metrics;
+        let broken = troubles.iter().filter(|trouble| trouble.broken).count();
+        metrics.capture_broken.set(broken as i64);
+        let gaps = watched.iter().filter(|watched| watched.gap.is_some()).count();
+        metrics.capture_gaps.set(gaps as i64);
+        self.guarded.set(troubles);
+        catalogue
+            .entities()
+            .iter()
+            .zip(watched)
+            .filter(|(_, watched)| {
+                watched.gap.is_some()
+                    && watched
+                        .wrong
+                        .as_ref()
+                        .is_none_or(|wrong| wrong.missed().is_none())
+            })
+            .map(|(entity, _)| entity.name.clone())
+            .collect()
+    }
+
+    /// Compares these entities with the cloud. Where the cloud tells keys only, every row is pushed.
+    async fn close_gaps(&self, entities: Vec<String>) -> Result<()> {
+        tracing::info!(?entities, "comparing with the cloud what may have been missed");
+        let capabilities = match self.pulse.capabilities() {
+            Some(capabilities) => capabilities,
+            None => {
+                let session = Session::open(self.live().settings.require_database_url()?, "guard").await?;
+                let identity =
+                    identity::read(session.client(), self.live().settings.source.source_id.as_deref())
+                        .await?;
+                let origin = Origin {
+                    source_id: identity.source_id,
+                    epoch: identity.epoch,
+                };
+                self.live().cloud.hello(&origin).await?.capabilities
+            }
+        };
+        let request = SyncRequest {
+            force: !capabilities.changes,
+            entities,
+        };
+        let report = self.sync(&request, &Unobserved).await?;
+        for error in report.errors() {
+            tracing::warn!("{error}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,384 @@
+//! Notices what escapes capture: triggers that are gone, disabled or altered, tables that were dropped, renamed or created
+//! anew, partitions that came or went, columns whose values changed without a trigger.
+//!
+//! Two things are kept apart. What is *wrong* now: changes may be missed at this moment, and a person must mend it (or the
+//! replicator does, where its own triggers merely are out of date). And a *gap*: changes may have been missed before, so
+//! that rows of the cloud may differ although nothing waits. A gap is kept in the source database, survives every
+//! restart, and is closed by a sync of the entity that began after it was last seen, with capture in place.
+//!
+//! A site's writer is never held up for any of it: a capture function does not fail because a column is gone, it writes
+//! a change that cannot be delivered, and [`undeliverable`] knows it.
+
+use tokio_postgres::Client;
+
+use super::describe::{self, Standing, Table};
+use super::install::{self, EVENTS};
+use crate::catalogue::{Catalogue, Entity};
+use crate::change::{Change, Op};
+use crate::error::{Error, Result};
+
+/// What is wrong with an entity's capture now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wrong {
+    /// Changes may be missed until a person mends it: what was found.
+    Missing(String),
+    /// The entity does not fit its table: the whole error.
+    Unfit(String),
+    /// The table has another name than the catalogue says, and is captured: the whole error.
+    Renamed(String),
+    /// A partition has no triggers of its own yet: which.
+    Joined(String),
+    /// A table that is no partition any more still has triggers: which. Its rows left without a trigger.
+    Left(String),
+    /// The functions were made for another form of the table; they capture all the same.
+    Outdated,
+}
+
+impl Wrong {
+    /// What is wrong, in words, with the remedy where it is known here.
+    pub fn text(&self, entity: &Entity) -> String {
+        match self {
+            Self::Missing(what) => what.clone(),
+            Self::Joined(partition) => format!("partition {partition} has no triggers yet"),
+            Self::Left(table) => {
+                format!("{table} is no part of the table any more, and still has its triggers")
+            }
+            Self::Unfit(error) | Self::Renamed(error) => error.clone(),
+            Self::Outdated => format!(
+                "the triggers on {} were made for another definition or column list",
+                entity.table
+            ),
+        }
+    }
+
+    /// What may have been missed because of it; none where nothing was.
+    pub fn missed(&self) -> Option<String> {
+        match self {
+            Self::Missing(what) => Some(format!("changes may have been missed: {what}")),
+            Self::Unfit(_) => {
+                Some("changes may have been missed while the entity did not fit its table".to_owned())
+            }
+            Self::Left(_) => Some("a partition left the table, and its rows with it".to_owned()),
+            // Where it holds rows, making its triggers marks the gap.
+            Self::Joined(_) | Self::Renamed(_) | Self::Outdated => None,
+        }
+    }
+
+    /// Whether making the triggers anew mends it, without asking anybody.
+    pub fn mends_itself(&self) -> bool {
+        matches!(self, Self::Joined(_) | Self::Left(_) | Self::Outdated)
+    }
+
+    /// As an error with its remedy, for people.
+    pub fn error(&self, entity: &Entity) -> Error {
+        let operation = format!("capture {}", entity.name);
+        match self {
+            Self::Unfit(error) | Self::Renamed(error) => Error::config(operation, error.clone()),
+            _ => Error::config(operation, self.text(entity)).remedy(
+                "run `cloud-sync init`; a running replicator then compares the entity with the cloud, \
+                 else run `cloud-sync sync`",
+            ),
+        }
+    }
+}
+
+/// How an entity's capture stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// The number that stands for the entity in the outbox.
+    pub id: i16,
+    /// What is wrong now.
+    pub wrong: Option<Wrong>,
+    /// Why rows of the cloud may differ although nothing waits, and a stamp of when that was last seen.
+    pub gap: Option<(String, String)>,
+}
+
+/// A table with triggers: the entity's own first, then each partition below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its name with its schema, quoted for SQL.
+    pub sql_name: String,
+    /// Triggers that are missing, or do not fire always.
+    pub missing: Vec<String>,
+    /// Whether it has none of the triggers at all.
+    pub uncaptured: bool,
+    /// Whether it is a foreign table, which can have no such triggers.
+    pub foreign: bool,
+}
+
+const MEMBERS: &str = "\
+select format('%I.%I', n.nspname, c.relname), c.relkind::text,
+       array(select t.tgname::text from pg_trigger t where t.tgrelid = c.oid and t.tgenabled = 'A' and t.tgname like 'cloud\\_sync\\_%'),
+       c.oid = $1 as root
+from (select $1::oid as relid union select relid from pg_partition_tree($1::oid::regclass) p) tree
+join pg_class c on c.oid = tree.relid join pg_namespace n on n.oid = c.relnamespace
+order by root desc, 1";
+
+async fn all_members(client: &Client, table: &Table) -> Result<Vec<Member>> {
+    let rows = client
+        .query(MEMBERS, &[&table.oid])
+        .await
+        .map_err(|error| Error::postgres(format!("list the partitions of {}", table.sql_name), error))?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let enabled: Vec<String> = row.get(2);
+            let missing: Vec<_> = EVENTS
+                .iter()
+                .map(|(event, _)| format!("cloud_sync_{event}"))
+                .filter(|name| !enabled.contains(name))
+                .collect();
+            Member {
+                sql_name: row.get(0),
+                foreign: row.get::<_, &str>(1) == "f",
+                uncaptured: missing.len() == EVENTS.len(),
+                missing,
+            }
+        })
+        .collect())
+}
+
+/// The tables that need triggers: the entity's own, and its partitions at every level.
+pub(super) async fn members(client: &Client, table: &Table) -> Result<Vec<Member>> {
+    let mut members = all_members(client, table).await?;
+    members.retain(|member| !member.foreign);
+    Ok(members)
+}
+
+/// Tables that have triggers of the entity and are none of `members`.
+pub(super) async fn strangers(client: &Client, id: i16, members: &[Member]) -> Result<Vec<String>> {
+    let names: Vec<&str> = members.iter().map(|member| member.sql_name.as_str()).collect();
+    let rows = client
+        .query(
+            "select distinct format('%I.%I', n.nspname, c.relname) from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
+             join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
+             where p.pronamespace = 'cloud_sync'::regnamespace and p.proname ~ format('^capture_%s_[a-z]+$', $1::smallint) \
+             and format('%I.%I', n.nspname, c.relname) <> all ($2)",
+            &[&id, &names],
+        )
+        .await
+        .map_err(|error| Error::postgres("list the captured tables", error))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// How the capture of one entity stands on its table; none where it was never attached.
+///
+/// # Errors
+/// The source's.
+pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Watched>> {
+    let found = client
+        .query_opt(
+            "select id, relid, definition, detached_at is not null, signature, cloud_sync.signature(id), gap, gap_seen::text \
+             from cloud_sync.entity where name = $1",
+            &[&entity.name],
+        )
+        .await
+        .map_err(|error| Error::postgres(format!("check the capture of {}", entity.name), error))?;
+    let Some(row) = found else { return Ok(None) };
+    let id: i16 = row.get(0);
+    let gap = row
+        .get::<_, Option<String>>(6)
+        .zip(row.get::<_, Option<String>>(7));
+    let mut watched = Watched { id, wrong: None, gap };
+    if table.oid == 0 {
+        return Ok(Some(watched));
+    }
+    let members = all_members(client, table).await?;
+    let (root, partitions) = members.split_at(1.min(members.len()));
+    watched.wrong = if row.get::<_, bool>(3) {
+        Some(Wrong::Missing("it was detached".to_owned()))
+    } else if row.get::<_, u32>(1) != table.oid {
+        Some(Wrong::Missing("its table was created anew".to_owned()))
+    } else if let Some(root) = root.iter().find(|root| !root.missing.is_empty()) {
+        Some(Wrong::Missing(format!(
+            "trigger {} on {} is missing or disabled",
+            root.missing.join(", "),
+            root.sql_name
+        )))
+    } else if let Some(partition) = partitions
+        .iter()
+        .find(|member| !member.foreign && !member.missing.is_empty() && !member.uncaptured)
+    {
+        Some(Wrong::Missing(format!(
+            "trigger {} on partition {} is missing or disabled",
+            partition.missing.join(", "),
+            partition.sql_name
+        )))
+    } else if let Some(partition) = partitions
+        .iter()
+        .find(|member| !member.foreign && member.uncaptured)
+    {
+        Some(Wrong::Joined(partition.sql_name.clone()))
+    } else if let Some(stranger) = strangers(client, id, &members).await?.first() {
+        Some(Wrong::Left(stranger.clone()))
+    } else if row.get::<_, Option<&str>>(4) != row.get::<_, Option<&str>>(5) {
+        Some(Wrong::Missing(
+            "its triggers or functions were altered since they were installed".to_owned(),
+        ))
+    } else if row.get::<_, &str>(2) != install::definition(entity, table) {
+        Some(Wrong::Outdated)
+    } else {
+        None
+    };
+    Ok(Some(watched))
+}
+
+/// How the capture of each entity stands, in the catalogue's order.
+///
+/// # Errors
+/// The source's; a configuration error where capture is not installed, or an entity was never attached.
+pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Standing, Watched)>> {
+    if !install::installed(client).await? {
+        return Err(install::not_installed());
+    }
+    let mut all = Vec::with_capacity(catalogue.entities().len());
+    let standing = describe::standing(client, catalogue).await?;
+    for (entity, standing) in catalogue.entities().iter().zip(standing) {
+        let watched = watch_one(client, entity, &standing.table).await?;
+        let mut watched = watched.ok_or_else(|| install::never_attached(entity))?;
+        if let Some(unfit) = &standing.unfit {
+            let text = unfit.to_string();
+            let captured = matches!(watched.wrong, None | Some(Wrong::Outdated));
+            watched.wrong = Some(if standing.renamed && captured {
+                Wrong::Renamed(text)
+            } else {
+                Wrong::Unfit(text)
+            });
+        }
+        all.push((standing, watched));
+    }
+    Ok(all)
+}
+
+/// One look of the guard: as [`watch`], with gaps marked where changes may be missed or values changed without a trigger,
+/// and triggers made anew where that is all it takes. Answers how each entity stands after it.
+///
+/// # Errors
+/// The source's.
+pub async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
+    for (entity, (standing, watched)) in catalogue.entities().iter().zip(watch(client, catalogue).await?) {
+        if standing.table.oid != 0 {
+            note_shape(client, watched.id, &standing.table).await?;
+        }
+        let Some(wrong) = watched.wrong else { continue };
+        if let Some(missed) = wrong.missed() {
+            mark(client, watched.id, &missed).await?;
+        }
+        if wrong.mends_itself() && standing.unfit.is_none() {
+            if let Err(error) = install::attach(client, entity, &standing.table).await {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+    Ok(watch(client, catalogue)
+        .await?
+        .into_iter()
+        .map(|(_, watched)| watched)
+        .collect())
+}
+
+/// Remembers the columns of the entity's table, and marks a gap where they say that values changed without a trigger.
+///
+/// # Errors
+/// The source's.
+pub async fn note_shape(client: &Client, id: i16, table: &Table) -> Result<bool> {
+    let row = client
+        .query_one("select cloud_sync.note_shape($1, $2)", &[&id, &table.oid])
+        .await
+        .map_err(|error| Error::postgres(format!("remember the columns of {}", table.sql_name), error))?;
+    Ok(row.get(0))
+}
+
+/// Marks a gap. It is on the source's disk when this returns.
+///
+/// # Errors
+/// The source's.
+pub async fn mark(client: &Client, id: i16, gap: &str) -> Result<()> {
+    client
+        .execute(
+            "update cloud_sync.entity set gap = $2, gap_seen = clock_timestamp() where id = $1",
+            &[&id, &gap],
+        )
+        .await
+        .map_err(|error| Error::postgres("remember that changes were missed", error))?;
+    Ok(())
+}
+
+/// The gap of an entity that a sync which begins now would close, by its stamp; none where there is none, or where changes
+/// may still be missed.
+///
+/// # Errors
+/// The source's.
+pub async fn closable(client: &Client, entity: &Entity, table: &Table) -> Result<Option<String>> {
+    let watched = watch_one(client, entity, table).await?;
+    Ok(watched
+        .filter(|watched| {
+            watched
+                .wrong
+                .as_ref()
+                .is_none_or(|wrong| wrong.missed().is_none())
+        })
+        .and_then(|watched| watched.gap)
+        .map(|(_, stamp)| stamp))
+}
+
+/// Closes the gap with this stamp: what the entity's table holds is in the outbox or in the cloud. One that was seen again
+/// since stays.
+///
+/// # Errors
+/// The source's.
+pub async fn close(client: &Client, entity: &Entity, stamp: &str) -> Result<()> {
+    client
+        .execute(
+            "update cloud_sync.entity set gap = null, gap_seen = null where name = $1 and gap_seen::text = $2",
+            &[&entity.name, &stamp],
+        )
+        .await
+        .map_err(|error| Error::postgres("remember what was compared", error))?;
+    Ok(())
+}
+
+/// Why a captured change cannot be delivered: it says that something changed, and not what. None where it can.
+pub fn undeliverable(change: &Change) -> Option<&'static str> {
+    if change.op == Op::Truncate {
+        return None;
+    }
+    if change.key.is_empty() {
+        return Some(
+            "a change could not be captured row by row: a partition was truncated, or the entity's condition failed",
+        );
+    }
+    if change.op == Op::Upsert && change.row.is_none() {
+        return Some("rows were withheld: a column that must not leave the site is no longer in the table");
+    }
+    let null = memchr::memmem::find(change.key.as_bytes(), b": null").is_some()
+        && serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&change.key)
+            .is_ok_and(|key| key.values().any(serde_json::Value::is_null));
+    null.then_some("rows were captured without their key: a key column was dropped or renamed, or is null")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Position;
+
+    #[test]
+    fn only_what_says_nothing_cannot_be_delivered() {
+        let change = |op, key: &str, row: Option<&str>| Change {
+            position: Position(1),
+            entity: 0,
+            op,
+            captured_at: 0,
+            key: key.into(),
+            row: row.map(Into::into),
+        };
+        assert_eq!(undeliverable(&change(Op::Truncate, "", None)), None);
+        assert_eq!(undeliverable(&change(Op::Delete, "{\"a\" : 1}", None)), None);
+        let odd = "{\"a\" : \"x : null\"}";
+        assert_eq!(undeliverable(&change(Op::Upsert, odd, Some("{}"))), None);
+        assert!(undeliverable(&change(Op::Upsert, "{\"a\" : null}", Some("{}"))).is_some());
+        assert!(undeliverable(&change(Op::Delete, "{\"a\" : 1, \"b\" : null}", None)).is_some());
+        assert!(undeliverable(&change(Op::Upsert, "{\"a\" : 1}", None)).is_some());
+        assert!(undeliverable(&change(Op::Upsert, "", None)).is_some());
+    }
+}

@@ -1,1 +1,0 @@
-//! Faults on the way to the cloud and in it.

@@ -1,0 +1,121 @@
+//! A cloud that cannot be reached, and connections that break off.
+
+use std::time::Duration;
+
+use super::{reason, rooms, waits, why};
+use crate::support::oracle::Tally;
+use crate::support::proxy::{Proxy, Trouble};
+use crate::support::site::{Cloud, KEY, Site, connect};
+
+#[tokio::test]
+async fn a_cloud_that_is_away_from_the_start_is_told_with_a_remedy_and_found_when_it_comes() {
+    let mut cloud = Cloud::start("absent").await;
+    let site = Site::school("absent", &cloud.url, KEY).await;
+    let mut tally = Tally::default();
+    // Given a cloud that is away, and nothing to send
+    cloud.away().await;
+    tally.faults += 1;
+    let replicator = site.replicate();
+    // then the status says so, and what to do,
+    let told = why(&replicator).await;
+    assert!(told.contains("refused the connection"), "{told}");
+    assert!(told.contains("; check that the cloud's server runs"), "{told}");
+    // capture goes on,
+    rooms(&site, 1, 20).await;
+    let status = waits(&replicator, 20).await;
+    assert!(reason(&status).contains("refused the connection"));
+    // and it is found by itself when it comes, without a restart.
+    cloud.back().await;
+    let status = replicator.caught_up().await;
+    assert_eq!(status.cloud.reachable, Some(true));
+    assert!(status.cloud.capabilities.contains(&"changes".to_owned()));
+    replicator.end().await;
+    tally.judge(&site, &cloud).await;
+}
+
+#[tokio::test]
+async fn a_name_without_an_address_is_told_with_a_remedy() {
+    let site = Site::school("nameless", "https://cloud.invalid/api", KEY).await;
+    let tally = Tally {
+        faults: 1,
+        ..Tally::default()
+    };
+    let replicator = site.replicate();
+    let told = why(&replicator).await;
+    assert!(
+        told.contains("the host name cloud.invalid cannot be resolved"),
+        "{told}"
+    );
+    assert!(told.contains("; check the host name in cloud.url"), "{told}");
+    rooms(&site, 1, 3).await;
+    waits(&replicator, 3).await;
+    replicator.end().await;
+    drop(tally);
+}
+
+#[tokio::test]
+async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
+    let cloud = Cloud::start("breaks").await;
+    let proxy = Proxy::start(cloud.address()).await;
+    let mut site = Site::school("breaks", &proxy.url(), KEY).await;
+    site.settings.cloud.timeout = Duration::from_secs(1);
+    let there = connect(&cloud.database_url).await;
+    let mut tally = Tally::default();
+    let replicator = site.replicate();
+    rooms(&site, 1, 1).await;
+    replicator.caught_up().await;
+    // Given requests that are cut in their head or body, answers that are cut before or amid their head, silence, and a
+    // closed port
+    for (nth, trouble) in [
+        Trouble::CutRequest(0),
+        Trouble::CutRequest(40),
+        Trouble::CutRequest(900),
+        Trouble::CutAnswer(0),
+        Trouble::CutAnswer(60),
+        Trouble::Stall,
+        Trouble::Refuse,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let struck = proxy.struck();
+        proxy.set(trouble);
+        rooms(&site, 100 + 10 * nth as i64, 10).await;
+        let told = why(&replicator).await;
+        println!("{trouble:?}: {told}");
+        let (cause, remedy) = told.split_once("; ").expect("a remedy");
+        assert!(cause.starts_with("cannot ") && !remedy.is_empty(), "{told}");
+        // when it passes, then all arrives.
+        proxy.set(Trouble::None);
+        replicator.caught_up().await;
+        tally.faults += (proxy.struck() - struck).max(1);
+    }
+    replicator.end().await;
+    tally.judge(&site, &cloud).await;
+    // What was heard although its answer was lost is applied once.
+    let applied: i64 = there
+        .query_one("select count(*) from cloud_meta.history", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(applied, 71);
+}
+
+#[tokio::test]
+async fn an_uplink_that_never_carries_a_long_request_gets_short_ones() {
+    let cloud = Cloud::start("short").await;
+    let proxy = Proxy::start(cloud.address()).await;
+    let site = Site::school("short", &proxy.url(), KEY).await;
+    let mut tally = Tally::default();
+    // Given a backlog whose batches are longer than what any connection carries before it is cut
+    site.run("insert into tbl_room (room_no, room_name) select 'R' || n, repeat('x', 1000) from generate_series(1, 1500) n")
+        .await;
+    proxy.set(Trouble::CutRequest(200_000));
+    // then it gets through all the same.
+    let replicator = site.replicate();
+    replicator.caught_up().await;
+    replicator.end().await;
+    tally.faults += proxy.struck();
+    assert!(proxy.struck() > 0);
+    tally.judge(&site, &cloud).await;
+}

@@ -1,1 +1,0 @@
-//! Faults of the machine: full disks, clocks that jump, signals, a second replicator.
