@@ -190,7 +190,7 @@ impl<'a> Comparison<'a> {
         }
         conditions.extend(entity.filter.iter().map(|filter| format!("({filter})")));
         let mut statement = format!(
-            "select {}, (to_jsonb(t) - $1::text[])::text{} from {} as t",
+            "select {}, (to_jsonb(t.*) - $1::text[])::text{} from {} as t",
             key(entity),
             texts(entity.files.iter().map(|file| file.column.as_str())),
             entity.table,
@@ -231,7 +231,7 @@ impl<'a> Comparison<'a> {
             }
         });
         let statement = format!(
-            "select {}, (to_jsonb(t) - $1::text[])::text{} from {table} as t where t._site = $2",
+            "select {}, (to_jsonb(t.*) - $1::text[])::text{} from {table} as t where t._site = $2",
             key(entity),
             texts(urls),
         );

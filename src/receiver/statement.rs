@@ -108,7 +108,7 @@ fn row_history(table: &Table) -> (String, String) {
         "upsert",
         &format!(
             "{key} as key, t.\"_epoch\" as epoch, t.\"_position\" as position, \
-             md5((to_jsonb(t) - array['_site', '_epoch', '_position'])::text) as digest"
+             md5(row_to_json(t.*)::text) as digest"
         ),
     )
 }

@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::value::RawValue;
 
-use super::describe::Table;
+use super::describe::{Column, Table};
 use super::{quote_name, quote_text, text_array};
 use crate::catalogue::Entity;
 
@@ -21,8 +21,21 @@ pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
         // The row, not a column of the same name.
         format!("row_to_json({row}.*)::text")
     } else {
+        // Only `json` keeps text that `jsonb` refuses; a type of the site's own may be made of it.
+        let holds_json = table.columns.iter().any(|column| {
+            column.wire_type == "json" || !PLAIN.contains(&column.sql_type.trim_end_matches("[]"))
+        });
+        let (document, opening, closing) = if holds_json {
+            (
+                format!("cloud_sync.document(row_to_json({row}.*)::text)"),
+                "cloud_sync.plain(",
+                ")",
+            )
+        } else {
+            (format!("to_jsonb({row}.*)"), "", "")
+        };
         format!(
-            "cloud_sync.image(to_jsonb({row}.*), {}, {}, {})",
+            "{opening}cloud_sync.image({document}, {}, {}, {}){closing}",
             text_array(&entity.exclude),
             text_array(&entity.redact),
             text_array(&binaries),
@@ -80,32 +93,71 @@ pub fn within(entity: &Entity, days: Option<u32>, row: &str) -> String {
     }
 }
 
-/// Settings that a capture function pins, as its images would otherwise depend on the writer's session.
-pub fn settings(table: &Table) -> String {
+/// Settings that a capture function pins, as its images would otherwise depend on the writer's session. Each costs a
+/// little in every statement, so that a table of ordinary columns has one only: what its own text means.
+pub fn settings(entity: &Entity, table: &Table) -> String {
+    let of = |column: &Column| column.sql_type.trim_end_matches("[]").to_owned();
     let any = |types: &[&str]| {
-        table.columns.iter().any(|column| {
-            types
-                .iter()
-                .any(|name| column.sql_type.trim_end_matches("[]") == *name)
-        })
+        table
+            .columns
+            .iter()
+            .any(|column| types.contains(&of(column).as_str()))
     };
-    let mut settings = String::new();
-    if any(&["real", "double precision"]) {
+    let mut settings = " set standard_conforming_strings = on".to_owned();
+    let odd = table.columns.iter().any(|column| {
+        !(PLAIN.contains(&of(column).as_str()) || STYLED.contains(&of(column).as_str()))
+            || column.sql_type == "bytea[]"
+    });
+    if odd || any(&["real", "double precision"]) {
         settings.push_str(" set extra_float_digits = 1");
     }
-    if any(&["interval"]) {
+    if odd || any(&["interval"]) {
         settings.push_str(" set intervalstyle = postgres");
     }
-    let styled = |name: &str| name.contains("range") || name == "text";
-    if table
-        .columns
-        .iter()
-        .any(|column| styled(&column.wire_type) && column.sql_type != "text")
-    {
-        settings.push_str(" set datestyle = 'ISO, YMD' set timezone = 'UTC'");
+    // One moment has as many texts as there are time zones: a key must have one.
+    let zoned = entity.key.iter().any(|name| {
+        table
+            .column(name)
+            .is_some_and(|column| column.sql_type == "timestamp with time zone")
+    });
+    if odd || zoned {
+        settings.push_str(" set timezone = 'UTC'");
+    }
+    if odd {
+        settings.push_str(
+            " set datestyle = 'ISO, YMD' set bytea_output = hex set xmlbinary = base64 set lc_monetary = 'C' set quote_all_identifiers = off",
+        );
     }
     settings
 }
+
+/// Types whose JSON no setting changes, a moment's offset apart.
+const PLAIN: [&str; 21] = [
+    "boolean",
+    "smallint",
+    "integer",
+    "bigint",
+    "numeric",
+    "text",
+    "character varying",
+    "character",
+    "name",
+    "uuid",
+    "json",
+    "jsonb",
+    "bytea",
+    "date",
+    "timestamp without time zone",
+    "timestamp with time zone",
+    "time without time zone",
+    "time with time zone",
+    "inet",
+    "cidr",
+    "oid",
+];
+
+/// Types whose JSON one setting changes.
+const STYLED: [&str; 3] = ["real", "double precision", "interval"];
 
 /// The row with its `bytea` values in base64, where one of them is still written as the database writes it: its column is
 /// so new that the trigger did not know it. None where there is no such value.
@@ -142,7 +194,6 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::describe::Column;
     use super::*;
 
     fn table(columns: &[(&str, &str)]) -> Table {

@@ -151,7 +151,7 @@ pub(super) fn definition(entity: &Entity, table: &Table) -> String {
         image::key(entity, "n"),
         image::image(entity, table, "n"),
         image::filter(entity),
-        image::settings(table),
+        image::settings(entity, table),
     )
 }
 
@@ -309,7 +309,7 @@ fn functions(entity: &Entity, table: &Table, id: i16) -> String {
             }
             CAPTURE
                 .replace("{function}", &format!("capture_{id}_{event}"))
-                .replace("{settings}", &image::settings(table))
+                .replace("{settings}", &image::settings(entity, table))
                 .replace("{wake}", &WAKE_LOCK.to_string())
                 .replace("{slots}", &slots)
                 + "\n"

@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -116,6 +116,18 @@ impl Machine {
         ));
     }
 
+    /// Starts a server whose files cannot grow beyond so many kilobytes: to it, the disk is full then.
+    pub(super) fn up_bounded(&self, name: &str, kilobytes: u32) {
+        // The unit of `ulimit -f` is 512 bytes in one shell and 1,024 in another: `prlimit` counts bytes.
+        self.run(&format!(
+            "prlimit --fsize={} pg_ctl -D {name} -w -t 60 -l {name}.log -o \"-c listen_addresses=127.0.0.1 -c port={} \
+             -c unix_socket_directories={} -c fsync=off -c autovacuum=off -c max_wal_size=64MB\" start",
+            u64::from(kilobytes) * 1024,
+            self.port,
+            self.folder.display()
+        ));
+    }
+
     /// Stops a server: `fast` or `immediate`.
     pub(super) fn down(&self, name: &str, mode: &str) {
         self.run(&format!("pg_ctl -D {name} -w -t 60 -m {mode} stop"));
@@ -170,11 +182,6 @@ impl Machine {
             .await
             .unwrap();
         self.url(name)
-    }
-
-    /// The folder of the servers.
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
     }
 }
 

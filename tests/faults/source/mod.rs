@@ -1,8 +1,11 @@
 //! Faults of the site's database.
 
 mod failover;
+mod full;
 mod machine;
 mod outages;
+mod settings;
+mod values;
 
 use cloud_sync::control::StatusReport;
 use cloud_sync::control::status::State;
