@@ -189,10 +189,13 @@ async fn a_folder_that_cannot_be_written_is_told_with_its_remedy() {
     plant(&site, 101, 200).await;
     // Rights do not bind root: there the program runs as another user.
     let output = if is_root() {
+        // From a place that this user can reach.
+        let binary = site.folder.path().join("cloud-sync");
+        std::fs::copy(env!("CARGO_BIN_EXE_cloud-sync"), &binary).unwrap();
         let mut command = Command::new("setpriv");
         command
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-            .arg(env!("CARGO_BIN_EXE_cloud-sync"));
+            .arg(binary);
         command
     } else {
         Command::new(env!("CARGO_BIN_EXE_cloud-sync"))
