@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use super::{garden, plant, troubled};
 use crate::support::oracle::Tally;
 use crate::support::process::{Daemon, Process};
-use crate::support::site::{Cloud, LIMIT, connect};
+use crate::support::site::{Cloud, LIMIT, Site, connect};
 
 /// Limits the size of what the process writes.
 fn limit(process: &Process<'_>, bytes: &str) {
@@ -18,6 +18,17 @@ fn limit(process: &Process<'_>, bytes: &str) {
         .status()
         .expect("prlimit, of util-linux");
     assert!(done.success());
+}
+
+/// How many stores were set aside.
+fn set_aside(site: &Site) -> usize {
+    let names = std::fs::read_dir(site.folder.path().join("store")).unwrap();
+    names
+        .filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy().contains("broken")
+        })
+        .count()
 }
 
 fn is_root() -> bool {
@@ -54,11 +65,7 @@ async fn a_full_disk_stops_the_drain_loudly_and_it_goes_on_when_there_is_space()
     }
     assert!(process.terminate().await.success());
     // Nothing was set aside: no byte of the store was broken.
-    let names: Vec<_> = std::fs::read_dir(site.folder.path().join("store"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    assert!(!names.iter().any(|name| name.contains("broken")), "{names:?}");
+    assert_eq!(set_aside(&site), 0);
     tally.judge(&site, &cloud).await;
 }
 
@@ -103,6 +110,8 @@ async fn a_disk_that_is_full_at_the_start_is_waited_for() {
         daemon.caught_up().await;
         process.kill();
         tally.kills += 1;
+        // What was set aside then was broken indeed.
+        assert_eq!(set_aside(&site), usize::from(spoil));
     }
     tally.judge(&site, &cloud).await;
 }
@@ -189,10 +198,13 @@ async fn a_folder_that_cannot_be_written_is_told_with_its_remedy() {
     plant(&site, 101, 200).await;
     // Rights do not bind root: there the program runs as another user.
     let output = if is_root() {
+        // From a place that this user can reach.
+        let binary = site.folder.path().join("cloud-sync");
+        std::fs::copy(env!("CARGO_BIN_EXE_cloud-sync"), &binary).unwrap();
         let mut command = Command::new("setpriv");
         command
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-            .arg(env!("CARGO_BIN_EXE_cloud-sync"));
+            .arg(binary);
         command
     } else {
         Command::new(env!("CARGO_BIN_EXE_cloud-sync"))

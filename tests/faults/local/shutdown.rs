@@ -8,6 +8,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use super::{garden, plant, troubled};
+use crate::support::baseline::{self, Baseline, Fault};
 use crate::support::oracle::Tally;
 use crate::support::process::{Daemon, Process};
 use crate::support::site::{Cloud, LIMIT, Site, connect};
@@ -22,7 +23,9 @@ async fn number(site: &Site, sql: &str) -> i64 {
 /// Ends it, and answers whether what the store holds is also what the mirror holds.
 async fn ends_in_order(process: Process<'_>, daemon: &Daemon, site: &Site, current: bool) {
     process.signal("TERM");
+    let start = std::time::Instant::now();
     let status = process.ended(IN_ORDER).await;
+    println!("ended after {:?}", start.elapsed());
     assert_eq!(status.code(), Some(0), "{}", daemon.log());
     if current {
         let (store, aside) = SledStore::open(&daemon.checkpoint()).unwrap();
@@ -203,4 +206,115 @@ async fn a_second_signal_skips_the_drain() {
     daemon.caught_up().await;
     assert!(process.terminate().await.success());
     tally.judge(&site, &cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_amid_a_backfill() {
+    let cloud = Cloud::start("term_backfill").await;
+    let site = garden("term_backfill", &cloud).await;
+    let there = connect(&cloud.database_url).await;
+    let mut tally = Tally::default();
+    // Given rows that stood before capture
+    site.run(
+        "set session_replication_role = replica; insert into pot select n, 'pot' from generate_series(1, 60000) n; \
+         set session_replication_role = origin",
+    )
+    .await;
+    let held = async || -> i64 {
+        let counted = there
+            .query_one("select to_regclass('cloud.pots') is not null", &[])
+            .await;
+        if !counted.unwrap().get::<_, bool>(0) {
+            return 0;
+        }
+        let counted = there.query_one("select count(*) from cloud.pots", &[]).await;
+        counted.unwrap().get(0)
+    };
+    // when their backfill is told to end amid it, it does, in order,
+    let daemon = Daemon::of(&site, "store");
+    let process = daemon.start_under(&[], |command| {
+        let mut other = std::process::Command::new(command.get_program());
+        other.args(["backfill", "--set"]);
+        other.arg(format!(
+            "store.path={}",
+            site.folder.path().join("store").display()
+        ));
+        other.current_dir(site.folder.path()).env_clear();
+        other
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        *command = other;
+    });
+    tally.faults += 1;
+    let start = std::time::Instant::now();
+    while held().await == 0 {
+        assert!(start.elapsed() < LIMIT);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    process.signal("TERM");
+    let status = process.ended(IN_ORDER).await;
+    let amid = held().await;
+    println!("{status}, {amid} rows");
+    assert!(matches!(status.code(), Some(0 | 1)), "{status}");
+    assert!(amid < 60_000, "it was not amid the backfill");
+    // and the next one resumes.
+    let output = daemon.ask(&["backfill"]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(held().await, 60_000);
+    tally.judge(&site, &cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_amid_an_upload_and_amid_a_batch() {
+    // Given an upload that the cloud has taken and does not answer,
+    let catalogue = cloud_sync::catalogue::Catalogue::builtin();
+    let cloud = Baseline::start(&catalogue, &[]).await;
+    let site = Site::school("term_upload", &cloud.url(), baseline::KEY).await;
+    cloud.fault(Fault::stall().on("upload/leave_slips").times(1));
+    std::fs::write(site.media().join("slip.jpg"), vec![7; 3 << 20]).unwrap();
+    site.run(
+        "insert into tbl_faculty (faculty_fname, faculty_lname) values ('a', 'b'); \
+         insert into tbl_leave (faculty_id, leave_slip_image, leave_start_date, leave_end_date) \
+         select faculty_id, 'slip.jpg', current_date, current_date from tbl_faculty",
+    )
+    .await;
+    let daemon = Daemon::of(&site, "store");
+    let process = daemon.start_with(&["cloud.timeout=60s"]);
+    called(&cloud, "POST upload/leave_slips").await;
+    // when the program is told to end, it does, and the next run uploads the file.
+    ends_in_order(process, &daemon, &site, true).await;
+    assert!(cloud.files().is_empty());
+    let process = daemon.start();
+    daemon
+        .until("uploaded", LIMIT, |status| status.files.uploaded == 1)
+        .await;
+    daemon.caught_up().await;
+    ends_in_order(process, &daemon, &site, true).await;
+    assert_eq!(cloud.files()[0].bytes.len(), 3 << 20);
+    let row = &cloud.rows("leaves")[0];
+    assert!(row["leave_slip_cloud_url"].is_string(), "{row}");
+    // Nor does a batch that the cloud has taken and does not answer hold the end up.
+    cloud.fault(Fault::stall().on("rooms").times(1));
+    let process = daemon.start_with(&["cloud.timeout=60s"]);
+    site.run("insert into tbl_room (room_no, room_name) values ('1', 'one')")
+        .await;
+    called(&cloud, "POST rooms").await;
+    ends_in_order(process, &daemon, &site, true).await;
+    let process = daemon.start();
+    daemon.caught_up().await;
+    ends_in_order(process, &daemon, &site, true).await;
+    assert_eq!(cloud.count("rooms"), 1);
+}
+
+/// Waits for a request, answered or not.
+async fn called(cloud: &Baseline, request: &str) {
+    let start = std::time::Instant::now();
+    while !cloud.calls().iter().any(|call| call == request) {
+        assert!(start.elapsed() < LIMIT, "{:?}", cloud.calls());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
