@@ -264,10 +264,11 @@ pub async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>
         if let Some(missed) = wrong.missed() {
             mark(client, watched.id, &missed).await?;
         }
-        if wrong.mends_itself() && standing.unfit.is_none() {
-            if let Err(error) = install::attach(client, entity, &standing.table).await {
-                tracing::warn!("{error}");
-            }
+        if wrong.mends_itself()
+            && standing.unfit.is_none()
+            && let Err(error) = install::attach(client, entity, &standing.table).await
+        {
+            tracing::warn!("{error}");
         }
     }
     Ok(watch(client, catalogue)

@@ -2,8 +2,10 @@
 
 use cloud_sync::control::status::State;
 use cloud_sync::control::{Health, Operator, StatusReport};
+use cloud_sync::replicator::preconditions;
 use cloud_sync::source::guard;
 
+use crate::support::baseline::{self, Baseline};
 use crate::support::oracle::Tally;
 use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect};
 
@@ -422,9 +424,13 @@ async fn partitions_are_captured_whichever_way_rows_come_and_go() {
             .until("noticed", |status| !status.capture.is_empty())
             .await;
         whole(&site, &running).await;
+        // What only said that something changed was not sent: something later is.
+        site.run("insert into other (id) select 1 + count(*) from other")
+            .await;
+        running.caught_up().await;
         tally.judge(&site, &cloud).await;
     }
-    site.run("insert into note select n, n, 'after' from generate_series(100, 500, 50) n; insert into note_5 values (3, 503, 'straight')")
+    site.run("insert into note select n, n, 'after' from generate_series(100, 250, 50) n; insert into note_5 values (3, 503, 'straight')")
         .await;
     running.caught_up().await;
     tally.judge(&site, &cloud).await;
@@ -465,4 +471,127 @@ async fn a_condition_that_fails_blocks_nobody() {
         .get(0);
     assert_eq!(rows, 3);
     running.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_tells_keys_only_gets_every_row_after_a_gap() {
+    let catalogue = cloud_sync::catalogue::Catalogue::builtin();
+    let server = Baseline::start(&catalogue, &[]).await;
+    let site = Site::school("keys_only", &server.url(), baseline::KEY).await;
+    let running = site.replicate_guarded();
+    site.run(
+        "insert into tbl_room (room_no, room_name) select 'R' || n, 'room' from generate_series(1, 5) n",
+    )
+    .await;
+    running.caught_up().await;
+    site.run("alter table tbl_room disable trigger cloud_sync_update; update tbl_room set room_name = 'missed' where room_id = 3")
+        .await;
+    broken(&running, "rooms", &["disabled"]).await;
+    site.init().await;
+    whole(&site, &running).await;
+    assert_eq!(server.row("rooms", "3").unwrap()["room_name"], "missed");
+    running.end().await;
+}
+
+/// What `check` finds wrong: subject and words.
+async fn wrong(site: &Site) -> Vec<(String, String)> {
+    preconditions::check(&site.settings)
+        .await
+        .iter()
+        .filter_map(|finding| Some((finding.subject().to_owned(), finding.error()?.to_owned())))
+        .collect()
+}
+
+#[tokio::test]
+async fn check_proves_each_precondition_and_names_the_remedies_in_their_order() {
+    let cloud = Cloud::start("check").await;
+    let tables = format!("{NOTES} create table lone (id int primary key);");
+    let catalogue = format!("{CATALOGUE}[[entity]]\nname = \"lones\"\ntable = \"lone\"\nkey = [\"id\"]\n");
+    let site = Site::bare("check", &cloud.url, KEY, &tables, &catalogue).await;
+    let found = wrong(&site).await;
+    assert!(
+        found[0].0 == "identity" && found[0].1.contains("cloud-sync init"),
+        "{found:?}"
+    );
+    site.init().await;
+    assert!(wrong(&site).await.is_empty(), "{:?}", wrong(&site).await);
+    for (fault, subject, words, mended) in [
+        (
+            "alter table note disable trigger cloud_sync_delete",
+            "capture of notes",
+            "init",
+            "",
+        ),
+        (
+            "alter function cloud_sync.capture_2_insert() security invoker",
+            "outbox",
+            "capture_2_insert",
+            "",
+        ),
+        (
+            "create or replace function cloud_sync.capture_2_delete() returns trigger language plpgsql security definer as 'begin return null; end'",
+            "capture of others",
+            "altered",
+            "",
+        ),
+        (
+            "alter table cloud_sync.outbox_2 set unlogged",
+            "outbox",
+            "outbox_2",
+            "alter table cloud_sync.outbox_2 set logged",
+        ),
+        (
+            "alter sequence cloud_sync.position cache 10",
+            "outbox",
+            "blocks",
+            "alter sequence cloud_sync.position cache 1",
+        ),
+        (
+            "create table lone_child () inherits (lone)",
+            "capture of lones",
+            "child public.lone_child",
+            "drop table lone_child",
+        ),
+        (
+            "alter table lone rename column id to number",
+            "catalogue",
+            "no column id",
+            "alter table lone rename column number to id",
+        ),
+        ("alter table other alter column text type varchar(30)", "", "", ""),
+        ("drop table cloud_sync.outbox_3", "outbox", "uninstall", "-"),
+    ] {
+        site.run(fault).await;
+        let found = wrong(&site).await;
+        match found.first() {
+            Some((first, text)) => assert!(first == subject && text.contains(words), "{fault}: {found:?}"),
+            None => assert!(subject.is_empty(), "{fault}"),
+        }
+        if mended == "-" {
+            break;
+        }
+        site.run(mended).await;
+        site.init().await;
+        site.run("update cloud_sync.entity set gap = null").await;
+        assert!(wrong(&site).await.is_empty(), "{fault}: {:?}", wrong(&site).await);
+    }
+    // After a restore elsewhere nothing is said but that, and its remedy.
+    site.run("update cloud_sync.identity set system_id = 'elsewhere'")
+        .await;
+    let found = wrong(&site).await;
+    assert!(
+        found[0].0 == "identity" && found[0].1.contains("init --new-epoch"),
+        "{found:?}"
+    );
+    assert!(
+        found.iter().all(|(subject, _)| !subject.starts_with("capture")),
+        "{found:?}"
+    );
+    let json = serde_json::to_value(preconditions::check(&site.settings).await).unwrap();
+    assert!(
+        json.as_array()
+            .unwrap()
+            .iter()
+            .any(|finding| finding["subject"] == "identity" && finding["ok"] == false)
+    );
 }
