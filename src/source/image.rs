@@ -23,7 +23,8 @@ pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
     } else {
         // Only `json` keeps text that `jsonb` refuses; a type of the site's own may be made of it.
         let holds_json = table.columns.iter().any(|column| {
-            column.wire_type == "json" || !PLAIN.contains(&column.sql_type.trim_end_matches("[]"))
+            let of = column.sql_type.trim_end_matches("[]");
+            column.wire_type == "json" || !(PLAIN.contains(&of) || STYLED.contains(&of))
         });
         let (document, opening, closing) = if holds_json {
             (
@@ -114,6 +115,9 @@ pub fn settings(entity: &Entity, table: &Table) -> String {
     if odd || any(&["interval"]) {
         settings.push_str(" set intervalstyle = postgres");
     }
+    if odd || any(&["bytea"]) {
+        settings.push_str(" set bytea_output = hex");
+    }
     // One moment has as many texts as there are time zones: a key must have one.
     let zoned = entity.key.iter().any(|name| {
         table
@@ -125,14 +129,14 @@ pub fn settings(entity: &Entity, table: &Table) -> String {
     }
     if odd {
         settings.push_str(
-            " set datestyle = 'ISO, YMD' set bytea_output = hex set xmlbinary = base64 set lc_monetary = 'C' set quote_all_identifiers = off",
+            " set datestyle = 'ISO, YMD' set xmlbinary = base64 set lc_monetary = 'C' set quote_all_identifiers = off",
         );
     }
     settings
 }
 
 /// Types whose JSON no setting changes, a moment's offset apart.
-const PLAIN: [&str; 21] = [
+const PLAIN: [&str; 20] = [
     "boolean",
     "smallint",
     "integer",
@@ -145,7 +149,6 @@ const PLAIN: [&str; 21] = [
     "uuid",
     "json",
     "jsonb",
-    "bytea",
     "date",
     "timestamp without time zone",
     "timestamp with time zone",
@@ -157,7 +160,7 @@ const PLAIN: [&str; 21] = [
 ];
 
 /// Types whose JSON one setting changes.
-const STYLED: [&str; 3] = ["real", "double precision", "interval"];
+const STYLED: [&str; 4] = ["real", "double precision", "interval", "bytea"];
 
 /// The row with its `bytea` values in base64, where one of them is still written as the database writes it: its column is
 /// so new that the trigger did not know it. None where there is no such value.
