@@ -46,6 +46,8 @@ async fn keys_change_under_load_without_losing_anything() {
     let daemon = Daemon::of(&site, "store");
     let mut tally = Tally::default();
     let process = daemon.start_with(&["delivery.batch_rows=50"]);
+    // Before it hears signals, a SIGHUP ends it.
+    daemon.caught_up().await;
     let stop = CancellationToken::new();
     let load = tokio::spawn({
         let (stop, url) = (stop.clone(), site.database_url.clone());
