@@ -1,7 +1,8 @@
 //! What is installed in the site's database: capture, its catalogue's checks, the wake-up, the trim.
 
 use cloud_sync::error::Kind;
-use cloud_sync::source::install::{self, WAKE_LOCK};
+use cloud_sync::source::capture::WAKE_LOCK;
+use cloud_sync::source::install;
 use futures::StreamExt;
 use tokio_postgres::{AsyncMessage, NoTls};
 

@@ -3,8 +3,8 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use super::file::Place;
 use super::keys::near;
+use super::place::Place;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 

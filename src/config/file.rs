@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::entity;
 use super::keys::{self, KEYS, Key, Shape, near};
+use super::place::Place;
 use super::value::Parsed;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
@@ -20,39 +21,6 @@ pub(super) struct File {
     pub(super) values: Vec<(&'static Key, String, usize)>,
     /// The entities of `[[entity]]`, where there are any.
     pub(super) entities: Option<Vec<Entity>>,
-}
-
-/// The file's text and name, to tell places in it.
-pub(super) struct Place<'a> {
-    pub(super) path: &'a Path,
-    text: &'a str,
-}
-
-impl Place<'_> {
-    pub(super) fn line(&self, span: &std::ops::Range<usize>) -> usize {
-        let end = span.start.min(self.text.len());
-        1 + self.text.as_bytes()[..end]
-            .iter()
-            .filter(|&&byte| byte == b'\n')
-            .count()
-    }
-
-    /// An error about `subject` in this file.
-    pub(super) fn wrong(
-        &self,
-        subject: &str,
-        span: &std::ops::Range<usize>,
-        cause: impl Into<String>,
-    ) -> Error {
-        Error::config(
-            format!(
-                "use {subject} in {}, line {}",
-                self.path.display(),
-                self.line(span)
-            ),
-            cause,
-        )
-    }
 }
 
 /// Reads the file's text.

@@ -10,6 +10,7 @@ mod entity;
 mod file;
 pub mod keys;
 mod layers;
+mod place;
 mod value;
 
 use std::collections::BTreeMap;

@@ -19,6 +19,7 @@ mod live;
 mod mp4;
 mod people;
 mod pictures;
+mod plan;
 pub mod postgres;
 mod rows;
 pub mod school;

@@ -11,7 +11,7 @@ use tokio_postgres::Transaction;
 
 use super::campus::{Room, Sighting, photo, recording_path, school_day, school_time};
 use super::people::{COURSES, DAYS, Person, age, pick, rng_for, seed_for};
-use super::school::Plan;
+use super::plan::Plan;
 use super::slips::{Leave, Pass};
 use super::studio::{Picture, Shot};
 use super::video::SCHOOL_TIME;

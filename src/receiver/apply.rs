@@ -17,13 +17,14 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use super::Shared;
 use super::answer::words;
-use super::changes::{Line, Outcome, Rejected};
 use super::database::{self, Trouble};
 use super::grid::{Grid, Reason, canonical_key};
+use super::lines::Line;
 use super::schema::Table;
 use super::statement;
 
@@ -35,6 +36,24 @@ pub(super) struct Delivery<'a> {
     pub(super) source: &'a str,
     pub(super) epoch: i64,
     pub(super) lines: &'a [Line<'a>],
+}
+
+/// A change that was refused.
+#[derive(Debug, Serialize)]
+pub(super) struct Rejected {
+    pub(super) position: i64,
+    /// The line in the request, counted from 1: backfilled rows share position 0.
+    pub(super) line: usize,
+    pub(super) code: Cow<'static, str>,
+    pub(super) error: String,
+}
+
+/// The answer.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Outcome {
+    pub(super) applied: u64,
+    pub(super) skipped: u64,
+    pub(super) rejected: Vec<Rejected>,
 }
 
 /// An entity's changes in a request.

@@ -22,6 +22,7 @@ mod database;
 mod encode;
 mod grid;
 mod json;
+mod lines;
 mod media;
 mod rows;
 mod schema;
@@ -48,7 +49,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use self::answer::{Answer, Refusal};
 pub use self::auth::KeyRing;
-pub use self::changes::read_changes;
+pub use self::lines::read_changes;
 pub use self::upload::read_parts;
 use crate::error::{Error, Result};
 use crate::serve::{self, Limits};

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::{Replicator, wait};
@@ -17,7 +18,7 @@ use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
 use crate::source::describe::Standing;
 use crate::source::guard::{self, Watched};
-use crate::source::identity;
+use crate::source::{identity, install};
 
 /// The time between two looks.
 pub(super) const EVERY: Duration = Duration::from_secs(15);
@@ -82,6 +83,38 @@ fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a Watched>) -> 
         .collect()
 }
 
+/// One look of the guard: as [`guard::watch`], with gaps marked where changes may be missed or values changed without a trigger,
+/// and triggers made anew where that is all it takes. Answers how each entity stands after it.
+///
+/// # Errors
+/// The source's.
+async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
+    for (entity, (standing, watched)) in catalogue
+        .entities()
+        .iter()
+        .zip(guard::watch(client, catalogue).await?)
+    {
+        if standing.table.oid != 0 {
+            guard::note_shape(client, watched.id, &standing.table).await?;
+        }
+        let Some(wrong) = watched.wrong else { continue };
+        if let Some(missed) = wrong.missed() {
+            guard::mark(client, watched.id, &missed).await?;
+        }
+        if wrong.mends_itself()
+            && standing.unfit.is_none()
+            && let Err(error) = install::attach(client, entity, &standing.table).await
+        {
+            tracing::warn!("{error}");
+        }
+    }
+    Ok(guard::watch(client, catalogue)
+        .await?
+        .into_iter()
+        .map(|(_, watched)| watched)
+        .collect())
+}
+
 impl Replicator {
     /// Looks again and again until `stop`.
     pub(super) async fn guard_capture(&self, stop: &CancellationToken) {
@@ -128,7 +161,7 @@ impl Replicator {
             Some(open) => open,
             None => Session::open(self.live().settings.require_database_url()?, "guard").await?,
         };
-        let watched = guard::look(open.client(), &self.live().settings.catalogue).await?;
+        let watched = look(open.client(), &self.live().settings.catalogue).await?;
         *session = Some(open);
         Ok(watched)
     }

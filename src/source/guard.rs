@@ -11,8 +11,9 @@
 
 use tokio_postgres::Client;
 
+use super::capture::{self, EVENTS};
 use super::describe::{self, Standing, Table};
-use super::install::{self, EVENTS};
+use super::identity;
 use crate::catalogue::{Catalogue, Entity};
 use crate::change::{Change, Op};
 use crate::error::{Error, Result};
@@ -215,7 +216,7 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
         Some(Wrong::Missing(
             "its triggers or functions were altered since they were installed".to_owned(),
         ))
-    } else if row.get::<_, &str>(2) != install::definition(entity, table) {
+    } else if row.get::<_, &str>(2) != capture::definition(entity, table) {
         Some(Wrong::Outdated)
     } else {
         None
@@ -223,19 +224,28 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
     Ok(Some(watched))
 }
 
+/// The error of an entity whose table never had triggers.
+pub(super) fn never_attached(entity: &Entity) -> Error {
+    Error::config(
+        format!("replicate entity {}", entity.name),
+        "its table has no capture triggers",
+    )
+    .remedy("run `cloud-sync init`")
+}
+
 /// How the capture of each entity stands, in the catalogue's order.
 ///
 /// # Errors
 /// The source's; a configuration error where capture is not installed, or an entity was never attached.
 pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Standing, Watched)>> {
-    if !install::installed(client).await? {
-        return Err(install::not_installed());
+    if !identity::installed(client).await? {
+        return Err(identity::not_installed());
     }
     let mut all = Vec::with_capacity(catalogue.entities().len());
     let standing = describe::standing(client, catalogue).await?;
     for (entity, standing) in catalogue.entities().iter().zip(standing) {
         let watched = watch_one(client, entity, &standing.table).await?;
-        let mut watched = watched.ok_or_else(|| install::never_attached(entity))?;
+        let mut watched = watched.ok_or_else(|| never_attached(entity))?;
         if let Some(unfit) = &standing.unfit {
             let text = unfit.to_string();
             let captured = matches!(watched.wrong, None | Some(Wrong::Outdated));
@@ -248,34 +258,6 @@ pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Standi
         all.push((standing, watched));
     }
     Ok(all)
-}
-
-/// One look of the guard: as [`watch`], with gaps marked where changes may be missed or values changed without a trigger,
-/// and triggers made anew where that is all it takes. Answers how each entity stands after it.
-///
-/// # Errors
-/// The source's.
-pub async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
-    for (entity, (standing, watched)) in catalogue.entities().iter().zip(watch(client, catalogue).await?) {
-        if standing.table.oid != 0 {
-            note_shape(client, watched.id, &standing.table).await?;
-        }
-        let Some(wrong) = watched.wrong else { continue };
-        if let Some(missed) = wrong.missed() {
-            mark(client, watched.id, &missed).await?;
-        }
-        if wrong.mends_itself()
-            && standing.unfit.is_none()
-            && let Err(error) = install::attach(client, entity, &standing.table).await
-        {
-            tracing::warn!("{error}");
-        }
-    }
-    Ok(watch(client, catalogue)
-        .await?
-        .into_iter()
-        .map(|(_, watched)| watched)
-        .collect())
 }
 
 /// Remembers the columns of the entity's table, and marks a gap where they say that values changed without a trigger.

@@ -11,36 +11,18 @@ use secrecy::SecretString;
 use sqlx::PgPool;
 use tokio_postgres::Client;
 
+use super::capture::{self, EVENTS};
 use super::connect::Session;
 use super::describe::{self, Table};
 pub use super::identity::{installed, not_installed};
-use super::{guard, image, quote_name, quote_text};
+use super::{guard, quote_text};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Class, Error, Kind, Result};
-
-/// Bumped whenever the generated functions change their form: older ones are then made anew.
-const CAPTURE_VERSION: u32 = 2;
-
-/// The advisory lock that the replicator holds only while it sleeps.
-pub const WAKE_LOCK: i64 = 0x636c_6f75_6477_616b;
 
 /// The advisory lock of the one replicator that drains this outbox.
 pub const LEADER_LOCK: i64 = 0x636c_6f75_646c_6561;
 
-const CAPTURE: &str = include_str!("../../sql/capture.sql");
-
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/source");
-
-/// What an event's trigger is called, and what it sees.
-pub(super) const EVENTS: [(&str, &str); 4] = [
-    ("insert", "referencing new table as new_rows"),
-    (
-        "update",
-        "referencing old table as old_rows new table as new_rows",
-    ),
-    ("delete", "referencing old table as old_rows"),
-    ("truncate", ""),
-];
 
 /// An entity's place in the outbox: its number and whether its triggers are the ones that the catalogue asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,18 +103,9 @@ pub async fn attached(client: &Client, catalogue: &Catalogue, tables: &[Table]) 
     let mut all = Vec::with_capacity(tables.len());
     for (entity, table) in catalogue.entities().iter().zip(tables) {
         let found = attached_one(client, entity, table).await?;
-        all.push(found.ok_or_else(|| never_attached(entity))?);
+        all.push(found.ok_or_else(|| guard::never_attached(entity))?);
     }
     Ok(all)
-}
-
-/// The error of an entity whose table never had triggers.
-pub(super) fn never_attached(entity: &Entity) -> Error {
-    Error::config(
-        format!("replicate entity {}", entity.name),
-        "its table has no capture triggers",
-    )
-    .remedy("run `cloud-sync init`")
 }
 
 async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Attached>> {
@@ -141,18 +114,6 @@ async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result
         id: watched.id,
         wrong: watched.wrong.map(|wrong| wrong.text(entity)),
     }))
-}
-
-/// What the generated functions depend on, as text to compare.
-pub(super) fn definition(entity: &Entity, table: &Table) -> String {
-    format!(
-        "v{CAPTURE_VERSION} {} {} {} {}{}",
-        table.sql_name,
-        image::key(entity, "n"),
-        image::image(entity, table, "n"),
-        image::filter(entity),
-        image::settings(entity, table),
-    )
 }
 
 /// Makes the entity's functions and triggers, in one transaction that locks its table for a moment: those of each partition
@@ -176,7 +137,7 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
     let id: i16 = row.get(0);
     let members = guard::members(client, table).await?;
     let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
-    sql.push_str(&functions(entity, table, id));
+    sql.push_str(&capture::functions(entity, table, id));
     for member in guard::strangers(client, id, &members).await? {
         for (event, _) in EVENTS {
             sql.push_str(&format!(
@@ -219,7 +180,7 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
     ));
     sql.push_str(&format!(
         "update cloud_sync.entity set definition = {}, signature = {}, attached_at = now(), detached_at = null where id = {id};\ncommit;",
-        quote_text(&definition(entity, table)),
+        quote_text(&capture::definition(entity, table)),
         format_args!("cloud_sync.signature({id}::smallint)"),
     ));
     with_lock(client, &operation, &sql).await?;
@@ -247,74 +208,6 @@ async fn with_lock(client: &Client, operation: &str, sql: &str) -> Result<()> {
         tracing::warn!(tries, "{error}: trying again");
         tokio::time::sleep(Duration::from_millis(200 * tries)).await;
     }
-}
-
-/// The SQL of the entity's four capture functions.
-fn functions(entity: &Entity, table: &Table, id: i16) -> String {
-    let (key, filter) = (image::bare_key(entity), image::filter(entity));
-    let upserts = format!(
-        "select 'u'::\"char\", {key}, {} from new_rows n where {filter}",
-        image::image(entity, table, "n"),
-    );
-    let deletes = |except: &str| {
-        format!("select 'd'::\"char\", {key}, null::text from old_rows n where {filter}{except}")
-    };
-    let numbered = |nth: usize| format!("cloud_sync_{nth}");
-    let columns: Vec<_> = entity.key.iter().enumerate().collect();
-    let given = columns
-        .iter()
-        .map(|(nth, column)| format!("{} as {}", quote_name(column), numbered(*nth)))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let same = columns
-        .iter()
-        .map(|(nth, column)| format!("k.{} = {}", numbered(*nth), quote_name(column)))
-        .collect::<Vec<_>>()
-        .join(" and ");
-    let in_new =
-        format!(" and not exists (select from (select {given} from new_rows where {filter}) k where {same})");
-    let offered = |rows: &str| {
-        format!(
-            "select r.* from ({}) offered, lateral ({rows}) r",
-            image::offered(entity)
-        )
-    };
-    let rows = |event: &str| match event {
-        "insert" => offered(&upserts),
-        "update" => format!("{} union all {}", offered(&deletes(&in_new)), offered(&upserts)),
-        "delete" => offered(&deletes("")),
-        // Which rows a truncated partition had is not told: an upsert that says nothing calls for a sync.
-        _ => "select case when tg_nargs = 0 then 't' else 'u' end::\"char\", '', null::text".to_owned(),
-    };
-    EVENTS
-        .iter()
-        .map(|(event, _)| {
-            let rows = rows(event);
-            let slots: Vec<_> = (0..4)
-                .map(|slot| {
-                    format!(
-                        "    {word} slot = {slot} then\n        insert into cloud_sync.outbox_{slot} (position, entity, op, key, image)\n        \
-                         select nextval('cloud_sync.position'), {id}, c.op, c.key, c.image from ({rows}) c (op, key, image);\n",
-                        word = if slot == 0 { "if" } else { "elsif" },
-                    )
-                })
-                .collect();
-            let mut slots = slots.concat() + "    end if;";
-            if entity.filter.is_some() {
-                slots = format!(
-                    "    begin\n{slots}\n    exception when others then\n        \
-                     if left(sqlstate, 2) not in ('22', '42') or sqlstate = '42501' then raise; end if;\n        \
-                     perform cloud_sync.put({id}::smallint, 'u', '', null);\n    end;",
-                );
-            }
-            CAPTURE
-                .replace("{function}", &format!("capture_{id}_{event}"))
-                .replace("{settings}", &image::settings(entity, table))
-                .replace("{wake}", &WAKE_LOCK.to_string())
-                .replace("{slots}", &slots)
-                + "\n"
-        })
-        .collect()
 }
 
 /// Takes the triggers of entities away that the catalogue does not have.

@@ -1,12 +1,13 @@
 //! The site's database: capture is installed in it, changes are read from it, and nothing in it is ever blocked.
 //!
-//! [`connect`] holds the sessions, [`describe`] knows the tables, [`image`] writes the SQL of a row's image, [`install`]
-//! puts capture in place and takes it away, [`guard`] notices what escapes it, [`identity`] says whose outbox it is, [`wake`] sleeps until a commit,
-//! [`outbox`] reads windows and trims, [`recapture`] captures rows anew, [`backfill`] reads what stood before.
+//! [`connect`] holds the sessions, [`describe`] knows the tables, [`image`] writes the SQL of a row's image
+//! and [`capture`] that of the triggers, [`install`] puts them in place and takes them away, [`guard`] notices what escapes
+//! them, [`identity`] says whose outbox it is, [`wake`] sleeps until a commit, [`outbox`] reads windows and trims, [`recapture`] captures rows anew, [`backfill`] reads what stood before.
 //!
 //! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
 
 pub mod backfill;
+pub mod capture;
 pub mod connect;
 pub mod describe;
 pub mod guard;

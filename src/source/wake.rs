@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use rand::RngExt;
 
+use super::capture::WAKE_LOCK;
 use super::connect::Session;
-use super::install::WAKE_LOCK;
 use crate::change::Snapshot;
 use crate::error::{Error, Result};
 
