@@ -207,11 +207,7 @@ impl Process<'_> {
 
     /// Sends a signal, by its name without `SIG`.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([&format!("-{name}"), &self.pid()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        signal(self.child.id(), name);
     }
 
     /// Its exit status once it has ended, which it must within `limit`.
@@ -242,6 +238,15 @@ impl Process<'_> {
     pub(crate) fn peak_memory(&self) -> u64 {
         peak_memory(self.child.id())
     }
+}
+
+/// Sends a process a signal, by its name without `SIG`. The shell does it: not every system has the program `kill`.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let sent = Command::new("sh")
+        .args(["-c", "kill -$0 $1", name, &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success(), "SIG{name} to {pid}");
 }
 
 /// Bytes of memory that a process had resident at its peak.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::process::signal;
 use super::site::{Cloud, LIMIT, SITE};
 
 /// A running receiver, killed when it is dropped.
@@ -69,11 +70,7 @@ impl ReceiverProcess {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([&format!("-{name}"), &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        signal(self.child.id(), name);
     }
 
     pub(crate) fn log(&self) -> String {
