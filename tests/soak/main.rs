@@ -217,7 +217,8 @@ impl<'a> World<'a> {
                 continue;
             };
             let aborted = std::os::unix::process::ExitStatusExt::signal(&status) == Some(6);
-            if !(*armed && aborted) && !self.stop.is_cancelled() {
+            let expected = (*armed && aborted) || self.stop.is_cancelled();
+            if !expected {
                 return Err(format!(
                     "the replicator ended by itself ({status}):\n{}",
                     tail(&daemon.log())
