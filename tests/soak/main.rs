@@ -4,131 +4,36 @@
 //! random. After each round the oracle is asked what must hold at any moment; every few rounds all is left to catch up,
 //! and the oracle is asked whether both sides are equal. The last line says what was done and found.
 
+mod arguments;
+mod faults;
+mod receiver;
+#[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use cloud_sync::abort;
 use cloud_sync::control::status::State;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
 
+use arguments::{Arguments, HELP, arguments};
+use receiver::Receiver;
 use support::oracle::{self, Tally};
 use support::postgres::Server;
 use support::process::{Daemon, Process};
 use support::proxy::{Proxy, Trouble};
-use support::site::{Cloud, KEY, SITE, Site, connect};
+use support::site::{Cloud, Site, connect};
 use support::storm::{self, SERVER, Storm, audited};
-
-const HELP: &str = "\
-Lets faults of every kind strike a site, its replicator and its cloud, and says whether a guarantee was broken.
-
-Usage: soak [--minutes N] [--seed S]
-
-  --minutes N   how long, about; 10 unless said otherwise
-  --seed S      the seed of writers and faults; random unless said otherwise
-  --help        this
-
-The last line is: kills K, faults F, changes C, violations V. The exit code is 1 where V is not 0, 2 for wrong usage.";
 
 /// How long the replicator may take until nothing waits, once nothing is in its way.
 const CATCH_UP: Duration = Duration::from_secs(150);
 
 /// After so many rounds all is left to catch up.
 const ROUNDS: u64 = 3;
-
-/// The faults, and how often each is drawn.
-const FAULTS: [(Fault, u32); 20] = [
-    (Fault::Kill, 20),
-    (Fault::Abort, 20),
-    (Fault::Terminate, 6),
-    (Fault::KillBackends, 8),
-    (Fault::KillReceiver, 8),
-    (Fault::KillReceiverBackends, 6),
-    (Fault::CrashSource, 4),
-    (Fault::RestartSource, 2),
-    (Fault::CrashCloudDatabase, 2),
-    (Fault::CutRequest, 8),
-    (Fault::CutAnswer, 8),
-    (Fault::HoldAnswers, 4),
-    (Fault::Stall, 4),
-    (Fault::Slow, 4),
-    (Fault::Refuse, 6),
-    (Fault::DeleteStore, 3),
-    (Fault::OverwriteStore, 3),
-    (Fault::SecondReplicator, 5),
-    (Fault::Sync, 4),
-    (Fault::Backfill, 3),
-];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
-    Kill,
-    Abort,
-    Terminate,
-    KillBackends,
-    KillReceiver,
-    KillReceiverBackends,
-    CrashSource,
-    RestartSource,
-    CrashCloudDatabase,
-    CutRequest,
-    CutAnswer,
-    HoldAnswers,
-    Stall,
-    Slow,
-    Refuse,
-    DeleteStore,
-    OverwriteStore,
-    SecondReplicator,
-    Sync,
-    Backfill,
-}
-
-struct Arguments {
-    minutes: f64,
-    seed: u64,
-}
-
-/// The arguments; none where only help was asked for.
-fn arguments(given: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
-    let mut arguments = Arguments {
-        minutes: 10.0,
-        seed: rand::random(),
-    };
-    let mut given = given;
-    while let Some(flag) = given.next() {
-        let (flag, value) = match flag.split_once('=') {
-            Some((flag, value)) => (flag.to_owned(), Some(value.to_owned())),
-            None => (flag, None),
-        };
-        if flag == "--help" || flag == "-h" {
-            return Ok(None);
-        }
-        if flag != "--minutes" && flag != "--seed" {
-            return Err(format!("there is no flag {flag}"));
-        }
-        let value = value
-            .or_else(|| given.next())
-            .ok_or(format!("{flag} wants a number"))?;
-        let wrong = || format!("{flag} wants a number, not {value:?}");
-        if flag == "--seed" {
-            arguments.seed = value.parse().map_err(|_| wrong())?;
-        } else {
-            arguments.minutes = value.parse().map_err(|_| wrong())?;
-            if !(arguments.minutes > 0.0 && arguments.minutes <= 100_000.0) {
-                return Err(wrong());
-            }
-        }
-    }
-    Ok(Some(arguments))
-}
 
 fn main() -> ExitCode {
     let arguments = match arguments(std::env::args().skip(1)) {
@@ -236,70 +141,6 @@ fn stop_on_signals() -> CancellationToken {
     stop
 }
 
-/// The receiver as a process of its own.
-struct Receiver {
-    listen: String,
-    database_url: String,
-    files: PathBuf,
-    log: PathBuf,
-    child: Option<Child>,
-}
-
-impl Receiver {
-    fn new(cloud: &Cloud, log: PathBuf) -> Self {
-        Self {
-            listen: cloud.address().to_string(),
-            database_url: cloud.database_url.clone(),
-            files: cloud.files.clone(),
-            log,
-            child: None,
-        }
-    }
-
-    /// Starts it where it does not run: it ends by itself where its database does not answer at its start.
-    fn ensure(&mut self) {
-        if let Some(child) = &mut self.child
-            && child.try_wait().expect("a child can be asked").is_none()
-        {
-            return;
-        }
-        let log = OpenOptions::new().create(true).append(true).open(&self.log);
-        let log = log.expect("the log can be written");
-        let child = Command::new(env!("CARGO_BIN_EXE_cloud-sync"))
-            .args([
-                "receiver",
-                "--listen",
-                &self.listen,
-                "--database-url",
-                &self.database_url,
-            ])
-            .arg("--files")
-            .arg(&self.files)
-            .args(["--set", "receiver.history=true"])
-            .current_dir(self.log.parent().expect("a folder"))
-            .env_clear()
-            .env("CLOUD_SYNC_RECEIVER_KEYS", format!("{SITE}={KEY}"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log)
-            .spawn();
-        self.child = Some(child.expect("the receiver starts"));
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 /// A replicator that runs, and whether it may abort by itself.
 struct Run<'a> {
     process: Process<'a>,
@@ -357,18 +198,6 @@ impl<'a> World<'a> {
         found
     }
 
-    fn draw(&mut self) -> Fault {
-        let sum = FAULTS.iter().map(|(_, weight)| weight).sum::<u32>();
-        let mut at = self.rng.random_range(0..sum);
-        for (fault, weight) in FAULTS {
-            if at < weight {
-                return fault;
-            }
-            at -= weight;
-        }
-        Fault::Kill
-    }
-
     async fn pause(&mut self, least: u64, most: u64) {
         let time = Duration::from_millis(self.rng.random_range(least..most));
         tokio::select! {
@@ -388,7 +217,8 @@ impl<'a> World<'a> {
                 continue;
             };
             let aborted = std::os::unix::process::ExitStatusExt::signal(&status) == Some(6);
-            if !(*armed && aborted) && !self.stop.is_cancelled() {
+            let expected = (*armed && aborted) || self.stop.is_cancelled();
+            if !expected {
                 return Err(format!(
                     "the replicator ended by itself ({status}):\n{}",
                     tail(&daemon.log())
@@ -425,158 +255,6 @@ impl<'a> World<'a> {
         self.running[which] = None;
         self.tally.kills += 1;
         which
-    }
-
-    async fn strike(&mut self, fault: Fault) -> Result<(), String> {
-        let trouble = match fault {
-            Fault::Kill => {
-                let which = self.kill();
-                if self.rng.random_bool(0.3) {
-                    self.pause(1, 1500).await;
-                }
-                self.start(which, None);
-                return Ok(());
-            }
-            Fault::Abort => {
-                let which = self.kill();
-                let point = abort::POINTS[self.rng.random_range(0..abort::POINTS.len())];
-                let point = format!("{point}#{}", self.rng.random_range(1..8));
-                self.start(which, Some(&point));
-                return Ok(());
-            }
-            Fault::Terminate => return self.terminate().await,
-            Fault::KillBackends => {
-                self.tally.kills += 1;
-                let some = self.rng.random_range(1..100);
-                let _ = self
-                    .ask(
-                        &self.site.database_url,
-                        &format!(
-                            "select pg_terminate_backend(pid) from pg_stat_activity \
-                             where application_name like 'cloud-sync%' and pid % 100 < {some}"
-                        ),
-                    )
-                    .await;
-                return Ok(());
-            }
-            Fault::KillReceiver => {
-                self.tally.kills += 1;
-                self.receiver.kill();
-                self.pause(1, 1500).await;
-                self.receiver.ensure();
-                return Ok(());
-            }
-            Fault::KillReceiverBackends => {
-                self.tally.kills += 1;
-                let _ = self
-                    .ask(
-                        &self.cloud.database_url,
-                        "select pg_terminate_backend(pid) from pg_stat_activity \
-                         where datname = current_database() and pid <> pg_backend_pid()",
-                    )
-                    .await;
-                return Ok(());
-            }
-            Fault::CrashSource | Fault::RestartSource | Fault::CrashCloudDatabase => {
-                self.tally.kills += 1;
-                let server = match fault {
-                    Fault::CrashCloudDatabase => self.cloud_server,
-                    _ => self.source,
-                };
-                let signal = if fault == Fault::RestartSource {
-                    "INT"
-                } else {
-                    "QUIT"
-                };
-                tokio::task::block_in_place(|| server.restart(signal));
-                return Ok(());
-            }
-            Fault::DeleteStore | Fault::OverwriteStore => {
-                self.tally.faults += 1;
-                let which = self.kill();
-                self.spoil(&self.daemons[which].checkpoint(), fault);
-                self.start(which, None);
-                return Ok(());
-            }
-            Fault::SecondReplicator => {
-                self.tally.faults += 1;
-                match self.running.iter().position(Option::is_none) {
-                    Some(which) => self.start(which, None),
-                    None => {
-                        self.kill();
-                    }
-                }
-                return Ok(());
-            }
-            Fault::Sync | Fault::Backfill => {
-                self.tally.faults += 1;
-                let arguments: &[&str] = match fault {
-                    Fault::Sync => &["sync"],
-                    _ => &["backfill", "--all", "--restart"],
-                };
-                let which = self.rng.random_range(0..2);
-                // The last one, if it still runs, is killed.
-                self.command = Some(self.daemons[which].begin(arguments));
-                return Ok(());
-            }
-            Fault::CutRequest => Trouble::CutRequest(self.rng.random_range(0..6000)),
-            Fault::CutAnswer => Trouble::CutAnswer(self.rng.random_range(0..400)),
-            Fault::HoldAnswers => Trouble::HoldAnswers,
-            Fault::Stall => Trouble::Stall,
-            Fault::Slow => Trouble::Slow(
-                self.rng.random_range(100..2000),
-                Duration::from_millis(self.rng.random_range(1..50)),
-            ),
-            Fault::Refuse => Trouble::Refuse,
-        };
-        self.tally.faults += 1;
-        self.proxy.set(trouble);
-        self.pause(100, 2500).await;
-        // Sometimes the trouble stays while others come.
-        if self.rng.random_bool(0.7) {
-            self.proxy.set(Trouble::None);
-        }
-        Ok(())
-    }
-
-    /// SIGTERM to each replicator that runs: each must end in order.
-    async fn terminate(&mut self) -> Result<(), String> {
-        for (run, daemon) in self.running.iter_mut().zip(self.daemons) {
-            let Some(Run { mut process, armed }) = run.take() else {
-                continue;
-            };
-            if process.has_ended().is_some() {
-                continue;
-            }
-            self.tally.faults += 1;
-            let status = process.terminate().await;
-            if !status.success() && !armed {
-                return Err(format!("SIGTERM ended in {status}:\n{}", tail(&daemon.log())));
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes a store, or overwrites its files.
-    fn spoil(&self, store: &std::path::Path, fault: Fault) {
-        if fault == Fault::DeleteStore {
-            let _ = std::fs::remove_dir_all(store);
-            return;
-        }
-        for entry in std::fs::read_dir(store).into_iter().flatten().flatten() {
-            if let Ok(about) = entry.metadata()
-                && about.is_file()
-            {
-                let _ = std::fs::write(entry.path(), vec![0xa5; about.len() as usize]);
-            }
-        }
-    }
-
-    /// A question of a moment, to a server that may be away.
-    async fn ask(&self, url: &str, sql: &str) -> Result<(), tokio_postgres::Error> {
-        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
-        tokio::spawn(connection);
-        client.batch_execute(sql).await
     }
 
     /// Ends the storm, leaves everything alone until nothing waits, and answers what is broken then.

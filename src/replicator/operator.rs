@@ -1,0 +1,139 @@
+//! What the operator API asks of a replicator that runs: its state, a sync, its health, its metrics.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use jiff::Zoned;
+
+use super::{Replicator, questions};
+use crate::control::status::{State, StatusReport};
+use crate::control::{Health, Operator, SyncRequest};
+use crate::drain::{Condition, Side};
+use crate::error::{Error, Result};
+use crate::reconcile::Unobserved;
+use crate::reconcile::report::SyncReport;
+
+/// How long the drain may stand still while changes wait, before the replicator counts as unhealthy.
+const STILL: Duration = Duration::from_secs(60);
+
+impl Operator for Replicator {
+    async fn status(&self) -> Result<StatusReport> {
+        let live = self.live();
+        let checkpoint = self.pulse.checkpoint();
+        let asked = self.questions.gauges(checkpoint.clone()).await;
+        let mut status = StatusReport::unknown(State::Starting);
+        status.running_since = Some(self.started_at);
+        let metrics = &self.pulse.metrics;
+        (status.state, status.reason) = match (self.standby(), self.pulse.condition()) {
+            (Some(reason), _) => (State::Standby, Some(reason)),
+            (None, Condition::Starting) => (State::Starting, None),
+            (None, Condition::Replicating) => (State::Replicating, None),
+            (None, Condition::BackingOff { reason, .. }) => (State::BackingOff, Some(reason)),
+            (None, Condition::KeyRefused { reason }) => (State::KeyRefused, Some(reason)),
+            (None, Condition::Stopped { reason }) => (State::Stopped, Some(reason)),
+        };
+        status.capture = self.guarded.troubles();
+        if status.reason.is_none() {
+            status.reason = self.guarded.reason();
+        }
+        match asked {
+            Ok(gauges) => {
+                self.note(gauges.clone());
+                questions::fill(&mut status, &gauges);
+            }
+            Err(error) => {
+                status.source.reachable = Some(false);
+                status.source.last_error = Some(error.to_string());
+            }
+        }
+        questions::fill_checkpoint(&mut status, checkpoint.as_ref());
+        status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
+        let capabilities = self.pulse.capabilities();
+        status.cloud.capabilities = capabilities
+            .unwrap_or_default()
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        status.cloud.reachable = match self.pulse.condition() {
+            Condition::BackingOff {
+                away: Side::Cloud, ..
+            }
+            | Condition::KeyRefused { .. } => Some(false),
+            _ => capabilities.map(|_| true),
+        };
+        status.cloud.last_error = match status.cloud.reachable {
+            Some(false) => status.reason.clone(),
+            _ => self.pulse.loss(),
+        };
+        status.last_sync = self
+            .last_sync
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        status.next_sync = live
+            .schedule
+            .as_ref()
+            .and_then(|schedule| schedule.next_after(&Zoned::now()))
+            .map(|next| next.timestamp());
+        status.counts.accepted = metrics.accepted_total();
+        status.counts.refused = metrics.refused.get();
+        status.counts.collapsed = metrics.collapsed.get();
+        status.counts.batches = metrics.batches.get();
+        status.counts.bytes = metrics.bytes_sent.get();
+        status.entities = live
+            .settings
+            .catalogue
+            .entities()
+            .iter()
+            .enumerate()
+            .map(|(place, entity)| (entity.name.clone(), metrics.accepted(place).get()))
+            .collect();
+        status.latency = questions::latency(metrics);
+        Ok(status)
+    }
+
+    async fn sync_now(&self, request: SyncRequest) -> Result<SyncReport> {
+        if let Some(reason) = self.standby() {
+            return Err(Error::config("sync", reason).remedy("ask the replicator that drains the outbox"));
+        }
+        self.sync(&request, &Unobserved).await
+    }
+
+    fn health(&self) -> Health {
+        if let Some(reason) = self.standby() {
+            return Health::Starting(format!("standing by: {reason}"));
+        }
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let waiting = gauges.lag.changes;
+        match self.pulse.condition() {
+            Condition::Starting => Health::Starting("connecting".to_owned()),
+            Condition::Replicating | Condition::BackingOff { .. } if self.guarded.reason().is_some() => {
+                Health::Still(self.guarded.reason().unwrap_or_default())
+            }
+            Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
+            // Without the source, nobody knows what waits.
+            Condition::BackingOff {
+                away: Side::Source,
+                reason,
+            } => Health::Still(reason),
+            Condition::BackingOff { reason, .. } if waiting > 0 => Health::Still(reason),
+            Condition::BackingOff { .. } => Health::Well,
+            Condition::Replicating => {
+                let since = self.pulse.progressed_at().elapsed();
+                if waiting > 0 && since > STILL && gauges.lag.seconds > STILL.as_secs_f64() {
+                    Health::Still(format!(
+                        "{waiting} changes wait, and no batch was accepted for {} s",
+                        since.as_secs()
+                    ))
+                } else {
+                    Health::Well
+                }
+            }
+        }
+    }
+
+    fn metrics(&self) -> String {
+        self.pulse.metrics.encode()
+    }
+}

@@ -1,0 +1,223 @@
+//! The faults: which there are, how often each is drawn, and how each strikes.
+
+use std::time::Duration;
+
+use cloud_sync::abort;
+use rand::RngExt;
+
+use crate::support::proxy::Trouble;
+use crate::{Run, World, tail};
+
+/// The faults, and how often each is drawn.
+const FAULTS: [(Fault, u32); 20] = [
+    (Fault::Kill, 20),
+    (Fault::Abort, 20),
+    (Fault::Terminate, 6),
+    (Fault::KillBackends, 8),
+    (Fault::KillReceiver, 8),
+    (Fault::KillReceiverBackends, 6),
+    (Fault::CrashSource, 4),
+    (Fault::RestartSource, 2),
+    (Fault::CrashCloudDatabase, 2),
+    (Fault::CutRequest, 8),
+    (Fault::CutAnswer, 8),
+    (Fault::HoldAnswers, 4),
+    (Fault::Stall, 4),
+    (Fault::Slow, 4),
+    (Fault::Refuse, 6),
+    (Fault::DeleteStore, 3),
+    (Fault::OverwriteStore, 3),
+    (Fault::SecondReplicator, 5),
+    (Fault::Sync, 4),
+    (Fault::Backfill, 3),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fault {
+    Kill,
+    Abort,
+    Terminate,
+    KillBackends,
+    KillReceiver,
+    KillReceiverBackends,
+    CrashSource,
+    RestartSource,
+    CrashCloudDatabase,
+    CutRequest,
+    CutAnswer,
+    HoldAnswers,
+    Stall,
+    Slow,
+    Refuse,
+    DeleteStore,
+    OverwriteStore,
+    SecondReplicator,
+    Sync,
+    Backfill,
+}
+
+impl World<'_> {
+    pub(super) fn draw(&mut self) -> Fault {
+        let sum = FAULTS.iter().map(|(_, weight)| weight).sum::<u32>();
+        let mut at = self.rng.random_range(0..sum);
+        for (fault, weight) in FAULTS {
+            if at < weight {
+                return fault;
+            }
+            at -= weight;
+        }
+        Fault::Kill
+    }
+
+    pub(super) async fn strike(&mut self, fault: Fault) -> Result<(), String> {
+        let trouble = match fault {
+            Fault::Kill => {
+                let which = self.kill();
+                if self.rng.random_bool(0.3) {
+                    self.pause(1, 1500).await;
+                }
+                self.start(which, None);
+                return Ok(());
+            }
+            Fault::Abort => {
+                let which = self.kill();
+                let point = abort::POINTS[self.rng.random_range(0..abort::POINTS.len())];
+                let point = format!("{point}#{}", self.rng.random_range(1..8));
+                self.start(which, Some(&point));
+                return Ok(());
+            }
+            Fault::Terminate => return self.terminate().await,
+            Fault::KillBackends => {
+                self.tally.kills += 1;
+                let some = self.rng.random_range(1..100);
+                let _ = self
+                    .ask(
+                        &self.site.database_url,
+                        &format!(
+                            "select pg_terminate_backend(pid) from pg_stat_activity \
+                             where application_name like 'cloud-sync%' and pid % 100 < {some}"
+                        ),
+                    )
+                    .await;
+                return Ok(());
+            }
+            Fault::KillReceiver => {
+                self.tally.kills += 1;
+                self.receiver.kill();
+                self.pause(1, 1500).await;
+                self.receiver.ensure();
+                return Ok(());
+            }
+            Fault::KillReceiverBackends => {
+                self.tally.kills += 1;
+                let _ = self
+                    .ask(
+                        &self.cloud.database_url,
+                        "select pg_terminate_backend(pid) from pg_stat_activity \
+                         where datname = current_database() and pid <> pg_backend_pid()",
+                    )
+                    .await;
+                return Ok(());
+            }
+            Fault::CrashSource | Fault::RestartSource | Fault::CrashCloudDatabase => {
+                self.tally.kills += 1;
+                let server = match fault {
+                    Fault::CrashCloudDatabase => self.cloud_server,
+                    _ => self.source,
+                };
+                let signal = if fault == Fault::RestartSource {
+                    "INT"
+                } else {
+                    "QUIT"
+                };
+                tokio::task::block_in_place(|| server.restart(signal));
+                return Ok(());
+            }
+            Fault::DeleteStore | Fault::OverwriteStore => {
+                self.tally.faults += 1;
+                let which = self.kill();
+                self.spoil(&self.daemons[which].checkpoint(), fault);
+                self.start(which, None);
+                return Ok(());
+            }
+            Fault::SecondReplicator => {
+                self.tally.faults += 1;
+                match self.running.iter().position(Option::is_none) {
+                    Some(which) => self.start(which, None),
+                    None => {
+                        self.kill();
+                    }
+                }
+                return Ok(());
+            }
+            Fault::Sync | Fault::Backfill => {
+                self.tally.faults += 1;
+                let arguments: &[&str] = match fault {
+                    Fault::Sync => &["sync"],
+                    _ => &["backfill", "--all", "--restart"],
+                };
+                let which = self.rng.random_range(0..2);
+                // The last one, if it still runs, is killed.
+                self.command = Some(self.daemons[which].begin(arguments));
+                return Ok(());
+            }
+            Fault::CutRequest => Trouble::CutRequest(self.rng.random_range(0..6000)),
+            Fault::CutAnswer => Trouble::CutAnswer(self.rng.random_range(0..400)),
+            Fault::HoldAnswers => Trouble::HoldAnswers,
+            Fault::Stall => Trouble::Stall,
+            Fault::Slow => Trouble::Slow(
+                self.rng.random_range(100..2000),
+                Duration::from_millis(self.rng.random_range(1..50)),
+            ),
+            Fault::Refuse => Trouble::Refuse,
+        };
+        self.tally.faults += 1;
+        self.proxy.set(trouble);
+        self.pause(100, 2500).await;
+        // Sometimes the trouble stays while others come.
+        if self.rng.random_bool(0.7) {
+            self.proxy.set(Trouble::None);
+        }
+        Ok(())
+    }
+
+    /// SIGTERM to each replicator that runs: each must end in order.
+    pub(super) async fn terminate(&mut self) -> Result<(), String> {
+        for (run, daemon) in self.running.iter_mut().zip(self.daemons) {
+            let Some(Run { mut process, armed }) = run.take() else {
+                continue;
+            };
+            if process.has_ended().is_some() {
+                continue;
+            }
+            self.tally.faults += 1;
+            let status = process.terminate().await;
+            if !status.success() && !armed {
+                return Err(format!("SIGTERM ended in {status}:\n{}", tail(&daemon.log())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a store, or overwrites its files.
+    fn spoil(&self, store: &std::path::Path, fault: Fault) {
+        if fault == Fault::DeleteStore {
+            let _ = std::fs::remove_dir_all(store);
+            return;
+        }
+        for entry in std::fs::read_dir(store).into_iter().flatten().flatten() {
+            if let Ok(about) = entry.metadata()
+                && about.is_file()
+            {
+                let _ = std::fs::write(entry.path(), vec![0xa5; about.len() as usize]);
+            }
+        }
+    }
+
+    /// A question of a moment, to a server that may be away.
+    async fn ask(&self, url: &str, sql: &str) -> Result<(), tokio_postgres::Error> {
+        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        client.batch_execute(sql).await
+    }
+}
