@@ -2,9 +2,11 @@
 
 use cloud_sync::error::Kind;
 use cloud_sync::source::capture::WAKE_LOCK;
+use cloud_sync::source::connect::Session;
 use cloud_sync::source::install;
+use cloud_sync::source::outbox::Outbox;
 use futures::StreamExt;
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
 
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 
@@ -191,6 +193,46 @@ async fn writers_notify_only_while_the_replicator_sleeps() {
         .await;
     listener.batch_execute("select").await.unwrap();
     assert!(hearing.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_window_is_read_along_the_slots_indexes_and_never_sorted() {
+    let site = Site::school("ordered", NOWHERE, KEY).await;
+    // Given changes in two slots, and statistics of them
+    for from in [1, 20_001] {
+        site.run(&format!(
+            "insert into tbl_room (room_no, room_name) \
+             select n::text, repeat('x', 200) from generate_series({from}, {from} + 19999) n; \
+             select nextval('cloud_sync.slot')"
+        ))
+        .await;
+    }
+    site.run("analyze cloud_sync.outbox_0; analyze cloud_sync.outbox_1; analyze cloud_sync.outbox_2")
+        .await;
+    // when a session is made ready to read windows, then its plan for a batch sorts nothing.
+    let session = Session::open(site.settings.require_database_url().unwrap(), "plans")
+        .await
+        .unwrap();
+    Outbox::prepare(&session, &[]).await.unwrap();
+    let window = include_str!("../sql/window.sql");
+    let plan = session
+        .client()
+        .simple_query(&format!(
+            "prepare batch (bigint, text, text, bigint, bigint) as {window}; set plan_cache_mode = force_generic_plan; \
+             explain execute batch (1, '9000:9000:', '3:3:', 5000, 4000000)"
+        ))
+        .await
+        .unwrap();
+    let plan: Vec<_> = plan
+        .iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        })
+        .collect();
+    let plan = plan.join("\n");
+    assert!(plan.contains("outbox_1_position"), "{plan}");
+    assert!(!plan.contains("->  Sort") && !plan.contains("Seq Scan"), "{plan}");
 }
 
 #[tokio::test]
