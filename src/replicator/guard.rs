@@ -89,15 +89,14 @@ fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a Watched>) -> 
 /// # Errors
 /// The source's.
 async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
-    for (entity, (standing, watched)) in catalogue
-        .entities()
-        .iter()
-        .zip(guard::watch(client, catalogue).await?)
-    {
+    let watched = guard::watch(client, catalogue).await?;
+    let mut touched = false;
+    for (entity, (standing, watched)) in catalogue.entities().iter().zip(&watched) {
         if standing.table.oid != 0 {
-            guard::note_shape(client, watched.id, &standing.table).await?;
+            touched |= guard::note_shape(client, watched.id, &standing.table).await?;
         }
-        let Some(wrong) = watched.wrong else { continue };
+        let Some(wrong) = &watched.wrong else { continue };
+        touched = true;
         if let Some(missed) = wrong.missed() {
             guard::mark(client, watched.id, &missed).await?;
         }
@@ -108,11 +107,13 @@ async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
             tracing::warn!("{error}");
         }
     }
-    Ok(guard::watch(client, catalogue)
-        .await?
-        .into_iter()
-        .map(|(_, watched)| watched)
-        .collect())
+    // Mostly all is as it was.
+    let now = if touched {
+        guard::watch(client, catalogue).await?
+    } else {
+        watched
+    };
+    Ok(now.into_iter().map(|(_, watched)| watched).collect())
 }
 
 impl Replicator {

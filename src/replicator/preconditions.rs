@@ -228,8 +228,6 @@ async fn outbox_tables(session: &Session) -> Result<String> {
         .query_one(
             "select (select string_agg(relname, ', ') from pg_class c where relnamespace = 'cloud_sync'::regnamespace \
                      and relkind in ('r', 'S') and relpersistence <> 'p'), \
-                    (select seqcache from pg_sequence where seqrelid = to_regclass('cloud_sync.position')), \
-                    (select seqincrement from pg_sequence where seqrelid = to_regclass('cloud_sync.position')), \
                     (select string_agg(p.proname, ', ') from pg_proc p where p.pronamespace = 'cloud_sync'::regnamespace \
                      and p.proname like 'capture\\_%' and (not p.prosecdef \
                           or not pg_has_role(current_user, p.proowner, 'usage') \
@@ -253,14 +251,8 @@ async fn outbox_tables(session: &Session) -> Result<String> {
         )
         .remedy("alter each by `set logged`"));
     }
-    if row.get::<_, Option<i64>>(1) != Some(1) || row.get::<_, Option<i64>>(2) != Some(1) {
-        return Err(Error::config(
-            operation,
-            "sequence cloud_sync.position hands positions out in blocks: later changes of a row could come first",
-        )
-        .remedy("alter sequence cloud_sync.position cache 1 increment 1, then run `cloud-sync sync`"));
-    }
-    if let Some(functions) = row.get::<_, Option<&str>>(3) {
+    identity::check_sequence(session.client()).await?;
+    if let Some(functions) = row.get::<_, Option<&str>>(1) {
         return Err(Error::config(
             operation,
             format!("{functions} cannot write to it for every writer: the owner lacks a right, or it runs as its caller"),

@@ -148,7 +148,8 @@ pub async fn check_sequence(client: &Client) -> Result<()> {
     }
     Err(Error::config(
         "use the sequence cloud_sync.position",
-        "it was altered: its cache and its increment must be 1, or a row's older change may overwrite its newer one",
+        "it was altered, and may hand positions out in blocks: its cache and its increment must be 1, or a row's older \
+         change may overwrite its newer one",
     )
     .remedy(
         "run `alter sequence cloud_sync.position increment 1 cache 1 no cycle`, restart the applications that write, \

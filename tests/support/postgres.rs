@@ -72,19 +72,7 @@ impl Server {
             .expect("a temporary folder")
             .keep();
         let port = free_port();
-        let root = Command::new("id")
-            .arg("-u")
-            .output()
-            .is_ok_and(|id| id.stdout.trim_ascii() == b"0");
-        let mut command = if root {
-            let given = Command::new("chown").arg("postgres").arg(&folder).status();
-            assert!(given.is_ok_and(|status| status.success()), "chown to postgres");
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
-            command
-        } else {
-            Command::new("sh")
-        };
+        let mut command = shell_for(&folder);
         let keeper = command
             .args(["-c", SCRIPT, "sh"])
             .arg(binaries())
@@ -198,8 +186,25 @@ pub fn free_port() -> u16 {
     panic!("there is no free port");
 }
 
+/// A shell that may run servers in the folder: as the user `postgres` where the tests run as root, whom PostgreSQL refuses.
+pub(crate) fn shell_for(folder: &Path) -> Command {
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|id| id.stdout.trim_ascii() == b"0");
+    if root {
+        let given = Command::new("chown").arg("postgres").arg(folder).status();
+        assert!(given.is_ok_and(|status| status.success()), "chown to postgres");
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
+        command
+    } else {
+        Command::new("sh")
+    }
+}
+
 /// The folder of the newest PostgreSQL's binaries.
-fn binaries() -> PathBuf {
+pub(crate) fn binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

@@ -3,6 +3,7 @@
 use super::machine::{Load, Machine, reach};
 use super::{TURN, garden, renewed};
 use crate::support::oracle::Tally;
+use crate::support::postgres::free_port;
 use crate::support::process::Daemon;
 use crate::support::site::Cloud;
 
@@ -78,10 +79,10 @@ async fn a_standby_that_lacks_what_was_delivered_is_noticed_although_it_has_move
         // when the standby takes over, and gives the same positions to other changes before the replicator is back,
         machine.down("main", "immediate");
         tally.kills += 1;
-        machine.up_at("standby", machine.free_port(), "");
+        machine.up_at("standby", free_port(), "");
         machine.promote("standby");
         machine.down("standby", "fast");
-        let elsewhere = machine.free_port();
+        let elsewhere = free_port();
         machine.up_at("standby", elsewhere, "");
         reach(&machine.url_at(elsewhere, "postgres", "site"))
             .await

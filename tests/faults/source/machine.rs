@@ -4,10 +4,9 @@
 //! their folder: that it does even where the tests were killed.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
+use crate::support::postgres::{binaries, free_port, shell_for};
 use crate::support::site::LIMIT;
 
 /// $1 binaries, $2 folder.
@@ -48,23 +48,8 @@ impl Machine {
             .tempdir()
             .unwrap()
             .keep();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .unwrap()
-            .port();
-        let root = Command::new("id")
-            .arg("-u")
-            .output()
-            .is_ok_and(|id| id.stdout.trim_ascii() == b"0");
-        let mut command = if root {
-            let given = Command::new("chown").arg("postgres").arg(&folder).status();
-            assert!(given.is_ok_and(|status| status.success()), "chown to postgres");
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
-            command
-        } else {
-            Command::new("sh")
-        };
+        let port = free_port();
+        let mut command = shell_for(&folder);
         let mut keeper = command
             .args(["-c", SCRIPT, "sh"])
             .arg(binaries())
@@ -139,15 +124,9 @@ impl Machine {
             "pg_basebackup -h 127.0.0.1 -p {} -U postgres -D {name} -X stream -c fast -R -d 'application_name={name}'",
             self.port
         ));
-        let port = self.free_port();
+        let port = free_port();
         self.up_at(name, port, "");
         port
-    }
-
-    /// A port that no one listens on.
-    pub(super) fn free_port(&self) -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port()
     }
 
     /// The machine's port.
@@ -183,23 +162,6 @@ impl Machine {
             .unwrap();
         self.url(name)
     }
-}
-
-/// The folder of the newest PostgreSQL's binaries.
-fn binaries() -> PathBuf {
-    let asked = || {
-        let output = Command::new("pg_config").arg("--bindir").output().unwrap();
-        PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
-    };
-    std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .max()
-        .map_or_else(asked, |version| {
-            PathBuf::from(format!("/usr/lib/postgresql/{version}/bin"))
-        })
 }
 
 /// Connects as soon as the server lets it.
