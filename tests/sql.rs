@@ -181,6 +181,7 @@ async fn writers_notify_only_while_the_replicator_sleeps() {
     assert!(hearing.try_recv().is_err());
     // Asleep: the next commit does.
     let sleeper = connect(&site.database_url).await;
+    site.run("select cloud_sync.asleep(true)").await;
     sleeper
         .execute("select pg_advisory_lock($1)", &[&WAKE_LOCK])
         .await
@@ -214,7 +215,7 @@ async fn a_window_is_read_along_the_slots_indexes_and_never_sorted() {
     let session = Session::open(site.settings.require_database_url().unwrap(), "plans")
         .await
         .unwrap();
-    Outbox::prepare(&session, &[]).await.unwrap();
+    Outbox::prepare(&session, &[], Vec::new()).await.unwrap();
     let window = include_str!("../sql/window.sql");
     let plan = session
         .client()

@@ -71,7 +71,8 @@ impl Reader {
             }
         }
         shapes.numbers = attached.iter().map(|attached| attached.id).collect();
-        let outbox = Outbox::prepare(&session, &shapes.numbers).await?;
+        let keys = catalogue.entities().iter().map(|entity| entity.key.clone());
+        let outbox = Outbox::prepare(&session, &shapes.numbers, keys.collect()).await?;
         let wake = Wake::listen(&session).await?;
         let Look { last, wal, .. } = outbox.look(&session, Position(i64::MAX)).await?;
         Ok(Self {

@@ -5,7 +5,7 @@ use super::{image, quote_name};
 use crate::catalogue::Entity;
 
 /// Bumped whenever the generated functions change their form: older ones are then made anew.
-const CAPTURE_VERSION: u32 = 2;
+const CAPTURE_VERSION: u32 = 3;
 
 /// The advisory lock that the replicator holds only while it sleeps.
 pub const WAKE_LOCK: i64 = 0x636c_6f75_6477_616b;
@@ -36,14 +36,21 @@ pub(super) fn definition(entity: &Entity, table: &Table) -> String {
 }
 
 /// The SQL of the entity's four capture functions.
+///
+/// Every name and operator that a function uses says its schema, so that a table of ordinary columns needs no pinned search
+/// path: pinning costs a one-row transaction as much as writing to the outbox. What the site's own condition means, and
+/// what images of odd types look like, is pinned where there are such.
 pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
     let (key, filter) = (image::bare_key(entity), image::filter(entity));
-    let upserts = format!(
-        "select 'u'::\"char\", {key}, {} from new_rows n where {filter}",
-        image::image(entity, table, "n"),
-    );
+    let image = image::image(entity, table, "n");
+    let key_in_image = image::holds_key(entity, table);
+    let upserts = if key_in_image {
+        format!("select 'u'::pg_catalog.\"char\", ''::pg_catalog.text, {image} from new_rows n where {filter}")
+    } else {
+        format!("select 'u'::pg_catalog.\"char\", {key}, {image} from new_rows n where {filter}")
+    };
     let deletes = |except: &str| {
-        format!("select 'd'::\"char\", {key}, null::text from old_rows n where {filter}{except}")
+        format!("select 'd'::pg_catalog.\"char\", {key}, null::pg_catalog.text from old_rows n where {filter}{except}")
     };
     let numbered = |nth: usize| format!("cloud_sync_{nth}");
     let columns: Vec<_> = entity.key.iter().enumerate().collect();
@@ -54,7 +61,7 @@ pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
         .join(", ");
     let same = columns
         .iter()
-        .map(|(nth, column)| format!("k.{} = {}", numbered(*nth), quote_name(column)))
+        .map(|(nth, column)| format!("k.{} operator(pg_catalog.=) {}", numbered(*nth), quote_name(column)))
         .collect::<Vec<_>>()
         .join(" and ");
     let in_new =
@@ -65,12 +72,16 @@ pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
             image::offered(entity)
         )
     };
+    let upserts = if key_in_image { upserts } else { offered(&upserts) };
     let rows = |event: &str| match event {
-        "insert" => offered(&upserts),
-        "update" => format!("{} union all {}", offered(&deletes(&in_new)), offered(&upserts)),
+        "insert" => upserts.clone(),
+        "update" => format!("{} union all {upserts}", offered(&deletes(&in_new))),
         "delete" => offered(&deletes("")),
         // Which rows a truncated partition had is not told: an upsert that says nothing calls for a sync.
-        _ => "select case when tg_nargs = 0 then 't' else 'u' end::\"char\", '', null::text".to_owned(),
+        _ => {
+            "select case when tg_nargs operator(pg_catalog.=) 0 then 't' else 'u' end::pg_catalog.\"char\", ''::pg_catalog.text, null::pg_catalog.text"
+                .to_owned()
+        }
     };
     EVENTS
         .iter()
@@ -78,10 +89,15 @@ pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
             let rows = rows(event);
             let slots: Vec<_> = (0..4)
                 .map(|slot| {
+                    let branch = match slot {
+                        0 => "if state operator(pg_catalog.&) 6 operator(pg_catalog.=) 0 then".to_owned(),
+                        // A slot that nobody tells is any.
+                        3 => "else".to_owned(),
+                        _ => format!("elsif state operator(pg_catalog.&) 6 operator(pg_catalog.=) {} then", slot * 2),
+                    };
                     format!(
-                        "    {word} slot = {slot} then\n        insert into cloud_sync.outbox_{slot} (position, entity, op, key, image)\n        \
-                         select nextval('cloud_sync.position'), {id}, c.op, c.key, c.image from ({rows}) c (op, key, image);\n",
-                        word = if slot == 0 { "if" } else { "elsif" },
+                        "    {branch}\n        insert into cloud_sync.outbox_{slot} (position, entity, op, key, image)\n        \
+                         select pg_catalog.nextval('cloud_sync.position'::pg_catalog.regclass), {id}, c.* from ({rows}) c;\n",
                     )
                 })
                 .collect();

@@ -16,11 +16,11 @@ use crate::catalogue::Entity;
 
 /// The SQL expression of the image of `row` (a table's alias), a text, or null where the image is withheld.
 pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
-    let binaries = table.binaries();
-    if entity.exclude.is_empty() && entity.redact.is_empty() && binaries.is_empty() {
+    if whole(entity, table) {
         // The row, not a column of the same name.
-        format!("row_to_json({row}.*)::text")
+        format!("pg_catalog.row_to_json({row}.*)::pg_catalog.text")
     } else {
+        let binaries = table.binaries();
         // Only `json` keeps text that `jsonb` refuses; a type of the site's own may be made of it.
         let holds_json = table.columns.iter().any(|column| {
             let of = column.sql_type.trim_end_matches("[]");
@@ -28,7 +28,7 @@ pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
         });
         let (document, opening, closing) = if holds_json {
             (
-                format!("cloud_sync.document(row_to_json({row}.*)::text)"),
+                format!("cloud_sync.document(row_to_json({row}.*)::pg_catalog.text)"),
                 "cloud_sync.plain(",
                 ")",
             )
@@ -44,6 +44,16 @@ pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
     }
 }
 
+/// Whether the image is the row as it is.
+fn whole(entity: &Entity, table: &Table) -> bool {
+    entity.exclude.is_empty() && entity.redact.is_empty() && table.binaries().is_empty()
+}
+
+/// Whether an upsert is captured without its key, as its image has it in the same form.
+pub(crate) fn holds_key(entity: &Entity, table: &Table) -> bool {
+    whole(entity, table)
+}
+
 /// The SQL expression of the key of `row` as a JSON object, a text.
 pub fn key(entity: &Entity, row: &str) -> String {
     let pairs: Vec<_> = entity
@@ -51,7 +61,7 @@ pub fn key(entity: &Entity, row: &str) -> String {
         .iter()
         .map(|column| format!("{}, {row}.{}", quote_text(column), quote_name(column)))
         .collect();
-    format!("json_build_object({})::text", pairs.join(", "))
+    format!("pg_catalog.json_build_object({})::pg_catalog.text", pairs.join(", "))
 }
 
 /// The key where its columns are named without their table; see [`offered`].
@@ -61,7 +71,7 @@ pub(crate) fn bare_key(entity: &Entity) -> String {
         .iter()
         .map(|column| format!("{}, {}", quote_text(column), quote_name(column)))
         .collect();
-    format!("json_build_object({})::text", pairs.join(", "))
+    format!("pg_catalog.json_build_object({})::pg_catalog.text", pairs.join(", "))
 }
 
 /// The SQL query of one row of nulls under the names of the key columns. Within a query that stands below it, a key
@@ -70,7 +80,7 @@ pub(crate) fn offered(entity: &Entity) -> String {
     let nulls: Vec<_> = entity
         .key
         .iter()
-        .map(|column| format!("null::text as {}", quote_name(column)))
+        .map(|column| format!("null::pg_catalog.text as {}", quote_name(column)))
         .collect();
     format!("select {}", nulls.join(", "))
 }
@@ -94,8 +104,8 @@ pub fn within(entity: &Entity, days: Option<u32>, row: &str) -> String {
     }
 }
 
-/// Settings that a capture function pins, as its images would otherwise depend on the writer's session. Each costs a
-/// little in every statement, so that a table of ordinary columns has one only: what its own text means.
+/// Settings that a capture function pins, as its images would otherwise depend on the writer's session, and its names on
+/// the writer's search path. Each costs every statement some microseconds: a table of ordinary columns has none.
 pub fn settings(entity: &Entity, table: &Table) -> String {
     let of = |column: &Column| column.sql_type.trim_end_matches("[]").to_owned();
     let any = |types: &[&str]| {
@@ -104,11 +114,11 @@ pub fn settings(entity: &Entity, table: &Table) -> String {
             .iter()
             .any(|column| types.contains(&of(column).as_str()))
     };
-    let mut settings = " set standard_conforming_strings = on".to_owned();
     let odd = table.columns.iter().any(|column| {
         !(PLAIN.contains(&of(column).as_str()) || STYLED.contains(&of(column).as_str()))
             || column.sql_type == "bytea[]"
     });
+    let mut settings = String::new();
     if odd || any(&["real", "double precision"]) {
         settings.push_str(" set extra_float_digits = 1");
     }
@@ -132,7 +142,10 @@ pub fn settings(entity: &Entity, table: &Table) -> String {
             " set datestyle = 'ISO, YMD' set xmlbinary = base64 set lc_monetary = 'C' set quote_all_identifiers = off",
         );
     }
-    settings
+    if settings.is_empty() && entity.filter.is_none() && whole(entity, table) {
+        return settings;
+    }
+    format!("set search_path = pg_catalog, pg_temp set standard_conforming_strings = on{settings}")
 }
 
 /// Types whose JSON no setting changes, a moment's offset apart.
@@ -220,7 +233,7 @@ mod tests {
         let plain = Entity::new("rooms", "tbl_room", &["id"]);
         assert_eq!(
             image(&plain, &table(&[("id", "bigint")]), "n"),
-            "row_to_json(n.*)::text"
+            "pg_catalog.row_to_json(n.*)::pg_catalog.text"
         );
         assert!(
             image(&plain, &table(&[("id", "bigint"), ("photo", "bytea")]), "n").contains("array['photo']")
@@ -244,7 +257,7 @@ mod tests {
         let entity = Entity::new("rooms", "tbl_room", &["Room \"No\""]);
         assert_eq!(
             key(&entity, "n"),
-            "json_build_object('Room \"No\"', n.\"Room \"\"No\"\"\")::text"
+            "pg_catalog.json_build_object('Room \"No\"', n.\"Room \"\"No\"\"\")::pg_catalog.text"
         );
     }
 }

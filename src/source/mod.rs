@@ -14,6 +14,7 @@ pub mod guard;
 pub mod identity;
 pub mod image;
 pub mod install;
+pub(crate) mod key;
 pub mod outbox;
 pub mod recapture;
 pub mod wake;

@@ -11,6 +11,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 
 use super::connect::Session;
 use super::identity::Identity;
+use super::key;
 use crate::abort;
 use crate::change::{Change, Op, Position, Snapshot};
 use crate::checkpoint::{self, Checkpoint, Window};
@@ -53,14 +54,16 @@ pub struct Outbox {
     fence: Statement,
     snapshot: Statement,
     places: HashMap<i16, usize>,
+    /// The key columns of each entity.
+    keys: Vec<Vec<String>>,
 }
 
 impl Outbox {
-    /// Prepares the queries. `ids` are the entities' numbers in the order of the catalogue.
+    /// Prepares the queries. `ids` are the entities' numbers in the order of the catalogue, `keys` their key columns.
     ///
     /// # Errors
     /// The source's.
-    pub async fn prepare(session: &Session, ids: &[i16]) -> Result<Self> {
+    pub async fn prepare(session: &Session, ids: &[i16], keys: Vec<Vec<String>>) -> Result<Self> {
         let failed = |error| Error::postgres("prepare to read the outbox", error);
         let client = session.client();
         // A batch is the beginning of a long window, in the order of the slots' indexes. With statistics from an unlucky
@@ -86,6 +89,7 @@ impl Outbox {
                 .await
                 .map_err(failed)?,
             places: ids.iter().enumerate().map(|(place, &id)| (id, place)).collect(),
+            keys,
         })
     }
 
@@ -165,13 +169,27 @@ impl Outbox {
                 entity,
                 op,
                 captured_at: row.get(3),
-                key: key.into(),
+                key: match image {
+                    Some(image) if key.is_empty() => {
+                        key::of_image(image, &self.keys[entity]).ok_or_else(|| broken(position))?
+                    }
+                    _ => key.into(),
+                },
                 row: image.map(Into::into),
             });
         }
         portion.exhausted = count < rows && size < bytes;
         Ok(portion)
     }
+}
+
+fn broken(position: Position) -> Error {
+    Error::new(
+        Kind::Source,
+        "read the outbox",
+        format!("the image at position {position} is not a JSON object"),
+    )
+    .remedy("someone wrote to schema cloud_sync: delete the row, then run `cloud-sync sync`")
 }
 
 fn snapshot_of(text: &str) -> Result<Snapshot> {

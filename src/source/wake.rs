@@ -1,8 +1,8 @@
 //! Sleeps until a captured change commits.
 //!
-//! Protocol: the replicator takes the wake lock, then looks once more; only then it waits. A trigger that finds the lock
-//! taken notifies. A writer that looked before the lock was taken will not notify: if it has committed, the look after
-//! the lock sees its rows; if not, its transaction is among those that the look's snapshot shows in progress, and as
+//! Protocol: the replicator says that it may sleep, takes the wake lock, then looks once more; only then it waits. A trigger
+//! that reads that it may and finds the lock taken notifies. The lock ends with the session, whatever was said. A writer
+//! that looked before the lock was taken will not notify: if it has committed, the look after the lock sees its rows; if not, its transaction is among those that the look's snapshot shows in progress, and as
 //! long as one of these is, the wait is short. A slow jittered poll covers whatever else a lost wake-up would miss.
 //!
 //! Where the server allows prepared transactions, triggers never notify, as a transaction that has notified cannot be
@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use rand::RngExt;
+use tokio_postgres::types::ToSql;
 
 use super::capture::WAKE_LOCK;
 use super::connect::Session;
@@ -67,11 +68,13 @@ impl Wake {
         if self.asleep {
             return Ok(false);
         }
-        session
-            .client()
-            .execute("select pg_advisory_lock($1)", &[&WAKE_LOCK])
-            .await
-            .map_err(|error| Error::postgres("take the wake lock", error))?;
+        let wake_lock: [&(dyn ToSql + Sync); 1] = [&WAKE_LOCK];
+        let client = session.client();
+        futures::try_join!(
+            client.execute("select cloud_sync.asleep(true)", &[]),
+            client.execute("select pg_advisory_lock($1)", &wake_lock),
+        )
+        .map_err(|error| Error::postgres("take the wake lock", error))?;
         self.asleep = true;
         self.silent.clear();
         self.short = None;
@@ -115,11 +118,13 @@ impl Wake {
     pub async fn get_up(&mut self, session: &Session) -> Result<()> {
         if self.asleep {
             self.asleep = false;
-            session
-                .client()
-                .execute("select pg_advisory_unlock($1)", &[&WAKE_LOCK])
-                .await
-                .map_err(|error| Error::postgres("give the wake lock back", error))?;
+            let wake_lock: [&(dyn ToSql + Sync); 1] = [&WAKE_LOCK];
+            let client = session.client();
+            futures::try_join!(
+                client.execute("select cloud_sync.asleep(false)", &[]),
+                client.execute("select pg_advisory_unlock($1)", &wake_lock),
+            )
+            .map_err(|error| Error::postgres("give the wake lock back", error))?;
         }
         Ok(())
     }
