@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_postgres::types::PgLsn;
@@ -19,6 +20,12 @@ use crate::source::describe::{self, Table};
 use crate::source::outbox::{Look, Outbox};
 use crate::source::wake::Wake;
 use crate::source::{guard, image, install};
+
+/// The rest after a window, by the changes in it: from 5,000 changes a second on, windows come as seldom as they may.
+const PER_CHANGE: Duration = Duration::from_micros(200);
+
+/// The longest rest after a window.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 
 /// The tables as they are; a new one whenever a column changed.
 pub(super) struct Shapes {
@@ -204,21 +211,36 @@ impl Reader {
     }
 
     /// Reads until `shutdown`; sleeps between commits.
+    ///
+    /// One commit now and then finds the replicator asleep, and is read at once. While changes come without end, writers
+    /// are told that it is awake, and it rests between two small windows: each costs the site, the cloud and the disk of
+    /// both about the same, however few changes are in it.
     pub(super) async fn run(
         mut self,
         batches: mpsc::Sender<Portion>,
         shutdown: &CancellationToken,
     ) -> Result<()> {
         let mut first = false;
+        // The changes of the last portion; none where it slept since.
+        let mut before = None;
         while !shutdown.is_cancelled() {
             if let Some(portion) = self.next().await? {
                 abort::point("after a read");
-                self.wake.get_up(&self.session).await?;
+                let changes = portion.batch.len();
+                // Who waits for the cloud hears no notification either.
+                if before.is_some() || batches.capacity() == 0 {
+                    self.wake.get_up(&self.session).await?;
+                }
                 if batches.send(portion).await.is_err() {
                     return Ok(());
                 }
+                let steady = before.replace(changes).map_or(0, |before| before.min(changes));
+                if self.cursor.window.is_none() {
+                    wait(rest(steady), &self.session, shutdown).await;
+                }
                 continue;
             }
+            before = None;
             if self.wake.lie_down(&self.session).await? {
                 first = true;
                 self.lying_down = true;
@@ -241,6 +263,24 @@ impl Reader {
             .as_ref()
             .map(|look| look.snapshot.clone())
             .ok_or_else(|| Error::new(Kind::Source, "wait for changes", "no snapshot was taken"))
+    }
+}
+
+/// How long to rest after a window, where this many changes came in it and in the one before: longer the more there are, as
+/// then more come meanwhile.
+fn rest(changes: usize) -> Duration {
+    (PER_CHANGE * u32::try_from(changes).unwrap_or(u32::MAX)).min(LONGEST_REST)
+}
+
+/// Waits as long, or until the session or the replicator ends.
+async fn wait(rest: Duration, session: &Session, shutdown: &CancellationToken) {
+    if rest < Duration::from_millis(1) {
+        return;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(rest) => {}
+        () = session.closed() => {}
+        () = shutdown.cancelled() => {}
     }
 }
 
