@@ -164,7 +164,10 @@ async fn private_columns_leave_neither_for_the_cloud_nor_for_the_outbox() {
     let site = Site::school("private", &server.url(), baseline::KEY).await;
     let in_outbox = async || -> Vec<String> {
         site.client
-            .query("select key || coalesce(image, '') from cloud_sync.outbox", &[])
+            .query(
+                "select key || coalesce(image, document::text, '') from cloud_sync.outbox",
+                &[],
+            )
             .await
             .unwrap()
             .iter()

@@ -4,11 +4,15 @@
 -- now. A writer reads it without a lock; whoever sets it holds the advisory lock of set_slot.
 select setval('slot', coalesce(pg_sequence_last_value('slot'), 0) * 2 + 1);
 
+-- document: the image of a row that is captured as it is, without a copy from json to text; its key is in it, and not written
+-- again. Either this or image is there.
+alter table outbox add column document json;
+
 -- Images above 2 KB are compressed, where the server can by lz4: the default takes several times longer.
 do $$
 begin
     for slot in 0..3 loop
-        execute format('alter table outbox_%s alter column image set compression lz4', slot);
+        execute format('alter table outbox_%s alter column image set compression lz4, alter column document set compression lz4', slot);
     end loop;
 exception when feature_not_supported then
     null;

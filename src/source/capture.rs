@@ -42,15 +42,33 @@ pub(super) fn definition(entity: &Entity, table: &Table) -> String {
 /// what images of odd types look like, is pinned where there are such.
 pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
     let (key, filter) = (image::bare_key(entity), image::filter(entity));
-    let image = image::image(entity, table, "n");
-    let key_in_image = image::holds_key(entity, table);
-    let upserts = if key_in_image {
-        format!("select 'u'::pg_catalog.\"char\", ''::pg_catalog.text, {image} from new_rows n where {filter}")
-    } else {
-        format!("select 'u'::pg_catalog.\"char\", {key}, {image} from new_rows n where {filter}")
+    let offered = |rows: &str| {
+        format!(
+            "select r.* from ({}) offered, lateral ({rows}) r",
+            image::offered(entity)
+        )
+    };
+    let (column, of, upserts) = match image::document(entity, table, "n") {
+        Some(document) => (
+            "document",
+            "json",
+            format!(
+                "select 'u'::pg_catalog.\"char\", ''::pg_catalog.text, {document} from new_rows n where {filter}"
+            ),
+        ),
+        None => (
+            "image",
+            "text",
+            offered(&format!(
+                "select 'u'::pg_catalog.\"char\", {key}, {} from new_rows n where {filter}",
+                image::image(entity, table, "n")
+            )),
+        ),
     };
     let deletes = |except: &str| {
-        format!("select 'd'::pg_catalog.\"char\", {key}, null::pg_catalog.text from old_rows n where {filter}{except}")
+        format!(
+            "select 'd'::pg_catalog.\"char\", {key}, null::pg_catalog.{of} from old_rows n where {filter}{except}"
+        )
     };
     let numbered = |nth: usize| format!("cloud_sync_{nth}");
     let columns: Vec<_> = entity.key.iter().enumerate().collect();
@@ -61,26 +79,26 @@ pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
         .join(", ");
     let same = columns
         .iter()
-        .map(|(nth, column)| format!("k.{} operator(pg_catalog.=) {}", numbered(*nth), quote_name(column)))
+        .map(|(nth, column)| {
+            format!(
+                "k.{} operator(pg_catalog.=) {}",
+                numbered(*nth),
+                quote_name(column)
+            )
+        })
         .collect::<Vec<_>>()
         .join(" and ");
     let in_new =
         format!(" and not exists (select from (select {given} from new_rows where {filter}) k where {same})");
-    let offered = |rows: &str| {
-        format!(
-            "select r.* from ({}) offered, lateral ({rows}) r",
-            image::offered(entity)
-        )
-    };
-    let upserts = if key_in_image { upserts } else { offered(&upserts) };
     let rows = |event: &str| match event {
         "insert" => upserts.clone(),
         "update" => format!("{} union all {upserts}", offered(&deletes(&in_new))),
         "delete" => offered(&deletes("")),
         // Which rows a truncated partition had is not told: an upsert that says nothing calls for a sync.
         _ => {
-            "select case when tg_nargs operator(pg_catalog.=) 0 then 't' else 'u' end::pg_catalog.\"char\", ''::pg_catalog.text, null::pg_catalog.text"
-                .to_owned()
+            format!(
+                "select case when tg_nargs operator(pg_catalog.=) 0 then 't' else 'u' end::pg_catalog.\"char\", ''::pg_catalog.text, null::pg_catalog.{of}"
+            )
         }
     };
     EVENTS
@@ -96,7 +114,7 @@ pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
                         _ => format!("elsif state operator(pg_catalog.&) 6 operator(pg_catalog.=) {} then", slot * 2),
                     };
                     format!(
-                        "    {branch}\n        insert into cloud_sync.outbox_{slot} (position, entity, op, key, image)\n        \
+                        "    {branch}\n        insert into cloud_sync.outbox_{slot} (position, entity, op, key, {column})\n        \
                          select pg_catalog.nextval('cloud_sync.position'::pg_catalog.regclass), {id}, c.* from ({rows}) c;\n",
                     )
                 })

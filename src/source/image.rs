@@ -16,9 +16,8 @@ use crate::catalogue::Entity;
 
 /// The SQL expression of the image of `row` (a table's alias), a text, or null where the image is withheld.
 pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
-    if whole(entity, table) {
-        // The row, not a column of the same name.
-        format!("pg_catalog.row_to_json({row}.*)::pg_catalog.text")
+    if let Some(document) = document(entity, table, row) {
+        format!("{document}::pg_catalog.text")
     } else {
         let binaries = table.binaries();
         // Only `json` keeps text that `jsonb` refuses; a type of the site's own may be made of it.
@@ -49,9 +48,11 @@ fn whole(entity: &Entity, table: &Table) -> bool {
     entity.exclude.is_empty() && entity.redact.is_empty() && table.binaries().is_empty()
 }
 
-/// Whether an upsert is captured without its key, as its image has it in the same form.
-pub(crate) fn holds_key(entity: &Entity, table: &Table) -> bool {
-    whole(entity, table)
+/// The image as `json`, where it is the row as it is: the database then writes it down without a copy, and without the key,
+/// which it has in the same form.
+pub(crate) fn document(entity: &Entity, table: &Table, row: &str) -> Option<String> {
+    // The row, not a column of the same name.
+    whole(entity, table).then(|| format!("pg_catalog.row_to_json({row}.*)"))
 }
 
 /// The SQL expression of the key of `row` as a JSON object, a text.
@@ -61,7 +62,10 @@ pub fn key(entity: &Entity, row: &str) -> String {
         .iter()
         .map(|column| format!("{}, {row}.{}", quote_text(column), quote_name(column)))
         .collect();
-    format!("pg_catalog.json_build_object({})::pg_catalog.text", pairs.join(", "))
+    format!(
+        "pg_catalog.json_build_object({})::pg_catalog.text",
+        pairs.join(", ")
+    )
 }
 
 /// The key where its columns are named without their table; see [`offered`].
@@ -71,7 +75,10 @@ pub(crate) fn bare_key(entity: &Entity) -> String {
         .iter()
         .map(|column| format!("{}, {}", quote_text(column), quote_name(column)))
         .collect();
-    format!("pg_catalog.json_build_object({})::pg_catalog.text", pairs.join(", "))
+    format!(
+        "pg_catalog.json_build_object({})::pg_catalog.text",
+        pairs.join(", ")
+    )
 }
 
 /// The SQL query of one row of nulls under the names of the key columns. Within a query that stands below it, a key

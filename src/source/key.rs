@@ -133,7 +133,15 @@ mod tests {
     fn a_column_that_is_not_there_is_null_and_broken_text_has_no_key() {
         assert_eq!(key(r#"{"b":1}"#, &["id"]).unwrap(), r#"{"id" : null}"#);
         assert_eq!(key("{}", &["id"]).unwrap(), r#"{"id" : null}"#);
-        for broken in ["", "[1]", "{\"id\":", "{\"id\"", "{\"id\" 7}", "{\"id\":\"x", "{\"id\":\"\\"] {
+        for broken in [
+            "",
+            "[1]",
+            "{\"id\":",
+            "{\"id\"",
+            "{\"id\" 7}",
+            "{\"id\":\"x",
+            "{\"id\":\"\\",
+        ] {
             assert_eq!(key(broken, &["id"]), None, "{broken}");
         }
     }

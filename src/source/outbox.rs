@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use futures::{StreamExt, TryFutureExt};
 use tokio_postgres::Statement;
-use tokio_postgres::types::{PgLsn, ToSql};
+use tokio_postgres::types::{FromSql, PgLsn, ToSql, Type};
 
 use super::connect::Session;
 use super::identity::Identity;
@@ -64,7 +64,10 @@ impl Outbox {
     /// # Errors
     /// The source's.
     pub async fn prepare(session: &Session, ids: &[i16], keys: Vec<Vec<String>>) -> Result<Self> {
-        let failed = |error| Error::postgres("prepare to read the outbox", error);
+        let failed = |error| {
+            Error::postgres("prepare to read the outbox", error)
+                .remedy("if schema cloud_sync is of an older version, run `cloud-sync init`")
+        };
         let client = session.client();
         // A batch is the beginning of a long window, in the order of the slots' indexes. With statistics from an unlucky
         // moment the planner would rather sort the whole window anew for each of its batches.
@@ -150,7 +153,10 @@ impl Outbox {
             portion.tally = portion.tally.wrapping_add(checkpoint::mark(position, row.get(3)));
             count += 1;
             let key: &str = row.get(4);
-            let image: Option<&str> = row.get(5);
+            let image = match row.get::<_, Option<Document>>(6) {
+                Some(Document(document)) => Some(document),
+                None => row.get(5),
+            };
             size += key.len() + image.map_or(0, str::len) + 64;
             let Some(&entity) = self.places.get(&row.get::<_, i16>(1)) else {
                 portion.foreign += 1;
@@ -180,6 +186,22 @@ impl Outbox {
         }
         portion.exhausted = count < rows && size < bytes;
         Ok(portion)
+    }
+}
+
+/// A value of type `json`, as it is written.
+struct Document<'a>(&'a str);
+
+impl<'a> FromSql<'a> for Document<'a> {
+    fn from_sql(
+        _: &Type,
+        raw: &'a [u8],
+    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(std::str::from_utf8(raw)?))
+    }
+
+    fn accepts(of: &Type) -> bool {
+        *of == Type::JSON
     }
 }
 

@@ -46,7 +46,7 @@ const AUDIT: &str = "
 create table audit (position bigint primary key, entity smallint, op \"char\", key text);
 create function public.audit() returns trigger language plpgsql as $$
 begin
-    insert into public.audit select position, entity, op, case op when 't' then '' else coalesce(nullif(key, ''), image) end from added;
+    insert into public.audit select position, entity, op, case op when 't' then '' else coalesce(nullif(key, ''), document::text) end from added;
     return null;
 end $$;
 create trigger audit after insert on cloud_sync.outbox_0 referencing new table as added execute function audit();

@@ -38,6 +38,18 @@ const HOSTILE: &[&str] = &[
     "jit = on",
 ];
 
+/// A schema that a writer may have before all others, with what a capture function could take for the database's own.
+const EVIL: &str = "create schema evil; \
+    create function evil.no(bigint, bigint) returns bigint language plpgsql as $$ begin raise 'hijacked'; end $$; \
+    create function evil.never(bigint, bigint) returns boolean language plpgsql as $$ begin raise 'hijacked'; end $$; \
+    create operator evil.& (leftarg = bigint, rightarg = bigint, function = evil.no); \
+    create operator evil.= (leftarg = bigint, rightarg = bigint, function = evil.never); \
+    create function evil.nextval(regclass) returns bigint language plpgsql as $$ begin raise 'hijacked'; end $$; \
+    create function evil.pg_sequence_last_value(regclass) returns bigint language plpgsql as $$ begin raise 'hijacked'; end $$; \
+    create function evil.pg_try_advisory_lock_shared(bigint) returns boolean language plpgsql as $$ begin raise 'hijacked'; end $$; \
+    create domain evil.text as pg_catalog.text check (false); create domain evil.json as pg_catalog.json check (false); \
+    create domain evil.\"char\" as pg_catalog.\"char\" check (false); create domain evil.regclass as pg_catalog.text check (false)";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_settings_of_the_database_change_nothing() {
     let mut tally = Tally::default();
@@ -48,7 +60,7 @@ async fn hostile_settings_of_the_database_change_nothing() {
         "{TABLES}; create table odd (id int primary key, at timestamptz, i interval, f float8, b bytea, r tstzrange, \
          feed text, secret text); \
          create function public.pg_current_snapshot() returns text language sql as $$ select 'not this one' $$; \
-         create function public.now() returns text language sql as $$ select 'nor this one' $$"
+         create function public.now() returns text language sql as $$ select 'nor this one' $$; {EVIL}"
     );
     let entities = format!(
         "{ENTITIES}\n[[entity]]\nname = \"odds\"\ntable = \"odd\"\nkey = [\"id\"]\nexclude = [\"secret\"]\nredact = [\"feed\"]\n"
@@ -66,7 +78,7 @@ async fn hostile_settings_of_the_database_change_nothing() {
     writer
         .batch_execute(
             "set idle_session_timeout = 0; set default_transaction_read_only = off; \
-             set default_transaction_deferrable = off",
+             set default_transaction_deferrable = off; set search_path = evil, pg_catalog, public",
         )
         .await
         .unwrap();
