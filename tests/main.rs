@@ -7,6 +7,7 @@ mod deliver;
 mod demo;
 mod faults;
 mod files;
+mod latency;
 mod pipeline;
 mod receiver;
 mod sql;
