@@ -2,6 +2,7 @@
 
 mod cli;
 mod control;
+mod counts;
 mod crash;
 mod deliver;
 mod demo;
