@@ -5,6 +5,7 @@ use cloud_sync::control::Operator;
 use cloud_sync::latency::{Percentiles, Steps};
 
 use crate::support::baseline::{self, Baseline};
+use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, Running, Site};
 
 /// What the status tells of each step once a room has arrived, and the metrics' text.
@@ -55,4 +56,23 @@ async fn what_a_baseline_server_takes_itself_is_not_known() {
     assert_eq!(steps.apply, None);
     assert_eq!(observed(&metrics, "apply"), 0);
     assert!(steps.push.is_some() && steps.total.is_some(), "{steps:?}");
+}
+
+#[tokio::test]
+async fn the_log_tells_each_step_where_it_is_asked_to() {
+    let cloud = Cloud::start("steps_logged").await;
+    let site = Site::school("steps_logged", &cloud.url, KEY).await;
+    let daemon = Daemon::of(&site, "store");
+    let process = daemon.start_under(&[], |command| {
+        command.env("RUST_LOG", "debug");
+    });
+    site.run("insert into tbl_room (room_no) values ('R1')").await;
+    daemon.caught_up().await;
+    assert!(process.terminate().await.success());
+    let log = daemon.log();
+    for step in ["wake", "read", "push{changes=1}", "commit{serial="] {
+        let ended =
+            |line: &str| line.contains(&format!("DEBUG {step}")) && line.contains(": close time.busy=");
+        assert!(log.lines().any(ended), "no {step} in\n{log}");
+    }
 }

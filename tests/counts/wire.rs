@@ -15,12 +15,12 @@ const BATCH: u64 = 512 * 1024;
 /// What a change counts in a batch beside its key and its row.
 const RECKONED: u64 = 64;
 
-/// Bytes of a change beside its key and its row: `{"position":`, up to 5 digits, `,"entity":"rooms","op":"upsert","key":`,
-/// `,"row":`, `}` and the line's end.
-const FRAME: u64 = 64;
+/// Bytes of a change beside its key and its row: `{"position":`, mostly four digits, `,"entity":"rooms"`, `,"op":"upsert"`,
+/// `,"key":`, `,"row":`, `}` and the line's end.
+const FRAME: u64 = 63;
 
 /// What the greeting and the schema take, and the heads of the requests.
-const HEADS: u64 = 8 * 1024;
+const HEADS: u64 = 4 * 1024;
 
 /// Bytes of a compressed change, among others as alike as these.
 const COMPRESSED: u64 = 8;
