@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use crate::change::{Change, Op, Position};
+use crate::latency::Answered;
 
 /// What became of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,7 @@ pub struct Batch {
     fates: Vec<Fate>,
     collapsed: usize,
     untold: Vec<usize>,
+    answered: Option<Answered>,
 }
 
 impl Batch {
@@ -47,6 +49,7 @@ impl Batch {
             fates,
             collapsed: 0,
             untold: Vec::new(),
+            answered: None,
         }
     }
 
@@ -121,6 +124,21 @@ impl Batch {
     /// Leaves them refused.
     pub fn forget_untold(&mut self) {
         self.untold.clear();
+    }
+
+    /// Notes how long the cloud took to answer a request with some of the changes.
+    pub fn note_answer(&mut self, answer: Answered) {
+        self.answered = Some(self.answered.unwrap_or_default().and(answer));
+    }
+
+    /// All the answers together; none where nothing was answered.
+    pub fn answered(&self) -> Option<Answered> {
+        self.answered
+    }
+
+    /// When the oldest change was captured, in microseconds since 1970; none without a change.
+    pub fn oldest(&self) -> Option<i64> {
+        self.changes.iter().map(|change| change.captured_at).min()
     }
 
     /// The places of the changes that have no answer yet, in order.

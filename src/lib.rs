@@ -44,6 +44,7 @@ pub mod abort;
 pub mod catalogue;
 pub mod change;
 pub mod error;
+pub mod latency;
 pub mod metrics;
 pub mod retry;
 mod serve;

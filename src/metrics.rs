@@ -5,7 +5,6 @@
 //! is found by its place in the catalogue, not by its name.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -16,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::error::Kind;
+use crate::latency::{Latency, Percentiles, Steps};
 
 /// Changes that the cloud accepted, by entity.
 pub const CHANGES_ACCEPTED: &str = "cloud_sync_changes_accepted";
@@ -57,6 +57,8 @@ pub const CAPTURE_BROKEN: &str = "cloud_sync_capture_broken";
 pub const CAPTURE_GAPS: &str = "cloud_sync_capture_gaps";
 /// From a change's capture to the cloud's acceptance.
 pub const DELIVERY_LATENCY: &str = "cloud_sync_delivery_latency_seconds";
+/// What the steps of a batch's way took, by step.
+pub const STEP: &str = "cloud_sync_step_seconds";
 /// Failed requests to the cloud, by class.
 pub const CLOUD_ERRORS: &str = "cloud_sync_cloud_errors";
 /// Failed calls of the source database.
@@ -112,6 +114,7 @@ pub struct Metrics {
     pub syncs_failed: Counter,
     latency: Histogram,
     recent: Latency,
+    steps: StepMetrics,
     cloud_errors: CloudErrors,
 }
 
@@ -156,6 +159,18 @@ struct ClassLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabel {
+    step: &'static str,
+}
+
+/// The steps of a batch's way. The total is not among the histograms, so that they can be added up.
+#[derive(Debug)]
+struct StepMetrics {
+    seconds: Family<StepLabel, Histogram>,
+    recent: Steps<Latency>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
@@ -182,13 +197,14 @@ impl Metrics {
         let cloud_errors = CloudErrors::register(&mut registry);
         let syncs = Family::<ResultLabel, Counter>::default();
         registry.register(SYNCS, "Finished syncs", syncs.clone());
-        // From a quarter of a millisecond to about two hours: an outage's backlog belongs in it too.
-        let latency = Histogram::new((0..13).map(|step| 0.000_25 * 4_f64.powi(step)));
+        // From a quarter of a millisecond to about an hour: an outage's backlog belongs in it too.
+        let latency = Histogram::new((0..13).map(|nth| 0.000_25 * 4_f64.powi(nth)));
         registry.register(
             DELIVERY_LATENCY,
             "From a change's capture to the cloud's acceptance",
             latency.clone(),
         );
+        let steps = StepMetrics::register(&mut registry);
         let lag_seconds = FractionGauge::default();
         registry.register(
             LAG_SECONDS,
@@ -258,6 +274,7 @@ impl Metrics {
             syncs_failed: syncs.get_or_create_owned(&ResultLabel { result: "failed" }),
             latency,
             recent: Latency::default(),
+            steps,
             cloud_errors,
             registry,
         }
@@ -279,9 +296,19 @@ impl Metrics {
         self.recent.record(latency);
     }
 
-    /// The latency that `percent` of the recent changes stayed below or at; none before the first.
-    pub fn latency(&self, percent: f64) -> Option<Duration> {
-        self.recent.percentile(percent)
+    /// From a change's capture to the cloud's acceptance, over the recent changes; none before the first.
+    pub fn latency(&self) -> Option<Percentiles> {
+        self.recent.percentiles()
+    }
+
+    /// Notes what the steps of a batch's way took, those that it had.
+    pub fn batch_took(&self, steps: &Steps<Option<Duration>>) {
+        self.steps.note(steps);
+    }
+
+    /// What the steps took, over the recent batches; none for a step that no batch had.
+    pub fn steps(&self) -> Steps<Option<Percentiles>> {
+        self.steps.recent.map(Latency::percentiles)
     }
 
     /// Notes a failed request to the cloud. Errors from elsewhere are not counted here.
@@ -323,6 +350,33 @@ impl FileMetrics {
     }
 }
 
+impl StepMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        // From an eighth of a millisecond to about half an hour.
+        let buckets = || Histogram::new((0..13).map(|nth| 0.000_125 * 4_f64.powi(nth)));
+        let seconds = Family::new_with_constructor(buckets as fn() -> Histogram);
+        registry.register(STEP, "What the steps of a batch's way took", seconds.clone());
+        let recent = Steps::<Latency>::default();
+        for (step, _) in recent.named() {
+            seconds.get_or_create_owned(&StepLabel { step });
+        }
+        Self { seconds, recent }
+    }
+
+    fn note(&self, took: &Steps<Option<Duration>>) {
+        for ((step, took), (_, recent)) in took.named().into_iter().zip(self.recent.named()) {
+            if let Some(took) = took {
+                let seconds = self.seconds.get_or_create(&StepLabel { step });
+                seconds.observe(took.as_secs_f64());
+                recent.record(*took);
+            }
+        }
+        if let Some(total) = took.total {
+            self.recent.total.record(total);
+        }
+    }
+}
+
 impl CloudErrors {
     fn register(registry: &mut Registry) -> Self {
         let classes = Family::<ClassLabel, Counter>::default();
@@ -358,54 +412,6 @@ fn fraction(registry: &mut Registry, name: &str, help: &str) -> FractionGauge {
     gauge
 }
 
-/// How many samples [`Latency`] keeps.
-const SAMPLES: usize = 4096;
-
-/// The last 4096 latencies, for percentiles of what happens now.
-#[derive(Debug, Default)]
-pub struct Latency(Mutex<Ring>);
-
-#[derive(Debug, Default)]
-struct Ring {
-    samples: Vec<Duration>,
-    next: usize,
-}
-
-impl Latency {
-    /// Keeps a sample, in the place of the oldest one where it is full.
-    pub fn record(&self, latency: Duration) {
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if ring.samples.len() < SAMPLES {
-            ring.samples.push(latency);
-        } else {
-            let next = ring.next;
-            ring.samples[next] = latency;
-        }
-        ring.next = (ring.next + 1) % SAMPLES;
-    }
-
-    /// The least sample that `percent` of all samples are at or below (nearest rank); none without a sample.
-    pub fn percentile(&self, percent: f64) -> Option<Duration> {
-        let mut samples = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .samples
-            .clone();
-        if samples.is_empty() {
-            return None;
-        }
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss
-        )]
-        let rank = (samples.len() as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil() as usize;
-        let (_, sample, _) = samples.select_nth_unstable(rank.max(1) - 1);
-        Some(*sample)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,6 +425,11 @@ mod tests {
         metrics.cloud_error(Kind::Store);
         metrics.lag_seconds.set(1.5);
         metrics.delivered_after(Duration::from_millis(2));
+        metrics.batch_took(&Steps {
+            wake: Some(Duration::from_millis(3)),
+            total: Some(Duration::from_millis(9)),
+            ..Steps::default()
+        });
         let text = metrics.encode();
         for line in [
             "cloud_sync_changes_accepted_total{entity=\"rooms\"} 3",
@@ -432,35 +443,42 @@ mod tests {
             "cloud_sync_files_total{state=\"uploaded\"} 1",
             "cloud_sync_outbox_bytes 0",
             "cloud_sync_delivery_latency_seconds_count 1",
+            "# TYPE cloud_sync_step_seconds histogram",
+            "cloud_sync_step_seconds_count{step=\"wake\"} 1",
+            "cloud_sync_step_seconds_sum{step=\"wake\"} 0.003",
+            "cloud_sync_step_seconds_bucket{le=\"0.002\",step=\"wake\"} 0",
+            "cloud_sync_step_seconds_bucket{le=\"0.008\",step=\"wake\"} 1",
+            "cloud_sync_step_seconds_count{step=\"read\"} 0",
+            "cloud_sync_step_seconds_count{step=\"push\"} 0",
+            "cloud_sync_step_seconds_count{step=\"apply\"} 0",
+            "cloud_sync_step_seconds_count{step=\"commit\"} 0",
             "cloud_sync_cloud_errors_total{class=\"key\"} 1",
         ] {
             assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
         }
+        assert!(!text.contains("total\"}"), "the steps can be added up:\n{text}");
         assert_eq!(metrics.accepted_total(), 3);
     }
 
     #[test]
-    fn percentiles_are_by_nearest_rank() {
-        let latency = Latency::default();
-        assert_eq!(latency.percentile(50.0), None);
-        for ms in (1..=100).rev() {
-            latency.record(Duration::from_millis(ms));
+    fn steps_that_no_batch_had_are_not_known() {
+        let metrics = Metrics::new(["rooms"]);
+        assert_eq!(metrics.steps(), Steps::default());
+        for ms in [5, 7] {
+            metrics.batch_took(&Steps {
+                push: Some(Duration::from_millis(ms)),
+                apply: None,
+                total: Some(Duration::from_millis(2 * ms)),
+                ..Steps::default()
+            });
         }
-        assert_eq!(latency.percentile(50.0), Some(Duration::from_millis(50)));
-        assert_eq!(latency.percentile(99.0), Some(Duration::from_millis(99)));
-        assert_eq!(latency.percentile(0.0), Some(Duration::from_millis(1)));
-        assert_eq!(latency.percentile(100.0), Some(Duration::from_millis(100)));
-    }
-
-    #[test]
-    fn the_oldest_samples_make_room() {
-        let latency = Latency::default();
-        for _ in 0..SAMPLES {
-            latency.record(Duration::from_secs(9));
-        }
-        for _ in 0..SAMPLES {
-            latency.record(Duration::from_secs(1));
-        }
-        assert_eq!(latency.percentile(100.0), Some(Duration::from_secs(1)));
+        let steps = metrics.steps();
+        let (low, high) = (5.0, 7.0);
+        assert_eq!(
+            steps.push.map(|push| (push.p50_ms, push.p99_ms)),
+            Some((low, high))
+        );
+        assert_eq!(steps.total.map(|total| total.p99_ms), Some(2.0 * high));
+        assert_eq!((steps.apply, steps.wake), (None, None));
     }
 }

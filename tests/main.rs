@@ -2,11 +2,13 @@
 
 mod cli;
 mod control;
+mod counts;
 mod crash;
 mod deliver;
 mod demo;
 mod faults;
 mod files;
+mod latency;
 mod pipeline;
 mod receiver;
 mod sql;

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::error::{Error, Result};
 
@@ -23,6 +24,8 @@ pub(super) fn start(log: Option<&str>, verbose: u8, long_lived: bool) -> Result<
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // The steps of a batch, each with its time: only where their level is asked for.
+        .with_span_events(FmtSpan::CLOSE)
         .with_ansi(std::io::stderr().is_terminal())
         // It would tell on stderr that stderr takes nothing, and panic over that.
         .log_internal_errors(false)

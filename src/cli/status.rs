@@ -9,6 +9,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use super::{Context, SiteFlags, output};
 use crate::control::StatusReport;
 use crate::control::client::Client;
+use crate::control::status::LatencyStatus;
 use crate::error::Result;
 use crate::replicator::offline_status;
 
@@ -63,6 +64,9 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
                 latency.p50_ms, latency.p99_ms
             ),
         );
+        if let Some(steps) = steps(latency) {
+            lines.add("", steps);
+        }
     }
     if let Some(checkpoint) = &status.checkpoint {
         lines.add("checkpoint", format!("position {}", checkpoint.position));
@@ -114,6 +118,18 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
         lines.add(if nth == 0 { "capture" } else { "" }, &trouble.reason);
     }
     lines.0
+}
+
+/// The steps that are known, p50 and p99.
+fn steps(latency: &LatencyStatus) -> Option<String> {
+    let known = latency
+        .steps
+        .named()
+        .into_iter()
+        .filter_map(|(name, took)| Some((name, (*took)?)))
+        .map(|(name, took)| format!("{name} {:.1}/{:.1}", took.p50_ms, took.p99_ms));
+    let known = known.collect::<Vec<_>>().join(", ");
+    (!known.is_empty()).then(|| format!("{known} ms a batch, p50/p99"))
 }
 
 struct Lines(String);
@@ -218,6 +234,7 @@ fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::control::status::{Lag, State};
+    use crate::latency::{Percentiles, Steps};
 
     #[test]
     fn people_see_each_subject_on_a_line() {
@@ -246,11 +263,25 @@ mod tests {
         status.entities = [("rooms".to_owned(), 7), ("cameras".to_owned(), 0)]
             .into_iter()
             .collect();
+        let (p50_ms, p99_ms) = (1.25, 8.0);
+        let took = Some(Percentiles { p50_ms, p99_ms });
+        status.latency = Some(LatencyStatus {
+            p50_ms,
+            p99_ms,
+            steps: Steps {
+                wake: took,
+                apply: None,
+                commit: took,
+                ..Steps::default()
+            },
+        });
         let text = describe(&status, &TimeZone::UTC);
         for line in [
             "state       backing off, since 2026-11-22 00:00:00: the cloud is away",
             "cloud       https://cloud.example/api, not reachable (connection refused)",
             "lag         12 changes, the oldest 2.0 h old",
+            "latency     p50 1.2 ms, p99 8.0 ms, from capture to acceptance",
+            "            wake 1.2/8.0, commit 1.2/8.0 ms a batch, p50/p99",
             "            rooms 7",
             "next sync   none is scheduled",
             "quarantine  1 refused changes: see cloud-sync quarantine list",

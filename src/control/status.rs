@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::report::PerEntity;
+use crate::latency::{Percentiles, Steps};
 
 /// What the replicator does at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,6 +201,9 @@ pub struct LatencyStatus {
     pub p50_ms: f64,
     /// 99 of 100 took at most this many milliseconds.
     pub p99_ms: f64,
+    /// The steps of the way, over the recent batches; a step is null before the first batch that had it.
+    #[serde(default)]
+    pub steps: Steps<Option<Percentiles>>,
 }
 
 impl StatusReport {
@@ -239,11 +243,29 @@ mod tests {
             age_seconds: 1.5,
         });
         status.entities = [("rooms".to_owned(), 7)].into_iter().collect();
+        let (p50_ms, p99_ms) = (1.5, 2.5);
+        status.latency = Some(LatencyStatus {
+            p50_ms,
+            p99_ms,
+            steps: Steps {
+                read: Some(Percentiles { p50_ms, p99_ms }),
+                ..Steps::default()
+            },
+        });
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["state"], "backing off");
         assert_eq!(json["lag"]["age_seconds"], 1.5);
         assert_eq!(json["entities"]["rooms"], 7);
         assert!(json["checkpoint"].is_null());
+        assert_eq!(json["latency"]["p99_ms"], 2.5);
+        assert_eq!(json["latency"]["steps"]["read"]["p50_ms"], 1.5);
+        for step in ["wake", "push", "apply", "commit", "total"] {
+            assert_eq!(
+                json["latency"]["steps"].get(step),
+                Some(&serde_json::Value::Null),
+                "{step}"
+            );
+        }
         assert_eq!(serde_json::from_value::<StatusReport>(json).unwrap(), status);
         for state in [
             State::Starting,

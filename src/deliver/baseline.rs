@@ -6,6 +6,7 @@
 //! sent.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
 
 use super::failure::Outcome;
 use super::rows::Sender;
@@ -13,6 +14,7 @@ use super::{Capabilities, Cloud};
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Deletes;
 use crate::change::Op;
+use crate::latency::Answered;
 
 /// Marks the deletes and truncates that are not sent: those of an entity that the cloud keeps, and those that the
 /// server has no call for.
@@ -34,10 +36,15 @@ pub(super) fn settle(cloud: &Cloud, capabilities: Capabilities, batch: &mut Batc
 pub(super) async fn deliver(cloud: &Cloud, capabilities: Capabilities, batch: &mut Batch) -> Outcome<()> {
     let sender = Sender::new(cloud);
     for step in plan(batch) {
+        let sent = Instant::now();
         match step {
             Step::Rows(rows) => deliver_rows(&sender, capabilities, batch, &rows).await?,
             Step::Truncate(nth) => sender.truncate(batch, nth).await?,
         }
+        batch.note_answer(Answered {
+            took: sent.elapsed(),
+            applied: None,
+        });
     }
     Ok(())
 }

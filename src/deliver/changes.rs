@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 use reqwest::Method;
@@ -96,7 +97,7 @@ async fn send(
     cloud: &Cloud,
     origin: &Origin,
     operation: &str,
-    batch: &Batch,
+    batch: &mut Batch,
     piece: &[usize],
 ) -> Outcome<Sent> {
     let text = Bytes::from(encode(
@@ -123,10 +124,13 @@ async fn send(
             request = request.header(CONTENT_ENCODING, "zstd");
         }
         abort::point("before a send");
+        let sent = Instant::now();
         let answer = cloud.inner.link.call(operation, request.body(body), bytes).await;
+        let took = sent.elapsed();
         cloud.went(text.len(), &answer);
         match answer? {
             Answer::Accepted(reply) => {
+                batch.note_answer(reply.answered(took));
                 let answer: Answered = reply.json(operation)?;
                 return read(operation, batch, piece, answer, |words| {
                     cloud.inner.link.clean(words)

@@ -19,8 +19,10 @@ use super::CloudOptions;
 use super::broken::{Resolver, broken};
 use super::failure::{Failure, Outcome};
 use super::secure::{check, is_loopback, tls};
+use super::timing;
 use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
+use crate::latency::Answered;
 use crate::retry;
 
 /// The slowest uplink that a body's time is reckoned with, in bytes a second.
@@ -76,6 +78,15 @@ impl Reply {
                 CAPTIVE,
             )
         })
+    }
+
+    /// How long the answer took, and what of that the server says that it took itself.
+    pub(super) fn answered(&self, took: Duration) -> Answered {
+        let applied = timing::applied(&self.headers);
+        Answered {
+            took,
+            applied: applied.map(|applied| applied.min(took)),
+        }
     }
 
     /// Fails where a page came in place of an API's answer. Some servers label JSON as HTML: those pass.

@@ -18,6 +18,7 @@ mod link;
 mod list;
 mod rows;
 mod secure;
+mod timing;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -264,6 +265,7 @@ impl Cloud {
     /// # Errors
     /// What stopped it: the cloud is away, refuses the key, or breaks its contract. What it had not yet answered stays
     /// pending, and the next call goes on there. A change that the cloud refuses for good is no error; it is marked.
+    #[tracing::instrument(name = "push", level = "debug", skip_all, fields(changes = batch.len()))]
     pub async fn deliver(
         &self,
         capabilities: Capabilities,

@@ -50,8 +50,14 @@ impl Committer {
     }
 
     /// Commits one checkpoint in the store, once the source itself cannot forget what it stands for.
+    #[tracing::instrument(level = "debug", skip_all, fields(serial = accepted.checkpoint.serial))]
     pub(super) async fn commit(&mut self, accepted: Accepted) -> Result<()> {
-        let Accepted { checkpoint, wal } = accepted;
+        let began = Instant::now();
+        let Accepted {
+            checkpoint,
+            wal,
+            stopwatch,
+        } = accepted;
         if wal > self.flushed {
             outbox::flush(&self.session, wal).await?;
             self.flushed = wal;
@@ -63,6 +69,9 @@ impl Committer {
             .await
             .map_err(|error| Error::new(Kind::Store, "commit the checkpoint", error.to_string()))??;
         abort::point("after a commit");
+        self.pulse
+            .metrics
+            .batch_took(&stopwatch.committed(began.elapsed()));
         self.pulse.accepted(checkpoint.clone());
         self.last = Some(checkpoint);
         Ok(())

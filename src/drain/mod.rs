@@ -31,6 +31,7 @@ use crate::change::Position;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::deliver::{Cloud, Origin};
 use crate::error::{Class, Error, Kind, Result};
+use crate::latency::Stopwatch;
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
 use crate::source::identity;
@@ -95,6 +96,7 @@ struct Portion {
     wal: PgLsn,
     /// The tables as they were when the batch was read.
     shapes: Arc<reader::Shapes>,
+    stopwatch: Stopwatch,
 }
 
 impl Portion {
@@ -102,6 +104,7 @@ impl Portion {
         Accepted {
             checkpoint: self.after,
             wal: self.wal,
+            stopwatch: self.stopwatch.pushed(self.batch.answered()),
         }
     }
 }
@@ -110,6 +113,7 @@ impl Portion {
 struct Accepted {
     checkpoint: Checkpoint,
     wal: PgLsn,
+    stopwatch: Stopwatch,
 }
 
 /// The three stages, connected.

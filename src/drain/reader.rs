@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug_span};
 
 use super::{Limits, Portion};
 use crate::abort;
@@ -15,6 +16,7 @@ use crate::catalogue::Catalogue;
 use crate::change::{Change, Position, Snapshot};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind, Result};
+use crate::latency::Stopwatch;
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
 use crate::source::outbox::{Look, Outbox};
@@ -124,14 +126,17 @@ impl Reader {
             // The columns are read after the window's snapshot was taken: a row in the window cannot have a column
             // that is not seen here.
             let oids: Vec<_> = self.shapes.tables.iter().map(|table| table.oid).collect();
+            let stopwatch = Stopwatch::start();
             let (read, fingerprint) = futures::try_join!(
-                self.outbox.read(
-                    &self.session,
-                    &self.cursor.lo,
-                    window,
-                    self.limits.rows,
-                    self.limits.bytes
-                ),
+                self.outbox
+                    .read(
+                        &self.session,
+                        &self.cursor.lo,
+                        window,
+                        self.limits.rows,
+                        self.limits.bytes
+                    )
+                    .instrument(debug_span!("read")),
                 describe::fingerprint(self.session.client(), &oids),
             )?;
             if fingerprint != self.shapes.fingerprint {
@@ -169,8 +174,10 @@ impl Reader {
                 }
             }
             self.cursor.serial += 1;
+            let batch = Batch::new(changes);
             return Ok(Some(Portion {
-                batch: Batch::new(changes),
+                stopwatch: stopwatch.read(batch.oldest()),
+                batch,
                 after: self.cursor.clone(),
                 wal: self.wal,
                 shapes: self.shapes.clone(),
@@ -248,7 +255,7 @@ impl Reader {
             }
             self.wake.looked(&self.snapshot()?, std::mem::take(&mut first));
             tokio::select! {
-                () = self.wake.wait(&self.session) => {}
+                () = self.wake.wait(&self.session).instrument(debug_span!("wake")) => {}
                 () = self.session.closed() => {
                     return Err(Error::new(Kind::SourceUnreachable, "wait for changes", "the connection broke off"));
                 }

@@ -1,10 +1,12 @@
 //! `POST /changes`: reads a request, and answers after its transaction has been committed.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName};
+use tracing::{Instrument, debug_span};
 
 use super::Shared;
 use super::answer::{Answer, Refusal};
@@ -30,17 +32,27 @@ fn epoch(headers: &HeaderMap) -> Answer<i64> {
         .ok_or_else(|| Refusal::malformed("the header X-Epoch is missing or not a number from 1"))
 }
 
+/// A header that tells what the server took of the time that the client waits.
+type ServerTiming = [(HeaderName, String); 1];
+
+/// From the body at hand to the commit, in milliseconds. Source: <https://www.w3.org/TR/server-timing/>.
+fn server_timing(took: Duration) -> ServerTiming {
+    let value = format!("apply;dur={:.3}", took.as_secs_f64() * 1000.0);
+    [(HeaderName::from_static("server-timing"), value)]
+}
+
 /// `POST /changes`.
 pub(super) async fn receive(
     State(shared): State<Arc<Shared>>,
     Site(site): Site,
     request: Request,
-) -> Answer<Json<Outcome>> {
+) -> Answer<(ServerTiming, Json<Outcome>)> {
     shared.offers("changes")?;
     let (parts, body) = request.into_parts();
     let source = source_id(&parts.headers)?;
     let epoch = epoch(&parts.headers)?;
     let body = shared.bounds.read(&parts.headers, body).await?;
+    let begun = Instant::now();
     let lines = lines(text(&body.bytes)?)?;
     let delivery = Delivery {
         site: &site,
@@ -48,5 +60,8 @@ pub(super) async fn receive(
         epoch,
         lines: &lines,
     };
-    Ok(Json(apply::apply(&shared, &delivery).await?))
+    let outcome = apply::apply(&shared, &delivery)
+        .instrument(debug_span!("apply", changes = lines.len()))
+        .await?;
+    Ok((server_timing(begun.elapsed()), Json(outcome)))
 }

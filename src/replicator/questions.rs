@@ -132,10 +132,11 @@ pub(super) fn fill_checkpoint(status: &mut StatusReport, checkpoint: Option<&Che
 }
 
 pub(super) fn latency(metrics: &Metrics) -> Option<LatencyStatus> {
-    let ms = |percent| Some(metrics.latency(percent)?.as_secs_f64() * 1000.0);
+    let of_changes = metrics.latency()?;
     Some(LatencyStatus {
-        p50_ms: ms(50.0)?,
-        p99_ms: ms(99.0)?,
+        p50_ms: of_changes.p50_ms,
+        p99_ms: of_changes.p99_ms,
+        steps: metrics.steps(),
     })
 }
 

@@ -3,6 +3,8 @@
 pub(crate) mod baseline;
 pub(crate) mod fault;
 pub(crate) mod gate;
+#[allow(dead_code, reason = "for the counts")]
+pub(crate) mod meter;
 pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;

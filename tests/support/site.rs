@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::postgres::{Server, free_port};
 
-const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
+pub(crate) const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
 
 /// The site's name in the cloud, and its key.
 pub(crate) const SITE: &str = "college";
@@ -95,6 +95,11 @@ impl Cloud {
     pub(crate) fn set_keys(&mut self, keys: &[&str]) {
         let keys = keys.iter().map(|&key| key.to_owned()).collect();
         self.settings.keys = BTreeMap::from([(SITE.to_owned(), keys)]);
+    }
+
+    /// Where it finds its database once it serves again; tests go on using [`Cloud::database_url`].
+    pub(crate) fn set_database(&mut self, url: String) {
+        self.settings.database_url = url;
     }
 
     /// Serves again after [`Cloud::away`], on the same port.

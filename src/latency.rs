@@ -1,0 +1,261 @@
+//! How long a change takes on its way, and which step of the way takes how much of it.
+//!
+//! Each batch carries a [`Stopwatch`] through the drain; when its checkpoint is committed, what the steps took is noted.
+//! A step's time is its own work. What lies between two steps, such as waiting for the batch before it, or for a cloud
+//! that is away, is in the total only.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Something for each step of a batch's way, and for the whole way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Steps<T> {
+    /// From the capture of the batch's oldest change until the batch is read: the commit, the wake-up, the snapshot, and
+    /// under load the batches before it. Zero where the two machines' clocks say less than nothing.
+    pub wake: T,
+    /// The query of the batch, to its last row.
+    pub read: T,
+    /// From a request that is sent to its answer, less `apply`. Requests that were not answered are not in it.
+    pub push: T,
+    /// What the server itself took, to its own commit, where it says so in `Server-Timing`.
+    pub apply: T,
+    /// Until the source's log and the checkpoint are on the disk.
+    pub commit: T,
+    /// From the capture of the oldest change to the committed checkpoint.
+    pub total: T,
+}
+
+impl<T> Steps<T> {
+    /// The steps by name, in order, without the total.
+    pub fn named(&self) -> [(&'static str, &T); 5] {
+        [
+            ("wake", &self.wake),
+            ("read", &self.read),
+            ("push", &self.push),
+            ("apply", &self.apply),
+            ("commit", &self.commit),
+        ]
+    }
+
+    /// Something else made of each.
+    pub fn map<U>(&self, make: impl Fn(&T) -> U) -> Steps<U> {
+        Steps {
+            wake: make(&self.wake),
+            read: make(&self.read),
+            push: make(&self.push),
+            apply: make(&self.apply),
+            commit: make(&self.commit),
+            total: make(&self.total),
+        }
+    }
+}
+
+/// The answers to a batch's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Answered {
+    /// From sending each to its answer.
+    pub took: Duration,
+    /// What the server says that it took of that; none where it says nothing.
+    pub applied: Option<Duration>,
+}
+
+impl Answered {
+    /// The two together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let applied = self.applied.into_iter().chain(other.applied);
+        Self {
+            took: self.took + other.took,
+            applied: applied.reduce(|one, other| one + other),
+        }
+    }
+}
+
+/// Times one batch from its read to its commit, by the monotonic clock but for the wake-up.
+#[derive(Debug, Clone, Copy)]
+pub struct Stopwatch {
+    began: Instant,
+    began_at: SystemTime,
+    steps: Steps<Option<Duration>>,
+}
+
+impl Stopwatch {
+    /// The batch's query begins.
+    pub fn start() -> Self {
+        Self {
+            began: Instant::now(),
+            began_at: SystemTime::now(),
+            steps: Steps::default(),
+        }
+    }
+
+    /// The batch is read; its oldest change was captured at `oldest`, in microseconds since 1970, if it has any.
+    #[must_use]
+    pub fn read(mut self, oldest: Option<i64>) -> Self {
+        self.steps.read = Some(self.began.elapsed());
+        self.steps.wake = oldest.map(|micros| {
+            let captured = UNIX_EPOCH + Duration::from_micros(micros.max(0) as u64);
+            self.began_at.duration_since(captured).unwrap_or_default()
+        });
+        self
+    }
+
+    /// The cloud has answered; none where nothing was sent.
+    #[must_use]
+    pub fn pushed(mut self, answered: Option<Answered>) -> Self {
+        if let Some(Answered { took, applied }) = answered {
+            self.steps.push = Some(took.saturating_sub(applied.unwrap_or_default()));
+            self.steps.apply = applied;
+        }
+        self
+    }
+
+    /// The checkpoint is committed, which took so long: all that the batch took.
+    #[must_use]
+    pub fn committed(mut self, took: Duration) -> Steps<Option<Duration>> {
+        self.steps.commit = Some(took);
+        self.steps.total = self.steps.wake.map(|wake| wake + self.began.elapsed());
+        self.steps
+    }
+}
+
+/// Two percentiles of the recent times, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// Half of them are at most this.
+    pub p50_ms: f64,
+    /// 99 of 100 are at most this.
+    pub p99_ms: f64,
+}
+
+/// How many samples [`Latency`] keeps.
+const SAMPLES: usize = 4096;
+
+/// The last 4096 latencies, for percentiles of what happens now.
+#[derive(Debug, Default)]
+pub struct Latency(Mutex<Ring>);
+
+#[derive(Debug, Default)]
+struct Ring {
+    samples: Vec<Duration>,
+    next: usize,
+}
+
+impl Latency {
+    /// Keeps a sample, in the place of the oldest one where it is full.
+    pub fn record(&self, latency: Duration) {
+        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if ring.samples.len() < SAMPLES {
+            ring.samples.push(latency);
+        } else {
+            let next = ring.next;
+            ring.samples[next] = latency;
+        }
+        ring.next = (ring.next + 1) % SAMPLES;
+    }
+
+    /// The least sample that `percent` of all samples are at or below (nearest rank); none without a sample.
+    pub fn percentile(&self, percent: f64) -> Option<Duration> {
+        let mut samples = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .samples
+            .clone();
+        if samples.is_empty() {
+            return None;
+        }
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
+        let rank = (samples.len() as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil() as usize;
+        let (_, sample, _) = samples.select_nth_unstable(rank.max(1) - 1);
+        Some(*sample)
+    }
+
+    /// The percentiles that are shown; none without a sample.
+    pub fn percentiles(&self) -> Option<Percentiles> {
+        let ms = |percent| Some(self.percentile(percent)?.as_secs_f64() * 1000.0);
+        Some(Percentiles {
+            p50_ms: ms(50.0)?,
+            p99_ms: ms(99.0)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn percentiles_are_by_nearest_rank() {
+        let latency = Latency::default();
+        assert_eq!(latency.percentile(50.0), None);
+        assert_eq!(latency.percentiles(), None);
+        for ms in (1..=100).rev() {
+            latency.record(Duration::from_millis(ms));
+        }
+        assert_eq!(latency.percentile(0.0), Some(MS));
+        assert_eq!(latency.percentile(100.0), Some(100 * MS));
+        assert_eq!(
+            latency.percentiles(),
+            Some(Percentiles {
+                p50_ms: 50.0,
+                p99_ms: 99.0
+            })
+        );
+    }
+
+    #[test]
+    fn the_oldest_samples_make_room() {
+        let latency = Latency::default();
+        for _ in 0..SAMPLES {
+            latency.record(Duration::from_secs(9));
+        }
+        for _ in 0..SAMPLES {
+            latency.record(Duration::from_secs(1));
+        }
+        assert_eq!(latency.percentile(100.0), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn what_the_server_took_is_no_part_of_the_push() {
+        let said = Answered {
+            took: 10 * MS,
+            applied: Some(4 * MS),
+        };
+        let silent = Answered {
+            took: 5 * MS,
+            applied: None,
+        };
+        let steps = Stopwatch::start().pushed(Some(said.and(silent).and(said)));
+        let steps = steps.committed(2 * MS);
+        assert_eq!((steps.push, steps.apply), (Some(17 * MS), Some(8 * MS)));
+        assert_eq!(steps.commit, Some(2 * MS));
+        let steps = Stopwatch::start().pushed(Some(silent)).committed(MS);
+        assert_eq!((steps.push, steps.apply), (Some(5 * MS), None));
+        let steps = Stopwatch::start().pushed(None).committed(MS);
+        assert_eq!((steps.push, steps.apply), (None, None));
+    }
+
+    #[test]
+    fn the_total_begins_with_the_oldest_capture_and_is_never_less_than_nothing() {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64;
+        let hour = 3_600_000_000;
+        let steps = Stopwatch::start().read(Some(now() - hour)).committed(MS);
+        assert!(steps.wake.unwrap() > Duration::from_secs(3500));
+        assert!(steps.total.unwrap() >= steps.wake.unwrap() + steps.read.unwrap());
+        // The clock of the source's machine is ahead.
+        let steps = Stopwatch::start().read(Some(now() + hour)).committed(MS);
+        assert_eq!(steps.wake, Some(Duration::ZERO));
+        // Nothing that was read can be delivered.
+        let steps = Stopwatch::start().read(None).committed(MS);
+        assert_eq!((steps.wake, steps.total), (None, None));
+    }
+}

@@ -1,0 +1,252 @@
+//! A TCP proxy that counts what a client asks of a server: no clock has a part in it, so the counts are stable.
+
+use std::net::SocketAddr;
+use std::ops::{Add, Sub};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use url::Url;
+
+/// What went through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) connections: u64,
+    /// Statements that were executed; of PostgreSQL's protocol.
+    pub(crate) statements: u64,
+    /// Times that the server was asked to answer: each a round trip, unless several were under way at once.
+    pub(crate) round_trips: u64,
+    /// `POST /api/changes`; of HTTP.
+    pub(crate) deliveries: u64,
+    /// Bytes from the client.
+    pub(crate) bytes: u64,
+}
+
+impl Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            connections: self.connections + other.connections,
+            statements: self.statements + other.statements,
+            round_trips: self.round_trips + other.round_trips,
+            deliveries: self.deliveries + other.deliveries,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+impl Sub for Count {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            connections: self.connections - other.connections,
+            statements: self.statements - other.statements,
+            round_trips: self.round_trips - other.round_trips,
+            deliveries: self.deliveries - other.deliveries,
+            bytes: self.bytes - other.bytes,
+        }
+    }
+}
+
+/// The proxy; it ends when it is dropped.
+pub(crate) struct Meter {
+    address: SocketAddr,
+    ears: Arc<Mutex<Vec<Arc<Mutex<Ear>>>>>,
+    _stop: DropGuard,
+}
+
+impl Meter {
+    /// Listens on a port of its own, and passes on to `target`.
+    pub(crate) async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let ears = Arc::<Mutex<Vec<_>>>::default();
+        let stop = CancellationToken::new();
+        let (known, passing) = (ears.clone(), stop.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let ear = Arc::<Mutex<Ear>>::default();
+                locked(&known).push(ear.clone());
+                let passing = passing.clone();
+                tokio::spawn(passing.run_until_cancelled_owned(pass(stream, target, ear)));
+            }
+        }));
+        Self {
+            address,
+            ears,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    /// A meter before the server of this URL, and the URL through it.
+    pub(crate) async fn before(url: &str) -> (Self, String) {
+        let mut url: Url = url.parse().unwrap();
+        let host = url.host_str().unwrap().parse().unwrap();
+        let meter = Self::start(SocketAddr::new(host, url.port().unwrap())).await;
+        url.set_port(Some(meter.address.port())).unwrap();
+        (meter, url.into())
+    }
+
+    /// What went through so far, of the clients whose `application_name` begins so.
+    pub(crate) fn of(&self, application: &str) -> Count {
+        let ears = locked(&self.ears);
+        ears.iter()
+            .map(|ear| locked(ear))
+            .filter(|ear| ear.application.starts_with(application))
+            .fold(Count::default(), |sum, ear| sum + ear.count)
+    }
+
+    /// What went through so far.
+    pub(crate) fn all(&self) -> Count {
+        self.of("")
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Passes one connection on, until either side ends it.
+async fn pass(here: TcpStream, target: SocketAddr, ear: Arc<Mutex<Ear>>) {
+    let Ok(there) = TcpStream::connect(target).await else {
+        return;
+    };
+    let _ = (here.set_nodelay(true), there.set_nodelay(true));
+    let ((mut read, mut answer), (mut answers, mut write)) = (here.into_split(), there.into_split());
+    let up = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(bytes @ 1..) = read.read(&mut buffer).await {
+            locked(&ear).hear(&buffer[..bytes]);
+            if write.write_all(&buffer[..bytes]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = up => {}
+        _ = tokio::io::copy(&mut answers, &mut answer) => {}
+    }
+}
+
+/// Understands what one client says, of either protocol.
+#[derive(Default)]
+struct Ear {
+    count: Count,
+    application: String,
+    speech: Speech,
+    /// The beginning of a message that is not all here.
+    begun: Vec<u8>,
+    /// So many bytes of a message's body are still to come.
+    skip: usize,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    /// Nothing was said, or only that it would like to encrypt.
+    #[default]
+    Unknown,
+    Postgres,
+    Http,
+}
+
+/// The codes in place of a protocol version of who would like to encrypt: SSL and GSS.
+///
+/// Source: PostgreSQL's manual, 55.7 "Message Formats".
+const ENCRYPT: [u32; 2] = [80_877_103, 80_877_104];
+
+const DELIVERY: &[u8] = b"POST /api/changes ";
+
+impl Ear {
+    fn hear(&mut self, bytes: &[u8]) {
+        self.count.bytes += bytes.len() as u64;
+        if self.speech == Speech::Unknown && self.begun.is_empty() && bytes[0] != 0 {
+            self.speech = Speech::Http;
+        }
+        match self.speech {
+            Speech::Http => self.requests(bytes),
+            _ => self.messages(bytes),
+        }
+        if self.speech != Speech::Unknown {
+            self.count.connections = 1;
+        }
+    }
+
+    fn requests(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        self.count.deliveries += memchr::memmem::find_iter(&self.begun, DELIVERY).count() as u64;
+        let seen = self.begun.len().saturating_sub(DELIVERY.len() - 1);
+        self.begun.drain(..seen);
+    }
+
+    fn messages(&mut self, mut bytes: &[u8]) {
+        while let Some((&first, rest)) = bytes.split_first() {
+            if self.skip > 0 {
+                let skipped = self.skip.min(bytes.len());
+                self.skip -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            self.begun.push(first);
+            bytes = rest;
+            let number = |at: usize| {
+                let four = self.begun.get(at..at + 4)?;
+                Some(u32::from_be_bytes(four.try_into().ok()?))
+            };
+            if self.speech == Speech::Postgres {
+                let Some(length) = number(1) else { continue };
+                self.skip = length as usize - 4;
+                self.count.statements += u64::from(matches!(self.begun[0], b'E' | b'Q'));
+                self.count.round_trips += u64::from(matches!(self.begun[0], b'S' | b'Q'));
+            } else {
+                let (Some(length), Some(code)) = (number(0), number(4)) else {
+                    continue;
+                };
+                if self.begun.len() < length as usize {
+                    continue;
+                }
+                if !ENCRYPT.contains(&code) {
+                    self.speech = Speech::Postgres;
+                    let mut parameters = self.begun[8..].split(|&byte| byte == 0);
+                    if parameters.any(|name| name == b"application_name") {
+                        let name = parameters.next().unwrap_or_default();
+                        self.application = String::from_utf8_lossy(name).into_owned();
+                    }
+                }
+            }
+            self.begun.clear();
+        }
+    }
+}
+
+#[test]
+fn what_clients_say_is_understood_in_whatever_pieces_it_comes() {
+    let mut said = Vec::new();
+    said.extend_from_slice(b"\0\0\0\x08\x04\xd2\x16\x2f");
+    let startup = b"\0\x03\0\0user\0me\0application_name\0cloud-sync drain\0\0";
+    said.extend_from_slice(&(startup.len() as u32 + 4).to_be_bytes());
+    said.extend_from_slice(startup);
+    for (kind, body) in [
+        (b'P', "\0select 'SQE'\0"),
+        (b'B', "EQ"),
+        (b'E', "SS"),
+        (b'S', ""),
+        (b'Q', "x\0"),
+    ] {
+        said.push(kind);
+        said.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+        said.extend_from_slice(body.as_bytes());
+    }
+    let request = b"POST /api/changes HTTP/1.1\r\n\r\n{}POST /api/changes HTTP/1.1\r\n\r\n";
+    for pieces in [1, 3, 1000] {
+        let mut ear = Ear::default();
+        said.chunks(pieces).for_each(|piece| ear.hear(piece));
+        assert_eq!(ear.application, "cloud-sync drain");
+        assert_eq!((ear.count.statements, ear.count.round_trips), (2, 2));
+        let mut ear = Ear::default();
+        request.chunks(pieces).for_each(|piece| ear.hear(piece));
+        assert_eq!((ear.count.connections, ear.count.deliveries), (1, 2));
+    }
+}
