@@ -134,7 +134,10 @@ impl Reconcile {
     async fn let_drain(&self) -> Result<()> {
         let failed = |error| Error::postgres("see what is on its way", error);
         let client = self.session.client();
-        let row = client.query_one("select pg_current_xact_id()::text::bigint", &[]).await.map_err(failed)?;
+        let row = client
+            .query_one("select pg_current_xact_id()::text::bigint", &[])
+            .await
+            .map_err(failed)?;
         let now = row.get::<_, i64>(0) as u64;
         // A drain that found nothing more has no checkpoint that would see this transaction: then nothing waits.
         let idle = async {
