@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use crate::support::baseline::{self, Baseline, Fault};
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 async fn slip_url(cloud: &Cloud, leave: i64) -> Option<String> {
@@ -143,4 +144,77 @@ async fn paths_outside_the_root_and_empty_files_are_never_sent() {
         .get(0);
     assert_eq!(files, 0);
     replicator.end().await;
+}
+
+#[tokio::test]
+async fn small_files_go_side_by_side_and_large_ones_one_after_another() {
+    let catalogue = cloud_sync::catalogue::Catalogue::builtin();
+    let server = Baseline::start(&catalogue, &[]).await;
+    let site = Site::school("lanes", &server.url(), baseline::KEY).await;
+    for number in 1..=40 {
+        std::fs::write(
+            site.media().join(format!("{number}.jpg")),
+            format!("slip {number}"),
+        )
+        .unwrap();
+    }
+    for number in 41..=42 {
+        let large = std::fs::File::create(site.media().join(format!("{number}.jpg"))).unwrap();
+        large.set_len(8 << 20).unwrap();
+    }
+    // Given a cloud that answers no upload
+    for directory in ["passes", "leave_slips"] {
+        server.fault(Fault::stall().on(&format!("upload/{directory}")));
+    }
+    let uploads = |server: &Baseline| {
+        let requests = server.requests();
+        let uploads = requests
+            .iter()
+            .filter(|request| request.path.starts_with("upload/"));
+        let large = uploads.clone().filter(|request| request.body.len() > 8 << 20);
+        (uploads.count(), large.count())
+    };
+    let replicator = site.replicate();
+    site.run(&format!("{FACULTY} ('x', null)")).await;
+    site.run(
+        &format!("{LEAVE} select 1, n || '.jpg' from generate_series(1, 42) n").replace(" values ", " "),
+    )
+    .await;
+    // When as many are under way as may be
+    server
+        .wait_until("uploads", |server| uploads(server) == (13, 1))
+        .await;
+    // Then rows go on, and no more files do;
+    site.run("update tbl_faculty set faculty_lname = 'y'").await;
+    server
+        .wait_until("the faculty as it is now", |server| {
+            let faculty = server.row("faculties", "1");
+            faculty.is_some_and(|row| row["faculty_lname"] == "y")
+        })
+        .await;
+    assert_eq!(uploads(&server), (13, 1));
+    replicator.end().await;
+    // and when it answers again, each is uploaded, and its row sent once more, with its URL.
+    server.clear_faults();
+    server.forget_requests();
+    let again = site.replicate();
+    again
+        .until("all uploaded", |status| status.files.uploaded == 42)
+        .await;
+    again.caught_up().await;
+    assert_eq!(uploads(&server), (42, 2));
+    let leaves = server.rows("leaves");
+    assert_eq!(leaves.len(), 42);
+    assert!(
+        leaves
+            .iter()
+            .all(|leave| leave["leave_slip_cloud_url"].is_string())
+    );
+    let posts = server
+        .calls()
+        .iter()
+        .filter(|call| *call == "POST leaves")
+        .count();
+    assert_eq!(posts, 42);
+    again.end().await;
 }

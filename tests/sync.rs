@@ -33,6 +33,28 @@ async fn sync(site: &Site, request: &SyncRequest) -> cloud_sync::control::SyncRe
 }
 
 #[tokio::test]
+async fn a_row_on_its_way_is_not_pushed_by_a_sync_too() {
+    let catalogue = cloud_sync::catalogue::Catalogue::builtin();
+    let server = Baseline::start(&catalogue, &[]).await;
+    let site = Site::school("underway", &server.url(), baseline::KEY).await;
+    // Given rows that nothing has drained yet
+    site.run(ROWS).await;
+    // When it is synced
+    let report = sync(&site, &SyncRequest::default()).await;
+    // Then each goes once.
+    assert!(report.success(), "{:?}", report.errors());
+    let posts = |path: &str| {
+        server
+            .calls()
+            .iter()
+            .filter(|call| **call == format!("POST {path}"))
+            .count()
+    };
+    assert_eq!((posts("rooms"), posts("cameras"), posts("faculties")), (12, 8, 6));
+    assert_eq!(posts("recognition-logs"), 140);
+}
+
+#[tokio::test]
 async fn a_baseline_server_gets_what_is_missing_once_and_parents_first() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
     let server = Baseline::start(&catalogue, &[]).await;

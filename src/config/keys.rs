@@ -221,7 +221,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "delivery.in_flight",
-        Some("8"),
+        Some("16"),
         Shape::Count { min: 1, max: 256 },
         "requests at a time, at most",
     ),

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -90,25 +90,23 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
     let operation = format!("upload {} to {directory}", file.name);
     let media = |error: &io::Error| Failure::new(Kind::Media, &operation, error.to_string());
     let path = file.path.clone();
-    let open = tokio::task::spawn_blocking(move || {
-        let file = File::open(path)?;
-        let about = file.metadata()?;
-        if !about.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it is not a regular file",
-            ));
+    let (opened, opening) = oneshot::channel();
+    let (pieces, arriving) = mpsc::channel(1);
+    let (said, mut reading) = oneshot::channel();
+    tokio::task::spawn_blocking(move || match open(&path) {
+        Ok((file, bytes)) => {
+            if opened.send(Ok(bytes)).is_ok() {
+                read(file, bytes, pieces, said);
+            }
         }
-        Ok((file, about.len()))
+        // Nobody listens any more where the upload was given up.
+        Err(error) => drop(opened.send(Err(error))),
     });
-    let (open, bytes) = open
+    let bytes = opening
         .await
         .map_err(|error| Error::local(operation.as_str(), io::Error::other(error)))?
         .map_err(|error| media(&error))?;
 
-    let (pieces, arriving) = mpsc::channel(1);
-    let (said, mut reading) = oneshot::channel();
-    tokio::task::spawn_blocking(move || read(open, bytes, pieces, said));
     let pulse = Arc::new(Pulse::new());
     let body = Body::wrap_stream(paced(arriving, file.pace.clone(), Arc::clone(&pulse)));
     let kind = mime_guess::from_path(&file.name).first_or_octet_stream();
@@ -198,6 +196,19 @@ fn path_of(directory: &str) -> String {
     let mut path = "upload/".to_owned();
     encode_into(&mut path, directory);
     path
+}
+
+/// The file and its length.
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
+    }
+    Ok((file, about.len()))
 }
 
 /// Reads exactly `bytes` bytes, hands them on piece by piece, and says the hash before the last one.

@@ -9,6 +9,7 @@
 //! [`records`] keeps that in the source database; [`watch`] sees files come and change; [`upload`] brings them to the
 //! cloud.
 
+mod flight;
 mod paths;
 pub mod records;
 pub mod upload;

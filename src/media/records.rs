@@ -44,13 +44,14 @@ pub struct Counts {
     pub bytes: u64,
 }
 
-/// Files whose turn has come, at most `limit`.
-pub(super) async fn due(client: &Client, limit: i64) -> Result<Vec<Wanted>> {
+/// Files whose turn has come, at most `limit`, without those that are `busy`.
+pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Vec<Wanted>> {
     let rows = client
         .query(
             "select path, directory, attempts from cloud_sync.media \
-             where state in ('waiting', 'missing') and next_attempt <= now() order by next_attempt limit $1",
-            &[&limit],
+             where state in ('waiting', 'missing') and next_attempt <= now() and path <> all($1) \
+             order by next_attempt limit $2",
+            &[&busy, &limit],
         )
         .await
         .map_err(failed("read"))?;
@@ -64,58 +65,101 @@ pub(super) async fn due(client: &Client, limit: i64) -> Result<Vec<Wanted>> {
         .collect())
 }
 
-/// Seconds until the next file's turn; none where none waits.
-pub(super) async fn next_due(client: &Client) -> Result<Option<f64>> {
+/// Seconds until the turn of the next file that is not `busy`; none where none waits.
+pub(super) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f64>> {
     let row = client
         .query_one(
             "select extract(epoch from min(next_attempt) - now())::float8 from cloud_sync.media \
-             where state in ('waiting', 'missing')",
-            &[],
+             where state in ('waiting', 'missing') and path <> all($1)",
+            &[&busy],
         )
         .await
         .map_err(failed("read"))?;
     Ok(row.get(0))
 }
 
-/// Puts a file off: its state, why, and when it is tried again.
-pub(super) async fn put_off(
-    client: &Client,
-    path: &str,
-    state: &str,
-    error: &str,
-    seconds: f64,
-    counts: bool,
-) -> Result<()> {
+/// Locks the files' records in the order of their paths, as all do that lock several. In the caller's transaction.
+pub(super) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media set state = $2, error = $3, attempts = attempts + $5, \
-             next_attempt = now() + make_interval(secs => $4) where path = $1",
-            &[&path, &state, &error, &seconds, &i32::from(counts)],
+            "select from cloud_sync.media where path = any($1) order by path for no key update",
+            &[&paths],
+        )
+        .await
+        .map_err(failed("lock"))?;
+    Ok(())
+}
+
+/// A file that is put off.
+#[derive(Debug)]
+pub(super) struct PutOff<'a> {
+    pub(super) path: &'a str,
+    pub(super) state: &'static str,
+    pub(super) why: &'a str,
+    /// When it is tried again.
+    pub(super) seconds: f64,
+    /// Whether it counts as an attempt.
+    pub(super) counts: bool,
+}
+
+/// Puts files off: their states, why, and when they are tried again. In the caller's transaction.
+pub(super) async fn put_off(client: &Client, files: &[PutOff<'_>]) -> Result<()> {
+    client
+        .execute(
+            "update cloud_sync.media m set state = f.state, error = f.error, attempts = m.attempts + f.counts::integer, \
+             next_attempt = now() + make_interval(secs => f.seconds) \
+             from unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::boolean[]) f (path, state, error, seconds, counts) \
+             where m.path = f.path",
+            &[
+                &files.iter().map(|file| file.path).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.state).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.why).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.seconds).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.counts).collect::<Vec<_>>(),
+            ],
         )
         .await
         .map_err(failed("write"))?;
     Ok(())
 }
 
-/// Writes an upload down. In the caller's transaction.
-pub(super) async fn uploaded(client: &Client, path: &str, look: Look, hash: &str, url: &str) -> Result<()> {
+/// A file that is uploaded.
+#[derive(Debug)]
+pub(super) struct Done<'a> {
+    pub(super) path: &'a str,
+    pub(super) look: Look,
+    /// In hexadecimal.
+    pub(super) hash: String,
+    pub(super) url: &'a str,
+}
+
+/// Writes uploads down. In the caller's transaction.
+pub(super) async fn uploaded(client: &Client, files: &[Done<'_>]) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media set state = 'uploaded', size = $2, modified_us = $3, hash = $4, url = $5, \
-             error = null, attempts = 0, uploaded_at = now() where path = $1",
-            &[&path, &look.size, &look.modified_us, &hash, &url],
+            "update cloud_sync.media m set state = 'uploaded', size = f.size, modified_us = f.modified_us, hash = f.hash, \
+             url = f.url, error = null, attempts = 0, uploaded_at = now() \
+             from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[]) f (path, size, modified_us, hash, url) \
+             where m.path = f.path",
+            &[
+                &files.iter().map(|file| file.path).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.look.size).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.look.modified_us).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.hash.as_str()).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.url).collect::<Vec<_>>(),
+            ],
         )
         .await
         .map_err(failed("write"))?;
     Ok(())
 }
 
-/// The rows that name the file, as entity and key.
-pub(super) async fn references(client: &Client, path: &str) -> Result<Vec<(String, String)>> {
+/// The rows that name the files, each once, as entity and key.
+pub(super) async fn references(client: &Client, paths: &[&str]) -> Result<Vec<(String, String)>> {
     let rows = client
         .query(
-            "select entity, key from cloud_sync.media_ref where path = $1",
-            &[&path],
+            "select distinct entity, key from cloud_sync.media_ref where path = any($1)",
+            &[&paths],
         )
         .await
         .map_err(failed("read"))?;
@@ -163,8 +207,9 @@ fn known_row(row: &tokio_postgres::Row) -> (String, String, Option<Look>) {
 pub(super) async fn call(client: &Client, paths: &[String], seconds: f64) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media set state = 'waiting', attempts = 0, \
-             next_attempt = now() + make_interval(secs => $2) where path = any($1)",
+            "with seen as (select path from cloud_sync.media where path = any($1) order by path for no key update) \
+             update cloud_sync.media set state = 'waiting', attempts = 0, \
+             next_attempt = now() + make_interval(secs => $2) where path in (select path from seen)",
             &[&paths, &seconds],
         )
         .await
@@ -179,8 +224,10 @@ pub(super) async fn call(client: &Client, paths: &[String], seconds: f64) -> Res
 pub async fn call_all(client: &Client, refused_too: bool) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media set state = 'waiting', next_attempt = now() \
-             where state in ('waiting', 'missing') or ($1 and state = 'refused')",
+            "with late as (select path from cloud_sync.media \
+                           where state in ('waiting', 'missing') or ($1 and state = 'refused') \
+                           order by path for no key update) \
+             update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path from late)",
             &[&refused_too],
         )
         .await

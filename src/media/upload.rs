@@ -1,19 +1,23 @@
 //! The upload lane: takes the files whose turn has come, and brings each to the cloud once.
+//!
+//! Files go up side by side ([`super::flight`]), and the database is spoken to meanwhile: what has ended is written down
+//! group by group, each group in one transaction, as large as it has become while the one before it was written.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::paths::{self, Where};
-use super::records::{self, Look, Wanted};
+use super::flight::{End, Ended, Flights, Ground, look};
+use super::paths;
+use super::records::{self, Look};
 use super::watch::Watch;
 use crate::abort;
 use crate::catalogue::Catalogue;
-use crate::deliver::{Capabilities, Cloud, Origin, UploadFile, Uploaded};
+use crate::deliver::{Cloud, Origin};
 use crate::error::{Class, Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::retry::{Backoff, Repeats};
@@ -21,17 +25,6 @@ use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
 use crate::source::install::{self, Attached};
 use crate::source::{identity, recapture};
-
-/// Files looked at in one go.
-const TURN: i64 = 16;
-
-/// How often a missing file is looked for although nothing was seen.
-const MISSING_EVERY: f64 = 60.0;
-
-/// File name endings of videos.
-const VIDEOS: [&str; 10] = [
-    "mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "ts", "flv",
-];
 
 /// What the lane works on.
 #[derive(Clone)]
@@ -57,12 +50,21 @@ pub struct Uploads {
 }
 
 struct Lane<'a> {
+    desk: Desk<'a>,
+    flights: Flights<'a>,
+    watch: &'a Watch,
+    /// What the watch saw of busy files: it is looked at when they have had their turn.
+    seen: Vec<String>,
+    /// Nothing more was due.
+    dry: bool,
+}
+
+/// The database's side of the lane.
+struct Desk<'a> {
     uploads: &'a Uploads,
     session: Session,
     tables: Vec<Table>,
     attached: Vec<Attached>,
-    capabilities: Capabilities,
-    watch: &'a Watch,
 }
 
 impl Uploads {
@@ -127,60 +129,110 @@ impl Uploads {
         };
         let capabilities = self.cloud.hello(&origin).await?.capabilities;
         Ok(Lane {
-            uploads: self,
-            session,
-            tables,
-            attached,
-            capabilities,
+            desk: Desk {
+                uploads: self,
+                session,
+                tables,
+                attached,
+            },
+            flights: Flights::new(Ground {
+                uploads: self,
+                watch,
+                capabilities,
+            }),
             watch,
+            seen: Vec::new(),
+            dry: false,
         })
     }
 }
 
 impl Lane<'_> {
     async fn run(&mut self) -> Result<()> {
-        records::call_all(self.session.client(), false).await?;
-        self.look_at_uploaded().await?;
+        records::call_all(self.desk.session.client(), false).await?;
+        self.desk.look_at_uploaded().await?;
         loop {
-            self.look_at_seen().await?;
-            self.count().await?;
-            let due = records::due(self.session.client(), TURN).await?;
-            if due.is_empty() {
-                self.wait().await?;
+            let ended = self.flights.take();
+            if !ended.is_empty() {
+                self.flights.beside(self.desk.write_down(&ended)).await?;
+                self.flights.written(&ended);
+                // What was seen of them meanwhile is looked at now.
+                self.dry &= self.seen.is_empty();
+                continue;
             }
-            for wanted in due {
-                self.take(wanted).await?;
+            if let Some(error) = self.flights.stopped() {
+                return Err(error);
             }
+            let room = self.flights.room();
+            if !self.dry && room > 0 {
+                self.look_at_seen().await?;
+                self.flights.beside(self.desk.count()).await?;
+                let busy: Vec<String> = self.flights.busy().into_iter().map(str::to_owned).collect();
+                let busy: Vec<&str> = busy.iter().map(String::as_str).collect();
+                let due = records::due(self.desk.session.client(), &busy, room as i64);
+                let due = self.flights.beside(due).await?;
+                self.dry = due.len() < room;
+                self.flights.give(due);
+                continue;
+            }
+            self.wait().await?;
         }
     }
 
-    async fn wait(&self) -> Result<()> {
-        let seconds = records::next_due(self.session.client()).await?.unwrap_or(60.0);
+    /// Waits until a file has ended or, where no more are due, until more may be.
+    async fn wait(&mut self) -> Result<()> {
+        if !self.dry {
+            self.flights.next().await;
+            return Ok(());
+        }
+        self.desk.count().await?;
+        let seconds = records::next_due(self.desk.session.client(), &self.flights.busy()).await?;
+        let seconds = seconds.unwrap_or(60.0).clamp(0.05, 60.0);
         tokio::select! {
-            () = self.uploads.wanted.notified() => {}
-            () = self.watch.news() => {}
-            () = tokio::time::sleep(Duration::from_secs_f64(seconds.clamp(0.05, 60.0))) => {}
-            () = self.session.closed() => {
+            biased;
+            () = self.desk.session.closed() => {
                 return Err(Error::new(Kind::SourceUnreachable, "wait for files", "the connection broke off"));
             }
+            () = self.flights.next() => return Ok(()),
+            () = self.desk.uploads.wanted.notified() => {}
+            () = self.watch.news() => {}
+            () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => {}
         }
+        self.dry = false;
         Ok(())
     }
 
     /// Files that the watch saw come or change get their turn.
-    async fn look_at_seen(&self) -> Result<()> {
+    async fn look_at_seen(&mut self) -> Result<()> {
         let seen = self.watch.take();
+        let desk = &self.desk;
         if seen.lost {
-            records::call_all(self.session.client(), false).await?;
-            self.look_at_uploaded().await?;
+            let all = async {
+                records::call_all(desk.session.client(), false).await?;
+                desk.look_at_uploaded().await
+            };
+            self.flights.beside(all).await?;
         }
-        for paths in seen.paths.chunks(1_000) {
-            let known = records::known(self.session.client(), paths).await?;
-            self.call_changed(known).await?;
-        }
-        Ok(())
+        self.seen.extend(seen.paths);
+        // A busy file is not written down yet: whether it has changed since is seen afterwards.
+        let (later, now): (Vec<_>, Vec<_>) = std::mem::take(&mut self.seen)
+            .into_iter()
+            .partition(|path| self.flights.is_busy(path));
+        self.seen = later;
+        self.seen.sort_unstable();
+        self.seen.dedup();
+        let look = async {
+            for paths in now.chunks(1_000) {
+                let known = records::known(desk.session.client(), paths).await?;
+                desk.call_changed(known).await?;
+            }
+            Ok(())
+        };
+        self.flights.beside(look).await
     }
+}
 
+impl Desk<'_> {
     /// Uploaded files that have changed since get their turn again.
     async fn look_at_uploaded(&self) -> Result<()> {
         let mut after = String::new();
@@ -218,155 +270,91 @@ impl Lane<'_> {
         records::call(self.session.client(), &changed, 0.0).await
     }
 
-    /// One file's turn: it is uploaded, or put off with the reason.
-    async fn take(&mut self, wanted: Wanted) -> Result<()> {
-        let path = wanted.path.as_str();
-        let metrics = &self.uploads.metrics.files;
-        let file = match self.ready(&wanted) {
-            Ok(file) => file,
-            Err(Later { state, why, seconds }) => {
-                if state == "missing" && wanted.attempts == 0 {
-                    tracing::warn!(path, "a row names a file that is not in the media root");
-                    metrics.missing.inc();
-                }
-                let counts = state != "waiting";
-                return records::put_off(self.session.client(), path, state, &why, seconds, counts).await;
-            }
+    /// Writes down what files' turns ended with, and captures the rows that name the uploaded ones anew. Where a group
+    /// cannot be written as one, for a row that is locked, its files are written one by one.
+    async fn write_down(&mut self, ended: &[Ended]) -> Result<()> {
+        let Err(error) = self.write_group(ended).await else {
+            return Ok(());
         };
-        let before = match look(&file) {
-            Ok(look) => look,
-            Err(error) => {
-                return records::put_off(
-                    self.session.client(),
-                    path,
-                    "missing",
-                    &error.to_string(),
-                    MISSING_EVERY,
-                    true,
-                )
-                .await;
-            }
-        };
-        match self
-            .uploads
-            .cloud
-            .upload(&wanted.directory, UploadFile::new(&file))
-            .await
-        {
-            Ok(uploaded) if look(&file).ok() != Some(before) || uploaded.bytes != before.size as u64 => {
-                self.put_off(path, "it changed while it was uploaded", 1.0).await
-            }
-            // The reference server answers the hash of what it has; a server that cannot is believed.
-            Ok(uploaded) if self.capabilities.changes && !uploaded.confirmed => {
-                self.put_off(path, "the cloud did not confirm its content", 30.0)
-                    .await
-            }
-            Ok(uploaded) => self.done(path, before, &uploaded).await,
-            Err(failure) => match failure.error().kind() {
-                Kind::Media => self.put_off(path, failure.error().cause(), 2.0).await,
-                Kind::CloudRefused => {
-                    metrics.failed.inc();
-                    tracing::warn!(path, "{}", failure.error());
-                    let why = failure.error().cause().to_owned();
-                    records::put_off(self.session.client(), path, "refused", &why, 0.0, true).await
-                }
-                // The cloud is away: the file keeps its turn, and the lane waits.
-                _ => Err(failure.into()),
-            },
+        if ended.len() == 1 || error.sqlstate().is_none() {
+            return Err(error);
         }
+        tracing::debug!(%error, files = ended.len(), "files are written down one by one");
+        for one in ended {
+            self.write_group(std::slice::from_ref(one)).await?;
+        }
+        Ok(())
     }
 
-    async fn put_off(&self, path: &str, why: &str, seconds: f64) -> Result<()> {
-        records::put_off(self.session.client(), path, "waiting", why, seconds, true).await
-    }
-
-    /// Whether the file can be uploaded now.
-    fn ready(&self, wanted: &Wanted) -> std::result::Result<PathBuf, Later> {
-        let path =
-            paths::below(&self.uploads.root, &wanted.path).map_err(|why| Later::refused(why.into()))?;
-        let ending = Path::new(&path)
-            .extension()
-            .map(|ending| ending.to_string_lossy().to_lowercase());
-        if !self.uploads.videos && ending.is_some_and(|ending| VIDEOS.contains(&ending.as_str())) {
-            return Err(Later::waiting(
-                "videos are not uploaded (files.upload_videos = false)",
-                3600.0,
-            ));
+    /// One transaction.
+    async fn write_group(&mut self, ended: &[Ended]) -> Result<()> {
+        let failed = |error| Error::postgres("write down uploads", error);
+        let (mut done, mut late) = (Vec::new(), Vec::new());
+        for one in ended {
+            match &one.end {
+                End::Uploaded(look, uploaded) => done.push(records::Done {
+                    path: &one.path,
+                    look: *look,
+                    hash: uploaded.hash.to_string(),
+                    url: &uploaded.url,
+                }),
+                End::Later(later) => late.push(records::PutOff {
+                    path: &one.path,
+                    state: later.state,
+                    why: &later.why,
+                    seconds: later.seconds,
+                    counts: later.counts,
+                }),
+            }
         }
-        let file = paths::locate(&self.uploads.root, &path).map_err(|why| match why {
-            Where::Missing => Later {
-                state: "missing",
-                why: "the file is not there".into(),
-                seconds: MISSING_EVERY,
-            },
-            Where::Outside => Later::refused("a link leads outside the media root".into()),
-            Where::Unreadable(error) => Later {
-                state: "missing",
-                why: error.to_string(),
-                seconds: MISSING_EVERY,
-            },
-        })?;
-        let about = file
-            .metadata()
-            .map_err(|error| Later::waiting(&error.to_string(), 5.0))?;
-        if !about.is_file() {
-            return Err(Later::refused("it is not a regular file".into()));
+        if done.is_empty() && late.len() == 1 {
+            return records::put_off(self.session.client(), &late).await;
         }
-        if about.len() == 0 {
-            return Err(Later::waiting("the file is empty", 30.0));
-        }
-        let age = about
-            .modified()
-            .ok()
-            .and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        // A time in the future says nothing; then only the watch can tell.
-        if let Some(age) = age
-            && age < self.uploads.settle
-        {
-            let left = (self.uploads.settle - age).as_secs_f64() + 0.01;
-            return Err(Later::waiting("the file was written a moment ago", left));
-        }
-        if self.watch.is_written(&path) {
-            return Err(Later::waiting("the file is being written", 1.0));
-        }
-        Ok(file)
-    }
-
-    /// Writes the upload down and captures the rows that name the file anew, in one transaction.
-    async fn done(&mut self, path: &str, look: Look, uploaded: &Uploaded) -> Result<()> {
-        let failed = |error| Error::postgres(format!("write down the upload of {path}"), error);
         let transaction = self.session.client_mut().transaction().await.map_err(failed)?;
         let client = transaction.client();
-        records::uploaded(client, path, look, &uploaded.hash.to_string(), &uploaded.url).await?;
-        let references = records::references(client, path).await?;
-        for (place, entity) in self.uploads.catalogue.entities().iter().enumerate() {
-            if !self.tables[place].fits(entity) {
-                // Its rows cannot be found now: the sync that follows the remedy finds them.
-                continue;
-            }
-            let keys: Vec<String> = references
-                .iter()
-                .filter(|(name, _)| *name == entity.name)
-                .map(|(_, key)| key.clone())
-                .collect();
-            for chunk in keys.chunks(recapture::CHUNK) {
-                recapture::rows(
-                    client,
-                    entity,
-                    &self.tables[place],
-                    self.attached[place].id,
-                    chunk,
-                )
-                .await?;
-            }
+        if ended.len() > 1 {
+            // The site's own transactions wait longer before one of them is ended for a deadlock.
+            client
+                .batch_execute("set local lock_timeout = '200ms'")
+                .await
+                .map_err(failed)?;
+            let paths: Vec<&str> = ended.iter().map(|one| one.path.as_str()).collect();
+            records::lock(client, &paths).await?;
         }
-        abort::point("before an upload is noted");
+        if !late.is_empty() {
+            records::put_off(client, &late).await?;
+        }
+        if !done.is_empty() {
+            records::uploaded(client, &done).await?;
+            let paths: Vec<&str> = done.iter().map(|one| one.path).collect();
+            let references = records::references(client, &paths).await?;
+            for (place, entity) in self.uploads.catalogue.entities().iter().enumerate() {
+                if !self.tables[place].fits(entity) {
+                    // Its rows cannot be found now: the sync that follows the remedy finds them.
+                    continue;
+                }
+                let keys: Vec<String> = references
+                    .iter()
+                    .filter(|(name, _)| *name == entity.name)
+                    .map(|(_, key)| key.clone())
+                    .collect();
+                let (table, number) = (&self.tables[place], self.attached[place].id);
+                for chunk in keys.chunks(recapture::CHUNK) {
+                    recapture::rows(client, entity, table, number, chunk).await?;
+                }
+            }
+            abort::point("before an upload is noted");
+        }
         transaction.commit().await.map_err(failed)?;
-        abort::point("after an upload is noted");
+        if !done.is_empty() {
+            abort::point("after an upload is noted");
+        }
         let metrics = &self.uploads.metrics.files;
-        metrics.uploaded.inc();
-        metrics.bytes.inc_by(uploaded.bytes);
-        tracing::debug!(path, bytes = uploaded.bytes, "uploaded");
+        for one in &done {
+            metrics.uploaded.inc();
+            metrics.bytes.inc_by(one.look.size as u64);
+            tracing::debug!(path = one.path, bytes = one.look.size, "uploaded");
+        }
         Ok(())
     }
 
@@ -379,38 +367,4 @@ impl Lane<'_> {
             .set((counts.waiting + counts.missing) as i64);
         Ok(())
     }
-}
-
-/// Why a file is not uploaded now, and when to look again.
-struct Later {
-    state: &'static str,
-    why: String,
-    seconds: f64,
-}
-
-impl Later {
-    fn waiting(why: &str, seconds: f64) -> Self {
-        Self {
-            state: "waiting",
-            why: why.to_owned(),
-            seconds,
-        }
-    }
-
-    fn refused(why: String) -> Self {
-        Self {
-            state: "refused",
-            why,
-            seconds: 0.0,
-        }
-    }
-}
-
-fn look(file: &Path) -> std::io::Result<Look> {
-    let about = file.metadata()?;
-    let modified = about.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(Look {
-        size: about.len() as i64,
-        modified_us: modified.as_micros() as i64,
-    })
 }

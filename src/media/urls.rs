@@ -21,7 +21,8 @@ type Urls = HashMap<String, String>;
 const URLS: &str = "select path, url from cloud_sync.media where path = any($1) and url is not null";
 
 /// The same, once whoever writes one of these files down has ended.
-const URLS_SETTLED: &str = "select path, url from cloud_sync.media where path = any($1) for share";
+const URLS_SETTLED: &str =
+    "select path, url from cloud_sync.media where path = any($1) order by path for share";
 
 /// What a delivered batch said about files.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 //! Guarantees:
 //! - `POST /changes` is answered after the commit, and an older position never overwrites a newer one ([`apply`]).
 //! - A request is the site's whose key it carries ([`auth`]); sites share tables, and never see each other's rows.
-//! - A file is visible when it is whole and on disk ([`upload`]).
+//! - A file is visible when it is whole and on disk ([`upload`]), and confirmed when its place is too ([`shelf`]).
 //! - What a request can take is bounded: its body, unpacked ([`body`]), the rows of a statement ([`grid`]), the time
 //!   between two pieces of it, the connections.
 //! - No answer and no log line carries a row's value or a key.
@@ -24,8 +24,10 @@ mod grid;
 mod json;
 mod lines;
 mod media;
+mod multipart;
 mod rows;
 mod schema;
+mod shelf;
 mod statement;
 mod status;
 mod upload;
@@ -107,6 +109,7 @@ struct Shared {
     /// Lists at once: each holds a connection for as long as its reader takes.
     lists: Arc<Semaphore>,
     files: PathBuf,
+    shelf: shelf::Shelf,
     upload_limit: u64,
     public_url: String,
     history: bool,
@@ -169,6 +172,7 @@ impl Receiver {
             listener,
             address,
             shared: Shared {
+                shelf: shelf::Shelf::new(pool.clone(), files.clone()),
                 pool,
                 tables: schema::Tables::default(),
                 keys,

@@ -29,6 +29,7 @@ use crate::source::describe::{self, Table};
 use crate::source::guard;
 use crate::source::identity;
 use crate::source::install::{self, Attached};
+use crate::source::outbox;
 use crate::source::recapture::{self, Recaptured};
 use report::SyncReport;
 
@@ -115,6 +116,9 @@ impl Reconcile {
     pub async fn sync(&self, places: &[usize], force: bool, observer: &dyn Observer) -> SyncReport {
         let mut report = SyncReport::new(&self.catalogue);
         self.pulse.kick();
+        if let Err(error) = self.let_drain().await {
+            tracing::debug!(%error, "the sync does not wait for what is on its way");
+        }
         for &place in places {
             let entity = &self.catalogue.entities()[place];
             if let Err(error) = self.sync_closing(place, force, observer, &mut report).await {
@@ -123,6 +127,36 @@ impl Reconcile {
             observer.end(&entity.name);
         }
         report
+    }
+
+    /// Waits until what waits in the outbox now is delivered, or the drain is not well: a row on its way is no row that the
+    /// cloud lacks, and would be sent twice.
+    async fn let_drain(&self) -> Result<()> {
+        let failed = |error| Error::postgres("see what is on its way", error);
+        let client = self.session.client();
+        let row = client
+            .query_one("select pg_current_xact_id()::text::bigint", &[])
+            .await
+            .map_err(failed)?;
+        let now = row.get::<_, i64>(0) as u64;
+        // A drain that found nothing more has no checkpoint that would see this transaction: then nothing waits.
+        let idle = async {
+            let mut pause = Duration::from_millis(50);
+            loop {
+                if let Some(checkpoint) = self.pulse.checkpoint()
+                    && outbox::lag(&self.session, &checkpoint).await?.changes == 0
+                {
+                    return Ok(());
+                }
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(Duration::from_secs(2));
+            }
+        };
+        tokio::select! {
+            idle = idle => idle,
+            // Where it is not well, the comparison finds that out, entity by entity.
+            _ = self.pulse.settled(now, self.patience) => Ok(()),
+        }
     }
 
     /// Syncs one entity. Where its content was compared, or pushed without asking, that closes its gap: what the cloud lacked

@@ -127,3 +127,45 @@ async fn uploads_are_whole_safe_and_found_again() {
     assert_eq!(cloud.count("cloud_meta.files").await, 2);
     cloud.end().await;
 }
+
+#[tokio::test]
+async fn files_that_come_at_once_are_all_there_when_they_are_confirmed() {
+    let cloud = Cloud::start("uploads").await;
+    // Given forty files, ten of them with one name and content, ten with one name
+    let uploads = (0..40_u32).map(|number| {
+        let (name, content) = match number {
+            0..10 => ("same.jpg".to_owned(), "the same".to_owned()),
+            10..20 => ("named.jpg".to_owned(), format!("content {number}")),
+            _ => (format!("{number}.jpg"), format!("content {number}")),
+        };
+        let part = reqwest::multipart::Part::bytes(content.clone().into_bytes()).file_name(name);
+        let sent = cloud
+            .request(Method::POST, "upload/passes")
+            .multipart(reqwest::multipart::Form::new().part("file", part))
+            .send();
+        async move {
+            let answer: Value = sent.await.unwrap().json().await.unwrap();
+            assert_eq!(answer["success"], true, "{answer}");
+            (answer["url"].as_str().unwrap().to_owned(), content)
+        }
+    });
+    // When they come at once
+    let answers = futures::future::join_all(uploads).await;
+    // Then each is where its answer says, once.
+    for (url, content) in &answers {
+        assert_eq!(
+            cloud.client.get(url).send().await.unwrap().text().await.unwrap(),
+            *content
+        );
+    }
+    assert_eq!(cloud.count("cloud_meta.files").await, 31);
+    let folder = cloud.files.path().join("college/passes");
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 31);
+    assert_eq!(
+        std::fs::read_dir(cloud.files.path().join(".incoming"))
+            .unwrap()
+            .count(),
+        0
+    );
+    cloud.end().await;
+}

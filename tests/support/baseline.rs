@@ -123,6 +123,11 @@ impl Baseline {
         format!("http://{}/api", self.address)
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The rows of a path, in the order of their keys.
     pub(crate) fn rows(&self, path: &str) -> Vec<Value> {
         let rows = locked(&self.state.rows);

@@ -13,4 +13,6 @@ pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod site;
 pub(crate) mod storm;
+#[allow(dead_code, reason = "each group of tests uses its own part")]
+pub(crate) mod tls;
 mod wire;

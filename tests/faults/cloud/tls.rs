@@ -2,68 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{rooms, why};
 use crate::support::oracle::Tally;
-use crate::support::site::{Cloud, KEY, Site, provider};
-
-type Authority = CertifiedIssuer<'static, KeyPair>;
-
-/// A certificate authority of this name.
-fn authority(name: &str) -> Authority {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-}
-
-/// A TLS server on a port of its own before `target`, with a certificate of these names, from one year to another.
-async fn terminate(
-    target: SocketAddr,
-    authority: &Authority,
-    names: &[&str],
-    years: (i32, i32),
-) -> (SocketAddr, AbortOnDropHandle<()>) {
-    provider();
-    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-    let mut params = CertificateParams::new(names).unwrap();
-    params.not_before = date_time_ymd(years.0, 1, 1);
-    params.not_after = date_time_ymd(years.1, 1, 1);
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, authority).unwrap();
-    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let task = tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(mut here) = acceptor.accept(stream).await else {
-                    return;
-                };
-                let Ok(mut there) = TcpStream::connect(target).await else {
-                    return;
-                };
-                let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
-            });
-        }
-    });
-    (address, AbortOnDropHandle::new(task))
-}
+use crate::support::site::{Cloud, KEY, Site};
+use crate::support::tls::{Authority, HTTP_1, authority, terminate};
 
 /// A site whose cloud is at this host and port, and which trusts the authority.
 async fn site(hint: &str, host: &str, address: SocketAddr, authority: Option<&Authority>) -> Site {
@@ -116,7 +59,7 @@ async fn what_is_wrong_with_a_certificate_is_told_with_its_remedy_and_nothing_is
             "cloud.ca_file",
         ),
     ] {
-        let (address, _serving) = terminate(cloud.address(), signer, &names, years).await;
+        let (address, _serving) = terminate(cloud.address(), signer, &names, years, HTTP_1).await;
         let site = site(hint, "localhost", address, Some(&ours)).await;
         let replicator = site.replicate();
         rooms(&site, 1, 3).await;
@@ -149,7 +92,7 @@ async fn what_is_wrong_with_a_certificate_is_told_with_its_remedy_and_nothing_is
 async fn a_private_authority_that_is_named_in_the_configuration_is_trusted() {
     let cloud = Cloud::start("right_tls").await;
     let ours = authority("ours");
-    let (address, _serving) = terminate(cloud.address(), &ours, &["localhost"], (2020, 2090)).await;
+    let (address, _serving) = terminate(cloud.address(), &ours, &["localhost"], (2020, 2090), HTTP_1).await;
     let site = site("right_tls", "localhost", address, Some(&ours)).await;
     assert!(site.settings.cloud.ca_file.as_deref().is_some_and(Path::exists));
     let replicator = site.replicate();

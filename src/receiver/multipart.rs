@@ -1,0 +1,323 @@
+//! The parts of a `multipart/form-data` body, as they come: a part's content is handed on in the pieces in which it arrived,
+//! without a copy.
+//!
+//! Kept in memory is a piece as it came, the head of a part, or the few bytes at a piece's end that may begin a delimiter.
+//! What is not content that somebody takes (heads, delimiters, parts passed over, what stands before the first part and
+//! after the last one) is bounded by [`ASIDE`], all of it together.
+//!
+//! Source: RFC 2046, section 5.1.1; RFC 7578.
+
+use axum::body::{Body, BodyDataStream};
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::{Buf, Bytes, BytesMut};
+use futures::StreamExt;
+use memchr::memmem::{self, Finder};
+use mime_guess::mime::{self, Mime};
+
+use super::answer::{Answer, Refusal};
+
+/// What may lie around the content that is taken.
+pub(super) const ASIDE: u64 = 1024 * 1024;
+
+/// The reader of a body's parts.
+pub(super) struct Parts {
+    body: BodyDataStream,
+    delimiter: Finder<'static>,
+    held: Bytes,
+    aside: u64,
+    place: Place,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before a delimiter: within a part, or before the first one.
+    Content,
+    /// Right after a delimiter.
+    Delimiter,
+    /// After the last part.
+    End,
+}
+
+/// What a part's head says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The field's name.
+    pub(super) name: Option<String>,
+    /// What the client calls the file.
+    pub(super) file_name: Option<String>,
+}
+
+impl Parts {
+    /// # Errors
+    /// 400 where the headers do not announce parts.
+    pub(super) fn of(headers: &HeaderMap, body: Body) -> Answer<Self> {
+        let boundary =
+            boundary(headers).ok_or_else(|| Refusal::malformed("the body is not multipart/form-data"))?;
+        Ok(Self {
+            body: body.into_data_stream(),
+            delimiter: Finder::new(format!("\r\n--{boundary}").as_bytes()).into_owned(),
+            // The line break that belongs to the first delimiter may be missing.
+            held: Bytes::from_static(b"\r\n"),
+            aside: 0,
+            place: Place::Content,
+        })
+    }
+
+    /// The next part; what is left of the one before is passed over.
+    pub(super) async fn next(&mut self) -> Answer<Option<Head>> {
+        while let Some(piece) = self.piece().await? {
+            self.pass(piece.len())?;
+        }
+        if self.place == Place::End {
+            return Ok(None);
+        }
+        let mut head = BytesMut::new();
+        loop {
+            let before = head.len();
+            head.extend_from_slice(&self.held);
+            self.held.clear();
+            if head.starts_with(b"--") {
+                self.place = Place::End;
+                self.held = head.freeze();
+                return Ok(None);
+            }
+            let from = before.saturating_sub(3);
+            if let Some(end) = memmem::find(&head[from..], b"\r\n\r\n") {
+                let mut head = head.freeze();
+                let lines = head.split_to(from + end);
+                head.advance(4);
+                self.pass(lines.len() + 4)?;
+                self.held = head;
+                self.place = Place::Content;
+                return read_head(&lines).map(Some);
+            }
+            if self.aside + head.len() as u64 > ASIDE {
+                return Err(endless());
+            }
+            if !self.more().await? {
+                return Err(broken(StatusCode::BAD_REQUEST));
+            }
+        }
+    }
+
+    /// The next piece of the part's content; none at its end.
+    pub(super) async fn piece(&mut self) -> Answer<Option<Bytes>> {
+        if self.place != Place::Content {
+            return Ok(None);
+        }
+        loop {
+            if let Some(at) = self.delimiter.find(&self.held) {
+                if at > 0 {
+                    return Ok(Some(self.held.split_to(at)));
+                }
+                let bytes = self.delimiter.needle().len();
+                self.held.advance(bytes);
+                self.place = Place::Delimiter;
+                self.pass(bytes)?;
+                return Ok(None);
+            }
+            let sure = self.held.len() - self.begun();
+            if sure > 0 {
+                return Ok(Some(self.held.split_to(sure)));
+            }
+            if !self.more().await? {
+                return Err(broken(StatusCode::BAD_REQUEST));
+            }
+        }
+    }
+
+    /// Reads to the body's end, so that the connection can be kept.
+    pub(super) async fn finish(&mut self) -> Answer<()> {
+        while self.next().await?.is_some() {}
+        loop {
+            self.pass(self.held.len())?;
+            self.held.clear();
+            if !self.more().await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many bytes at the end of what is held may begin a delimiter.
+    fn begun(&self) -> usize {
+        let needle = self.delimiter.needle();
+        let most = self.held.len().min(needle.len() - 1);
+        (1..=most)
+            .rev()
+            .find(|&bytes| self.held.ends_with(&needle[..bytes]))
+            .unwrap_or(0)
+    }
+
+    /// Holds one more piece of the body; false at its end.
+    async fn more(&mut self) -> Answer<bool> {
+        let Some(piece) = self.body.next().await else {
+            return Ok(false);
+        };
+        // It broke off: what is whole next time may pass.
+        let piece = piece.map_err(|_| broken(StatusCode::REQUEST_TIMEOUT))?;
+        self.held = if self.held.is_empty() {
+            piece
+        } else {
+            let mut both = BytesMut::with_capacity(self.held.len() + piece.len());
+            both.extend_from_slice(&self.held);
+            both.extend_from_slice(&piece);
+            both.freeze()
+        };
+        Ok(true)
+    }
+
+    fn pass(&mut self, bytes: usize) -> Answer<()> {
+        self.aside += bytes as u64;
+        if self.aside > ASIDE {
+            return Err(endless());
+        }
+        Ok(())
+    }
+}
+
+fn endless() -> Refusal {
+    Refusal::too_large(format!(
+        "the multipart body has more than {ASIDE} bytes that are not of the file"
+    ))
+}
+
+fn broken(status: StatusCode) -> Refusal {
+    Refusal::new(status, "the multipart body is broken or ended before its end")
+}
+
+fn boundary(headers: &HeaderMap) -> Option<String> {
+    let kind: Mime = headers.get(header::CONTENT_TYPE)?.to_str().ok()?.parse().ok()?;
+    if kind.type_() != mime::MULTIPART || kind.subtype() != mime::FORM_DATA {
+        return None;
+    }
+    let boundary = kind.get_param(mime::BOUNDARY)?.as_str();
+    (!boundary.is_empty()).then(|| boundary.to_owned())
+}
+
+/// The head's lines, after the rest of the delimiter's line.
+fn read_head(lines: &[u8]) -> Answer<Head> {
+    let mut head = Head::default();
+    let mut rest = lines;
+    let mut first = true;
+    while !rest.is_empty() {
+        let end = memmem::find(rest, b"\r\n").unwrap_or(rest.len());
+        let line = &rest[..end];
+        rest = rest.get(end + 2..).unwrap_or_default();
+        if std::mem::take(&mut first) {
+            if !line.trim_ascii().is_empty() {
+                return Err(broken(StatusCode::BAD_REQUEST));
+            }
+            continue;
+        }
+        let colon = memchr::memchr(b':', line).ok_or_else(|| broken(StatusCode::BAD_REQUEST))?;
+        if line[..colon].eq_ignore_ascii_case(b"content-disposition") {
+            head.name = parameter(&line[colon + 1..], b"name");
+            head.file_name = parameter(&line[colon + 1..], b"filename");
+        }
+    }
+    Ok(head)
+}
+
+/// A parameter of a `Content-Disposition`, quoted or plain. A backslash keeps a quote within it.
+fn parameter(line: &[u8], name: &[u8]) -> Option<String> {
+    let mut rest = line;
+    loop {
+        rest = &rest[memchr::memchr(b';', rest)? + 1..];
+        let equals = memchr::memchr2(b'=', b';', rest)?;
+        if rest[equals] == b';' {
+            continue;
+        }
+        let is_it = rest[..equals].trim_ascii().eq_ignore_ascii_case(name);
+        rest = rest[equals + 1..].trim_ascii_start();
+        let value = if let Some(quoted) = rest.strip_prefix(b"\"") {
+            let mut end = memchr::memchr(b'"', quoted)?;
+            while end > 0 && quoted[end - 1] == b'\\' {
+                end += 1 + memchr::memchr(b'"', &quoted[end + 1..])?;
+            }
+            rest = &quoted[end + 1..];
+            &quoted[..end]
+        } else {
+            let end = memchr::memchr2(b';', b' ', rest).unwrap_or(rest.len());
+            let value = &rest[..end];
+            rest = &rest[end..];
+            value
+        };
+        if is_it {
+            return Some(std::str::from_utf8(value).ok()?.replace("\\\"", "\""));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts of a body that comes in pieces of `piece` bytes: each part's names and content.
+    async fn read(text: &[u8], piece: usize) -> Answer<Vec<(Head, Vec<u8>)>> {
+        let pieces: Vec<_> = text
+            .chunks(piece)
+            .map(|piece| Ok::<_, std::io::Error>(Bytes::copy_from_slice(piece)))
+            .collect();
+        let body = Body::from_stream(futures::stream::iter(pieces));
+        let kind = "multipart/form-data; boundary=b-b".parse().unwrap();
+        let mut parts = Parts::of(&HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]), body)?;
+        let mut found = Vec::new();
+        while let Some(head) = parts.next().await? {
+            let mut content = Vec::new();
+            while let Some(piece) = parts.piece().await? {
+                content.extend_from_slice(&piece);
+            }
+            found.push((head, content));
+        }
+        parts.finish().await?;
+        Ok(found)
+    }
+
+    #[tokio::test]
+    async fn contents_are_whole_wherever_the_pieces_end() {
+        let content = b"\r\n--b-\r\r\n--b\r\n\r\n-\r";
+        let mut text =
+            b"before\r\n--b-b \r\nContent-Disposition: form-data; name=\"note\"\r\n\r\n\r\n--b-b\r\n\
+            X: y\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a;\\\"b.jpg\"\r\n\r\n"
+                .to_vec();
+        text.extend_from_slice(content);
+        text.extend_from_slice(b"\r\n--b-b--\r\nafter");
+        for piece in 1..=text.len() {
+            let found = read(&text, piece).await.unwrap();
+            assert_eq!(found.len(), 2, "{piece}");
+            assert_eq!(found[0].0.name.as_deref(), Some("note"));
+            assert!(found[0].1.is_empty());
+            assert_eq!(found[1].0.name.as_deref(), Some("file"));
+            assert_eq!(found[1].0.file_name.as_deref(), Some("a;\"b.jpg"));
+            assert_eq!(found[1].1, content, "{piece}");
+        }
+        for piece in [1, 7, 1000] {
+            for end in 0..text.len() - 9 {
+                assert!(read(&text[..end], piece).await.is_err(), "{end}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_content_is_bounded() {
+        let long = vec![b'x'; ASIDE as usize + 1];
+        for start in ["", "--b-b\r\nX: ", "--b-b--"] {
+            let text = [start.as_bytes(), &long].concat();
+            let refusal = read(&text, 10_000).await.unwrap_err();
+            assert!(refusal.words().contains("more than"), "{start}");
+        }
+    }
+
+    #[test]
+    fn names_are_found_quoted_and_plain() {
+        let name = |line: &str, name: &str| parameter(line.as_bytes(), name.as_bytes());
+        let some = |text: &str| Some(text.to_owned());
+        let line = " form-data; filename=\"name=x; y\"; name=\"file\"";
+        assert_eq!(name(line, "name"), some("file"));
+        assert_eq!(name(line, "filename"), some("name=x; y"));
+        assert_eq!(name(" form-data; name=a; filename=b.c", "filename"), some("b.c"));
+        assert_eq!(name(" form-data; filename=\"\"", "filename"), some(""));
+        assert_eq!(name(" form-data; name=\"x", "name"), None);
+        assert_eq!(name(" form-data", "name"), None);
+    }
+}
