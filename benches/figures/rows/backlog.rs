@@ -21,7 +21,7 @@ pub(crate) async fn backlog(world: &World, progress: &Progress<'_>) -> Outcome<V
     let (mut ours, mut theirs, mut memory) = (Samples::default(), Samples::default(), Samples::default());
     let mut spent: [Samples; 4] = Default::default();
     let mut peer_spent: [Samples; 2] = Default::default();
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "writing the backlog of cloud-sync");
         write(site.server(), &site.name).await?;
         let all = site.goal("logs").await?;

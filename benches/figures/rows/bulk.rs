@@ -18,7 +18,7 @@ pub(crate) async fn bulk(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
     let site = Site::with_logs(world).await?;
     let (mut bare, mut captured) = (Samples::default(), Samples::default());
     let (mut bare_log, mut captured_log) = (Samples::default(), Samples::default());
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "without capture");
         let (seconds, bytes) = insert(world, &site.source, "bare").await?;
         bare.push(seconds);
@@ -58,7 +58,7 @@ pub(crate) async fn apply(world: &World, progress: &Progress<'_>) -> Outcome<Vec
     let peer = Subscription::new(world).await?;
     let replicator = site.replicator_at_work().await?;
     let (mut ours, mut theirs, mut copied) = (Samples::default(), Samples::default(), Samples::default());
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "cloud-sync");
         world.settle().await?;
         site.source.batch_execute(&many_rows("logs", ROWS)).await?;

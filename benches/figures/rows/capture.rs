@@ -13,7 +13,7 @@ const SECONDS: u64 = 5;
 pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let site = Site::with_logs(world).await?;
     let (mut bare, mut captured) = (Samples::default(), Samples::default());
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "without capture");
         bare.push(rate(world, &site, "bare").await?);
         progress.run(run, "with capture");
@@ -36,7 +36,7 @@ pub(crate) async fn draining(world: &World, progress: &Progress<'_>) -> Outcome<
     let site = Site::with_logs(world).await?;
     let (mut bare, mut captured) = (Samples::default(), Samples::default());
     let replicator = site.replicator_at_work().await?;
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "without capture");
         bare.push(rate(world, &site, "bare").await?);
         progress.run(run, "with capture and a drain");

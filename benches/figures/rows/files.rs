@@ -49,7 +49,7 @@ pub(crate) async fn file(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
     uploaded(&site, "small.jpg").await?;
     let before = [replicator.peak(), site.receiver.peak()];
     let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "cloud-sync");
         let name = format!("large-{run}.mp4");
         path = as_new(&path, &media.join(&name), &mut noise)?;
@@ -103,7 +103,7 @@ pub(crate) async fn files(world: &World, progress: &Progress<'_>) -> Outcome<Vec
     }
     let webdav = Webdav::start(world).await?;
     let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "cloud-sync");
         // A new cloud: this one has none of the contents.
         let site = Site::new(world, &plan(&media)).await?;

@@ -19,7 +19,7 @@ pub(crate) async fn idle(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
     let replicator = site.replicator_at_work().await?;
     let (mut cpu, mut memory, mut sleeps) = (Samples::default(), Samples::default(), Samples::default());
     sleep(QUIET).await;
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "20 s");
         let (before, slept, start) = (replicator.cpu(), replicator.sleeps(), Instant::now());
         sleep(LOOK).await;

@@ -27,7 +27,7 @@ pub(crate) async fn latency(world: &World, progress: &Progress<'_>) -> Outcome<V
     let peer = Subscription::new(world).await?;
     let replicator = site.replicator_at_work().await?;
     let (mut ours, mut theirs) = (Percentiles::default(), Percentiles::default());
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "cloud-sync");
         world.settle().await?;
         let seen = "select exists (select 1 from cloud.logs where _site = 'figures' and log_id = $1)";

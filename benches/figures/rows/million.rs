@@ -16,9 +16,6 @@ const BACKLOGS: [u64; 3] = [10_000, 100_000, 1_000_000];
 /// Rows of one transaction.
 const ROWS: u64 = 1_000;
 
-/// The largest backlog is measured once.
-const ONCE: u64 = 1_000_000;
-
 /// MiB that the replicator may have at its peak.
 const MEMORY: f64 = 96.0;
 
@@ -39,10 +36,8 @@ pub(crate) async fn million(
     let mut peak = Samples::default();
     for changes in BACKLOGS {
         let (mut times, mut memory) = (Samples::default(), Samples::default());
-        let runs = if changes == ONCE { 1 } else { progress.runs };
-        for run in 0..runs {
-            let what = format!("{} changes", grouped(changes as f64));
-            progress.say(&format!("run {} of {runs}: {what}", run + 1));
+        for run in progress.runs() {
+            progress.run(run, &format!("{} changes", grouped(changes as f64)));
             let (seconds, megabytes) = drained(world, &site, changes).await?;
             times.push(seconds);
             memory.push(megabytes);

@@ -30,7 +30,7 @@ pub(crate) async fn shapes(world: &World, progress: &Progress<'_>) -> Outcome<Ve
     let mut rows = Vec::new();
     for entities in ENTITIES {
         let mut rates = Samples::default();
-        for run in 0..progress.runs {
+        for run in progress.runs() {
             progress.run(run, &format!("{entities} entities"));
             rates.push(CHANGES as f64 / of_entities(world, entities).await?);
         }
@@ -39,7 +39,7 @@ pub(crate) async fn shapes(world: &World, progress: &Progress<'_>) -> Outcome<Ve
     }
     for (bytes, count) in SIZES {
         let (mut rates, mut memory) = (Samples::default(), Samples::default());
-        for run in 0..progress.runs {
+        for run in progress.runs() {
             progress.run(run, &format!("rows of {bytes} bytes"));
             let (seconds, peak) = of_size(world, bytes, count).await?;
             rates.push((bytes * count) as f64 / 1024.0 / 1024.0 / seconds);
@@ -61,7 +61,7 @@ pub(crate) async fn shapes(world: &World, progress: &Progress<'_>) -> Outcome<Ve
     progress.say("one hot row");
     rows.extend(hot(world).await?);
     let (mut with, mut without) = (Samples::default(), Samples::default());
-    for run in 0..progress.runs {
+    for run in progress.runs() {
         progress.run(run, "a transaction that stays open");
         without.push(beside(world, false).await?);
         with.push(beside(world, true).await?);

@@ -86,7 +86,7 @@ pub(crate) async fn writers(world: &World, progress: &Progress<'_>) -> Outcome<V
         for clients in CLIENTS {
             let mut without = Samples::default();
             let mut with: [Samples; 3] = Default::default();
-            for run in 0..progress.runs {
+            for run in progress.runs() {
                 progress.run(run, &format!("{}, {clients} clients", kind.name()));
                 world.settle().await?;
                 without.push(kind.rate(world, &bare, clients).await?);
