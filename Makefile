@@ -34,7 +34,7 @@ soak: prerequisites ## let faults of every kind strike a site for minutes; ARGS=
 	test -n "$$program" && exec "$$program" $(ARGS)
 
 bench: prerequisites peers ## measure beside its peers, in one table; ARGS="ROW… --list --json --plot FILE"
-	@$(CARGO) bench --quiet --bench figures -- $(ARGS)
+	@$(CARGO) bench --bench figures -- $(ARGS)
 
 lint: compiler ## formatting, and clippy with warnings denied
 	$(CARGO) fmt --check

@@ -90,7 +90,8 @@ pub(crate) fn svg(points: &[Point], limit: f64) -> String {
     let memory = Panel {
         title: "peak memory of the replicator, MiB",
         x: Axis::logarithmic(changes()),
-        y: Axis::linear(most, 24.0),
+        // The limit stands out from the frame.
+        y: Axis::linear(most + 1.0, 24.0),
         limit: Some(limit),
         at: 2.0 * LEFT + WIDTH + 30.0,
     };
@@ -157,8 +158,12 @@ impl Panel {
             let y = down(limit);
             let _ = writeln!(
                 text,
-                "<line class=\"limit\" x1=\"{}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
-                self.at
+                "<line class=\"limit\" x1=\"{}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+                 <text x=\"{}\" y=\"{:.1}\">target: at most {}</text>",
+                self.at,
+                self.at + 6.0,
+                y - 5.0,
+                named(limit)
             );
         }
         let places: Vec<(f64, f64)> = points.map(|(x, y)| (across(x), down(y))).collect();

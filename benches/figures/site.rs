@@ -236,6 +236,15 @@ impl Goal {
         })
     }
 
+    /// The rows that it has once one writer has inserted so many more.
+    pub(crate) fn and(self, rows: u64) -> Self {
+        Self {
+            last: Some(self.last.unwrap_or(0) + rows as i64),
+            count: self.count + rows as i64,
+            ..self
+        }
+    }
+
     /// Waits until the table `there` has as many rows: first for the last one, by its key, since that costs nothing.
     pub(crate) async fn reached(&self, cloud: &Client, there: &str) -> Outcome<()> {
         wait(cloud, "select to_regclass($1::text) is not null", &[&there]).await?;

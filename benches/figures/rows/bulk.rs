@@ -61,17 +61,17 @@ pub(crate) async fn apply(world: &World, progress: &Progress<'_>) -> Outcome<Vec
     for run in progress.runs() {
         progress.run(run, "cloud-sync");
         world.settle().await?;
+        let all = site.goal("logs").await?.and(ROWS);
         site.source.batch_execute(&many_rows("logs", ROWS)).await?;
         let start = Instant::now();
-        let all = site.goal("logs").await?;
         site.reached(&all).await?;
         ours.push(start.elapsed().as_secs_f64());
         progress.run(run, "logical replication");
         peer.go_on_and_catch_up().await?;
         world.settle().await?;
+        let all = peer.goal().await?.and(ROWS);
         peer.source.batch_execute(&many_rows("logs", ROWS)).await?;
         let start = Instant::now();
-        let all = peer.goal().await?;
         peer.reached(&all).await?;
         theirs.push(start.elapsed().as_secs_f64());
         peer.pause().await?;
