@@ -7,7 +7,19 @@ use std::time::Duration;
 use crate::rows::ROWS;
 
 /// So that all rows take less than 15 minutes.
-const ALLOWANCE: Duration = Duration::from_secs(75);
+const ALLOWANCE: Allowance = Allowance {
+    row: Duration::from_secs(75),
+    all: Duration::from_secs(600),
+};
+
+/// How long it may take until no second or third run begins.
+#[derive(Clone)]
+pub(crate) struct Allowance {
+    /// Since the row began.
+    pub(crate) row: Duration,
+    /// Since the program began.
+    pub(crate) all: Duration,
+}
 
 const HELP: &str = "\
 Measures cloud-sync beside its peers, and prints one table.
@@ -30,8 +42,8 @@ pub(crate) struct Arguments {
     pub(crate) json: bool,
     pub(crate) runs: usize,
     pub(crate) plot: Option<PathBuf>,
-    /// How long a row may take before it is left with the runs that it has.
-    pub(crate) allowance: Option<Duration>,
+    /// None where the rows were named.
+    pub(crate) allowance: Option<Allowance>,
 }
 
 /// What the command line asks for.

@@ -27,11 +27,11 @@ mod site;
 mod table;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use arguments::{Arguments, Wish};
+use arguments::{Allowance, Arguments, Wish};
 use machine::Machine;
 use servers::World;
 use table::Row;
@@ -88,7 +88,7 @@ async fn bench(arguments: &Arguments) -> ExitCode {
             start,
             row: Instant::now(),
             runs: arguments.runs,
-            allowance: arguments.allowance,
+            allowance: arguments.allowance.clone(),
         };
         match rows::measure(name, &world, arguments, &progress).await {
             Ok(rows) => measured.extend(rows),
@@ -124,7 +124,7 @@ struct Progress<'a> {
     /// When this row began.
     row: Instant,
     runs: usize,
-    allowance: Option<Duration>,
+    allowance: Option<Allowance>,
 }
 
 impl Progress<'_> {
@@ -136,7 +136,10 @@ impl Progress<'_> {
     /// The runs, from 0; none begins after the allowance is used up.
     fn runs(&self) -> impl Iterator<Item = usize> {
         (0..self.runs).take_while(|&run| {
-            let used_up = run > 0 && self.allowance.is_some_and(|limit| self.row.elapsed() > limit);
+            let used_up = self.allowance.as_ref().is_some_and(|allowance| {
+                self.row.elapsed() > allowance.row || self.start.elapsed() > allowance.all
+            });
+            let used_up = run > 0 && used_up;
             if used_up {
                 self.say(&format!("run {} is left out: it takes too long", run + 1));
             }
