@@ -6,7 +6,7 @@ ARGS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak bench lint prerequisites compiler postgresql faketime
+.PHONY: help build demo test soak bench lint prerequisites compiler postgresql faketime peers
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +33,8 @@ soak: prerequisites ## let faults of every kind strike a site for minutes; ARGS=
 	  sed -n 's/.*"executable":"\([^"]*\/soak-[^"]*\)".*/\1/p') && \
 	test -n "$$program" && exec "$$program" $(ARGS)
 
-bench: build postgresql ## measure side by side with PostgreSQL's own logical replication
-	benches/figures.sh
+bench: prerequisites peers ## measure beside its peers, in one table; ARGS="ROW… --list --json --plot FILE"
+	@$(CARGO) bench --bench figures -- $(ARGS)
 
 lint: compiler ## formatting, and clippy with warnings denied
 	$(CARGO) fmt --check
@@ -67,3 +67,10 @@ faketime:
 	  echo "no libfaketime: installing the distribution's"; \
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends faketime; }
+
+# What the measurements run beside.
+peers:
+	@command -v curl >/dev/null && command -v rclone >/dev/null || { \
+	  echo "no curl or no rclone: installing the distribution's"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends curl rclone; }

@@ -1,0 +1,94 @@
+//! One insert of 300,000 rows: what capture adds to it, and how soon its rows are in the cloud.
+
+use std::time::Instant;
+
+use tokio_postgres::Client;
+
+use crate::load::{self, many_rows};
+use crate::peers::{self, Subscription};
+use crate::servers::World;
+use crate::site::Site;
+use crate::table::{Row, Samples, Target, Unit};
+use crate::{Outcome, Progress};
+
+const ROWS: u64 = 300_000;
+
+/// The insert itself, while the replicator is stopped.
+pub(crate) async fn bulk(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
+    let site = Site::with_logs(world).await?;
+    let (mut bare, mut captured) = (Samples::default(), Samples::default());
+    let (mut bare_log, mut captured_log) = (Samples::default(), Samples::default());
+    for run in progress.runs() {
+        progress.run(run, "without capture");
+        let (seconds, bytes) = insert(world, &site.source, "bare").await?;
+        bare.push(seconds);
+        bare_log.push(bytes);
+        progress.run(run, "with capture");
+        let (seconds, bytes) = insert(world, &site.source, "logs").await?;
+        captured.push(seconds);
+        captured_log.push(bytes);
+    }
+    site.end().await?;
+    Ok(vec![
+        Row::new("bulk", "300,000-row insert", Unit::Seconds, captured)
+            .peer("without capture", bare)
+            .target(Target::RatioAtMost(3.0)),
+        Row::new("bulk", "its write-ahead log, a row", Unit::Bytes, captured_log)
+            .peer("without capture", bare_log),
+    ])
+}
+
+/// Its seconds, and the bytes of write-ahead log that each row cost.
+async fn insert(world: &World, client: &Client, table: &str) -> Outcome<(f64, f64)> {
+    world.settle().await?;
+    let before = load::wal(client).await?;
+    let start = Instant::now();
+    client.batch_execute(&many_rows(table, ROWS)).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    let after = load::wal(client).await?;
+    Ok((seconds, (after - before) / ROWS as f64))
+}
+
+/// From the insert's commit until all rows are visible in the cloud.
+pub(crate) async fn apply(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
+    let site = Site::with_logs(world).await?;
+    site.cloud
+        .batch_execute(&format!("create table copied ({})", load::COLUMNS))
+        .await?;
+    let peer = Subscription::new(world).await?;
+    let replicator = site.replicator_at_work().await?;
+    let (mut ours, mut theirs, mut copied) = (Samples::default(), Samples::default(), Samples::default());
+    for run in progress.runs() {
+        progress.run(run, "cloud-sync");
+        world.settle().await?;
+        let all = site.goal("logs").await?.and(ROWS);
+        site.source.batch_execute(&many_rows("logs", ROWS)).await?;
+        let start = Instant::now();
+        site.reached(&all).await?;
+        ours.push(start.elapsed().as_secs_f64());
+        progress.run(run, "logical replication");
+        peer.go_on_and_catch_up().await?;
+        world.settle().await?;
+        let all = peer.goal().await?.and(ROWS);
+        peer.source.batch_execute(&many_rows("logs", ROWS)).await?;
+        let start = Instant::now();
+        peer.reached(&all).await?;
+        theirs.push(start.elapsed().as_secs_f64());
+        peer.pause().await?;
+        progress.run(run, "COPY");
+        world.settle().await?;
+        copied.push(peers::copy(world, &site.name, ROWS).await?);
+        site.cloud.batch_execute("truncate copied").await?;
+    }
+    replicator.end().await?;
+    peer.end().await?;
+    site.end().await?;
+    let what = "300,000-row insert, commit to all rows visible";
+    Ok(vec![
+        Row::new("apply", what, Unit::Seconds, ours.clone())
+            .peer("logical replication", theirs)
+            .target(Target::RatioAtMost(1.0)),
+        Row::new("apply", "the same beside the physical limit", Unit::Seconds, ours)
+            .peer("psql COPY out | COPY in", copied),
+    ])
+}

@@ -1,0 +1,64 @@
+//! What capture costs the site's writers: 8 of them, a row a transaction.
+
+use crate::load::{Until, Writers, one_row};
+use crate::servers::World;
+use crate::site::Site;
+use crate::table::{Row, Samples, Target, Unit};
+use crate::{Outcome, Progress};
+
+const WRITERS: u64 = 8;
+const SECONDS: u64 = 5;
+
+/// The replicator is stopped.
+pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
+    let site = Site::with_logs(world).await?;
+    let (mut bare, mut captured) = (Samples::default(), Samples::default());
+    for run in progress.runs() {
+        progress.run(run, "without capture");
+        bare.push(rate(world, &site, "bare").await?);
+        progress.run(run, "with capture");
+        captured.push(rate(world, &site, "logs").await?);
+    }
+    site.end().await?;
+    let row = Row::new(
+        "capture",
+        "8 writers, one-row inserts, replicator stopped",
+        Unit::PerSecond,
+        captured,
+    )
+    .peer("without capture", bare)
+    .target(Target::RatioAtLeast(0.9));
+    Ok(vec![row])
+}
+
+/// The replicator has nothing to do until the writers begin, and works beside them on the same cores.
+pub(crate) async fn draining(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
+    let site = Site::with_logs(world).await?;
+    let (mut bare, mut captured) = (Samples::default(), Samples::default());
+    let replicator = site.replicator_at_work().await?;
+    for run in progress.runs() {
+        progress.run(run, "without capture");
+        bare.push(rate(world, &site, "bare").await?);
+        progress.run(run, "with capture and a drain");
+        captured.push(rate(world, &site, "logs").await?);
+        let all = site.goal("logs").await?;
+        site.reached(&all).await?;
+    }
+    replicator.end().await?;
+    site.end().await?;
+    let what = "8 writers, one-row inserts, with a running drain";
+    let row = Row::new("draining", what, Unit::PerSecond, captured)
+        .peer("without capture", bare)
+        .target(Target::RatioAtLeast(0.9));
+    Ok(vec![row])
+}
+
+async fn rate(world: &World, site: &Site<'_>, table: &str) -> Outcome<f64> {
+    world.settle().await?;
+    let writers = Writers {
+        server: site.server(),
+        database: &site.name,
+        clients: WRITERS,
+    };
+    writers.run(&one_row(table), Until::Seconds(SECONDS)).await
+}

@@ -1,0 +1,114 @@
+//! Backlogs of 10,000, 100,000 and 1,000,000 changes: the replicator's memory is bounded, and its time grows as the
+//! backlog does.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::load::{Until, Writers, many_rows};
+use crate::plot::{self, Point};
+use crate::servers::World;
+use crate::site::Site;
+use crate::table::{Row, Samples, Target, Unit, grouped};
+use crate::{Outcome, Progress};
+
+const BACKLOGS: [u64; 3] = [10_000, 100_000, 1_000_000];
+
+/// Rows of one transaction.
+const ROWS: u64 = 1_000;
+
+/// MiB that the replicator may have at its peak.
+const MEMORY: f64 = 96.0;
+
+/// How much longer a change may take in the largest backlog than in the one before, so that time counts as linear.
+const LINEAR: f64 = 1.25;
+
+pub(crate) async fn million(
+    world: &World,
+    plot: Option<&Path>,
+    progress: &Progress<'_>,
+) -> Outcome<Vec<Row>> {
+    let site = Site::with_logs(world).await?;
+    let (start, _) = drained(world, &site, 0).await?;
+    let mut points = Vec::new();
+    let mut rows = Vec::new();
+    // Microseconds a change, without the start.
+    let mut each = Vec::new();
+    let mut peak = Samples::default();
+    for changes in BACKLOGS {
+        let (mut times, mut memory) = (Samples::default(), Samples::default());
+        for run in progress.runs() {
+            progress.run(run, &format!("{} changes", grouped(changes as f64)));
+            let (seconds, megabytes) = drained(world, &site, changes).await?;
+            times.push(seconds);
+            memory.push(megabytes);
+        }
+        let seconds = times.median();
+        each.push((seconds - start) / changes as f64);
+        points.push(Point {
+            changes: changes as f64,
+            seconds,
+            megabytes: memory.median(),
+        });
+        let what = format!("{} changes", grouped(changes as f64));
+        let rate = changes as f64 / seconds;
+        rows.push(
+            Row::new("million", &what, Unit::Seconds, times)
+                .note(format!("{} changes a second, start included.", grouped(rate))),
+        );
+        rows.push(Row::new(
+            "million",
+            format!("{what}, peak memory"),
+            Unit::Mebibytes,
+            memory.clone(),
+        ));
+        peak = memory;
+    }
+    site.end().await?;
+    if let Some(file) = plot {
+        std::fs::write(file, plot::svg(&points, MEMORY))
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    // The last row but is one of the targets.
+    rows.pop();
+    let linear: Samples = std::iter::once(each[2] / each[1]).collect();
+    rows.push(
+        Row::new("million", "1,000,000 changes, peak memory", Unit::Mebibytes, peak)
+            .target(Target::AtMost(MEMORY)),
+    );
+    rows.push(
+        Row::new(
+            "million",
+            "time a change, 1,000,000 to 100,000",
+            Unit::Times,
+            linear,
+        )
+        .target(Target::AtMost(LINEAR))
+        .note(format!(
+            "without the replicator's start, {start:.2} s; linear is 1."
+        )),
+    );
+    Ok(rows)
+}
+
+/// Drains a backlog: the seconds from the replicator's start, and its peak memory in MiB. A backlog of 0 is one row.
+async fn drained(world: &World, site: &Site<'_>, changes: u64) -> Outcome<(f64, f64)> {
+    let writers = Writers {
+        server: site.server(),
+        database: &site.name,
+        clients: 2,
+    };
+    let (script, transactions) = match changes {
+        0 => (many_rows("logs", 1), 2),
+        changes => (many_rows("logs", ROWS), changes / ROWS),
+    };
+    writers.run(&script, Until::Transactions(transactions)).await?;
+    let all = site.goal("logs").await?;
+    world.settle().await?;
+    let start = Instant::now();
+    let replicator = site.replicator()?;
+    site.reached(&all).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    let peak = replicator.peak();
+    replicator.end().await?;
+    Ok((seconds, peak))
+}

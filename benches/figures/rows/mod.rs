@@ -1,0 +1,101 @@
+//! The rows of the table: each file measures those of one kind.
+
+mod backlog;
+mod baseline;
+mod bulk;
+mod capture;
+mod files;
+mod idle;
+mod latency;
+mod million;
+mod shapes;
+mod writers;
+
+use crate::arguments::Arguments;
+use crate::servers::World;
+use crate::table::Row;
+use crate::{Outcome, Progress};
+
+/// Something that can be measured alone.
+pub(crate) struct Measurement {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Whether it is measured although nobody named it.
+    pub(crate) always: bool,
+}
+
+const fn always(name: &'static str, about: &'static str) -> Measurement {
+    Measurement {
+        name,
+        about,
+        always: true,
+    }
+}
+
+const fn named(name: &'static str, about: &'static str) -> Measurement {
+    Measurement {
+        name,
+        about,
+        always: false,
+    }
+}
+
+/// In the order of the table.
+pub(crate) const ROWS: [Measurement; 13] = [
+    always("capture", "8 writers, one-row inserts, with capture and without"),
+    always("draining", "the same while the replicator drains, idle to busy"),
+    always("bulk", "a 300,000-row insert, with capture and without"),
+    always(
+        "apply",
+        "the same, from its commit until all rows are visible in the cloud",
+    ),
+    always(
+        "backlog",
+        "100,000 one-row transactions of backlog: time, memory, CPU by process",
+    ),
+    always(
+        "latency",
+        "200 single commits, from each commit until it is visible in the cloud",
+    ),
+    always(
+        "million",
+        "backlogs of 10,000 to 1,000,000 changes: memory, and time as it grows",
+    ),
+    always("idle", "CPU and memory of a replicator that has nothing to do"),
+    always("file", "one file of 1 GiB"),
+    always("files", "10,000 files of 50 KB"),
+    always(
+        "baseline",
+        "5,000 rows to a server that answers each request after 20 ms",
+    ),
+    named(
+        "writers",
+        "1, 8 and 32 clients; insert, update, TPC-B; replicator stopped, idle, draining",
+    ),
+    named("shapes", "entities, row sizes, one hot row, an open transaction"),
+];
+
+/// Measures one of [`ROWS`].
+pub(crate) async fn measure(
+    name: &str,
+    world: &World,
+    arguments: &Arguments,
+    progress: &Progress<'_>,
+) -> Outcome<Vec<Row>> {
+    match name {
+        "capture" => capture::capture(world, progress).await,
+        "draining" => capture::draining(world, progress).await,
+        "bulk" => bulk::bulk(world, progress).await,
+        "apply" => bulk::apply(world, progress).await,
+        "backlog" => backlog::backlog(world, progress).await,
+        "latency" => latency::latency(world, progress).await,
+        "million" => million::million(world, arguments.plot.as_deref(), progress).await,
+        "idle" => idle::idle(world, progress).await,
+        "file" => files::file(world, progress).await,
+        "files" => files::files(world, progress).await,
+        "baseline" => baseline::baseline(world, progress).await,
+        "writers" => writers::writers(world, progress).await,
+        "shapes" => shapes::shapes(world, progress).await,
+        name => Err(format!("nothing measures {name}").into()),
+    }
+}
