@@ -75,6 +75,18 @@ impl<'a> Grid<'a> {
         &self.positions[rows]
     }
 
+    /// The values of a row, as JSON texts.
+    pub(super) fn row(&self, row: usize) -> &[Option<&'a str>] {
+        let width = self.columns.len();
+        &self.cells[row * width..(row + 1) * width]
+    }
+
+    /// Takes all rows out.
+    pub(super) fn clear(&mut self) {
+        self.cells.clear();
+        self.positions.clear();
+    }
+
     /// Adds a row, whose own key must be `key`. With `strict`, it must have no member that is not a column.
     pub(super) fn push(
         &mut self,
@@ -137,7 +149,12 @@ impl<'a> Grid<'a> {
         )
     }
 
-    fn column(&self, place: usize, rows: Range<usize>) -> impl Iterator<Item = Option<&'a str>> + Clone {
+    /// A column's values of these rows, as JSON texts.
+    pub(super) fn column(
+        &self,
+        place: usize,
+        rows: Range<usize>,
+    ) -> impl Iterator<Item = Option<&'a str>> + Clone {
         rows.map(move |row| self.cells[row * self.columns.len() + place])
     }
 

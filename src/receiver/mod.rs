@@ -16,10 +16,13 @@ mod answer;
 mod apply;
 mod auth;
 mod body;
+mod brief;
 mod changes;
 mod column_type;
+mod copy;
 mod database;
 mod encode;
+mod field;
 mod grid;
 mod json;
 mod lines;
@@ -29,6 +32,7 @@ mod schema;
 mod statement;
 mod status;
 mod upload;
+mod writers;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -51,6 +55,7 @@ use self::answer::{Answer, Refusal};
 pub use self::auth::KeyRing;
 pub use self::lines::read_changes;
 pub use self::upload::read_parts;
+use self::writers::Writers;
 use crate::error::{Error, Result};
 use crate::serve::{self, Limits};
 
@@ -100,6 +105,7 @@ pub struct ReceiverSettings {
 /// What all requests share.
 struct Shared {
     pool: PgPool,
+    writers: Arc<Writers>,
     tables: schema::Tables,
     keys: KeyRing,
     guesses: auth::Guesses,
@@ -153,7 +159,7 @@ impl Receiver {
         }
         let files = prepare(&settings.files)
             .map_err(|error| Error::local("prepare the folder of the receiver's files", error))?;
-        let pool = database::open(&settings.database_url).await?;
+        let (pool, writers) = database::open(&settings.database_url).await?;
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| Error::local(format!("listen on {}", settings.listen), error))?;
@@ -170,6 +176,7 @@ impl Receiver {
             address,
             shared: Shared {
                 pool,
+                writers: Arc::new(writers),
                 tables: schema::Tables::default(),
                 keys,
                 guesses: auth::Guesses::default(),
@@ -207,10 +214,15 @@ impl Receiver {
     /// None at present: what fails while serving fails a request or a connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let pool = self.shared.pool.clone();
+        let writers = Arc::clone(&self.shared.writers);
         let limits = Limits::new(PLACES, DRAIN);
         serve::serve(self.listener, router(Arc::new(self.shared)), limits, shutdown).await;
         // A list whose reader has gone may hold a connection a little longer; nothing waits for it.
-        let _ = tokio::time::timeout(Duration::from_secs(1), pool.close()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), async {
+            writers.close().await;
+            pool.close().await;
+        })
+        .await;
         Ok(())
     }
 }

@@ -126,6 +126,11 @@ fn table_name(entity: &str) -> String {
 pub(super) struct Tables(Mutex<HashMap<String, Arc<Table>>>);
 
 impl Tables {
+    /// The entity's table as last seen. It may have become a newer version since.
+    pub(super) fn known(&self, entity: &str) -> Option<Arc<Table>> {
+        self.lock().get(entity).cloned()
+    }
+
     /// The entity's table in this version: remembered, else read.
     pub(super) async fn get(
         &self,
