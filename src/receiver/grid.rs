@@ -115,23 +115,29 @@ impl<'a> Grid<'a> {
     }
 
     fn read(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), Reason> {
-        let members =
+        let mut members =
             Members::of(row).ok_or_else(|| Reason::new("not-an-object", "the row is not a JSON object"))?;
-        for (nth, (name, value)) in members.enumerate() {
-            let remembered = self
-                .order
-                .get(nth)
-                .copied()
-                .filter(|&column| self.table.columns[column].name == name);
-            let column = match remembered.or_else(|| self.table.place(&name)) {
-                Some(column) => column,
-                None if strict => return Err(unknown_column(self.table, &name)),
-                None => continue,
+        for nth in 0.. {
+            let remembered = self.order.get(nth).copied();
+            let expected = remembered
+                .and_then(|column| Some((column, members.expect(&self.table.columns[column].member)?)));
+            let (column, value) = match expected {
+                Some(found) => found,
+                None => {
+                    let Some((name, value)) = members.next() else {
+                        break;
+                    };
+                    match self.table.place(&name) {
+                        Some(column) => {
+                            self.order.truncate(nth);
+                            self.order.push(column);
+                            (column, value)
+                        }
+                        None if strict => return Err(unknown_column(self.table, &name)),
+                        None => continue,
+                    }
+                }
             };
-            if remembered.is_none() {
-                self.order.truncate(nth);
-                self.order.push(column);
-            }
             if let Some(place) = self.places[column] {
                 self.cells[start + place] = Some(value);
             }

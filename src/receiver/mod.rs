@@ -10,7 +10,9 @@
 //!
 //! A request travels: `crate::serve` -> [`auth`] -> [`changes`], [`rows`], [`schema`], [`upload`], [`media`] or [`status`].
 //! Changes and rows become arrays by column ([`json`], [`grid`], [`encode`]) and one statement for many rows
-//! ([`statement`]); [`database`] says what an error of PostgreSQL means, [`answer`] how it is answered.
+//! ([`statement`]). Two kinds of requests have a shorter way: few changes go in one message ([`brief`]), and rows that are
+//! new to their table are copied ([`copy`], [`field`]). [`writers`] are the connections for changes, [`database`] says
+//! what an error of PostgreSQL means, [`answer`] how it is answered.
 
 mod answer;
 mod apply;

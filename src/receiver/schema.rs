@@ -50,6 +50,8 @@ pub(super) struct Column {
     pub(super) name: String,
     /// The name in quotes.
     pub(super) quoted: String,
+    /// The name as a member of a JSON object: in quotes, with its colon.
+    pub(super) member: String,
     pub(super) of: ColumnType,
 }
 
@@ -58,6 +60,7 @@ impl Column {
         Self {
             name: name.to_owned(),
             quoted: quoted(name),
+            member: format!("{}:", Value::from(name)),
             of,
         }
     }

@@ -1,4 +1,4 @@
-//! A measurement, not a test: how long 300,000 changes take, by batch size and packing.
+//! A measurement, not a test: how long 300,000 changes take, by batch size and packing, and a request of one change.
 
 use serde_json::{Value, json};
 
@@ -109,6 +109,20 @@ async fn measure_300_000_changes() {
             }
         }
         println!("  sent again, all skipped: {again:.2} s");
+        let start = std::time::Instant::now();
+        let before = cpu("self");
+        for line in 0..1_000 {
+            let first = bodies.first().filter(|_| !packed).map_or("", |body| {
+                let text = std::str::from_utf8(body).unwrap();
+                text.lines().nth(line % rows as usize).unwrap_or_default()
+            });
+            cloud.send_text(1, format!("{first}\n")).await;
+        }
+        println!(
+            "  one change a request: {:.2} ms, CPU {:.2} ms here",
+            start.elapsed().as_secs_f64(),
+            cpu("self") - before
+        );
         let start = std::time::Instant::now();
         for batch in 0..300_000 / rows {
             let body: String = (batch * rows + 1..=(batch + 1) * rows)
