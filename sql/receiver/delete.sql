@@ -1,11 +1,12 @@
 -- Deletes rows, each unless the table holds a newer state of it, and leaves a tombstone for each delete that is the
 -- newest that is known of its row.
 -- $1 site, $2 epoch, $3 entity, $4 positions, $5… one array a key column. {open} and {close} wrap it for the history.
+-- {known} and {within}: see known.sql.
 -- Lookups by row and deletes by place: see upsert_guard.sql.
 -- Affects one row for each change that was applied. Writes the entity's table and cloud_meta.tombstones.
-with incoming as (
+with {known}incoming as (
     select r."_position", {expressions}
-    from (select {arrays}) as r
+    from (select {arrays}) as r{within}
 ), newest as (
     select i.*, t.place as "_position_row"
     from incoming i

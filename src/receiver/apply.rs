@@ -22,17 +22,19 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use super::Shared;
 use super::answer::words;
+use super::brief;
+use super::copy::{Copy, Stop};
 use super::database::{self, Trouble};
 use super::grid::{Grid, Reason, canonical_key};
 use super::lines::Line;
 use super::schema::Table;
-use super::statement;
+use super::statement::{self, Form};
 
 const STATE: &str = include_str!("../../sql/receiver/state.sql");
 
 /// The changes of one request.
 pub(super) struct Delivery<'a> {
-    pub(super) site: &'a str,
+    pub(super) site: &'a Arc<str>,
     pub(super) source: &'a str,
     pub(super) epoch: i64,
     pub(super) lines: &'a [Line<'a>],
@@ -57,7 +59,7 @@ pub(super) struct Outcome {
 }
 
 /// An entity's changes in a request.
-struct Group<'a> {
+pub(super) struct Group<'a> {
     table: Arc<Table>,
     buried: bool,
     mark: Option<(i64, i64)>,
@@ -71,15 +73,27 @@ struct Group<'a> {
 
 /// Applies a request, and commits.
 pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Result<Outcome, Trouble> {
-    match attempt(shared, delivery, false).await {
-        Err(Trouble::Data { .. }) => attempt(shared, delivery, true).await,
-        done => done,
-    }
+    let _turn = shared.writers.turn(delivery.site).await?;
+    let mut writer = shared.writers.take().await?;
+    let outcome = match brief::apply(shared, &mut writer, delivery).await? {
+        Some(outcome) => outcome,
+        None => match attempt(shared, &mut writer.connection, delivery, false).await {
+            Err(Trouble::Data { .. }) => attempt(shared, &mut writer.connection, delivery, true).await?,
+            done => done?,
+        },
+    };
+    shared.writers.give_back(writer);
+    Ok(outcome)
 }
 
-async fn attempt(shared: &Shared, delivery: &Delivery<'_>, careful: bool) -> Result<Outcome, Trouble> {
-    let mut transaction = shared.pool.begin().await?;
-    database::lock_site(&mut transaction, delivery.site).await?;
+async fn attempt(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    delivery: &Delivery<'_>,
+    careful: bool,
+) -> Result<Outcome, Trouble> {
+    let begin = format!("begin; {}", database::site_lock(delivery.site));
+    let mut transaction = connection.begin_with(AssertSqlSafe(begin)).await?;
     let mut outcome = Outcome::default();
     let groups = groups(shared, &mut transaction, delivery, &mut outcome).await?;
     for group in groups {
@@ -131,7 +145,7 @@ async fn groups<'a>(
     }
     let highest = delivery.lines.iter().map(|line| line.position).max().unwrap_or(0);
     let rows = sqlx::query(STATE)
-        .bind(delivery.site)
+        .bind(&**delivery.site)
         .bind(delivery.source)
         .bind(delivery.epoch)
         .bind(highest)
@@ -148,14 +162,7 @@ async fn groups<'a>(
         let epoch: Option<i64> = row.try_get("epoch")?;
         let position: Option<i64> = row.try_get("position")?;
         if let Some(&place) = seen.get(entity) {
-            groups[place] = Some(Group {
-                table,
-                buried: row.try_get("buried")?,
-                mark: epoch.zip(position),
-                truncate: None,
-                newest: HashMap::new(),
-                superseded: HashMap::new(),
-            });
+            groups[place] = Some(Group::new(table, epoch.zip(position), row.try_get("buried")?));
         }
     }
     for (nth, (line, &place)) in delivery.lines.iter().zip(&of_line).enumerate() {
@@ -174,7 +181,31 @@ async fn groups<'a>(
 }
 
 impl<'a> Group<'a> {
-    fn add(&mut self, lines: &'a [Line<'a>], nth: usize, outcome: &mut Outcome) -> Result<(), Reason> {
+    pub(super) fn new(table: Arc<Table>, mark: Option<(i64, i64)>, buried: bool) -> Self {
+        Self {
+            table,
+            buried,
+            mark,
+            truncate: None,
+            newest: HashMap::new(),
+            superseded: HashMap::new(),
+        }
+    }
+
+    /// The newest change of each row, in the order of the request, so that rows which came together lie together.
+    pub(super) fn pending(&mut self) -> Vec<(Cow<'a, str>, usize)> {
+        let mut pending: Vec<_> = self.newest.drain().collect();
+        pending.sort_unstable_by_key(|(_, nth)| *nth);
+        pending
+    }
+
+    /// Sorts a line in; the entity is its own.
+    pub(super) fn add(
+        &mut self,
+        lines: &'a [Line<'a>],
+        nth: usize,
+        outcome: &mut Outcome,
+    ) -> Result<(), Reason> {
         let line = &lines[nth];
         match line.op() {
             "truncate" => {
@@ -235,9 +266,7 @@ impl<'a> Run<'a, '_> {
         if let Some(nth) = self.group.truncate {
             self.truncate(nth).await?;
         }
-        let mut pending: Vec<(Cow<'a, str>, usize)> = self.group.newest.drain().collect();
-        // The order of the request, so that rows which came together lie together.
-        pending.sort_unstable_by_key(|(_, nth)| *nth);
+        let mut pending = self.group.pending();
         let (lines, epoch) = (self.delivery.lines, self.delivery.epoch);
         while !pending.is_empty() {
             if let Some(mark) = self.group.mark {
@@ -259,7 +288,7 @@ impl<'a> Run<'a, '_> {
         let at = (self.delivery.epoch, self.delivery.lines[nth].position);
         let sql = statement::truncate(&self.group.table, self.history);
         let done = sqlx::query(AssertSqlSafe(sql))
-            .bind(self.delivery.site)
+            .bind(&**self.delivery.site)
             .bind(at.0)
             .bind(&self.group.table.entity)
             .bind(at.1)
@@ -306,6 +335,12 @@ impl<'a> Run<'a, '_> {
         } else {
             (0..table.columns.len()).collect()
         };
+        let plain = !delete && !self.careful && !self.history && !self.group.buried;
+        let changes = if plain {
+            self.copied(changes, &mut refused).await?
+        } else {
+            changes
+        };
         let mut left = changes.into_iter().peekable();
         while left.peek().is_some() {
             let mut grid = Grid::new(&table, &columns);
@@ -330,6 +365,38 @@ impl<'a> Run<'a, '_> {
         Ok(refused)
     }
 
+    /// Copies the upserts of rows that are new to the table. Answers the others.
+    async fn copied(
+        &mut self,
+        changes: Vec<(Cow<'a, str>, usize)>,
+        refused: &mut Vec<(Cow<'a, str>, usize)>,
+    ) -> Result<Vec<(Cow<'a, str>, usize)>, Trouble> {
+        let table = Arc::clone(&self.group.table);
+        let (site, epoch) = (self.delivery.site, self.delivery.epoch);
+        let keys = changes.iter().map(|(key, _)| &**key);
+        let Some(mut copy) = Copy::find(self.connection, &table, site, epoch, keys).await? else {
+            return Ok(changes);
+        };
+        let mut left = Vec::new();
+        for (key, nth) in changes {
+            let line = &self.delivery.lines[nth];
+            match copy
+                .push(&key, line.row().unwrap_or_default(), line.position)
+                .await
+            {
+                Ok(true) => {}
+                Ok(false) => left.push((key, nth)),
+                Err(Stop::Row(reason)) => {
+                    reject(self.outcome, line, reason);
+                    refused.push((key, nth));
+                }
+                Err(Stop::All(trouble)) => return Err(trouble),
+            }
+        }
+        self.outcome.applied += copy.finish().await?;
+        Ok(left)
+    }
+
     /// Applies a grid's rows. Answers the places of those that do not fit; without `careful` that is an error.
     async fn grid(&mut self, grid: &Grid<'_>, delete: bool) -> Result<Vec<(usize, Reason)>, Trouble> {
         let target = Target {
@@ -337,7 +404,10 @@ impl<'a> Run<'a, '_> {
             epoch: self.delivery.epoch,
             delete,
             guarded: self.group.buried,
-            history: self.history,
+            form: Form {
+                kept: self.history,
+                brief: false,
+            },
         };
         let mut refused = Vec::new();
         let mut ranges: Vec<Range<usize>> = std::iter::once(0..grid.len()).collect();
@@ -387,7 +457,7 @@ struct Target<'a> {
     epoch: i64,
     delete: bool,
     guarded: bool,
-    history: bool,
+    form: Form,
 }
 
 impl Target<'_> {
@@ -400,9 +470,9 @@ impl Target<'_> {
     ) -> Result<u64, Trouble> {
         let encoded = grid.encode(rows)?;
         let sql = if self.delete {
-            statement::delete(grid.table, grid.columns(), &encoded, self.history)
+            statement::delete(grid.table, grid.columns(), &encoded, self.form)
         } else {
-            statement::upsert(grid.table, grid.columns(), &encoded, self.guarded, self.history)
+            statement::upsert(grid.table, grid.columns(), &encoded, self.guarded, self.form)
         };
         let mut query = sqlx::query(AssertSqlSafe(sql))
             .bind(self.site)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -23,6 +23,9 @@ const ZSTD_WINDOW: u32 = 23;
 
 /// Above this, unpacking leaves the threads that serve requests.
 const UNPACK_ASIDE: usize = 128 * 1024;
+
+/// Room that is made before a body has come, at most.
+const AHEAD: usize = 1024 * 1024;
 
 /// A body has this long, and a second more for each [`PACE`] bytes that have come.
 const START: Duration = Duration::from_secs(60);
@@ -108,7 +111,12 @@ impl Bounds {
                 ));
             }
         };
-        let held = self.collect(body).await?;
+        // The body does not tell by itself: a layer around it hides its length.
+        let announced = headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.parse().ok());
+        let held = self.collect(body, announced).await?;
         if !packed {
             return Ok(held);
         }
@@ -121,14 +129,11 @@ impl Bounds {
             .map_err(|error| Refusal::fault("unpack a body", &error))?
     }
 
-    async fn collect(&self, body: Body) -> Answer<Held> {
-        if body.size_hint().lower() > self.one as u64 {
-            return Err(self.too_large());
-        }
+    async fn collect(&self, body: Body, announced: Option<usize>) -> Answer<Held> {
         let mut pace = Pace::begin();
         let mut stream = body.into_data_stream();
         let mut share = Vec::new();
-        let mut chunks = Vec::new();
+        let mut all = Vec::new();
         let mut length = 0;
         let mut paid = 0;
         while let Some(chunk) = stream.next().await {
@@ -145,19 +150,23 @@ impl Bounds {
                 share.push(self.share(step)?);
                 paid += step;
             }
-            chunks.push(chunk);
-        }
-        let bytes = match chunks.len() {
-            1 => chunks.swap_remove(0),
-            _ => {
-                let mut all = Vec::with_capacity(length);
-                for chunk in chunks {
-                    all.extend_from_slice(&chunk);
+            if all.is_empty() {
+                if Some(chunk.len()) == announced {
+                    return Ok(Held {
+                        bytes: chunk,
+                        _share: share,
+                    });
                 }
-                Bytes::from(all)
+                // What is announced need not come.
+                all.reserve(announced.unwrap_or_default().min(AHEAD));
             }
-        };
-        Ok(Held { bytes, _share: share })
+            // Copied at once, so that the connection fills the same buffer again.
+            all.extend_from_slice(&chunk);
+        }
+        Ok(Held {
+            bytes: Bytes::from(all),
+            _share: share,
+        })
     }
 
     fn unpack(&self, packed: &[u8]) -> Answer<Held> {

@@ -7,20 +7,21 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
+use super::writers::Writers;
 use crate::error::{Error, Kind, Result, chain};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/receiver");
 
-/// Connections in the pool. Changes of one site go one after another, so more would only wait.
+/// Connections in the pool, which serves all but changes.
 pub(super) const CONNECTIONS: u32 = 16;
 
 /// Statements kept prepared on a connection: a few an entity.
-const STATEMENTS: usize = 500;
+pub(super) const STATEMENTS: usize = 500;
 
 const CONNECT: &str = "connect the receiver's database";
 
 /// Connects, and brings schema `cloud_meta` up to date.
-pub(super) async fn open(url: &str) -> Result<PgPool> {
+pub(super) async fn open(url: &str) -> Result<(PgPool, Writers)> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|_| {
             Error::config(CONNECT, "its URL cannot be read")
@@ -33,6 +34,7 @@ pub(super) async fn open(url: &str) -> Result<PgPool> {
             ("DateStyle", "ISO,MDY"),
             ("IntervalStyle", "postgres"),
             ("search_path", "pg_catalog"),
+            ("standard_conforming_strings", "on"),
             ("lock_timeout", "30s"),
             ("statement_timeout", "5min"),
             ("idle_in_transaction_session_timeout", "1min"),
@@ -47,7 +49,8 @@ pub(super) async fn open(url: &str) -> Result<PgPool> {
     let mut connection = options.clone().connect().await.map_err(unreachable)?;
     migrate(&mut connection).await?;
     connection.close().await.map_err(unreachable)?;
-    PgPoolOptions::new()
+    let writers = Writers::new(&options);
+    let pool = PgPoolOptions::new()
         .max_connections(CONNECTIONS)
         .acquire_timeout(Duration::from_secs(10))
         .test_before_acquire(false)
@@ -61,7 +64,8 @@ pub(super) async fn open(url: &str) -> Result<PgPool> {
         })
         .connect_with(options)
         .await
-        .map_err(unreachable)
+        .map_err(unreachable)?;
+    Ok((pool, writers))
 }
 
 /// Runs the migrations under a lock, as two receivers may start at once; sqlx's own table lies in `cloud_meta`.
@@ -94,6 +98,11 @@ fn lock_number(class: &str, name: &str) -> i64 {
     let mut number = [0; 8];
     number.copy_from_slice(&digest.as_bytes()[..8]);
     i64::from_be_bytes(number)
+}
+
+/// The SQL that holds everyone else's writing of this site back until its transaction ends.
+pub(super) fn site_lock(site: &str) -> String {
+    format!("select pg_advisory_xact_lock({})", lock_number("site", site))
 }
 
 /// Holds everyone else's writing of this site back until the transaction ends.

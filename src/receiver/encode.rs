@@ -93,11 +93,10 @@ pub(super) fn encode<'a>(
     of: ColumnType,
     cells: impl Iterator<Item = Option<&'a str>> + Clone,
 ) -> Option<Encoded<'a>> {
-    if of.array || of.name == "json" || of.name == "jsonb" {
-        return all(cells, |token| Some(Cow::Borrowed(token))).map(Encoded::Cast);
+    if of.array {
+        return as_text(of, cells);
     }
     let usual = match of.name {
-        "text" | "character varying" => return all(cells, json::text).map(Encoded::Text),
         "boolean" => all(cells.clone(), |token| token.parse().ok()).map(Encoded::Boolean),
         "smallint" => all(cells.clone(), |token| token.parse().ok()).map(Encoded::SmallInt),
         "integer" => all(cells.clone(), |token| token.parse().ok()).map(Encoded::Integer),
@@ -107,10 +106,32 @@ pub(super) fn encode<'a>(
         "timestamp with time zone" => all(cells.clone(), timestamptz).map(Encoded::TimestampTz),
         _ => None,
     };
-    usual.or_else(|| all(cells, json::text).map(Encoded::Cast))
+    usual.or_else(|| as_text(of, cells))
+}
+
+/// The values of a column of this type, all as text; none where a string cannot be text at all.
+pub(super) fn as_text<'a>(
+    of: ColumnType,
+    cells: impl Iterator<Item = Option<&'a str>>,
+) -> Option<Encoded<'a>> {
+    if of.array || of.name == "json" || of.name == "jsonb" {
+        all(cells, |token| Some(Cow::Borrowed(token))).map(Encoded::Cast)
+    } else if of.name == "text" || of.name == "character varying" {
+        all(cells, json::text).map(Encoded::Text)
+    } else {
+        all(cells, json::text).map(Encoded::Cast)
+    }
 }
 
 impl Encoded<'_> {
+    /// The values of a column that travels as text.
+    pub(super) fn texts(&self) -> Option<impl Iterator<Item = Option<&str>>> {
+        match self {
+            Self::Text(values) | Self::Cast(values) => Some(values.iter().map(Option::as_deref)),
+            _ => None,
+        }
+    }
+
     /// The array's element type in SQL.
     pub(super) fn element(&self) -> &'static str {
         match self {
@@ -161,7 +182,7 @@ impl Encoded<'_> {
     }
 }
 
-fn digits(text: &[u8]) -> Option<i64> {
+pub(super) fn digits(text: &[u8]) -> Option<i64> {
     let mut number = 0;
     for byte in text {
         number = number * 10 + i64::from(byte.checked_sub(b'0').filter(|digit| *digit < 10)?);
@@ -196,11 +217,11 @@ fn days(text: &[u8]) -> Option<i64> {
 }
 
 /// The inside of a JSON string without escapes.
-fn inside(token: &str) -> Option<&[u8]> {
+pub(super) fn inside(token: &str) -> Option<&[u8]> {
     token.strip_prefix('"')?.strip_suffix('"').map(str::as_bytes)
 }
 
-fn date(token: &str) -> Option<Date> {
+pub(super) fn date(token: &str) -> Option<Date> {
     let since = days(inside(token)?)? - EPOCH_DAYS;
     i32::try_from(since).ok().map(Date)
 }
@@ -232,14 +253,14 @@ fn local(text: &[u8]) -> Option<(i64, &[u8])> {
     Some((micros, rest))
 }
 
-fn timestamp(token: &str) -> Option<Timestamp> {
+pub(super) fn timestamp(token: &str) -> Option<Timestamp> {
     match local(inside(token)?)? {
         (micros, []) => Some(Timestamp(micros)),
         _ => None,
     }
 }
 
-fn timestamptz(token: &str) -> Option<TimestampTz> {
+pub(super) fn timestamptz(token: &str) -> Option<TimestampTz> {
     let (micros, zone) = local(inside(token)?)?;
     let (sign, zone) = match zone {
         b"Z" => return Some(TimestampTz(micros)),

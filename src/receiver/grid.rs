@@ -75,6 +75,18 @@ impl<'a> Grid<'a> {
         &self.positions[rows]
     }
 
+    /// The values of a row, as JSON texts.
+    pub(super) fn row(&self, row: usize) -> &[Option<&'a str>] {
+        let width = self.columns.len();
+        &self.cells[row * width..(row + 1) * width]
+    }
+
+    /// Takes all rows out.
+    pub(super) fn clear(&mut self) {
+        self.cells.clear();
+        self.positions.clear();
+    }
+
     /// Adds a row, whose own key must be `key`. With `strict`, it must have no member that is not a column.
     pub(super) fn push(
         &mut self,
@@ -103,23 +115,29 @@ impl<'a> Grid<'a> {
     }
 
     fn read(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), Reason> {
-        let members =
+        let mut members =
             Members::of(row).ok_or_else(|| Reason::new("not-an-object", "the row is not a JSON object"))?;
-        for (nth, (name, value)) in members.enumerate() {
-            let remembered = self
-                .order
-                .get(nth)
-                .copied()
-                .filter(|&column| self.table.columns[column].name == name);
-            let column = match remembered.or_else(|| self.table.place(&name)) {
-                Some(column) => column,
-                None if strict => return Err(unknown_column(self.table, &name)),
-                None => continue,
+        for nth in 0.. {
+            let remembered = self.order.get(nth).copied();
+            let expected = remembered
+                .and_then(|column| Some((column, members.expect(&self.table.columns[column].member)?)));
+            let (column, value) = match expected {
+                Some(found) => found,
+                None => {
+                    let Some((name, value)) = members.next() else {
+                        break;
+                    };
+                    match self.table.place(&name) {
+                        Some(column) => {
+                            self.order.truncate(nth);
+                            self.order.push(column);
+                            (column, value)
+                        }
+                        None if strict => return Err(unknown_column(self.table, &name)),
+                        None => continue,
+                    }
+                }
             };
-            if remembered.is_none() {
-                self.order.truncate(nth);
-                self.order.push(column);
-            }
             if let Some(place) = self.places[column] {
                 self.cells[start + place] = Some(value);
             }
@@ -137,7 +155,12 @@ impl<'a> Grid<'a> {
         )
     }
 
-    fn column(&self, place: usize, rows: Range<usize>) -> impl Iterator<Item = Option<&'a str>> + Clone {
+    /// A column's values of these rows, as JSON texts.
+    pub(super) fn column(
+        &self,
+        place: usize,
+        rows: Range<usize>,
+    ) -> impl Iterator<Item = Option<&'a str>> + Clone {
         rows.map(move |row| self.cells[row * self.columns.len() + place])
     }
 

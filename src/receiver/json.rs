@@ -74,6 +74,23 @@ impl<'a> Members<'a> {
         }
     }
 
+    /// The next member's value, if that member is written as `name` (in quotes, with its colon); else none, and the walk
+    /// stands where it stood.
+    pub(super) fn expect(&mut self, name: &str) -> Option<&'a str> {
+        self.skip(b',');
+        let start = self.at;
+        if self.text.as_bytes().get(start..)?.starts_with(name.as_bytes()) {
+            self.at += name.len();
+            self.skip(b':');
+            let value = self.at;
+            if self.pass_value().is_some() {
+                return self.text.get(value..self.at);
+            }
+        }
+        self.at = start;
+        None
+    }
+
     fn step(&mut self) -> Option<(Cow<'a, str>, &'a str)> {
         self.skip(b',');
         if self.text.as_bytes().get(self.at) != Some(&b'"') {
@@ -142,6 +159,18 @@ mod tests {
         );
         assert_eq!(Members::of("{}").unwrap().count(), 0);
         assert!(Members::of("[1]").is_none());
+    }
+
+    #[test]
+    fn an_expected_member_is_taken_and_no_other() {
+        let mut members = Members::of("{\"a\":1, \"ab\" : 2,\"c\": {\"a\":3}}").unwrap();
+        assert_eq!(members.expect("\"ab\":"), None);
+        assert_eq!(members.expect("\"a\":"), Some("1"));
+        assert_eq!(members.expect("\"ab\":"), None);
+        assert_eq!(members.next(), Some(("ab".into(), "2")));
+        assert_eq!(members.expect("\"c\":"), Some("{\"a\":3}"));
+        assert_eq!(members.expect("\"a\":"), None);
+        assert_eq!(members.next(), None);
     }
 
     #[test]

@@ -10,16 +10,21 @@
 //!
 //! A request travels: `crate::serve` -> [`auth`] -> [`changes`], [`rows`], [`schema`], [`upload`], [`media`] or [`status`].
 //! Changes and rows become arrays by column ([`json`], [`grid`], [`encode`]) and one statement for many rows
-//! ([`statement`]); [`database`] says what an error of PostgreSQL means, [`answer`] how it is answered.
+//! ([`statement`]). Two kinds of requests have a shorter way: few changes go in one message ([`brief`]), and rows that are
+//! new to their table are copied ([`copy`], [`field`]). [`writers`] are the connections for changes, [`database`] says
+//! what an error of PostgreSQL means, [`answer`] how it is answered.
 
 mod answer;
 mod apply;
 mod auth;
 mod body;
+mod brief;
 mod changes;
 mod column_type;
+mod copy;
 mod database;
 mod encode;
+mod field;
 mod grid;
 mod json;
 mod lines;
@@ -31,6 +36,7 @@ mod shelf;
 mod statement;
 mod status;
 mod upload;
+mod writers;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -53,6 +59,7 @@ use self::answer::{Answer, Refusal};
 pub use self::auth::KeyRing;
 pub use self::lines::read_changes;
 pub use self::upload::read_parts;
+use self::writers::Writers;
 use crate::error::{Error, Result};
 use crate::serve::{self, Limits};
 
@@ -102,6 +109,7 @@ pub struct ReceiverSettings {
 /// What all requests share.
 struct Shared {
     pool: PgPool,
+    writers: Arc<Writers>,
     tables: schema::Tables,
     keys: KeyRing,
     guesses: auth::Guesses,
@@ -156,7 +164,7 @@ impl Receiver {
         }
         let files = prepare(&settings.files)
             .map_err(|error| Error::local("prepare the folder of the receiver's files", error))?;
-        let pool = database::open(&settings.database_url).await?;
+        let (pool, writers) = database::open(&settings.database_url).await?;
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| Error::local(format!("listen on {}", settings.listen), error))?;
@@ -174,6 +182,7 @@ impl Receiver {
             shared: Shared {
                 shelf: shelf::Shelf::new(pool.clone(), files.clone()),
                 pool,
+                writers: Arc::new(writers),
                 tables: schema::Tables::default(),
                 keys,
                 guesses: auth::Guesses::default(),
@@ -211,10 +220,15 @@ impl Receiver {
     /// None at present: what fails while serving fails a request or a connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let pool = self.shared.pool.clone();
+        let writers = Arc::clone(&self.shared.writers);
         let limits = Limits::new(PLACES, DRAIN);
         serve::serve(self.listener, router(Arc::new(self.shared)), limits, shutdown).await;
         // A list whose reader has gone may hold a connection a little longer; nothing waits for it.
-        let _ = tokio::time::timeout(Duration::from_secs(1), pool.close()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), async {
+            writers.close().await;
+            pool.close().await;
+        })
+        .await;
         Ok(())
     }
 }

@@ -50,6 +50,8 @@ pub(super) struct Column {
     pub(super) name: String,
     /// The name in quotes.
     pub(super) quoted: String,
+    /// The name as a member of a JSON object: in quotes, with its colon.
+    pub(super) member: String,
     pub(super) of: ColumnType,
 }
 
@@ -58,6 +60,7 @@ impl Column {
         Self {
             name: name.to_owned(),
             quoted: quoted(name),
+            member: format!("{}:", Value::from(name)),
             of,
         }
     }
@@ -126,6 +129,11 @@ fn table_name(entity: &str) -> String {
 pub(super) struct Tables(Mutex<HashMap<String, Arc<Table>>>);
 
 impl Tables {
+    /// The entity's table as last seen. It may have become a newer version since.
+    pub(super) fn known(&self, entity: &str) -> Option<Arc<Table>> {
+        self.lock().get(entity).cloned()
+    }
+
     /// The entity's table in this version: remembered, else read.
     pub(super) async fn get(
         &self,

@@ -12,6 +12,9 @@ const POST: &str = include_str!("../../sql/receiver/post.sql");
 const DELETE: &str = include_str!("../../sql/receiver/delete.sql");
 const DELETE_ROW: &str = include_str!("../../sql/receiver/delete_row.sql");
 const TRUNCATE: &str = include_str!("../../sql/receiver/truncate.sql");
+const KNOWN: &str = include_str!("../../sql/receiver/known.sql");
+const HIGHEST: &str = include_str!("../../sql/receiver/highest.sql");
+const COPY: &str = include_str!("../../sql/receiver/copy.sql");
 const LIST: &str = include_str!("../../sql/receiver/list.sql");
 
 /// Parameters before the columns' arrays.
@@ -91,25 +94,69 @@ fn same_key(table: &Table) -> String {
         .join(" and ")
 }
 
-/// What wraps a statement so that what it applied goes into the history too.
-fn history(op: &str, returning: &str) -> (String, String) {
-    (
-        ", applied as (".to_owned(),
-        format!(
-            " returning {returning}) insert into cloud_meta.history (site, entity, key, epoch, position, op, digest) \
-             select $1, $3, key, epoch, position, '{op}', digest from applied"
-        ),
-    )
+/// What a statement does beside changing rows.
+#[derive(Clone, Copy)]
+pub(super) struct Form {
+    /// What it applied goes into the history too.
+    pub(super) kept: bool,
+    /// It does all that a request asks, and answers whether the table was still of its version and how many changes it
+    /// applied. It has three more parameters: see known.sql.
+    pub(super) brief: bool,
 }
 
-fn row_history(table: &Table) -> (String, String) {
-    let key = key_text(table, "t");
-    history(
-        "upsert",
-        &format!(
-            "{key} as key, t.\"_epoch\" as epoch, t.\"_position\" as position, \
-             md5(row_to_json(t.*)::text) as digest"
-        ),
+impl Form {
+    /// What wraps a statement.
+    fn wrap(self, op: &str, returning: &str) -> (String, String) {
+        let open = ", applied as (".to_owned();
+        let history = format!(
+            "insert into cloud_meta.history (site, entity, key, epoch, position, op, digest) \
+             select $1, $3, key, epoch, position, '{op}', digest from applied"
+        );
+        let answer = "select (select fits from known), (select count(*) from applied)";
+        match (self.kept, self.brief) {
+            (false, false) => Default::default(),
+            (true, false) => (open, format!(" returning {returning}) {history}")),
+            (false, true) => (open, format!(" returning 1) {answer}")),
+            (true, true) => (
+                open,
+                format!(" returning {returning}), kept as ({history}) {answer}"),
+            ),
+        }
+    }
+
+    fn wrap_upsert(self, table: &Table) -> (String, String) {
+        let key = key_text(table, "t");
+        self.wrap(
+            "upsert",
+            &format!(
+                "{key} as key, t.\"_epoch\" as epoch, t.\"_position\" as position, \
+                 md5(row_to_json(t.*)::text) as digest"
+            ),
+        )
+    }
+
+    /// What stands before and within the statement's reading of its arrays.
+    fn known(self, columns: &[&Column]) -> (String, &'static str) {
+        if !self.brief {
+            return Default::default();
+        }
+        let [version, source, highest] = [1, 2, 3].map(|nth| format!("${}", FIXED + columns.len() + nth));
+        let known = fill(
+            KNOWN,
+            &[("version", &version), ("source", &source), ("highest", &highest)],
+        );
+        (
+            known + " ",
+            " cross join known k where k.fits and (k.epoch is null or (k.epoch, k.position) < ($2, r.\"_position\"))",
+        )
+    }
+}
+
+/// The types of a brief statement's parameters.
+pub(super) fn brief_types(columns: usize) -> String {
+    format!(
+        "text, bigint, text, bigint[]{}, bigint, text, bigint",
+        ", text[]".repeat(columns)
     )
 }
 
@@ -155,16 +202,13 @@ pub(super) fn upsert(
     columns: &[&Column],
     encoded: &[Encoded<'_>],
     guarded: bool,
-    kept: bool,
+    form: Form,
 ) -> String {
     let parts = arrays(columns, encoded);
     let key_text = key_text(table, "i");
     let guard = fill(UPSERT_GUARD, &[("key_text", &key_text)]);
-    let (open, close) = if kept {
-        row_history(table)
-    } else {
-        Default::default()
-    };
+    let (open, close) = form.wrap_upsert(table);
+    let (known, within) = form.known(columns);
     fill(
         UPSERT,
         &[
@@ -177,6 +221,8 @@ pub(super) fn upsert(
             ("key", &key_list(table)),
             ("guard", if guarded { &guard } else { "" }),
             ("from", if guarded { "live" } else { "incoming" }),
+            ("known", &known),
+            ("within", within),
             ("open", &open),
             ("close", &close),
         ],
@@ -190,11 +236,7 @@ fn set(columns: &[&Column]) -> String {
 /// Upserts without positions.
 pub(super) fn post(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
     let parts = arrays(columns, encoded);
-    let (open, close) = if kept {
-        row_history(table)
-    } else {
-        Default::default()
-    };
+    let (open, close) = Form { kept, brief: false }.wrap_upsert(table);
     fill(
         POST,
         &[
@@ -213,13 +255,10 @@ pub(super) fn post(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], 
 }
 
 /// Deletes with positions; `columns` are the key's.
-pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
+pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], form: Form) -> String {
     let parts = arrays(columns, encoded);
-    let (open, close) = if kept {
-        history("delete", "t.key, t.epoch, t.position, null::text as digest")
-    } else {
-        Default::default()
-    };
+    let (open, close) = form.wrap("delete", "t.key, t.epoch, t.position, null::text as digest");
+    let (known, within) = form.known(columns);
     fill(
         DELETE,
         &[
@@ -228,6 +267,8 @@ pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>]
             ("arrays", &parts.arrays),
             ("same_key", &same_key(table)),
             ("key_text", &key_text(table, "i")),
+            ("known", &known),
+            ("within", within),
             ("open", &open),
             ("close", &close),
         ],
@@ -258,18 +299,29 @@ pub(super) fn delete_row(table: &Table, columns: &[&Column], encoded: &[Encoded<
 
 /// Truncates with a position.
 pub(super) fn truncate(table: &Table, kept: bool) -> String {
-    let (open, close) = if kept {
-        history(
-            "truncate",
-            "null::text as key, t.epoch, t.position, null::text as digest",
-        )
-    } else {
-        Default::default()
-    };
+    let (open, close) = Form { kept, brief: false }.wrap(
+        "truncate",
+        "null::text as key, t.epoch, t.position, null::text as digest",
+    );
     fill(
         TRUNCATE,
         &[("table", &table.quoted), ("open", &open), ("close", &close)],
     )
+}
+
+/// Asks for the highest key in a range, by the first key column.
+pub(super) fn highest(table: &Table) -> String {
+    let key = table
+        .key
+        .first()
+        .map_or("", |&place| table.columns[place].quoted.as_str());
+    fill(HIGHEST, &[("table", &table.quoted), ("key", key)])
+}
+
+/// Takes new rows with these columns, after site, epoch and position.
+pub(super) fn copy(table: &Table, columns: &[&Column]) -> String {
+    let columns = join(columns, |column| column.quoted.clone());
+    fill(COPY, &[("table", &table.quoted), ("columns", &columns)])
 }
 
 /// Lists living rows as JSON texts: of these columns, and not older than `$2` days where there is a window.

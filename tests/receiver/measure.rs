@@ -1,4 +1,4 @@
-//! A measurement, not a test: how long 300,000 changes take, by batch size and packing.
+//! A measurement, not a test: how long 300,000 changes take, by batch size and packing, and a request of one change.
 
 use serde_json::{Value, json};
 
@@ -136,6 +136,19 @@ async fn measure_300_000_changes() {
             "  and put again over their tombstones: {:.2} s",
             start.elapsed().as_secs_f64()
         );
+        if !packed {
+            let text = std::str::from_utf8(&bodies[0]).unwrap();
+            let start = std::time::Instant::now();
+            let before = cpu("self");
+            for line in text.lines().take(1_000) {
+                assert_eq!(counts(&cloud.send_text(3, format!("{line}\n")).await), (1, 0, 0));
+            }
+            println!(
+                "  one change a request: {:.2} ms, CPU {:.2} ms here",
+                start.elapsed().as_secs_f64(),
+                cpu("self") - before
+            );
+        }
         cloud.end().await;
     }
 }

@@ -9,6 +9,7 @@ mod schema;
 mod sites;
 mod uploads;
 mod values;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::sync::Once;

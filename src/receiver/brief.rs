@@ -1,0 +1,200 @@
+//! Applies a request of few changes in one round trip: what a lone commit waits for.
+//!
+//! The request must be all upserts or all deletes of one entity whose table is known. It becomes two statements in one
+//! message: the site's lock, and, prepared by name, one statement that looks up what the request must know, changes the
+//! rows and notes the source. PostgreSQL commits them together, and the second sees all that was committed before the
+//! lock was given. The values travel as text, and PostgreSQL's own input functions read them.
+//!
+//! Whatever is unusual (a change that is refused, a table that has become another version, a value that does not fit) is
+//! left to [`super::apply`]: nothing has taken effect then.
+
+use std::fmt::Write;
+
+use sqlx::{AssertSqlSafe, Row};
+
+use super::Shared;
+use super::apply::{Delivery, Group, Outcome};
+use super::database::{self, Trouble};
+use super::encode::{Encoded, as_text};
+use super::grid::Grid;
+use super::statement::{self, Form};
+use super::writers::Writer;
+
+/// Changes and bytes of a brief request, at most: above, the round trips are small beside the work.
+const CHANGES: usize = 64;
+const BYTES: usize = 64 * 1024;
+
+/// Applies a brief request, and commits; none where it is not one, or not a usual one.
+pub(super) async fn apply(
+    shared: &Shared,
+    writer: &mut Writer<'_>,
+    delivery: &Delivery<'_>,
+) -> Result<Option<Outcome>, Trouble> {
+    let lines = delivery.lines;
+    let Some(first) = lines.first().filter(|_| lines.len() <= CHANGES) else {
+        return Ok(None);
+    };
+    let (entity, op) = (&first.entity, first.op());
+    let delete = op == "delete";
+    let alike = lines.iter().all(|line| line.entity == *entity && line.op() == op);
+    let size = |line: &super::lines::Line<'_>| line.row().or(line.key()).map_or(0, str::len);
+    let table = shared.tables.known(entity);
+    let Some(table) = table
+        .filter(|_| alike && (delete || op == "upsert") && lines.iter().map(size).sum::<usize>() <= BYTES)
+    else {
+        return Ok(None);
+    };
+    let columns: Vec<usize> = if delete {
+        table.key.clone()
+    } else {
+        (0..table.columns.len()).collect()
+    };
+    let mut outcome = Outcome::default();
+    let mut group = Group::new(std::sync::Arc::clone(&table), None, true);
+    for nth in 0..lines.len() {
+        if group.add(lines, nth, &mut outcome).is_err() {
+            return Ok(None);
+        }
+    }
+    let mut grid = Grid::new(&table, &columns);
+    for (key, nth) in group.pending() {
+        let line = &lines[nth];
+        let text = if delete { line.key() } else { line.row() };
+        if grid
+            .push(text.unwrap_or_default(), line.position, &key, !delete)
+            .is_err()
+        {
+            return Ok(None);
+        }
+    }
+    let Some(values) = grid
+        .columns()
+        .iter()
+        .enumerate()
+        .map(|(place, column)| as_text(column.of, grid.column(place, 0..grid.len())))
+        .collect::<Option<Vec<_>>>()
+    else {
+        return Ok(None);
+    };
+    let form = Form {
+        kept: shared.history,
+        brief: true,
+    };
+    let sql = || {
+        let body = if delete {
+            statement::delete(&table, grid.columns(), &values, form)
+        } else {
+            statement::upsert(&table, grid.columns(), &values, true, form)
+        };
+        (statement::brief_types(values.len()), body)
+    };
+    let Writer {
+        connection, prepared, ..
+    } = writer;
+    let named = (table.entity.as_str(), delete, table.version);
+    let Some(name) = prepared.name(connection, named, sql).await? else {
+        return Ok(None);
+    };
+    let highest = lines.iter().map(|line| line.position).max().unwrap_or(0);
+    let Some(message) = message(delivery, &name, &grid, &values, highest) else {
+        return Ok(None);
+    };
+    let answered = sqlx::raw_sql(AssertSqlSafe(message))
+        .fetch_all(connection)
+        .await
+        .map_err(Trouble::from);
+    let rows = match answered {
+        Ok(rows) => rows,
+        Err(Trouble::Data { .. }) => return Ok(None),
+        Err(trouble) => return Err(trouble),
+    };
+    let answer = rows
+        .last()
+        .ok_or_else(|| Trouble::Fault("a request's statement answered nothing".to_owned()))?;
+    if answer.try_get::<Option<bool>, _>(0)? != Some(true) {
+        return Ok(None);
+    }
+    let applied = u64::try_from(answer.try_get::<i64, _>(1)?).unwrap_or_default();
+    outcome.applied += applied;
+    outcome.skipped += grid.len() as u64 - applied;
+    Ok(Some(outcome))
+}
+
+/// Both statements; none where a value holds a zero byte, which ends a message.
+fn message(
+    delivery: &Delivery<'_>,
+    name: &str,
+    grid: &Grid<'_>,
+    values: &[Encoded<'_>],
+    highest: i64,
+) -> Option<String> {
+    let mut sql = database::site_lock(delivery.site);
+    let _ = write!(sql, "; execute {name} (");
+    literal(&mut sql, delivery.site);
+    let _ = write!(sql, ", '{}', ", delivery.epoch);
+    literal(&mut sql, &grid.table.entity);
+    sql.push_str(", '{");
+    for (nth, position) in grid.positions(0..grid.len()).iter().enumerate() {
+        let comma = if nth == 0 { "" } else { "," };
+        let _ = write!(sql, "{comma}{position}");
+    }
+    sql.push_str("}'");
+    for column in values {
+        sql.push_str(", '{");
+        for (nth, value) in column.texts()?.enumerate() {
+            if nth > 0 {
+                sql.push(',');
+            }
+            match value {
+                Some(value) => element(&mut sql, value),
+                None => sql.push_str("null"),
+            }
+        }
+        sql.push_str("}'");
+    }
+    let _ = write!(sql, ", '{}', ", grid.table.version);
+    literal(&mut sql, delivery.source);
+    let _ = write!(sql, ", '{highest}')");
+    (!sql.contains('\0')).then_some(sql)
+}
+
+/// A text as a literal; backslashes mean themselves on the receiver's connections.
+fn literal(sql: &mut String, text: &str) {
+    sql.push('\'');
+    for letter in text.chars() {
+        if letter == '\'' {
+            sql.push('\'');
+        }
+        sql.push(letter);
+    }
+    sql.push('\'');
+}
+
+/// An element of an array within a literal.
+fn element(sql: &mut String, text: &str) {
+    sql.push('"');
+    for letter in text.chars() {
+        match letter {
+            '\'' => sql.push('\''),
+            '"' | '\\' => sql.push('\\'),
+            _ => {}
+        }
+        sql.push(letter);
+    }
+    sql.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quoted_stays_one_value() {
+        let mut sql = String::new();
+        literal(&mut sql, "it's \\ \"so\"");
+        assert_eq!(sql, "'it''s \\ \"so\"'");
+        sql.clear();
+        element(&mut sql, "it's \\ \"so\", {null}");
+        assert_eq!(sql, "\"it''s \\\\ \\\"so\\\", {null}\"");
+    }
+}

@@ -1,0 +1,173 @@
+//! The connections on which changes are applied, and whose turn it is.
+//!
+//! Invariants:
+//! - Of one site, one request at a time holds a connection, in the order in which they came; so a site that sends many
+//!   at once keeps no other from its turn. Receivers that share a database are kept apart by the site's advisory lock.
+//! - A connection goes back only when what was asked on it has ended; one whose request broke off is closed.
+//! - Statements are planned by index on all of them, once for all: they are prepared while a table is still empty, when a
+//!   scan of it looks cheap, and they must not stay so while it fills.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use tokio::sync::{OwnedMutexGuard, Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout};
+
+use super::database::{STATEMENTS, Trouble};
+
+/// Connections at once.
+const CONNECTIONS: usize = 8;
+
+/// How long a request waits for its turn, and then for a connection.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection that has done nothing for this long is asked whether it still stands.
+const SILENT: Duration = Duration::from_secs(2);
+
+/// The connections that are at rest, and the order of requests.
+pub(super) struct Writers {
+    options: PgConnectOptions,
+    idle: Mutex<Vec<Kept>>,
+    places: Semaphore,
+    turns: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+struct Kept {
+    connection: PgConnection,
+    prepared: Prepared,
+    since: Instant,
+}
+
+/// A connection, until it is given back.
+pub(super) struct Writer<'a> {
+    pub(super) connection: PgConnection,
+    pub(super) prepared: Prepared,
+    _place: SemaphorePermit<'a>,
+}
+
+/// The statements that were prepared by name: of an entity's table in a version, for upserts or for deletes.
+#[derive(Default)]
+pub(super) struct Prepared(HashMap<(String, bool), (i64, usize)>);
+
+impl Prepared {
+    /// The statement's name. One that is not prepared yet in this version is, and takes an older one's place; none where
+    /// there is no room for another.
+    pub(super) async fn name(
+        &mut self,
+        connection: &mut PgConnection,
+        (entity, delete, version): (&str, bool, i64),
+        sql: impl FnOnce() -> (String, String),
+    ) -> Result<Option<String>, Trouble> {
+        let count = self.0.len();
+        let known = self.0.get(&(entity.to_owned(), delete)).copied();
+        let number = match known {
+            Some((same, number)) if same == version => return Ok(Some(name(number))),
+            Some((_, number)) => {
+                let old = format!("deallocate {}", name(number));
+                run(connection, old).await?;
+                number
+            }
+            None if count >= STATEMENTS => return Ok(None),
+            None => count,
+        };
+        self.0.remove(&(entity.to_owned(), delete));
+        let (types, body) = sql();
+        let statement = format!("prepare {} ({types}) as {body}", name(number));
+        run(connection, statement).await?;
+        self.0.insert((entity.to_owned(), delete), (version, number));
+        Ok(Some(name(number)))
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("cloud_sync_{number}")
+}
+
+async fn run(connection: &mut PgConnection, sql: String) -> Result<(), Trouble> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    Ok(())
+}
+
+impl Writers {
+    /// Connections like these, made when they are first needed.
+    pub(super) fn new(options: &PgConnectOptions) -> Self {
+        let options = options.clone().options([
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            ("plan_cache_mode", "force_generic_plan"),
+        ]);
+        Self {
+            options,
+            idle: Mutex::default(),
+            places: Semaphore::new(CONNECTIONS),
+            turns: Mutex::default(),
+        }
+    }
+
+    /// Waits for the site's turn, which lasts until what is answered is dropped.
+    pub(super) async fn turn(&self, site: &Arc<str>) -> Result<OwnedMutexGuard<()>, Trouble> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(Arc::clone(site)).or_default())
+        };
+        patient(turn.lock_owned()).await
+    }
+
+    /// A connection: one at rest, else a new one.
+    pub(super) async fn take(&self) -> Result<Writer<'_>, Trouble> {
+        let place = patient(self.places.acquire())
+            .await?
+            .map_err(|_| Trouble::Transient("the server is stopping".to_owned()))?;
+        loop {
+            let kept = self.idle().pop();
+            let (connection, prepared) = match kept {
+                Some(mut kept) => {
+                    if kept.since.elapsed() > SILENT && kept.connection.ping().await.is_err() {
+                        continue;
+                    }
+                    (kept.connection, kept.prepared)
+                }
+                None => (self.options.connect().await?, Prepared::default()),
+            };
+            return Ok(Writer {
+                connection,
+                prepared,
+                _place: place,
+            });
+        }
+    }
+
+    /// Takes a connection back on which nothing is under way.
+    pub(super) fn give_back(&self, writer: Writer<'_>) {
+        self.idle().push(Kept {
+            connection: writer.connection,
+            prepared: writer.prepared,
+            since: Instant::now(),
+        });
+    }
+
+    /// Closes the connections at rest, and gives no more out.
+    pub(super) async fn close(&self) {
+        self.places.close();
+        let idle = std::mem::take(&mut *self.idle());
+        for kept in idle {
+            // The server closes its end by itself otherwise.
+            let _ = kept.connection.close().await;
+        }
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn patient<T>(waiting: impl Future<Output = T>) -> Result<T, Trouble> {
+    timeout(PATIENCE, waiting)
+        .await
+        .map_err(|_| Trouble::Transient("too many requests wait for their turn".to_owned()))
+}

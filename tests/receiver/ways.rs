@@ -1,0 +1,173 @@
+//! The ways that changes take into a table: in one round trip, as arrays, copied. What arrives is the same.
+
+use serde_json::{Value, json};
+
+use super::{Cloud, counts, delete, truncate, upsert};
+
+/// Declares an entity of many types, whose inserts note the statement that made them.
+async fn things(cloud: &Cloud, entity: &str) {
+    let columns = [
+        ("id", "integer"),
+        ("small", "smallint"),
+        ("big", "bigint"),
+        ("exact", "numeric"),
+        ("one", "real"),
+        ("two", "double precision"),
+        ("words", "text"),
+        ("raw", "json"),
+        ("doc", "jsonb"),
+        ("photo", "bytea"),
+        ("day", "date"),
+        ("clock", "time"),
+        ("wall", "timestamp"),
+        ("at", "timestamptz"),
+        ("ok", "boolean"),
+        ("ref", "uuid"),
+    ];
+    let columns: Vec<Value> = columns
+        .iter()
+        .map(|(name, of)| json!({"name": name, "type": of}))
+        .collect();
+    let schema = json!({"entity": entity, "key": ["id"], "columns": columns});
+    assert_eq!(cloud.declare(entity, schema).await.status(), 200);
+    let notes = format!(
+        "create table if not exists public.notes (entity text, statement text);
+         create or replace function public.note() returns trigger language plpgsql as \
+         $$ begin insert into public.notes values (tg_table_name, current_query()); return null; end $$;
+         create trigger note after insert on cloud.{entity} execute function public.note()"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(notes))
+        .execute(&cloud.pool)
+        .await
+        .unwrap();
+}
+
+fn thing(id: i64) -> Value {
+    let numbers = [
+        "0",
+        "-0.00",
+        "12345678901234567890.5",
+        "0.000100",
+        "-10000",
+        "1e3",
+    ];
+    let texts = [
+        "plain",
+        "it's \\ \"so\", {null}",
+        "ünï\nline",
+        "",
+        "null",
+        "$1 %s",
+    ];
+    let exact: Value = serde_json::from_str(numbers[id as usize % 6]).unwrap();
+    json!({
+        "id": id, "small": -id, "big": i64::MAX - id, "exact": exact, "one": id as f64 / 8.0, "two": id as f64 * 0.1,
+        "words": texts[id as usize % 6], "raw": {"it's": [id, null]}, "doc": {"b": 1, "a": texts[id as usize % 6]},
+        "photo": "AAH/", "day": "2024-02-29", "clock": "23:59:59.5", "wall": "2026-03-04T05:06:07.123456",
+        "at": if id % 50 == 0 { "infinity" } else { "2026-03-04T05:06:07.5+05:45" },
+        "ok": id % 2 == 0, "ref": if id % 7 == 0 { Value::Null } else { json!("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11") },
+    })
+}
+
+fn lines(entity: &str, ids: std::ops::RangeInclusive<i64>) -> Vec<Value> {
+    ids.map(
+        |id| json!({"position": id, "entity": entity, "op": "upsert", "key": {"id": id}, "row": thing(id)}),
+    )
+    .collect()
+}
+
+#[tokio::test]
+async fn values_are_the_same_whichever_way_they_take() {
+    let cloud = Cloud::start_with("ways", |settings| settings.history = false).await;
+    for entity in ["brief", "arrays", "copied"] {
+        things(&cloud, entity).await;
+    }
+    // The first request makes the table known.
+    for change in lines("brief", 1..=300).chunks(60) {
+        assert_eq!(counts(&cloud.send(1, change).await), (60, 0, 0));
+    }
+    for change in lines("arrays", 1..=300).chunks(75) {
+        assert_eq!(counts(&cloud.send(1, change).await), (75, 0, 0));
+    }
+    for change in lines("copied", 1..=300).chunks(150) {
+        assert_eq!(counts(&cloud.send(1, change).await), (150, 0, 0));
+    }
+    for entity in ["brief", "arrays"] {
+        let differ = cloud
+            .count(&format!(
+                "(select t::text from cloud.copied t except select t::text from cloud.{entity} t) d"
+            ))
+            .await;
+        assert_eq!(differ, 0, "{entity}");
+    }
+    let ways: String = cloud
+        .scalar(
+            "select string_agg(concat(entity, ' ', way, ' ', count), ', ' order by entity, way) from (
+             select entity, split_part(trim(statement), ' ', 1) as way, count(*) from notes group by 1, 2) n",
+        )
+        .await;
+    // What is unusual in a copied request goes as arrays.
+    assert_eq!(
+        ways,
+        "arrays with 4, brief select 4, brief with 1, copied copy 2, copied with 2"
+    );
+    cloud.end().await;
+}
+
+#[tokio::test]
+async fn a_lone_change_costs_one_message() {
+    let cloud = Cloud::start("lone").await;
+    cloud.rooms().await;
+    cloud.send(1, &[upsert(1, 1, "one")]).await;
+    for change in [upsert(2, 1, "two"), delete(3, 1), upsert(4, 2, "three")] {
+        assert_eq!(counts(&cloud.send(1, &[change]).await), (1, 0, 0));
+        // A connection shows the last message that it was sent.
+        let last: String = cloud
+            .scalar(
+                "select string_agg(query, E'\\n') from pg_stat_activity where datname = current_database() \
+                 and application_name = 'cloud-sync receiver' and query ~ 'advisory'",
+            )
+            .await;
+        assert!(
+            last.starts_with("select pg_advisory_xact_lock(") && last.contains("; execute "),
+            "{last}"
+        );
+    }
+    assert_eq!(cloud.standing().await, "2=three@1.4");
+    cloud.end().await;
+}
+
+#[tokio::test]
+async fn what_stands_or_was_removed_is_guarded_in_a_large_request_too() {
+    let cloud = Cloud::start_with("guarded", |settings| settings.history = false).await;
+    cloud.rooms().await;
+    cloud
+        .send(1, &[upsert(900, 150, "newer"), upsert(5, 160, "older")])
+        .await;
+    let mut changes: Vec<Value> = (1..=400).map(|id| upsert(10 + id, id, "batch")).collect();
+    changes[299] = json!({"position": 310, "entity": "rooms", "op": "upsert", "key": {"room_id": 300},
+        "row": {"room_id": 301, "room_no": "another"}});
+    changes[349]["row"]["room_no"] = json!("zero\0byte");
+    let answer = cloud.send(1, &changes).await;
+    assert_eq!(counts(&answer), (397, 1, 2), "{answer}");
+    assert_eq!(answer["rejected"][0]["position"], 310);
+    assert_eq!(answer["rejected"][1]["position"], 360);
+    let odd = "room_no || _position from cloud.rooms where room_id";
+    assert_eq!(
+        cloud.scalar::<String>(&format!("select {odd} = 150")).await,
+        "newer900"
+    );
+    assert_eq!(
+        cloud.scalar::<String>(&format!("select {odd} = 160")).await,
+        "batch170"
+    );
+    // Tombstones and a truncate's mark hold against large requests.
+    cloud.send(1, &[delete(2000, 400)]).await;
+    let changes: Vec<Value> = (400..=600).map(|id| upsert(600 + id, id, "batch")).collect();
+    assert_eq!(counts(&cloud.send(1, &changes).await), (200, 1, 0));
+    cloud.send(1, &[truncate(3000)]).await;
+    let changes: Vec<Value> = (1..=200).map(|id| upsert(2900 + id, id, "batch")).collect();
+    assert_eq!(counts(&cloud.send(1, &changes).await), (100, 100, 0));
+    assert_eq!(cloud.count("cloud.rooms").await, 100);
+    cloud.end().await;
+}
