@@ -89,6 +89,6 @@ pub(crate) async fn apply(world: &World, progress: &Progress<'_>) -> Outcome<Vec
             .peer("logical replication", theirs)
             .target(Target::RatioAtMost(1.0)),
         Row::new("apply", "the same beside the physical limit", Unit::Seconds, ours)
-            .peer("psql COPY out | COPY in", copied),
+            .peer("psql COPY out and in", copied),
     ])
 }
