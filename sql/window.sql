@@ -6,7 +6,8 @@
 --
 -- Positions are taken before commit, so `position > last` would lose what commits late; and comparing transaction
 -- numbers would read a later change of a row before an earlier one. Row locks make the positions of one row rise in
--- commit order, so the order of positions within a window is right.
+-- commit order, so the order of positions within a window is right. The plan does not know the snapshots: each is read once,
+-- not once a row.
 select position, entity, op, (extract(epoch from captured_at) * 1000000)::bigint, key, image, document
 from (
     select position, entity, op, captured_at, key, image, document,
@@ -16,8 +17,8 @@ from (
                over (order by position rows between unbounded preceding and 1 preceding) as bytes_before
     from cloud_sync.outbox
     where position > $1
-      and pg_visible_in_snapshot(xid, $2::text::pg_snapshot)
-      and not pg_visible_in_snapshot(xid, $3::text::pg_snapshot)
+      and pg_visible_in_snapshot(xid, (select $2::text::pg_snapshot))
+      and not pg_visible_in_snapshot(xid, (select $3::text::pg_snapshot))
     order by position
     limit $4
 ) as bounded

@@ -220,7 +220,7 @@ async fn a_window_is_read_along_the_slots_indexes_and_never_sorted() {
     let plan = session
         .client()
         .simple_query(&format!(
-            "prepare batch (bigint, text, text, bigint, bigint) as {window}; set plan_cache_mode = force_custom_plan; \
+            "prepare batch (bigint, text, text, bigint, bigint) as {window}; \
              explain execute batch (20001, '9000:9000:', '3:3:', 5000, 4000000)"
         ))
         .await

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio_postgres::Statement;
 use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span};
@@ -44,6 +45,8 @@ pub(super) struct Reader {
     session: Session,
     catalogue: Arc<Catalogue>,
     outbox: Outbox,
+    /// Tells whether a column has changed.
+    fingerprint: Statement,
     shapes: Arc<Shapes>,
     limits: Limits,
     /// How far was read, as the checkpoint that it will be.
@@ -66,7 +69,8 @@ impl Reader {
         limits: Limits,
         cursor: Checkpoint,
     ) -> Result<Self> {
-        let mut shapes = shapes(&session, &catalogue).await?;
+        let fingerprint = describe::prepare_fingerprint(session.client()).await?;
+        let mut shapes = shapes(&session, &fingerprint, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
         for ((entity, table), attached) in catalogue.entities().iter().zip(&shapes.tables).zip(&attached) {
             if table.oid != 0 {
@@ -89,6 +93,7 @@ impl Reader {
             session,
             catalogue,
             outbox,
+            fingerprint,
             shapes: Arc::new(shapes),
             limits,
             cursor,
@@ -137,7 +142,7 @@ impl Reader {
                         self.limits.bytes
                     )
                     .instrument(debug_span!("read")),
-                describe::fingerprint(self.session.client(), &oids),
+                describe::fingerprint(self.session.client(), &self.fingerprint, &oids),
             )?;
             if fingerprint != self.shapes.fingerprint {
                 self.reshape().await?;
@@ -205,7 +210,7 @@ impl Reader {
 
     /// Reads the tables anew after a column changed. The triggers go on as they are until the guard makes them anew.
     async fn reshape(&mut self) -> Result<()> {
-        let mut shapes = shapes(&self.session, &self.catalogue).await?;
+        let mut shapes = shapes(&self.session, &self.fingerprint, &self.catalogue).await?;
         shapes.numbers.clone_from(&self.shapes.numbers);
         for (table, &number) in shapes.tables.iter().zip(&shapes.numbers) {
             if table.oid != 0 {
@@ -291,12 +296,12 @@ async fn wait(rest: Duration, session: &Session, shutdown: &CancellationToken) {
     }
 }
 
-async fn shapes(session: &Session, catalogue: &Catalogue) -> Result<Shapes> {
+async fn shapes(session: &Session, prepared: &Statement, catalogue: &Catalogue) -> Result<Shapes> {
     // The fingerprint first: a column that is added in between is then noticed by the next look.
     let mut tables = describe::tables_as_they_stand(session.client(), catalogue).await?;
     loop {
         let oids: Vec<_> = tables.iter().map(|table| table.oid).collect();
-        let fingerprint = describe::fingerprint(session.client(), &oids).await?;
+        let fingerprint = describe::fingerprint(session.client(), prepared, &oids).await?;
         let again = describe::tables_as_they_stand(session.client(), catalogue).await?;
         if again == tables {
             let names = |table: &Table| table.binaries().into_iter().map(str::to_owned).collect();

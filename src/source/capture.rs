@@ -114,8 +114,8 @@ pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
                         _ => format!("elsif state operator(pg_catalog.&) 6 operator(pg_catalog.=) {} then", slot * 2),
                     };
                     format!(
-                        "    {branch}\n        insert into cloud_sync.outbox_{slot} (position, entity, op, key, {column})\n        \
-                         select pg_catalog.nextval('cloud_sync.position'::pg_catalog.regclass), {id}, c.* from ({rows}) c;\n",
+                        "    {branch}\n        insert into cloud_sync.outbox_{slot} (entity, op, key, {column})\n        \
+                         select {id}, c.* from ({rows}) c;\n",
                     )
                 })
                 .collect();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, Statement};
 
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
@@ -418,13 +418,24 @@ const FINGERPRINT: &str = "\
 select coalesce(sum(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull, 0)), 0)::text
 from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped";
 
+/// Prepares [`fingerprint`] on a session: it is asked for with each batch.
+///
+/// # Errors
+/// The source's.
+pub async fn prepare_fingerprint(client: &Client) -> Result<Statement> {
+    client
+        .prepare(FINGERPRINT)
+        .await
+        .map_err(|error| Error::postgres("prepare to read columns", error))
+}
+
 /// A number that changes whenever a column of one of the tables is added, dropped, renamed or changes its type.
 ///
 /// # Errors
 /// The source's.
-pub async fn fingerprint(client: &Client, oids: &[u32]) -> Result<String> {
+pub async fn fingerprint(client: &Client, prepared: &Statement, oids: &[u32]) -> Result<String> {
     let row = client
-        .query_one(FINGERPRINT, &[&oids])
+        .query_one(prepared, &[&oids])
         .await
         .map_err(|error| Error::postgres("read the columns of the catalogue's tables", error))?;
     Ok(row.get(0))

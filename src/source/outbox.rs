@@ -70,9 +70,13 @@ impl Outbox {
         };
         let client = session.client();
         // A batch is the beginning of a long window, in the order of the slots' indexes. With statistics from an unlucky
-        // moment the planner would rather sort the whole window anew for each of its batches.
+        // moment the planner would rather sort the whole window anew for each of its batches. There is one such plan, and
+        // making it anew for each batch would cost a lone commit more than reading it.
         client
-            .batch_execute("set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off")
+            .batch_execute(
+                "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off; \
+                 set plan_cache_mode = force_generic_plan",
+            )
             .await
             .map_err(failed)?;
         Ok(Self {
@@ -229,13 +233,13 @@ pub async fn mirror(session: &Session, checkpoint: &Checkpoint) -> Result<()> {
         .map_err(|error| Error::new(Kind::Local, "write the checkpoint's mirror", error.to_string()))?;
     session
         .client()
-        .execute(
+        .execute_typed(
             "insert into cloud_sync.checkpoint (source_id, serial, body) values ($1, $2, $3) \
              on conflict (source_id) do update set serial = excluded.serial, body = excluded.body, mirrored_at = now()",
             &[
-                &checkpoint.identity.source_id,
-                &(checkpoint.serial as i64),
-                &body,
+                (&checkpoint.identity.source_id, Type::TEXT),
+                (&(checkpoint.serial as i64), Type::INT8),
+                (&body, Type::TEXT),
             ],
         )
         .await
@@ -274,13 +278,13 @@ pub async fn flush(session: &Session, wal: PgLsn) -> Result<()> {
     let failed = |error| Error::postgres("wait for the source's disk", error);
     let client = session.client();
     let row = client
-        .query_one("select pg_current_wal_flush_lsn() >= $1", &[&wal])
+        .query_typed_one("select pg_current_wal_flush_lsn() >= $1", &[(&wal, Type::PG_LSN)])
         .await
         .map_err(failed)?;
     if !row.get::<_, bool>(0) {
         // Its commit takes all before it to the disk, and to the standby where one is waited for.
         client
-            .query_one("select pg_logical_emit_message(true, 'cloud_sync', '')", &[])
+            .query_typed_one("select pg_logical_emit_message(true, 'cloud_sync', '')", &[])
             .await
             .map_err(failed)?;
     }
@@ -354,9 +358,13 @@ pub async fn trim(session: &Session, checkpoint: &Checkpoint, move_on: bool) -> 
     for slot in 0..4_i32 {
         let row = session
             .client()
-            .query_one(
+            .query_typed_one(
                 "select cloud_sync.trim_slot($1, $2::text::pg_snapshot, $3)",
-                &[&slot, &snapshot.to_string(), &upto.0],
+                &[
+                    (&slot, Type::INT4),
+                    (&snapshot.to_string(), Type::TEXT),
+                    (&upto.0, Type::INT8),
+                ],
             )
             .await
             .map_err(failed)?;
@@ -368,10 +376,10 @@ pub async fn trim(session: &Session, checkpoint: &Checkpoint, move_on: bool) -> 
     }
     let row = session
         .client()
-        .query_one(
+        .query_typed_one(
             "select case when $1 then cloud_sync.move_on() else false end, \
              exists (select from generate_series(0, 3) slot where pg_relation_size('cloud_sync.outbox_' || slot) > 0)",
-            &[&move_on],
+            &[(&move_on, Type::BOOL)],
         )
         .await
         .map_err(failed)?;

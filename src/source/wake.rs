@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::capture::WAKE_LOCK;
 use super::connect::Session;
@@ -68,11 +68,11 @@ impl Wake {
         if self.asleep {
             return Ok(false);
         }
-        let wake_lock: [&(dyn ToSql + Sync); 1] = [&WAKE_LOCK];
+        let wake_lock: [(&(dyn ToSql + Sync), Type); 1] = [(&WAKE_LOCK, Type::INT8)];
         let client = session.client();
         futures::try_join!(
-            client.execute("select cloud_sync.asleep(true)", &[]),
-            client.execute("select pg_advisory_lock($1)", &wake_lock),
+            client.execute_typed("select cloud_sync.asleep(true)", &[]),
+            client.execute_typed("select pg_advisory_lock($1)", &wake_lock),
         )
         .map_err(|error| Error::postgres("take the wake lock", error))?;
         self.asleep = true;
@@ -118,11 +118,11 @@ impl Wake {
     pub async fn get_up(&mut self, session: &Session) -> Result<()> {
         if self.asleep {
             self.asleep = false;
-            let wake_lock: [&(dyn ToSql + Sync); 1] = [&WAKE_LOCK];
+            let wake_lock: [(&(dyn ToSql + Sync), Type); 1] = [(&WAKE_LOCK, Type::INT8)];
             let client = session.client();
             futures::try_join!(
-                client.execute("select cloud_sync.asleep(false)", &[]),
-                client.execute("select pg_advisory_unlock($1)", &wake_lock),
+                client.execute_typed("select cloud_sync.asleep(false)", &[]),
+                client.execute_typed("select pg_advisory_unlock($1)", &wake_lock),
             )
             .map_err(|error| Error::postgres("give the wake lock back", error))?;
         }
