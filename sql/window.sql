@@ -2,23 +2,25 @@
 --
 -- $1 the position to go on after   $2 hi   $3 lo   $4 rows at most   $5 bytes at most (one row goes in any case)
 -- Returns position, entity number, op, captured at (microseconds since 1970), key, image, document;
--- an image is in one of the two.
+-- an image is in one of the two; and whether the window has more: only this tells that it ends.
 --
 -- Positions are taken before commit, so `position > last` would lose what commits late; and comparing transaction
 -- numbers would read a later change of a row before an earlier one. Row locks make the positions of one row rise in
 -- commit order, so the order of positions within a window is right. The plan does not know the snapshots: each is read once,
 -- not once a row.
-select position, entity, op, (extract(epoch from captured_at) * 1000000)::bigint, key, image, document
+select position, entity, op, (extract(epoch from captured_at) * 1000000)::bigint, key, image, document, more
 from (
     select position, entity, op, captured_at, key, image, document,
            sum(octet_length(key) + coalesce(octet_length(image),
                    case when pg_column_compression(document) is null then pg_column_size(document)
                         else octet_length(document::text) end, 0) + 64)
-               over (order by position rows between unbounded preceding and 1 preceding) as bytes_before
+               over along as bytes_before,
+           lead(position) over along is not null as more
     from cloud_sync.outbox
     where position > $1
       and pg_visible_in_snapshot(xid, (select $2::text::pg_snapshot))
       and not pg_visible_in_snapshot(xid, (select $3::text::pg_snapshot))
+    window along as (order by position rows between unbounded preceding and 1 preceding)
     order by position
     limit $4
 ) as bounded

@@ -215,7 +215,7 @@ async fn a_window_is_read_along_the_slots_indexes_and_never_sorted() {
     let session = Session::open(site.settings.require_database_url().unwrap(), "plans")
         .await
         .unwrap();
-    Outbox::prepare(&session, &[], Vec::new()).await.unwrap();
+    Outbox::prepare(&session, &[], &[]).await.unwrap();
     let window = include_str!("../sql/window.sql");
     let plan = session
         .client()

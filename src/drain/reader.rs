@@ -84,8 +84,12 @@ impl Reader {
             }
         }
         shapes.numbers = attached.iter().map(|attached| attached.id).collect();
-        let keys = catalogue.entities().iter().map(|entity| entity.key.clone());
-        let outbox = Outbox::prepare(&session, &shapes.numbers, keys.collect()).await?;
+        let keys: Vec<_> = catalogue
+            .entities()
+            .iter()
+            .map(|entity| entity.key.as_slice())
+            .collect();
+        let outbox = Outbox::prepare(&session, &shapes.numbers, &keys).await?;
         let wake = Wake::listen(&session).await?;
         let Look { last, wal, .. } = outbox.look(&session, Position(i64::MAX)).await?;
         Ok(Self {

@@ -4,52 +4,79 @@
 
 use memchr::memchr2;
 
-/// The key of a row as a JSON object: byte by byte the text that the database makes of the same columns. A key column that
-/// the image lacks is null. None where the image is not a JSON object.
-pub(crate) fn of_image(image: &str, columns: &[String]) -> Option<Box<str>> {
-    let values = pick(image, columns)?;
-    let mut key = String::with_capacity(32 * columns.len());
-    for (nth, (column, value)) in columns.iter().zip(values).enumerate() {
-        key.push_str(if nth == 0 { "{" } else { ", " });
-        key.push_str(&serde_json::to_string(column).ok()?);
-        key.push_str(" : ");
-        key.push_str(value.unwrap_or("null"));
-    }
-    key.push('}');
-    Some(key.into())
+/// The key columns of an entity.
+pub(crate) struct KeyColumns {
+    names: Vec<String>,
+    /// What stands before each value: `{"a" : `, `, "b" : `.
+    labels: Vec<String>,
 }
 
-/// The values of these columns as they are written.
-fn pick<'a>(object: &'a str, columns: &[String]) -> Option<Vec<Option<&'a str>>> {
-    let bytes = object.as_bytes();
-    let mut found = vec![None; columns.len()];
-    let mut missing = columns.len();
-    let mut at = after_space(bytes, 0);
-    if bytes.get(at) != Some(&b'{') {
-        return None;
+impl KeyColumns {
+    pub(crate) fn new(names: &[String]) -> Self {
+        let label = |(nth, name): (usize, &String)| {
+            let opening = if nth == 0 { "{" } else { ", " };
+            format!("{opening}{} : ", serde_json::Value::from(name.as_str()))
+        };
+        Self {
+            labels: names.iter().enumerate().map(label).collect(),
+            names: names.to_owned(),
+        }
     }
-    at = after_space(bytes, at + 1);
-    while missing > 0 && bytes.get(at) != Some(&b'}') {
-        let name_end = after_string(bytes, at)?;
-        let name = &object[at..name_end];
-        at = after_space(bytes, name_end);
-        if bytes.get(at) != Some(&b':') {
+
+    /// The key of a row as a JSON object: byte by byte the text that the database makes of the same columns. A key column
+    /// that the image lacks is null. None where the image is not a JSON object.
+    pub(crate) fn of_image(&self, image: &str) -> Option<Box<str>> {
+        // Mostly there are few, and then nothing but the key itself is allocated.
+        let (mut few, mut many) = ([None; 4], Vec::new());
+        let found = if self.names.len() <= few.len() {
+            &mut few[..self.names.len()]
+        } else {
+            many.resize(self.names.len(), None);
+            &mut many[..]
+        };
+        self.pick(image, found)?;
+        let values = || found.iter().map(|value| value.unwrap_or("null"));
+        let labels = self.labels.iter().map(String::len).sum::<usize>();
+        let mut key = String::with_capacity(labels + values().map(str::len).sum::<usize>() + 1);
+        for (label, value) in self.labels.iter().zip(values()) {
+            key.push_str(label);
+            key.push_str(value);
+        }
+        key.push('}');
+        Some(key.into())
+    }
+
+    /// The values of the columns as they are written.
+    fn pick<'a>(&self, object: &'a str, found: &mut [Option<&'a str>]) -> Option<()> {
+        let bytes = object.as_bytes();
+        let mut missing = found.len();
+        let mut at = after_space(bytes, 0);
+        if bytes.get(at) != Some(&b'{') {
             return None;
         }
         at = after_space(bytes, at + 1);
-        let end = after_value(bytes, at)?;
-        if let Some(place) = columns.iter().position(|column| is(name, column)) {
-            missing -= usize::from(found[place].is_none());
-            found[place] = Some(object[at..end].trim_ascii_end());
+        while missing > 0 && bytes.get(at) != Some(&b'}') {
+            let name_end = after_string(bytes, at)?;
+            let name = &object[at..name_end];
+            at = after_space(bytes, name_end);
+            if bytes.get(at) != Some(&b':') {
+                return None;
+            }
+            at = after_space(bytes, at + 1);
+            let end = after_value(bytes, at)?;
+            if let Some(place) = self.names.iter().position(|column| is(name, column)) {
+                missing -= usize::from(found[place].is_none());
+                found[place] = Some(object[at..end].trim_ascii_end());
+            }
+            at = after_space(bytes, end);
+            match bytes.get(at)? {
+                b',' => at = after_space(bytes, at + 1),
+                b'}' => break,
+                _ => return None,
+            }
         }
-        at = after_space(bytes, end);
-        match bytes.get(at)? {
-            b',' => at = after_space(bytes, at + 1),
-            b'}' => break,
-            _ => return None,
-        }
+        Some(())
     }
-    Some(found)
 }
 
 /// Whether a string as it is written, with its quotes, says the name.
@@ -114,7 +141,7 @@ mod tests {
 
     fn key(image: &str, columns: &[&str]) -> Option<String> {
         let columns: Vec<_> = columns.iter().map(|&column| column.to_owned()).collect();
-        of_image(image, &columns).map(Into::into)
+        KeyColumns::new(&columns).of_image(image).map(Into::into)
     }
 
     #[test]
@@ -127,6 +154,11 @@ mod tests {
         );
         assert_eq!(key(image, &["a"]).unwrap(), r#"{"a" : {"b":[1,"}"]}}"#);
         assert_eq!(key("{ \"id\" : 7 }", &["id"]).unwrap(), r#"{"id" : 7}"#);
+        let five = r#"{"a":1,"b":2,"c":3,"d":4,"e":5}"#;
+        assert_eq!(
+            key(five, &["a", "b", "c", "d", "e"]).unwrap(),
+            r#"{"a" : 1, "b" : 2, "c" : 3, "d" : 4, "e" : 5}"#
+        );
     }
 
     #[test]

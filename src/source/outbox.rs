@@ -11,7 +11,7 @@ use tokio_postgres::types::{FromSql, PgLsn, ToSql, Type};
 
 use super::connect::Session;
 use super::identity::Identity;
-use super::key;
+use super::key::KeyColumns;
 use crate::abort;
 use crate::change::{Change, Op, Position, Snapshot};
 use crate::checkpoint::{self, Checkpoint, Window};
@@ -55,7 +55,7 @@ pub struct Outbox {
     snapshot: Statement,
     places: HashMap<i16, usize>,
     /// The key columns of each entity.
-    keys: Vec<Vec<String>>,
+    keys: Vec<KeyColumns>,
 }
 
 impl Outbox {
@@ -63,7 +63,7 @@ impl Outbox {
     ///
     /// # Errors
     /// The source's.
-    pub async fn prepare(session: &Session, ids: &[i16], keys: Vec<Vec<String>>) -> Result<Self> {
+    pub async fn prepare(session: &Session, ids: &[i16], keys: &[&[String]]) -> Result<Self> {
         let failed = |error| {
             Error::postgres("prepare to read the outbox", error)
                 .remedy("if schema cloud_sync is of an older version, run `cloud-sync init`")
@@ -96,7 +96,7 @@ impl Outbox {
                 .await
                 .map_err(failed)?,
             places: ids.iter().enumerate().map(|(place, &id)| (id, place)).collect(),
-            keys,
+            keys: keys.iter().map(|names| KeyColumns::new(names)).collect(),
         })
     }
 
@@ -148,20 +148,21 @@ impl Outbox {
             .map_err(failed)
             .await?;
         futures::pin_mut!(stream);
-        let mut portion = Portion::default();
-        let (mut count, mut size) = (0, 0);
+        let mut portion = Portion {
+            exhausted: true,
+            ..Portion::default()
+        };
         while let Some(row) = stream.next().await {
             let row = row.map_err(failed)?;
             let position = Position(row.get(0));
             portion.last = Some(position);
             portion.tally = portion.tally.wrapping_add(checkpoint::mark(position, row.get(3)));
-            count += 1;
+            portion.exhausted = !row.get::<_, bool>(7);
             let key: &str = row.get(4);
             let image = match row.get::<_, Option<Document>>(6) {
                 Some(Document(document)) => Some(document),
                 None => row.get(5),
             };
-            size += key.len() + image.map_or(0, str::len) + 64;
             let Some(&entity) = self.places.get(&row.get::<_, i16>(1)) else {
                 portion.foreign += 1;
                 continue;
@@ -180,15 +181,14 @@ impl Outbox {
                 op,
                 captured_at: row.get(3),
                 key: match image {
-                    Some(image) if key.is_empty() => {
-                        key::of_image(image, &self.keys[entity]).ok_or_else(|| broken(position))?
-                    }
+                    Some(image) if key.is_empty() => self.keys[entity]
+                        .of_image(image)
+                        .ok_or_else(|| broken(position))?,
                     _ => key.into(),
                 },
                 row: image.map(Into::into),
             });
         }
-        portion.exhausted = count < rows && size < bytes;
         Ok(portion)
     }
 }

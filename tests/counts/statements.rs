@@ -12,12 +12,11 @@ struct Bound {
     round_trips: u64,
 }
 
-/// The sequence's value, the fence and the snapshot; the batch; the columns' fingerprint, which is prepared and closed
-/// anew each time.
+/// The sequence's value, the fence and the snapshot; the batch; the columns' fingerprint.
 const READER: Bound = Bound {
     session: "cloud-sync drain",
     statements: 5,
-    round_trips: 7,
+    round_trips: 5,
 };
 
 /// Which entities have changes in quarantine.
@@ -28,11 +27,11 @@ const COURIER: Bound = Bound {
 };
 
 /// Is the log on the disk, and where it is not, a message that takes it there. Then, since a step ends with a trim in two
-/// rounds: the mirror, four slots and moving on, twice. Each is prepared and closed anew.
+/// rounds: the mirror, four slots and moving on, twice.
 const COMMITTER: Bound = Bound {
     session: "cloud-sync checkpoint",
     statements: 2 + 2 * (1 + 4 + 1),
-    round_trips: 3 * (2 + 2 * (1 + 4 + 1)),
+    round_trips: 2 + 2 * (1 + 4 + 1),
 };
 
 /// Begin, the site's lock, the entities' state, one upsert for the one entity, commit; and the pool asks whether the

@@ -67,11 +67,8 @@ async fn broken(running: &Running, entity: &str, words: &[&str]) -> String {
         .find(|trouble| trouble.entity == entity)
         .unwrap();
     for word in words {
-        assert!(
-            trouble.reason.contains(word),
-            "no {word:?} in: {}",
-            trouble.reason
-        );
+        let reason = &trouble.reason;
+        assert!(reason.contains(word), "no {word:?} in: {reason}");
     }
     assert!(status.reason.is_some());
     assert!(matches!(running.replicator.health(), Health::Still(_)));
@@ -230,8 +227,8 @@ async fn a_key_column_that_goes_never_blocks_the_site_and_nothing_else() {
         tally.judge(&site, &cloud).await;
     }
     // A key that is dropped with its values, and a new one in its place.
-    site.run("alter table note drop column id; insert into note (text) values ('no key at all'); alter table note add column id int")
-        .await;
+    let anew = "alter table note drop column id; insert into note (text) values ('no key at all'); alter table note add column id int";
+    site.run(anew).await;
     broken(&running, "notes", &["key"]).await;
     running.end().await;
     let running = site.replicate_guarded();
