@@ -3,8 +3,8 @@
 use cloud_sync::error::Kind;
 use cloud_sync::source::capture::WAKE_LOCK;
 use cloud_sync::source::connect::Session;
-use cloud_sync::source::install;
 use cloud_sync::source::outbox::Outbox;
+use cloud_sync::source::{describe, install};
 use futures::StreamExt;
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
 
@@ -194,6 +194,21 @@ async fn writers_notify_only_while_the_replicator_sleeps() {
         .await;
     listener.batch_execute("select").await.unwrap();
     assert!(hearing.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_newer_program_leaves_the_functions_of_an_older_schema_until_init() {
+    let site = Site::school("older", NOWHERE, KEY).await;
+    // Given a schema and functions of an older version
+    site.run("delete from cloud_sync._sqlx_migrations where version = (select max(version) from cloud_sync._sqlx_migrations); \
+              update cloud_sync.entity set definition = 'older'")
+        .await;
+    // when the guard would make the functions anew, then it is refused with the remedy: they would fail the site's writers.
+    let (entity, client) = (&site.settings.catalogue.entities()[0], &site.client);
+    let tables = describe::tables(client, &site.settings.catalogue).await.unwrap();
+    let error = install::attach(client, entity, &tables[0]).await.unwrap_err();
+    assert!(error.to_string().contains("cloud-sync init"), "{error}");
+    site.run("insert into tbl_room (room_no) values ('A')").await;
 }
 
 #[tokio::test]

@@ -116,6 +116,25 @@ async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result
     }))
 }
 
+/// An error where schema `cloud_sync` is of an older version: functions of this one would fail the site's writers there.
+async fn must_be_current(client: &Client) -> Result<()> {
+    let row = client
+        .query_one(
+            "select coalesce(max(version), 0) from cloud_sync._sqlx_migrations where success",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::postgres("read the version of schema cloud_sync", error))?;
+    if MIGRATIONS.iter().any(|migration| migration.version > row.get(0)) {
+        return Err(Error::config(
+            "install capture",
+            "schema cloud_sync is of an older version of cloud-sync",
+        )
+        .remedy("run `cloud-sync init`"));
+    }
+    Ok(())
+}
+
 /// Makes the entity's functions and triggers, in one transaction that locks its table for a moment: those of each partition
 /// too, since a statement on a partition fires no trigger of the table above it. Triggers on tables that are no part of
 /// the entity any more go.
@@ -125,6 +144,7 @@ async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result
 pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i16> {
     let operation = format!("install capture on table {}", entity.table);
     let failed = |error| Error::postgres(&operation, error);
+    must_be_current(client).await?;
     let before = guard::watch_one(client, entity, table).await?;
     let row = client
         .query_one(
