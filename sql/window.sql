@@ -1,17 +1,18 @@
 -- One batch of a window: the rows that are visible in snapshot hi and not in snapshot lo, in the order of positions.
 --
 -- $1 the position to go on after   $2 hi   $3 lo   $4 rows at most   $5 bytes at most (one row goes in any case)
--- Returns position, entity number, op, captured at (microseconds since 1970), key, image, document;
--- an image is in one of the two; and whether the window has more: only this tells that it ends.
+-- Returns position, entity number, op, captured at, key, image, document, layout, packed; an image is in one of image,
+-- document and packed; and whether the window has more: only this tells that it ends. A packed row is reckoned as the JSON that
+-- is made of it, about twice as long.
 --
 -- Positions are taken before commit, so `position > last` would lose what commits late; and comparing transaction
 -- numbers would read a later change of a row before an earlier one. Row locks make the positions of one row rise in
 -- commit order, so the order of positions within a window is right. The plan does not know the snapshots: each is read once,
 -- not once a row.
-select position, entity, op, (extract(epoch from captured_at) * 1000000)::bigint, key, image, document, more
+select position, entity, op, captured_at, key, image, document, layout, packed, more
 from (
-    select position, entity, op, captured_at, key, image, document,
-           sum(octet_length(key) + coalesce(octet_length(image),
+    select position, entity, op, captured_at, key, image, document, layout, packed,
+           sum(coalesce(octet_length(key), 0) + coalesce(octet_length(packed) * 2, octet_length(image),
                    case when pg_column_compression(document) is null then pg_column_size(document)
                         else octet_length(document::text) end, 0) + 64)
                over along as bytes_before,

@@ -9,6 +9,7 @@ mod demo;
 mod faults;
 mod files;
 mod latency;
+mod packed;
 mod pipeline;
 mod receiver;
 mod sql;

@@ -187,7 +187,7 @@ async fn private_columns_leave_neither_for_the_cloud_nor_for_the_outbox() {
     let in_outbox = async || -> Vec<String> {
         site.client
             .query(
-                "select key || coalesce(image, document::text, '') from cloud_sync.outbox",
+                "select concat(key, image, document::text, encode(packed, 'escape')) from cloud_sync.outbox",
                 &[],
             )
             .await

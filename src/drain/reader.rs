@@ -30,6 +30,9 @@ const PER_CHANGE: Duration = Duration::from_micros(200);
 /// The longest rest after a window.
 const LONGEST_REST: Duration = Duration::from_millis(100);
 
+/// How long the source has to answer at the end.
+const LEAVE: Duration = Duration::from_secs(1);
+
 /// The tables as they are; a new one whenever a column changed.
 pub(super) struct Shapes {
     pub(super) tables: Vec<Table>,
@@ -233,6 +236,17 @@ impl Reader {
     /// both about the same, however few changes are in it.
     pub(super) async fn run(
         mut self,
+        batches: mpsc::Sender<Portion>,
+        shutdown: &CancellationToken,
+    ) -> Result<()> {
+        self.read_until(batches, shutdown).await?;
+        // Nobody sleeps any more: writers need not look. Where that cannot be said, they look, and find nobody.
+        let _ = tokio::time::timeout(LEAVE, self.wake.get_up(&self.session)).await;
+        Ok(())
+    }
+
+    async fn read_until(
+        &mut self,
         batches: mpsc::Sender<Portion>,
         shutdown: &CancellationToken,
     ) -> Result<()> {

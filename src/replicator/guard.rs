@@ -17,7 +17,7 @@ use crate::reconcile::Unobserved;
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
 use crate::source::describe::Standing;
-use crate::source::guard::{self, Watched};
+use crate::source::guard::{self, Watched, Wrong};
 use crate::source::{identity, install};
 
 /// The time between two looks.
@@ -95,12 +95,15 @@ async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
         if standing.table.oid != 0 {
             touched |= guard::note_shape(client, watched.id, &standing.table).await?;
         }
-        let Some(wrong) = &watched.wrong else { continue };
+        let wrong = watched.wrong.as_ref();
+        if wrong.is_none() && !watched.unpacked {
+            continue;
+        }
         touched = true;
-        if let Some(missed) = wrong.missed() {
+        if let Some(missed) = wrong.and_then(Wrong::missed) {
             guard::mark(client, watched.id, &missed).await?;
         }
-        if wrong.mends_itself()
+        if wrong.is_none_or(Wrong::mends_itself)
             && standing.unfit.is_none()
             && let Err(error) = install::attach(client, entity, &standing.table).await
         {

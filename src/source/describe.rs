@@ -27,6 +27,8 @@ pub struct Table {
     pub oid: u32,
     /// Its name with its schema, quoted for SQL.
     pub sql_name: String,
+    /// Whether its rows lie in partitions.
+    pub partitioned: bool,
     /// Its columns in order.
     pub columns: Vec<Column>,
 }
@@ -51,6 +53,7 @@ impl Table {
         Self {
             oid: 0,
             sql_name: String::new(),
+            partitioned: false,
             columns: Vec::new(),
         }
     }
@@ -261,6 +264,7 @@ async fn read(client: &Client, entity: &Entity, row: &Row) -> Result<Table> {
     Ok(Table {
         oid,
         sql_name: row.get(1),
+        partitioned: kind == "p",
         columns,
     })
 }

@@ -11,7 +11,7 @@
 
 use tokio_postgres::Client;
 
-use super::capture::{self, EVENTS};
+use super::capture::{self, Definition, EVENTS};
 use super::describe::{self, Standing, Table};
 use super::identity;
 use crate::catalogue::{Catalogue, Entity};
@@ -90,6 +90,9 @@ pub struct Watched {
     pub id: i16,
     /// What is wrong now.
     pub wrong: Option<Wrong>,
+    /// Whether its functions were made when the table had other columns: rows are captured all the same, but not packed,
+    /// until they are made anew.
+    pub unpacked: bool,
     /// Why rows of the cloud may differ although nothing waits, and a stamp of when that was last seen.
     pub gap: Option<(String, String)>,
 }
@@ -180,7 +183,12 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
     let gap = row
         .get::<_, Option<String>>(6)
         .zip(row.get::<_, Option<String>>(7));
-    let mut watched = Watched { id, wrong: None, gap };
+    let mut watched = Watched {
+        id,
+        wrong: None,
+        unpacked: false,
+        gap,
+    };
     if table.oid == 0 {
         return Ok(Some(watched));
     }
@@ -216,10 +224,11 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
         Some(Wrong::Missing(
             "its triggers or functions were altered since they were installed".to_owned(),
         ))
-    } else if row.get::<_, &str>(2) != capture::definition(entity, table) {
-        Some(Wrong::Outdated)
     } else {
-        None
+        let now = capture::definition(entity, table);
+        let (made, now) = (Definition::read(row.get(2)), Definition::read(&now));
+        watched.unpacked = made.columns != now.columns;
+        (made.rest != now.rest).then_some(Wrong::Outdated)
     };
     Ok(Some(watched))
 }

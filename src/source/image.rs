@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::value::RawValue;
 
 use super::describe::{Column, Table};
-use super::{quote_name, quote_text, text_array};
+use super::{packed, quote_name, quote_text, text_array};
 use crate::catalogue::Entity;
 
 /// The SQL expression of the image of `row` (a table's alias), a text, or null where the image is withheld.
@@ -53,6 +53,13 @@ fn whole(entity: &Entity, table: &Table) -> bool {
 pub(crate) fn document(entity: &Entity, table: &Table, row: &str) -> Option<String> {
     // The row, not a column of the same name.
     whole(entity, table).then(|| format!("pg_catalog.row_to_json({row}.*)"))
+}
+
+/// Whether capture writes the row as PostgreSQL sends it, and its JSON is made here ([`super::packed`]): where it is the row as
+/// it is, of types that look the same whatever a session's settings. Partitions may have their columns in another order.
+pub(crate) fn packs(entity: &Entity, table: &Table) -> bool {
+    let known = |column: &Column| packed::TYPES.contains(&column.sql_type.as_str());
+    !table.partitioned && settings(entity, table).is_empty() && table.columns.iter().all(known)
 }
 
 /// The SQL expression of the key of `row` as a JSON object, a text.
@@ -223,6 +230,7 @@ mod tests {
         Table {
             oid: 1,
             sql_name: "public.t".into(),
+            partitioned: false,
             columns: columns
                 .iter()
                 .map(|(name, sql_type)| Column {
@@ -248,6 +256,32 @@ mod tests {
         let mut private = plain.clone();
         private.exclude = vec!["pass'word".into()];
         assert!(image(&private, &table(&[("id", "bigint")]), "n").contains("array['pass''word']"));
+    }
+
+    #[test]
+    fn rows_are_packed_where_nothing_else_says_how_they_look() {
+        let plain = Entity::new("rooms", "tbl_room", &["id"]);
+        let of = |other: &str| table(&[("id", "bigint"), ("other", other)]);
+        assert!(packs(&plain, &of("timestamp with time zone")) && packs(&plain, &of("jsonb")));
+        for other in ["real", "bytea", "text[]", "inet", "mood"] {
+            assert!(!packs(&plain, &of(other)), "{other}");
+        }
+        assert!(!packs(
+            &Entity::new("rooms", "tbl_room", &["other"]),
+            &of("timestamp with time zone")
+        ));
+        let mut partitioned = of("text");
+        partitioned.partitioned = true;
+        assert!(!packs(&plain, &partitioned));
+        for change in [
+            (|entity| entity.filter = Some("true".into())) as fn(&mut Entity),
+            |entity| entity.exclude = vec!["other".into()],
+            |entity| entity.redact = vec!["other".into()],
+        ] {
+            let mut entity = plain.clone();
+            change(&mut entity);
+            assert!(!packs(&entity, &of("text")));
+        }
     }
 
     #[test]

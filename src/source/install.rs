@@ -11,11 +11,12 @@ use secrecy::SecretString;
 use sqlx::PgPool;
 use tokio_postgres::Client;
 
-use super::capture::{self, EVENTS};
+use super::capture::{self, EVENTS, Layout};
 use super::connect::Session;
 use super::describe::{self, Table};
+use super::guard::Wrong;
 pub use super::identity::{installed, not_installed};
-use super::{guard, quote_text};
+use super::{guard, image, quote_text};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Class, Error, Kind, Result};
 
@@ -31,6 +32,8 @@ pub struct Attached {
     pub id: i16,
     /// What is wrong with its capture; none where it is in place.
     pub wrong: Option<String>,
+    /// Whether its functions were made when the table had other columns.
+    pub unpacked: bool,
 }
 
 /// What `init` did, a line each.
@@ -62,7 +65,7 @@ pub async fn init(url: &SecretString, catalogue: &Catalogue, new_epoch: bool) ->
     };
     for (entity, table) in catalogue.entities().iter().zip(&tables) {
         let current = attached_one(session.client(), entity, table).await?;
-        if current.is_some_and(|attached| attached.wrong.is_none()) {
+        if current.is_some_and(|attached| attached.wrong.is_none() && !attached.unpacked) {
             installed.unchanged.push(entity.name.clone());
         } else {
             attach(session.client(), entity, table).await?;
@@ -113,6 +116,7 @@ async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result
     Ok(found.map(|watched| Attached {
         id: watched.id,
         wrong: watched.wrong.map(|wrong| wrong.text(entity)),
+        unpacked: watched.unpacked,
     }))
 }
 
@@ -155,10 +159,26 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
         .await
         .map_err(failed)?;
     let id: i16 = row.get(0);
-    let members = guard::members(client, table).await?;
+    let layout = layout(client, entity, table).await?;
+    // Where only the functions are of another time, the triggers stay, and the table is not locked.
+    let triggers_stay = before.as_ref().is_some_and(|watched| match watched.wrong {
+        None => watched.unpacked,
+        Some(Wrong::Outdated) => true,
+        Some(_) => false,
+    });
+    let members = if triggers_stay {
+        Vec::new()
+    } else {
+        guard::members(client, table).await?
+    };
     let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
-    sql.push_str(&capture::functions(entity, table, id));
-    for member in guard::strangers(client, id, &members).await? {
+    sql.push_str(&capture::functions(entity, table, id, layout.as_ref()));
+    let strangers = if triggers_stay {
+        Vec::new()
+    } else {
+        guard::strangers(client, id, &members).await?
+    };
+    for member in strangers {
         for (event, _) in EVENTS {
             sql.push_str(&format!(
                 "drop trigger if exists cloud_sync_{event} on {member};\n"
@@ -205,6 +225,24 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
     ));
     with_lock(client, &operation, &sql).await?;
     Ok(id)
+}
+
+/// How the table's rows are packed; none where they are not.
+async fn layout(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Layout>> {
+    if !image::packs(entity, table) {
+        return Ok(None);
+    }
+    let row = client
+        .query_opt(
+            "select number, print from cloud_sync.note_layout($1::oid::regclass)",
+            &[&table.oid],
+        )
+        .await
+        .map_err(|error| Error::postgres(format!("remember the columns of {}", table.sql_name), error))?;
+    Ok(row.map(|row| Layout {
+        number: row.get(0),
+        fingerprint: row.get(1),
+    }))
 }
 
 /// Runs a script that needs a table's lock, up to ten times.

@@ -2,7 +2,7 @@
 //!
 //! [`connect`] holds the sessions, [`describe`] knows the tables, [`image`] writes the SQL of a row's image
 //! and [`capture`] that of the triggers, [`install`] puts them in place and takes them away, [`guard`] notices what escapes
-//! them, [`identity`] says whose outbox it is, [`wake`] sleeps until a commit, [`outbox`] reads windows and trims, [`recapture`] captures rows anew, [`backfill`] reads what stood before.
+//! them, [`identity`] says whose outbox it is, [`wake`] sleeps until a commit, [`outbox`] reads windows and trims, [`packed`] makes the JSON of rows that were captured as PostgreSQL sends them, [`recapture`] captures rows anew, [`backfill`] reads what stood before.
 //!
 //! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
 
@@ -16,6 +16,7 @@ pub mod image;
 pub mod install;
 pub(crate) mod key;
 pub mod outbox;
+pub(crate) mod packed;
 pub mod recapture;
 pub mod wake;
 

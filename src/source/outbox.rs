@@ -12,6 +12,7 @@ use tokio_postgres::types::{FromSql, PgLsn, ToSql, Type};
 use super::connect::Session;
 use super::identity::Identity;
 use super::key::KeyColumns;
+use super::packed::{self, Layout};
 use crate::abort;
 use crate::change::{Change, Op, Position, Snapshot};
 use crate::checkpoint::{self, Checkpoint, Window};
@@ -56,6 +57,8 @@ pub struct Outbox {
     places: HashMap<i16, usize>,
     /// The key columns of each entity.
     keys: Vec<KeyColumns>,
+    /// The layouts of packed rows, by their numbers; those that were made since are read when one is met.
+    layouts: HashMap<i32, Layout>,
 }
 
 impl Outbox {
@@ -79,7 +82,7 @@ impl Outbox {
             )
             .await
             .map_err(failed)?;
-        Ok(Self {
+        let mut outbox = Self {
             window: client.prepare(WINDOW).await.map_err(failed)?,
             last: client
                 .prepare(
@@ -97,7 +100,21 @@ impl Outbox {
                 .map_err(failed)?,
             places: ids.iter().enumerate().map(|(place, &id)| (id, place)).collect(),
             keys: keys.iter().map(|names| KeyColumns::new(names)).collect(),
-        })
+            layouts: HashMap::new(),
+        };
+        outbox.read_layouts(session).await?;
+        Ok(outbox)
+    }
+
+    async fn read_layouts(&mut self, session: &Session) -> Result<()> {
+        let rows = session
+            .client()
+            .query_typed("select id, columns from cloud_sync.layout", &[])
+            .await
+            .map_err(|error| Error::postgres("read the layouts of packed rows", error))?;
+        let layout = |row: &tokio_postgres::Row| (row.get(0), Layout::new(&row.get::<_, Vec<&str>>(1)));
+        self.layouts = rows.iter().map(layout).collect();
+        Ok(())
     }
 
     /// Takes a snapshot, after the sequence's value: in this order, so that what the snapshot does not show lies above.
@@ -131,13 +148,30 @@ impl Outbox {
     /// # Errors
     /// The source's.
     pub async fn read(
-        &self,
+        &mut self,
         session: &Session,
         lo: &Snapshot,
         window: &Window,
         rows: usize,
         bytes: usize,
     ) -> Result<Portion> {
+        if let Some(portion) = self.portion(session, lo, window, rows, bytes).await? {
+            return Ok(portion);
+        }
+        self.read_layouts(session).await?;
+        let portion = self.portion(session, lo, window, rows, bytes).await?;
+        portion.ok_or_else(|| broken(window.position))
+    }
+
+    /// None where a row's layout is not known yet.
+    async fn portion(
+        &self,
+        session: &Session,
+        lo: &Snapshot,
+        window: &Window,
+        rows: usize,
+        bytes: usize,
+    ) -> Result<Option<Portion>> {
         let failed = |error| Error::postgres("read the outbox", error);
         let (lo, hi) = (lo.to_string(), window.hi.to_string());
         let (limit, bound) = (rows as i64, bytes as i64);
@@ -148,6 +182,7 @@ impl Outbox {
             .map_err(failed)
             .await?;
         futures::pin_mut!(stream);
+        let mut unpacked = Vec::new();
         let mut portion = Portion {
             exhausted: true,
             ..Portion::default()
@@ -155,14 +190,12 @@ impl Outbox {
         while let Some(row) = stream.next().await {
             let row = row.map_err(failed)?;
             let position = Position(row.get(0));
+            let Moment(captured_at) = row.get(3);
             portion.last = Some(position);
-            portion.tally = portion.tally.wrapping_add(checkpoint::mark(position, row.get(3)));
-            portion.exhausted = !row.get::<_, bool>(7);
-            let key: &str = row.get(4);
-            let image = match row.get::<_, Option<Document>>(6) {
-                Some(Document(document)) => Some(document),
-                None => row.get(5),
-            };
+            portion.tally = portion
+                .tally
+                .wrapping_add(checkpoint::mark(position, captured_at));
+            portion.exhausted = !row.get::<_, bool>(9);
             let Some(&entity) = self.places.get(&row.get::<_, i16>(1)) else {
                 portion.foreign += 1;
                 continue;
@@ -175,21 +208,49 @@ impl Outbox {
                 )
                 .remedy("a newer cloud-sync may have written it: use that version")
             })?;
+            let image: Option<Box<str>> = match row.get::<_, Option<i32>>(7) {
+                Some(number) => {
+                    let Some(layout) = self.layouts.get(&number) else {
+                        return Ok(None);
+                    };
+                    let packed = row.get::<_, Option<&[u8]>>(8);
+                    let json = packed.and_then(|packed| layout.json(packed, &mut unpacked));
+                    Some(json.ok_or_else(|| broken(position))?.into())
+                }
+                None => match row.get::<_, Option<Document>>(6) {
+                    Some(Document(document)) => Some(document.into()),
+                    None => row.get::<_, Option<&str>>(5).map(Into::into),
+                },
+            };
+            let key: &str = row.get::<_, Option<&str>>(4).unwrap_or_default();
             portion.changes.push(Change {
                 position,
                 entity,
                 op,
-                captured_at: row.get(3),
-                key: match image {
+                captured_at,
+                key: match &image {
                     Some(image) if key.is_empty() => self.keys[entity]
                         .of_image(image)
                         .ok_or_else(|| broken(position))?,
                     _ => key.into(),
                 },
-                row: image.map(Into::into),
+                row: image,
             });
         }
-        Ok(portion)
+        Ok(Some(portion))
+    }
+}
+
+/// A `timestamptz`, in microseconds since 1970.
+struct Moment(i64);
+
+impl FromSql<'_> for Moment {
+    fn from_sql(_: &Type, raw: &[u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(i64::from_be_bytes(raw.try_into()?) + packed::MICROS_TO_2000))
+    }
+
+    fn accepts(of: &Type) -> bool {
+        *of == Type::TIMESTAMPTZ
     }
 }
 
@@ -213,7 +274,7 @@ fn broken(position: Position) -> Error {
     Error::new(
         Kind::Source,
         "read the outbox",
-        format!("the image at position {position} is not a JSON object"),
+        format!("the image at or after position {position} is not a row"),
     )
     .remedy("someone wrote to schema cloud_sync: delete the row, then run `cloud-sync sync`")
 }

@@ -34,8 +34,8 @@ async fn deliver(hint: &str, compress: bool) -> (Count, u64) {
         .site
         .client
         .query_one(
-            "select sum(octet_length(json_build_object('room_id', document->'room_id')::text) \
-                        + octet_length(document::text))::bigint from cloud_sync.outbox",
+            "select sum(octet_length(json_build_object('room_id', room_id)::text) \
+                        + octet_length(row_to_json(r)::text))::bigint from tbl_room r",
             &[],
         )
         .await

@@ -46,7 +46,10 @@ const AUDIT: &str = "
 create table audit (position bigint primary key, entity smallint, op \"char\", key text);
 create function public.audit() returns trigger language plpgsql as $$
 begin
-    insert into public.audit select position, entity, op, case op when 't' then '' else coalesce(nullif(key, ''), document::text) end from added;
+    -- A packed row begins with its key: a bigint, and with leaves an int.
+    insert into public.audit select position, entity, op, case op when 't' then '' else coalesce(nullif(key, ''), document::text,
+        json_build_object('pot_id', ('x' || encode(substr(packed, 13, 8), 'hex'))::bit(64)::bigint,
+                          'nth', ('x' || encode(substr(packed, 29, 4), 'hex'))::bit(32)::int)::text) end from added;
     return null;
 end $$;
 create trigger audit after insert on cloud_sync.outbox_0 referencing new table as added execute function audit();

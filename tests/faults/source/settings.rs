@@ -165,6 +165,11 @@ async fn looked_at(client: &Client, after: i64, hi: &str, lo: &str) -> i64 {
         .replace("$3", &format!("'{lo}'"))
         .replace("$4", "1000")
         .replace("$5", "1000000");
+    // As the replicator's own session plans it.
+    client
+        .batch_execute("set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off")
+        .await
+        .unwrap();
     let rows = client
         .query(
             &format!("explain (analyze, format text, costs off, timing off) {sql}"),
