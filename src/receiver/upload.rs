@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::path::Path as FilePath;
 use std::sync::Arc;
+use std::sync::mpsc as buffers;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,6 +29,12 @@ use super::shelf::{Whole, disk};
 
 /// Where files lie until they are whole: below the files' root, so that a rename is enough.
 pub(super) const INCOMING: &str = ".incoming";
+
+/// So many bytes are hashed and written at once.
+const PIECE: usize = 256 * 1024;
+
+/// So many pieces wait for the writer, at most.
+const WAITING: usize = 4;
 
 /// So many bytes of a large file go to the disk while the next ones come.
 const FLUSH: u64 = 32 * 1024 * 1024;
@@ -125,8 +132,8 @@ pub async fn read_parts(content_type: &str, body: Bytes) -> std::result::Result<
 /// Streams a part into a temporary file. Whatever breaks it off takes the file away.
 async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
     let incoming = shared.files.join(INCOMING);
-    let (sender, chunks) = mpsc::channel::<Bytes>(16);
-    let writer = tokio::task::spawn_blocking(move || write(&incoming, chunks));
+    let (mut gathering, gathered, home) = Gathering::new();
+    let writer = tokio::task::spawn_blocking(move || write(&incoming, gathered, &home));
     let mut size = 0_u64;
     let mut pace = Pace::begin();
     let mut end = Ok(());
@@ -151,12 +158,16 @@ async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
             )));
             break;
         }
-        if sender.send(chunk).await.is_err() {
+        if gathering.add(&chunk).await.is_err() {
             // The writer has ended, and says why below.
             break;
         }
     }
-    drop(sender);
+    if end.is_ok() {
+        // As above.
+        let _ = gathering.finish().await;
+    }
+    drop(gathering);
     let written = writer
         .await
         .map_err(|error| Refusal::fault("store a file", &error))?;
@@ -171,15 +182,66 @@ async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
     Ok(received)
 }
 
-fn write(incoming: &FilePath, mut chunks: mpsc::Receiver<Bytes>) -> std::io::Result<Received> {
+/// Gathers what comes into buffers that the writer gives back. So the connection fills the same buffer again and again,
+/// the writer hashes and writes much at once, and a large file costs no fresh memory for each of its pieces.
+struct Gathering {
+    buffer: Vec<u8>,
+    pieces: mpsc::Sender<Vec<u8>>,
+    back: buffers::Receiver<Vec<u8>>,
+}
+
+/// The writer has ended.
+struct Ended;
+
+impl Gathering {
+    fn new() -> (Self, mpsc::Receiver<Vec<u8>>, buffers::Sender<Vec<u8>>) {
+        let (pieces, gathered) = mpsc::channel(WAITING);
+        let (home, back) = buffers::channel();
+        let gathering = Self {
+            buffer: Vec::new(),
+            pieces,
+            back,
+        };
+        (gathering, gathered, home)
+    }
+
+    async fn add(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
+        while !bytes.is_empty() {
+            let room = PIECE - self.buffer.len();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            if self.buffer.len() == PIECE {
+                self.finish().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands on what is gathered.
+    async fn finish(&mut self) -> Result<(), Ended> {
+        let next = self.back.try_recv().unwrap_or_default();
+        let full = std::mem::replace(&mut self.buffer, next);
+        self.pieces.send(full).await.map_err(|_| Ended)
+    }
+}
+
+fn write(
+    incoming: &FilePath,
+    mut pieces: mpsc::Receiver<Vec<u8>>,
+    home: &buffers::Sender<Vec<u8>>,
+) -> std::io::Result<Received> {
     let mut file = NamedTempFile::new_in(incoming)?;
     let mut hasher = blake3::Hasher::new();
     let (mut size, mut flushed) = (0, 0);
     let mut flush: Option<JoinHandle<std::io::Result<()>>> = None;
-    while let Some(chunk) = chunks.blocking_recv() {
-        hasher.update(&chunk);
-        file.write_all(&chunk)?;
-        size += chunk.len() as u64;
+    while let Some(mut piece) = pieces.blocking_recv() {
+        hasher.update(&piece);
+        file.write_all(&piece)?;
+        size += piece.len() as u64;
+        piece.clear();
+        // Nobody fills it again where all has come.
+        let _ = home.send(piece);
         if size - flushed >= FLUSH && flush.as_ref().is_none_or(JoinHandle::is_finished) {
             join(flush.take())?;
             flushed = size;
