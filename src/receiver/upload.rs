@@ -3,7 +3,10 @@
 //! A file stands under its name only when it is whole and on disk. The name begins with the content's hash, so the
 //! same content under the same name has one URL, and a name from outside is never a path.
 
+use std::fs::File;
 use std::io::Write;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::mpsc as buffers;
@@ -233,7 +236,7 @@ fn write(
 ) -> std::io::Result<Received> {
     let mut file = NamedTempFile::new_in(incoming)?;
     let mut hasher = blake3::Hasher::new();
-    let (mut size, mut flushed) = (0, 0);
+    let (mut size, mut flushed) = (0_u64, 0);
     let mut flush: Option<JoinHandle<std::io::Result<()>>> = None;
     while let Some(mut piece) = pieces.blocking_recv() {
         hasher.update(&piece);
@@ -244,9 +247,13 @@ fn write(
         let _ = home.send(piece);
         if size - flushed >= FLUSH && flush.as_ref().is_none_or(JoinHandle::is_finished) {
             join(flush.take())?;
+            let (file, from) = (file.as_file().try_clone()?, flushed);
             flushed = size;
-            let file = file.as_file().try_clone()?;
-            flush = Some(thread::spawn(move || file.sync_data()));
+            flush = Some(thread::spawn(move || {
+                file.sync_data()?;
+                forget(&file, from..size);
+                Ok(())
+            }));
         }
     }
     // An error of the disk is told once, to whoever syncs first.
@@ -257,6 +264,17 @@ fn write(
         hash: hasher.finalize(),
         size,
     })
+}
+
+/// Takes what is on disk out of the page cache, so that the next bytes find warm memory, and a large file does not drive out
+/// what others read: the database above all. It is advice: where it is not taken, nothing is lost.
+fn forget(file: &File, bytes: Range<u64>) {
+    #[cfg(target_os = "linux")]
+    if let Some(length) = NonZeroU64::new(bytes.end - bytes.start) {
+        let _ = rustix::fs::fadvise(file, bytes.start, Some(length), rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, bytes);
 }
 
 fn join(flush: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
