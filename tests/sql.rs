@@ -213,7 +213,10 @@ async fn writers_notify_only_while_the_replicator_sleeps() {
         let channel = tokio::time::timeout(LIMIT, hearing.recv()).await.unwrap();
         assert_eq!(channel.as_deref(), Some("cloud_sync"));
         listener.batch_execute("select").await.unwrap();
-        assert!(hearing.try_recv().is_err(), "what captured nothing notifies no one");
+        assert!(
+            hearing.try_recv().is_err(),
+            "what captured nothing notifies no one"
+        );
     }
     // Awake again, they notify no one either.
     sleeper

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::Path as FilePath;
 use std::sync::Arc;
@@ -212,6 +211,11 @@ impl Gathering {
         while !bytes.is_empty() {
             let room = PIECE - self.buffer.len();
             let (now, later) = bytes.split_at(bytes.len().min(room));
+            if self.buffer.capacity() - self.buffer.len() < now.len() {
+                // A small file that came at once needs no more than its length.
+                let more = if self.buffer.is_empty() { now.len() } else { room };
+                self.buffer.reserve_exact(more);
+            }
             self.buffer.extend_from_slice(now);
             bytes = later;
             if self.buffer.len() == PIECE {
@@ -270,7 +274,7 @@ fn write(
 /// what others read: the database above all. It is advice: where it is not taken, nothing is lost.
 fn forget(file: &File, bytes: Range<u64>) {
     #[cfg(target_os = "linux")]
-    if let Some(length) = NonZeroU64::new(bytes.end - bytes.start) {
+    if let Some(length) = std::num::NonZeroU64::new(bytes.end - bytes.start) {
         let _ = rustix::fs::fadvise(file, bytes.start, Some(length), rustix::fs::Advice::DontNeed);
     }
     #[cfg(not(target_os = "linux"))]
@@ -316,7 +320,45 @@ fn safe_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::safe_name;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_gathered_is_written_whole_through_few_buffers() {
+        let folder = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..40 * PIECE + 1).map(|at| (at * 31 % 251) as u8).collect();
+        for (size, chunk) in [
+            (0, 1),
+            (1, 1),
+            (PIECE - 1, 1000),
+            (PIECE, 3 * PIECE),
+            (PIECE + 1, PIECE),
+            (3 * PIECE, PIECE / 2),
+            (40 * PIECE + 1, 100_003),
+        ] {
+            let content = &content[..size];
+            let (mut gathering, gathered, home) = Gathering::new();
+            let incoming = folder.path().to_owned();
+            let writer = tokio::task::spawn_blocking(move || write(&incoming, gathered, &home));
+            let mut buffers = std::collections::HashSet::new();
+            for chunk in content.chunks(chunk) {
+                assert!(gathering.add(chunk).await.is_ok());
+                if gathering.buffer.capacity() == PIECE {
+                    buffers.insert(gathering.buffer.as_ptr());
+                }
+            }
+            assert!(gathering.finish().await.is_ok());
+            drop(gathering);
+            let received = writer.await.unwrap().unwrap();
+            assert_eq!(
+                (received.size, received.hash),
+                (size as u64, blake3::hash(content))
+            );
+            assert!(std::fs::read(received.file.path()).unwrap() == content);
+            // Those that wait, one that is filled, one that is written, and one on its way between the two.
+            assert!(buffers.len() <= WAITING + 3, "{}", buffers.len());
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn names_from_outside_become_plain_names() {
