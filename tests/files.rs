@@ -1,10 +1,11 @@
 //! The file lane: real files, a real watcher, the real receiver.
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::baseline::{self, Baseline, Fault};
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::meter::Meter;
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 
 async fn slip_url(cloud: &Cloud, leave: i64) -> Option<String> {
     connect(&cloud.database_url)
@@ -100,7 +101,7 @@ async fn files_arrive_once_and_their_rows_get_urls() {
     let before = slip_url(&cloud, 1).await;
     std::fs::write(media.join("slips/late.jpg"), "a better scan").unwrap();
     again.until("the new slip", |_| true).await;
-    tokio::time::timeout(crate::support::site::LIMIT, async {
+    tokio::time::timeout(LIMIT, async {
         while slip_url(&cloud, 1).await == before {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -216,5 +217,109 @@ async fn small_files_go_side_by_side_and_large_ones_one_after_another() {
         .filter(|call| *call == "POST leaves")
         .count();
     assert_eq!(posts, 42);
+    again.end().await;
+}
+
+#[tokio::test]
+async fn a_large_file_arrives_whole_in_one_upload_and_again_when_it_changes() {
+    let cloud = Cloud::start("large").await;
+    let (line, url) = Meter::before(&cloud.url).await;
+    let site = Site::school("large", &url, KEY).await;
+    // Given a file that is so long that its begin is on the receiver's disk before its end has come
+    let put = |salt: u64| -> Vec<u8> {
+        let words = 0..(40 << 20) / 8 + 1_u64;
+        let content: Vec<u8> = words
+            .flat_map(|at| (at ^ salt).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes())
+            .collect();
+        let elsewhere = site.folder.path().join("long.mp4");
+        std::fs::write(&elsewhere, &content).unwrap();
+        std::fs::rename(&elsewhere, site.media().join("long.mp4")).unwrap();
+        content
+    };
+    let mut content = put(0);
+    let replicator = site.replicate();
+    site.run("insert into tbl_camera (camera_name) values ('c')")
+        .await;
+    site.run("insert into tbl_stream_recordings (camera_id, filename, filepath) values (1, 'l', 'long.mp4')")
+        .await;
+    for (nth, salt) in [(1, 0), (2, 7)] {
+        if salt > 0 {
+            content = put(salt);
+        }
+        // When it is uploaded
+        let start = Instant::now();
+        let stored = loop {
+            let files = std::fs::read_dir(cloud.files.join("college/stream_recordings"));
+            let files: Vec<_> = files.into_iter().flatten().flatten().collect();
+            if files.len() == nth {
+                break files;
+            }
+            assert!(start.elapsed() < LIMIT, "not uploaded");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        // Then it is there, every byte of it,
+        assert!(
+            stored
+                .iter()
+                .any(|file| std::fs::read(file.path()).unwrap() == content)
+        );
+        // and its row has its URL.
+        replicator
+            .until("uploaded", |status| status.files.uploaded == 1)
+            .await;
+        replicator.caught_up().await;
+        let report = site.compare(&cloud).await;
+        assert!(report.equal, "{report}");
+    }
+    replicator.end().await;
+    // And nothing of it went twice.
+    let sent = line.all().bytes as usize;
+    assert!(
+        (2 * content.len()..2 * content.len() + (1 << 20)).contains(&sent),
+        "{sent}"
+    );
+}
+
+#[tokio::test]
+async fn a_file_whose_hash_the_cloud_could_confirm_and_did_not_does_not_count() {
+    let catalogue = cloud_sync::catalogue::Catalogue::builtin();
+    let server = Baseline::start(&catalogue, &[]).await;
+    let site = Site::school("unconfirmed", &server.url(), baseline::KEY).await;
+    let replicator = site.replicate();
+    site.run(&format!("{FACULTY} ('x', null); {LEAVE} (1, 'late.jpg')"))
+        .await;
+    replicator
+        .until("one file missing", |status| status.files.missing == 1)
+        .await;
+    replicator.caught_up().await;
+    replicator.end().await;
+    // Given a cloud that says that it can more than it does
+    server.set_capabilities(&["changes"]);
+    // When it takes a file, and answers no hash
+    std::fs::write(site.media().join("late.jpg"), "slip").unwrap();
+    let again = site.replicate();
+    let start = Instant::now();
+    loop {
+        let why: Option<String> = site
+            .client
+            .query_one("select error from cloud_sync.media", &[])
+            .await
+            .unwrap()
+            .get(0);
+        if why.is_some_and(|why| why.contains("did not confirm")) {
+            break;
+        }
+        assert!(start.elapsed() < LIMIT, "not uploaded");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Then the file waits, and its row has no URL.
+    assert_eq!(server.files().len(), 1);
+    let state: String = site
+        .client
+        .query_one("select state from cloud_sync.media where url is null", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(state, "waiting");
     again.end().await;
 }

@@ -1,10 +1,11 @@
 //! What is installed in the site's database: capture, its catalogue's checks, the wake-up, the trim.
 
+use cloud_sync::catalogue::Catalogue;
 use cloud_sync::error::Kind;
 use cloud_sync::source::capture::WAKE_LOCK;
 use cloud_sync::source::connect::Session;
 use cloud_sync::source::outbox::Outbox;
-use cloud_sync::source::{describe, install};
+use cloud_sync::source::{describe, install, recapture};
 use futures::StreamExt;
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
 
@@ -192,6 +193,40 @@ async fn writers_notify_only_while_the_replicator_sleeps() {
     // A statement that changes nothing wakes no one.
     site.run("update tbl_room set room_name = 'x' where room_id < 0")
         .await;
+    listener.batch_execute("select").await.unwrap();
+    assert!(hearing.try_recv().is_err());
+    // So do rows, and deletions, that are captured anew, without a trigger: the row of a file that was uploaded above all.
+    let catalogue = Catalogue::builtin();
+    let tables = describe::tables(&site.client, &catalogue).await.unwrap();
+    let attached = install::attached(&site.client, &catalogue, &tables)
+        .await
+        .unwrap();
+    let (rooms, table, number) = (&catalogue.entities()[0], &tables[0], attached[0].id);
+    for (key, rows, deletes) in [(1, 1, 0), (99, 0, 1)] {
+        let keys = [format!("{{\"room_id\": {key}}}")];
+        let again = recapture::rows(&site.client, rooms, table, number, &keys).await;
+        let gone = recapture::deletes(&site.client, rooms, table, number, &keys).await;
+        assert_eq!(
+            (again.unwrap().rows.len(), gone.unwrap().rows.len()),
+            (rows, deletes)
+        );
+        let channel = tokio::time::timeout(LIMIT, hearing.recv()).await.unwrap();
+        assert_eq!(channel.as_deref(), Some("cloud_sync"));
+        listener.batch_execute("select").await.unwrap();
+        assert!(
+            hearing.try_recv().is_err(),
+            "what captured nothing notifies no one"
+        );
+    }
+    // Awake again, they notify no one either.
+    sleeper
+        .execute("select pg_advisory_unlock($1)", &[&WAKE_LOCK])
+        .await
+        .unwrap();
+    let keys = ["{\"room_id\": 1}".to_owned()];
+    recapture::rows(&site.client, rooms, table, number, &keys)
+        .await
+        .unwrap();
     listener.batch_execute("select").await.unwrap();
     assert!(hearing.try_recv().is_err());
 }

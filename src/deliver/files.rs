@@ -1,12 +1,11 @@
 //! Uploads in one request: `POST /upload/{directory}`, and whether the cloud already has a content.
 //!
-//! A file is read once, on a thread of its own, and hashed as it is read; two pieces of it are in memory at most. The
-//! request is cut off when the file turns out shorter or longer than it was at the start, before its last piece is sent,
-//! so that the cloud never takes half a file for a whole one.
+//! A file is read once and hashed as it is read ([`super::pieces`]); a few pieces of it are in memory at most. The request
+//! is cut off when the file turns out shorter or longer than it was at the start, before its last piece is sent, so that
+//! the cloud never takes half a file for a whole one.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,18 +16,16 @@ use reqwest::header::LOCATION;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Method};
 use serde::Deserialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::broken::broken;
 use super::failure::{Failure, Outcome};
 use super::link::{Answer, Link, encode_into, time_for};
+use super::pieces::{self, Pieces};
 use super::{Done, refused};
 use crate::abort;
 use crate::error::{Error, Kind};
-
-/// How much is read, hashed and handed on at once.
-const PIECE: usize = 256 * 1024;
 
 /// What the kernel may still have to send when the last piece is handed over.
 const SOCKET_BUFFER: u64 = 4 * 1024 * 1024;
@@ -89,26 +86,17 @@ struct Answered {
 pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Outcome<Uploaded> {
     let operation = format!("upload {} to {directory}", file.name);
     let media = |error: &io::Error| Failure::new(Kind::Media, &operation, error.to_string());
-    let path = file.path.clone();
-    let (opened, opening) = oneshot::channel();
-    let (pieces, arriving) = mpsc::channel(1);
-    let (said, mut reading) = oneshot::channel();
-    tokio::task::spawn_blocking(move || match open(&path) {
-        Ok((file, bytes)) => {
-            if opened.send(Ok(bytes)).is_ok() {
-                read(file, bytes, pieces, said);
-            }
-        }
-        // Nobody listens any more where the upload was given up.
-        Err(error) => drop(opened.send(Err(error))),
-    });
-    let bytes = opening
+    let Pieces {
+        bytes,
+        pieces,
+        mut hash,
+    } = pieces::of(file.path.clone())
         .await
         .map_err(|error| Error::local(operation.as_str(), io::Error::other(error)))?
         .map_err(|error| media(&error))?;
 
     let pulse = Arc::new(Pulse::new());
-    let body = Body::wrap_stream(paced(arriving, file.pace.clone(), Arc::clone(&pulse)));
+    let body = Body::wrap_stream(paced(pieces, file.pace.clone(), Arc::clone(&pulse)));
     let kind = mime_guess::from_path(&file.name).first_or_octet_stream();
     let part = Part::stream_with_length(body, bytes)
         .file_name(file.name.clone())
@@ -129,7 +117,7 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
         () = pulse.silence(limit) => Err(link.too_late(&operation, limit)),
     };
 
-    let hash = match (answer.is_ok(), reading.try_recv()) {
+    let hash = match (answer.is_ok(), hash.try_recv()) {
         (_, Ok(Err(error))) => return Err(media(&error)),
         (_, Ok(Ok(hash))) => Some(hash),
         (_, Err(_)) => None,
@@ -196,69 +184,6 @@ fn path_of(directory: &str) -> String {
     let mut path = "upload/".to_owned();
     encode_into(&mut path, directory);
     path
-}
-
-/// The file and its length.
-fn open(path: &Path) -> io::Result<(File, u64)> {
-    let file = File::open(path)?;
-    let about = file.metadata()?;
-    if !about.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is not a regular file",
-        ));
-    }
-    Ok((file, about.len()))
-}
-
-/// Reads exactly `bytes` bytes, hands them on piece by piece, and says the hash before the last one.
-fn read(
-    mut file: File,
-    bytes: u64,
-    pieces: mpsc::Sender<io::Result<Bytes>>,
-    said: oneshot::Sender<io::Result<blake3::Hash>>,
-) {
-    let mut hasher = blake3::Hasher::new();
-    let mut left = bytes;
-    let mut next = || -> io::Result<(Vec<u8>, Option<blake3::Hash>)> {
-        let mut piece = Vec::with_capacity(PIECE.min(usize::try_from(left).unwrap_or(PIECE)));
-        file.by_ref()
-            .take(left.min(PIECE as u64))
-            .read_to_end(&mut piece)?;
-        if piece.is_empty() && left > 0 {
-            return Err(io::Error::other("it became shorter while it was being sent"));
-        }
-        hasher.update(&piece);
-        left -= piece.len() as u64;
-        if left > 0 {
-            return Ok((piece, None));
-        }
-        if file.read(&mut [0])? > 0 {
-            return Err(io::Error::other("it became longer while it was being sent"));
-        }
-        Ok((piece, Some(hasher.finalize())))
-    };
-    loop {
-        match next() {
-            Ok((piece, None)) => {
-                if pieces.blocking_send(Ok(piece.into())).is_err() {
-                    return;
-                }
-            }
-            Ok((piece, Some(hash))) => {
-                // Nobody listens any more where the request has ended.
-                let _ = said.send(Ok(hash));
-                let _ = pieces.blocking_send(Ok(piece.into()));
-                return;
-            }
-            Err(error) => {
-                let cut = io::Error::new(error.kind(), "the file could not be read to its end");
-                let _ = said.send(Err(error));
-                let _ = pieces.blocking_send(Err(cut));
-                return;
-            }
-        }
-    }
 }
 
 /// The pieces as they may be sent.

@@ -16,6 +16,7 @@ mod fields;
 mod files;
 mod link;
 mod list;
+mod pieces;
 mod rows;
 mod secure;
 mod timing;

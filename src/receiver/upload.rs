@@ -3,9 +3,12 @@
 //! A file stands under its name only when it is whole and on disk. The name begins with the content's hash, so the
 //! same content under the same name has one URL, and a name from outside is never a path.
 
+use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path as FilePath;
 use std::sync::Arc;
+use std::sync::mpsc as buffers;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,6 +31,12 @@ use super::shelf::{Whole, disk};
 
 /// Where files lie until they are whole: below the files' root, so that a rename is enough.
 pub(super) const INCOMING: &str = ".incoming";
+
+/// So many bytes are hashed and written at once.
+const PIECE: usize = 256 * 1024;
+
+/// So many pieces wait for the writer, at most.
+const WAITING: usize = 4;
 
 /// So many bytes of a large file go to the disk while the next ones come.
 const FLUSH: u64 = 32 * 1024 * 1024;
@@ -125,8 +134,8 @@ pub async fn read_parts(content_type: &str, body: Bytes) -> std::result::Result<
 /// Streams a part into a temporary file. Whatever breaks it off takes the file away.
 async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
     let incoming = shared.files.join(INCOMING);
-    let (sender, chunks) = mpsc::channel::<Bytes>(16);
-    let writer = tokio::task::spawn_blocking(move || write(&incoming, chunks));
+    let (mut gathering, gathered, home) = Gathering::new();
+    let writer = tokio::task::spawn_blocking(move || write(&incoming, gathered, &home));
     let mut size = 0_u64;
     let mut pace = Pace::begin();
     let mut end = Ok(());
@@ -151,12 +160,16 @@ async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
             )));
             break;
         }
-        if sender.send(chunk).await.is_err() {
+        if gathering.add(&chunk).await.is_err() {
             // The writer has ended, and says why below.
             break;
         }
     }
-    drop(sender);
+    if end.is_ok() {
+        // As above.
+        let _ = gathering.finish().await;
+    }
+    drop(gathering);
     let written = writer
         .await
         .map_err(|error| Refusal::fault("store a file", &error))?;
@@ -171,20 +184,80 @@ async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
     Ok(received)
 }
 
-fn write(incoming: &FilePath, mut chunks: mpsc::Receiver<Bytes>) -> std::io::Result<Received> {
+/// Gathers what comes into buffers that the writer gives back. So the connection fills the same buffer again and again,
+/// the writer hashes and writes much at once, and a large file costs no fresh memory for each of its pieces.
+struct Gathering {
+    buffer: Vec<u8>,
+    pieces: mpsc::Sender<Vec<u8>>,
+    back: buffers::Receiver<Vec<u8>>,
+}
+
+/// The writer has ended.
+struct Ended;
+
+impl Gathering {
+    fn new() -> (Self, mpsc::Receiver<Vec<u8>>, buffers::Sender<Vec<u8>>) {
+        let (pieces, gathered) = mpsc::channel(WAITING);
+        let (home, back) = buffers::channel();
+        let gathering = Self {
+            buffer: Vec::new(),
+            pieces,
+            back,
+        };
+        (gathering, gathered, home)
+    }
+
+    async fn add(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
+        while !bytes.is_empty() {
+            let room = PIECE - self.buffer.len();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            if self.buffer.capacity() - self.buffer.len() < now.len() {
+                // A small file that came at once needs no more than its length.
+                let more = if self.buffer.is_empty() { now.len() } else { room };
+                self.buffer.reserve_exact(more);
+            }
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            if self.buffer.len() == PIECE {
+                self.finish().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands on what is gathered.
+    async fn finish(&mut self) -> Result<(), Ended> {
+        let next = self.back.try_recv().unwrap_or_default();
+        let full = std::mem::replace(&mut self.buffer, next);
+        self.pieces.send(full).await.map_err(|_| Ended)
+    }
+}
+
+fn write(
+    incoming: &FilePath,
+    mut pieces: mpsc::Receiver<Vec<u8>>,
+    home: &buffers::Sender<Vec<u8>>,
+) -> std::io::Result<Received> {
     let mut file = NamedTempFile::new_in(incoming)?;
     let mut hasher = blake3::Hasher::new();
-    let (mut size, mut flushed) = (0, 0);
+    let (mut size, mut flushed) = (0_u64, 0);
     let mut flush: Option<JoinHandle<std::io::Result<()>>> = None;
-    while let Some(chunk) = chunks.blocking_recv() {
-        hasher.update(&chunk);
-        file.write_all(&chunk)?;
-        size += chunk.len() as u64;
+    while let Some(mut piece) = pieces.blocking_recv() {
+        hasher.update(&piece);
+        file.write_all(&piece)?;
+        size += piece.len() as u64;
+        piece.clear();
+        // Nobody fills it again where all has come.
+        let _ = home.send(piece);
         if size - flushed >= FLUSH && flush.as_ref().is_none_or(JoinHandle::is_finished) {
             join(flush.take())?;
+            let (file, from) = (file.as_file().try_clone()?, flushed);
             flushed = size;
-            let file = file.as_file().try_clone()?;
-            flush = Some(thread::spawn(move || file.sync_data()));
+            flush = Some(thread::spawn(move || {
+                file.sync_data()?;
+                forget(&file, from..size);
+                Ok(())
+            }));
         }
     }
     // An error of the disk is told once, to whoever syncs first.
@@ -195,6 +268,17 @@ fn write(incoming: &FilePath, mut chunks: mpsc::Receiver<Bytes>) -> std::io::Res
         hash: hasher.finalize(),
         size,
     })
+}
+
+/// Takes what is on disk out of the page cache, so that the next bytes find warm memory, and a large file does not drive out
+/// what others read: the database above all. It is advice: where it is not taken, nothing is lost.
+fn forget(file: &File, bytes: Range<u64>) {
+    #[cfg(target_os = "linux")]
+    if let Some(length) = std::num::NonZeroU64::new(bytes.end - bytes.start) {
+        let _ = rustix::fs::fadvise(file, bytes.start, Some(length), rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, bytes);
 }
 
 fn join(flush: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
@@ -236,7 +320,45 @@ fn safe_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::safe_name;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_gathered_is_written_whole_through_few_buffers() {
+        let folder = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..40 * PIECE + 1).map(|at| (at * 31 % 251) as u8).collect();
+        for (size, chunk) in [
+            (0, 1),
+            (1, 1),
+            (PIECE - 1, 1000),
+            (PIECE, 3 * PIECE),
+            (PIECE + 1, PIECE),
+            (3 * PIECE, PIECE / 2),
+            (40 * PIECE + 1, 100_003),
+        ] {
+            let content = &content[..size];
+            let (mut gathering, gathered, home) = Gathering::new();
+            let incoming = folder.path().to_owned();
+            let writer = tokio::task::spawn_blocking(move || write(&incoming, gathered, &home));
+            let mut buffers = std::collections::HashSet::new();
+            for chunk in content.chunks(chunk) {
+                assert!(gathering.add(chunk).await.is_ok());
+                if gathering.buffer.capacity() == PIECE {
+                    buffers.insert(gathering.buffer.as_ptr());
+                }
+            }
+            assert!(gathering.finish().await.is_ok());
+            drop(gathering);
+            let received = writer.await.unwrap().unwrap();
+            assert_eq!(
+                (received.size, received.hash),
+                (size as u64, blake3::hash(content))
+            );
+            assert!(std::fs::read(received.file.path()).unwrap() == content);
+            // Those that wait, one that is filled, one that is written, and one on its way between the two.
+            assert!(buffers.len() <= WAITING + 3, "{}", buffers.len());
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn names_from_outside_become_plain_names() {

@@ -2,12 +2,12 @@
 //!
 //! The row is locked, then its image is written to the outbox, so that it has a true position: a concurrent update comes
 //! either before, and is in the image, or after, and has a higher position. Rows are taken a few hundred at a time, in
-//! short transactions.
+//! short transactions. A replicator that sleeps is woken, as it is by the triggers.
 
 use tokio_postgres::Client;
 
 use super::describe::Table;
-use super::{image, quote_name};
+use super::{image, quote_name, wake};
 use crate::catalogue::Entity;
 use crate::change::Position;
 use crate::error::{Error, Result};
@@ -75,7 +75,7 @@ pub async fn rows(
         .query(&sql, &[&number, &list])
         .await
         .map_err(|error| Error::postgres(format!("capture rows of {} anew", entity.name), error))?;
-    Ok(Recaptured::of(&rows))
+    captured(client, &rows).await
 }
 
 /// Captures the deletion of rows anew that are no longer there, for a delete which the cloud had refused, and for rows
@@ -104,5 +104,12 @@ pub async fn deletes(
         .query(&sql, &[&number, &list])
         .await
         .map_err(|error| Error::postgres(format!("capture deletions of {} anew", entity.name), error))?;
-    Ok(Recaptured::of(&rows))
+    captured(client, &rows).await
+}
+
+async fn captured(client: &Client, rows: &[tokio_postgres::Row]) -> Result<Recaptured> {
+    if !rows.is_empty() {
+        wake::call(client).await?;
+    }
+    Ok(Recaptured::of(rows))
 }

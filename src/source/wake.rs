@@ -5,12 +5,15 @@
 //! that looked before the lock was taken will not notify: if it has committed, the look after the lock sees its rows; if not, its transaction is among those that the look's snapshot shows in progress, and as
 //! long as one of these is, the wait is short. A slow jittered poll covers whatever else a lost wake-up would miss.
 //!
+//! Whatever writes to the outbox by another road than the triggers keeps the same protocol: see [`call`].
+//!
 //! Where the server allows prepared transactions, triggers never notify, as a transaction that has notified cannot be
 //! prepared; all waits are then short.
 
 use std::time::Duration;
 
 use rand::RngExt;
+use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::capture::WAKE_LOCK;
@@ -26,6 +29,24 @@ const SHORT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 
 /// The longest wait where triggers do not notify.
 const UNNOTIFIED: Duration = Duration::from_millis(25);
+
+/// Notifies a replicator that sleeps, at the commit of the client's transaction. For who has written to the outbox itself:
+/// without it, what was written would wait for the slow poll.
+///
+/// # Errors
+/// The source's.
+pub(super) async fn call(client: &Client) -> Result<()> {
+    let wake_lock: [(&(dyn ToSql + Sync), Type); 1] = [(&WAKE_LOCK, Type::INT8)];
+    client
+        .execute_typed(
+            "select case when pg_try_advisory_lock_shared($1) then pg_advisory_unlock_shared($1)::text \
+                         when current_setting('max_prepared_transactions') = '0' then pg_notify('cloud_sync', '')::text end",
+            &wake_lock,
+        )
+        .await
+        .map_err(|error| Error::postgres("wake the drain", error))?;
+    Ok(())
+}
 
 /// Whether the replicator sleeps, and how long it may.
 #[derive(Debug, Default)]

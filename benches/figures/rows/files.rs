@@ -83,7 +83,7 @@ pub(crate) async fn file(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
             .target(Target::RatioAtLeast(0.95))
             .note(
                 "from the commit of the row that names it until the row with its URL is visible in the cloud: \
-                 finding, hashing, asking by hash, upload, the row. curl: the upload alone. The receiver syncs either to disk.",
+                 finding, hashing, upload, the row. curl: the upload alone. The receiver syncs either to disk.",
             ),
         Row::new("file", "growth of the replicator's peak memory", Unit::Mebibytes, replicator)
             .target(Target::AtMost(UNCHANGED))

@@ -1,0 +1,187 @@
+//! A file in pieces: read and hashed on a thread of its own, while the piece before is sent.
+//!
+//! Buffers go round: a piece's comes back when the connection is done with it, so that a large file costs neither fresh
+//! memory nor its zeroing for each of its pieces. There are as many as there are pieces under way: those that wait here
+//! ([`AHEAD`]), one that is being read, and those that the connection holds.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc as buffers;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+/// How much is read, hashed and handed on at once. Its copies on their way to the socket stay in a core's cache.
+const PIECE: usize = 256 * 1024;
+
+/// Pieces that are read ahead of what is sent.
+const AHEAD: usize = 2;
+
+/// A file on its way.
+pub(super) struct Pieces {
+    /// Its length at the start. The pieces are as long together, or end with an error.
+    pub(super) bytes: u64,
+    pub(super) pieces: mpsc::Receiver<io::Result<Bytes>>,
+    /// Its hash, or why it could not be read to its end; said before the last piece is handed on.
+    pub(super) hash: oneshot::Receiver<io::Result<blake3::Hash>>,
+}
+
+/// Opens the file and begins to read it. The outer error says that nobody answered.
+pub(super) async fn of(path: PathBuf) -> Result<io::Result<Pieces>, oneshot::error::RecvError> {
+    let (opened, opening) = oneshot::channel();
+    let (hand, pieces) = mpsc::channel(AHEAD);
+    let (said, hash) = oneshot::channel();
+    tokio::task::spawn_blocking(move || match open(&path) {
+        Ok((file, bytes)) => {
+            if opened.send(Ok(bytes)).is_ok() {
+                read(&mut Reader::new(file, bytes), &hand, said);
+            }
+        }
+        // Nobody listens any more where the upload was given up.
+        Err(error) => drop(opened.send(Err(error))),
+    });
+    let bytes = opening.await?;
+    Ok(bytes.map(|bytes| Pieces { bytes, pieces, hash }))
+}
+
+/// The file and its length.
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
+    }
+    Ok((file, about.len()))
+}
+
+/// Hands the pieces on, and says the hash before the last one.
+fn read(
+    reader: &mut Reader,
+    pieces: &mpsc::Sender<io::Result<Bytes>>,
+    said: oneshot::Sender<io::Result<blake3::Hash>>,
+) {
+    loop {
+        match reader.next() {
+            Ok((piece, None)) => {
+                if pieces.blocking_send(Ok(piece)).is_err() {
+                    return;
+                }
+            }
+            Ok((piece, Some(hash))) => {
+                // Nobody listens any more where the request has ended.
+                let _ = said.send(Ok(hash));
+                let _ = pieces.blocking_send(Ok(piece));
+                return;
+            }
+            Err(error) => {
+                let cut = io::Error::new(error.kind(), "the file could not be read to its end");
+                let _ = said.send(Err(error));
+                let _ = pieces.blocking_send(Err(cut));
+                return;
+            }
+        }
+    }
+}
+
+/// Reads exactly `left` more bytes.
+struct Reader {
+    file: File,
+    left: u64,
+    hasher: blake3::Hasher,
+    back: buffers::Receiver<Vec<u8>>,
+    home: buffers::Sender<Vec<u8>>,
+}
+
+impl Reader {
+    fn new(file: File, left: u64) -> Self {
+        let (home, back) = buffers::channel();
+        Self {
+            file,
+            left,
+            hasher: blake3::Hasher::new(),
+            back,
+            home,
+        }
+    }
+
+    /// The next piece; with the hash if it is the last one.
+    fn next(&mut self) -> io::Result<(Bytes, Option<blake3::Hash>)> {
+        let most = usize::try_from(self.left).map_or(PIECE, |left| left.min(PIECE));
+        let mut buffer = self.back.try_recv().unwrap_or_default();
+        buffer.resize(buffer.len().max(most), 0);
+        let mut length = 0;
+        while length < most {
+            match self.file.read(&mut buffer[length..most]) {
+                Ok(0) => return Err(io::Error::other("it became shorter while it was being sent")),
+                Ok(read) => length += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.hasher.update(&buffer[..length]);
+        self.left -= length as u64;
+        if self.left == 0 && self.file.read(&mut [0])? > 0 {
+            return Err(io::Error::other("it became longer while it was being sent"));
+        }
+        let hash = (self.left == 0).then(|| self.hasher.finalize());
+        let piece = Bytes::from_owner(Lent {
+            buffer,
+            length,
+            home: self.home.clone(),
+        });
+        Ok((piece, hash))
+    }
+}
+
+/// A buffer on its way, with the piece at its beginning.
+struct Lent {
+    buffer: Vec<u8>,
+    length: usize,
+    home: buffers::Sender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // The file is at its end where nobody takes it.
+        let _ = self.home.send(std::mem::take(&mut self.buffer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_came_back_is_read_into_again_and_shows_no_more_than_its_piece() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let content: Vec<u8> = (0..5 * PIECE + 10).map(|at| (at * 31 % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let (file, bytes) = open(&path).unwrap();
+        let mut reader = Reader::new(file, bytes);
+        let (first, second) = (reader.next().unwrap().0, reader.next().unwrap().0);
+        let places = [first.as_ptr(), second.as_ptr()];
+        let mut read = [&first[..], &second[..]].concat();
+        drop((first, second));
+        let hash = loop {
+            let (piece, hash) = reader.next().unwrap();
+            assert!(places.contains(&piece.as_ptr()), "no third buffer");
+            read.extend_from_slice(&piece);
+            if let Some(hash) = hash {
+                break hash;
+            }
+        };
+        assert!(read == content);
+        assert_eq!(hash, blake3::hash(&content));
+    }
+}
