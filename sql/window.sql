@@ -1,6 +1,7 @@
 -- One batch of a window: the rows that are visible in snapshot hi and not in snapshot lo, in the order of positions.
 --
 -- $1 the position to go on after   $2 hi   $3 lo   $4 rows at most   $5 bytes at most (one row goes in any case)
+-- For windows that may have rows of any size; sql/window_small.sql serves the others, and returns the same but `more`.
 -- Returns position, entity number, op, captured at, key, image, document, layout, packed; an image is in one of image,
 -- document and packed; and whether the window has more: only this tells that it ends. A packed row is reckoned as the JSON that
 -- is made of it, about twice as long.

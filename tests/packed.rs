@@ -3,7 +3,7 @@
 use cloud_sync::change::{Change, Position, Snapshot};
 use cloud_sync::checkpoint::Window;
 use cloud_sync::source::connect::Session;
-use cloud_sync::source::outbox::Outbox;
+use cloud_sync::source::outbox::{Bounds, Outbox};
 
 use crate::support::site::{Cloud, KEY, Site, connect};
 
@@ -29,8 +29,13 @@ async fn changes(site: &Site) -> Vec<Change> {
         position: Position(0),
         next_floor: look.last,
     };
+    let bounds = Bounds {
+        rows: 100_000,
+        bytes: 1 << 30,
+        small: look.small,
+    };
     let all = outbox
-        .read(&session, &Snapshot::beginning(), &window, 100_000, 1 << 30)
+        .read(&session, &Snapshot::beginning(), &window, bounds)
         .await
         .unwrap();
     assert!(all.exhausted);

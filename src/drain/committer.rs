@@ -7,9 +7,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::types::PgLsn;
 
-use super::{Accepted, Drain, Pulse, same_run};
+use super::{Accepted, Drain, Pulse};
 use crate::abort;
-use crate::checkpoint::{Checkpoint, Run, Store};
+use crate::checkpoint::{Checkpoint, Store};
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
 use crate::source::outbox::{self, Trimmed};
@@ -37,16 +37,14 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    pub(super) async fn open(drain: &Drain, run: &Run) -> Result<Self> {
-        let session = Session::open(&drain.database_url, "checkpoint").await?;
-        same_run(session.client(), run).await?;
-        Ok(Self {
+    pub(super) fn new(drain: &Drain, session: Session) -> Self {
+        Self {
             session,
             store: drain.store.clone(),
             pulse: drain.pulse.clone(),
             last: drain.pulse.checkpoint(),
             flushed: PgLsn::from(0),
-        })
+        }
     }
 
     /// Commits one checkpoint in the store, once the source itself cannot forget what it stands for.

@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 use super::reader::Shapes;
 use super::{
     Accepted, Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, cloud_is_behind, history_is_lost,
-    same_run, wire_schema,
+    wire_schema,
 };
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Op, Position};
-use crate::checkpoint::{Checkpoint, Run};
+use crate::checkpoint::Checkpoint;
 use crate::deliver::{Cloud, Failure, Hello, Origin, TableSchema};
 use crate::error::{Class, Kind, Result};
 use crate::media;
@@ -61,23 +61,21 @@ pub(super) struct Courier {
 }
 
 impl Courier {
-    pub(super) async fn open(
+    pub(super) fn new(
         drain: &Drain,
-        run: &Run,
+        session: Session,
         origin: Origin,
         start: &Checkpoint,
         last: Position,
         limit: Option<Position>,
-    ) -> Result<Self> {
-        let session = Session::open(&drain.database_url, "delivery").await?;
-        same_run(session.client(), run).await?;
+    ) -> Self {
         if start.lossy {
             drain.pulse.lose(
                 None,
                 "the cloud has less than it had accepted, and no sync has repaired that yet".to_owned(),
             );
         }
-        Ok(Self {
+        Self {
             session,
             catalogue: drain.catalogue.clone(),
             cloud: drain.cloud.clone(),
@@ -95,7 +93,7 @@ impl Courier {
             accepted: start.accepted,
             limit,
             media_root: drain.media_root.clone(),
-        })
+        }
     }
 
     /// Delivers the portion, or says what stopped it.

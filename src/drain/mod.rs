@@ -129,7 +129,12 @@ impl Drain {
     /// # Errors
     /// The source's; an identity error where the checkpoint belongs to another outbox.
     pub async fn open(&self) -> Result<Stages> {
-        let session = Session::open(&self.database_url, "drain").await?;
+        // Side by side: a connection takes the server longer than most of what is asked on it.
+        let (session, delivery, checkpoint) = futures::try_join!(
+            Session::open(&self.database_url, "drain"),
+            Session::open(&self.database_url, "delivery"),
+            Session::open(&self.database_url, "checkpoint"),
+        )?;
         let identity = identity::read(session.client(), self.source_id.as_deref()).await?;
         identity::check_sequence(session.client()).await?;
         let run = identity::run(session.client()).await?;
@@ -149,8 +154,11 @@ impl Drain {
         if reader.last_position() < expected {
             return Err(outbox_is_behind(expected, reader.last_position()));
         }
-        let courier = Courier::open(self, &run, origin, &begun, reader.last_position(), limit).await?;
-        let committer = Committer::open(self, &run).await?;
+        for session in [&delivery, &checkpoint] {
+            same_run(session.client(), &run).await?;
+        }
+        let courier = Courier::new(self, delivery, origin, &begun, reader.last_position(), limit);
+        let committer = Committer::new(self, checkpoint);
         Ok(Stages {
             reader,
             courier,

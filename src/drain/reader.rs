@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::latency::Stopwatch;
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
-use crate::source::outbox::{Look, Outbox};
+use crate::source::outbox::{Bounds, Look, Outbox};
 use crate::source::wake::Wake;
 use crate::source::{guard, image, install};
 
@@ -138,16 +138,16 @@ impl Reader {
             // The columns are read after the window's snapshot was taken: a row in the window cannot have a column
             // that is not seen here.
             let oids: Vec<_> = self.shapes.tables.iter().map(|table| table.oid).collect();
+            let bounds = Bounds {
+                rows: self.limits.rows,
+                bytes: self.limits.bytes,
+                // Of a window that was under way before, nothing is known.
+                small: self.looked.as_ref().is_some_and(|look| look.small),
+            };
             let stopwatch = Stopwatch::start();
             let (read, fingerprint) = futures::try_join!(
                 self.outbox
-                    .read(
-                        &self.session,
-                        &self.cursor.lo,
-                        window,
-                        self.limits.rows,
-                        self.limits.bytes
-                    )
+                    .read(&self.session, &self.cursor.lo, window, bounds)
                     .instrument(debug_span!("read")),
                 describe::fingerprint(self.session.client(), &self.fingerprint, &oids),
             )?;

@@ -19,6 +19,7 @@ use crate::checkpoint::{self, Checkpoint, Window};
 use crate::error::{Error, Kind, Result};
 
 const WINDOW: &str = include_str!("../../sql/window.sql");
+const WINDOW_SMALL: &str = include_str!("../../sql/window_small.sql");
 const LAG: &str = include_str!("../../sql/lag.sql");
 const BETWEEN: &str = include_str!("../../sql/between.sql");
 
@@ -31,6 +32,8 @@ pub struct Look {
     pub last: Position,
     /// All that the snapshot shows lies before this place of the server's log.
     pub wal: PgLsn,
+    /// Whether none of the changes that the snapshot shows is kept out of line.
+    pub small: bool,
 }
 
 /// Part of a window.
@@ -42,15 +45,31 @@ pub struct Portion {
     pub last: Option<Position>,
     /// Whether the window has no more.
     pub exhausted: bool,
+    /// Rows that were read.
+    rows: usize,
+    /// Bytes of the changes.
+    bytes: usize,
     /// Rows of entities that the catalogue does not have.
     pub foreign: usize,
     /// The sum of the marks of all rows that were read.
     pub tally: u64,
 }
 
+/// The bounds of a portion.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Rows at most.
+    pub rows: usize,
+    /// About so many bytes at most, but one row in any case.
+    pub bytes: usize,
+    /// Whether none of the window's rows is kept out of line: see [`Look::small`].
+    pub small: bool,
+}
+
 /// The outbox as one session reads it.
 pub struct Outbox {
     window: Statement,
+    window_small: Statement,
     last: Statement,
     fence: Statement,
     snapshot: Statement,
@@ -59,7 +78,12 @@ pub struct Outbox {
     keys: Vec<KeyColumns>,
     /// The layouts of packed rows, by their numbers; those that were made since are read when one is met.
     layouts: HashMap<i32, Layout>,
+    /// The bytes of a row, as the last portion had them.
+    row_bytes: usize,
 }
+
+/// The bytes of a row before any was read.
+const ROW_BYTES: usize = 512;
 
 impl Outbox {
     /// Prepares the queries. `ids` are the entities' numbers in the order of the catalogue, `keys` their key columns.
@@ -84,6 +108,7 @@ impl Outbox {
             .map_err(failed)?;
         let mut outbox = Self {
             window: client.prepare(WINDOW).await.map_err(failed)?,
+            window_small: client.prepare(WINDOW_SMALL).await.map_err(failed)?,
             last: client
                 .prepare(
                     "select case when is_called then last_value else last_value - 1 end from cloud_sync.position",
@@ -95,12 +120,17 @@ impl Outbox {
                 .await
                 .map_err(failed)?,
             snapshot: client
-                .prepare("select pg_current_snapshot()::text, pg_current_wal_insert_lsn()")
+                .prepare(
+                    "select pg_current_snapshot()::text, pg_current_wal_insert_lsn(), \
+                     (select coalesce(sum(pg_relation_size(reltoastrelid)) = 0, true) from pg_class where oid = any (array['cloud_sync.outbox_0', \
+                      'cloud_sync.outbox_1', 'cloud_sync.outbox_2', 'cloud_sync.outbox_3']::regclass[]))",
+                )
                 .await
                 .map_err(failed)?,
             places: ids.iter().enumerate().map(|(place, &id)| (id, place)).collect(),
             keys: keys.iter().map(|names| KeyColumns::new(names)).collect(),
             layouts: HashMap::new(),
+            row_bytes: ROW_BYTES,
         };
         outbox.read_layouts(session).await?;
         Ok(outbox)
@@ -140,10 +170,11 @@ impl Outbox {
             snapshot: snapshot_of(snapshot.get(0))?,
             last: Position(last.get(0)),
             wal: snapshot.get(1),
+            small: snapshot.get(2),
         })
     }
 
-    /// Reads the next part of a window: at most `rows` rows, and about `bytes` bytes, but one row in any case.
+    /// Reads the next part of a window.
     ///
     /// # Errors
     /// The source's.
@@ -152,15 +183,18 @@ impl Outbox {
         session: &Session,
         lo: &Snapshot,
         window: &Window,
-        rows: usize,
-        bytes: usize,
+        bounds: Bounds,
     ) -> Result<Portion> {
-        if let Some(portion) = self.portion(session, lo, window, rows, bytes).await? {
-            return Ok(portion);
+        let mut portion = self.portion(session, lo, window, bounds).await?;
+        if portion.is_none() {
+            self.read_layouts(session).await?;
+            portion = self.portion(session, lo, window, bounds).await?;
         }
-        self.read_layouts(session).await?;
-        let portion = self.portion(session, lo, window, rows, bytes).await?;
-        portion.ok_or_else(|| broken(window.position))
+        let portion = portion.ok_or_else(|| broken(window.position))?;
+        if portion.rows > 0 {
+            self.row_bytes = portion.bytes / portion.rows;
+        }
+        Ok(portion)
     }
 
     /// None where a row's layout is not known yet.
@@ -169,16 +203,29 @@ impl Outbox {
         session: &Session,
         lo: &Snapshot,
         window: &Window,
-        rows: usize,
-        bytes: usize,
+        bounds: Bounds,
     ) -> Result<Option<Portion>> {
         let failed = |error| Error::postgres("read the outbox", error);
         let (lo, hi) = (lo.to_string(), window.hi.to_string());
-        let (limit, bound) = (rows as i64, bytes as i64);
-        let parameters: [&(dyn ToSql + Sync); 5] = [&window.position.0, &hi, &lo, &limit, &bound];
+        let (rows, bytes) = (bounds.rows as i64, bounds.bytes as i64);
+        // Small rows are asked for as many as will about fit, and one more, which only tells that there are more.
+        let fit = (bounds.bytes / self.row_bytes.max(1)).clamp(1, bounds.rows);
+        let further = (fit as i64).saturating_add(1);
+        let all: [&(dyn ToSql + Sync); 5] = [
+            &window.position.0,
+            &hi,
+            &lo,
+            if bounds.small { &further } else { &rows },
+            &bytes,
+        ];
+        let (statement, parameters) = if bounds.small {
+            (&self.window_small, &all[..4])
+        } else {
+            (&self.window, &all[..])
+        };
         let stream = session
             .client()
-            .query_raw(&self.window, parameters)
+            .query_raw(statement, parameters.iter().copied())
             .map_err(failed)
             .await?;
         futures::pin_mut!(stream);
@@ -189,13 +236,21 @@ impl Outbox {
         };
         while let Some(row) = stream.next().await {
             let row = row.map_err(failed)?;
+            if bounds.small && (portion.rows == fit || portion.bytes >= bounds.bytes) {
+                // What still comes is passed over by the session.
+                portion.exhausted = false;
+                break;
+            }
+            portion.rows += 1;
             let position = Position(row.get(0));
             let Moment(captured_at) = row.get(3);
             portion.last = Some(position);
             portion.tally = portion
                 .tally
                 .wrapping_add(checkpoint::mark(position, captured_at));
-            portion.exhausted = !row.get::<_, bool>(9);
+            if !bounds.small {
+                portion.exhausted = !row.get::<_, bool>(9);
+            }
             let Some(&entity) = self.places.get(&row.get::<_, i16>(1)) else {
                 portion.foreign += 1;
                 continue;
@@ -223,6 +278,7 @@ impl Outbox {
                 },
             };
             let key: &str = row.get::<_, Option<&str>>(4).unwrap_or_default();
+            portion.bytes += key.len() + image.as_ref().map_or(0, |image| image.len()) + 64;
             portion.changes.push(Change {
                 position,
                 entity,

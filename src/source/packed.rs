@@ -95,9 +95,9 @@ fn value(json: &mut Vec<u8>, of: u32, field: &mut &[u8]) -> Option<()> {
         } else {
             b"true"
         }),
-        21 => put(json, format_args!("{}", i16::from_be_bytes(take(field)?))),
-        23 => put(json, format_args!("{}", i32::from_be_bytes(take(field)?))),
-        20 => put(json, format_args!("{}", i64::from_be_bytes(take(field)?))),
+        21 => whole(json, i64::from(i16::from_be_bytes(take(field)?))),
+        23 => whole(json, i64::from(i32::from_be_bytes(take(field)?))),
+        20 => whole(json, i64::from_be_bytes(take(field)?)),
         1700 => numeric(json, field)?,
         25 | 1042 | 1043 => string(json, field),
         114 => json.extend_from_slice(field),
@@ -216,8 +216,8 @@ fn numeric(json: &mut Vec<u8>, field: &mut &[u8]) -> Option<()> {
     }
     for nth in 0..=weight {
         match nth {
-            0 => put(json, format_args!("{}", group(0))),
-            nth => put(json, format_args!("{:04}", group(nth))),
+            0 => digits(json, u64::from(group(0)), 1),
+            nth => digits(json, u64::from(group(nth)), 4),
         }
     }
     if decimals > 0 {
@@ -225,7 +225,7 @@ fn numeric(json: &mut Vec<u8>, field: &mut &[u8]) -> Option<()> {
         let end = json.len() + decimals;
         let mut nth = weight + 1;
         while json.len() < end {
-            put(json, format_args!("{:04}", group(nth)));
+            digits(json, u64::from(group(nth)), 4);
             nth += 1;
         }
         json.truncate(end);
@@ -267,10 +267,11 @@ fn date(json: &mut Vec<u8>, days: i64) -> bool {
     };
     let year = year_of_cycle + cycle * 400 + i64::from(month <= 2);
     let shown = if year > 0 { year } else { 1 - year };
-    put(json, format_args!("{shown:04}-"));
-    two(json, month);
+    digits(json, shown.unsigned_abs(), 4);
     json.push(b'-');
-    two(json, day);
+    digits(json, month.unsigned_abs(), 2);
+    json.push(b'-');
+    digits(json, day.unsigned_abs(), 2);
     year <= 0
 }
 
@@ -280,25 +281,40 @@ fn era(json: &mut Vec<u8>, before: bool) {
 
 /// A time of day, with as many decimals as it has.
 fn time(json: &mut Vec<u8>, micros: i64) {
+    let micros = micros.unsigned_abs();
     let seconds = micros / 1_000_000;
-    two(json, seconds / 3600);
+    digits(json, seconds / 3600, 2);
     json.push(b':');
-    two(json, seconds / 60 % 60);
+    digits(json, seconds / 60 % 60, 2);
     json.push(b':');
-    two(json, seconds % 60);
+    digits(json, seconds % 60, 2);
     let fraction = micros % 1_000_000;
     if fraction > 0 {
-        put(json, format_args!(".{fraction:06}"));
+        json.push(b'.');
+        digits(json, fraction, 6);
         while json.last() == Some(&b'0') {
             json.pop();
         }
     }
 }
 
-/// A number below 100.
-fn two(json: &mut Vec<u8>, number: i64) {
-    let digit = |number: i64| b'0' + u8::try_from(number % 10).unwrap_or(0);
-    json.extend_from_slice(&[digit(number / 10), digit(number)]);
+fn whole(json: &mut Vec<u8>, number: i64) {
+    if number < 0 {
+        json.push(b'-');
+    }
+    digits(json, number.unsigned_abs(), 1);
+}
+
+/// A number with at least as many digits. Most of what a row holds is numbers, and the formatter's way is several times longer.
+fn digits(json: &mut Vec<u8>, mut number: u64, least: usize) {
+    let mut text = [b'0'; 20];
+    let mut from = text.len();
+    while number > 0 {
+        from -= 1;
+        text[from] = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    json.extend_from_slice(&text[from.min(text.len() - least)..]);
 }
 
 #[cfg(test)]
