@@ -191,8 +191,8 @@ impl Outbox {
             portion = self.portion(session, lo, window, bounds).await?;
         }
         let portion = portion.ok_or_else(|| broken(window.position))?;
-        if portion.rows > 0 {
-            self.row_bytes = portion.bytes / portion.rows;
+        if let Some(bytes) = portion.bytes.checked_div(portion.rows) {
+            self.row_bytes = bytes;
         }
         Ok(portion)
     }
