@@ -4,7 +4,7 @@
 -- For windows that may have rows of any size; sql/window_small.sql serves the others, and returns the same but `more`.
 -- Returns position, entity number, op, captured at, key, image, document, layout, packed; an image is in one of image,
 -- document and packed; and whether the window has more: only this tells that it ends. A packed row is reckoned as the JSON that
--- is made of it, about twice as long.
+-- is made of it, which also has the columns' names.
 --
 -- Positions are taken before commit, so `position > last` would lose what commits late; and comparing transaction
 -- numbers would read a later change of a row before an earlier one. Row locks make the positions of one row rise in
@@ -13,7 +13,7 @@
 select position, entity, op, captured_at, key, image, document, layout, packed, more
 from (
     select position, entity, op, captured_at, key, image, document, layout, packed,
-           sum(coalesce(octet_length(key), 0) + coalesce(octet_length(packed) * 2, octet_length(image),
+           sum(coalesce(octet_length(key), 0) + coalesce(octet_length(packed) * 3::bigint, octet_length(image),
                    case when pg_column_compression(document) is null then pg_column_size(document)
                         else octet_length(document::text) end, 0) + 64)
                over along as bytes_before,
