@@ -13,8 +13,9 @@
 select position, entity, op, captured_at, key, image, document, layout, packed, more
 from (
     select position, entity, op, captured_at, key, image, document, layout, packed,
-           sum(coalesce(octet_length(key), 0) + coalesce(least(octet_length(packed), 500000000) * 3, octet_length(image),
-                   case when pg_column_compression(document) is null then pg_column_size(document)
+           sum(coalesce(octet_length(key), 0) + coalesce(octet_length(image),
+                   case when packed is not null then least(octet_length(packed), 500000000) * 3
+                        when pg_column_compression(document) is null then pg_column_size(document)
                         else octet_length(document::text) end, 0) + 64)
                over along as bytes_before,
            lead(position) over along is not null as more
