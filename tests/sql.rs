@@ -159,6 +159,26 @@ async fn init_and_uninstall_can_be_run_again() {
 }
 
 #[tokio::test]
+async fn writers_look_for_no_sleeper_before_the_first_replicator_and_after_one_that_ended() {
+    let cloud = Cloud::start("sleeper").await;
+    let site = Site::school("sleeper", &cloud.url, KEY).await;
+    let may_sleep = async || -> bool {
+        let state = "select coalesce(pg_sequence_last_value('cloud_sync.slot'), 1) & 1 = 1";
+        site.client.query_one(state, &[]).await.unwrap().get(0)
+    };
+    assert!(!may_sleep().await);
+    let running = site.replicate();
+    running.caught_up().await;
+    let start = std::time::Instant::now();
+    while !may_sleep().await {
+        assert!(start.elapsed() < LIMIT, "it never lies down");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    running.end().await;
+    assert!(!may_sleep().await);
+}
+
+#[tokio::test]
 async fn writers_notify_only_while_the_replicator_sleeps() {
     let site = Site::school("wake", NOWHERE, KEY).await;
     let (listener, mut connection) = tokio_postgres::connect(&site.database_url, NoTls).await.unwrap();

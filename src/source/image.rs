@@ -23,7 +23,7 @@ pub fn image(entity: &Entity, table: &Table, row: &str) -> String {
         // Only `json` keeps text that `jsonb` refuses; a type of the site's own may be made of it.
         let holds_json = table.columns.iter().any(|column| {
             let of = column.sql_type.trim_end_matches("[]");
-            column.wire_type == "json" || !(PLAIN.contains(&of) || STYLED.contains(&of))
+            column.wire_type == "json" || !known(of)
         });
         let (document, opening, closing) = if holds_json {
             (
@@ -128,10 +128,10 @@ pub fn settings(entity: &Entity, table: &Table) -> String {
             .iter()
             .any(|column| types.contains(&of(column).as_str()))
     };
-    let odd = table.columns.iter().any(|column| {
-        !(PLAIN.contains(&of(column).as_str()) || STYLED.contains(&of(column).as_str()))
-            || column.sql_type == "bytea[]"
-    });
+    let odd = table
+        .columns
+        .iter()
+        .any(|column| !known(&of(column)) || column.sql_type == "bytea[]");
     let mut settings = String::new();
     if odd || any(&["real", "double precision"]) {
         settings.push_str(" set extra_float_digits = 1");
@@ -162,29 +162,13 @@ pub fn settings(entity: &Entity, table: &Table) -> String {
     format!("set search_path = pg_catalog, pg_temp set standard_conforming_strings = on{settings}")
 }
 
-/// Types whose JSON no setting changes, a moment's offset apart.
-const PLAIN: [&str; 20] = [
-    "boolean",
-    "smallint",
-    "integer",
-    "bigint",
-    "numeric",
-    "text",
-    "character varying",
-    "character",
-    "name",
-    "uuid",
-    "json",
-    "jsonb",
-    "date",
-    "timestamp without time zone",
-    "timestamp with time zone",
-    "time without time zone",
-    "time with time zone",
-    "inet",
-    "cidr",
-    "oid",
-];
+/// Whether it is known what the JSON of a type depends on.
+fn known(of: &str) -> bool {
+    packed::TYPES.contains(&of) || PLAIN.contains(&of) || STYLED.contains(&of)
+}
+
+/// Types beside [`packed::TYPES`] whose JSON no setting changes.
+const PLAIN: [&str; 5] = ["name", "time with time zone", "inet", "cidr", "oid"];
 
 /// Types whose JSON one setting changes.
 const STYLED: [&str; 4] = ["real", "double precision", "interval", "bytea"];

@@ -209,7 +209,7 @@ impl Outbox {
         let (lo, hi) = (lo.to_string(), window.hi.to_string());
         let (rows, bytes) = (bounds.rows as i64, bounds.bytes as i64);
         // Small rows are asked for as many as will about fit, and one more, which only tells that there are more.
-        let fit = (bounds.bytes / self.row_bytes.max(1)).clamp(1, bounds.rows);
+        let fit = (bounds.bytes / self.row_bytes.max(1)).clamp(1, bounds.rows.max(1));
         let further = (fit as i64).saturating_add(1);
         let all: [&(dyn ToSql + Sync); 5] = [
             &window.position.0,

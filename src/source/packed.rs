@@ -9,7 +9,8 @@
 
 use std::io::Write;
 
-/// The types whose values can be unpacked, as `format_type` names them without modifiers.
+/// The types whose values can be unpacked, as `format_type` names them without modifiers. No setting changes their JSON, a
+/// moment's offset apart.
 pub(crate) const TYPES: [&str; 15] = [
     "boolean",
     "smallint",
