@@ -1,6 +1,7 @@
 //! The SQL of a row's key and image, the same in triggers, in backfill, and where a row is captured anew.
 //!
-//! A table without private, redacted or binary columns has the fast form, `row_to_json`. Every other one goes through
+//! A table without private, redacted or binary columns has the fast form, `row_to_json`; a trigger on one whose types are
+//! all well known writes no image, but the row as PostgreSQL sends it ([`packs`]). Every other table goes through
 //! `cloud_sync.image`, by column name at run time: a statement of the site must not fail because a column was dropped
 //! or renamed, and a private column that was renamed must not leave under its new name.
 

@@ -141,7 +141,7 @@ async fn must_be_current(client: &Client) -> Result<()> {
 
 /// Makes the entity's functions and triggers, in one transaction that locks its table for a moment: those of each partition
 /// too, since a statement on a partition fires no trigger of the table above it. Triggers on tables that are no part of
-/// the entity any more go.
+/// the entity any more go. Where only the functions are of another time, the triggers stay, and no table is locked.
 ///
 /// # Errors
 /// The source's, or that the table could not be locked.
@@ -160,24 +160,20 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
         .map_err(failed)?;
     let id: i16 = row.get(0);
     let layout = layout(client, entity, table).await?;
-    // Where only the functions are of another time, the triggers stay, and the table is not locked.
     let triggers_stay = before.as_ref().is_some_and(|watched| match watched.wrong {
         None => watched.unpacked,
         Some(Wrong::Outdated) => true,
         Some(_) => false,
     });
-    let members = if triggers_stay {
-        Vec::new()
+    let (members, strangers) = if triggers_stay {
+        (Vec::new(), Vec::new())
     } else {
-        guard::members(client, table).await?
+        let members = guard::members(client, table).await?;
+        let strangers = guard::strangers(client, id, &members).await?;
+        (members, strangers)
     };
     let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
     sql.push_str(&capture::functions(entity, table, id, layout.as_ref()));
-    let strangers = if triggers_stay {
-        Vec::new()
-    } else {
-        guard::strangers(client, id, &members).await?
-    };
     for member in strangers {
         for (event, _) in EVENTS {
             sql.push_str(&format!(
