@@ -4,8 +4,9 @@
 //! `CLOUD_SYNC_ABORT=after a commit#3` the third time. Release builds have no such points.
 
 /// Every point, in the order in which a change comes by; then those of the other lanes.
-pub const POINTS: [&str; 22] = [
+pub const POINTS: [&str; 23] = [
     "after a read",
+    "after a send ahead",
     "before a send",
     "amid the answer",
     "after the answer",

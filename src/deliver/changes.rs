@@ -9,11 +9,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use reqwest::Method;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
+use super::ahead::Ahead;
 use super::failure::{Failure, Outcome};
 use super::link::Answer;
 use super::{Cloud, Origin, split_by_bytes};
@@ -31,8 +33,13 @@ const LONG_WORK: usize = 256 * 1024;
 const REMEDY: &str = "the cloud's server breaks the contract of POST /changes; nothing of this request counts as \
                       accepted";
 
-/// Sends what is pending.
-pub(super) async fn deliver(cloud: &Cloud, origin: &Origin, batch: &mut Batch) -> Outcome<()> {
+/// Sends what is pending; by the request that was sent ahead with it, where that still serves.
+pub(super) async fn deliver(
+    cloud: &Cloud,
+    origin: &Origin,
+    batch: &mut Batch,
+    mut ahead: Option<Ahead>,
+) -> Outcome<()> {
     let pending = batch.pending();
     if pending.is_empty() {
         return Ok(());
@@ -44,7 +51,7 @@ pub(super) async fn deliver(cloud: &Cloud, origin: &Origin, batch: &mut Batch) -
     });
     pieces.reverse();
     while let Some(piece) = pieces.pop() {
-        match send(cloud, origin, &operation, batch, piece).await? {
+        match send(cloud, origin, &operation, batch, piece, ahead.take()).await? {
             Sent::Answered(rejections) => {
                 abort::point("after the answer");
                 for &nth in piece {
@@ -99,44 +106,35 @@ async fn send(
     operation: &str,
     batch: &mut Batch,
     piece: &[usize],
+    ahead: Option<Ahead>,
 ) -> Outcome<Sent> {
-    let text = Bytes::from(encode(
-        cloud.catalogue(),
-        piece.iter().map(|&nth| &batch.changes()[nth]),
-    ));
+    let link = &cloud.inner.link;
+    let mut ahead = ahead.filter(|ahead| ahead.serves(piece));
     loop {
-        let squeezed = if cloud.inner.compress.load(Ordering::Relaxed) {
-            squeeze(text.clone()).await
+        let (sent, text, squeezed, answer);
+        if let Some(ahead) = ahead.take() {
+            (text, squeezed) = (ahead.text, ahead.squeezed);
+            abort::point("before a send");
+            sent = Instant::now();
+            answer = ahead.finish(link, operation).await;
         } else {
-            None
-        };
-        let compressed = squeezed.is_some();
-        let body = squeezed.unwrap_or_else(|| text.clone());
-        let bytes = body.len();
-        let mut request = cloud
-            .inner
-            .link
-            .request(Method::POST, "changes")
-            .header("X-Source-Id", &origin.source_id)
-            .header("X-Epoch", origin.epoch.0)
-            .header(CONTENT_TYPE, "application/x-ndjson");
-        if compressed {
-            request = request.header(CONTENT_ENCODING, "zstd");
+            let packed = Packed::of(cloud, batch, piece).await;
+            (text, squeezed) = (packed.text, packed.squeezed);
+            let bytes = packed.body.len();
+            let request = packed.request(cloud, origin, None);
+            abort::point("before a send");
+            sent = Instant::now();
+            answer = link.call(operation, request, bytes).await;
         }
-        abort::point("before a send");
-        let sent = Instant::now();
-        let answer = cloud.inner.link.call(operation, request.body(body), bytes).await;
         let took = sent.elapsed();
-        cloud.went(text.len(), &answer);
+        cloud.went(text, &answer);
         match answer? {
             Answer::Accepted(reply) => {
                 batch.note_answer(reply.answered(took));
                 let answer: Answered = reply.json(operation)?;
-                return read(operation, batch, piece, answer, |words| {
-                    cloud.inner.link.clean(words)
-                });
+                return read(operation, batch, piece, answer, |words| link.clean(words));
             }
-            Answer::Refused { status: 415, .. } if compressed => {
+            Answer::Refused { status: 415, .. } if squeezed => {
                 cloud.inner.compress.store(false, Ordering::Relaxed);
             }
             Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
@@ -144,11 +142,71 @@ async fn send(
             }
             Answer::Refused { status, words } => {
                 if status == 413 {
-                    cloud.too_long(text.len());
+                    cloud.too_long(text);
                 }
                 return Ok(Sent::Refused { status, words });
             }
         }
+    }
+}
+
+/// Begins to send what is pending, where that is one request; none otherwise.
+pub(super) async fn begin(cloud: &Cloud, origin: &Origin, batch: &Batch) -> Option<Ahead> {
+    let pending = batch.pending();
+    let bytes = |nth: usize| batch.changes()[nth].bytes();
+    if split_by_bytes(&pending, cloud.request_bytes(), bytes).len() != 1 {
+        return None;
+    }
+    let packed = Packed::of(cloud, batch, &pending).await;
+    cloud.inner.uplink.clear().await;
+    let (turn, come) = oneshot::channel();
+    let (text, bytes) = ((packed.text, packed.squeezed), packed.body.len());
+    let request = packed.request(cloud, origin, Some(come));
+    let operation = cloud.operation(batch, &pending);
+    let cloud = cloud.clone();
+    let exchange = async move { cloud.inner.link.exchange(&operation, request).await };
+    Some(Ahead::begin(pending, text, bytes, turn, exchange))
+}
+
+/// A request's body.
+struct Packed {
+    body: Bytes,
+    /// Bytes of its text.
+    text: usize,
+    squeezed: bool,
+}
+
+impl Packed {
+    async fn of(cloud: &Cloud, batch: &Batch, places: &[usize]) -> Self {
+        let changes = places.iter().map(|&nth| &batch.changes()[nth]);
+        let text = Bytes::from(encode(cloud.catalogue(), changes));
+        let length = text.len();
+        let squeezed = if cloud.inner.compress.load(Ordering::Relaxed) {
+            squeeze(text.clone()).await
+        } else {
+            None
+        };
+        Self {
+            text: length,
+            squeezed: squeezed.is_some(),
+            body: squeezed.unwrap_or(text),
+        }
+    }
+
+    /// The request. The body's last byte waits for `turn`, where there is one.
+    fn request(self, cloud: &Cloud, origin: &Origin, turn: Option<oneshot::Receiver<()>>) -> RequestBuilder {
+        let mut request = cloud
+            .inner
+            .link
+            .request(Method::POST, "changes")
+            .header("X-Source-Id", &origin.source_id)
+            .header("X-Epoch", origin.epoch.0)
+            .header(CONTENT_TYPE, "application/x-ndjson")
+            .header(CONTENT_LENGTH, self.body.len());
+        if self.squeezed {
+            request = request.header(CONTENT_ENCODING, "zstd");
+        }
+        request.body(cloud.inner.uplink.body(self.body, turn))
     }
 }
 

@@ -166,13 +166,26 @@ impl Link {
         request: RequestBuilder,
         bytes: usize,
     ) -> Outcome<Answer> {
+        self.within(operation, bytes, self.exchange(operation, request))
+            .await
+    }
+
+    /// The same, however long it takes.
+    pub(super) async fn exchange(&self, operation: &str, request: RequestBuilder) -> Outcome<Answer> {
+        let response = request.send().await.map_err(|error| broken(operation, error))?;
+        abort::point("amid the answer");
+        self.answer(operation, response).await
+    }
+
+    /// An answer, within the time that a body of `bytes` bytes has.
+    pub(super) async fn within(
+        &self,
+        operation: &str,
+        bytes: usize,
+        answer: impl Future<Output = Outcome<Answer>>,
+    ) -> Outcome<Answer> {
         let limit = self.timeout + time_for(bytes as u64);
-        let exchange = async {
-            let response = request.send().await.map_err(|error| broken(operation, error))?;
-            abort::point("amid the answer");
-            self.answer(operation, response).await
-        };
-        tokio::time::timeout(limit, exchange)
+        tokio::time::timeout(limit, answer)
             .await
             .unwrap_or_else(|_| Err(self.too_late(operation, limit)))
     }

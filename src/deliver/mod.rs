@@ -8,6 +8,7 @@
 //! Every status means what DESIGN section 4 says, in one place: `link`. A failure says whether it passes, how long the
 //! server asks to wait, and whether a capability is gone ([`Failure`]).
 
+mod ahead;
 mod baseline;
 mod broken;
 mod changes;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use url::Url;
 
+pub use ahead::Ahead;
 pub use failure::{Failure, Outcome};
 pub(crate) use fields::{pick, plain};
 pub use files::{Pace, UploadFile, Uploaded};
@@ -41,6 +43,7 @@ use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Entity};
 use crate::change::{Epoch, Position};
 use crate::error::{Error, Kind, Result};
+use ahead::Uplink;
 use link::{Answer, Link};
 
 /// The smallest request that a 413 makes this client fall back to, in bytes.
@@ -177,6 +180,7 @@ struct Inner {
     request_bytes: AtomicUsize,
     /// How long a request's text had better be, after longer ones broke off under way.
     stride: AtomicUsize,
+    uplink: Uplink,
 }
 
 impl Cloud {
@@ -206,6 +210,7 @@ impl Cloud {
                 compress: AtomicBool::new(options.compress),
                 request_bytes: AtomicUsize::new(usize::MAX),
                 stride: AtomicUsize::new(usize::MAX),
+                uplink: Uplink::new(),
             }),
         })
     }
@@ -266,19 +271,36 @@ impl Cloud {
     /// # Errors
     /// What stopped it: the cloud is away, refuses the key, or breaks its contract. What it had not yet answered stays
     /// pending, and the next call goes on there. A change that the cloud refuses for good is no error; it is marked.
-    #[tracing::instrument(name = "push", level = "debug", skip_all, fields(changes = batch.len()))]
     pub async fn deliver(
         &self,
         capabilities: Capabilities,
         origin: &Origin,
         batch: &mut Batch,
     ) -> Outcome<()> {
+        self.deliver_begun(capabilities, origin, batch, None).await
+    }
+
+    /// The same for a batch that was sent ahead.
+    #[tracing::instrument(name = "push", level = "debug", skip_all, fields(changes = batch.len(), ahead = ahead.is_some()))]
+    pub async fn deliver_begun(
+        &self,
+        capabilities: Capabilities,
+        origin: &Origin,
+        batch: &mut Batch,
+        ahead: Option<Ahead>,
+    ) -> Outcome<()> {
         baseline::settle(self, capabilities, batch);
         if capabilities.changes {
-            changes::deliver(self, origin, batch).await
+            changes::deliver(self, origin, batch, ahead).await
         } else {
             baseline::deliver(self, capabilities, batch).await
         }
+    }
+
+    /// Sends a batch ahead whose turn has not come: all but the last byte of it, for [`Cloud::deliver_begun`] to end. Only
+    /// where `changes` is listed, and nothing where the batch does not go in one request.
+    pub async fn send_ahead(&self, origin: &Origin, batch: &Batch) -> Option<Ahead> {
+        changes::begin(self, origin, batch).await
     }
 
     /// Tells the cloud an entity's columns: `PUT /schema/{path}`. Only where `schema` is listed.

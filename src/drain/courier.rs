@@ -1,14 +1,18 @@
-//! Brings batches to the cloud: adds file URLs, tells the schema first, tries again while the cloud is away, and settles
-//! what was refused.
+//! Brings batches to the cloud: tells the schema first, tries again while the cloud is away, and settles what was refused.
+//!
+//! While a batch waits for its answer, the next one is sent ahead but for its last byte, which follows when the one before
+//! it is committed. So at most one batch is ever with the cloud that it could have accepted and the site does not know of.
 //!
 //! The cloud is greeted at the start, after each failure and once in a while, whether or not there is anything to send:
 //! so it shows at once that it is away, refuses the key, can do more or less than before, or has lost what it had.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,10 +24,10 @@ use super::{
 };
 use crate::abort;
 use crate::batch::{Batch, Fate};
-use crate::catalogue::{Catalogue, Deletes};
-use crate::change::{Op, Position};
+use crate::catalogue::Catalogue;
+use crate::change::Position;
 use crate::checkpoint::Checkpoint;
-use crate::deliver::{Cloud, Failure, Hello, Origin, TableSchema};
+use crate::deliver::{Ahead, Cloud, Failure, Hello, Origin, TableSchema};
 use crate::error::{Class, Kind, Result};
 use crate::media;
 use crate::quarantine;
@@ -34,7 +38,7 @@ use crate::source::recapture;
 
 /// The middle stage.
 pub(super) struct Courier {
-    session: Session,
+    session: Arc<Session>,
     catalogue: Arc<Catalogue>,
     cloud: Cloud,
     origin: Origin,
@@ -63,7 +67,7 @@ pub(super) struct Courier {
 impl Courier {
     pub(super) fn new(
         drain: &Drain,
-        session: Session,
+        session: Arc<Session>,
         origin: Origin,
         start: &Checkpoint,
         last: Position,
@@ -98,37 +102,59 @@ impl Courier {
 
     /// Delivers the portion, or says what stopped it.
     pub(super) async fn deliver_once(&mut self, portion: &mut Portion) -> Result<()> {
-        self.prepare(&mut portion.batch).await?;
-        self.pulse.sends(&portion.after);
-        self.attempt(&mut portion.batch, &portion.shapes).await?;
+        self.sends(portion);
+        self.attempt(&mut portion.batch, &portion.shapes, None).await?;
         self.settle(portion).await
     }
 
-    /// Delivers what arrives until the sender is gone; on `shutdown` the batch at hand is given up unless it is accepted.
+    /// Delivers what arrives until there is no more; on `shutdown` the batch at hand is given up unless it is accepted.
     pub(super) async fn run(
         mut self,
-        mut batches: mpsc::Receiver<Portion>,
+        portions: impl Stream<Item = Result<Portion>>,
         accepted: mpsc::Sender<Accepted>,
         shutdown: &CancellationToken,
     ) -> Result<()> {
         self.pulse.set(Condition::Replicating);
+        let (cloud, origin, pulse) = (self.cloud.clone(), self.origin.clone(), self.pulse.clone());
+        let mut portions = pin!(portions.fuse());
+        let (mut next, mut ahead) = (None, None);
         let mut before = 0;
         loop {
-            let portion = tokio::select! {
-                biased;
-                portion = batches.recv() => portion,
-                greeted = self.greet_when_due() => {
-                    self.note(greeted)?;
-                    continue;
-                }
+            let portion = match next.take() {
+                Some(portion) => Some(portion),
+                None => tokio::select! {
+                    biased;
+                    portion = portions.next() => portion,
+                    greeted = self.greet_when_due() => {
+                        self.note(greeted)?;
+                        continue;
+                    }
+                },
             };
-            let Some(mut portion) = portion else { return Ok(()) };
-            self.prepare(&mut portion.batch).await?;
+            let Some(mut portion) = portion.transpose()? else {
+                return Ok(());
+            };
             // Two batches that are accepted and not committed would both be sent again after a crash.
-            self.pulse.committed(before).await;
+            pulse.committed(before).await;
             before = portion.after.serial;
-            self.pulse.sends(&portion.after);
-            if !self.persist(&mut portion, shutdown).await? {
+            self.sends(&portion);
+            let begun = ahead.take();
+            let look_ahead = async {
+                next = portions.next().await;
+                if let Some(Ok(next)) = &next
+                    && pulse.capabilities().is_some_and(|cloud| cloud.changes)
+                {
+                    ahead = cloud.send_ahead(&origin, &next.batch).await;
+                    abort::point("after a send ahead");
+                }
+                std::future::pending().await
+            };
+            let delivered = tokio::select! {
+                biased;
+                delivered = self.persist(&mut portion, begun, shutdown) => delivered?,
+                () = look_ahead => false,
+            };
+            if !delivered {
                 return Ok(());
             }
             abort::point("after the delivery");
@@ -141,7 +167,12 @@ impl Courier {
     }
 
     /// Tries until the batch is answered; false where `shutdown` came first.
-    async fn persist(&mut self, portion: &mut Portion, shutdown: &CancellationToken) -> Result<bool> {
+    async fn persist(
+        &mut self,
+        portion: &mut Portion,
+        mut ahead: Option<Ahead>,
+        shutdown: &CancellationToken,
+    ) -> Result<bool> {
         if let Some(until) = self.asked
             && !self.rest(until, shutdown).await
         {
@@ -151,7 +182,7 @@ impl Courier {
             let pending = portion.batch.count(&Fate::Pending);
             let attempt = tokio::select! {
                 biased;
-                attempt = self.attempt(&mut portion.batch, &portion.shapes) => attempt,
+                attempt = self.attempt(&mut portion.batch, &portion.shapes, ahead.take()) => attempt,
                 () = after(shutdown, Duration::from_secs(5)) => return Ok(false),
             };
             let done = attempt.is_ok();
@@ -217,21 +248,18 @@ impl Courier {
         self.greet().await.map(|_| ())
     }
 
-    async fn prepare(&mut self, batch: &mut Batch) -> Result<()> {
-        // The cloud may have accepted whatever was sent, and nothing beyond it.
-        self.last = self.last.max(batch.last_position().unwrap_or_default());
-        for nth in 0..batch.len() {
-            let change = &batch.changes()[nth];
-            let keeps = self.catalogue.entities()[change.entity].deletes() == Deletes::Keep;
-            if change.op != Op::Upsert && keeps {
-                batch.set_fate(nth, Fate::Kept);
-            }
-        }
-        batch.collapse();
-        media::attach_urls(self.session.client(), &self.media_root, &self.catalogue, batch).await
+    /// From now on the cloud may accept the portion, and nothing beyond it.
+    fn sends(&mut self, portion: &Portion) {
+        self.last = self.last.max(portion.batch.last_position().unwrap_or_default());
+        self.pulse.sends(&portion.after);
     }
 
-    async fn attempt(&mut self, batch: &mut Batch, shapes: &Shapes) -> std::result::Result<(), Failure> {
+    async fn attempt(
+        &mut self,
+        batch: &mut Batch,
+        shapes: &Shapes,
+        ahead: Option<Ahead>,
+    ) -> std::result::Result<(), Failure> {
         if batch.is_empty() {
             return Ok(());
         }
@@ -246,7 +274,7 @@ impl Courier {
             self.tell(batch, shapes).await?;
         }
         self.cloud
-            .deliver(hello.capabilities, &self.origin, batch)
+            .deliver_begun(hello.capabilities, &self.origin, batch, ahead)
             .await?;
         if tells && batch.has_untold() {
             tracing::warn!("the cloud has forgotten columns that it was told: it is told again");

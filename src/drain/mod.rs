@@ -3,16 +3,17 @@
 //! Invariants: changes leave in the order of windows, and of positions within a window; a checkpoint is committed only
 //! when all before it is accepted, kept by decision, or in quarantine; what is trimmed is below the checkpoint's mirror.
 //!
-//! Flow: [`reader`] reads the next batch while [`courier`] delivers this one, one batch ahead of it at most, so that memory
-//! is bounded. [`committer`] commits the last one while the courier prepares the next, which is sent only after that: at
-//! most one accepted batch is sent again after a crash. [`Drain::drain_once`] is one step of all three, for tests and for one-shot commands; [`Drain::run`] runs them
-//! side by side.
+//! Flow: [`reader`] reads batches, [`packer`] makes them ready, [`courier`] delivers them, [`committer`] commits. Each
+//! works on a batch of its own, and few wait between them, so that memory is bounded. The cloud can accept a batch only
+//! after the one before it is committed: at most one accepted batch is sent again after a crash. [`Drain::drain_once`]
+//! is one step of all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
 //!
 //! Failure: while the cloud is away the courier keeps its batch and tries again; whatever else fails ends the round, and
 //! the next round derives its position again from the durable checkpoint.
 
 mod committer;
 mod courier;
+mod packer;
 mod pulse;
 mod reader;
 mod resume;
@@ -38,6 +39,7 @@ use crate::source::identity;
 
 use committer::Committer;
 use courier::Courier;
+use packer::Packer;
 pub use pulse::{Condition, Pulse, Side};
 use reader::Reader;
 use resume::{history_is_lost, same_run};
@@ -116,9 +118,10 @@ struct Accepted {
     stopwatch: Stopwatch,
 }
 
-/// The three stages, connected.
+/// The stages, connected.
 pub struct Stages {
     reader: Reader,
+    packer: Packer,
     courier: Courier,
     committer: Committer,
 }
@@ -157,10 +160,13 @@ impl Drain {
         for session in [&delivery, &checkpoint] {
             same_run(session.client(), &run).await?;
         }
+        let delivery = Arc::new(delivery);
+        let packer = Packer::new(self, delivery.clone());
         let courier = Courier::new(self, delivery, origin, &begun, reader.last_position(), limit);
         let committer = Committer::new(self, checkpoint);
         Ok(Stages {
             reader,
+            packer,
             courier,
             committer,
         })
@@ -232,6 +238,7 @@ impl Stages {
         let Some(mut portion) = self.reader.next().await? else {
             return Ok(Step::Idle);
         };
+        self.packer.pack(&mut portion).await?;
         self.courier.deliver_once(&mut portion).await?;
         self.committer.commit(portion.accepted()).await?;
         self.committer.mirror_and_trim().await?;
@@ -245,6 +252,7 @@ impl Stages {
     async fn run(self, shutdown: &CancellationToken) -> Result<()> {
         let Self {
             reader,
+            packer,
             courier,
             committer,
         } = self;
@@ -253,7 +261,7 @@ impl Stages {
         // A stage that ends drops its channel, and the next one ends after it has taken what is left.
         futures::try_join!(
             reader.run(batches, shutdown),
-            courier.run(read, accepted, shutdown),
+            courier.run(packer.packed(read), accepted, shutdown),
             committer.run(delivered),
         )?;
         Ok(())

@@ -98,6 +98,16 @@ impl Bounds {
 
     /// Reads a body, and unpacks it where the headers say that it is packed with zstd.
     pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> Answer<Held> {
+        self.read_seen(headers, body, |_| {}).await
+    }
+
+    /// The same. `see` is shown what has come, from the body's beginning, each time that more has; of a packed body, nothing.
+    pub(super) async fn read_seen(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        see: impl FnMut(&[u8]),
+    ) -> Answer<Held> {
         let packed = match headers
             .get(header::CONTENT_ENCODING)
             .map(|value| value.as_bytes())
@@ -116,10 +126,10 @@ impl Bounds {
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.parse().ok());
-        let held = self.collect(body, announced).await?;
         if !packed {
-            return Ok(held);
+            return self.collect(body, announced, see).await;
         }
+        let held = self.collect(body, announced, |_| {}).await?;
         if held.bytes.len() < UNPACK_ASIDE {
             return self.unpack(&held.bytes);
         }
@@ -129,7 +139,12 @@ impl Bounds {
             .map_err(|error| Refusal::fault("unpack a body", &error))?
     }
 
-    async fn collect(&self, body: Body, announced: Option<usize>) -> Answer<Held> {
+    async fn collect(
+        &self,
+        body: Body,
+        announced: Option<usize>,
+        mut see: impl FnMut(&[u8]),
+    ) -> Answer<Held> {
         let mut pace = Pace::begin();
         let mut stream = body.into_data_stream();
         let mut share = Vec::new();
@@ -162,6 +177,7 @@ impl Bounds {
             }
             // Copied at once, so that the connection fills the same buffer again.
             all.extend_from_slice(&chunk);
+            see(&all);
         }
         Ok(Held {
             bytes: Bytes::from(all),

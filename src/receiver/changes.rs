@@ -12,7 +12,7 @@ use super::Shared;
 use super::answer::{Answer, Refusal};
 use super::apply::{self, Delivery, Outcome};
 use super::auth::Site;
-use super::lines::{lines, text};
+use super::lines::Reader;
 
 fn source_id(headers: &HeaderMap) -> Answer<&str> {
     headers
@@ -51,9 +51,14 @@ pub(super) async fn receive(
     let (parts, body) = request.into_parts();
     let source = source_id(&parts.headers)?;
     let epoch = epoch(&parts.headers)?;
-    let body = shared.bounds.read(&parts.headers, body).await?;
+    // Read while they come: the rest of the body may wait for its turn at the other end.
+    let mut reader = Reader::default();
+    let body = shared
+        .bounds
+        .read_seen(&parts.headers, body, |come| reader.come(come))
+        .await?;
     let begun = Instant::now();
-    let lines = lines(text(&body.bytes)?)?;
+    let lines = reader.end(&body.bytes)?;
     let delivery = Delivery {
         site: &site,
         source,

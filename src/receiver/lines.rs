@@ -1,6 +1,7 @@
 //! The lines of a `POST /changes`: NDJSON, one change a line, read without a database.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -12,20 +13,31 @@ use super::schema::place_of;
 /// More lines than this are refused: each takes memory beyond its bytes.
 const LINES: usize = 200_000;
 
+/// What has come is read when it is so many bytes.
+const PIECE: usize = 64 * 1024;
+
 /// One line of the request.
 #[derive(Deserialize)]
-pub(super) struct Line<'a> {
-    pub(super) position: i64,
+struct Parsed<'a> {
+    position: i64,
     #[serde(borrow)]
-    pub(super) entity: Cow<'a, str>,
+    entity: Cow<'a, str>,
     #[serde(borrow)]
     op: Cow<'a, str>,
     #[serde(borrow, default)]
     key: Option<&'a RawValue>,
     #[serde(borrow, default)]
     row: Option<&'a RawValue>,
+}
+
+/// One line of the request.
+pub(super) struct Line<'a> {
+    pub(super) position: i64,
+    pub(super) entity: Cow<'a, str>,
+    op: Cow<'a, str>,
+    key: Option<&'a str>,
+    row: Option<&'a str>,
     /// Its number, counted from 1.
-    #[serde(skip)]
     pub(super) number: usize,
 }
 
@@ -36,38 +48,125 @@ impl<'a> Line<'a> {
 
     /// The key's JSON text.
     pub(super) fn key(&self) -> Option<&'a str> {
-        self.key.map(RawValue::get)
+        self.key
     }
 
     /// The row's JSON text.
     pub(super) fn row(&self) -> Option<&'a str> {
-        self.row.map(RawValue::get)
+        self.row
     }
 }
 
-/// Reads the body's lines. A line that is not a change refuses the whole request, as nothing tells what else is wrong.
-pub(super) fn lines(text: &str) -> Answer<Vec<Line<'_>>> {
-    let mut lines = Vec::new();
-    for (nth, line) in text.split('\n').enumerate() {
-        if line.trim_ascii().is_empty() {
-            continue;
+/// A line by its places in the body, which may move while it grows.
+struct Place {
+    position: i64,
+    entity: Text,
+    op: Text,
+    key: Option<Range<usize>>,
+    row: Option<Range<usize>>,
+    number: usize,
+}
+
+/// A string of the body.
+enum Text {
+    At(Range<usize>),
+    /// It was written with escapes.
+    Unescaped(String),
+}
+
+/// Reads the lines of a body, while it comes. A line that is not a change refuses the whole request, as nothing tells what
+/// else is wrong.
+#[derive(Default)]
+pub(super) struct Reader {
+    lines: Vec<Place>,
+    /// The bytes and the line breaks that were read.
+    bytes: usize,
+    breaks: usize,
+    refusal: Option<Refusal>,
+}
+
+impl Reader {
+    /// Reads on. `body` is what has come of it from its beginning.
+    pub(super) fn come(&mut self, body: &[u8]) {
+        let new = &body[self.bytes..];
+        if new.len() < PIECE {
+            return;
         }
-        let number = nth + 1;
-        if lines.len() == LINES {
-            return Err(Refusal::too_large(format!("more than {LINES} lines")));
+        if let Some(last) = memchr::memrchr(b'\n', new) {
+            self.read(&new[..=last]);
         }
-        let mut read: Line<'_> = serde_json::from_str(line).map_err(|error| {
-            Refusal::malformed(format!("line {number} is not a change: {}", place_of(&error)))
-        })?;
-        if read.position < 0 {
-            return Err(Refusal::malformed(format!(
-                "line {number} has a negative position"
-            )));
-        }
-        read.number = number;
-        lines.push(read);
     }
-    Ok(lines)
+
+    /// Reads the rest, and answers all lines.
+    pub(super) fn end(mut self, body: &[u8]) -> Answer<Vec<Line<'_>>> {
+        self.read(&body[self.bytes..]);
+        if let Some(refusal) = self.refusal {
+            return Err(refusal);
+        }
+        let body = text(body, 0)?;
+        let at = |place: Range<usize>| body.get(place).unwrap_or_default();
+        let string = |text: Text| match text {
+            Text::At(place) => Cow::Borrowed(at(place)),
+            Text::Unescaped(text) => Cow::Owned(text),
+        };
+        let lines = self.lines.into_iter().map(|place| Line {
+            position: place.position,
+            entity: string(place.entity),
+            op: string(place.op),
+            key: place.key.map(at),
+            row: place.row.map(at),
+            number: place.number,
+        });
+        Ok(lines.collect())
+    }
+
+    /// Reads whole lines, which follow what was read.
+    fn read(&mut self, lines: &[u8]) {
+        if self.refusal.is_none() {
+            self.refusal = self.parse(lines).err();
+        }
+        self.bytes += lines.len();
+    }
+
+    fn parse(&mut self, lines: &[u8]) -> Answer<()> {
+        let (start, before) = (self.bytes, self.breaks);
+        let lines = text(lines, before)?;
+        let whole = |part: &str| {
+            let from = start + (part.as_ptr() as usize - lines.as_ptr() as usize);
+            from..from + part.len()
+        };
+        let string = |text: Cow<'_, str>| match text {
+            Cow::Borrowed(text) => Text::At(whole(text)),
+            Cow::Owned(text) => Text::Unescaped(text),
+        };
+        for (nth, line) in lines.split('\n').enumerate() {
+            self.breaks = before + nth;
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let number = self.breaks + 1;
+            if self.lines.len() == LINES {
+                return Err(Refusal::too_large(format!("more than {LINES} lines")));
+            }
+            let read: Parsed<'_> = serde_json::from_str(line).map_err(|error| {
+                Refusal::malformed(format!("line {number} is not a change: {}", place_of(&error)))
+            })?;
+            if read.position < 0 {
+                return Err(Refusal::malformed(format!(
+                    "line {number} has a negative position"
+                )));
+            }
+            self.lines.push(Place {
+                position: read.position,
+                entity: string(read.entity),
+                op: string(read.op),
+                key: read.key.map(|key| whole(key.get())),
+                row: read.row.map(|row| whole(row.get())),
+                number,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Reads a request's body as `POST /changes` does, without a database: how many changes, and how many members their keys
@@ -77,7 +176,7 @@ pub(super) fn lines(text: &str) -> Answer<Vec<Line<'_>>> {
 /// What the request would be answered.
 pub fn read_changes(body: &[u8]) -> std::result::Result<(usize, usize), String> {
     let words = |refusal: Refusal| refusal.words().to_owned();
-    let lines = text(body).and_then(lines).map_err(words)?;
+    let lines = Reader::default().end(body).map_err(words)?;
     let members = |object: Option<&str>| {
         let members = object.and_then(Members::of).into_iter().flatten();
         members.filter(|(_, value)| json::text(value).is_some()).count()
@@ -89,10 +188,11 @@ pub fn read_changes(body: &[u8]) -> std::result::Result<(usize, usize), String> 
     Ok((lines.len(), members))
 }
 
-pub(super) fn text(body: &[u8]) -> Answer<&str> {
+/// `body` as text; so many line breaks come before it.
+fn text(body: &[u8], breaks: usize) -> Answer<&str> {
     std::str::from_utf8(body).map_err(|error| {
         let before = body.get(..error.valid_up_to()).unwrap_or_default();
-        let number = memchr::memchr_iter(b'\n', before).count() + 1;
+        let number = breaks + memchr::memchr_iter(b'\n', before).count() + 1;
         Refusal::malformed(format!("line {number} is not valid UTF-8"))
     })
 }
@@ -105,7 +205,7 @@ mod tests {
     fn lines_are_numbered_and_blank_ones_are_passed_over() {
         let text = "{\"position\":7,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"id\" : 1},\"row\":{\"id\":1}}\n\n\
                     {\"position\":8,\"entity\":\"ro\\u006fms\",\"op\":\"truncate\",\"key\":null}\r\n";
-        let lines = lines(text).unwrap();
+        let lines = Reader::default().end(text.as_bytes()).unwrap();
         assert_eq!(lines.len(), 2);
         assert_eq!((lines[0].number, lines[0].key()), (1, Some("{\"id\" : 1}")));
         assert_eq!((lines[1].number, &*lines[1].entity), (3, "rooms"));
@@ -120,8 +220,53 @@ mod tests {
             "{\"position\":-1,\"entity\":\"a\",\"op\":\"upsert\"}",
         ] {
             let text = format!("\n{text}");
-            let refusal = format!("{:?}", lines(&text).err().unwrap());
+            let refusal = format!("{:?}", Reader::default().end(text.as_bytes()).err().unwrap());
             assert!(refusal.contains("line 2"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn lines_that_come_in_pieces_are_the_same() {
+        let mut text = String::new();
+        for nth in 0..3000 {
+            let name = ["rooms", "ro\\u006fms", "räume"][nth % 3];
+            text += &format!(
+                "{{\"position\":{nth},\"entity\":\"{name}\",\"op\":\"upsert\",\"key\":{{\"id\":{nth}}},\
+                 \"row\":{{\"id\":{nth},\"x\":\"{}é\"}}}}\n{}",
+                "x".repeat(nth % 90),
+                if nth % 7 == 0 { "\n" } else { "" }
+            );
+        }
+        let told = |text: &[u8], piece: usize| {
+            let mut reader = Reader::default();
+            for end in (piece..text.len()).step_by(piece) {
+                reader.come(&text[..end]);
+            }
+            let lines = reader.end(text).map_err(|refusal| refusal.words().to_owned())?;
+            let told = lines.iter().map(|line| {
+                format!(
+                    "{} {} {} {} {:?} {:?}",
+                    line.number,
+                    line.position,
+                    line.entity,
+                    line.op(),
+                    line.key(),
+                    line.row()
+                )
+            });
+            Ok::<_, String>(told.collect::<Vec<_>>())
+        };
+        let whole = told(text.as_bytes(), usize::MAX).unwrap();
+        assert_eq!(whole.len(), 3000);
+        for piece in [1000, PIECE - 1, PIECE, 70_001, 200_000] {
+            assert!(told(text.as_bytes(), piece).unwrap() == whole, "{piece}");
+        }
+        // A line that is wrong late is named as if all had come at once.
+        for wrong in [&b"{}\n"[..], b"\xff\n"] {
+            let text = [text.as_bytes(), wrong, text.as_bytes()].concat();
+            let words = told(&text, usize::MAX).unwrap_err();
+            assert!(words.contains("line 3430 "), "{words}");
+            assert_eq!(told(&text, 1000).unwrap_err(), words);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The cloud's client against real HTTP servers: the baseline cloud of `support`, and scripted ones for the rest.
 
+mod ahead;
 mod changes;
 mod files;
 mod hello;

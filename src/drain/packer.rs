@@ -1,0 +1,55 @@
+//! Makes what was read ready to be sent: marks what the cloud keeps, collapses, and adds the files' URLs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::{Stream, stream};
+use tokio::sync::mpsc;
+
+use super::{Drain, Portion};
+use crate::batch::Fate;
+use crate::catalogue::{Catalogue, Deletes};
+use crate::change::Op;
+use crate::error::Result;
+use crate::media;
+use crate::source::connect::Session;
+
+/// The second stage.
+pub(super) struct Packer {
+    session: Arc<Session>,
+    catalogue: Arc<Catalogue>,
+    media_root: PathBuf,
+}
+
+impl Packer {
+    pub(super) fn new(drain: &Drain, session: Arc<Session>) -> Self {
+        Self {
+            session,
+            catalogue: drain.catalogue.clone(),
+            media_root: drain.media_root.clone(),
+        }
+    }
+
+    /// Makes the portion ready.
+    pub(super) async fn pack(&self, portion: &mut Portion) -> Result<()> {
+        let batch = &mut portion.batch;
+        for nth in 0..batch.len() {
+            let change = &batch.changes()[nth];
+            let keeps = self.catalogue.entities()[change.entity].deletes() == Deletes::Keep;
+            if change.op != Op::Upsert && keeps {
+                batch.set_fate(nth, Fate::Kept);
+            }
+        }
+        batch.collapse();
+        media::attach_urls(self.session.client(), &self.media_root, &self.catalogue, batch).await
+    }
+
+    /// All that arrive, ready. Nothing is taken that is not asked for.
+    pub(super) fn packed(self, portions: mpsc::Receiver<Portion>) -> impl Stream<Item = Result<Portion>> {
+        stream::unfold((self, portions), |(packer, mut portions)| async move {
+            let mut portion = portions.recv().await?;
+            let packed = packer.pack(&mut portion).await.map(|()| portion);
+            Some((packed, (packer, portions)))
+        })
+    }
+}
