@@ -70,7 +70,7 @@ async fn the_log_tells_each_step_where_it_is_asked_to() {
     daemon.caught_up().await;
     assert!(process.terminate().await.success());
     let log = daemon.log();
-    for step in ["wake", "read", "push{changes=1}", "commit{serial="] {
+    for step in ["wake", "read", "push{changes=1 ", "commit{serial="] {
         let ended =
             |line: &str| line.contains(&format!("DEBUG {step}")) && line.contains(": close time.busy=");
         assert!(log.lines().any(ended), "no {step} in\n{log}");

@@ -28,8 +28,12 @@ impl Slow {
         let (ended, broke) = (Arc::clone(&whole), Arc::clone(&broken));
         let come = Arc::new(come);
         let app = Router::new().fallback(move |method: Method, uri: Uri, headers: HeaderMap, body: Body| {
-            let (ended, broke, come, mut open) =
-                (Arc::clone(&ended), Arc::clone(&broke), Arc::clone(&come), open.clone());
+            let (ended, broke, come, mut open) = (
+                Arc::clone(&ended),
+                Arc::clone(&broke),
+                Arc::clone(&come),
+                open.clone(),
+            );
             async move {
                 let mut all = Vec::new();
                 let mut body = body.into_data_stream();
@@ -65,10 +69,13 @@ impl Slow {
     }
 
     async fn has(&mut self, count: usize) {
-        timeout(Duration::from_secs(20), self.bytes.wait_for(|bytes| *bytes >= count))
-            .await
-            .expect("it does not come")
-            .unwrap();
+        timeout(
+            Duration::from_secs(20),
+            self.bytes.wait_for(|bytes| *bytes >= count),
+        )
+        .await
+        .expect("it does not come")
+        .unwrap();
     }
 
     fn whole(&self) -> Vec<Seen> {
