@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::{Stream, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -138,20 +138,31 @@ impl Courier {
             pulse.committed(before).await;
             before = portion.after.serial;
             self.sends(&portion);
-            let begun = ahead.take();
+            let (begun, failed) = (ahead.take(), Notify::new());
             let look_ahead = async {
                 next = portions.next().await;
                 if let Some(Ok(next)) = &next
                     && pulse.capabilities().is_some_and(|cloud| cloud.changes)
                 {
-                    ahead = cloud.send_ahead(&origin, &next.batch).await;
-                    abort::point("after a send ahead");
+                    // The cloud may take one request after the other: none that waits for its turn may stand before this
+                    // batch's next attempt.
+                    let send_ahead = async {
+                        ahead = cloud.send_ahead(&origin, &next.batch).await;
+                        abort::point("after a send ahead");
+                        std::future::pending().await
+                    };
+                    tokio::select! {
+                        biased;
+                        () = failed.notified() => {}
+                        () = send_ahead => {}
+                    }
+                    ahead = None;
                 }
                 std::future::pending().await
             };
             let delivered = tokio::select! {
                 biased;
-                delivered = self.persist(&mut portion, begun, shutdown) => delivered?,
+                delivered = self.persist(&mut portion, begun, &failed, shutdown) => delivered?,
                 () = look_ahead => false,
             };
             if !delivered {
@@ -166,11 +177,12 @@ impl Courier {
         }
     }
 
-    /// Tries until the batch is answered; false where `shutdown` came first.
+    /// Tries until the batch is answered, and tells when an attempt fails; false where `shutdown` came first.
     async fn persist(
         &mut self,
         portion: &mut Portion,
         mut ahead: Option<Ahead>,
+        failed: &Notify,
         shutdown: &CancellationToken,
     ) -> Result<bool> {
         if let Some(until) = self.asked
@@ -194,6 +206,7 @@ impl Courier {
             if done {
                 return Ok(true);
             }
+            failed.notify_one();
             if !self.rest(self.greet_at, shutdown).await {
                 return Ok(false);
             }
@@ -258,20 +271,26 @@ impl Courier {
         &mut self,
         batch: &mut Batch,
         shapes: &Shapes,
-        ahead: Option<Ahead>,
+        mut ahead: Option<Ahead>,
     ) -> std::result::Result<(), Failure> {
         if batch.is_empty() {
             return Ok(());
         }
         let hello = match self.hello.clone() {
             Some(hello) if Instant::now() < self.greet_at => hello,
-            _ => self.greet().await?,
+            _ => {
+                // Nothing may stand before the greeting: see [`Courier::run`].
+                ahead = None;
+                self.greet().await?
+            }
         };
         // Left by an attempt that was given up.
         batch.revive_untold();
         let tells = hello.capabilities.schema;
         if tells {
-            self.tell(batch, shapes).await?;
+            let untold = self.untold(batch, shapes);
+            ahead = ahead.filter(|_| untold.is_empty());
+            self.tell(untold).await?;
         }
         self.cloud
             .deliver_begun(hello.capabilities, &self.origin, batch, ahead)
@@ -281,7 +300,7 @@ impl Courier {
             for nth in batch.revive_untold() {
                 self.told[batch.changes()[nth].entity] = None;
             }
-            self.tell(batch, shapes).await?;
+            self.tell(self.untold(batch, shapes)).await?;
             // What it does not know now it never will.
             self.cloud
                 .deliver(hello.capabilities, &self.origin, batch)
@@ -336,12 +355,13 @@ impl Courier {
         Ok(hello)
     }
 
-    /// Tells the cloud the columns of the batch's entities that it was not told yet.
-    async fn tell(&mut self, batch: &Batch, shapes: &Shapes) -> std::result::Result<(), Failure> {
+    /// The columns of the batch's entities that the cloud was not told yet, by the entities' places.
+    fn untold(&self, batch: &Batch, shapes: &Shapes) -> Vec<(usize, TableSchema)> {
         let mut seen = vec![false; self.told.len()];
         for change in batch.changes() {
             seen[change.entity] = true;
         }
+        let mut untold = Vec::new();
         for (place, _) in seen.iter().enumerate().filter(|(_, seen)| **seen) {
             let (entity, table) = (&self.catalogue.entities()[place], &shapes.tables[place]);
             if !table.fits(entity) {
@@ -350,9 +370,16 @@ impl Courier {
             }
             let schema = wire_schema(entity, table);
             if self.told[place].as_ref() != Some(&schema) {
-                self.cloud.put_schema(&schema).await?;
-                self.told[place] = Some(schema);
+                untold.push((place, schema));
             }
+        }
+        untold
+    }
+
+    async fn tell(&mut self, untold: Vec<(usize, TableSchema)>) -> std::result::Result<(), Failure> {
+        for (place, schema) in untold {
+            self.cloud.put_schema(&schema).await?;
+            self.told[place] = Some(schema);
         }
         Ok(())
     }

@@ -1,6 +1,10 @@
 //! A cloud that cannot be reached, and connections that break off.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
 
 use super::{reason, rooms, waits, why};
 use crate::support::oracle::Tally;
@@ -118,4 +122,72 @@ async fn an_uplink_that_never_carries_a_long_request_gets_short_ones() {
     tally.faults += proxy.struck();
     assert!(proxy.struck() > 0);
     tally.judge(&site, &cloud).await;
+}
+
+/// A cloud that takes one request after the other, each on a connection of its own. It fails the second and the fourth
+/// `POST /changes`, and leaves the next request time to come before it answers. Answers its URL, and how many changes
+/// were in each request that it accepted.
+async fn one_at_a_time() -> (String, Arc<Mutex<Vec<usize>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/api", listener.local_addr().unwrap());
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let record = accepted.clone();
+    tokio::spawn(async move {
+        let mut pushes = 0;
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufReader::new(stream);
+            let (mut line, mut push, mut length) = (String::new(), false, 0);
+            while stream.read_line(&mut line).await.unwrap_or(0) > 2 {
+                let header = line.to_ascii_lowercase();
+                push |= header.starts_with("post /api/changes");
+                if let Some(value) = header.strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            // Whoever goes away is answered nothing.
+            if stream.read_exact(&mut body).await.is_err() {
+                continue;
+            }
+            let (mut status, mut answer) = (200, r#"{"status":"ok","capabilities":["changes"]}"#.to_owned());
+            if push {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                pushes += 1;
+                let changes = body.iter().filter(|byte| **byte == b'\n').count();
+                if [2, 4].contains(&pushes) {
+                    (status, answer) = (503, "{}".to_owned());
+                } else {
+                    record.lock().unwrap().push(changes);
+                    answer = format!(r#"{{"applied":{changes},"skipped":0,"rejected":[]}}"#);
+                }
+            }
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{answer}",
+                answer.len()
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    (url, accepted)
+}
+
+#[tokio::test]
+async fn a_cloud_that_takes_one_request_after_the_other_is_never_kept_waiting_by_what_went_ahead() {
+    let (url, accepted) = one_at_a_time().await;
+    let mut site = Site::school("one_at_a_time", &url, KEY).await;
+    site.settings.delivery.batch_rows = 10;
+    // Nothing gets through because a time limit ends it.
+    site.settings.cloud.timeout = Duration::from_secs(600);
+    let tally = Tally {
+        faults: 2,
+        ..Tally::default()
+    };
+    rooms(&site, 1, 100).await;
+    let replicator = site.replicate();
+    replicator.caught_up().await;
+    assert_eq!(*accepted.lock().unwrap(), [10; 10]);
+    replicator.end().await;
+    drop(tally);
 }
