@@ -8,15 +8,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::coming::Coming;
 use super::reader::Shapes;
 use super::{
     Accepted, Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, cloud_is_behind, history_is_lost,
@@ -110,60 +110,39 @@ impl Courier {
     /// Delivers what arrives until there is no more; on `shutdown` the batch at hand is given up unless it is accepted.
     pub(super) async fn run(
         mut self,
-        portions: impl Stream<Item = Result<Portion>>,
+        portions: impl Stream<Item = Result<Portion>> + Send + 'static,
         accepted: mpsc::Sender<Accepted>,
         shutdown: &CancellationToken,
     ) -> Result<()> {
         self.pulse.set(Condition::Replicating);
-        let (cloud, origin, pulse) = (self.cloud.clone(), self.origin.clone(), self.pulse.clone());
-        let mut portions = pin!(portions.fuse());
-        let (mut next, mut ahead) = (None, None);
+        let mut coming = Coming::new(
+            portions,
+            self.cloud.clone(),
+            self.origin.clone(),
+            self.pulse.clone(),
+        );
         let mut before = 0;
         loop {
-            let portion = match next.take() {
-                Some(portion) => Some(portion),
-                None => tokio::select! {
-                    biased;
-                    portion = portions.next() => portion,
-                    greeted = self.greet_when_due() => {
-                        self.note(greeted)?;
-                        continue;
-                    }
-                },
+            let next = tokio::select! {
+                biased;
+                next = coming.next() => next,
+                greeted = self.greet_when_due() => {
+                    self.note(greeted)?;
+                    continue;
+                }
             };
-            let Some(mut portion) = portion.transpose()? else {
+            let Some((mut portion, ahead)) = next.transpose()? else {
                 return Ok(());
             };
             // Two batches that are accepted and not committed would both be sent again after a crash.
-            pulse.committed(before).await;
+            self.pulse.committed(before).await;
             before = portion.after.serial;
             self.sends(&portion);
-            let (begun, failed) = (ahead.take(), Notify::new());
-            let look_ahead = async {
-                next = portions.next().await;
-                if let Some(Ok(next)) = &next
-                    && pulse.capabilities().is_some_and(|cloud| cloud.changes)
-                {
-                    // The cloud may take one request after the other: none that waits for its turn may stand before this
-                    // batch's next attempt.
-                    let send_ahead = async {
-                        ahead = cloud.send_ahead(&origin, &next.batch).await;
-                        abort::point("after a send ahead");
-                        std::future::pending().await
-                    };
-                    tokio::select! {
-                        biased;
-                        () = failed.notified() => {}
-                        () = send_ahead => {}
-                    }
-                    ahead = None;
-                }
-                std::future::pending().await
-            };
+            let failed = Notify::new();
             let delivered = tokio::select! {
                 biased;
-                delivered = self.persist(&mut portion, begun, &failed, shutdown) => delivered?,
-                () = look_ahead => false,
+                delivered = self.persist(&mut portion, ahead, &failed, shutdown) => delivered?,
+                never = coming.look_ahead(&failed) => match never {},
             };
             if !delivered {
                 return Ok(());
@@ -279,7 +258,7 @@ impl Courier {
         let hello = match self.hello.clone() {
             Some(hello) if Instant::now() < self.greet_at => hello,
             _ => {
-                // Nothing may stand before the greeting: see [`Courier::run`].
+                // Nothing may stand before the greeting: see [`Coming::look_ahead`].
                 ahead = None;
                 self.greet().await?
             }

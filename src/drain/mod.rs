@@ -11,6 +11,7 @@
 //! Failure: while the cloud is away the courier keeps its batch and tries again; whatever else fails ends the round, and
 //! the next round derives its position again from the durable checkpoint.
 
+mod coming;
 mod committer;
 mod courier;
 mod packer;
