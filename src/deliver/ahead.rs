@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::Outcome;
-use super::link::{Answer, Link};
+use super::link::Answer;
 use crate::error::Error;
 
 /// Servers and proxies commonly give a body's next byte half a minute or a minute.
@@ -32,30 +32,24 @@ const SHORT: usize = 64 * 1024;
 /// A request that the cloud gets but for its last byte. Dropped, it is given up.
 pub struct Ahead {
     /// The changes in it, by their places in the batch.
-    pub(super) places: Vec<usize>,
-    /// Bytes of its text.
-    pub(super) text: usize,
-    pub(super) squeezed: bool,
-    bytes: usize,
+    places: Vec<usize>,
+    pub(super) size: Size,
     begun: Instant,
     turn: oneshot::Sender<()>,
     answer: AbortOnDropHandle<Outcome<Answer>>,
 }
 
 impl Ahead {
-    /// Begins to send: `exchange` has a body of `bytes` bytes that waits for `turn`.
+    /// Begins to send: the body of `exchange` waits for `turn`.
     pub(super) fn begin(
         places: Vec<usize>,
-        (text, squeezed): (usize, bool),
-        bytes: usize,
+        size: Size,
         turn: oneshot::Sender<()>,
         exchange: impl Future<Output = Outcome<Answer>> + Send + 'static,
     ) -> Self {
         Self {
             places,
-            text,
-            squeezed,
-            bytes,
+            size,
             begun: Instant::now(),
             turn,
             answer: AbortOnDropHandle::new(tokio::spawn(exchange)),
@@ -68,16 +62,24 @@ impl Ahead {
     }
 
     /// Sends the last byte, and waits for the answer.
-    pub(super) async fn finish(self, link: &Link, operation: &str) -> Outcome<Answer> {
+    pub(super) async fn finish(self, operation: &str) -> Outcome<Answer> {
         // Where nobody waits for its turn any more, the answer says why.
         let _ = self.turn.send(());
-        let answer = async {
-            self.answer
-                .await
-                .unwrap_or_else(|error| Err(Error::local(operation, io::Error::other(error)).into()))
-        };
-        link.within(operation, self.bytes, answer).await
+        self.answer
+            .await
+            .unwrap_or_else(|error| Err(Error::local(operation, io::Error::other(error)).into()))
     }
+}
+
+/// How large a request's body is.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    /// Bytes of its text.
+    pub(super) text: usize,
+    /// Bytes that are sent.
+    pub(super) bytes: usize,
+    /// Whether these are fewer, since it is compressed.
+    pub(super) squeezed: bool,
 }
 
 /// How many bodies of changes are not yet handed to the network whole.

@@ -9,13 +9,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures::future::Either;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Size};
 use super::failure::{Failure, Outcome};
 use super::link::Answer;
 use super::{Cloud, Origin, split_by_bytes};
@@ -111,30 +112,25 @@ async fn send(
     let link = &cloud.inner.link;
     let mut ahead = ahead.filter(|ahead| ahead.serves(piece));
     loop {
-        let (sent, text, squeezed, answer);
-        if let Some(ahead) = ahead.take() {
-            (text, squeezed) = (ahead.text, ahead.squeezed);
-            abort::point("before a send");
-            sent = Instant::now();
-            answer = ahead.finish(link, operation).await;
+        let (size, exchange) = if let Some(ahead) = ahead.take() {
+            (ahead.size, Either::Left(ahead.finish(operation)))
         } else {
             let packed = Packed::of(cloud, batch, piece).await;
-            (text, squeezed) = (packed.text, packed.squeezed);
-            let bytes = packed.body.len();
             let request = packed.request(cloud, origin, None);
-            abort::point("before a send");
-            sent = Instant::now();
-            answer = link.call(operation, request, bytes).await;
-        }
+            (packed.size, Either::Right(link.exchange(operation, request)))
+        };
+        abort::point("before a send");
+        let sent = Instant::now();
+        let answer = link.within(operation, size.bytes, exchange).await;
         let took = sent.elapsed();
-        cloud.went(text, &answer);
+        cloud.went(size.text, &answer);
         match answer? {
             Answer::Accepted(reply) => {
                 batch.note_answer(reply.answered(took));
                 let answer: Answered = reply.json(operation)?;
                 return read(operation, batch, piece, answer, |words| link.clean(words));
             }
-            Answer::Refused { status: 415, .. } if squeezed => {
+            Answer::Refused { status: 415, .. } if size.squeezed => {
                 cloud.inner.compress.store(false, Ordering::Relaxed);
             }
             Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
@@ -142,7 +138,7 @@ async fn send(
             }
             Answer::Refused { status, words } => {
                 if status == 413 {
-                    cloud.too_long(text);
+                    cloud.too_long(size.text);
                 }
                 return Ok(Sent::Refused { status, words });
             }
@@ -160,20 +156,17 @@ pub(super) async fn begin(cloud: &Cloud, origin: &Origin, batch: &Batch) -> Opti
     let packed = Packed::of(cloud, batch, &pending).await;
     cloud.inner.uplink.clear().await;
     let (turn, come) = oneshot::channel();
-    let (text, bytes) = ((packed.text, packed.squeezed), packed.body.len());
     let request = packed.request(cloud, origin, Some(come));
     let operation = cloud.operation(batch, &pending);
     let cloud = cloud.clone();
     let exchange = async move { cloud.inner.link.exchange(&operation, request).await };
-    Some(Ahead::begin(pending, text, bytes, turn, exchange))
+    Some(Ahead::begin(pending, packed.size, turn, exchange))
 }
 
 /// A request's body.
 struct Packed {
     body: Bytes,
-    /// Bytes of its text.
-    text: usize,
-    squeezed: bool,
+    size: Size,
 }
 
 impl Packed {
@@ -186,15 +179,18 @@ impl Packed {
         } else {
             None
         };
-        Self {
+        let is_squeezed = squeezed.is_some();
+        let body = squeezed.unwrap_or(text);
+        let size = Size {
             text: length,
-            squeezed: squeezed.is_some(),
-            body: squeezed.unwrap_or(text),
-        }
+            bytes: body.len(),
+            squeezed: is_squeezed,
+        };
+        Self { body, size }
     }
 
     /// The request. The body's last byte waits for `turn`, where there is one.
-    fn request(self, cloud: &Cloud, origin: &Origin, turn: Option<oneshot::Receiver<()>>) -> RequestBuilder {
+    fn request(&self, cloud: &Cloud, origin: &Origin, turn: Option<oneshot::Receiver<()>>) -> RequestBuilder {
         let mut request = cloud
             .inner
             .link
@@ -202,11 +198,11 @@ impl Packed {
             .header("X-Source-Id", &origin.source_id)
             .header("X-Epoch", origin.epoch.0)
             .header(CONTENT_TYPE, "application/x-ndjson")
-            .header(CONTENT_LENGTH, self.body.len());
-        if self.squeezed {
+            .header(CONTENT_LENGTH, self.size.bytes);
+        if self.size.squeezed {
             request = request.header(CONTENT_ENCODING, "zstd");
         }
-        request.body(cloud.inner.uplink.body(self.body, turn))
+        request.body(cloud.inner.uplink.body(self.body.clone(), turn))
     }
 }
 

@@ -104,7 +104,7 @@ impl Reader {
             return Err(refusal);
         }
         let body = text(body, 0)?;
-        let at = |place: Range<usize>| body.get(place).unwrap_or_default();
+        let at = |place: Range<usize>| &body[place];
         let string = |text: Text| match text {
             Text::At(place) => Cow::Borrowed(at(place)),
             Text::Unescaped(text) => Cow::Owned(text),

@@ -1,5 +1,6 @@
 //! Requests of changes that are sent ahead, all but the last byte.
 
+use cloud_sync::deliver::Ahead;
 use futures::StreamExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -57,11 +58,8 @@ impl Slow {
                 all_applied(&request)
             }
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/api/", listener.local_addr().unwrap());
-        tokio::spawn(async move { axum::serve(listener, app).await });
         Self {
-            url,
+            url: serve(app).await,
             bytes,
             whole,
             broken,
@@ -83,23 +81,25 @@ impl Slow {
     }
 }
 
-/// The length of a body with all changes of the batch.
-async fn length(batch: impl Fn() -> Batch) -> usize {
-    let server = Scripted::start(all_applied).await;
+/// A server to which rooms with ids from 1 went ahead, its client, the batch, what went ahead, and its whole length.
+async fn rooms_ahead(count: i64) -> (Slow, Cloud, Batch, Ahead, usize) {
+    let whole = Scripted::start(all_applied).await;
+    client(&whole.url)
+        .deliver(CHANGES, &origin(), &mut rooms(1..=count))
+        .await
+        .unwrap();
+    let all = whole.seen()[0].body.len();
+    let mut server = Slow::start(watch::channel(true).1).await;
     let cloud = client(&server.url);
-    cloud.deliver(CHANGES, &origin(), &mut batch()).await.unwrap();
-    server.seen()[0].body.len()
+    let batch = rooms(1..=count);
+    let ahead = cloud.send_ahead(&origin(), &batch).await.unwrap();
+    server.has(all - 1).await;
+    (server, cloud, batch, ahead, all)
 }
 
 #[tokio::test]
 async fn all_but_the_last_byte_goes_ahead() {
-    let all = length(|| rooms(1..=5000)).await;
-    let (_open, open) = watch::channel(true);
-    let mut server = Slow::start(open).await;
-    let cloud = client(&server.url);
-    let mut batch = rooms(1..=5000);
-    let ahead = cloud.send_ahead(&origin(), &batch).await.unwrap();
-    server.has(all - 1).await;
+    let (server, cloud, mut batch, ahead, all) = rooms_ahead(5000).await;
     tokio::time::sleep(A_WHILE).await;
     assert_eq!(*server.bytes.borrow(), all - 1);
     assert!(server.whole().is_empty());
@@ -117,13 +117,7 @@ async fn all_but_the_last_byte_goes_ahead() {
 
 #[tokio::test]
 async fn what_was_sent_ahead_and_given_up_never_ends() {
-    let all = length(|| rooms(1..=3)).await;
-    let (_open, open) = watch::channel(true);
-    let mut server = Slow::start(open).await;
-    let cloud = client(&server.url);
-    let mut batch = rooms(1..=3);
-    let ahead = cloud.send_ahead(&origin(), &batch).await.unwrap();
-    server.has(all - 1).await;
+    let (server, cloud, mut batch, ahead, _) = rooms_ahead(3).await;
     drop(ahead);
     while server.broken.load(Ordering::Relaxed) == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -145,7 +139,7 @@ async fn what_was_sent_ahead_and_given_up_never_ends() {
 
 #[tokio::test]
 async fn a_server_that_does_not_wait_is_asked_again() {
-    // The first one is answered before its end: with a refusal of all, by a server that has not seen what it refuses.
+    // The first request is answered before its end, by a server that has not seen what it answers.
     for status in [200, 401, 413, 503] {
         let asked = Arc::new(AtomicUsize::new(0));
         let app = Router::new().fallback(move |body: Body| {
@@ -159,9 +153,7 @@ async fn a_server_that_does_not_wait_is_asked_again() {
                 json_answer(200, json!({"applied": applied, "skipped": 0, "rejected": []}))
             }
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let cloud = client(&format!("http://{}/api/", listener.local_addr().unwrap()));
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        let cloud = client(&serve(app).await);
         let mut batch = rooms(1..=2);
         let ahead = cloud.send_ahead(&origin(), &batch).await.unwrap();
         tokio::time::sleep(A_WHILE).await;
@@ -191,7 +183,7 @@ async fn nothing_goes_ahead_of_a_body_that_is_under_way() {
     tokio::select! {
         biased;
         _ = &mut delivery => panic!("nobody reads it"),
-        _ = timeout(A_WHILE, std::future::pending::<()>()) => {}
+        () = tokio::time::sleep(A_WHILE) => {}
     }
     tokio::select! {
         biased;

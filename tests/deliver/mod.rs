@@ -147,6 +147,14 @@ impl Seen {
     }
 }
 
+/// Serves on a port of its own; answers the base URL.
+async fn serve(app: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{address}/api/")
+}
+
 /// A server that answers what the test says.
 struct Scripted {
     url: String,
@@ -173,13 +181,8 @@ impl Scripted {
                 }
             })
             .layer(axum::extract::DefaultBodyLimit::disable());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address: SocketAddr = listener.local_addr().unwrap();
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        Self {
-            url: format!("http://{address}/api/"),
-            seen,
-        }
+        let url = serve(app).await;
+        Self { url, seen }
     }
 
     fn seen(&self) -> Vec<Seen> {

@@ -18,13 +18,9 @@ pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<V
     let (mut bare, mut captured) = (Samples::default(), Samples::default());
     for run in progress.runs() {
         progress.run(run, "with capture and without, in turns");
-        let (mut without, mut with) = (Samples::default(), Samples::default());
-        for _ in 0..TURNS {
-            without.push(rate(world, &site, "bare").await?);
-            with.push(rate(world, &site, "logs").await?);
-        }
-        bare.push(without.mean());
-        captured.push(with.mean());
+        let (without, with) = in_turns(world, &site, false).await?;
+        bare.push(without);
+        captured.push(with);
     }
     site.end().await?;
     let row = Row::new(
@@ -45,15 +41,9 @@ pub(crate) async fn draining(world: &World, progress: &Progress<'_>) -> Outcome<
     let replicator = site.replicator_at_work().await?;
     for run in progress.runs() {
         progress.run(run, "with capture and a drain, and without, in turns");
-        let (mut without, mut with) = (Samples::default(), Samples::default());
-        for _ in 0..TURNS {
-            without.push(rate(world, &site, "bare").await?);
-            with.push(rate(world, &site, "logs").await?);
-            let all = site.goal("logs").await?;
-            site.reached(&all).await?;
-        }
-        bare.push(without.mean());
-        captured.push(with.mean());
+        let (without, with) = in_turns(world, &site, true).await?;
+        bare.push(without);
+        captured.push(with);
     }
     replicator.end().await?;
     site.end().await?;
@@ -62,6 +52,20 @@ pub(crate) async fn draining(world: &World, progress: &Progress<'_>) -> Outcome<
         .peer("without capture", bare)
         .target(Target::RatioAtLeast(0.9));
     Ok(vec![row])
+}
+
+/// The mean rates without capture and with it; where a replicator drains, no turn begins before it has caught up.
+async fn in_turns(world: &World, site: &Site<'_>, drained: bool) -> Outcome<(f64, f64)> {
+    let (mut without, mut with) = (Samples::default(), Samples::default());
+    for _ in 0..TURNS {
+        without.push(rate(world, site, "bare").await?);
+        with.push(rate(world, site, "logs").await?);
+        if drained {
+            let all = site.goal("logs").await?;
+            site.reached(&all).await?;
+        }
+    }
+    Ok((without.mean(), with.mean()))
 }
 
 async fn rate(world: &World, site: &Site<'_>, table: &str) -> Outcome<f64> {
