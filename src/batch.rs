@@ -1,13 +1,11 @@
-//! A batch: consecutive changes of one window, bounded by rows and bytes, with the fate of each. Its age needs no bound:
-//! a batch never waits to be filled, it takes what is there when the one before it is on its way.
+//! A batch: what is sent of the rows of consecutive touches, bounded by rows and bytes, with the fate of each change. Its age
+//! needs no bound: a batch never waits to be filled, it takes what is there when the one before it is on its way.
 //!
-//! Consecutive changes of one row collapse to the last one: [`Batch::collapse`] leaves each row at most once between
-//! two truncates of its entity, in the order of positions. Which changes the cloud has accepted or refused is kept
-//! with the batch, so that a delivery that broke off half-way goes on with what is still pending.
+//! Each row is in it at most once, in the order of last touches; truncates come before all else of their entity. Which changes
+//! the cloud has accepted or refused is kept with the batch, so that a delivery that broke off half-way goes on with what
+//! is still pending.
 
-use std::collections::HashMap;
-
-use crate::change::{Change, Op, Position};
+use crate::change::{Change, Position};
 use crate::latency::Answered;
 
 /// What became of a change.
@@ -37,49 +35,27 @@ pub struct Batch {
     fates: Vec<Fate>,
     collapsed: usize,
     untold: Vec<usize>,
+    unanswered: Vec<usize>,
     answered: Option<Answered>,
 }
 
 impl Batch {
-    /// A batch of changes in the order of their positions, all pending, not yet collapsed.
+    /// A batch of changes in the order of their positions, all pending.
     pub fn new(changes: Vec<Change>) -> Self {
+        Self::merged(changes, 0)
+    }
+
+    /// The same, for which so many more touches were merged into one change of their row.
+    pub fn merged(changes: Vec<Change>, collapsed: usize) -> Self {
         let fates = vec![Fate::Pending; changes.len()];
         Self {
             changes,
             fates,
-            collapsed: 0,
+            collapsed,
             untold: Vec::new(),
+            unanswered: Vec::new(),
             answered: None,
         }
-    }
-
-    /// Takes out each change that a later change of the same row supersedes, and each that a later truncate of its
-    /// entity supersedes. What is left keeps its order. A change whose fate is settled supersedes nothing: a delete that
-    /// is not sent must not take the update before it with it.
-    pub fn collapse(&mut self) {
-        let mut last: HashMap<(usize, &str), usize> = HashMap::with_capacity(self.changes.len());
-        let mut keep = vec![true; self.changes.len()];
-        for (nth, change) in self.changes.iter().enumerate() {
-            if self.fates[nth] != Fate::Pending {
-                continue;
-            }
-            if change.op == Op::Truncate {
-                last.retain(|&(entity, _), &mut earlier| {
-                    if entity == change.entity {
-                        keep[earlier] = false;
-                    }
-                    entity != change.entity
-                });
-            } else if let Some(earlier) = last.insert((change.entity, &change.key), nth) {
-                keep[earlier] = false;
-            }
-        }
-        let before = self.changes.len();
-        let mut keeps = keep.iter();
-        self.changes.retain(|_| *keeps.next().unwrap_or(&true));
-        let mut keeps = keep.iter();
-        self.fates.retain(|_| *keeps.next().unwrap_or(&true));
-        self.collapsed += before - self.changes.len();
     }
 
     /// The changes, in the order of their positions.
@@ -126,6 +102,16 @@ impl Batch {
         self.untold.clear();
     }
 
+    /// Notes that a request with the `nth` change got no answer: it may still arrive.
+    pub fn note_unanswered(&mut self, nth: usize) {
+        self.unanswered.push(nth);
+    }
+
+    /// The changes whose requests got no answer, since the last call.
+    pub fn take_unanswered(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.unanswered)
+    }
+
     /// Notes how long the cloud took to answer a request with some of the changes.
     pub fn note_answer(&mut self, answer: Answered) {
         self.answered = Some(self.answered.unwrap_or_default().and(answer));
@@ -164,7 +150,7 @@ impl Batch {
         self.fates.iter().filter(|&other| other == fate).count()
     }
 
-    /// How many changes were superseded within the batch.
+    /// How many touches were merged into another one's change.
     pub fn collapsed(&self) -> usize {
         self.collapsed
     }
@@ -193,58 +179,20 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn change(position: i64, entity: usize, op: Op, key: &str) -> Change {
-        Change {
-            position: Position(position),
-            entity,
-            op,
-            captured_at: 0,
-            key: key.into(),
-            row: (op == Op::Upsert).then(|| format!("{{\"at\":{position}}}").into()),
-        }
-    }
-
-    fn positions(batch: &Batch) -> Vec<i64> {
-        batch.changes().iter().map(|c| c.position.0).collect()
-    }
-
-    #[test]
-    fn the_last_change_of_a_row_is_left() {
-        let mut batch = Batch::new(vec![
-            change(1, 0, Op::Upsert, "a"),
-            change(2, 1, Op::Upsert, "a"),
-            change(3, 0, Op::Upsert, "b"),
-            change(4, 0, Op::Delete, "a"),
-        ]);
-        batch.collapse();
-        assert_eq!(positions(&batch), [2, 3, 4]);
-        assert_eq!(batch.collapsed(), 1);
-    }
-
-    #[test]
-    fn a_truncate_supersedes_what_stood_before_it_in_its_entity_only() {
-        let mut batch = Batch::new(vec![
-            change(1, 0, Op::Upsert, "a"),
-            change(2, 1, Op::Upsert, "a"),
-            change(3, 0, Op::Truncate, ""),
-            change(4, 0, Op::Upsert, "a"),
-        ]);
-        batch.collapse();
-        assert_eq!(positions(&batch), [2, 3, 4]);
-    }
-
-    #[test]
-    fn a_delete_that_is_not_sent_supersedes_nothing() {
-        let mut batch = Batch::new(vec![change(1, 0, Op::Upsert, "a"), change(2, 0, Op::Delete, "a")]);
-        batch.set_fate(1, Fate::Kept);
-        batch.collapse();
-        assert_eq!(positions(&batch), [1, 2]);
-    }
+    use crate::change::{Cause, Op};
 
     #[test]
     fn pending_are_those_without_an_answer() {
-        let mut batch = Batch::new(vec![change(1, 0, Op::Upsert, "a"), change(2, 0, Op::Upsert, "b")]);
+        let change = |position, key: &str| Change {
+            position: Position(position),
+            entity: 0,
+            op: Op::Upsert,
+            cause: Cause::Gone,
+            captured_at: 0,
+            key: key.into(),
+            row: Some("{}".into()),
+        };
+        let mut batch = Batch::new(vec![change(1, "a"), change(2, "b")]);
         batch.set_fate(0, Fate::Accepted);
         assert_eq!(batch.pending(), [1]);
     }

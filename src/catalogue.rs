@@ -61,13 +61,13 @@ pub struct Entity {
     /// The retention window; none means every row.
     #[serde(default)]
     pub window: Option<Window>,
-    /// Columns that never leave the site: the trigger leaves them out.
+    /// Columns that are never read, and so never leave the site.
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// Columns out of which URL credentials, and any value of an excluded column, are taken in the trigger.
+    /// Columns out of which credentials of URLs, and any value of an excluded column, are taken before a row is sent.
     #[serde(default)]
     pub redact: Vec<String>,
-    /// An SQL condition over the row, evaluated in the trigger; other rows do not exist for the cloud.
+    /// An SQL condition over the row, evaluated when the row is read; other rows do not exist for the cloud.
     #[serde(default, rename = "where")]
     pub filter: Option<String>,
     /// What a delete does in the cloud. Defaults to `keep` where there is a window, else to `propagate`.

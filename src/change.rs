@@ -1,11 +1,11 @@
-//! A change: one committed insert, update, delete or truncate of one entity's row, and the words for its place.
+//! A change: what is sent of a touched row, and the words for its place.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A change's number in the outbox: one sequence, starting at 1. Position 0 is a backfilled row's.
+/// A touch's number in the outbox: one sequence, starting at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Position(pub i64);
@@ -31,16 +31,16 @@ impl fmt::Display for Epoch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Op {
-    /// Inserted or updated: the change carries the row's image.
+    /// The row is there: the change carries its present state.
     Upsert,
-    /// Deleted: the change carries the key.
+    /// The row is not there: the change carries the key.
     Delete,
     /// The whole table was truncated: the change carries neither.
     Truncate,
 }
 
 impl Op {
-    /// The letter that the outbox stores.
+    /// The letter that the quarantine stores.
     pub fn letter(self) -> char {
         match self {
             Self::Upsert => 'u',
@@ -57,32 +57,38 @@ impl Op {
             Self::Truncate => "truncate",
         }
     }
+}
 
-    /// The operation of an outbox letter.
-    pub fn from_letter(letter: u8) -> Option<Self> {
-        match letter {
-            b'u' => Some(Self::Upsert),
-            b'd' => Some(Self::Delete),
-            b't' => Some(Self::Truncate),
-            _ => None,
-        }
-    }
+/// Why a change is a delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cause {
+    /// The row is not there. What is no delete has this cause too.
+    #[default]
+    Gone,
+    /// The row has another key now: no setting keeps it in the cloud under the old one.
+    Moved,
+    /// The row does not meet the entity's condition.
+    Unmet,
+    /// The table finds the row by this key, and the key reads differently: it is deleted before the row is sent.
+    ReadsOtherwise,
 }
 
 /// One change on its way to the cloud.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Its number in the outbox; 0 for a backfilled row.
+    /// The number of its row's last touch in the outbox.
     pub position: Position,
     /// The place of its entity in the catalogue.
     pub entity: usize,
-    /// What happened.
+    /// What is to be done in the cloud.
     pub op: Op,
-    /// When it was captured, in microseconds since 1970.
+    /// Why it is a delete.
+    pub cause: Cause,
+    /// When its row was last touched, in microseconds since 1970.
     pub captured_at: i64,
-    /// The key as a JSON object, as the trigger wrote it; empty for a truncate.
+    /// The key as a JSON object; empty for a truncate.
     pub key: Box<str>,
-    /// The row's image as a JSON object, unparsed; none for a delete or a truncate.
+    /// The row as a JSON object, unparsed; none for a delete or a truncate.
     pub row: Option<Box<str>>,
 }
 

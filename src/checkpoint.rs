@@ -24,70 +24,60 @@ pub struct Identity {
     pub source_id: String,
     /// The outbox's own id, drawn when it was created or declared new.
     pub outbox_id: String,
-    /// The server's `system_identifier` and the database.
+    /// The server's `system_identifier`, the database, and the outbox's table.
     pub system_id: String,
     /// The epoch of its positions.
     pub epoch: Epoch,
 }
 
-/// How far the cloud has accepted: all changes that `lo` sees, and of those that `hi` sees beside them, the ones up to
+impl Identity {
+    /// Server and database, without the outbox's table.
+    pub fn database(&self) -> String {
+        let parts: Vec<&str> = self.system_id.split('/').take(2).collect();
+        parts.join("/")
+    }
+}
+
+/// Orders states of a row by when they were read: the later of two has the higher one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Version {
+    /// Of the outbox.
+    pub epoch: i64,
+    /// Of the drain: see [`crate::source::term`].
+    pub term: i64,
+    /// The batch's number in its term, from 1.
+    pub batch: i64,
+}
+
+/// How far the cloud has accepted: all touches that `lo` sees, and of those that `hi` sees beside them, the ones up to
 /// `position`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Whose outbox.
     pub identity: Identity,
-    /// Rises whenever a store begins from the mirror: another store may have gone on from an earlier one meanwhile.
-    #[serde(default)]
-    pub term: u64,
+    /// The term of the drain that wrote it.
+    pub term: i64,
+    /// The term's nonce.
+    pub nonce: String,
     /// Rises with each commit: the later of two checkpoints of a term has the higher one.
     pub serial: u64,
     /// The snapshot in which everything is accepted.
     pub lo: Snapshot,
     /// The window under way, if one is.
     pub window: Option<Window>,
-    /// Changes of transactions from `lo`'s `xmax` on lie above this position.
+    /// Touches of transactions from `lo`'s `xmax` on lie above this position.
     pub floor: Position,
-    /// For each transaction that `lo` shows in progress, a position below all of its changes.
+    /// For each transaction that `lo` shows in progress, a position below all of its touches.
     pub floors: BTreeMap<u64, Position>,
-    /// The highest position that a cloud which orders by position has accepted in this epoch: one that knows less has lost
-    /// something.
-    #[serde(default)]
-    pub accepted: Position,
-    /// Whether the cloud has lost something that no sync has repaired yet.
-    #[serde(default)]
-    pub lossy: bool,
-    /// The highest position that was read.
-    #[serde(default)]
-    pub highest: Position,
-    /// The sum of [`mark`] over all changes that were read. Two checkpoints of one history differ by exactly the changes
-    /// that lie between them: that is how a history which lost some of them is noticed.
-    #[serde(default)]
-    pub tally: u64,
-    /// The run of the server that it was read from; none where an older version wrote it.
-    #[serde(default)]
-    pub run: Option<Run>,
-}
-
-/// One run of the source's server, from its start or its promotion to its end. Within it no transaction number is given
-/// twice; from one run to the next those numbers may go back that were never on the disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
-    /// The timeline, which a promotion or a recovery to a point in time changes.
+    /// The last batch that a cloud which numbers batches has accepted: one that has less has gone back.
+    pub accepted: Option<Version>,
+    /// The incarnation of the server that its snapshots are from.
+    pub incarnation: String,
+    /// The server's timeline: a promotion changes it.
     pub timeline: String,
-    /// When the server was started, in microseconds since 1970.
-    pub started_at: i64,
-}
-
-/// A number that stands for one change, out of its position and the microsecond in which it was captured.
-///
-/// Source: the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
-pub fn mark(position: Position, captured_at: i64) -> u64 {
-    let mut z = (position.0 as u64)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(captured_at as u64);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    /// Term and serial of the last mirror that is known to be in the site's database. A mirror below it means that the
+    /// database has gone back.
+    pub mirrored: (i64, u64),
 }
 
 /// A window under way: what `hi` sees and the checkpoint's `lo` does not.
@@ -107,17 +97,32 @@ impl Checkpoint {
         Self {
             identity,
             term: 0,
+            nonce: String::new(),
             serial: 0,
             lo: Snapshot::beginning(),
             window: None,
             floor: Position(0),
             floors: BTreeMap::new(),
-            accepted: Position(0),
-            lossy: false,
-            highest: Position(0),
-            tally: 0,
-            run: None,
+            accepted: None,
+            incarnation: String::new(),
+            timeline: String::new(),
+            mirrored: (0, 0),
         }
+    }
+
+    /// Belongs to this term from now on.
+    pub fn begin_term(&mut self, term: i64, nonce: String) {
+        (self.term, self.nonce) = (term, nonce);
+        self.mirrored = self.place();
+    }
+
+    /// As JSON.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|error| Error::new(Kind::Local, "write the checkpoint's mirror", error.to_string()))
     }
 
     /// Opens the window up to `hi`. `last` is a sequence value that was read before the snapshot was taken.
@@ -159,7 +164,7 @@ impl Checkpoint {
     }
 
     /// Its place among all checkpoints of its outbox: the later of two has the higher one.
-    pub fn place(&self) -> (u64, u64) {
+    pub fn place(&self) -> (i64, u64) {
         (self.term, self.serial)
     }
 

@@ -3,9 +3,10 @@
 //!
 //! The map, in the order in which a change travels:
 //!
-//! 1. A trigger writes it to the outbox, in the writer's own transaction. [`source`] installs that, is woken by it,
-//!    and reads the outbox by window: what became visible between two transaction snapshots.
-//! 2. [`batch`] bounds what is read and collapses superseded changes of one row.
+//! 1. A trigger writes the row's key to the outbox, a touch, in the writer's own transaction. [`source`] installs that, is woken
+//!    by it, reads touches by window (what became visible between two transaction snapshots), and then the present state
+//!    of their rows.
+//! 2. [`batch`] holds the states, each row once.
 //! 3. [`existence`] knows what the cloud already holds; [`media`] adds the URLs of uploaded files.
 //! 4. [`deliver`] speaks to the cloud. What the cloud refuses for good goes to [`quarantine`].
 //! 5. [`checkpoint`] keeps how far the cloud has accepted; then [`source`] trims the outbox.
@@ -44,8 +45,11 @@ pub mod abort;
 pub mod catalogue;
 pub mod change;
 pub mod error;
+mod fields;
 pub mod latency;
 pub mod metrics;
+mod redact;
 pub mod retry;
 mod serve;
 pub mod shutdown;
+pub mod wire;

@@ -231,7 +231,7 @@ async fn the_comparison_tells_what_differs(client: &Client, url: &str, media: &P
             .map(|column| format!("; alter table cloud.{} drop column {column}", entity.name))
             .collect();
         let statement = format!(
-            "create table cloud.{} as select *, 'college'::text as _site, 1::bigint as _epoch, 0::bigint as _position\
+            "create table cloud.{} as select *, 'college'::text as _site, 1::bigint as _epoch, 0::bigint as _version\
              {urls} from {}{drops}",
             entity.name, entity.table
         );

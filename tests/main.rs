@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
+mod cases;
 mod cli;
 mod control;
 mod counts;
@@ -8,10 +9,11 @@ mod deliver;
 mod demo;
 mod faults;
 mod files;
+mod holes;
 mod latency;
-mod packed;
 mod pipeline;
 mod receiver;
 mod sql;
 mod support;
 mod sync;
+mod values;

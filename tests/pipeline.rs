@@ -106,12 +106,12 @@ async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
     assert_never_back(&cloud).await;
 }
 
-/// No row of the receiver ever went back to an older position, and no position came with two contents.
+/// No row of the receiver ever went back to an older version, and no version came with two contents.
 pub(crate) async fn assert_never_back(cloud: &Cloud) {
     let client = connect(&cloud.database_url).await;
     let back: i64 = client
         .query_one(
-            "select count(*) from (select (epoch, position) <= lag((epoch, position)) \
+            "select count(*) from (select (epoch, version) <= lag((epoch, version)) \
              over (partition by site, entity, key order by id) as back from cloud_meta.history) h where back",
             &[],
         )
@@ -120,8 +120,8 @@ pub(crate) async fn assert_never_back(cloud: &Cloud) {
         .get(0);
     let twice: i64 = client
         .query_one(
-            "select count(*) from (select from cloud_meta.history where position > 0 \
-             group by site, entity, key, epoch, position having count(distinct digest) > 1) d",
+            "select count(*) from (select from cloud_meta.history where version > 0 \
+             group by site, entity, key, epoch, version having count(distinct digest) > 1) d",
             &[],
         )
         .await
@@ -130,7 +130,7 @@ pub(crate) async fn assert_never_back(cloud: &Cloud) {
     assert_eq!(
         (back, twice),
         (0, 0),
-        "rows that went back, positions with two contents"
+        "rows that went back, versions with two contents"
     );
 }
 

@@ -1,6 +1,19 @@
 -- What the receiver knows beside the rows themselves. The rows live in schema cloud, one table an entity.
+--
+-- A version orders the states of a row by when the site read them: `epoch` is the life of the site's outbox, and
+-- `version` is term * 2^40 + batch.
+
+-- A lock that is not free within this time fails the migration. The receiver's start can be repeated.
+set local lock_timeout = '10s';
 
 create schema if not exists cloud;
+
+-- This database's identity, drawn once. All receivers on one database share it.
+create table cloud_meta.receiver (
+    only_row boolean primary key default true check (only_row),
+    receiver_id uuid not null default gen_random_uuid()
+);
+insert into cloud_meta.receiver default values;
 
 -- An entity's table, shared by all sites: the union of the columns that they declared. `version` rises with each
 -- change of the table, so that a receiver knows when the columns that it remembers are old.
@@ -12,25 +25,27 @@ create table cloud_meta.entities (
     version bigint not null default 1
 );
 
--- Which entities a site has declared, and where they lie below the base URL.
+-- Which entities a site has declared, where they lie below the base URL, and which source they belong to. A schema that
+-- was declared without a source belongs to none.
 create table cloud_meta.schemas (
     site text not null,
     entity text not null references cloud_meta.entities,
     path text not null,
     window_column text,
+    source_id text,
     declared_at timestamptz not null default now(),
     primary key (site, entity),
     unique (site, path)
 );
 
--- Deleted rows, with the place of the delete, so that no older change brings one back. They live apart from the
+-- Deleted rows, with the version of the delete, so that no older change brings one back. They live apart from the
 -- rows, so that a query sees living rows only. `key` is the JSON array of the key's values, each as text.
 create table cloud_meta.tombstones (
     site text collate "C" not null,
     entity text collate "C" not null,
     key text collate "C" not null,
     epoch bigint not null,
-    position bigint not null,
+    version bigint not null,
     primary key (site, entity, key)
 );
 
@@ -39,18 +54,25 @@ create table cloud_meta.truncate_marks (
     site text not null,
     entity text not null,
     epoch bigint not null,
-    position bigint not null,
+    version bigint not null,
     primary key (site, entity)
 );
 
--- The highest position that each source has sent, a row an epoch. The source '' stands for baseline requests.
+-- The newest batch that each source has sent. `nonce` is the random text of its term; `body_hash` and `answer` are the
+-- batch's own, so that a batch that comes again gets the answer that it had. `database` says which database the source
+-- is. The source '' stands for baseline requests.
 create table cloud_meta.sources (
     site text not null,
     source_id text not null,
     epoch bigint not null,
-    position bigint not null,
+    term bigint not null,
+    nonce text not null,
+    batch bigint not null,
+    body_hash bytea,
+    answer text,
+    database text,
     updated_at timestamptz not null default now(),
-    primary key (site, source_id, epoch)
+    primary key (site, source_id)
 );
 
 -- Uploaded files. `stored` is the name below <files>/<site>/<directory>/.
@@ -74,7 +96,7 @@ create table cloud_meta.history (
     entity text not null,
     key text,
     epoch bigint not null,
-    position bigint not null,
+    version bigint not null,
     op text not null,
     digest text
 );

@@ -1,8 +1,8 @@
--- Deletes rows by key, whatever their position, and leaves tombstones with the position that they had: a replay of
--- what made them does not bring them back, a newer change does.
--- $1 site, $2 unused, $3 entity, $4 zeros, $5… one array a key column. {noted} writes the history.
+-- Deletes rows by key, whatever their version, and leaves tombstones with the version that they had: an older change
+-- does not bring them back, a newer one does.
+-- $1 site, $2 entity, $3… one array a key column. {noted} writes the history.
 -- Lookups by row and deletes by place: see upsert_guard.sql.
--- Answers how many rows there were. Writes the entity's table and cloud_meta.tombstones.
+-- Returns how many rows there were. Writes the entity's table and cloud_meta.tombstones.
 with incoming as (
     select {expressions}
     from (select {arrays}) as r
@@ -18,12 +18,12 @@ with incoming as (
             offset 0
         ) found
     ))
-    returning {deleted_key} as key, t."_epoch" as epoch, t."_position" as position
+    returning {deleted_key} as key, t."_epoch" as epoch, t."_version" as version
 ), buried as (
-    insert into cloud_meta.tombstones (site, entity, key, epoch, position)
-    select $1, $3, key, epoch, position
+    insert into cloud_meta.tombstones (site, entity, key, epoch, version)
+    select $1, $2, key, epoch, version
     from gone
-    where (epoch, position) > (0, 0)
-    on conflict (site, entity, key) do update set epoch = excluded.epoch, position = excluded.position
+    where (epoch, version) > (0, 0)
+    on conflict (site, entity, key) do update set epoch = excluded.epoch, version = excluded.version
 ){noted}
 select count(*) from gone

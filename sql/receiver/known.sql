@@ -1,18 +1,13 @@
--- Part of upsert.sql and delete.sql where a request is applied by one statement: what state.sql asks otherwise, and the
--- note of how far the source has come. Nothing is written where the entity's table has become another version.
--- {version} the version, {source} source id, {highest} highest position of the request.
--- Writes cloud_meta.sources.
+-- Part of upsert.sql and delete.sql where one statement applies a whole batch: checks that it is the turn of the batch
+-- and that the entity's table is of the version that the statement was made for. Nothing is written where either does
+-- not hold. The only turn here is the usual one: the next batch of the same term.
+-- $1 site, $2 entity, $3 epoch. {table_version} version of the table, {source} source id, {term}, {nonce}, {batch}.
 known as materialized (
-    select e.version = {version} as fits, m.epoch, m.position
-    from cloud_meta.schemas s
+    select e.version = {table_version} as fits, m.epoch, m.version
+    from cloud_meta.sources o
+    join cloud_meta.schemas s on s.site = o.site
     join cloud_meta.entities e using (entity)
     left join cloud_meta.truncate_marks m on m.site = s.site and m.entity = s.entity
-    where s.site = $1 and s.entity = $3
-), noted as (
-    insert into cloud_meta.sources as s (site, source_id, epoch, position)
-    select $1, {source}, $2, {highest}
-    from known
-    where fits
-    on conflict (site, source_id, epoch) do update
-    set position = greatest(s.position, excluded.position), updated_at = now()
+    where o.site = $1 and o.source_id = {source} and s.entity = $2
+        and o.epoch = $3 and o.term = {term} and o.nonce = {nonce} and o.batch = {batch} - 1
 ), 

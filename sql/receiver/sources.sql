@@ -1,9 +1,13 @@
--- How far each source of a site ($1) has come in its newest epoch; the source '' stands for baseline requests.
-select distinct on (source_id)
-    source_id,
-    epoch,
-    position,
-    to_char(max(updated_at) over () at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as last_sync
-from cloud_meta.sources
-where site = $1
-order by source_id, epoch desc
+-- The receiver's identity, and the newest batch of each source of a site ($1). At least one row: the identity comes
+-- with a null source where the site has none. The source '' stands for baseline requests.
+select
+    r.receiver_id::text as receiver,
+    s.source_id,
+    s.epoch,
+    s.term,
+    s.batch,
+    s.database,
+    to_char(max(s.updated_at) over () at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as last_sync
+from cloud_meta.receiver r
+left join cloud_meta.sources s on s.site = $1
+order by s.source_id

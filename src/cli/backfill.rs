@@ -13,7 +13,7 @@ use crate::shutdown::Shutdown;
 
 const EXAMPLES: &str = "\
 Examples:
-  cloud-sync backfill                              each entity within its window
+  cloud-sync backfill                              each entity within its retention
   cloud-sync backfill --entity rooms --entity cameras
   cloud-sync backfill --entity leaves --days 365
   cloud-sync backfill --all";
@@ -24,13 +24,13 @@ pub(super) struct BackfillArgs {
     /// Only this entity; can be repeated
     #[arg(long, value_name = "NAME")]
     pub(super) entity: Vec<String>,
-    /// Rows of the last N days, for entities with a window
+    /// Rows of the last N days, for entities with a retention
     #[arg(long, value_name = "N", conflicts_with = "all")]
     pub(super) days: Option<u32>,
-    /// All rows, whatever the windows say
+    /// All rows, whatever their age
     #[arg(long)]
     pub(super) all: bool,
-    /// Begin anew, also where an earlier backfill has ended or stopped half-way
+    /// Begin again, also where an earlier backfill has ended or was interrupted
     #[arg(long)]
     pub(super) restart: bool,
     #[command(flatten)]

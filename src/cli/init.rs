@@ -8,19 +8,25 @@ use serde::Serialize;
 
 use super::{Context, SiteFlags, output};
 use crate::error::Result;
+use crate::source::identity::Declared;
 use crate::source::install::{self, Installed};
 
 const EXAMPLES: &str = "\
 Examples:
   cloud-sync init                  install capture, or bring it up to date
-  cloud-sync init --new-epoch      after the database was restored from a dump";
+  cloud-sync init --new-epoch      after the database was restored from a dump
+  cloud-sync init --same-outbox    after the server was upgraded by pg_upgrade";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct InitArgs {
-    /// Declare the outbox a new one, after a restore: the cloud takes its positions as later than all before
+    /// Declare the outbox a new one, after a restore: its touches are dropped, and a running replicator compares every
+    /// entity with the cloud
     #[arg(long)]
     pub(super) new_epoch: bool,
+    /// Declare that it is the same outbox on another server, after pg_upgrade: nothing of it is dropped
+    #[arg(long, conflicts_with = "new_epoch")]
+    pub(super) same_outbox: bool,
     #[command(flatten)]
     pub(super) site: SiteFlags,
 }
@@ -35,17 +41,17 @@ struct Answer {
 
 pub(super) async fn execute(context: &Context, args: InitArgs) -> Result<ExitCode> {
     let settings = context.settings();
+    let declared = match (args.new_epoch, args.same_outbox) {
+        (true, _) => Declared::NewEpoch,
+        (false, true) => Declared::Same,
+        (false, false) => Declared::Nothing,
+    };
     let Installed {
         attached,
         unchanged,
         detached,
         epoch,
-    } = install::init(
-        settings.require_database_url()?,
-        &settings.catalogue,
-        args.new_epoch,
-    )
-    .await?;
+    } = install::init(settings.require_database_url()?, &settings.catalogue, declared).await?;
     let answer = Answer {
         epoch,
         attached,

@@ -83,7 +83,7 @@ enum Command {
     Run(run::RunArgs),
     /// One pass of comparing with the cloud and pushing what is missing
     Sync(sync::SyncArgs),
-    /// Push the rows that stood before capture; can be broken off and resumed
+    /// Push the rows that stood before capture; can be interrupted and resumed
     Backfill(backfill::BackfillArgs),
     /// Drain again from an earlier position or time
     Replay(replay::ReplayArgs),
@@ -91,7 +91,7 @@ enum Command {
     Status(status::StatusArgs),
     /// Every precondition, one line each: ok, or what is wrong and the remedy
     Check(check::CheckArgs),
-    /// Decide on changes that the cloud refused
+    /// Decide on rows that the cloud refused, or that cannot be read
     Quarantine(quarantine::QuarantineArgs),
     /// The reference cloud server
     Receiver(receiver::ReceiverArgs),

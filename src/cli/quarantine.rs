@@ -1,4 +1,4 @@
-//! `quarantine`: decides on changes that the cloud refused for good.
+//! `quarantine`: decides on rows that the cloud refused for good, or that cannot be read.
 
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ Examples:
   cloud-sync quarantine retry --all
   cloud-sync quarantine discard 120017";
 
-/// Entries that are captured anew at once.
+/// Entries that are touched again at once.
 const PAGE: u32 = 2_000;
 
 #[derive(Debug, Args)]
@@ -102,10 +102,10 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             })?;
         }
         Action::Retry(chosen) => {
-            let tables = describe::tables(client, &settings.catalogue).await?;
+            let tables = describe::tables_as_they_stand(client, &settings.catalogue).await?;
             let attached = install::attached(client, &settings.catalogue, &tables).await?;
-            let capture = async |entries: Vec<Entry>| {
-                quarantine::retry(client, &settings.catalogue, &tables, &attached, &entries).await
+            let touch = async |entries: Vec<Entry>| {
+                quarantine::retry(client, &settings.catalogue, &attached, &entries).await
             };
             let count = if chosen.all {
                 let mut count = 0;
@@ -117,14 +117,14 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
                     let entries = quarantine::page(client, from, PAGE).await?;
                     let Some(last) = entries.last() else { break count };
                     after = Some((last.entity.clone(), last.key.clone()));
-                    count += capture(entries).await?;
+                    count += touch(entries).await?;
                 }
             } else {
-                capture(choose(client, &chosen.positions).await?).await?
+                touch(choose(client, &chosen.positions).await?).await?
             };
             output::show(context.json, &json!({"success": true, "captured": count}), |_| {
                 format!(
-                    "{count} rows are captured anew; the running replicator delivers them, or the next `cloud-sync run`"
+                    "{count} rows are sent again by the running replicator, or by the next `cloud-sync run`"
                 )
             })?;
         }
@@ -175,18 +175,11 @@ fn listed(entries: &[Entry], all: usize) -> String {
             entry.key.clone(),
             entry.refused_at.clone(),
             entry.attempts.to_string(),
-            format!("{} {}", entry.code, entry.error),
+            answer(entry),
         ]
     });
     let mut text = output::table(
-        &[
-            "position",
-            "entity",
-            "key",
-            "refused at",
-            "times",
-            "the cloud's answer",
-        ],
+        &["position", "entity", "key", "refused at", "times", "reason"],
         rows,
     );
     if entries.len() < all {
@@ -195,22 +188,30 @@ fn listed(entries: &[Entry], all: usize) -> String {
     text
 }
 
+/// The cloud's answer, or why the row cannot be read.
+fn answer(entry: &Entry) -> String {
+    match entry.code {
+        0 => entry.error.clone(),
+        code => format!("{code} {}", entry.error),
+    }
+}
+
 fn shown(entry: &Entry) -> String {
     format!(
-        "position   {}\nentity     {}\nkey        {}\noperation  {}\nrefused    {} times, first {}, last {}\nanswer     {} {}\nrow        {}",
+        "position   {}\nentity     {}\nkey        {}\noperation  {}\nrefused    {} times, first {}, last {}\nreason     {}\nrow        {}",
         entry.position,
         entry.entity,
         entry.key,
         match entry.op.as_str() {
             "d" => "delete",
             "t" => "truncate",
+            "r" => "none: the row cannot be read",
             _ => "upsert",
         },
         entry.attempts,
         entry.first_refused_at,
         entry.refused_at,
-        entry.code,
-        entry.error,
+        answer(entry),
         entry.image.as_deref().unwrap_or("none"),
     )
 }

@@ -75,7 +75,7 @@ pub struct StatusReport {
     /// How the outbox grows, and how long that can go on; null where the source cannot be asked.
     #[serde(default)]
     pub outbox_growth: Option<GrowthStatus>,
-    /// Entities whose changes may be missed now, or were missed and are not compared yet.
+    /// Entities whose changes may be missed now or wait for a person, or whose changes were missed and are not compared yet.
     #[serde(default)]
     pub capture: Vec<CaptureTrouble>,
     /// From capture to acceptance; null before the first change.
@@ -188,7 +188,7 @@ pub struct GrowthStatus {
 pub struct CaptureTrouble {
     /// The entity.
     pub entity: String,
-    /// Whether changes may be missed at this moment.
+    /// Whether changes may be missed at this moment, or wait although the cloud takes others.
     pub broken: bool,
     /// What was found, and the remedy.
     pub reason: String,

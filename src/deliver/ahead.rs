@@ -19,6 +19,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Numbering;
 use super::failure::Outcome;
 use super::link::Answer;
 use crate::error::Error;
@@ -33,7 +34,10 @@ const SHORT: usize = 64 * 1024;
 pub struct Ahead {
     /// The changes in it, by their places in the batch.
     places: Vec<usize>,
+    /// Term and number that it says.
+    number: (i64, i64),
     pub(super) size: Size,
+    pub(super) hash: blake3::Hash,
     begun: Instant,
     turn: oneshot::Sender<()>,
     answer: AbortOnDropHandle<Outcome<Answer>>,
@@ -42,23 +46,30 @@ pub struct Ahead {
 impl Ahead {
     /// Begins to send: the body of `exchange` waits for `turn`.
     pub(super) fn begin(
+        numbering: &Numbering,
         places: Vec<usize>,
         size: Size,
+        hash: blake3::Hash,
         turn: oneshot::Sender<()>,
         exchange: impl Future<Output = Outcome<Answer>> + Send + 'static,
     ) -> Self {
         Self {
             places,
+            number: (numbering.term, numbering.next),
             size,
+            hash,
             begun: Instant::now(),
             turn,
             answer: AbortOnDropHandle::new(tokio::spawn(exchange)),
         }
     }
 
-    /// Whether these changes can still go by this request.
-    pub(super) fn serves(&self, places: &[usize]) -> bool {
-        self.places == places && !self.answer.is_finished() && self.begun.elapsed() < PATIENCE
+    /// Whether these changes can still go by this request, under the next number.
+    pub(super) fn serves(&self, numbering: &Numbering, places: &[usize]) -> bool {
+        self.number == (numbering.term, numbering.next)
+            && self.places == places
+            && !self.answer.is_finished()
+            && self.begun.elapsed() < PATIENCE
     }
 
     /// Sends the last byte, and waits for the answer.

@@ -1,7 +1,8 @@
 //! Delivery to a server without `changes`: row by row or in bulk, each row's order kept, parents before children.
 //!
 //! A batch is cut into steps. A step of rows holds each row once: its upserts go entity by entity in catalogue order,
-//! many at once within an entity, then its deletes in reverse order. A truncate is a step of its own. A step begins when
+//! many at once within an entity, then its deletes in reverse order. Only the delete of a key that the table finds equal to the
+//! key of a row that is there comes before that row: for the cloud both may be one. A truncate is a step of its own. A step begins when
 //! all of the one before it is answered; so does an entity within a step. What is pending keeps all after it from being
 //! sent.
 
@@ -12,21 +13,17 @@ use super::failure::Outcome;
 use super::rows::Sender;
 use super::{Capabilities, Cloud};
 use crate::batch::{Batch, Fate};
-use crate::catalogue::Deletes;
-use crate::change::Op;
+use crate::change::{Cause, Op};
 use crate::latency::Answered;
 
-/// Marks the deletes and truncates that are not sent: those of an entity that the cloud keeps, and those that the
-/// server has no call for.
-pub(super) fn settle(cloud: &Cloud, capabilities: Capabilities, batch: &mut Batch) {
+/// Marks the deletes and truncates that are not sent, since the server has no call for them.
+pub(super) fn settle(capabilities: Capabilities, batch: &mut Batch) {
     for nth in batch.pending() {
         let change = &batch.changes()[nth];
         if change.op == Op::Upsert {
             continue;
         }
-        if cloud.entity(change.entity).deletes() == Deletes::Keep {
-            batch.set_fate(nth, Fate::Kept);
-        } else if !capabilities.changes && !capabilities.delete {
+        if !capabilities.changes && !capabilities.delete {
             batch.set_fate(nth, Fate::Unsupported);
         }
     }
@@ -90,8 +87,13 @@ async fn deliver_rows(
 ) -> Outcome<()> {
     let (upserts, deletes) = (
         by_entity(batch, rows, Op::Upsert),
-        by_entity(batch, rows, Op::Delete),
+        by_entity(batch, &late(batch, rows), Op::Delete),
     );
+    let otherwise = |nth: &usize| batch.changes()[*nth].cause == Cause::ReadsOtherwise;
+    let early: Vec<usize> = rows.iter().copied().filter(otherwise).collect();
+    for (&entity, places) in &by_entity(batch, &early, Op::Delete) {
+        sender.delete(batch, entity, places).await?;
+    }
     for (&entity, places) in &upserts {
         sender.upsert(capabilities.bulk, batch, entity, places).await?;
         upsert_again(sender, capabilities, batch, entity, places).await?;
@@ -111,6 +113,12 @@ async fn deliver_rows(
         }
     }
     Ok(())
+}
+
+/// The changes whose turn is not before that of all others.
+fn late(batch: &Batch, rows: &[usize]) -> Vec<usize> {
+    let late = |nth: &usize| batch.changes()[*nth].cause != Cause::ReadsOtherwise;
+    rows.iter().copied().filter(late).collect()
 }
 
 /// Sends refused rows of an entity again, as long as that helps any of them: rows go side by side, and one may have been
@@ -159,6 +167,7 @@ mod tests {
             position: Position(1),
             entity,
             op,
+            cause: Cause::Gone,
             captured_at: 0,
             key: key.into(),
             row: None,

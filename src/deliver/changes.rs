@@ -1,8 +1,9 @@
 //! `POST /changes`: a whole batch in one request, in its order, on servers that have the capability.
 //!
-//! The server answers after its own commit, and takes a repeated change for what it is; so a request that broke off is
-//! simply sent again. What it rejects is named line by line. Where its answer is about the whole request, the batch is
-//! bisected, first half first, until the changes at fault stand alone.
+//! The server answers after its own commit, takes batches in the order of their numbers, and answers one that it has as it did
+//! before; so a request without an answer is sent again as it was. What it rejects is named line by line. Where its answer is
+//! about the whole request, which is not taken then, the batch is bisected, first half first, until the changes at fault
+//! stand alone.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -19,11 +20,13 @@ use tokio::sync::oneshot;
 use super::ahead::{Ahead, Size};
 use super::failure::{Failure, Outcome};
 use super::link::Answer;
-use super::{Cloud, Origin, split_by_bytes};
+use super::{Cloud, Numbering, Origin, split_by_bytes};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::Change;
+use crate::error::{Error, Kind};
+use crate::wire;
 
 /// Below this, a compressed body saves nothing worth the work.
 const WORTH_COMPRESSING: usize = 4 * 1024;
@@ -38,6 +41,7 @@ const REMEDY: &str = "the cloud's server breaks the contract of POST /changes; n
 pub(super) async fn deliver(
     cloud: &Cloud,
     origin: &Origin,
+    numbering: &mut Numbering,
     batch: &mut Batch,
     mut ahead: Option<Ahead>,
 ) -> Outcome<()> {
@@ -52,8 +56,9 @@ pub(super) async fn deliver(
     });
     pieces.reverse();
     while let Some(piece) = pieces.pop() {
-        match send(cloud, origin, &operation, batch, piece, ahead.take()).await? {
+        match send(cloud, origin, numbering, &operation, batch, piece, ahead.take()).await? {
             Sent::Answered(rejections) => {
+                numbering.accepted();
                 abort::point("after the answer");
                 for &nth in piece {
                     batch.set_fate(nth, Fate::Accepted);
@@ -74,7 +79,10 @@ pub(super) async fn deliver(
                     },
                 );
             }
-            Sent::Refused { .. } | Sent::Unclear => {
+            sent @ (Sent::Refused { .. } | Sent::Unclear) => {
+                if matches!(sent, Sent::Unclear) {
+                    numbering.accepted();
+                }
                 let (first, second) = piece.split_at(piece.len() / 2);
                 pieces.push(second);
                 pieces.push(first);
@@ -104,21 +112,32 @@ enum Sent {
 async fn send(
     cloud: &Cloud,
     origin: &Origin,
+    numbering: &mut Numbering,
     operation: &str,
     batch: &mut Batch,
     piece: &[usize],
     ahead: Option<Ahead>,
 ) -> Outcome<Sent> {
     let link = &cloud.inner.link;
-    let mut ahead = ahead.filter(|ahead| ahead.serves(piece));
+    let mut ahead = ahead.filter(|ahead| ahead.serves(numbering, piece));
     loop {
-        let (size, exchange) = if let Some(ahead) = ahead.take() {
-            (ahead.size, Either::Left(ahead.finish(operation)))
+        let (size, hash, exchange) = if let Some(ahead) = ahead.take() {
+            (ahead.size, ahead.hash, Either::Left(ahead.finish(operation)))
         } else {
             let packed = Packed::of(cloud, batch, piece).await;
-            let request = packed.request(cloud, origin, None);
-            (packed.size, Either::Right(link.exchange(operation, request)))
+            let request = packed.request(cloud, origin, numbering, None);
+            (
+                packed.size,
+                packed.hash,
+                Either::Right(link.exchange(operation, request)),
+            )
         };
+        if !numbering.admits(hash) {
+            return Err(Failure::new_term(
+                operation,
+                "other changes went under this batch's number, and their answer never came",
+            ));
+        }
         abort::point("before a send");
         let sent = Instant::now();
         let answer = link.within(operation, size.bytes, exchange).await;
@@ -131,12 +150,19 @@ async fn send(
                 return read(operation, batch, piece, answer, |words| link.clean(words));
             }
             Answer::Refused { status: 415, .. } if size.squeezed => {
+                numbering.refused();
                 cloud.inner.compress.store(false, Ordering::Relaxed);
             }
             Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
                 return Err(Failure::capability(operation, "changes", status));
             }
-            Answer::Refused { status, words } => {
+            Answer::Refused {
+                status: 409,
+                words,
+                code: Some(code),
+            } if TURNS.contains(&code.as_str()) => return Err(out_of_turn(operation, &code, words)),
+            Answer::Refused { status, words, .. } => {
+                numbering.refused();
                 if status == 413 {
                     cloud.too_long(size.text);
                 }
@@ -146,8 +172,37 @@ async fn send(
     }
 }
 
+/// The codes of a cloud that does not take a batch under its number.
+const TURNS: [&str; 5] = [
+    "out-of-turn",
+    "different-batch",
+    "stale-term",
+    "unknown-term",
+    "stale-epoch",
+];
+
+fn out_of_turn(operation: &str, code: &str, words: String) -> Failure {
+    match code {
+        "unknown-term" => Error::new(Kind::Identity, operation, words)
+            .remedy(
+                "another machine sends to the cloud as this source: a copy of it, or this one before it was put back to an older \
+                 state. Stop the copy; if this is the site's database now, run `cloud-sync init --new-epoch`",
+            )
+            .into(),
+        "stale-epoch" => Error::new(Kind::Identity, operation, words)
+            .remedy("a newer outbox took this one's place: if this is the site's database now, run `cloud-sync init --new-epoch`")
+            .into(),
+        _ => Failure::new_term(operation, words),
+    }
+}
+
 /// Begins to send what is pending, where that is one request; none otherwise.
-pub(super) async fn begin(cloud: &Cloud, origin: &Origin, batch: &Batch) -> Option<Ahead> {
+pub(super) async fn begin(
+    cloud: &Cloud,
+    origin: &Origin,
+    numbering: &Numbering,
+    batch: &Batch,
+) -> Option<Ahead> {
     let pending = batch.pending();
     let bytes = |nth: usize| batch.changes()[nth].bytes();
     if split_by_bytes(&pending, cloud.request_bytes(), bytes).len() != 1 {
@@ -156,17 +211,26 @@ pub(super) async fn begin(cloud: &Cloud, origin: &Origin, batch: &Batch) -> Opti
     let packed = Packed::of(cloud, batch, &pending).await;
     cloud.inner.uplink.clear().await;
     let (turn, come) = oneshot::channel();
-    let request = packed.request(cloud, origin, Some(come));
+    let request = packed.request(cloud, origin, numbering, Some(come));
     let operation = cloud.operation(batch, &pending);
     let cloud = cloud.clone();
     let exchange = async move { cloud.inner.link.exchange(&operation, request).await };
-    Some(Ahead::begin(pending, packed.size, turn, exchange))
+    Some(Ahead::begin(
+        numbering,
+        pending,
+        packed.size,
+        packed.hash,
+        turn,
+        exchange,
+    ))
 }
 
 /// A request's body.
 struct Packed {
     body: Bytes,
     size: Size,
+    /// Of the text.
+    hash: blake3::Hash,
 }
 
 impl Packed {
@@ -174,6 +238,7 @@ impl Packed {
         let changes = places.iter().map(|&nth| &batch.changes()[nth]);
         let text = Bytes::from(encode(cloud.catalogue(), changes));
         let length = text.len();
+        let hash = blake3::hash(&text);
         let squeezed = if cloud.inner.compress.load(Ordering::Relaxed) {
             squeeze(text.clone()).await
         } else {
@@ -186,19 +251,32 @@ impl Packed {
             bytes: body.len(),
             squeezed: is_squeezed,
         };
-        Self { body, size }
+        Self { body, size, hash }
     }
 
     /// The request. The body's last byte waits for `turn`, where there is one.
-    fn request(&self, cloud: &Cloud, origin: &Origin, turn: Option<oneshot::Receiver<()>>) -> RequestBuilder {
+    fn request(
+        &self,
+        cloud: &Cloud,
+        origin: &Origin,
+        numbering: &Numbering,
+        turn: Option<oneshot::Receiver<()>>,
+    ) -> RequestBuilder {
         let mut request = cloud
             .inner
             .link
             .request(Method::POST, "changes")
-            .header("X-Source-Id", &origin.source_id)
-            .header("X-Epoch", origin.epoch.0)
+            .header(wire::SOURCE_ID, &origin.source_id)
+            .header(wire::SOURCE_DATABASE, &origin.database)
+            .header(wire::EPOCH, origin.epoch.0)
+            .header(wire::TERM, numbering.term)
+            .header(wire::TERM_NONCE, &numbering.nonce)
+            .header(wire::BATCH, numbering.next)
             .header(CONTENT_TYPE, "application/x-ndjson")
             .header(CONTENT_LENGTH, self.size.bytes);
+        if let Some(previous) = &numbering.previous_nonce {
+            request = request.header(wire::PREVIOUS_NONCE, previous);
+        }
         if self.size.squeezed {
             request = request.header(CONTENT_ENCODING, "zstd");
         }
@@ -277,7 +355,7 @@ struct Answered {
 #[derive(Deserialize)]
 struct Rejected {
     position: i64,
-    /// Counted from 1. Ours sends it, since backfilled rows all have position 0.
+    /// Counted from 1.
     #[serde(default)]
     line: Option<usize>,
     #[serde(default)]
@@ -389,6 +467,7 @@ mod tests {
             position: Position(position),
             entity: 0,
             op,
+            cause: crate::change::Cause::Gone,
             captured_at: 0,
             key: if op == Op::Truncate {
                 ""

@@ -18,6 +18,7 @@ pub struct Failure {
     status: Option<u16>,
     capability: Option<&'static str>,
     under_way: bool,
+    new_term: bool,
 }
 
 impl Failure {
@@ -44,6 +45,13 @@ impl Failure {
         );
         failure.status = Some(status);
         failure.capability = Some(capability);
+        failure
+    }
+
+    /// The cloud does not take the batch under its number: what is to be sent goes under a new term.
+    pub(crate) fn new_term(operation: &str, cause: impl Into<String>) -> Self {
+        let mut failure = Self::unreachable(operation, cause, "it is sent again under a new term");
+        failure.new_term = true;
         failure
     }
 
@@ -83,8 +91,13 @@ impl Failure {
         self.capability
     }
 
+    /// Whether what is to be sent must go under a new term.
+    pub fn needs_new_term(&self) -> bool {
+        self.new_term
+    }
+
     /// Whether the request had begun, and broke off or got no answer in time: a shorter one may get through.
-    pub(super) fn was_under_way(&self) -> bool {
+    pub fn was_under_way(&self) -> bool {
         self.under_way
     }
 
@@ -102,6 +115,7 @@ impl From<Error> for Failure {
             status: None,
             capability: None,
             under_way: false,
+            new_term: false,
         }
     }
 }

@@ -124,7 +124,7 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
     };
     let reply = match answer? {
         Answer::Accepted(reply) => reply,
-        Answer::Refused { status, words } => return Err(refused(&operation, status, &words)),
+        Answer::Refused { status, words, .. } => return Err(refused(&operation, status, &words)),
     };
     let answered: Answered = reply.json(&operation)?;
     answered.done.check(&operation)?;
@@ -176,7 +176,7 @@ pub(super) async fn find(link: &Link, directory: &str, hash: &blake3::Hash) -> O
         },
         Answer::Refused { status: 404, .. } => Ok(None),
         Answer::Refused { status: 405, .. } => Err(Failure::capability(&operation, "content-hash", 405)),
-        Answer::Refused { status, words } => Err(refused(&operation, status, &words)),
+        Answer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) enum Answer {
         status: u16,
         /// The server's words, cut and cleaned.
         words: String,
+        /// The server's own code for it.
+        code: Option<String>,
     },
 }
 
@@ -150,6 +152,10 @@ impl Link {
         })
     }
 
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -201,12 +207,16 @@ impl Link {
                 body,
             }));
         }
-        let (status, words) = self.refused(operation, response).await?;
-        Ok(Answer::Refused { status, words })
+        let (status, words, code) = self.refused(operation, response).await?;
+        Ok(Answer::Refused { status, words, code })
     }
 
-    /// The status and the words of a response that is not a 2xx, where it is about this very request.
-    pub(super) async fn refused(&self, operation: &str, response: Response) -> Outcome<(u16, String)> {
+    /// The status, the words and the server's own code of a response that is not a 2xx, where it is about this very request.
+    pub(super) async fn refused(
+        &self,
+        operation: &str,
+        response: Response,
+    ) -> Outcome<(u16, String, Option<String>)> {
         let status = response.status();
         let code = status.as_u16();
         match code {
@@ -253,7 +263,7 @@ impl Link {
                     Some(words) if !page && !looks_like_html(&body) => self.clean(&words),
                     _ => status.canonical_reason().unwrap_or("refused").to_owned(),
                 };
-                Ok((code, words))
+                Ok((code, words, own_code(&body)))
             }
             _ => Err(Failure::protocol(
                 operation,
@@ -357,6 +367,12 @@ fn looks_like_html(body: &[u8]) -> bool {
             .get(..mark.len())
             .is_some_and(|text| text.eq_ignore_ascii_case(mark.as_bytes()))
     })
+}
+
+/// The member `code` of a refusal's body.
+fn own_code(body: &[u8]) -> Option<String> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    Some(body.get("code")?.as_str()?.chars().take(40).collect())
 }
 
 /// What a refusal's body says: the message of a JSON object, else its text.

@@ -37,7 +37,7 @@ pub(super) async fn list(
         .map_err(|error| broken(operation, error))?;
     if !response.status().is_success() {
         let refused = tokio::time::timeout(limit, link.refused(operation, response));
-        let (status, words) = refused.await.map_err(late)??;
+        let (status, words, _) = refused.await.map_err(late)??;
         let cause = format!("the cloud answered {status}: {words}");
         return Err(Failure::new(Kind::CloudRefused, operation, cause).with_status(status));
     }

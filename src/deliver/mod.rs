@@ -22,6 +22,7 @@ mod rows;
 mod secure;
 mod timing;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,13 +37,14 @@ use url::Url;
 
 pub use ahead::Ahead;
 pub use failure::{Failure, Outcome};
-pub(crate) use fields::{pick, plain};
 pub use files::{Pace, UploadFile, Uploaded};
 
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Entity};
-use crate::change::{Epoch, Position};
+use crate::change::Epoch;
+use crate::checkpoint::Version;
 use crate::error::{Error, Kind, Result};
+use crate::fields::plain;
 use ahead::Uplink;
 use link::{Answer, Link};
 
@@ -122,13 +124,71 @@ impl Capabilities {
     }
 }
 
-/// Where changes come from: positions are ordered within one source and epoch.
+/// Where changes come from: versions are ordered within one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The source database's id.
     pub source_id: String,
-    /// Which outbox its positions belong to.
+    /// Which outbox it is.
     pub epoch: Epoch,
+    /// Which database of which server it is.
+    pub database: String,
+}
+
+/// Under which numbers batches go to a cloud that orders them: contiguous in a term.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Numbering {
+    /// The term.
+    pub term: i64,
+    /// Its random name.
+    pub nonce: String,
+    /// The nonce of the term that the cloud has, for the first batch.
+    pub previous_nonce: Option<String>,
+    /// The number of the next batch.
+    pub next: i64,
+    /// The number and the body's hash of what was sent last, whether or not it was answered.
+    sent: Option<(i64, blake3::Hash)>,
+}
+
+impl Numbering {
+    /// The numbers of a term, from 1. `previous_nonce` names the term that the cloud has.
+    pub fn new(term: i64, nonce: String, previous_nonce: Option<String>) -> Self {
+        Self {
+            term,
+            nonce,
+            previous_nonce,
+            next: 1,
+            sent: None,
+        }
+    }
+
+    /// Whether a body with this hash may go under the next number: another one that went under it may have been taken.
+    fn admits(&mut self, hash: blake3::Hash) -> bool {
+        let admits = self
+            .sent
+            .is_none_or(|(number, sent)| number != self.next || sent == hash);
+        if admits {
+            self.sent = Some((self.next, hash));
+        }
+        admits
+    }
+
+    /// The cloud has answered that it does not take what went under the next number: other changes may go under it.
+    fn refused(&mut self) {
+        self.sent = None;
+    }
+
+    /// As it will be when the next batch is taken.
+    pub fn after_next(&self) -> Self {
+        let mut after = self.clone();
+        after.accepted();
+        after
+    }
+
+    fn accepted(&mut self) {
+        self.next += 1;
+        self.previous_nonce = None;
+    }
 }
 
 /// What the cloud says about itself.
@@ -138,10 +198,16 @@ pub struct Hello {
     pub capabilities: Capabilities,
     /// The site that the key belongs to, where the server says so.
     pub site: Option<String>,
-    /// The highest position that it has accepted from our source, where it says so.
-    pub high_water: Option<(Epoch, Position)>,
-    /// Whether it says how far each source has come: then no high water means that it has nothing of ours.
-    pub tells_high_water: bool,
+    /// The server's own identity, where it says so.
+    pub receiver: Option<String>,
+    /// The last batch that it has taken from our source, where it says so.
+    pub version: Option<Version>,
+    /// The database that our source was when that batch came.
+    pub database: Option<String>,
+    /// The highest epoch of any source of the site.
+    pub highest_epoch: i64,
+    /// Whether it says how far each source has come: then no version means that it has nothing of ours.
+    pub tells_version: bool,
     /// When it last took something in, in its own words.
     pub last_sync: Option<String>,
 }
@@ -246,22 +312,30 @@ impl Cloud {
             .inner
             .forced
             .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(|name| &**name)).0);
-        let tells_high_water = capabilities.changes && status.sources.is_some();
-        let high_water = match status.sources {
-            Some(sources) if tells_high_water => high_water(sources, &origin.source_id).ok_or_else(|| {
+        let tells_version = capabilities.changes && status.sources.is_some();
+        let sources: BTreeMap<String, Source> = match status.sources {
+            Some(sources) if tells_version => serde_json::from_str(sources.get()).map_err(|_| {
                 Failure::protocol(
                     operation,
-                    "its list of sources does not say epoch and position",
+                    "its list of sources does not say epoch, term and batch",
                     "check the cloud's server",
                 )
             })?,
-            _ => None,
+            _ => BTreeMap::new(),
         };
+        let own = sources.get(&origin.source_id);
         Ok(Hello {
             capabilities,
             site: status.site.map(|site| link.clean(&site)),
-            high_water,
-            tells_high_water,
+            receiver: status.receiver.map(|receiver| link.clean(&receiver)),
+            version: own.map(|own| Version {
+                epoch: own.epoch,
+                term: own.term,
+                batch: own.batch,
+            }),
+            database: own.and_then(|own| own.database.clone()),
+            highest_epoch: sources.values().map(|source| source.epoch).max().unwrap_or(0),
+            tells_version,
             last_sync: status.last_sync.and_then(plain).map(|text| link.clean(&text)),
         })
     }
@@ -275,9 +349,11 @@ impl Cloud {
         &self,
         capabilities: Capabilities,
         origin: &Origin,
+        numbering: &mut Numbering,
         batch: &mut Batch,
     ) -> Outcome<()> {
-        self.deliver_begun(capabilities, origin, batch, None).await
+        self.deliver_begun(capabilities, origin, numbering, batch, None)
+            .await
     }
 
     /// The same for a batch that was sent ahead.
@@ -286,25 +362,27 @@ impl Cloud {
         &self,
         capabilities: Capabilities,
         origin: &Origin,
+        numbering: &mut Numbering,
         batch: &mut Batch,
         ahead: Option<Ahead>,
     ) -> Outcome<()> {
-        baseline::settle(self, capabilities, batch);
+        baseline::settle(capabilities, batch);
         if capabilities.changes {
-            changes::deliver(self, origin, batch, ahead).await
+            changes::deliver(self, origin, numbering, batch, ahead).await
         } else {
             baseline::deliver(self, capabilities, batch).await
         }
     }
 
     /// Sends a batch ahead whose turn has not come: all but the last byte of it, for [`Cloud::deliver_begun`] to end. Only
-    /// where `changes` is listed, and nothing where the batch does not go in one request.
-    pub async fn send_ahead(&self, origin: &Origin, batch: &Batch) -> Option<Ahead> {
-        changes::begin(self, origin, batch).await
+    /// where `changes` is listed, and nothing where the batch does not go in one request. `numbering` has the number that
+    /// the batch will have when its turn comes.
+    pub async fn send_ahead(&self, origin: &Origin, numbering: &Numbering, batch: &Batch) -> Option<Ahead> {
+        changes::begin(self, origin, numbering, batch).await
     }
 
     /// Tells the cloud an entity's columns: `PUT /schema/{path}`. Only where `schema` is listed.
-    pub async fn put_schema(&self, schema: &TableSchema) -> Outcome<()> {
+    pub async fn put_schema(&self, origin: &Origin, schema: &TableSchema) -> Outcome<()> {
         let operation = format!("tell the cloud the columns of {}", schema.entity);
         let body = serde_json::to_vec(schema)
             .map_err(|error| Error::new(Kind::Local, operation.as_str(), error.to_string()))?;
@@ -313,13 +391,22 @@ impl Cloud {
         let request = link
             .request(Method::PUT, &format!("schema/{}", schema.path))
             .header(CONTENT_TYPE, "application/json")
+            .header("X-Source-Id", &origin.source_id)
             .body(body);
         match link.call(&operation, request, bytes).await? {
             Answer::Accepted(reply) => reply.json::<Done>(&operation)?.check(&operation),
+            Answer::Refused { words, code, .. } if code.as_deref() == Some("other-source") => {
+                Err(Error::new(Kind::Identity, operation.as_str(), words)
+                    .remedy(
+                        "two databases must not share an entity's rows under one key: give the entity another name here, \
+                         or, if this database takes the other one's place, set source.source_id to the name of that source",
+                    )
+                    .into())
+            }
             Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
                 Err(Failure::capability(&operation, "schema", status))
             }
-            Answer::Refused { status, words } => Err(refused(&operation, status, &words)),
+            Answer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
         }
     }
 
@@ -349,6 +436,16 @@ impl Cloud {
     /// where `content-hash` is listed.
     pub async fn find_content(&self, directory: &str, hash: &blake3::Hash) -> Outcome<Option<String>> {
         files::find(&self.inner.link, directory, hash).await
+    }
+
+    /// The API's base URL.
+    pub fn url(&self) -> &str {
+        self.inner.link.base()
+    }
+
+    /// How long a request may take, beside the time that its body needs.
+    pub fn timeout(&self) -> Duration {
+        self.inner.link.timeout()
     }
 
     /// The catalogue whose entities it delivers.
@@ -440,6 +537,18 @@ struct Status<'a> {
     site: Option<String>,
     #[serde(default, borrow)]
     sources: Option<&'a RawValue>,
+    #[serde(default)]
+    receiver: Option<String>,
+}
+
+/// How far a source has come.
+#[derive(Deserialize)]
+struct Source {
+    epoch: i64,
+    term: i64,
+    batch: i64,
+    #[serde(default)]
+    database: Option<String>,
 }
 
 /// `{"success":true, …}`.
@@ -458,22 +567,6 @@ impl Done {
             "the cloud answered 200 and yet success: false",
             "the contract wants a 4xx for what is refused: look at the cloud's own logs",
         ))
-    }
-}
-
-/// None where the text is not a map of sources; a source that is not in it has no high water.
-fn high_water(sources: &RawValue, source_id: &str) -> Option<Option<(Epoch, Position)>> {
-    #[derive(Deserialize)]
-    struct HighWater {
-        epoch: Epoch,
-        position: Position,
-    }
-    match pick(sources.get(), &[source_id]).ok()?.first()? {
-        Some(one) => {
-            let one: HighWater = serde_json::from_str(one.get()).ok()?;
-            Some(Some((one.epoch, one.position)))
-        }
-        None => Some(None),
     }
 }
 

@@ -89,7 +89,7 @@ impl<'c> Sender<'c> {
             let key = segment(&batch.changes()[nth].key, &entity.key);
             let operation = &operation;
             async move {
-                match self.delete_one(operation, &entity.path, key).await {
+                match self.delete_one(operation, &entity.path, nth, key).await {
                     Ok(fate) => (vec![(nth, fate)], Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
                 }
@@ -136,7 +136,7 @@ impl<'c> Sender<'c> {
         let start = |_: &Batch, key: &str| {
             let (operation, key) = (&operation, Some(key.to_owned()));
             async move {
-                match self.delete_one(operation, &entity.path, key).await {
+                match self.delete_one(operation, &entity.path, nth, key).await {
                     Ok(Fate::Accepted) => (Vec::new(), Ok(())),
                     Ok(fate) => (vec![(nth, fate)], Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
@@ -178,6 +178,9 @@ impl<'c> Sender<'c> {
                 stopped.get_or_insert(failure);
             }
         }
+        for nth in self.gate.take_unanswered() {
+            batch.note_unanswered(nth);
+        }
         stopped.map_or(Ok(()), Err)
     }
 
@@ -190,12 +193,12 @@ impl<'c> Sender<'c> {
                 .header(CONTENT_TYPE, "application/json")
                 .body(row.clone())
         };
-        match self.attempt(operation, row.len(), request).await {
+        match self.attempt(operation, row.len(), &[nth], request).await {
             Ok(Answer::Accepted(reply)) => match reply.not_a_page(operation) {
                 Ok(()) => (vec![(nth, Fate::Accepted)], Ok(())),
                 Err(failure) => (Vec::new(), Err(failure)),
             },
-            Ok(Answer::Refused { status, words }) => (vec![(nth, refusal(status, &words))], Ok(())),
+            Ok(Answer::Refused { status, words, .. }) => (vec![(nth, refusal(status, &words))], Ok(())),
             Err(failure) => (Vec::new(), Err(failure)),
         }
     }
@@ -215,7 +218,8 @@ impl<'c> Sender<'c> {
                     .header(CONTENT_TYPE, "application/json")
                     .body(body.clone())
             };
-            let answer = self.attempt(operation, body.len(), request).await;
+            let all: Vec<usize> = piece.iter().map(|(nth, _)| *nth).collect();
+            let answer = self.attempt(operation, body.len(), &all, request).await;
             self.cloud.went(body.len(), &answer);
             let done = match answer {
                 Ok(Answer::Accepted(reply)) => {
@@ -230,7 +234,7 @@ impl<'c> Sender<'c> {
                 Ok(Answer::Refused { status, .. }) if matches!(status, 404 | 405) => {
                     Err(Failure::capability(operation, "bulk", status))
                 }
-                Ok(Answer::Refused { status, words }) => {
+                Ok(Answer::Refused { status, words, .. }) => {
                     if status == 413 {
                         self.cloud.too_long(body.len());
                     }
@@ -252,17 +256,23 @@ impl<'c> Sender<'c> {
         (fates, Ok(()))
     }
 
-    async fn delete_one(&self, operation: &str, path: &str, key: Option<String>) -> Outcome<Fate> {
+    async fn delete_one(
+        &self,
+        operation: &str,
+        path: &str,
+        nth: usize,
+        key: Option<String>,
+    ) -> Outcome<Fate> {
         let Some(key) = key else {
             return Ok(refusal(422, "its key has no form in a URL"));
         };
         let path = format!("{path}/{key}");
         let request = || self.cloud.inner.link.request(Method::DELETE, &path);
-        match self.attempt(operation, 0, request).await? {
+        match self.attempt(operation, 0, &[nth], request).await? {
             Answer::Accepted(reply) => reply.not_a_page(operation).map(|()| Fate::Accepted),
             Answer::Refused { status: 404, .. } => Ok(Fate::Accepted),
             Answer::Refused { status: 405, .. } => Ok(Fate::Unsupported),
-            Answer::Refused { status, words } => Ok(refusal(status, &words)),
+            Answer::Refused { status, words, .. } => Ok(refusal(status, &words)),
         }
     }
 
@@ -271,6 +281,7 @@ impl<'c> Sender<'c> {
         &self,
         operation: &str,
         bytes: usize,
+        changes: &[usize],
         request: impl Fn() -> RequestBuilder,
     ) -> Outcome<Answer> {
         let mut backoff = Backoff::within(Duration::from_millis(50), Duration::from_secs(1));
@@ -281,6 +292,9 @@ impl<'c> Sender<'c> {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            if failure.was_under_way() {
+                self.gate.unanswered(changes);
+            }
             let wait = backoff.next(failure.retry_after());
             if !failure.is_passing()
                 || backoff.failures() >= ATTEMPTS
@@ -302,12 +316,30 @@ impl<'c> Sender<'c> {
 struct Gate {
     closed: AtomicBool,
     not_before: Mutex<Option<Instant>>,
+    /// The changes whose requests got no answer.
+    unanswered: Mutex<Vec<usize>>,
 }
 
 impl Gate {
     /// Nothing is tried again from now on.
     fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
+    }
+
+    fn unanswered(&self, changes: &[usize]) {
+        self.unanswered
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .extend_from_slice(changes);
+    }
+
+    fn take_unanswered(&self) -> Vec<usize> {
+        std::mem::take(
+            &mut *self
+                .unanswered
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()),
+        )
     }
 
     fn is_closed(&self) -> bool {

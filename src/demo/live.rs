@@ -19,8 +19,9 @@ use crate::control::{Operator, StatusReport};
 use crate::error::{Error, Kind, Result};
 use crate::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
 use crate::reconcile::Unobserved;
-use crate::reconcile::backfill::{BackfillReport, Span};
+use crate::reconcile::backfill::Span;
 use crate::replicator::{self, Replicator};
+use crate::source::identity::Declared;
 use crate::source::install;
 
 const SITE: &str = "college";
@@ -167,7 +168,7 @@ impl Stand {
         install::init(
             self.settings.require_database_url()?,
             &self.settings.catalogue,
-            false,
+            Declared::Nothing,
         )
         .await?;
         say("capture is installed: every change from now on is in the outbox");
@@ -217,7 +218,7 @@ impl Stand {
             traffic_stop.cancel();
             joined("live traffic", living.await)?;
             say("the school stands still: waiting until the cloud equals it");
-            Some(self.proof(&replicator, &backfilled, &stop).await?)
+            Some(self.proof(&replicator, &stop).await?)
         } else {
             self.tell(&replicator, &stop, say).await;
             joined("live traffic", living.await)?;
@@ -245,12 +246,7 @@ impl Stand {
     }
 
     /// Waits until nothing waits, then compares both sides.
-    async fn proof(
-        &self,
-        replicator: &Arc<Replicator>,
-        backfilled: &BackfillReport,
-        stop: &CancellationToken,
-    ) -> Result<DemoReport> {
+    async fn proof(&self, replicator: &Arc<Replicator>, stop: &CancellationToken) -> Result<DemoReport> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let status = replicator.status().await?;
@@ -268,12 +264,7 @@ impl Stand {
                 )
                 .await?;
                 if equality.equal || tokio::time::Instant::now() > deadline {
-                    let pushed = backfilled
-                        .pushed
-                        .iter()
-                        .zip(status.entities.iter())
-                        .map(|((_, stood), (_, changed))| stood + changed)
-                        .collect();
+                    let pushed = status.entities.iter().map(|(_, &pushed)| pushed).collect();
                     return Ok(DemoReport { pushed, equality });
                 }
             }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::{Portion, Pulse};
 use crate::abort;
-use crate::deliver::{Ahead, Cloud, Origin};
+use crate::deliver::{Ahead, Cloud, Numbering, Origin};
 use crate::error::Result;
 
 /// The portions that come, and the request by which the next one went ahead.
@@ -55,13 +55,14 @@ impl Coming {
     ///
     /// What went ahead is given up when an attempt at the delivery has `failed`: the cloud may take one request after the
     /// other, and none that waits for its turn may stand before the next attempt.
-    pub(super) async fn look_ahead(&mut self, failed: &Notify) -> Infallible {
+    pub(super) async fn look_ahead(&mut self, numbering: Option<&Numbering>, failed: &Notify) -> Infallible {
         self.next = self.portions.next().await;
         if let Some(Ok(next)) = &self.next
+            && let Some(numbering) = numbering
             && self.pulse.capabilities().is_some_and(|cloud| cloud.changes)
         {
             let send_ahead = async {
-                self.ahead = self.cloud.send_ahead(&self.origin, &next.batch).await;
+                self.ahead = self.cloud.send_ahead(&self.origin, numbering, &next.batch).await;
                 abort::point("after a send ahead");
                 pending().await
             };

@@ -1,10 +1,12 @@
-//! Brings batches to the cloud: tells the schema first, tries again while the cloud is away, and settles what was refused.
+//! Brings batches to the cloud: begins a term, tells the schema first, tries again while the cloud is away, and settles what was
+//! refused.
 //!
 //! While a batch waits for its answer, the next one is sent ahead but for its last byte, which follows when the one before
 //! it is committed. So at most one batch is ever with the cloud that it could have accepted and the site does not know of.
 //!
 //! The cloud is greeted at the start, after each failure and once in a while, whether or not there is anything to send:
-//! so it shows at once that it is away, refuses the key, can do more or less than before, or has lost what it had.
+//! so it shows at once that it is away, refuses the key, can do more or less than before, is another one, or has less
+//! than it had accepted.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,34 +20,49 @@ use tokio_util::sync::CancellationToken;
 
 use super::coming::Coming;
 use super::reader::Shapes;
-use super::{
-    Accepted, Condition, Drain, Portion, Pulse, Side, cloud_is_ahead, cloud_is_behind, history_is_lost,
-    wire_schema,
-};
+use super::resume::Start;
+use super::{Accepted, Condition, Drain, Portion, Pulse, Side, wire_schema};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::Position;
-use crate::checkpoint::Checkpoint;
-use crate::deliver::{Ahead, Cloud, Failure, Hello, Origin, TableSchema};
+use crate::checkpoint::{Checkpoint, Version};
+use crate::deliver::{Ahead, Cloud, Failure, Hello, Numbering, Origin, TableSchema};
 use crate::error::{Class, Kind, Result};
 use crate::media;
 use crate::quarantine;
 use crate::quarantine::orphans::Orphans;
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
-use crate::source::recapture;
+use crate::source::identity::Stored;
+use crate::source::term::{self, Fence};
+use crate::source::touch;
 
 /// The middle stage.
 pub(super) struct Courier {
-    session: Arc<Session>,
-    catalogue: Arc<Catalogue>,
-    cloud: Cloud,
-    origin: Origin,
-    pulse: Arc<Pulse>,
+    pub(super) session: Arc<Session>,
+    pub(super) catalogue: Arc<Catalogue>,
+    pub(super) cloud: Cloud,
+    pub(super) origin: Origin,
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) fence: Fence,
+    /// The numbers of this drain's term; none before it has begun one.
+    pub(super) numbering: Option<Numbering>,
+    /// The last checkpoint whose batch is accepted.
+    pub(super) resume: Checkpoint,
+    /// The furthest batch that is known outside the database to have been accepted before this drain.
+    pub(super) accepted_before: Option<Version>,
+    /// A term's nonce that the database may have lost.
+    pub(super) known_nonce: (i64, String),
+    /// Whether the server was promoted or recovered to another timeline since.
+    pub(super) promoted: bool,
+    /// Whether the drain before this one ended in order.
+    pub(super) ended_before: bool,
+    pub(super) stored: Stored,
+    pub(super) shapes: Option<Arc<Shapes>>,
     hello: Option<Hello>,
     /// When the cloud is greeted next.
-    greet_at: Instant,
+    pub(super) greet_at: Instant,
     greet_every: Duration,
     /// The cloud asked for nothing before.
     asked: Option<Instant>,
@@ -54,37 +71,27 @@ pub(super) struct Courier {
     /// The foreign keys of these shapes.
     orphans: Option<(Arc<Shapes>, Orphans)>,
     /// What the cloud was told of each entity's columns.
-    told: Vec<Option<TableSchema>>,
-    last: Position,
-    /// The highest position that a cloud which orders by position has accepted.
-    accepted: Position,
-    /// The highest position that the cloud can have, where nobody remembers what was sent last and the database may
-    /// have gone back since.
-    limit: Option<Position>,
+    pub(super) told: Vec<Option<TableSchema>>,
     media_root: PathBuf,
 }
 
 impl Courier {
-    pub(super) fn new(
-        drain: &Drain,
-        session: Arc<Session>,
-        origin: Origin,
-        start: &Checkpoint,
-        last: Position,
-        limit: Option<Position>,
-    ) -> Self {
-        if start.lossy {
-            drain.pulse.lose(
-                None,
-                "the cloud has less than it had accepted, and no sync has repaired that yet".to_owned(),
-            );
-        }
+    pub(super) fn new(drain: &Drain, session: Arc<Session>, origin: Origin, start: Start) -> Self {
         Self {
             session,
             catalogue: drain.catalogue.clone(),
             cloud: drain.cloud.clone(),
             origin,
             pulse: drain.pulse.clone(),
+            fence: start.fence,
+            numbering: None,
+            resume: start.checkpoint,
+            accepted_before: start.accepted,
+            known_nonce: start.nonce,
+            promoted: start.promoted,
+            ended_before: start.ended,
+            stored: start.stored,
+            shapes: None,
             hello: None,
             greet_at: Instant::now(),
             greet_every: drain.greet_every,
@@ -93,18 +100,28 @@ impl Courier {
             repeats: Repeats::new("delivery"),
             orphans: None,
             told: vec![None; drain.catalogue.entities().len()],
-            last,
-            accepted: start.accepted,
-            limit,
             media_root: drain.media_root.clone(),
         }
     }
 
     /// Delivers the portion, or says what stopped it.
     pub(super) async fn deliver_once(&mut self, portion: &mut Portion) -> Result<()> {
-        self.sends(portion);
-        self.attempt(&mut portion.batch, &portion.shapes, None).await?;
+        self.shapes = Some(portion.shapes.clone());
+        let mut attempt = self.attempt(&mut portion.batch, &portion.shapes, None).await;
+        if attempt.as_ref().is_err_and(Failure::needs_new_term) {
+            self.numbering = None;
+            attempt = self.attempt(&mut portion.batch, &portion.shapes, None).await;
+        }
+        attempt?;
         self.settle(portion).await
+    }
+
+    /// Notes that this drain has ended in order.
+    pub(super) async fn end(&self) {
+        if self.numbering.is_some() {
+            // Where it cannot be said, the next drain is as careful as after a crash.
+            let _ = term::end(self.session.client(), &self.fence).await;
+        }
     }
 
     /// Delivers what arrives until there is no more; on `shutdown` the batch at hand is given up unless it is accepted.
@@ -121,7 +138,7 @@ impl Courier {
             self.origin.clone(),
             self.pulse.clone(),
         );
-        let mut before = 0;
+        let mut before = (0, 0);
         loop {
             let next = tokio::select! {
                 biased;
@@ -132,23 +149,25 @@ impl Courier {
                 }
             };
             let Some((mut portion, ahead)) = next.transpose()? else {
+                self.end().await;
                 return Ok(());
             };
             // Two batches that are accepted and not committed would both be sent again after a crash.
             self.pulse.committed(before).await;
-            before = portion.after.serial;
-            self.sends(&portion);
+            self.shapes = Some(portion.shapes.clone());
             let failed = Notify::new();
+            let following = self.numbering.as_ref().map(Numbering::after_next);
             let delivered = tokio::select! {
                 biased;
                 delivered = self.persist(&mut portion, ahead, &failed, shutdown) => delivered?,
-                never = coming.look_ahead(&failed) => match never {},
+                never = coming.look_ahead(following.as_ref(), &failed) => match never {},
             };
             if !delivered {
                 return Ok(());
             }
             abort::point("after the delivery");
             self.settle(&mut portion).await?;
+            before = portion.after.place();
             abort::point("before the hand-over");
             if accepted.send(portion.accepted()).await.is_err() {
                 return Ok(());
@@ -177,6 +196,15 @@ impl Courier {
                 () = after(shutdown, Duration::from_secs(5)) => return Ok(false),
             };
             let done = attempt.is_ok();
+            if attempt.as_ref().is_err_and(Failure::needs_new_term) {
+                // It goes again at once, under a new term.
+                self.numbering = None;
+                self.hello = None;
+                failed.notify_one();
+                self.pulse.metrics.cloud_error(Kind::CloudProtocol);
+                tokio::time::sleep(self.backoff.next(None)).await;
+                continue;
+            }
             if portion.batch.count(&Fate::Pending) < pending {
                 // Part of it got through: the cloud is there, and a link that drops often still carries something.
                 self.backoff.reset();
@@ -240,19 +268,13 @@ impl Courier {
         self.greet().await.map(|_| ())
     }
 
-    /// From now on the cloud may accept the portion, and nothing beyond it.
-    fn sends(&mut self, portion: &Portion) {
-        self.last = self.last.max(portion.batch.last_position().unwrap_or_default());
-        self.pulse.sends(&portion.after);
-    }
-
     async fn attempt(
         &mut self,
         batch: &mut Batch,
         shapes: &Shapes,
         mut ahead: Option<Ahead>,
     ) -> std::result::Result<(), Failure> {
-        if batch.is_empty() {
+        if batch.pending().is_empty() && !batch.has_untold() {
             return Ok(());
         }
         let hello = match self.hello.clone() {
@@ -263,6 +285,10 @@ impl Courier {
                 self.greet().await?
             }
         };
+        if self.numbering.is_none() {
+            ahead = None;
+            self.begin_term(&hello).await?;
+        }
         // Left by an attempt that was given up.
         batch.revive_untold();
         let tells = hello.capabilities.schema;
@@ -271,9 +297,14 @@ impl Courier {
             ahead = ahead.filter(|_| untold.is_empty());
             self.tell(untold).await?;
         }
-        self.cloud
-            .deliver_begun(hello.capabilities, &self.origin, batch, ahead)
-            .await?;
+        if !hello.capabilities.changes {
+            self.settle_conditions(batch, shapes).await?;
+        }
+        let delivered = self.deliver(&hello, batch, ahead).await;
+        if !hello.capabilities.changes {
+            self.note_unanswered(batch).await?;
+        }
+        delivered?;
         if tells && batch.has_untold() {
             tracing::warn!("the cloud has forgotten columns that it was told: it is told again");
             for nth in batch.revive_untold() {
@@ -281,56 +312,55 @@ impl Courier {
             }
             self.tell(self.untold(batch, shapes)).await?;
             // What it does not know now it never will.
-            self.cloud
-                .deliver(hello.capabilities, &self.origin, batch)
-                .await?;
+            self.deliver(&hello, batch, None).await?;
             batch.forget_untold();
-        }
-        if hello.capabilities.changes {
-            let accepted = batch.changes().iter().enumerate();
-            let accepted = accepted.filter(|(nth, _)| *batch.fate(*nth) == Fate::Accepted);
-            let highest = accepted.map(|(_, change)| change.position).max();
-            self.accepted = self.accepted.max(highest.unwrap_or_default());
         }
         Ok(())
     }
 
+    async fn deliver(
+        &mut self,
+        hello: &Hello,
+        batch: &mut Batch,
+        ahead: Option<Ahead>,
+    ) -> std::result::Result<(), Failure> {
+        let Some(numbering) = &mut self.numbering else {
+            return Err(Failure::new_term(
+                "push changes to the cloud",
+                "no term has begun",
+            ));
+        };
+        let delivered = self
+            .cloud
+            .deliver_begun(hello.capabilities, &self.origin, numbering, batch, ahead)
+            .await;
+        if hello.capabilities.changes && numbering.next > 1 {
+            self.resume.accepted = Some(Version {
+                epoch: self.origin.epoch.0,
+                term: numbering.term,
+                batch: numbering.next - 1,
+            });
+        }
+        delivered
+    }
+
     async fn greet(&mut self) -> std::result::Result<Hello, Failure> {
         let hello = self.cloud.hello(&self.origin).await?;
-        if let Some((epoch, position)) = hello.high_water
-            && (epoch > self.origin.epoch || (epoch == self.origin.epoch && position > self.last))
-        {
-            return Err(cloud_is_ahead(position, self.last).into());
-        }
-        let expected = (self.accepted > Position(0)).then_some((self.origin.epoch, self.accepted));
-        if hello.tells_high_water && hello.high_water < expected {
-            let found = hello
-                .high_water
-                .and_then(|(epoch, position)| (epoch == self.origin.epoch).then_some(position));
-            let reason = cloud_is_behind(self.accepted, found);
-            if self.pulse.lose(hello.high_water, reason.clone()) {
-                tracing::error!("{reason}");
-                self.told.fill(None);
-            }
-        }
-        if let Some(limit) = self.limit
-            && hello
-                .high_water
-                .map_or(!hello.capabilities.changes, |(epoch, position)| {
-                    epoch == self.origin.epoch && position > limit
-                })
-        {
-            return Err(history_is_lost("nothing tells whether it has all that was sent").into());
-        }
-        self.limit = None;
         self.pulse.greeted(Some(hello.capabilities));
         // Another server may answer now, or the same one with an older state.
         let known = |before: &Hello| before.capabilities == hello.capabilities && before.site == hello.site;
         if !self.hello.as_ref().is_some_and(known) {
             self.told.fill(None);
         }
+        if self.has_changed(&hello) {
+            self.told.fill(None);
+            self.begin_term(&hello).await?;
+        }
         self.greet_at = Instant::now() + self.greet_every;
         self.hello = Some(hello.clone());
+        if !hello.capabilities.changes {
+            self.touch_unanswered().await?;
+        }
         Ok(hello)
     }
 
@@ -357,30 +387,19 @@ impl Courier {
 
     async fn tell(&mut self, untold: Vec<(usize, TableSchema)>) -> std::result::Result<(), Failure> {
         for (place, schema) in untold {
-            self.cloud.put_schema(&schema).await?;
+            self.cloud.put_schema(&self.origin, &schema).await?;
             self.told[place] = Some(schema);
         }
         Ok(())
     }
 
-    /// Notes the files that the batch's rows name. A row whose file was uploaded meanwhile is captured anew.
+    /// Notes the files that the batch's rows name. A row whose file was uploaded meanwhile is touched again.
     async fn note_files(&self, batch: &Batch, shapes: &Shapes) -> Result<()> {
         let client = self.session.client();
         let found = media::note_references(client, &self.media_root, &self.catalogue, batch).await?;
         for (place, key) in found.outdated {
             let entity = &self.catalogue.entities()[place];
-            if !shapes.tables[place].fits(entity) {
-                // Its rows cannot be found now: the sync that follows the remedy finds them.
-                continue;
-            }
-            recapture::rows(
-                client,
-                entity,
-                &shapes.tables[place],
-                shapes.numbers[place],
-                &[key],
-            )
-            .await?;
+            touch::keys(client, entity, shapes.numbers[place], &[key]).await?;
         }
         if found.wanted {
             self.pulse.files_wanted.notify_one();
@@ -388,16 +407,34 @@ impl Courier {
         Ok(())
     }
 
-    /// Writes down what was refused, captures anew what had waited for these rows, and counts the rest.
+    /// Writes down what was refused, touches again what had waited for these rows, and counts the rest.
     async fn settle(&mut self, portion: &mut Portion) -> Result<()> {
         let (batch, shapes) = (&portion.batch, &portion.shapes);
-        let occupied = quarantine::settle(self.session.client(), &self.catalogue, batch).await?;
-        if !occupied.is_empty() {
-            self.adopt(batch, shapes, &occupied).await?;
+        let client = self.session.client();
+        let baseline = self
+            .hello
+            .as_ref()
+            .is_some_and(|hello| !hello.capabilities.changes);
+        let settled = quarantine::settle(client, self.fence.term(), &self.catalogue, batch, baseline).await?;
+        if !settled.occupied.is_empty() {
+            self.adopt(batch, shapes, &settled.occupied).await?;
+        }
+        // A row that was refused once may have come before what it needs: it counts when it is refused behind the rest.
+        for (place, key) in settled.again {
+            let entity = &self.catalogue.entities()[place];
+            touch::keys(self.session.client(), entity, shapes.numbers[place], &[key]).await?;
+        }
+        if baseline {
+            self.forget_deleted(batch, shapes).await?;
         }
         self.note_files(batch, shapes).await?;
-        portion.after.accepted = self.accepted;
-        portion.after.lossy = self.pulse.loss().is_some();
+        self.pulse.delivered(batch);
+        let after = &mut portion.after;
+        after.identity = self.resume.identity.clone();
+        (after.term, after.nonce) = (self.resume.term, self.resume.nonce.clone());
+        after.accepted = self.resume.accepted;
+        after.mirrored = self.resume.mirrored;
+        self.resume = after.clone();
         let metrics = &self.pulse.metrics;
         metrics.batches.inc();
         metrics.bytes_sent.inc_by(batch.bytes() as u64);
@@ -426,6 +463,15 @@ impl Courier {
         }
         // The cloud's own words may hold values of rows: they stay in the quarantine.
         for ((entity, code), (first, changes)) in refused {
+            if code == 0 {
+                tracing::warn!(
+                    entity = self.catalogue.entities()[entity].name,
+                    changes,
+                    first = first.0,
+                    "rows cannot be read: they are in quarantine; see `cloud-sync quarantine list`"
+                );
+                continue;
+            }
             tracing::warn!(
                 entity = self.catalogue.entities()[entity].name,
                 code,
@@ -437,7 +483,7 @@ impl Courier {
         Ok(())
     }
 
-    /// Captures the rows in quarantine anew whose parents the cloud has just accepted.
+    /// Touches the rows in quarantine again whose parents the cloud has just accepted.
     async fn adopt(&mut self, batch: &Batch, shapes: &Arc<Shapes>, occupied: &[usize]) -> Result<()> {
         let client = self.session.client();
         let orphans = match &mut self.orphans {
@@ -448,14 +494,7 @@ impl Courier {
             }
         };
         orphans
-            .adopt(
-                client,
-                &self.catalogue,
-                &shapes.tables,
-                &shapes.numbers,
-                batch,
-                occupied,
-            )
+            .adopt(client, &self.catalogue, &shapes.numbers, batch, occupied)
             .await?;
         Ok(())
     }

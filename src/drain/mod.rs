@@ -1,16 +1,17 @@
 //! Drains the outbox: reads a batch, delivers it, commits the checkpoint, trims; over and over.
 //!
-//! Invariants: changes leave in the order of windows, and of positions within a window; a checkpoint is committed only
+//! Invariants: batches leave in the order in which they were read; nothing leaves that is not on the source's disk; a checkpoint is committed only
 //! when all before it is accepted, kept by decision, or in quarantine; what is trimmed is below the checkpoint's mirror.
 //!
-//! Flow: [`reader`] reads batches, [`packer`] makes them ready, [`courier`] delivers them, [`committer`] commits. Each
-//! works on a batch of its own, and few wait between them, so that memory is bounded. The cloud can accept a batch only
-//! after the one before it is committed: at most one accepted batch is sent again after a crash. [`Drain::drain_once`]
-//! is one step of all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
+//! Flow: [`reader`] reads batches, [`packer`] makes them ready, [`courier`] delivers them, [`committer`] commits; [`trimmer`] gives
+//! space back. Each works on a batch of its own, and few wait between them, so that memory is bounded. The cloud can accept a
+//! batch only after the one before it is committed: at most one accepted batch is sent again after a crash.
+//! [`Drain::drain_once`] is one step of all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
 //!
 //! Failure: while the cloud is away the courier keeps its batch and tries again; whatever else fails ends the round, and
 //! the next round derives its position again from the durable checkpoint.
 
+mod baseline;
 mod coming;
 mod committer;
 mod courier;
@@ -19,6 +20,8 @@ mod pulse;
 mod reader;
 mod resume;
 mod schema;
+mod terms;
+mod trimmer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +32,6 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::Catalogue;
-use crate::change::Position;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::deliver::{Cloud, Origin};
 use crate::error::{Class, Error, Kind, Result};
@@ -41,10 +43,11 @@ use crate::source::identity;
 use committer::Committer;
 use courier::Courier;
 use packer::Packer;
-pub use pulse::{Condition, Pulse, Side};
+pub use pulse::{Condition, Pulse, Recording, Side};
 use reader::Reader;
-use resume::{history_is_lost, same_run};
+use resume::same_server;
 pub use schema::wire_schema;
+use trimmer::Trimmer;
 
 /// The bounds of a batch.
 #[derive(Debug, Clone, Copy)]
@@ -95,8 +98,8 @@ struct Portion {
     batch: crate::batch::Batch,
     /// The checkpoint once the batch is accepted.
     after: Checkpoint,
-    /// All of the batch lies before this place of the server's log.
-    wal: PgLsn,
+    /// The batch may be sent when the server's log is on its disk up to here; none where it is.
+    wal: Option<PgLsn>,
     /// The tables as they were when the batch was read.
     shapes: Arc<reader::Shapes>,
     stopwatch: Stopwatch,
@@ -106,7 +109,6 @@ impl Portion {
     fn accepted(self) -> Accepted {
         Accepted {
             checkpoint: self.after,
-            wal: self.wal,
             stopwatch: self.stopwatch.pushed(self.batch.answered()),
         }
     }
@@ -115,7 +117,6 @@ impl Portion {
 /// What the cloud has accepted, to be committed.
 struct Accepted {
     checkpoint: Checkpoint,
-    wal: PgLsn,
     stopwatch: Stopwatch,
 }
 
@@ -125,6 +126,7 @@ pub struct Stages {
     packer: Packer,
     courier: Courier,
     committer: Committer,
+    trimmer: Trimmer,
 }
 
 impl Drain {
@@ -134,42 +136,52 @@ impl Drain {
     /// The source's; an identity error where the checkpoint belongs to another outbox.
     pub async fn open(&self) -> Result<Stages> {
         // Side by side: a connection takes the server longer than most of what is asked on it.
-        let (session, delivery, checkpoint) = futures::try_join!(
+        let (session, delivery, checkpoint, space) = futures::try_join!(
             Session::open(&self.database_url, "drain"),
             Session::open(&self.database_url, "delivery"),
             Session::open(&self.database_url, "checkpoint"),
+            Session::open(&self.database_url, "space"),
         )?;
-        let identity = identity::read(session.client(), self.source_id.as_deref()).await?;
         identity::check_sequence(session.client()).await?;
-        let run = identity::run(session.client()).await?;
-        let (start, limit) = self.start(&session, &identity, &run).await?;
-        self.pulse.accepted(start.clone());
+        let start = self.start(&session).await?;
+        self.pulse.accepted(start.checkpoint.clone());
+        if let Some(mirror) = &start.mirror {
+            self.pulse.mirrored(mirror.clone());
+        }
+        let identity = &start.checkpoint.identity;
         let origin = Origin {
             source_id: identity.source_id.clone(),
             epoch: identity.epoch,
+            database: identity.database(),
         };
         // The highest value of the sequence that the checkpoint has seen.
-        let expected = start
-            .window
-            .as_ref()
-            .map_or(start.floor, |window| window.next_floor);
-        let begun = start.clone();
-        let reader = Reader::open(session, self.catalogue.clone(), self.limits, start).await?;
-        if reader.last_position() < expected {
-            return Err(outbox_is_behind(expected, reader.last_position()));
+        let window = start.checkpoint.window.as_ref();
+        let expected = window.map_or(start.checkpoint.floor, |window| window.next_floor);
+        let reader = Reader::open(
+            session,
+            self.catalogue.clone(),
+            self.limits,
+            start.checkpoint.clone(),
+            start.fence.clone(),
+        )
+        .await?;
+        if reader.last_position().await? < expected {
+            return Err(outbox_is_behind(expected, reader.last_position().await?));
         }
-        for session in [&delivery, &checkpoint] {
-            same_run(session.client(), &run).await?;
+        for session in [&delivery, &checkpoint, &space] {
+            same_server(session.client(), &start.checkpoint).await?;
         }
         let delivery = Arc::new(delivery);
         let packer = Packer::new(self, delivery.clone());
-        let courier = Courier::new(self, delivery, origin, &begun, reader.last_position(), limit);
-        let committer = Committer::new(self, checkpoint);
+        let committer = Committer::new(self, checkpoint, &start.checkpoint, start.fence.clone());
+        let trimmer = Trimmer::new(space, self.pulse.clone(), start.fence.clone());
+        let courier = Courier::new(self, delivery, origin, start);
         Ok(Stages {
             reader,
             packer,
             courier,
             committer,
+            trimmer,
         })
     }
 
@@ -226,6 +238,7 @@ impl Drain {
     pub async fn drain_all(&self) -> Result<()> {
         let mut stages = self.open().await?;
         while stages.step().await? == Step::Delivered {}
+        stages.courier.end().await;
         Ok(())
     }
 }
@@ -242,7 +255,8 @@ impl Stages {
         self.packer.pack(&mut portion).await?;
         self.courier.deliver_once(&mut portion).await?;
         self.committer.commit(portion.accepted()).await?;
-        self.committer.mirror_and_trim().await?;
+        self.committer.mirror().await?;
+        self.trimmer.trim_once().await?;
         Ok(Step::Delivered)
     }
 
@@ -256,21 +270,28 @@ impl Stages {
             packer,
             courier,
             committer,
+            trimmer,
         } = self;
         let (batches, read) = tokio::sync::mpsc::channel(1);
         let (accepted, delivered) = tokio::sync::mpsc::channel(1);
+        let ended = CancellationToken::new();
         // A stage that ends drops its channel, and the next one ends after it has taken what is left.
         futures::try_join!(
             reader.run(batches, shutdown),
             courier.run(packer.packed(read), accepted, shutdown),
-            committer.run(delivered),
+            async {
+                let committed = committer.run(delivered).await;
+                ended.cancel();
+                committed
+            },
+            trimmer.run(&ended),
         )?;
         Ok(())
     }
 }
 
 /// The error of an outbox that has not come as far as its own checkpoint: changes below it would never be read.
-fn outbox_is_behind(expected: Position, last: Position) -> Error {
+fn outbox_is_behind(expected: crate::change::Position, last: crate::change::Position) -> Error {
     Error::new(
         Kind::Identity,
         "resume from the checkpoint",
@@ -279,32 +300,5 @@ fn outbox_is_behind(expected: Position, last: Position) -> Error {
              database was restored"
         ),
     )
-    .remedy(
-        "run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again",
-    )
-}
-
-/// What is said of a cloud that has less of this outbox than it had accepted.
-fn cloud_is_behind(expected: Position, found: Option<Position>) -> String {
-    let found = found.map_or("has nothing of this source".to_owned(), |found| {
-        format!("knows it only up to {found}")
-    });
-    format!(
-        "the cloud has accepted position {expected} from this source, and now {found}: an older state of it was \
-         restored, or it is another one; the replicator syncs to repair its rows; if its files were lost too, run \
-         `cloud-sync sync --force`"
-    )
-}
-
-/// The error of a cloud that has seen more of this outbox than the outbox has.
-fn cloud_is_ahead(position: Position, last: Position) -> Error {
-    Error::new(
-        Kind::Identity,
-        "deliver to the cloud",
-        format!(
-            "the cloud has accepted position {position} from this source, and the outbox has only come to {last}: \
-             it is not the outbox that the cloud knows"
-        ),
-    )
-    .remedy("if the outbox was made anew or the database restored, run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again")
+    .remedy("run `cloud-sync init --new-epoch` and start the replicator again")
 }

@@ -1,4 +1,5 @@
-//! Makes what was read ready to be sent: marks what the cloud keeps, collapses, and adds the files' URLs.
+//! Makes what was read ready to be sent: waits until it is on the source's disk, marks what the cloud keeps, and adds the files'
+//! URLs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,10 +10,11 @@ use tokio::sync::mpsc;
 use super::{Drain, Portion};
 use crate::batch::Fate;
 use crate::catalogue::{Catalogue, Deletes};
-use crate::change::Op;
+use crate::change::{Cause, Op};
 use crate::error::Result;
 use crate::media;
 use crate::source::connect::Session;
+use crate::source::outbox;
 
 /// The second stage.
 pub(super) struct Packer {
@@ -30,17 +32,20 @@ impl Packer {
         }
     }
 
-    /// Makes the portion ready.
+    /// Makes the portion ready. What it shows is on the source's disk then: nothing else may be sent.
     pub(super) async fn pack(&self, portion: &mut Portion) -> Result<()> {
+        if let Some(wal) = portion.wal {
+            outbox::flush(self.session.client(), wal).await?;
+        }
         let batch = &mut portion.batch;
         for nth in 0..batch.len() {
             let change = &batch.changes()[nth];
             let keeps = self.catalogue.entities()[change.entity].deletes() == Deletes::Keep;
-            if change.op != Op::Upsert && keeps {
+            // What was purged here stays in the cloud. What has another key now, or no longer belongs to the entity, does not.
+            if change.op != Op::Upsert && keeps && change.cause == Cause::Gone {
                 batch.set_fate(nth, Fate::Kept);
             }
         }
-        batch.collapse();
         media::attach_urls(self.session.client(), &self.media_root, &self.catalogue, batch).await
     }
 

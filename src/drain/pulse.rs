@@ -1,12 +1,12 @@
 //! How the drain is doing, for whoever wants to see: status, health, metrics, a waiting sync.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
-use crate::change::{Epoch, Position};
+use crate::batch::{Batch, Fate};
+use crate::change::Op;
 use crate::checkpoint::Checkpoint;
 use crate::deliver::Capabilities;
 use crate::metrics::Metrics;
@@ -46,19 +46,26 @@ pub enum Condition {
     },
 }
 
-/// That the cloud has less than it had accepted, and whether that was seen to.
-#[derive(Debug, Default)]
-struct Loss {
-    /// In words, until a sync has repaired it.
-    reason: Option<String>,
-    /// How far the cloud had come when it was noticed.
-    at: HighWater,
-    /// The same, of the last loss that was repaired.
-    repaired: Option<HighWater>,
+/// Keys of accepted rows, each with its entity's place in the catalogue.
+type Delivered = Vec<(usize, String)>;
+
+/// Collects the keys of the rows that the cloud accepts, from when it is made until it is dropped.
+#[derive(Debug)]
+pub struct Recording {
+    delivered: Arc<Mutex<Delivered>>,
 }
 
-/// How far a cloud has come with our source; none where it has nothing of it.
-type HighWater = Option<(Epoch, Position)>;
+impl Recording {
+    /// What was collected since the last call.
+    pub fn take(&self) -> Delivered {
+        std::mem::take(
+            &mut *self
+                .delivered
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        )
+    }
+}
 
 /// The drain's state as others see it.
 #[derive(Debug)]
@@ -67,11 +74,11 @@ pub struct Pulse {
     pub metrics: Arc<Metrics>,
     condition: watch::Sender<Condition>,
     accepted: watch::Sender<Option<Checkpoint>>,
-    sent: Mutex<Option<Checkpoint>>,
+    mirrored: watch::Sender<Option<Checkpoint>>,
+    recordings: Mutex<Vec<Weak<Mutex<Delivered>>>>,
     cloud: Mutex<Option<Capabilities>>,
     progressed: Mutex<Instant>,
     kick: Notify,
-    loss: watch::Sender<Loss>,
     /// Told when a row names a file that is not uploaded.
     pub files_wanted: Arc<Notify>,
 }
@@ -83,11 +90,11 @@ impl Pulse {
             metrics,
             condition: watch::Sender::new(Condition::Starting),
             accepted: watch::Sender::new(None),
-            sent: Mutex::new(None),
+            mirrored: watch::Sender::new(None),
+            recordings: Mutex::default(),
             cloud: Mutex::new(None),
             progressed: Mutex::new(Instant::now()),
             kick: Notify::new(),
-            loss: watch::Sender::default(),
             files_wanted: Arc::new(Notify::new()),
         }
     }
@@ -118,38 +125,36 @@ impl Pulse {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Why the cloud has less than it had accepted, until a sync has repaired that.
-    pub fn loss(&self) -> Option<String> {
-        self.loss.borrow().reason.clone()
+    /// Collects the keys of the rows that the cloud accepts from now on.
+    pub fn record(&self) -> Recording {
+        let delivered = Arc::new(Mutex::default());
+        self.recordings
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(Arc::downgrade(&delivered));
+        Recording { delivered }
     }
 
-    /// Waits until the cloud is found to have less than it had accepted.
-    pub async fn lost(&self) {
-        let mut loss = self.loss.subscribe();
-        // The sender lives as long as this does.
-        let _ = loss.wait_for(|loss| loss.reason.is_some()).await;
-    }
-
-    /// Notes that the cloud has come no further than `at`, and had; unless that very loss is repaired. Answers whether it is
-    /// news.
-    pub(super) fn lose(&self, at: HighWater, reason: String) -> bool {
-        self.loss.send_if_modified(|loss| {
-            let news = loss.reason.is_none() && loss.repaired != Some(at);
-            if news {
-                (loss.reason, loss.at) = (Some(reason), at);
-            }
-            news
-        })
-    }
-
-    /// A sync that began when the loss was `reason` has compared everything, and repaired it.
-    pub fn repaired(&self, reason: &str) {
-        self.loss.send_if_modified(|loss| {
-            let same = loss.reason.as_deref() == Some(reason);
-            if same {
-                (loss.reason, loss.repaired) = (None, Some(loss.at));
-            }
-            same
+    /// Tells who collects it what of the batch was accepted.
+    pub(super) fn delivered(&self, batch: &Batch) {
+        let mut recordings = self
+            .recordings
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        recordings.retain(|recording| {
+            let Some(delivered) = recording.upgrade() else {
+                return false;
+            };
+            let accepted = (0..batch.len()).filter(|&nth| *batch.fate(nth) == Fate::Accepted);
+            let keys = accepted
+                .map(|nth| &batch.changes()[nth])
+                .filter(|change| change.op != Op::Truncate)
+                .map(|change| (change.entity, change.key.to_string()));
+            delivered
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .extend(keys);
+            true
         });
     }
 
@@ -218,28 +223,31 @@ impl Pulse {
         self.accepted.send_replace(Some(checkpoint));
     }
 
-    /// Notes the checkpoint that a batch will be once it is accepted. From now on the cloud may have it.
-    pub(super) fn sends(&self, checkpoint: &Checkpoint) {
-        *self
-            .sent
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(checkpoint.clone());
+    /// Notes the checkpoint that is in the mirror now.
+    pub(super) fn mirrored(&self, checkpoint: Checkpoint) {
+        self.mirrored.send_replace(Some(checkpoint));
     }
 
-    /// The checkpoint of the batch that this process sent last, accepted or not.
-    pub(super) fn sent(&self) -> Option<Checkpoint> {
-        self.sent
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+    /// The checkpoint that is known to be in the mirror.
+    pub(super) fn last_mirrored(&self) -> Option<Checkpoint> {
+        self.mirrored.borrow().clone()
     }
 
-    /// Waits until the checkpoint of this serial, or a later one, is committed.
-    pub(super) async fn committed(&self, serial: u64) {
+    /// Waits until a checkpoint after this place is in the mirror.
+    pub(super) async fn mirror_after(&self, place: (i64, u64)) {
+        let mut mirrored = self.mirrored.subscribe();
+        // The sender lives as long as this does.
+        let _ = mirrored
+            .wait_for(|checkpoint| checkpoint.as_ref().is_some_and(|kept| kept.place() > place))
+            .await;
+    }
+
+    /// Waits until the checkpoint at this place, or a later one, is committed.
+    pub(super) async fn committed(&self, place: (i64, u64)) {
         let mut accepted = self.accepted.subscribe();
         // The sender lives as long as this does.
         let _ = accepted
-            .wait_for(|checkpoint| checkpoint.as_ref().is_some_and(|kept| kept.serial >= serial))
+            .wait_for(|checkpoint| checkpoint.as_ref().is_some_and(|kept| kept.place() >= place))
             .await;
     }
 

@@ -1,10 +1,19 @@
-//! Reads the outbox by window and hands batches on; sleeps while there is nothing.
+//! Reads touches by window and the present state of their rows, and hands batches on; sleeps while there is nothing.
+//!
+//! A batch is read by one session, one after the other, in two round trips: the touches first, then the rows, an entity a
+//! statement. So the order of batches is the order in which states were read. No transaction is held while the cloud is
+//! waited for.
+//!
+//! Failure: what cannot be read is told apart in [`crate::source::rows`]. An entity that cannot be read now is parked: its touches are
+//! kept in the site's database and touched again when it can. A row that cannot be read goes to quarantine by its key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_postgres::Statement;
 use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
@@ -12,17 +21,20 @@ use tracing::{Instrument, debug_span};
 
 use super::{Limits, Portion};
 use crate::abort;
-use crate::batch::Batch;
+use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
-use crate::change::{Change, Position, Snapshot};
+use crate::change::{Cause, Change, Op, Position, Snapshot};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind, Result};
 use crate::latency::Stopwatch;
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
-use crate::source::outbox::{Bounds, Look, Outbox};
+use crate::source::outbox::{self, Outbox, Page, Touch, TouchOp};
+use crate::source::projection::Present;
+use crate::source::rows::{Room, RowReader, State, Stop, TouchKey, join_array};
+use crate::source::term::Fence;
 use crate::source::wake::Wake;
-use crate::source::{guard, image, install};
+use crate::source::{guard, install};
 
 /// The rest after a window, by the changes in it: from 5,000 changes a second on, windows come as seldom as they may.
 const PER_CHANGE: Duration = Duration::from_micros(200);
@@ -33,14 +45,29 @@ const LONGEST_REST: Duration = Duration::from_millis(100);
 /// How long the source has to answer at the end.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// The tables as they are; a new one whenever a column changed.
+/// Bytes of a row before any was read.
+const ROW_BYTES: usize = 512;
+
+/// How often a batch is read again whose tables change while it is read.
+const TRIES: usize = 20;
+
+/// The bounds of the time after which it is tried whether a parked entity can be read.
+const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// The tables as they are; new ones whenever a column changed.
 pub(super) struct Shapes {
     pub(super) tables: Vec<Table>,
     /// The entities' numbers in the outbox.
     pub(super) numbers: Vec<i16>,
-    /// The names of each entity's `bytea` columns.
-    binaries: Vec<Vec<String>>,
-    fingerprint: String,
+    /// Of each table's columns; and which table the catalogue's name is of.
+    fingerprints: Vec<(i64, Option<u32>)>,
+}
+
+/// An entity that cannot be read now.
+struct Parked {
+    why: String,
+    probe_at: Instant,
+    wait: Duration,
 }
 
 /// The first stage.
@@ -51,18 +78,63 @@ pub(super) struct Reader {
     /// Tells whether a column has changed.
     fingerprint: Statement,
     shapes: Arc<Shapes>,
+    /// Prepared when an entity is first read.
+    rows: HashMap<usize, RowReader>,
+    parked: BTreeMap<usize, Parked>,
     limits: Limits,
+    fence: Fence,
     /// How far was read, as the checkpoint that it will be.
     cursor: Checkpoint,
     /// Whether part of the cursor's window was handed on already.
     under_way: bool,
-    looked: Option<Look>,
+    /// The snapshot of the last window.
+    looked: Option<Snapshot>,
     wake: Wake,
-    /// Whether the next look must show every transaction that runs, as those may not know yet that they must notify.
+    /// Whether the next window must list every transaction that runs, as those may not know yet that they must notify.
     lying_down: bool,
+    /// Bytes of a row, as the last batches had them.
+    row_bytes: usize,
+}
+
+/// The touches of one entity in a page, merged by key.
+#[derive(Default)]
+struct Touched {
+    keys: Vec<TouchKey>,
+    /// For each key, what its touches say together.
+    merged: Vec<Merged>,
+    places: HashMap<TouchKey, usize>,
+    /// Position and time of the last truncate.
+    truncate: Option<(Position, i64)>,
+}
+
+#[derive(Clone, Copy)]
+struct Merged {
+    first: Position,
     last: Position,
-    /// All that the window under way shows lies before this place of the server's log.
-    wal: PgLsn,
+    captured_at: i64,
+    /// Whether one of them is of a key that was changed.
+    moved: bool,
+    touches: usize,
+}
+
+/// What was read of a page.
+struct ReadPage {
+    changes: Vec<Change>,
+    fates: Vec<(usize, Fate)>,
+    merged: usize,
+    /// The position up to which all is read; none where it is the whole page.
+    cut: Option<Position>,
+    wal: Option<PgLsn>,
+}
+
+/// Why a page is read again.
+enum Again {
+    /// A table is not as it was described.
+    Reshaped,
+    /// These entities cannot be read now.
+    Parked(Vec<(usize, String)>),
+    /// Not even the first row found room.
+    Smaller,
 }
 
 impl Reader {
@@ -71,13 +143,15 @@ impl Reader {
         catalogue: Arc<Catalogue>,
         limits: Limits,
         cursor: Checkpoint,
+        fence: Fence,
     ) -> Result<Self> {
         let fingerprint = describe::prepare_fingerprint(session.client()).await?;
         let mut shapes = shapes(&session, &fingerprint, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
-        for ((entity, table), attached) in catalogue.entities().iter().zip(&shapes.tables).zip(&attached) {
-            if table.oid != 0 {
-                guard::note_shape(session.client(), attached.id, table).await?;
+        let mut parked = BTreeMap::new();
+        for (place, (entity, attached)) in catalogue.entities().iter().zip(&attached).enumerate() {
+            if shapes.tables[place].oid != 0 {
+                guard::note_shape(session.client(), attached.id, &shapes.tables[place]).await?;
             }
             if let Some(wrong) = &attached.wrong {
                 tracing::error!(
@@ -85,16 +159,13 @@ impl Reader {
                     "capture is not in place: {wrong}; changes may be lost until `cloud-sync init` is run, and `cloud-sync sync` repairs them"
                 );
             }
+            if let Some(why) = &attached.parked {
+                parked.insert(place, Parked::now(why.clone()));
+            }
         }
         shapes.numbers = attached.iter().map(|attached| attached.id).collect();
-        let keys: Vec<_> = catalogue
-            .entities()
-            .iter()
-            .map(|entity| entity.key.as_slice())
-            .collect();
-        let outbox = Outbox::prepare(&session, &shapes.numbers, &keys).await?;
+        let outbox = Outbox::prepare(&session, &shapes.numbers).await?;
         let wake = Wake::listen(&session).await?;
-        let Look { last, wal, .. } = outbox.look(&session, Position(i64::MAX)).await?;
         Ok(Self {
             under_way: cursor.window.is_some(),
             session,
@@ -102,112 +173,354 @@ impl Reader {
             outbox,
             fingerprint,
             shapes: Arc::new(shapes),
+            rows: HashMap::new(),
+            parked,
             limits,
+            fence,
             cursor,
             looked: None,
             wake,
             lying_down: false,
-            last,
-            wal,
+            row_bytes: ROW_BYTES,
         })
     }
 
-    /// The outbox's last position when this stage was opened.
-    pub(super) fn last_position(&self) -> Position {
-        self.last
+    /// The outbox's last position.
+    pub(super) async fn last_position(&self) -> Result<Position> {
+        self.outbox.last_position(self.session.client()).await
     }
 
     /// The next batch; none where nothing waits.
     pub(super) async fn next(&mut self) -> Result<Option<Portion>> {
+        let mut rows = (self.limits.bytes / self.row_bytes.max(1)).clamp(1, self.limits.rows.max(1));
+        let mut tries = 0;
         loop {
-            if self.cursor.window.is_none() {
-                let fenced = if std::mem::take(&mut self.lying_down) {
-                    Position(-1)
-                } else {
-                    self.cursor.floor
-                };
-                let look = self.outbox.look(&self.session, fenced).await?;
-                self.cursor.open(look.snapshot.clone(), look.last);
-                self.wal = look.wal;
-                self.looked = Some(look);
-                self.under_way = false;
-            }
-            let Some(window) = &self.cursor.window else {
-                continue;
-            };
-            // The columns are read after the window's snapshot was taken: a row in the window cannot have a column
-            // that is not seen here.
-            let oids: Vec<_> = self.shapes.tables.iter().map(|table| table.oid).collect();
-            let bounds = Bounds {
-                rows: self.limits.rows,
-                bytes: self.limits.bytes,
-                // Of a window that was under way before, nothing is known.
-                small: self.looked.as_ref().is_some_and(|look| look.small),
-            };
+            self.probe_parked().await?;
             let stopwatch = Stopwatch::start();
-            let (read, fingerprint) = futures::try_join!(
-                self.outbox
-                    .read(&self.session, &self.cursor.lo, window, bounds)
-                    .instrument(debug_span!("read")),
-                describe::fingerprint(self.session.client(), &self.fingerprint, &oids),
-            )?;
-            if fingerprint != self.shapes.fingerprint {
-                self.reshape().await?;
-            }
-            if let (Some(window), Some(last)) = (&mut self.cursor.window, read.last) {
-                window.position = last;
-                self.cursor.highest = self.cursor.highest.max(last);
-                self.cursor.tally = self.cursor.tally.wrapping_add(read.tally);
-            }
-            if read.foreign > 0 {
+            let page = self.page(rows).instrument(debug_span!("read")).await?;
+            let (Some(window), false) = (
+                &self.cursor.window,
+                page.touches.is_empty() && page.last.is_none(),
+            ) else {
+                // Nothing is left of the window.
+                self.cursor.close();
+                if self.under_way {
+                    self.under_way = false;
+                    return Ok(Some(self.portion(Batch::default(), None, stopwatch)));
+                }
+                return Ok(None);
+            };
+            let before = window.position;
+            let read = match self.states(&page).instrument(debug_span!("rows")).await? {
+                Ok(read) => read,
+                Err(again) => {
+                    tries += 1;
+                    if tries > TRIES {
+                        return Err(Error::new(
+                            Kind::SourceUnreachable,
+                            "read touched rows",
+                            "the tables change all the time",
+                        )
+                        .remedy("it is tried again"));
+                    }
+                    match again {
+                        Again::Reshaped => self.reshape().await?,
+                        Again::Parked(entities) => self.park_entities(entities),
+                        Again::Smaller => rows = 1,
+                    }
+                    continue;
+                }
+            };
+            let upto = read.cut.or(page.last).unwrap_or(before);
+            self.keep_parked(&page, upto).await?;
+            self.mark_gaps(&page, upto).await?;
+            if page.foreign > 0 {
                 tracing::warn!(
-                    changes = read.foreign,
-                    "changes of entities that the catalogue no longer has are passed over"
+                    touches = page.foreign,
+                    "touches of entities that the catalogue no longer has are passed over"
                 );
             }
-            let nothing_new = read.changes.is_empty() && !self.under_way && read.foreign == 0;
+            if let Some(window) = &mut self.cursor.window {
+                window.position = upto;
+            }
             self.under_way = true;
-            if read.exhausted {
+            if page.exhausted && read.cut.is_none() {
                 self.cursor.close();
-                if nothing_new {
-                    return Ok(None);
-                }
-            } else if read.changes.is_empty() {
-                continue;
+                self.under_way = false;
             }
-            let mut changes = read.changes;
-            self.set_aside(&mut changes).await?;
-            for change in &mut changes {
-                let binaries = &self.shapes.binaries[change.entity];
-                if let (false, Some(row)) = (binaries.is_empty(), &change.row)
-                    && let Some(mended) = image::mend_binaries(row, binaries)
-                {
-                    change.row = Some(mended.into());
-                }
+            let mut batch = Batch::merged(read.changes, read.merged);
+            for (nth, fate) in read.fates {
+                batch.set_fate(nth, fate);
             }
-            self.cursor.serial += 1;
-            let batch = Batch::new(changes);
-            return Ok(Some(Portion {
-                stopwatch: stopwatch.read(batch.oldest()),
-                batch,
-                after: self.cursor.clone(),
-                wal: self.wal,
-                shapes: self.shapes.clone(),
-            }));
+            return Ok(Some(self.portion(batch, read.wal, stopwatch)));
         }
     }
 
-    /// Takes out what cannot be delivered, since it says that something changed and not what: the gap that it tells of is
-    /// durable before the checkpoint can pass it, and a sync closes it. Other entities go on.
-    async fn set_aside(&self, changes: &mut Vec<Change>) -> Result<()> {
-        let mut gaps = BTreeMap::new();
-        changes.retain(|change| match guard::undeliverable(change) {
-            Some(why) => {
-                gaps.insert(change.entity, why);
-                false
+    fn portion(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> Portion {
+        self.cursor.serial += 1;
+        Portion {
+            stopwatch: stopwatch.read(batch.oldest()),
+            batch,
+            after: self.cursor.clone(),
+            wal,
+            shapes: self.shapes.clone(),
+        }
+    }
+
+    /// The next page of the window under way, or the first one of a new window.
+    async fn page(&mut self, rows: usize) -> Result<Page> {
+        if self.cursor.window.is_none() {
+            let fenced = if std::mem::take(&mut self.lying_down) {
+                Position(-1)
+            } else {
+                self.cursor.floor
+            };
+            let after = self.cursor.floor;
+            let opened = self
+                .outbox
+                .open(&self.session, &self.cursor.lo, after, fenced, rows)
+                .await?;
+            self.looked = Some(opened.hi.clone());
+            self.cursor.open(opened.hi, opened.last);
+            // A transaction that has ended late may have touches below.
+            if self
+                .cursor
+                .window
+                .as_ref()
+                .is_some_and(|window| window.position == after)
+            {
+                return Ok(opened.page);
             }
-            None => true,
-        });
+        }
+        match &self.cursor.window {
+            Some(window) => {
+                self.outbox
+                    .read(&self.session, &self.cursor.lo, window, rows)
+                    .await
+            }
+            None => Ok(Page::default()),
+        }
+    }
+
+    /// Reads the states of the page's rows.
+    async fn states(&mut self, page: &Page) -> Result<std::result::Result<ReadPage, Again>> {
+        let touched = self.touched(page);
+        let mut parked = Vec::new();
+        for &place in touched.keys() {
+            match self.prepare(place).await {
+                Ok(()) => {}
+                Err(Stop::Entity(error)) => parked.push((place, error.to_string())),
+                Err(Stop::Session(error)) => return Err(error),
+                Err(Stop::Reshaped | Stop::Row(_)) => return Ok(Err(Again::Reshaped)),
+            }
+        }
+        if !parked.is_empty() {
+            return Ok(Err(Again::Parked(parked)));
+        }
+        let room = Room::new(self.limits.bytes);
+        let client = self.session.client();
+        let oids: Vec<u32> = touched
+            .keys()
+            .map(|&place| self.shapes.tables[place].oid)
+            .collect();
+        let entities = self.catalogue.entities();
+        let names: Vec<&str> = touched
+            .keys()
+            .map(|&place| entities[place].table.as_str())
+            .collect();
+        let reads = touched
+            .iter()
+            .map(|(place, of)| self.rows[place].read(client, &of.keys, &room));
+        // One round trip: each statement is a transaction of its own, and begins when the one before it has ended. So the columns
+        // were these while the rows were read, where they still are.
+        let (states, fingerprint, log_end) = tokio::join!(
+            join_all(reads),
+            describe::fingerprint(client, &self.fingerprint, &oids, &names),
+            outbox::log_end(client),
+        );
+        let fingerprint = fingerprint?;
+        let (written, flushed) =
+            log_end.map_err(|error| Error::postgres("read where the log ends", error))?;
+        let mut all = Vec::with_capacity(states.len());
+        let mut reshaped = false;
+        for ((&place, of), states) in touched.iter().zip(states) {
+            match states {
+                Ok(states) => all.push((place, of, states)),
+                Err(Stop::Entity(error)) => parked.push((place, error.to_string())),
+                Err(Stop::Session(error)) => return Err(error),
+                Err(Stop::Reshaped | Stop::Row(_)) => reshaped = true,
+            }
+        }
+        let known = touched.keys().map(|&place| self.shapes.fingerprints[place]);
+        // Entities may share a table, whose columns count once.
+        let distinct: BTreeMap<u32, i64> = oids
+            .iter()
+            .copied()
+            .zip(known.clone().map(|(columns, _)| columns))
+            .collect();
+        let columns = distinct.values().fold(0, |sum, columns| sum ^ columns);
+        let named: Vec<Option<u32>> = known.map(|(_, named)| named).collect();
+        if reshaped || fingerprint != (columns, named) {
+            return Ok(Err(Again::Reshaped));
+        }
+        for (place, _, states) in &all {
+            if let Some(collation) = &self.shapes.tables[*place].stale_collation
+                && states.iter().flatten().any(|state| state.row.is_none())
+            {
+                parked.push((
+                    *place,
+                    stale_collation(&self.catalogue.entities()[*place].name, collation),
+                ));
+            }
+        }
+        if !parked.is_empty() {
+            return Ok(Err(Again::Parked(parked)));
+        }
+        let rows: usize = all
+            .iter()
+            .map(|(_, _, states)| states.iter().flatten().count())
+            .sum();
+        if let Some(bytes) = room.used().checked_div(rows) {
+            // Slowly down, at once up.
+            self.row_bytes = bytes.max((self.row_bytes * 3 + bytes) / 4);
+        }
+        Ok(assemble(page, all, &self.shapes)
+            .map(|mut read| {
+                read.wal = (flushed < written).then_some(written);
+                read
+            })
+            .ok_or(Again::Smaller))
+    }
+
+    /// The page's touches of entities that are not parked, merged by key.
+    fn touched(&self, page: &Page) -> BTreeMap<usize, Touched> {
+        let mut touched: BTreeMap<usize, Touched> = BTreeMap::new();
+        for touch in &page.touches {
+            if self.parked.contains_key(&touch.entity) {
+                continue;
+            }
+            let columns = self.catalogue.entities()[touch.entity].key.len();
+            let mut key = touch.key.clone().and_then(|key| key.split(columns));
+            // Both forms of one key are one key: else its row would be read twice, at two moments.
+            if self.shapes.tables[touch.entity].number_key().is_some() {
+                key = key.map(TouchKey::into_number);
+            }
+            match (touch.op, key) {
+                (TouchOp::Truncated, _) => {
+                    touched.entry(touch.entity).or_default().truncate =
+                        Some((touch.position, touch.captured_at));
+                }
+                (TouchOp::Written | TouchOp::Moved, Some(key)) => {
+                    touched.entry(touch.entity).or_default().add(touch, key);
+                }
+                // See `mark_gaps`.
+                _ => {}
+            }
+        }
+        touched
+    }
+
+    async fn prepare(&mut self, place: usize) -> std::result::Result<(), Stop> {
+        if self.rows.contains_key(&place) {
+            return Ok(());
+        }
+        let (entity, table) = (&self.catalogue.entities()[place], &self.shapes.tables[place]);
+        if !table.fits(entity) {
+            let standing = describe::stands(self.session.client(), entity)
+                .await
+                .map_err(Stop::Session)?;
+            return match standing.unfit {
+                Some(error) if !standing.table.fits(entity) => Err(Stop::Entity(error)),
+                _ => Err(Stop::Reshaped),
+            };
+        }
+        let reader = match RowReader::prepare(self.session.client(), entity, table).await {
+            // A condition that does not fit the table is the entity's alone.
+            Err(Stop::Reshaped) if entity.filter.is_some() => {
+                let checked = describe::check_condition(self.session.client(), entity, table).await;
+                return Err(match checked {
+                    Err(error) if error.kind() == Kind::Config => Stop::Entity(error),
+                    Err(error) => Stop::Session(error),
+                    Ok(()) => Stop::Reshaped,
+                });
+            }
+            reader => reader?,
+        };
+        self.rows.insert(place, reader);
+        Ok(())
+    }
+
+    fn park_entities(&mut self, entities: Vec<(usize, String)>) {
+        for (place, why) in entities {
+            tracing::error!(
+                entity = self.catalogue.entities()[place].name,
+                "it cannot be read now, and its changes are kept: {why}"
+            );
+            self.rows.remove(&place);
+            self.parked.entry(place).or_insert_with(|| Parked {
+                why,
+                probe_at: Instant::now() + PROBE.0,
+                wait: PROBE.0,
+            });
+        }
+    }
+
+    /// Keeps the page's touches of parked entities, before the checkpoint can pass them.
+    async fn keep_parked(&self, page: &Page, upto: Position) -> Result<()> {
+        for (&place, parked) in &self.parked {
+            let touches: Vec<_> = page
+                .touches
+                .iter()
+                .filter(|touch| touch.entity == place && touch.position <= upto)
+                .map(|touch| {
+                    let (number, key) = match &touch.key {
+                        Some(TouchKey::Number(number)) => (Some(*number), None),
+                        Some(TouchKey::Texts(texts)) => (None, as_written(texts)),
+                        None => (None, None),
+                    };
+                    (touch, number, key)
+                })
+                .collect();
+            if !touches.is_empty() {
+                let number = self.shapes.numbers[place];
+                outbox::park(self.session.client(), &self.fence, number, &parked.why, &touches).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that rows were touched and it is not known which: a comparison finds them. It is durable before the checkpoint can
+    /// pass the touch.
+    async fn mark_gaps(&self, page: &Page, upto: Position) -> Result<()> {
+        let mut gaps = BTreeMap::new();
+        let read = || page.touches.iter().filter(|touch| touch.position <= upto);
+        // A truncate of the whole table is one of each partition, too. What it has left has touches in this page.
+        let truncated: HashSet<usize> = read()
+            .filter(|touch| touch.op == TouchOp::Truncated)
+            .map(|touch| touch.entity)
+            .collect();
+        for touch in read() {
+            if self.parked.contains_key(&touch.entity) {
+                continue;
+            }
+            let columns = self.catalogue.entities()[touch.entity].key.len();
+            if touch.op == TouchOp::Unknown && truncated.contains(&touch.entity) {
+                continue;
+            }
+            if touch.op == TouchOp::Unknown {
+                gaps.insert(
+                    touch.entity,
+                    "a partition was truncated: it is not known which rows it had",
+                );
+            } else if touch.op != TouchOp::Truncated
+                && touch.key.clone().and_then(|key| key.split(columns)).is_none()
+            {
+                gaps.insert(
+                    touch.entity,
+                    "rows were touched without their key: a key column was dropped or renamed, or is null",
+                );
+            }
+        }
         for (place, why) in gaps {
             tracing::error!(entity = self.catalogue.entities()[place].name, "{why}");
             guard::mark(self.session.client(), self.shapes.numbers[place], why).await?;
@@ -215,7 +528,56 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads the tables anew after a column changed. The triggers go on as they are until the guard makes them anew.
+    /// Tries whether parked entities can be read, each after its time, and touches the rows of those that can again.
+    async fn probe_parked(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let due: Vec<usize> = self
+            .parked
+            .iter()
+            .filter(|(_, parked)| parked.probe_at <= now)
+            .map(|(&place, _)| place)
+            .collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.reshape().await?;
+        for place in due {
+            let readable = match self.prepare(place).await {
+                Ok(()) => {
+                    let room = Room::new(usize::MAX);
+                    // Where the form of a key is wrong, the row is told apart later.
+                    let none = [TouchKey::Number(0)];
+                    match self.rows[&place].read(self.session.client(), &none, &room).await {
+                        Ok(_) if self.shapes.tables[place].stale_collation.is_none() => Ok(()),
+                        Ok(_) => Err("its index may be stale".to_owned()),
+                        Err(Stop::Session(error)) => return Err(error),
+                        Err(Stop::Entity(error)) => Err(error.to_string()),
+                        Err(Stop::Row(error)) => Err(error),
+                        Err(Stop::Reshaped) => Err("its table changes".to_owned()),
+                    }
+                }
+                Err(Stop::Session(error)) => return Err(error),
+                Err(Stop::Entity(error)) => Err(error.to_string()),
+                Err(Stop::Row(error)) => Err(error),
+                Err(Stop::Reshaped) => Err("its table changes".to_owned()),
+            };
+            if readable.is_ok() {
+                outbox::unpark(self.session.client(), &self.fence, self.shapes.numbers[place]).await?;
+                self.parked.remove(&place);
+                tracing::info!(
+                    entity = self.catalogue.entities()[place].name,
+                    "it can be read again: what was kept is sent"
+                );
+            } else if let Some(parked) = self.parked.get_mut(&place) {
+                self.rows.remove(&place);
+                parked.wait = (parked.wait * 2).min(PROBE.1);
+                parked.probe_at = Instant::now() + parked.wait;
+            }
+        }
+        Ok(())
+    }
+
+    /// Describes the tables again after a column changed. The triggers go on as they are until the guard re-creates them.
     async fn reshape(&mut self) -> Result<()> {
         let mut shapes = shapes(&self.session, &self.fingerprint, &self.catalogue).await?;
         shapes.numbers.clone_from(&self.shapes.numbers);
@@ -224,7 +586,7 @@ impl Reader {
                 guard::note_shape(self.session.client(), number, table).await?;
             }
         }
-        tracing::info!("a column of the catalogue's tables has changed: the cloud is told");
+        self.rows.clear();
         self.shapes = Arc::new(shapes);
         Ok(())
     }
@@ -240,8 +602,8 @@ impl Reader {
         shutdown: &CancellationToken,
     ) -> Result<()> {
         self.read_until(batches, shutdown).await?;
-        // Nobody sleeps any more: writers need not look. Where that cannot be said, they look, and find nobody.
-        let _ = tokio::time::timeout(LEAVE, self.wake.get_up(&self.session)).await;
+        // Nobody sleeps any more: writers need not notify. Where that cannot be said, they do until the time is over.
+        let _ = tokio::time::timeout(LEAVE, self.wake.disarm(&self.session)).await;
         Ok(())
     }
 
@@ -259,7 +621,7 @@ impl Reader {
                 let changes = portion.batch.len();
                 // Who waits for the cloud hears no notification either.
                 if before.is_some() || batches.capacity() == 0 {
-                    self.wake.get_up(&self.session).await?;
+                    self.wake.disarm(&self.session).await?;
                 }
                 if batches.send(portion).await.is_err() {
                     return Ok(());
@@ -271,17 +633,19 @@ impl Reader {
                 continue;
             }
             before = None;
-            if self.wake.lie_down(&self.session).await? {
+            if self.wake.arm(&self.session).await? {
                 first = true;
                 self.lying_down = true;
                 continue;
             }
             self.wake.looked(&self.snapshot()?, std::mem::take(&mut first));
+            let probe = self.parked.values().map(|parked| parked.probe_at).min();
             tokio::select! {
                 () = self.wake.wait(&self.session).instrument(debug_span!("wake")) => {}
                 () = self.session.closed() => {
                     return Err(Error::new(Kind::SourceUnreachable, "wait for changes", "the connection broke off"));
                 }
+                () = tokio::time::sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => {}
                 () = shutdown.cancelled() => {}
             }
         }
@@ -290,10 +654,194 @@ impl Reader {
 
     fn snapshot(&self) -> Result<Snapshot> {
         self.looked
-            .as_ref()
-            .map(|look| look.snapshot.clone())
+            .clone()
             .ok_or_else(|| Error::new(Kind::Source, "wait for changes", "no snapshot was taken"))
     }
+}
+
+impl Parked {
+    /// It is tried at once whether it can be read.
+    fn now(why: String) -> Self {
+        Self {
+            why,
+            probe_at: Instant::now(),
+            wait: PROBE.0,
+        }
+    }
+}
+
+impl Touched {
+    fn add(&mut self, touch: &Touch, key: TouchKey) {
+        let moved = touch.op == TouchOp::Moved;
+        match self.places.get(&key) {
+            Some(&place) => {
+                let merged = &mut self.merged[place];
+                merged.last = touch.position;
+                merged.moved |= moved;
+                merged.touches += 1;
+            }
+            None => {
+                self.places.insert(key.clone(), self.keys.len());
+                self.keys.push(key);
+                self.merged.push(Merged {
+                    first: touch.position,
+                    last: touch.position,
+                    captured_at: touch.captured_at,
+                    moved,
+                    touches: 1,
+                });
+            }
+        }
+    }
+}
+
+/// The changes of a page. Each row's state is sent once, in the order of last touches; truncates come first, as whatever
+/// survived one was touched after it. Where the bytes did not suffice, the page is cut before the first touch whose row was not
+/// come to: nothing is known of it. None where that is the page's first touch.
+fn assemble(
+    page: &Page,
+    all: Vec<(usize, &Touched, Vec<Option<State>>)>,
+    shapes: &Shapes,
+) -> Option<ReadPage> {
+    let unknown = all
+        .iter()
+        .flat_map(|(_, of, states)| of.merged.iter().zip(states))
+        .filter(|(_, state)| state.is_none())
+        .map(|(merged, _)| merged.first)
+        .min();
+    // The last touch before the first unknown one.
+    let cut = match unknown {
+        Some(first) => {
+            let before = page.touches.iter().map(|touch| touch.position);
+            Some(before.take_while(|&position| position < first).last()?)
+        }
+        None => None,
+    };
+    let within = |position: Position| cut.is_none_or(|cut| position <= cut);
+    let mut changes = Vec::new();
+    let mut unreadable: HashMap<(usize, Box<str>), String> = HashMap::new();
+    let mut merged_touches = 0;
+    for (place, of, states) in all {
+        let truncate = of.truncate.filter(|(position, _)| within(*position));
+        if let Some((position, captured_at)) = truncate {
+            changes.push(Change {
+                position,
+                entity: place,
+                op: Op::Truncate,
+                cause: Cause::Gone,
+                captured_at,
+                key: "".into(),
+                row: None,
+            });
+        }
+        let start = changes.len();
+        for (merged, state) in of.merged.iter().zip(states) {
+            let Some(state) = state.filter(|_| within(merged.first)) else {
+                continue;
+            };
+            merged_touches += merged.touches - 1;
+            let change = |op, cause, key: Box<str>, row: Option<Box<str>>| Change {
+                position: cut.map_or(merged.last, |cut| merged.last.min(cut)),
+                entity: place,
+                op,
+                cause,
+                captured_at: merged.captured_at,
+                key,
+                row,
+            };
+            match state.row {
+                // The truncate has taken it already.
+                None if truncate.is_some() => {}
+                None => {
+                    let cause = if merged.moved { Cause::Moved } else { Cause::Gone };
+                    changes.push(change(Op::Delete, cause, state.key, None));
+                }
+                Some(Present::Row(image)) => {
+                    if image.key != state.key {
+                        changes.push(change(Op::Delete, Cause::ReadsOtherwise, state.key, None));
+                    }
+                    changes.push(change(Op::Upsert, Cause::Gone, image.key, Some(image.row)));
+                }
+                Some(Present::Unmet(key)) => {
+                    if key != state.key {
+                        changes.push(change(Op::Delete, Cause::ReadsOtherwise, state.key, None));
+                    }
+                    changes.push(change(Op::Delete, Cause::Unmet, key, None));
+                }
+                Some(Present::Unreadable(error)) => {
+                    unreadable.insert((place, state.key.clone()), error);
+                    changes.push(change(Op::Upsert, Cause::Gone, state.key, None));
+                }
+            }
+        }
+        if shapes.tables[place].number_key().is_none() {
+            merge_equal(&mut changes, start);
+        }
+    }
+    // Truncates first, then the order of last touches; a key's delete stays before what is sent under the key that it reads as.
+    changes.sort_by_key(|change| (change.op != Op::Truncate, change.position));
+    let fates = changes
+        .iter()
+        .enumerate()
+        .filter(|(_, change)| change.op == Op::Upsert && change.row.is_none())
+        .map(|(nth, change)| {
+            let error = unreadable
+                .remove(&(change.entity, change.key.clone()))
+                .unwrap_or_default();
+            (nth, Fate::Refused { code: 0, error })
+        })
+        .collect();
+    Some(ReadPage {
+        changes,
+        fates,
+        merged: merged_touches,
+        cut,
+        wal: None,
+    })
+}
+
+/// Leaves each row of one entity once: two touches may have had keys that are equal for the table. What is there goes before
+/// what is not.
+fn merge_equal(changes: &mut Vec<Change>, start: usize) {
+    let mut kept: HashSet<Box<str>> = HashSet::new();
+    let mut keep = vec![true; changes.len()];
+    for upserts in [true, false] {
+        for nth in (start..changes.len()).rev() {
+            if (changes[nth].op == Op::Upsert) == upserts && !kept.insert(changes[nth].key.clone()) {
+                keep[nth] = false;
+            }
+        }
+    }
+    let mut keeps = keep.iter();
+    changes.retain(|_| *keeps.next().unwrap_or(&true));
+}
+
+/// The key's text as the outbox has it.
+fn as_written(texts: &[Option<Box<str>>]) -> Option<String> {
+    match texts {
+        [only] => only.as_deref().map(str::to_owned),
+        several => {
+            let several: Vec<_> = several
+                .iter()
+                .map(|text| text.as_deref().map(str::to_owned))
+                .collect();
+            Some(join_array(&several))
+        }
+    }
+}
+
+fn stale_collation(entity: &str, collation: &str) -> String {
+    Error::config(
+        format!("delete rows of {entity}"),
+        format!(
+            "collation {collation} has another version than its index was made with: the index may not find rows that are there"
+        ),
+    )
+    .remedy(format!(
+        "run `reindex` on the key's index, then `alter collation … refresh version` (of the database's default collation: \
+         `alter database … refresh collation version`) for {collation}"
+    ))
+    .to_string()
 }
 
 /// How long to rest after a window, where this many changes came in it and in the one before: longer the more there are, as
@@ -315,19 +863,22 @@ async fn wait(rest: Duration, session: &Session, shutdown: &CancellationToken) {
 }
 
 async fn shapes(session: &Session, prepared: &Statement, catalogue: &Catalogue) -> Result<Shapes> {
-    // The fingerprint first: a column that is added in between is then noticed by the next look.
-    let mut tables = describe::tables_as_they_stand(session.client(), catalogue).await?;
+    let client = session.client();
+    // The fingerprints first: a column that is added in between is then noticed by the next look.
+    let mut tables = describe::tables_as_they_stand(client, catalogue).await?;
     loop {
-        let oids: Vec<_> = tables.iter().map(|table| table.oid).collect();
-        let fingerprint = describe::fingerprint(session.client(), prepared, &oids).await?;
-        let again = describe::tables_as_they_stand(session.client(), catalogue).await?;
+        let mut fingerprints = Vec::with_capacity(tables.len());
+        for (entity, table) in catalogue.entities().iter().zip(&tables) {
+            let (columns, named) =
+                describe::fingerprint(client, prepared, &[table.oid], &[&entity.table]).await?;
+            fingerprints.push((columns, named.first().copied().flatten()));
+        }
+        let again = describe::tables_as_they_stand(client, catalogue).await?;
         if again == tables {
-            let names = |table: &Table| table.binaries().into_iter().map(str::to_owned).collect();
             return Ok(Shapes {
-                binaries: tables.iter().map(names).collect(),
                 tables,
                 numbers: Vec::new(),
-                fingerprint,
+                fingerprints,
             });
         }
         tables = again;

@@ -1,132 +1,170 @@
-//! Where the drain goes on, and whether the database is still the one that the checkpoint was read from.
+//! Where the drain goes on, and whether the database or the cloud has gone back since.
 //!
-//! A database may go back to an older state: a base backup is put back in its place, or a standby takes over that lacked
-//! the last changes. Its sequence then gives positions again that the cloud has seen with other content, and what comes
-//! under them would count as old there. So each start compares: between the mirror, which is part of the database and
-//! goes back with it, and the furthest checkpoint that is known outside (the store's, or what this process sent last),
-//! the outbox must hold exactly the changes that were read between the two. It is stopped for a person where it does not.
+//! The store in a folder of this machine is exact, batch by batch. It counts while nothing says that another place is right: its
+//! incarnation is the server's, so that the transaction numbers of its snapshots still mean the same transactions, and its
+//! term is the last that was begun, so that no other store has gone on from there. Else the mirror counts, which lies in
+//! the site's database and goes back with it.
 //!
-//! A server that starts anew may give transaction numbers again that were never on its disk. The store's checkpoint is
-//! then of no use, as its snapshots would take new transactions for old ones; the mirror's are from before.
+//! A mirror below the one that the store knows to have been written means that the database itself has gone back: a backup was
+//! put back in its place, or a standby took over that lacked the last changes. A cloud that has less than it had accepted
+//! has gone back too. In both cases every entity is compared with the cloud, removal included: that it is to be compared is
+//! noted in the site's database before anything is sent. Another incarnation alone means that the server has recovered: entities
+//! with unlogged tables are compared then, since PostgreSQL has emptied these, and no trigger has fired.
 
 use tokio_postgres::Client;
 
 use super::Drain;
-use crate::change::Position;
-use crate::checkpoint::{Checkpoint, Run};
+use crate::checkpoint::{Checkpoint, Version};
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
-use crate::source::identity::{self, Identity};
-use crate::source::outbox;
+use crate::source::identity::{self, Identity, Stored};
+use crate::source::term::{self, Fence, Standing};
+use crate::source::{guard, outbox};
+
+/// How a drain begins.
+pub(super) struct Start {
+    pub(super) checkpoint: Checkpoint,
+    /// What the site's database has of it.
+    pub(super) mirror: Option<Checkpoint>,
+    /// The furthest batch that is known outside the database to have been accepted.
+    pub(super) accepted: Option<Version>,
+    /// Nonces of terms that the store knows and the database may have lost.
+    pub(super) nonce: (i64, String),
+    pub(super) fence: Fence,
+    /// Whether the drain before this one ended in order.
+    pub(super) ended: bool,
+    /// Whether the server was promoted or recovered to another timeline since the checkpoint.
+    pub(super) promoted: bool,
+    pub(super) stored: Stored,
+}
 
 impl Drain {
-    /// Where to go on: at the later of the store's checkpoint and its mirror.
-    ///
-    /// Answers the highest position that the cloud can have, where only the cloud can tell whether anything is lost.
+    /// Where to go on.
     ///
     /// # Errors
-    /// The source's; an identity error where the database no longer has all that was accepted or sent.
-    pub(super) async fn start(
-        &self,
-        session: &Session,
-        identity: &Identity,
-        run: &Run,
-    ) -> Result<(Checkpoint, Option<Position>)> {
-        let stored = self.store.load()?;
+    /// The source's; an identity error where the store is of another outbox.
+    pub(super) async fn start(&self, session: &Session) -> Result<Start> {
+        let client = session.client();
+        let stored_identity = identity::stored(client, self.source_id.as_deref()).await?;
+        let identity = &stored_identity.identity;
+        let timeline = identity::timeline(client).await?;
+        let incarnation = term::incarnation(client).await?;
+        let Standing { fence, ended } = term::read(client).await?;
         let mirrored = outbox::mirrored(session, identity).await?;
-        let stored = match stored {
-            Some(stored) if stored.identity == *identity => Some(stored),
-            // The operator declared the outbox a new one: the old checkpoint says nothing about it.
-            Some(stored) if stored.identity.epoch < identity.epoch => None,
-            Some(stored) => {
-                return Err(Error::new(
-                    Kind::Identity,
-                    "resume from the checkpoint",
-                    format!(
-                        "the store holds the checkpoint of outbox {} on {} (source {}, epoch {}), and this is outbox {} on {} (source {}, epoch {})",
-                        stored.identity.outbox_id,
-                        stored.identity.system_id,
-                        stored.identity.source_id,
-                        stored.identity.epoch,
-                        identity.outbox_id,
-                        identity.system_id,
-                        identity.source_id,
-                        identity.epoch,
-                    ),
-                )
-                .remedy("correct source.database_url or store.path; if the database was replaced, run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again"));
-            }
-            None => None,
-        };
-        let sent = self.pulse.sent().filter(|sent| sent.identity == *identity);
-        let beginning = Checkpoint::beginning(identity.clone());
-        let base = mirrored.as_ref().unwrap_or(&beginning);
-        let furthest = [sent.as_ref(), stored.as_ref()].into_iter().flatten();
-        let furthest = furthest
-            .max_by_key(|checkpoint| checkpoint.place())
-            .unwrap_or(base);
-        let mut limit = None;
-        if base.place() <= furthest.place()
-            && let Some(before) = &furthest.run
+        let stored = self.of_this_outbox(identity)?;
+        let mirror_place = mirrored.as_ref().map_or((0, 0), Checkpoint::place);
+        if let Some(stored) = &stored
+            && mirror_place < stored.mirrored
         {
-            if !outbox::leads_to(session, base, furthest).await? {
-                return Err(history_is_lost("changes that were delivered from it are gone"));
-            }
-            if before.timeline != run.timeline {
-                tracing::warn!(
-                    from = before.timeline,
-                    to = run.timeline,
-                    "the site's database was promoted or recovered since; all that was delivered is still there"
-                );
-                limit = sent.is_none().then_some(furthest.highest);
-            }
+            let why = "the site's database has gone back to an older state: a backup was restored, or a standby took over that \
+                       had not received everything";
+            tracing::error!("{why}; every entity is compared with the cloud");
+            guard::mark_all(client, why).await?;
         }
+        let (nonce, accepted) = stored.as_ref().map_or_else(
+            || ((0, String::new()), None),
+            |stored| ((stored.term, stored.nonce.clone()), stored.accepted),
+        );
+        let mirror = mirrored.clone();
+        let mirrored = mirrored.unwrap_or_else(|| Checkpoint::beginning(identity.clone()));
+        let promoted = !mirrored.timeline.is_empty() && mirrored.timeline != timeline;
         let held = stored.is_some();
-        let own = stored.filter(|stored| stored.place() >= base.place());
-        let taken_over = own.is_none();
-        let mut start = match own {
-            Some(stored) if stored.run.as_ref().is_none_or(|before| before == run) => stored,
-            Some(stored) => {
-                tracing::info!(
-                    "the site's database server was started anew: resuming from the checkpoint's mirror"
-                );
-                Checkpoint {
-                    term: stored.term,
-                    serial: stored.serial,
-                    ..mirrored.unwrap_or(beginning)
-                }
-            }
+        let exact = stored.filter(|stored| {
+            stored.incarnation == incarnation && stored.term == fence.term() && stored.place() >= mirror_place
+        });
+        let accepted = accepted.max(mirrored.accepted);
+        let mut checkpoint = match exact {
+            Some(stored) => stored,
             None => {
-                match &mirrored {
-                    Some(mirrored) if held => tracing::warn!(
-                        mirrored = mirrored.serial,
-                        "the checkpoint store is older than its mirror in the source database: resuming from the mirror"
-                    ),
-                    Some(mirrored) => tracing::warn!(
+                if mirrored.serial > 0 {
+                    tracing::warn!(
                         serial = mirrored.serial,
-                        "the checkpoint store is empty: resuming from the mirror in the source database"
-                    ),
-                    None => {}
+                        "{}: resuming from the mirror in the source database",
+                        if held {
+                            "the checkpoint store is of another run of the server, or another replicator has drained since"
+                        } else {
+                            "the checkpoint store is empty"
+                        }
+                    );
                 }
-                let mirrored = mirrored.unwrap_or(beginning);
-                Checkpoint {
-                    term: mirrored.term + 1,
-                    ..mirrored
-                }
+                mirrored
             }
         };
-        start.run = Some(run.clone());
-        if taken_over {
-            // Before the first change of the new term is sent, so that no two stores count the same term.
-            outbox::mirror(session, &start).await?;
+        // Until a checkpoint names the new incarnation, each start notes it again.
+        if !checkpoint.incarnation.is_empty() && checkpoint.incarnation != incarnation {
+            guard::mark_unlogged(
+                client,
+                "the server has recovered from a crash, or was promoted, and its unlogged tables are empty",
+            )
+            .await?;
         }
-        Ok((start, limit))
+        checkpoint.incarnation = incarnation;
+        checkpoint.timeline = timeline;
+        Ok(Start {
+            checkpoint,
+            mirror,
+            accepted,
+            nonce,
+            fence,
+            ended,
+            promoted,
+            stored: stored_identity,
+        })
+    }
+
+    /// The store's checkpoint; none where it is of an earlier epoch of this outbox.
+    fn of_this_outbox(&self, identity: &Identity) -> Result<Option<Checkpoint>> {
+        let Some(stored) = self.store.load()? else {
+            return Ok(None);
+        };
+        let theirs = &stored.identity;
+        if theirs == identity {
+            return Ok(Some(stored));
+        }
+        // The operator declared the outbox a new one, or its epoch was settled: the old checkpoint says nothing about it.
+        if theirs.source_id == identity.source_id && theirs.epoch < identity.epoch {
+            return Ok(None);
+        }
+        // Capture was installed again in the same database: this outbox has another one's place.
+        if theirs.source_id == identity.source_id
+            && theirs.database() == identity.database()
+            && theirs.outbox_id != identity.outbox_id
+        {
+            return Ok(None);
+        }
+        // `init --same-outbox` says that this is the same outbox on another server.
+        if theirs.outbox_id == identity.outbox_id && theirs.source_id == identity.source_id {
+            let mut stored = stored;
+            stored.identity = identity.clone();
+            return Ok(Some(stored));
+        }
+        Err(Error::new(
+            Kind::Identity,
+            "resume from the checkpoint",
+            format!(
+                "the store holds the checkpoint of outbox {} on {} (source {}, epoch {}), and this is outbox {} on {} (source {}, epoch {})",
+                theirs.outbox_id,
+                theirs.system_id,
+                theirs.source_id,
+                theirs.epoch,
+                identity.outbox_id,
+                identity.system_id,
+                identity.source_id,
+                identity.epoch,
+            ),
+        )
+        .remedy(
+            "correct source.database_url or store.path; if capture was installed again in this database, or it takes the \
+             other one's place, remove the store's folder, run `cloud-sync init --new-epoch` and start the replicator again",
+        ))
     }
 }
 
 /// Checks that a further session is with the same run of the same server: what one run shows says nothing of another.
-pub(super) async fn same_run(client: &Client, run: &Run) -> Result<()> {
-    if identity::run(client).await? == *run {
+pub(super) async fn same_server(client: &Client, checkpoint: &Checkpoint) -> Result<()> {
+    if identity::timeline(client).await? == checkpoint.timeline
+        && term::incarnation(client).await? == checkpoint.incarnation
+    {
         return Ok(());
     }
     Err(Error::new(
@@ -135,17 +173,4 @@ pub(super) async fn same_run(client: &Client, run: &Run) -> Result<()> {
         "another server answers than a moment ago",
     )
     .remedy("it is tried again; source.database_url must lead to one server"))
-}
-
-/// The error of a database that went back to an older state.
-pub(super) fn history_is_lost(cause: &str) -> Error {
-    Error::new(
-        Kind::Identity,
-        "resume from the checkpoint",
-        format!(
-            "the site's database was restored from an older state, or a standby took over that had not received \
-             everything: {cause}"
-        ),
-    )
-    .remedy("run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again")
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a row never waits for a file; a file counts as uploaded when the cloud has confirmed its content hash (a
 //! server without hashes: when it has accepted it); then, in one transaction, the URL is written down and the rows that
-//! name the file are captured anew, so that the URL travels the same road as any change. A file that grows, is empty or
+//! name the file are touched again, so that the URL travels the same road as any change. A file that grows, is empty or
 //! missing is tried again, and never sent by halves.
 //!
 //! Flow: [`urls`] adds to each row on its way the URLs that are known, and notes which rows name which files;

@@ -19,12 +19,13 @@ use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::deliver::{Cloud, Origin};
 use crate::error::{Class, Error, Kind, Result};
+use crate::fields::pick;
 use crate::metrics::Metrics;
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
-use crate::source::describe::{self, Table};
+use crate::source::describe;
 use crate::source::install::{self, Attached};
-use crate::source::{identity, recapture};
+use crate::source::{identity, touch};
 
 /// What the lane works on.
 #[derive(Clone)]
@@ -63,7 +64,6 @@ struct Lane<'a> {
 struct Desk<'a> {
     uploads: &'a Uploads,
     session: Session,
-    tables: Vec<Table>,
     attached: Vec<Attached>,
 }
 
@@ -126,13 +126,13 @@ impl Uploads {
         let origin = Origin {
             source_id: identity.source_id,
             epoch: identity.epoch,
+            database: identity.system_id,
         };
         let capabilities = self.cloud.hello(&origin).await?.capabilities;
         Ok(Lane {
             desk: Desk {
                 uploads: self,
                 session,
-                tables,
                 attached,
             },
             flights: Flights::new(Ground {
@@ -270,7 +270,7 @@ impl Desk<'_> {
         records::call(self.session.client(), &changed, 0.0).await
     }
 
-    /// Writes down what files' turns ended with, and captures the rows that name the uploaded ones anew. Where a group
+    /// Writes down what files' turns ended with, and touches the rows that name the uploaded ones again. Where a group
     /// cannot be written as one, for a row that is locked, its files are written one by one.
     async fn write_down(&mut self, ended: &[Ended]) -> Result<()> {
         let Err(error) = self.write_group(ended).await else {
@@ -329,19 +329,16 @@ impl Desk<'_> {
             let paths: Vec<&str> = done.iter().map(|one| one.path).collect();
             let references = records::references(client, &paths).await?;
             for (place, entity) in self.uploads.catalogue.entities().iter().enumerate() {
-                if !self.tables[place].fits(entity) {
-                    // Its rows cannot be found now: the sync that follows the remedy finds them.
-                    continue;
-                }
-                let keys: Vec<String> = references
+                // A row that was noted before the entity's key columns changed is no longer found by that key.
+                let keys: Vec<&str> = references
                     .iter()
                     .filter(|(name, _)| *name == entity.name)
-                    .map(|(_, key)| key.clone())
+                    .map(|(_, key)| key.as_str())
+                    .filter(|key| {
+                        pick(key, &entity.key).is_ok_and(|values| values.iter().all(Option::is_some))
+                    })
                     .collect();
-                let (table, number) = (&self.tables[place], self.attached[place].id);
-                for chunk in keys.chunks(recapture::CHUNK) {
-                    recapture::rows(client, entity, table, number, chunk).await?;
-                }
+                touch::keys(client, entity, self.attached[place].id, &keys).await?;
             }
             abort::point("before an upload is noted");
         }

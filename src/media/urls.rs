@@ -1,7 +1,7 @@
 //! Adds URLs to rows on their way, and notes which rows name which files.
 //!
 //! The URL column is always part of a row that has files, null where the file is not uploaded, so that a row reads the
-//! same whether it is delivered, backfilled or compared.
+//! same whether it is delivered or compared.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -13,8 +13,8 @@ use super::paths::{self, Named};
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, Entity, FileColumn};
 use crate::change::Change;
-use crate::deliver::pick;
 use crate::error::{Error, Kind, Result};
+use crate::fields::pick;
 
 type Urls = HashMap<String, String>;
 
@@ -36,7 +36,7 @@ pub struct References {
 /// Adds to each row that has file columns the URLs of the files that are uploaded.
 ///
 /// # Errors
-/// The source's; an image that is no JSON object.
+/// The source's; a row that is no JSON object.
 pub async fn attach_urls(
     client: &Client,
     root: &Path,
@@ -115,7 +115,7 @@ pub async fn note_references(
         )
         .await
         .map_err(|error| Error::postgres("note the rows that name files", error))?;
-    // From here on an upload captures these rows anew. One that is being written down at this moment may have looked for
+    // From here on an upload touches these rows again. One that is being written down at this moment may have looked for
     // them before they were noted: the lock waits for it, and what it wrote is made up for.
     let urls = known_urls(client, root, catalogue, accepted.iter().copied(), URLS_SETTLED).await?;
     for change in accepted {
@@ -240,7 +240,7 @@ fn broken(entity: &Entity) -> Error {
     Error::new(
         Kind::Source,
         format!("read the files of {}", entity.name),
-        "a row's image is no JSON object",
+        "a row is no JSON object",
     )
 }
 

@@ -1,11 +1,15 @@
-//! Changes that the cloud refused for good, kept durably in the source database until someone decides.
+//! Rows that the cloud refused for good, or that cannot be read, kept durably in the source database until someone decides.
 //!
-//! One entry a row: the last refused change of it. A later change of the row that the cloud accepts supersedes the entry
-//! and takes it away. `retry` captures the row anew, so that it travels the same road as any change and can never
-//! overwrite a newer one; the entry stays until the cloud has accepted. What was refused for want of a parent row is
-//! retried by itself when the parent is accepted: [`orphans`].
+//! One entry a row: its last refusal. A later change of the row that the cloud accepts supersedes the entry and takes it away.
+//! `retry` touches the row again, so that its present state travels the same road as any change; the entry stays until the
+//! cloud has accepted. What was refused for want of a parent row is retried by itself when the parent is accepted: [`orphans`].
+//!
+//! A server without `changes` may refuse a row because an earlier request of another row arrived late. There a first refusal is
+//! *provisional*: it is kept, but the row counts as quarantined only when it is refused again behind the rest of its window.
 
 pub mod orphans;
+
+use std::collections::HashMap;
 
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -15,9 +19,9 @@ use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::{Op, Position};
 use crate::error::{Error, Result};
-use crate::source::describe::Table;
+use crate::fields::pick;
 use crate::source::install::Attached;
-use crate::source::recapture;
+use crate::source::touch;
 
 /// A refused change.
 #[derive(Debug, Clone, Serialize)]
@@ -26,11 +30,11 @@ pub struct Entry {
     pub entity: String,
     /// The row's key, a JSON object.
     pub key: String,
-    /// The change's position; 0 for a backfilled row.
+    /// The position of the row's last touch.
     pub position: i64,
-    /// `u`, `d` or `t`.
+    /// `u` upsert, `d` delete, `t` truncate, `r` cannot be read.
     pub op: String,
-    /// The HTTP status or the receiver's code.
+    /// The HTTP status or the receiver's code; 0 for a row that cannot be read.
     pub code: i32,
     /// The cloud's words.
     pub error: String,
@@ -48,21 +52,43 @@ pub struct Entry {
 const COLUMNS: &str = "entity, key, position, op::text, code, error, attempts, \
     to_json(first_refused_at)#>>'{}', to_json(refused_at)#>>'{}'";
 
+/// The code of a row that cannot be read.
+const UNREADABLE: u16 = 0;
+
 fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
     move |error| Error::postgres(format!("{action} the quarantine"), error)
 }
 
-/// Keeps the batch's refused changes, and takes away the entries that its accepted ones supersede. Must succeed before the
-/// batch's checkpoint is committed. Answers which entities have entries, by their places in the catalogue.
+/// What [`settle`] did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// The entities that have entries, by their places in the catalogue.
+    pub occupied: Vec<usize>,
+    /// Rows whose refusal is provisional, as place and key: they are to be touched again.
+    pub again: Vec<(usize, String)>,
+}
+
+/// Keeps the batch's refused changes, and takes away the entries that its accepted ones supersede, while `term` is the term
+/// of the drain. Must succeed before the batch's checkpoint is committed. Where a first refusal is `provisional`, the caller
+/// touches these rows again.
 ///
 /// Nothing is remembered from batch to batch: others write here too, and the quarantine may be larger than memory.
 ///
 /// # Errors
-/// The source's.
-pub async fn settle(client: &Client, catalogue: &Catalogue, batch: &Batch) -> Result<Vec<usize>> {
-    let mut occupied = occupied(client, catalogue).await?;
-    if !occupied.is_empty() {
-        release(client, catalogue, batch, &occupied).await?;
+/// The source's, and that another drain has begun a term.
+pub async fn settle(
+    client: &Client,
+    term: i64,
+    catalogue: &Catalogue,
+    batch: &Batch,
+    provisional: bool,
+) -> Result<Settled> {
+    let mut settled = Settled {
+        occupied: occupied(client, catalogue).await?,
+        again: Vec::new(),
+    };
+    if !settled.occupied.is_empty() {
+        release(client, term, catalogue, batch, &settled.occupied).await?;
     }
     let mut columns = Columns::default();
     for (change, code, error) in batch.refused() {
@@ -71,27 +97,34 @@ pub async fn settle(client: &Client, catalogue: &Catalogue, batch: &Batch) -> Re
             .push(catalogue.entities()[change.entity].name.as_str());
         columns.key.push(&change.key);
         columns.position.push(change.position.0);
-        columns.op.push(change.op.letter() as i8);
+        columns.op.push(if code == UNREADABLE {
+            'r'
+        } else {
+            change.op.letter()
+        } as i8);
         columns.image.push(change.row.as_deref());
         columns.code.push(i32::from(code));
         columns.error.push(error);
-        occupied.push(change.entity);
+        columns.provisional.push(provisional && code != UNREADABLE);
+        settled.occupied.push(change.entity);
     }
-    occupied.sort_unstable();
-    occupied.dedup();
+    settled.occupied.sort_unstable();
+    settled.occupied.dedup();
     if columns.entity.is_empty() {
-        return Ok(occupied);
+        return Ok(settled);
     }
-    // A backfilled row, at position 0, says less than a change that was refused.
-    client
-        .execute(
-            "insert into cloud_sync.quarantine as q (entity, key, position, op, image, code, error) \
-             select distinct on (entity, key) * from unnest($1::text[], $2::text[], $3::bigint[], $4::\"char\"[], \
-             $5::text[], $6::int[], $7::text[]) n (entity, key, position, op, image, code, error) \
-             order by entity, key, position desc \
-             on conflict (entity, key) do update set position = excluded.position, op = excluded.op, \
-             image = excluded.image, code = excluded.code, error = excluded.error, \
-             attempts = q.attempts + 1, refused_at = now() where excluded.position > 0 or q.position = 0",
+    // A second refusal is no longer provisional.
+    let rows = client
+        .query(
+            "with mine as materialized (select cloud_sync.hold_term($9)) \
+             insert into cloud_sync.quarantine as q (entity, key, position, op, image, code, error, provisional) \
+             select n.* from mine, (select distinct on (entity, key) * from unnest($1::text[], $2::text[], $3::bigint[], \
+             $4::\"char\"[], $5::text[], $6::int[], $7::text[], $8::boolean[]) \
+             u (entity, key, position, op, image, code, error, provisional) order by entity, key, position desc) n \
+             on conflict (entity, md5(key)) do update set position = excluded.position, op = excluded.op, \
+             image = excluded.image, code = excluded.code, error = excluded.error, provisional = false, \
+             attempts = case when q.provisional then q.attempts else q.attempts + 1 end, refused_at = now() \
+             returning entity, key, provisional",
             &[
                 &columns.entity,
                 &columns.key,
@@ -100,11 +133,17 @@ pub async fn settle(client: &Client, catalogue: &Catalogue, batch: &Batch) -> Re
                 &columns.image,
                 &columns.code,
                 &columns.error,
+                &columns.provisional,
+                &term,
             ],
         )
         .await
         .map_err(failed("write to"))?;
-    Ok(occupied)
+    let again = rows.iter().filter(|row| row.get(2));
+    settled.again = again
+        .filter_map(|row| Some((catalogue.find(row.get(0))?, row.get(1))))
+        .collect();
+    Ok(settled)
 }
 
 /// Which entities have entries.
@@ -126,7 +165,13 @@ async fn occupied(client: &Client, catalogue: &Catalogue) -> Result<Vec<usize>> 
 }
 
 /// Takes away what the batch's settled changes supersede: each that of its row, a truncate all of its entity.
-async fn release(client: &Client, catalogue: &Catalogue, batch: &Batch, occupied: &[usize]) -> Result<()> {
+async fn release(
+    client: &Client,
+    term: i64,
+    catalogue: &Catalogue,
+    batch: &Batch,
+    occupied: &[usize],
+) -> Result<()> {
     let (mut entities, mut keys) = (Vec::new(), Vec::new());
     for (nth, change) in batch.changes().iter().enumerate() {
         let settled = matches!(batch.fate(nth), Fate::Accepted | Fate::Kept | Fate::Unsupported);
@@ -136,7 +181,11 @@ async fn release(client: &Client, catalogue: &Catalogue, batch: &Batch, occupied
         let entity = catalogue.entities()[change.entity].name.as_str();
         if change.op == Op::Truncate && *batch.fate(nth) == Fate::Accepted {
             client
-                .execute("delete from cloud_sync.quarantine where entity = $1", &[&entity])
+                .execute(
+                    "with mine as materialized (select cloud_sync.hold_term($2)) \
+                     delete from cloud_sync.quarantine using mine where entity = $1",
+                    &[&entity, &term],
+                )
                 .await
                 .map_err(failed("clear"))?;
         }
@@ -148,9 +197,10 @@ async fn release(client: &Client, catalogue: &Catalogue, batch: &Batch, occupied
     }
     client
         .execute(
-            "delete from cloud_sync.quarantine q using unnest($1::text[], $2::text[]) a (entity, key) \
-             where q.entity = a.entity and q.key = a.key",
-            &[&entities, &keys],
+            "with mine as materialized (select cloud_sync.hold_term($3)) \
+             delete from cloud_sync.quarantine q using mine, unnest($1::text[], $2::text[]) a (entity, key) \
+             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key",
+            &[&entities, &keys, &term],
         )
         .await
         .map_err(failed("clear"))?;
@@ -166,6 +216,7 @@ struct Columns<'a> {
     image: Vec<Option<&'a str>>,
     code: Vec<i32>,
     error: Vec<&'a str>,
+    provisional: Vec<bool>,
 }
 
 /// Lists the entries, the oldest first: of one entity or of all.
@@ -184,7 +235,7 @@ pub async fn oldest(client: &Client, entity: Option<&str>, limit: u32) -> Result
     let rows = client
         .query(
             &format!(
-                "select {COLUMNS} from cloud_sync.quarantine where $1::text is null or entity = $1 \
+                "select {COLUMNS} from cloud_sync.quarantine where ($1::text is null or entity = $1) and not provisional \
                  order by first_refused_at, entity, key limit $2"
             ),
             &[&entity, &i64::from(limit)],
@@ -201,7 +252,7 @@ pub async fn oldest(client: &Client, entity: Option<&str>, limit: u32) -> Result
 pub async fn count(client: &Client, entity: Option<&str>) -> Result<u64> {
     let row = client
         .query_one(
-            "select count(*) from cloud_sync.quarantine where $1::text is null or entity = $1",
+            "select count(*) from cloud_sync.quarantine where ($1::text is null or entity = $1) and not provisional",
             &[&entity],
         )
         .await
@@ -209,8 +260,8 @@ pub async fn count(client: &Client, entity: Option<&str>) -> Result<u64> {
     Ok(row.get::<_, i64>(0) as u64)
 }
 
-/// The next entries after an entity and key, in the order of both, so many at most: to go through all of them with
-/// bounded memory, whatever becomes of them meanwhile.
+/// The next entries after an entity and key, in the order of the entities and of their keys' hashes, so many at most: to go
+/// through all of them with bounded memory, whatever becomes of them meanwhile.
 ///
 /// # Errors
 /// The source's.
@@ -219,8 +270,8 @@ pub async fn page(client: &Client, after: Option<(&str, &str)>, limit: u32) -> R
     let rows = client
         .query(
             &format!(
-                "select {COLUMNS} from cloud_sync.quarantine where (entity, key) > ($1, $2) \
-                 order by entity, key limit $3"
+                "select {COLUMNS} from cloud_sync.quarantine where (entity, md5(key)) > ($1, md5($2)) \
+                 and not provisional order by entity, md5(key) limit $3"
             ),
             &[&entity, &key, &i64::from(limit)],
         )
@@ -229,7 +280,7 @@ pub async fn page(client: &Client, after: Option<(&str, &str)>, limit: u32) -> R
     Ok(rows.iter().map(|row| entry(row, None)).collect())
 }
 
-/// The entries with these positions; at position 0 those of a backfill.
+/// The entries with these positions: mostly one each, as a touch is one row's.
 ///
 /// # Errors
 /// The source's.
@@ -238,7 +289,8 @@ pub async fn at(client: &Client, positions: &[Position]) -> Result<Vec<Entry>> {
     let rows = client
         .query(
             &format!(
-                "select {COLUMNS} from cloud_sync.quarantine where position = any($1) order by entity, key"
+                "select {COLUMNS} from cloud_sync.quarantine where position = any($1) and not provisional \
+                 order by entity, key"
             ),
             &[&positions],
         )
@@ -247,7 +299,7 @@ pub async fn at(client: &Client, positions: &[Position]) -> Result<Vec<Entry>> {
     Ok(rows.iter().map(|row| entry(row, None)).collect())
 }
 
-/// The entries with this position, with their images: one, or at position 0 those of a backfill.
+/// The entries with this position, with their images: mostly one.
 ///
 /// # Errors
 /// The source's.
@@ -255,7 +307,8 @@ pub async fn show(client: &Client, position: Position) -> Result<Vec<Entry>> {
     let rows = client
         .query(
             &format!(
-                "select {COLUMNS}, image from cloud_sync.quarantine where position = $1 order by entity, key limit 100"
+                "select {COLUMNS}, image from cloud_sync.quarantine where position = $1 and not provisional \
+                 order by entity, key limit 100"
             ),
             &[&position.0],
         )
@@ -279,38 +332,68 @@ fn entry(row: &tokio_postgres::Row, image: Option<String>) -> Entry {
     }
 }
 
-/// Captures the entries' rows anew, so that they are delivered again. Answers how many. A refused truncate is passed over:
-/// captured now, it would delete rows that came after it.
+/// Touches the entries' rows again, so that their present states are delivered. Returns how many. A refused truncate is passed
+/// over: sent now, it would delete rows that came after it.
 ///
 /// # Errors
 /// The source's.
 pub async fn retry(
     client: &Client,
     catalogue: &Catalogue,
-    tables: &[Table],
     attached: &[Attached],
     entries: &[Entry],
 ) -> Result<usize> {
-    let mut captured = 0;
-    for (place, entity) in catalogue.entities().iter().enumerate() {
-        let keys: Vec<String> = entries
+    let mut touched = 0;
+    for (entity, attached) in catalogue.entities().iter().zip(attached) {
+        let of_entity = entries
             .iter()
-            .filter(|entry| entry.entity == entity.name && entry.op != "t")
-            .map(|entry| entry.key.clone())
-            .collect();
-        let (table, number) = (&tables[place], attached[place].id);
-        for chunk in keys.chunks(recapture::CHUNK) {
-            captured += recapture::rows(client, entity, table, number, chunk)
-                .await?
-                .rows
-                .len();
-            captured += recapture::deletes(client, entity, table, number, chunk)
-                .await?
-                .rows
-                .len();
+            .filter(|entry| entry.entity == entity.name && entry.op != "t");
+        // The key of an entry may be older than the entity's key columns: then it is no row's.
+        let (keys, stale): (Vec<&str>, Vec<&str>) = of_entity
+            .map(|entry| entry.key.as_str())
+            .partition(|key| pick(key, &entity.key).is_ok_and(|values| values.iter().all(Option::is_some)));
+        if !stale.is_empty() {
+            tracing::warn!(
+                entity = entity.name,
+                rows = stale.len(),
+                "quarantined rows are not tried again: their keys have other columns than the entity's; discard them"
+            );
         }
+        touch::keys(client, entity, attached.id, &keys).await?;
+        touched += keys.len();
     }
-    Ok(captured)
+    Ok(touched)
+}
+
+/// What is in quarantine of these rows, provisional entries too.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// By key, the code and the cloud's words.
+    pub(crate) rows: HashMap<String, (i32, String)>,
+    /// Whether some of them are provisional: they are still to be tried again.
+    pub(crate) provisional: bool,
+}
+
+/// Looks for these rows of an entity.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn refused(client: &Client, entity: &str, keys: &[String]) -> Result<Refused> {
+    let rows = client
+        .query(
+            "select q.key, q.code, q.error, q.provisional from unnest($2::text[]) a (key) \
+             join cloud_sync.quarantine q on q.entity = $1 and md5(q.key) = md5(a.key) and q.key = a.key",
+            &[&entity, &keys],
+        )
+        .await
+        .map_err(failed("look into"))?;
+    Ok(Refused {
+        provisional: rows.iter().any(|row| row.get(3)),
+        rows: rows
+            .iter()
+            .map(|row| (row.get(0), (row.get(1), row.get(2))))
+            .collect(),
+    })
 }
 
 /// Gives the entries up: the cloud stays without these changes. Answers how many.
@@ -323,7 +406,7 @@ pub async fn discard(client: &Client, entries: &[Entry]) -> Result<u64> {
     client
         .execute(
             "delete from cloud_sync.quarantine q using unnest($1::text[], $2::text[]) a (entity, key) \
-             where q.entity = a.entity and q.key = a.key",
+             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key",
             &[&entities, &keys],
         )
         .await

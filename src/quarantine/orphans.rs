@@ -1,6 +1,6 @@
-//! Rows that wait in quarantine for a parent: they are captured anew when the cloud has accepted the parent.
+//! Rows that wait in quarantine for a parent: they are touched again when the cloud has accepted the parent.
 //!
-//! Which row is whose parent is read from the source's foreign keys, and from the images: of the refused child as it was
+//! Which row is whose parent is read from the source's foreign keys, and from the rows: of the refused child as it was
 //! refused, of the accepted parent as it was sent. A child that is refused again and again although its parent comes is
 //! left alone for an hour after its tenth refusal, so that a row which is bad for another reason costs no more than that.
 
@@ -10,10 +10,10 @@ use tokio_postgres::types::ToSql;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::Op;
-use crate::deliver::{pick, plain};
 use crate::error::{Error, Result};
+use crate::fields::{pick, plain};
 use crate::source::describe::Table;
-use crate::source::{quote_text, recapture};
+use crate::source::{quote_text, touch};
 
 /// A foreign key between two tables of the catalogue, or of one table to itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,8 +65,8 @@ impl Orphans {
         })
     }
 
-    /// Captures the quarantined rows anew whose parents are among the batch's accepted rows. `occupied` are the entities
-    /// that have entries in quarantine, `numbers` the entities' numbers in the outbox. Answers how many.
+    /// Touches the quarantined rows again whose parents are among the batch's accepted rows. `occupied` are the entities
+    /// that have entries in quarantine, `numbers` the entities' numbers in the outbox. Returns how many.
     ///
     /// # Errors
     /// The source's.
@@ -74,12 +74,11 @@ impl Orphans {
         &self,
         client: &Client,
         catalogue: &Catalogue,
-        tables: &[Table],
         numbers: &[i16],
         batch: &Batch,
         occupied: &[usize],
     ) -> Result<usize> {
-        let mut captured = 0;
+        let mut touched = 0;
         let wanted = self.references.iter().filter(|one| occupied.contains(&one.child));
         for reference in wanted {
             let parents = parents(batch, reference);
@@ -92,20 +91,17 @@ impl Orphans {
                 let keys = waiting(client, &entity.name, reference, &parents, &after).await?;
                 let Some(last) = keys.last() else { break };
                 after.clone_from(last);
-                captured += recapture::rows(
-                    client,
-                    entity,
-                    &tables[reference.child],
-                    numbers[reference.child],
-                    &keys,
-                )
-                .await?
-                .rows
-                .len();
+                // The key of an entry may be older than the entity's key columns.
+                let known = |key: &&String| {
+                    pick(key, &entity.key).is_ok_and(|values| values.iter().all(Option::is_some))
+                };
+                let keys: Vec<&String> = keys.iter().filter(known).collect();
+                touch::keys(client, entity, numbers[reference.child], &keys).await?;
+                touched += keys.len();
             }
-            tracing::debug!(entity = entity.name, parents = count, captured, "parents came");
+            tracing::debug!(entity = entity.name, parents = count, touched, "parents came");
         }
-        Ok(captured)
+        Ok(touched)
     }
 }
 
@@ -134,7 +130,7 @@ fn parents(batch: &Batch, reference: &Reference) -> Vec<Vec<String>> {
     values
 }
 
-/// The keys of quarantined children of these parents, after a key, in order, as many as are captured anew at once.
+/// The keys of quarantined children of these parents, after a key, in order, as many as are touched at once.
 async fn waiting(
     client: &Client,
     entity: &str,
@@ -151,13 +147,13 @@ async fn waiting(
         same.push(format!("q.image::json->>{} = p.v{nth}", quote_text(column)));
     }
     let sql = format!(
-        "select q.key from cloud_sync.quarantine q where q.entity = $1 and q.key > $2 and q.op = 'u' \
+        "select q.key from cloud_sync.quarantine q where q.entity = $1 and q.key > $2 and q.op = 'u' and not q.provisional \
          and (q.attempts < 10 or q.refused_at < now() - interval '1 hour') \
          and exists (select from unnest({}) p ({}) where {}) order by q.key limit {}",
         lists.join(", "),
         names.join(", "),
         same.join(" and "),
-        recapture::CHUNK,
+        touch::CHUNK,
     );
     let rows = client.query(&sql, &arguments).await.map_err(|error| {
         Error::postgres(format!("look for rows of {entity} that wait for a parent"), error)
@@ -182,6 +178,7 @@ mod tests {
             position: Position(1),
             entity,
             op: Op::Upsert,
+            cause: crate::change::Cause::Gone,
             captured_at: 0,
             key: row.into(),
             row: Some(row.into()),

@@ -3,18 +3,20 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::database::{Trouble, condition};
 
 /// The result of a request.
 pub(super) type Answer<T> = std::result::Result<T, Refusal>;
 
-/// An answer other than 2xx: `{"success":false,"error":…}`.
+/// An answer other than 2xx: `{"success":false,"error":…}`, with `code` and `source` where a program acts on them.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
     error: String,
+    code: Option<&'static str>,
+    source: Option<Value>,
 }
 
 impl Refusal {
@@ -23,7 +25,21 @@ impl Refusal {
         Self {
             status,
             error: error.into(),
+            code: None,
+            source: None,
         }
+    }
+
+    /// The same answer, with a code for the calling program.
+    pub(super) fn with_code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// The same answer, with what the receiver has of the source.
+    pub(super) fn with_source(mut self, source: Value) -> Self {
+        self.source = Some(source);
+        self
     }
 
     /// What it tells the caller.
@@ -106,8 +122,14 @@ pub(super) fn words(state: &str, column: Option<&str>) -> String {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let body = Json(json!({"success": false, "error": self.error}));
-        let mut response = (self.status, body).into_response();
+        let mut body = json!({"success": false, "error": self.error});
+        if let Some(code) = self.code {
+            body["code"] = code.into();
+        }
+        if let Some(source) = self.source {
+            body["source"] = source;
+        }
+        let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response
                 .headers_mut()

@@ -1,14 +1,18 @@
-//! Applies the changes of one request in one transaction.
+//! Applies the changes of one batch in one transaction.
 //!
 //! Invariants:
-//! - Of a row, only a change with a higher (epoch, position) than the row, its tombstone and the entity's truncate mark
-//!   takes effect. PostgreSQL checks that on the row's own key, whatever the request says.
+//! - A batch is applied in its turn only, once, and noted with its answer in the same transaction ([`turn`]).
+//! - All rows of a batch have one version, (epoch, term, batch). A change takes effect where neither the row, its tombstone
+//!   nor the entity's truncate mark has a newer one. PostgreSQL checks that on the row's own key, whatever the request
+//!   says.
 //! - Requests of one site go one after another (a transaction's advisory lock), so what is read stays true until commit.
 //! - A row that does not fit is rejected alone.
 //!
-//! Since order is by position and not by arrival, the changes of a request can be sorted by entity: of each row the
-//! newest change, of each entity the newest truncate, then its deletes and its upserts, each in few statements. A
-//! first attempt runs without savepoints. If the data of any row fails it, a second one halves the statements under
+//! The changes are sorted by entity: of each row the last change, of each entity its truncate, then its deletes, then its
+//! upserts, each in few statements. A version can be equal only within a batch; so an upsert wins over the truncate and
+//! the deletes before it, and of keys that are equal in the cloud's type the row stays.
+//!
+//! A first attempt runs without savepoints. If the data of any row fails it, a second one halves the statements under
 //! savepoints until the rows that do not fit stand alone.
 
 use std::borrow::Cow;
@@ -21,7 +25,7 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use super::Shared;
-use super::answer::words;
+use super::answer::{Answer, words};
 use super::brief;
 use super::copy::{Copy, Stop};
 use super::database::{self, Trouble};
@@ -29,22 +33,31 @@ use super::grid::{Grid, Reason, canonical_key};
 use super::lines::Line;
 use super::schema::Table;
 use super::statement::{self, Form};
+use super::turn::{self, BatchHeaders};
 
 const STATE: &str = include_str!("../../sql/receiver/state.sql");
 
-/// The changes of one request.
+/// One batch.
 pub(super) struct Delivery<'a> {
     pub(super) site: &'a Arc<str>,
-    pub(super) source: &'a str,
-    pub(super) epoch: i64,
+    pub(super) headers: &'a BatchHeaders<'a>,
+    /// The hash of the body's text.
+    pub(super) body_hash: [u8; 32],
     pub(super) lines: &'a [Line<'a>],
+}
+
+impl Delivery<'_> {
+    /// What its rows are of: epoch, and version in it.
+    fn at(&self) -> (i64, i64) {
+        (self.headers.epoch, self.headers.version())
+    }
 }
 
 /// A change that was refused.
 #[derive(Debug, Serialize)]
 pub(super) struct Rejected {
     pub(super) position: i64,
-    /// The line in the request, counted from 1: backfilled rows share position 0.
+    /// The line in the request, counted from 1: backfilled rows share a position.
     pub(super) line: usize,
     pub(super) code: Cow<'static, str>,
     pub(super) error: String,
@@ -58,32 +71,39 @@ pub(super) struct Outcome {
     pub(super) rejected: Vec<Rejected>,
 }
 
-/// An entity's changes in a request.
+impl Outcome {
+    /// The answer's text.
+    pub(super) fn text(&self) -> Result<String, Trouble> {
+        serde_json::to_string(self).map_err(|error| Trouble::Fault(error.to_string()))
+    }
+}
+
+/// An entity's changes in a batch.
 pub(super) struct Group<'a> {
     table: Arc<Table>,
     buried: bool,
     mark: Option<(i64, i64)>,
-    /// The newest truncate.
-    truncate: Option<usize>,
-    /// The newest change of each row.
-    newest: HashMap<Cow<'a, str>, usize>,
-    /// What a newer change of the same row superseded, in case that one is rejected.
+    /// Whether it is truncated.
+    truncated: bool,
+    /// The last change of each row.
+    last: HashMap<Cow<'a, str>, usize>,
+    /// What a later change of the same row superseded, in the order of the lines, in case that one is rejected.
     superseded: HashMap<Cow<'a, str>, Vec<usize>>,
 }
 
-/// Applies a request, and commits.
-pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Result<Outcome, Trouble> {
-    let _turn = shared.writers.turn(delivery.site).await?;
+/// Applies a batch, and commits. Returns the answer's text: of a repeated batch the one that it had.
+pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Answer<String> {
+    let _place = shared.writers.site_queue(delivery.site).await?;
     let mut writer = shared.writers.take().await?;
-    let outcome = match brief::apply(shared, &mut writer, delivery).await? {
-        Some(outcome) => outcome,
+    let answer = match brief::apply(shared, &mut writer, delivery).await? {
+        Some(answer) => Ok(answer),
         None => match attempt(shared, &mut writer.connection, delivery, false).await {
             Err(Trouble::Data { .. }) => attempt(shared, &mut writer.connection, delivery, true).await?,
             done => done?,
         },
     };
     shared.writers.give_back(writer);
-    Ok(outcome)
+    answer
 }
 
 async fn attempt(
@@ -91,9 +111,17 @@ async fn attempt(
     connection: &mut PgConnection,
     delivery: &Delivery<'_>,
     careful: bool,
-) -> Result<Outcome, Trouble> {
+) -> Result<Answer<String>, Trouble> {
     let begin = format!("begin; {}", database::site_lock(delivery.site));
     let mut transaction = connection.begin_with(AssertSqlSafe(begin)).await?;
+    let (site, headers, body_hash) = (delivery.site, delivery.headers, &delivery.body_hash);
+    match turn::ask(&mut transaction, site, headers, body_hash).await? {
+        Ok(None) => {}
+        answered => {
+            transaction.rollback().await?;
+            return Ok(answered.map(Option::unwrap_or_default));
+        }
+    }
     let mut outcome = Outcome::default();
     let groups = groups(shared, &mut transaction, delivery, &mut outcome).await?;
     for group in groups {
@@ -107,9 +135,11 @@ async fn attempt(
         };
         run.all().await?;
     }
-    transaction.commit().await?;
     outcome.rejected.sort_by_key(|rejected| rejected.line);
-    Ok(outcome)
+    let answer = outcome.text()?;
+    turn::take(&mut transaction, site, headers, body_hash, &answer).await?;
+    transaction.commit().await?;
+    Ok(Ok(answer))
 }
 
 fn reject(outcome: &mut Outcome, line: &Line<'_>, reason: Reason) {
@@ -143,12 +173,11 @@ async fn groups<'a>(
         };
         of_line.push(place);
     }
-    let highest = delivery.lines.iter().map(|line| line.position).max().unwrap_or(0);
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
     let rows = sqlx::query(STATE)
         .bind(&**delivery.site)
-        .bind(delivery.source)
-        .bind(delivery.epoch)
-        .bind(highest)
         .bind(&names)
         .fetch_all(&mut *connection)
         .await?;
@@ -157,12 +186,12 @@ async fn groups<'a>(
         let entity: &str = row.try_get("entity")?;
         let table = shared
             .tables
-            .get(connection, entity, row.try_get("version")?)
+            .get(connection, entity, row.try_get("table_version")?)
             .await?;
         let epoch: Option<i64> = row.try_get("epoch")?;
-        let position: Option<i64> = row.try_get("position")?;
+        let version: Option<i64> = row.try_get("version")?;
         if let Some(&place) = seen.get(entity) {
-            groups[place] = Some(Group::new(table, epoch.zip(position), row.try_get("buried")?));
+            groups[place] = Some(Group::new(table, epoch.zip(version), row.try_get("buried")?));
         }
     }
     for (nth, (line, &place)) in delivery.lines.iter().zip(&of_line).enumerate() {
@@ -186,15 +215,15 @@ impl<'a> Group<'a> {
             table,
             buried,
             mark,
-            truncate: None,
-            newest: HashMap::new(),
+            truncated: false,
+            last: HashMap::new(),
             superseded: HashMap::new(),
         }
     }
 
-    /// The newest change of each row, in the order of the request, so that rows which came together lie together.
+    /// The last change of each row, in the order of the request, so that rows which came together lie together.
     pub(super) fn pending(&mut self) -> Vec<(Cow<'a, str>, usize)> {
-        let mut pending: Vec<_> = self.newest.drain().collect();
+        let mut pending: Vec<_> = self.last.drain().collect();
         pending.sort_unstable_by_key(|(_, nth)| *nth);
         pending
     }
@@ -209,14 +238,8 @@ impl<'a> Group<'a> {
         let line = &lines[nth];
         match line.op() {
             "truncate" => {
-                let older = match self.truncate {
-                    Some(other) if lines[other].position >= line.position => true,
-                    other => {
-                        self.truncate = Some(nth);
-                        other.is_some()
-                    }
-                };
-                outcome.skipped += u64::from(older);
+                outcome.skipped += u64::from(self.truncated);
+                self.truncated = true;
                 return Ok(());
             }
             "upsert" if line.row().is_none() => {
@@ -229,21 +252,16 @@ impl<'a> Group<'a> {
             .key()
             .ok_or_else(|| Reason::new("key-missing", "the change carries no key"))?;
         let key = canonical_key(&self.table, key)?;
-        match self.newest.entry(key) {
+        match self.last.entry(key) {
             Entry::Vacant(place) => {
                 place.insert(nth);
             }
             Entry::Occupied(mut place) => {
-                let other = *place.get();
-                let loser = if lines[other].position >= line.position {
-                    nth
-                } else {
-                    place.insert(nth)
-                };
+                let before = place.insert(nth);
                 self.superseded
                     .entry(place.key().clone())
                     .or_default()
-                    .push(loser);
+                    .push(before);
                 outcome.skipped += 1;
             }
         }
@@ -263,17 +281,16 @@ struct Run<'a, 'r> {
 
 impl<'a> Run<'a, '_> {
     async fn all(&mut self) -> Result<(), Trouble> {
-        if let Some(nth) = self.group.truncate {
-            self.truncate(nth).await?;
+        if self.group.truncated {
+            self.truncate().await?;
         }
         let mut pending = self.group.pending();
-        let (lines, epoch) = (self.delivery.lines, self.delivery.epoch);
+        if self.group.mark > Some(self.delivery.at()) {
+            self.outcome.skipped += pending.len() as u64;
+            return Ok(());
+        }
+        let lines = self.delivery.lines;
         while !pending.is_empty() {
-            if let Some(mark) = self.group.mark {
-                let before = pending.len();
-                pending.retain(|(_, nth)| (epoch, lines[*nth].position) > mark);
-                self.outcome.skipped += (before - pending.len()) as u64;
-            }
             let (upserts, deletes): (Vec<_>, Vec<_>) = pending
                 .into_iter()
                 .partition(|(_, nth)| lines[*nth].op() == "upsert");
@@ -284,13 +301,13 @@ impl<'a> Run<'a, '_> {
         Ok(())
     }
 
-    async fn truncate(&mut self, nth: usize) -> Result<(), Trouble> {
-        let at = (self.delivery.epoch, self.delivery.lines[nth].position);
+    async fn truncate(&mut self) -> Result<(), Trouble> {
+        let at = self.delivery.at();
         let sql = statement::truncate(&self.group.table, self.history);
         let done = sqlx::query(AssertSqlSafe(sql))
             .bind(&**self.delivery.site)
-            .bind(at.0)
             .bind(&self.group.table.entity)
+            .bind(at.0)
             .bind(at.1)
             .execute(&mut *self.connection)
             .await?;
@@ -303,19 +320,12 @@ impl<'a> Run<'a, '_> {
         Ok(())
     }
 
-    /// For each refused change, the newest one that it had superseded.
+    /// For each refused change, the last one that it had superseded.
     fn next_best(&mut self, refused: Vec<(Cow<'a, str>, usize)>) -> Vec<(Cow<'a, str>, usize)> {
-        let lines = self.delivery.lines;
         let mut next = Vec::new();
         for (key, _) in refused {
-            let Some(others) = self.group.superseded.get_mut(&key) else {
-                continue;
-            };
-            // Of equal positions the first in the request, as elsewhere.
-            let best = (0..others.len())
-                .max_by_key(|&place| (lines[others[place]].position, usize::MAX - others[place]));
-            if let Some(best) = best {
-                next.push((key, others.swap_remove(best)));
+            if let Some(nth) = self.group.superseded.get_mut(&key).and_then(Vec::pop) {
+                next.push((key, nth));
                 self.outcome.skipped -= 1;
             }
         }
@@ -348,7 +358,7 @@ impl<'a> Run<'a, '_> {
             for (key, nth) in left.by_ref().take(grid.room()) {
                 let line = &self.delivery.lines[nth];
                 let text = if delete { line.key() } else { line.row() };
-                match grid.push(text.unwrap_or_default(), line.position, &key, !delete) {
+                match grid.push(text.unwrap_or_default(), &key, !delete) {
                     Ok(()) => taken.push((key, nth)),
                     Err(reason) => {
                         reject(self.outcome, line, reason);
@@ -372,18 +382,15 @@ impl<'a> Run<'a, '_> {
         refused: &mut Vec<(Cow<'a, str>, usize)>,
     ) -> Result<Vec<(Cow<'a, str>, usize)>, Trouble> {
         let table = Arc::clone(&self.group.table);
-        let (site, epoch) = (self.delivery.site, self.delivery.epoch);
+        let (site, at) = (self.delivery.site, self.delivery.at());
         let keys = changes.iter().map(|(key, _)| &**key);
-        let Some(mut copy) = Copy::find(self.connection, &table, site, epoch, keys).await? else {
+        let Some(mut copy) = Copy::find(self.connection, &table, site, at, keys).await? else {
             return Ok(changes);
         };
         let mut left = Vec::new();
         for (key, nth) in changes {
             let line = &self.delivery.lines[nth];
-            match copy
-                .push(&key, line.row().unwrap_or_default(), line.position)
-                .await
-            {
+            match copy.push(&key, line.row().unwrap_or_default()).await {
                 Ok(true) => {}
                 Ok(false) => left.push((key, nth)),
                 Err(Stop::Row(reason)) => {
@@ -401,7 +408,7 @@ impl<'a> Run<'a, '_> {
     async fn grid(&mut self, grid: &Grid<'_>, delete: bool) -> Result<Vec<(usize, Reason)>, Trouble> {
         let target = Target {
             site: self.delivery.site,
-            epoch: self.delivery.epoch,
+            at: self.delivery.at(),
             delete,
             guarded: self.group.buried,
             form: Form {
@@ -454,7 +461,7 @@ impl<'a> Run<'a, '_> {
 /// What a statement needs to know beside its rows.
 struct Target<'a> {
     site: &'a str,
-    epoch: i64,
+    at: (i64, i64),
     delete: bool,
     guarded: bool,
     form: Form,
@@ -476,9 +483,9 @@ impl Target<'_> {
         };
         let mut query = sqlx::query(AssertSqlSafe(sql))
             .bind(self.site)
-            .bind(self.epoch)
             .bind(&grid.table.entity)
-            .bind(grid.positions(rows.clone()));
+            .bind(self.at.0)
+            .bind(self.at.1);
         for values in encoded {
             query = values.bind(query);
         }

@@ -1,12 +1,12 @@
-//! Applies a request of few changes in one round trip: what a lone commit waits for.
+//! Applies a batch of few changes in one round trip: what a lone commit waits for.
 //!
-//! The request must be all upserts or all deletes of one entity whose table is known. It becomes two statements in one
-//! message: the site's lock, and, prepared by name, one statement that looks up what the request must know, changes the
-//! rows and notes the source. PostgreSQL commits them together, and the second sees all that was committed before the
+//! The batch must be all upserts or all deletes of one entity whose table is known. It becomes two statements in one
+//! message: the site's lock, and, prepared by name, one statement that checks the batch's turn, changes the rows, and notes
+//! the batch with its answer. PostgreSQL commits them together, and the second sees all that was committed before the
 //! lock was given. The values travel as text, and PostgreSQL's own input functions read them.
 //!
-//! Whatever is unusual (a change that is refused, a table that has become another version, a value that does not fit) is
-//! left to [`super::apply`]: nothing has taken effect then.
+//! Whatever is unusual is left to [`super::apply`], and nothing has taken effect then: a batch that does not follow the
+//! newest one of its term, a change that is refused, a table that has become another version, a value that does not fit.
 
 use std::fmt::Write;
 
@@ -20,16 +20,16 @@ use super::grid::Grid;
 use super::statement::{self, Form};
 use super::writers::Writer;
 
-/// Changes and bytes of a brief request, at most: above, the round trips are small beside the work.
+/// Changes and bytes of a brief batch, at most: above, the round trips are small beside the work.
 const CHANGES: usize = 64;
 const BYTES: usize = 64 * 1024;
 
-/// Applies a brief request, and commits; none where it is not one, or not a usual one.
+/// Applies a brief batch, and commits. Returns its answer; `None` if it is not brief, or not a usual one.
 pub(super) async fn apply(
     shared: &Shared,
     writer: &mut Writer<'_>,
     delivery: &Delivery<'_>,
-) -> Result<Option<Outcome>, Trouble> {
+) -> Result<Option<String>, Trouble> {
     let lines = delivery.lines;
     let Some(first) = lines.first().filter(|_| lines.len() <= CHANGES) else {
         return Ok(None);
@@ -60,10 +60,7 @@ pub(super) async fn apply(
     for (key, nth) in group.pending() {
         let line = &lines[nth];
         let text = if delete { line.key() } else { line.row() };
-        if grid
-            .push(text.unwrap_or_default(), line.position, &key, !delete)
-            .is_err()
-        {
+        if grid.push(text.unwrap_or_default(), &key, !delete).is_err() {
             return Ok(None);
         }
     }
@@ -95,8 +92,7 @@ pub(super) async fn apply(
     let Some(name) = prepared.name(connection, named, sql).await? else {
         return Ok(None);
     };
-    let highest = lines.iter().map(|line| line.position).max().unwrap_or(0);
-    let Some(message) = message(delivery, &name, &grid, &values, highest) else {
+    let Some(message) = message(delivery, &name, &grid, &values) else {
         return Ok(None);
     };
     let answered = sqlx::raw_sql(AssertSqlSafe(message))
@@ -110,35 +106,25 @@ pub(super) async fn apply(
     };
     let answer = rows
         .last()
-        .ok_or_else(|| Trouble::Fault("a request's statement answered nothing".to_owned()))?;
+        .ok_or_else(|| Trouble::Fault("a batch's statement returned nothing".to_owned()))?;
     if answer.try_get::<Option<bool>, _>(0)? != Some(true) {
         return Ok(None);
     }
     let applied = u64::try_from(answer.try_get::<i64, _>(1)?).unwrap_or_default();
     outcome.applied += applied;
     outcome.skipped += grid.len() as u64 - applied;
-    Ok(Some(outcome))
+    outcome.text().map(Some)
 }
 
 /// Both statements; none where a value holds a zero byte, which ends a message.
-fn message(
-    delivery: &Delivery<'_>,
-    name: &str,
-    grid: &Grid<'_>,
-    values: &[Encoded<'_>],
-    highest: i64,
-) -> Option<String> {
+fn message(delivery: &Delivery<'_>, name: &str, grid: &Grid<'_>, values: &[Encoded<'_>]) -> Option<String> {
     let mut sql = database::site_lock(delivery.site);
     let _ = write!(sql, "; execute {name} (");
     literal(&mut sql, delivery.site);
-    let _ = write!(sql, ", '{}', ", delivery.epoch);
+    sql.push_str(", ");
     literal(&mut sql, &grid.table.entity);
-    sql.push_str(", '{");
-    for (nth, position) in grid.positions(0..grid.len()).iter().enumerate() {
-        let comma = if nth == 0 { "" } else { "," };
-        let _ = write!(sql, "{comma}{position}");
-    }
-    sql.push_str("}'");
+    let headers = delivery.headers;
+    let _ = write!(sql, ", '{}', '{}'", headers.epoch, headers.version());
     for column in values {
         sql.push_str(", '{");
         for (nth, value) in column.texts()?.enumerate() {
@@ -153,8 +139,19 @@ fn message(
         sql.push_str("}'");
     }
     let _ = write!(sql, ", '{}', ", grid.table.version);
-    literal(&mut sql, delivery.source);
-    let _ = write!(sql, ", '{highest}')");
+    literal(&mut sql, headers.source);
+    let _ = write!(sql, ", '{}', ", headers.term);
+    literal(&mut sql, headers.nonce);
+    let _ = write!(sql, ", '{}', '\\x", headers.batch);
+    for byte in delivery.body_hash {
+        let _ = write!(sql, "{byte:02x}");
+    }
+    let _ = write!(sql, "', '{}', ", delivery.lines.len());
+    match headers.database {
+        Some(database) => literal(&mut sql, database),
+        None => sql.push_str("null"),
+    }
+    sql.push(')');
     (!sql.contains('\0')).then_some(sql)
 }
 

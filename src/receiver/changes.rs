@@ -3,37 +3,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderName, HeaderValue, header};
 use tracing::{Instrument, debug_span};
 
 use super::Shared;
-use super::answer::{Answer, Refusal};
-use super::apply::{self, Delivery, Outcome};
+use super::answer::Answer;
+use super::apply::{self, Delivery};
 use super::auth::Site;
 use super::lines::Reader;
-
-fn source_id(headers: &HeaderMap) -> Answer<&str> {
-    headers
-        .get("x-source-id")
-        .and_then(|value| value.to_str().ok())
-        .map(str::trim)
-        .filter(|id| !id.is_empty() && id.len() <= 200)
-        .ok_or_else(|| Refusal::malformed("the header X-Source-Id is missing or not valid"))
-}
-
-fn epoch(headers: &HeaderMap) -> Answer<i64> {
-    headers
-        .get("x-epoch")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.trim().parse().ok())
-        .filter(|epoch| *epoch >= 1)
-        .ok_or_else(|| Refusal::malformed("the header X-Epoch is missing or not a number from 1"))
-}
+use super::turn::BatchHeaders;
 
 /// A header that tells what the server took of the time that the client waits.
 type ServerTiming = [(HeaderName, String); 1];
+
+/// An answer is stored and sent as text.
+type AnswerType = [(HeaderName, HeaderValue); 1];
 
 /// From the body at hand to the commit, in milliseconds. Source: <https://www.w3.org/TR/server-timing/>.
 fn server_timing(took: Duration) -> ServerTiming {
@@ -46,11 +31,10 @@ pub(super) async fn receive(
     State(shared): State<Arc<Shared>>,
     Site(site): Site,
     request: Request,
-) -> Answer<(ServerTiming, Json<Outcome>)> {
+) -> Answer<(ServerTiming, AnswerType, String)> {
     shared.offers("changes")?;
     let (parts, body) = request.into_parts();
-    let source = source_id(&parts.headers)?;
-    let epoch = epoch(&parts.headers)?;
+    let headers = BatchHeaders::read(&parts.headers)?;
     // Read while they come: the rest of the body may wait for its turn at the other end.
     let mut reader = Reader::default();
     let body = shared
@@ -61,12 +45,13 @@ pub(super) async fn receive(
     let lines = reader.end(&body.bytes)?;
     let delivery = Delivery {
         site: &site,
-        source,
-        epoch,
+        headers: &headers,
+        body_hash: *blake3::hash(&body.bytes).as_bytes(),
         lines: &lines,
     };
-    let outcome = apply::apply(&shared, &delivery)
+    let answer = apply::apply(&shared, &delivery)
         .instrument(debug_span!("apply", changes = lines.len()))
         .await?;
-    Ok((server_timing(begun.elapsed()), Json(outcome)))
+    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((server_timing(begun.elapsed()), json, answer))
 }

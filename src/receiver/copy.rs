@@ -42,7 +42,7 @@ pub(super) struct Copy<'c, 't> {
     forms: Vec<Form>,
     /// Keys above this are new; none where all are.
     highest: Option<i64>,
-    /// What each row begins with: the number of fields, the site and the epoch.
+    /// What each row begins with: the number of fields, the site, the epoch and the version.
     opening: Vec<u8>,
     buffer: Vec<u8>,
     rows: u64,
@@ -54,7 +54,7 @@ impl<'c, 't> Copy<'c, 't> {
         connection: &'c mut PgConnection,
         table: &'t Table,
         site: &Arc<str>,
-        epoch: i64,
+        (epoch, version): (i64, i64),
         keys: impl ExactSizeIterator<Item = &str> + Clone,
     ) -> Result<Option<Self>, Trouble> {
         if keys.len() < WORTH || !leading(table).is_some_and(is_whole) {
@@ -89,6 +89,7 @@ impl<'c, 't> Copy<'c, 't> {
         let mut opening = fields.to_be_bytes().to_vec();
         put(&mut opening, site.as_bytes());
         put(&mut opening, &epoch.to_be_bytes());
+        put(&mut opening, &version.to_be_bytes());
         Ok(Some(Self {
             copy,
             grid,
@@ -102,17 +103,16 @@ impl<'c, 't> Copy<'c, 't> {
 
     /// Takes a row whose own key must be `key`. Answers whether it did: one that may stand, or has a value in another
     /// form than the usual one, has to go another way.
-    pub(super) async fn push(&mut self, key: &str, row: &'t str, position: i64) -> Result<bool, Stop> {
+    pub(super) async fn push(&mut self, key: &str, row: &'t str) -> Result<bool, Stop> {
         let table = self.grid.table;
         let is_new = |number| self.highest.is_none_or(|highest| number > highest);
         if !number(table, key).is_some_and(is_new) {
             return Ok(false);
         }
         self.grid.clear();
-        self.grid.push(row, position, key, true).map_err(Stop::Row)?;
+        self.grid.push(row, key, true).map_err(Stop::Row)?;
         let start = self.buffer.len();
         self.buffer.extend_from_slice(&self.opening);
-        put(&mut self.buffer, &position.to_be_bytes());
         for (form, cell) in self.forms.iter().zip(self.grid.row(0)) {
             if !form.put(&mut self.buffer, *cell) {
                 self.buffer.truncate(start);

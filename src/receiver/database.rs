@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
@@ -68,28 +68,54 @@ pub(super) async fn open(url: &str) -> Result<(PgPool, Writers)> {
     Ok((pool, writers))
 }
 
+const MIGRATE: &str = "migrate the receiver's database";
+
+/// Whether the tables are those of the receiver that kept positions in the place of versions.
+const IS_OLD: &str = "select exists (select from pg_attribute \
+     where attrelid = to_regclass('cloud_meta.sources') and attname = 'position' and not attisdropped)";
+
 /// Runs the migrations under a lock, as two receivers may start at once; sqlx's own table lies in `cloud_meta`.
 async fn migrate(connection: &mut PgConnection) -> Result<()> {
     let failed = |cause: String| {
-        Error::new(Kind::Local, "migrate the receiver's database", cause)
+        Error::new(Kind::Local, MIGRATE, cause)
             .remedy("the receiver's role must be allowed to create schemas in its database")
     };
-    let lock = lock_number("migrate", "");
-    let steps = [
-        format!("select pg_advisory_lock({lock})"),
-        "create schema if not exists cloud_meta".to_owned(),
-        "set search_path to cloud_meta".to_owned(),
-    ];
-    for step in steps {
+    let lock = format!("select pg_advisory_lock({})", lock_number("migrate", ""));
+    let run = async |connection: &mut PgConnection, step: String| {
         sqlx::raw_sql(AssertSqlSafe(step))
-            .execute(&mut *connection)
+            .execute(connection)
             .await
-            .map_err(|error| failed(chain(&error)))?;
+            .map_err(|error| failed(chain(&error)))
+    };
+    run(connection, lock).await?;
+    let is_old: bool = sqlx::query_scalar(IS_OLD)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(|error| failed(chain(&error)))?;
+    if is_old {
+        return Err(other_tables());
     }
+    run(connection, "create schema if not exists cloud_meta".to_owned()).await?;
+    run(connection, "set search_path to cloud_meta".to_owned()).await?;
     MIGRATIONS
         .run_direct(None, &mut *connection, false)
         .await
-        .map_err(|error| failed(chain(&error)))
+        .map_err(|error| match error {
+            MigrateError::VersionMismatch(_) => other_tables(),
+            error => failed(chain(&error)),
+        })
+}
+
+/// The database's tables cannot be brought up to date.
+fn other_tables() -> Error {
+    Error::new(
+        Kind::Local,
+        MIGRATE,
+        "its tables in the schema cloud_meta are another version's, and cannot be brought up to date",
+    )
+    .remedy(
+        "set receiver.database_url to a fresh database, then run `cloud-sync sync --force` on each site to fill it",
+    )
 }
 
 /// The number of an advisory lock.

@@ -36,7 +36,7 @@ pub(super) struct Grid<'a> {
     /// For each of the table's columns, its place in the grid.
     places: Vec<Option<usize>>,
     cells: Vec<Option<&'a str>>,
-    positions: Vec<i64>,
+    rows: usize,
     /// The table's columns in the order of the last row's members: most rows have the same.
     order: Vec<usize>,
 }
@@ -53,7 +53,7 @@ impl<'a> Grid<'a> {
             columns: columns.iter().map(|&column| &table.columns[column]).collect(),
             places,
             cells: Vec::new(),
-            positions: Vec::new(),
+            rows: 0,
             order: Vec::new(),
         }
     }
@@ -64,15 +64,11 @@ impl<'a> Grid<'a> {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.positions.len()
+        self.rows
     }
 
     pub(super) fn columns(&self) -> &[&'a Column] {
         &self.columns
-    }
-
-    pub(super) fn positions(&self, rows: Range<usize>) -> &[i64] {
-        &self.positions[rows]
     }
 
     /// The values of a row, as JSON texts.
@@ -84,17 +80,11 @@ impl<'a> Grid<'a> {
     /// Takes all rows out.
     pub(super) fn clear(&mut self) {
         self.cells.clear();
-        self.positions.clear();
+        self.rows = 0;
     }
 
     /// Adds a row, whose own key must be `key`. With `strict`, it must have no member that is not a column.
-    pub(super) fn push(
-        &mut self,
-        row: &'a str,
-        position: i64,
-        key: &str,
-        strict: bool,
-    ) -> Result<(), Reason> {
+    pub(super) fn push(&mut self, row: &'a str, key: &str, strict: bool) -> Result<(), Reason> {
         let start = self.cells.len();
         self.cells.resize(start + self.columns.len(), None);
         let read = self.read(row, start, strict).and_then(|()| {
@@ -108,7 +98,7 @@ impl<'a> Grid<'a> {
             }
         });
         match read {
-            Ok(()) => self.positions.push(position),
+            Ok(()) => self.rows += 1,
             Err(_) => self.cells.truncate(start),
         }
         read

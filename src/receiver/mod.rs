@@ -1,7 +1,8 @@
 //! The reference cloud server: rows in its own PostgreSQL, files on disk, many sites in one cloud.
 //!
 //! Guarantees:
-//! - `POST /changes` is answered after the commit, and an older position never overwrites a newer one ([`apply`]).
+//! - `POST /changes` is answered after the commit. A batch is applied once and in its turn ([`turn`]), and an older version
+//!   never overwrites a newer one ([`apply`]).
 //! - A request is the site's whose key it carries ([`auth`]); sites share tables, and never see each other's rows.
 //! - A file is visible when it is whole and on disk ([`upload`]), and confirmed when its place is too ([`shelf`]).
 //! - What a request can take is bounded: its body, unpacked ([`body`]), the rows of a statement ([`grid`]), the time
@@ -10,7 +11,7 @@
 //!
 //! A request travels: `crate::serve` -> [`auth`] -> [`changes`], [`rows`], [`schema`], [`upload`], [`media`] or [`status`].
 //! Changes and rows become arrays by column ([`json`], [`grid`], [`encode`]) and one statement for many rows
-//! ([`statement`]). Two kinds of requests have a shorter way: few changes go in one message ([`brief`]), and rows that are
+//! ([`statement`]). Two kinds of requests have a shorter way: a batch of few changes is one message ([`brief`]), and rows that are
 //! new to their table are copied ([`copy`], [`field`]). [`writers`] are the connections for changes, [`database`] says
 //! what an error of PostgreSQL means, [`answer`] how it is answered.
 
@@ -35,6 +36,7 @@ mod schema;
 mod shelf;
 mod statement;
 mod status;
+mod turn;
 mod upload;
 mod writers;
 

@@ -1,9 +1,9 @@
-//! The baseline's rows: list, upsert and delete by key, without positions.
+//! The baseline's rows: list, upsert and delete by key, without a version.
 //!
-//! Such a request takes effect as the newest state. A row that stands keeps its position; a new one takes the position
-//! of what had removed it (its tombstone, the truncate mark), else (0, 0). So a change that was older than what the
-//! request found stays older, and any later change of the site still wins. A row that is deleted leaves its position
-//! in a tombstone.
+//! Such a request takes effect as the newest state. A row that stands keeps its version; a new one takes the version of
+//! what had removed it (its tombstone, the truncate mark), else (0, 0). So a change that was older than what the request
+//! found stays older, and any later batch of the site still wins. A row that is deleted leaves its version in a
+//! tombstone.
 //!
 //! A posted row sets the columns that it names, and leaves the others of a standing row as they are.
 
@@ -39,8 +39,7 @@ const PIECE: usize = 32 * 1024;
 /// A list whose reader takes nothing for this long is ended: it holds a connection of the database.
 const SLOW_READER: Duration = Duration::from_secs(60);
 
-const SOURCE: &str = "insert into cloud_meta.sources as s (site, source_id, epoch, position) values ($1, '', 0, 0) \
-     on conflict (site, source_id, epoch) do update set updated_at = now()";
+const SOURCE: &str = include_str!("../../sql/receiver/baseline.sql");
 
 #[derive(Deserialize)]
 pub(super) struct Wanted {
@@ -262,7 +261,7 @@ async fn flush(
     for &nth in run {
         let text = rows[nth].get();
         canonical_key(table, text)
-            .and_then(|key| grid.push(text, 0, &key, true))
+            .and_then(|key| grid.push(text, &key, true))
             .map_err(|reason| about(nth, reason))?;
     }
     let Err(trouble) = store(shared, connection, site, &grid, 0..grid.len()).await else {
@@ -294,9 +293,7 @@ async fn store(
     let sql = statement::post(grid.table, grid.columns(), &encoded, shared.history);
     let mut query = sqlx::query(AssertSqlSafe(sql))
         .bind(site)
-        .bind(0_i64)
-        .bind(&grid.table.entity)
-        .bind(grid.positions(rows));
+        .bind(&grid.table.entity);
     for values in encoded {
         query = values.bind(query);
     }
@@ -345,15 +342,11 @@ pub(super) async fn delete(
     let object = Value::Object(object).to_string();
     let mut grid = Grid::new(&table, &table.key);
     canonical_key(&table, &object)
-        .and_then(|key| grid.push(&object, 0, &key, true))
+        .and_then(|key| grid.push(&object, &key, true))
         .map_err(|_| none())?;
     let encoded = grid.encode(&(0..1))?;
     let sql = statement::delete_row(&table, grid.columns(), &encoded, shared.history);
-    let mut query = sqlx::query(AssertSqlSafe(sql))
-        .bind(&*site)
-        .bind(0_i64)
-        .bind(&table.entity)
-        .bind(grid.positions(0..1));
+    let mut query = sqlx::query(AssertSqlSafe(sql)).bind(&*site).bind(&table.entity);
     for values in encoded {
         query = values.bind(query);
     }

@@ -20,6 +20,8 @@ use super::answer::{Answer, Refusal};
 use super::auth::Site;
 use super::column_type::{ColumnType, Meeting};
 use super::database::{self, Trouble};
+use super::turn;
+use crate::wire;
 
 /// PostgreSQL cuts longer names, which would make two names one.
 const NAME_BYTES: usize = 63;
@@ -234,7 +236,7 @@ impl Declaration {
         let mut columns: Vec<Column> = Vec::with_capacity(self.columns.len());
         for column in &self.columns {
             check_name("a column", &column.name)?;
-            if ["_site", "_epoch", "_position"]
+            if ["_site", "_epoch", "_version"]
                 .iter()
                 .any(|reserved| column.name.starts_with(reserved))
             {
@@ -288,7 +290,9 @@ fn check_name(what: &str, name: &str) -> Answer<()> {
     Ok(())
 }
 
-/// `PUT /schema/{path}`: creates or extends the entity's table, and notes where the site has it.
+/// `PUT /schema/{path}`: creates or extends the entity's table, and notes where the site has it. With `X-Source-Id` the
+/// site's entity belongs to that source from then on: two databases that send rows of one entity of one site would
+/// overwrite each other's.
 pub(super) async fn put(
     State(shared): State<Arc<Shared>>,
     Site(site): Site,
@@ -296,6 +300,7 @@ pub(super) async fn put(
     request: Request,
 ) -> Answer<Json<Value>> {
     let (parts, body) = request.into_parts();
+    let source = turn::source_id(&parts.headers)?;
     let body = shared.bounds.read(&parts.headers, body).await?;
     let declared: Declaration = serde_json::from_slice(&body.bytes)
         .map_err(|error| Refusal::malformed(format!("the body is not a schema: {}", place_of(&error))))?;
@@ -305,10 +310,33 @@ pub(super) async fn put(
     sqlx::query("set local lock_timeout = '5s'")
         .execute(&mut *transaction)
         .await?;
+    if let Some(source) = source {
+        check_owner(&mut transaction, &site, &declared.entity, source).await?;
+    }
     extend(&mut transaction, &declared, &columns).await?;
-    note(&mut transaction, &site, &path, &declared).await?;
+    note(&mut transaction, &site, &path, source, &declared).await?;
     transaction.commit().await?;
     Ok(Json(json!({"success": true})))
+}
+
+/// Refuses a schema whose entity belongs to another source of the site.
+async fn check_owner(connection: &mut PgConnection, site: &str, entity: &str, source: &str) -> Answer<()> {
+    let owner: Option<String> = sqlx::query_scalar(
+        "select source_id from cloud_meta.schemas where site = $1 and entity = $2 and source_id <> $3",
+    )
+    .bind(site)
+    .bind(entity)
+    .bind(source)
+    .fetch_optional(connection)
+    .await?;
+    match owner {
+        None => Ok(()),
+        Some(owner) => Err(conflict(format!(
+            "the entity {entity} of this site belongs to the source {owner}; give the entity another name, or set \
+             source.source_id to {owner} where this database replaces that one"
+        ))
+        .with_code(wire::OTHER_SOURCE)),
+    }
 }
 
 /// Where a JSON text is broken. serde's own words may carry a value.
@@ -407,7 +435,7 @@ async fn create(connection: &mut PgConnection, declared: &Declaration, columns: 
         .collect();
     let sql = format!(
         "create table {} (\"_site\" text collate \"C\" not null, \"_epoch\" bigint not null, \
-         \"_position\" bigint not null{lines}, primary key (\"_site\"{key}))",
+         \"_version\" bigint not null{lines}, primary key (\"_site\"{key}))",
         table_name(&declared.entity)
     );
     sqlx::raw_sql(AssertSqlSafe(sql))
@@ -447,8 +475,14 @@ fn described(columns: &[Column]) -> (Vec<&str>, Vec<String>) {
     )
 }
 
-/// Notes where the site has the entity.
-async fn note(connection: &mut PgConnection, site: &str, path: &str, declared: &Declaration) -> Answer<()> {
+/// Notes where the site has the entity, and whose it is. Without a source the owner stays.
+async fn note(
+    connection: &mut PgConnection,
+    site: &str,
+    path: &str,
+    source: Option<&str>,
+    declared: &Declaration,
+) -> Answer<()> {
     let other: Option<String> = sqlx::query_scalar(
         "select entity from cloud_meta.schemas where site = $1 and path = $2 and entity <> $3",
     )
@@ -463,15 +497,19 @@ async fn note(connection: &mut PgConnection, site: &str, path: &str, declared: &
         )));
     }
     sqlx::query(
-        "insert into cloud_meta.schemas as s (site, entity, path, window_column) values ($1, $2, $3, $4) \
+        "insert into cloud_meta.schemas as s (site, entity, path, window_column, source_id) \
+         values ($1, $2, $3, $4, $5) \
          on conflict (site, entity) do update \
-         set path = excluded.path, window_column = excluded.window_column, declared_at = now() \
-         where (s.path, s.window_column) is distinct from (excluded.path, excluded.window_column)",
+         set path = excluded.path, window_column = excluded.window_column, declared_at = now(), \
+             source_id = coalesce(excluded.source_id, s.source_id) \
+         where (s.path, s.window_column, s.source_id) is distinct from \
+             (excluded.path, excluded.window_column, coalesce(excluded.source_id, s.source_id))",
     )
     .bind(site)
     .bind(&declared.entity)
     .bind(path)
     .bind(&declared.window)
+    .bind(source)
     .execute(connection)
     .await?;
     Ok(())

@@ -13,12 +13,14 @@ const DELETE: &str = include_str!("../../sql/receiver/delete.sql");
 const DELETE_ROW: &str = include_str!("../../sql/receiver/delete_row.sql");
 const TRUNCATE: &str = include_str!("../../sql/receiver/truncate.sql");
 const KNOWN: &str = include_str!("../../sql/receiver/known.sql");
+const TAKEN: &str = include_str!("../../sql/receiver/taken.sql");
 const HIGHEST: &str = include_str!("../../sql/receiver/highest.sql");
 const COPY: &str = include_str!("../../sql/receiver/copy.sql");
 const LIST: &str = include_str!("../../sql/receiver/list.sql");
 
-/// Parameters before the columns' arrays.
-const FIXED: usize = 4;
+/// Parameters before the columns' arrays: site and entity, and for a batch its epoch and version.
+const BASELINE: usize = 2;
+const BATCH: usize = 4;
 
 /// A template without its header, with `{name}` replaced, in one pass: what was put in is not looked at again.
 fn fill(template: &str, parts: &[(&str, &str)]) -> String {
@@ -99,55 +101,83 @@ fn same_key(table: &Table) -> String {
 pub(super) struct Form {
     /// What it applied goes into the history too.
     pub(super) kept: bool,
-    /// It does all that a request asks, and answers whether the table was still of its version and how many changes it
-    /// applied. It has three more parameters: see known.sql.
+    /// It does all that a batch asks. It returns whether the batch had its turn and the table was still of its version,
+    /// and how many changes it applied. It has more parameters: see [`BriefParameters`].
     pub(super) brief: bool,
 }
 
+/// The parameters that a brief statement has after its arrays, as SQL. See known.sql and taken.sql.
+struct BriefParameters([String; 8]);
+
+impl BriefParameters {
+    const NAMES: [&str; 8] = [
+        "table_version",
+        "source",
+        "term",
+        "nonce",
+        "batch",
+        "body_hash",
+        "lines",
+        "database",
+    ];
+    const TYPES: &str = "bigint, text, bigint, text, bigint, bytea, bigint, text";
+
+    fn after(columns: usize) -> Self {
+        Self(std::array::from_fn(|nth| {
+            format!("${}", BATCH + columns + nth + 1)
+        }))
+    }
+
+    fn fill(&self, template: &str) -> String {
+        let parts: [(&str, &str); 8] = std::array::from_fn(|nth| (Self::NAMES[nth], self.0[nth].as_str()));
+        fill(template, &parts)
+    }
+}
+
 impl Form {
-    /// What wraps a statement.
-    fn wrap(self, op: &str, returning: &str) -> (String, String) {
+    /// What wraps a statement over so many columns.
+    fn wrap(self, op: &str, returning: &str, columns: usize) -> (String, String) {
         let open = ", applied as (".to_owned();
         let history = format!(
-            "insert into cloud_meta.history (site, entity, key, epoch, position, op, digest) \
-             select $1, $3, key, epoch, position, '{op}', digest from applied"
+            "insert into cloud_meta.history (site, entity, key, epoch, version, op, digest) \
+             select $1, $2, key, epoch, version, '{op}', digest from applied"
         );
-        let answer = "select (select fits from known), (select count(*) from applied)";
+        let answer = || {
+            let taken = BriefParameters::after(columns).fill(TAKEN);
+            format!(", {taken} select (select fits from known), (select count(*) from applied)")
+        };
         match (self.kept, self.brief) {
             (false, false) => Default::default(),
             (true, false) => (open, format!(" returning {returning}) {history}")),
-            (false, true) => (open, format!(" returning 1) {answer}")),
+            (false, true) => (open, format!(" returning 1){}", answer())),
             (true, true) => (
                 open,
-                format!(" returning {returning}), kept as ({history}) {answer}"),
+                format!(" returning {returning}), kept as ({history}){}", answer()),
             ),
         }
     }
 
-    fn wrap_upsert(self, table: &Table) -> (String, String) {
+    fn wrap_upsert(self, table: &Table, columns: usize) -> (String, String) {
         let key = key_text(table, "t");
         self.wrap(
             "upsert",
             &format!(
-                "{key} as key, t.\"_epoch\" as epoch, t.\"_position\" as position, \
+                "{key} as key, t.\"_epoch\" as epoch, t.\"_version\" as version, \
                  md5(row_to_json(t.*)::text) as digest"
             ),
+            columns,
         )
     }
 
     /// What stands before and within the statement's reading of its arrays.
-    fn known(self, columns: &[&Column]) -> (String, &'static str) {
+    fn known(self, columns: usize) -> (String, &'static str) {
         if !self.brief {
             return Default::default();
         }
-        let [version, source, highest] = [1, 2, 3].map(|nth| format!("${}", FIXED + columns.len() + nth));
-        let known = fill(
-            KNOWN,
-            &[("version", &version), ("source", &source), ("highest", &highest)],
-        );
+        let known = BriefParameters::after(columns).fill(KNOWN);
         (
             known + " ",
-            " cross join known k where k.fits and (k.epoch is null or (k.epoch, k.position) < ($2, r.\"_position\"))",
+            " cross join known k where k.fits and (k.epoch is null or (k.epoch, k.version) <= ($3, $4))",
         )
     }
 }
@@ -155,8 +185,9 @@ impl Form {
 /// The types of a brief statement's parameters.
 pub(super) fn brief_types(columns: usize) -> String {
     format!(
-        "text, bigint, text, bigint[]{}, bigint, text, bigint",
-        ", text[]".repeat(columns)
+        "text, text, bigint, bigint{}, {}",
+        ", text[]".repeat(columns),
+        BriefParameters::TYPES
     )
 }
 
@@ -167,9 +198,10 @@ struct Arrays {
     columns: String,
 }
 
-fn arrays(columns: &[&Column], encoded: &[Encoded<'_>]) -> Arrays {
+/// The arrays of these columns, as the parameters after so many others.
+fn arrays(columns: &[&Column], encoded: &[Encoded<'_>], before: usize) -> Arrays {
     let mut expressions = Vec::with_capacity(columns.len());
-    let mut arrays = vec!["unnest($4::bigint[]) as \"_position\"".to_owned()];
+    let mut arrays = Vec::with_capacity(columns.len());
     for (nth, (column, values)) in columns.iter().zip(encoded).enumerate() {
         let element = format!("r.{}", column.quoted);
         expressions.push(format!(
@@ -179,7 +211,7 @@ fn arrays(columns: &[&Column], encoded: &[Encoded<'_>]) -> Arrays {
         ));
         arrays.push(format!(
             "unnest(${}::{}[]) as {}",
-            nth + FIXED + 1,
+            before + nth + 1,
             values.element(),
             column.quoted
         ));
@@ -196,7 +228,7 @@ fn key_list(table: &Table) -> String {
     join(&columns, |column| column.quoted.clone())
 }
 
-/// Upserts with positions. `guarded` where the entity has tombstones.
+/// Upserts of a batch. `guarded` where the entity has tombstones.
 pub(super) fn upsert(
     table: &Table,
     columns: &[&Column],
@@ -204,11 +236,11 @@ pub(super) fn upsert(
     guarded: bool,
     form: Form,
 ) -> String {
-    let parts = arrays(columns, encoded);
+    let parts = arrays(columns, encoded, BATCH);
     let key_text = key_text(table, "i");
     let guard = fill(UPSERT_GUARD, &[("key_text", &key_text)]);
-    let (open, close) = form.wrap_upsert(table);
-    let (known, within) = form.known(columns);
+    let (open, close) = form.wrap_upsert(table, columns.len());
+    let (known, within) = form.known(columns.len());
     fill(
         UPSERT,
         &[
@@ -233,10 +265,10 @@ fn set(columns: &[&Column]) -> String {
     join(columns, |column| format!("{0} = excluded.{0}", column.quoted))
 }
 
-/// Upserts without positions.
+/// Upserts without a version.
 pub(super) fn post(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
-    let parts = arrays(columns, encoded);
-    let (open, close) = Form { kept, brief: false }.wrap_upsert(table);
+    let parts = arrays(columns, encoded, BASELINE);
+    let (open, close) = Form { kept, brief: false }.wrap_upsert(table, columns.len());
     fill(
         POST,
         &[
@@ -254,11 +286,15 @@ pub(super) fn post(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], 
     )
 }
 
-/// Deletes with positions; `columns` are the key's.
+/// Deletes of a batch; `columns` are the key's.
 pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], form: Form) -> String {
-    let parts = arrays(columns, encoded);
-    let (open, close) = form.wrap("delete", "t.key, t.epoch, t.position, null::text as digest");
-    let (known, within) = form.known(columns);
+    let parts = arrays(columns, encoded, BATCH);
+    let (open, close) = form.wrap(
+        "delete",
+        "t.key, t.epoch, t.version, null::text as digest",
+        columns.len(),
+    );
+    let (known, within) = form.known(columns.len());
     fill(
         DELETE,
         &[
@@ -275,12 +311,12 @@ pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>]
     )
 }
 
-/// Deletes without positions; `columns` are the key's.
+/// Deletes without a version; `columns` are the key's.
 pub(super) fn delete_row(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
-    let parts = arrays(columns, encoded);
+    let parts = arrays(columns, encoded, BASELINE);
     let noted = if kept {
-        ", noted as (insert into cloud_meta.history (site, entity, key, epoch, position, op) \
-         select $1, $3, key, epoch, position, 'delete' from gone)"
+        ", noted as (insert into cloud_meta.history (site, entity, key, epoch, version, op) \
+         select $1, $2, key, epoch, version, 'delete' from gone)"
     } else {
         ""
     };
@@ -297,11 +333,12 @@ pub(super) fn delete_row(table: &Table, columns: &[&Column], encoded: &[Encoded<
     )
 }
 
-/// Truncates with a position.
+/// Truncates, in a batch.
 pub(super) fn truncate(table: &Table, kept: bool) -> String {
     let (open, close) = Form { kept, brief: false }.wrap(
         "truncate",
-        "null::text as key, t.epoch, t.position, null::text as digest",
+        "null::text as key, t.epoch, t.version, null::text as digest",
+        0,
     );
     fill(
         TRUNCATE,
@@ -318,7 +355,7 @@ pub(super) fn highest(table: &Table) -> String {
     fill(HIGHEST, &[("table", &table.quoted), ("key", key)])
 }
 
-/// Takes new rows with these columns, after site, epoch and position.
+/// Takes new rows with these columns, after site, epoch and version.
 pub(super) fn copy(table: &Table, columns: &[&Column]) -> String {
     let columns = join(columns, |column| column.quoted.clone());
     fill(COPY, &[("table", &table.quoted), ("columns", &columns)])

@@ -14,18 +14,24 @@ use super::auth::Site;
 
 const SOURCES: &str = include_str!("../../sql/receiver/sources.sql");
 
-/// `GET /sync-status`: the capabilities, and how far each source of the site has come.
+/// `GET /sync-status`: the capabilities, the receiver's identity, and the newest batch of each source of the site.
 pub(super) async fn sync_status(State(shared): State<Arc<Shared>>, Site(site): Site) -> Answer<Json<Value>> {
     let rows = sqlx::query(SOURCES).bind(&*site).fetch_all(&shared.pool).await?;
     let mut sources = Map::new();
-    let mut last_sync = Value::Null;
+    let (mut receiver, mut last_sync) = (Value::Null, Value::Null);
     for row in rows {
-        last_sync = Value::String(row.try_get("last_sync")?);
-        let id: String = row.try_get("source_id")?;
-        if !id.is_empty() {
-            let epoch: i64 = row.try_get("epoch")?;
-            let position: i64 = row.try_get("position")?;
-            sources.insert(id, json!({"epoch": epoch, "position": position}));
+        receiver = Value::String(row.try_get("receiver")?);
+        last_sync = row.try_get::<Option<String>, _>("last_sync")?.into();
+        let id: Option<String> = row.try_get("source_id")?;
+        if let Some(id) = id.filter(|id| !id.is_empty()) {
+            let number = |column| row.try_get::<i64, _>(column);
+            let newest = json!({
+                "epoch": number("epoch")?,
+                "term": number("term")?,
+                "batch": number("batch")?,
+                "database": row.try_get::<Option<String>, _>("database")?,
+            });
+            sources.insert(id, newest);
         }
     }
     Ok(Json(json!({
@@ -34,6 +40,7 @@ pub(super) async fn sync_status(State(shared): State<Arc<Shared>>, Site(site): S
         "last_sync": last_sync,
         "capabilities": shared.capabilities,
         "site": &*site,
+        "receiver": receiver,
         "sources": sources,
     })))
 }

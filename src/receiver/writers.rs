@@ -1,8 +1,8 @@
-//! The connections on which changes are applied, and whose turn it is.
+//! The connections on which changes are applied, and the queue of each site's requests.
 //!
 //! Invariants:
 //! - Of one site, one request at a time holds a connection, in the order in which they came; so a site that sends many
-//!   at once keeps no other from its turn. Receivers that share a database are kept apart by the site's advisory lock.
+//!   at once keeps no other waiting. Receivers that share a database are kept apart by the site's advisory lock.
 //! - A connection goes back only when what was asked on it has ended; one whose request broke off is closed.
 //! - Statements are planned by index on all of them, once for all: they are prepared while a table is still empty, when a
 //!   scan of it looks cheap, and they must not stay so while it fills.
@@ -22,7 +22,7 @@ use super::database::{STATEMENTS, Trouble};
 /// Connections at once.
 const CONNECTIONS: usize = 8;
 
-/// How long a request waits for its turn, and then for a connection.
+/// How long a request waits in its site's queue, and then for a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection that has done nothing for this long is asked whether it still stands.
@@ -33,7 +33,7 @@ pub(super) struct Writers {
     options: PgConnectOptions,
     idle: Mutex<Vec<Kept>>,
     places: Semaphore,
-    turns: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
+    queues: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 struct Kept {
@@ -105,17 +105,17 @@ impl Writers {
             options,
             idle: Mutex::default(),
             places: Semaphore::new(CONNECTIONS),
-            turns: Mutex::default(),
+            queues: Mutex::default(),
         }
     }
 
-    /// Waits for the site's turn, which lasts until what is answered is dropped.
-    pub(super) async fn turn(&self, site: &Arc<str>) -> Result<OwnedMutexGuard<()>, Trouble> {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(turns.entry(Arc::clone(site)).or_default())
+    /// Waits in the site's queue. The request is at its head until the guard is dropped.
+    pub(super) async fn site_queue(&self, site: &Arc<str>) -> Result<OwnedMutexGuard<()>, Trouble> {
+        let queue = {
+            let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(queues.entry(Arc::clone(site)).or_default())
         };
-        patient(turn.lock_owned()).await
+        patient(queue.lock_owned()).await
     }
 
     /// A connection: one at rest, else a new one.
@@ -169,5 +169,5 @@ impl Writers {
 async fn patient<T>(waiting: impl Future<Output = T>) -> Result<T, Trouble> {
     timeout(PATIENCE, waiting)
         .await
-        .map_err(|_| Trouble::Transient("too many requests wait for their turn".to_owned()))
+        .map_err(|_| Trouble::Transient("too many requests wait".to_owned()))
 }

@@ -1,37 +1,31 @@
-//! Backfill: pushes the rows that stood before capture, within each entity's window, once.
+//! Backfill: pushes the rows that stood before capture, within each entity's retention, once.
 //!
-//! It goes on where it broke off, since how far each entity has come is kept in the source database. To a server that
-//! orders by position the rows go directly, at position 0, while changes stream beside them: there they fill gaps and lose
-//! against any change. To any other server, which would take an older image for a newer one, they are captured anew.
-
-use std::time::Duration;
+//! It walks the pages of each table and touches the rows that the cloud does not hold; the drain delivers them among the other
+//! changes. It goes on where it was interrupted, since how far each entity has come is kept in the source database: a page is
+//! behind it once the drain has settled the rows that were touched up to there.
 
 use serde::Serialize;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::report::PerEntity;
+use super::touched::Touched;
 use super::{Observer, Reconcile, short};
 use crate::abort;
-use crate::batch::{Batch, Fate};
 use crate::drain::wire_schema;
-use crate::error::{Class, Result};
+use crate::error::{Error, Result};
 use crate::existence::Held;
-use crate::media;
-use crate::quarantine;
-use crate::retry::Backoff;
-use crate::source::backfill::{self as read, Progress, Read};
-use crate::source::recapture;
+use crate::source::pages::{self, Leaf, Pages, Read};
 
-/// Rows and bytes of one page.
-const PAGE_ROWS: usize = 5_000;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Rows that are touched before progress is kept.
+const AT_ONCE: usize = 5_000;
 
 /// Which rows of each entity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Span {
-    /// Those within the entity's own window.
+    /// Those within the entity's own retention.
     Window,
-    /// Those of the last days, where the entity has a window.
+    /// Those of the last days, where the entity has a retention.
     Days(u32),
     /// All.
     All,
@@ -73,20 +67,22 @@ impl Reconcile {
                 (Span::Days(days), Some(_)) => Some(days),
                 _ => None,
             };
-            let failed =
-                |error: crate::error::Error| format!("Failed to backfill {}: {}", entity.name, short(&error));
-            match self.backfill_one(place, days, restart, observer, shutdown).await {
-                Ok(done) => {
-                    *report.pushed.at(place) = done.pushed;
-                    *report.held.at(place) = done.held;
-                    if done.refused > 0 {
-                        report.errors.push(format!(
-                            "Failed to backfill {}: {} rows were refused and are in quarantine",
-                            entity.name, done.refused
-                        ));
-                    }
-                }
-                Err(error) => report.errors.push(failed(error)),
+            let mut done = Done::default();
+            let ended = self
+                .backfill_one(place, days, restart, observer, shutdown, &mut done)
+                .await;
+            *report.pushed.at(place) = done.pushed;
+            *report.held.at(place) = done.held;
+            if done.refused > 0 {
+                report.errors.push(format!(
+                    "Failed to backfill {}: {} rows were refused and are in quarantine",
+                    entity.name, done.refused
+                ));
+            }
+            if let Err(error) = ended {
+                report
+                    .errors
+                    .push(format!("Failed to backfill {}: {}", entity.name, short(&error)));
             }
             observer.end(&entity.name);
             if shutdown.is_cancelled() {
@@ -107,122 +103,79 @@ impl Reconcile {
         restart: bool,
         observer: &dyn Observer,
         shutdown: &CancellationToken,
-    ) -> Result<Done> {
+        done: &mut Done,
+    ) -> Result<()> {
         let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
         let client = self.session.client();
         self.must_fit(place).await?;
         let mut progress = if restart {
             Progress::default()
         } else {
-            read::progress(client, entity, days).await?
+            Progress::read(client, &entity.name, days).await?
         };
-        let mut done = Done {
-            pushed: progress.pushed,
-            ..Done::default()
-        };
-        let total = read::count(client, entity, table, days).await?;
+        done.pushed = progress.pushed;
+        let total = pages::count(client, entity, table, days).await?;
         observer.begin(&entity.name, total);
         if progress.finished {
             observer.advance(total, 0);
-            return Ok(done);
+            return Ok(());
         }
         observer.advance(progress.pushed.min(total), 0);
         if self.capabilities.schema {
-            self.cloud.put_schema(&wire_schema(entity, table)).await?;
+            self.cloud
+                .put_schema(&self.origin, &wire_schema(entity, table))
+                .await?;
         }
-        let held = Held::learn(&self.cloud, place, days.map(|days| days + 1), None).await?;
-        let mut rows = PAGE_ROWS / 10;
-        while !shutdown.is_cancelled() {
-            let after = progress.after.as_deref();
-            let page = read::rows(client, place, entity, table, days, after, rows, Read::Rows).await?;
-            let looked = page.len();
-            let bytes: usize = page.iter().map(crate::change::Change::bytes).sum();
-            if let Some(last) = page.last() {
-                progress.after = Some(last.key.to_string());
-            }
-            let lacking: Vec<_> = page
-                .into_iter()
-                .filter(|change| !held.contains(&change.key))
-                .collect();
-            done.held += (looked - lacking.len()) as u64;
-            let count = lacking.len() as u64;
-            if self.capabilities.changes {
-                let mut batch = Batch::new(lacking);
-                media::attach_urls(client, &self.media_root, &self.catalogue, &mut batch).await?;
-                self.persist(&mut batch, shutdown).await?;
-                if !batch.pending().is_empty() {
-                    break;
-                }
-                quarantine::settle(client, &self.catalogue, &batch).await?;
-                self.note_files(&batch).await?;
-                done.refused += batch.refused().count() as u64;
-                done.pushed += batch.count(&Fate::Accepted) as u64;
-            } else {
-                let keys: Vec<String> = lacking.iter().map(|change| change.key.to_string()).collect();
-                let mut transaction = 0;
-                for chunk in keys.chunks(recapture::CHUNK) {
-                    let captured =
-                        recapture::rows(client, entity, table, self.attached[place].id, chunk).await?;
-                    transaction = transaction.max(captured.transaction);
-                }
-                if transaction > 0
-                    && let Err(reason) = self.pulse.settled(transaction, self.patience).await
-                {
-                    return Err(crate::error::Error::new(
-                        crate::error::Kind::CloudUnreachable,
-                        format!("backfill {}", entity.name),
-                        reason,
-                    ));
-                }
-                done.pushed += count;
-            }
-            abort::point("amid a backfill");
-            progress.pushed = done.pushed;
-            progress.finished = looked < rows;
-            read::keep(client, entity, days, &progress).await?;
-            abort::point("after a page of a backfill");
-            observer.advance(looked as u64, count);
-            if progress.finished {
-                break;
-            }
-            // The next page is as long as its bytes allow, going by this one.
-            rows = (PAGE_BYTES / (bytes / looked.max(1)).max(1)).clamp(1, PAGE_ROWS);
-        }
-        Ok(done)
-    }
-
-    /// Notes the files that the page's rows name. A row whose file was uploaded meanwhile is captured anew.
-    async fn note_files(&self, batch: &Batch) -> Result<()> {
-        let client = self.session.client();
-        let found = media::note_references(client, &self.media_root, &self.catalogue, batch).await?;
-        for (place, key) in found.outdated {
-            let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
-            recapture::rows(client, entity, table, self.attached[place].id, &[key]).await?;
-        }
-        if found.wanted {
-            self.pulse.files_wanted.notify_one();
-        }
-        Ok(())
-    }
-
-    /// Delivers a page, through the cloud's absences up to this pass's patience.
-    async fn persist(&self, batch: &mut Batch, shutdown: &CancellationToken) -> Result<()> {
-        let mut backoff = Backoff::within(Duration::from_millis(200), Duration::from_secs(10));
-        let mut waited = Duration::ZERO;
-        while !batch.pending().is_empty() {
-            let Err(failure) = self.cloud.deliver(self.capabilities, &self.origin, batch).await else {
-                return Ok(());
+        let held = Held::learn(&self.cloud, place, days, None).await?;
+        let mut touched = Touched::new(self, place);
+        let mut pages = Pages::new(client, entity, table, days, Read::Keys);
+        for leaf in pages::leaves(client, table).await? {
+            let Some(mut from) = progress.begins(&leaf) else {
+                continue;
             };
-            let wait = backoff.next(failure.retry_after());
-            waited += wait;
-            if failure.error().class() != Class::Retry || waited > self.patience {
-                return Err(failure.into());
-            }
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = shutdown.cancelled() => return Ok(()),
+            while let Some((rows, next)) = pages.next(&leaf, from).await? {
+                if shutdown.is_cancelled() {
+                    return Ok(());
+                }
+                from = next;
+                let looked = rows.len();
+                // A row that does not meet the condition is nobody's here: a sync takes it away.
+                let lacking: Vec<String> = rows
+                    .into_iter()
+                    .filter(|row| row.met && !held.contains(&row.key))
+                    .map(|row| row.key.into())
+                    .collect();
+                done.held += (looked - lacking.len()) as u64;
+                observer.advance(looked as u64, lacking.len() as u64);
+                touched.add(lacking).await?;
+                progress.at(&leaf, from);
+                if touched.waiting() >= AT_ONCE {
+                    self.keep(place, days, &mut progress, &mut touched, done).await?;
+                }
             }
         }
+        progress.finished = true;
+        self.keep(place, days, &mut progress, &mut touched, done).await
+    }
+
+    /// Waits until what was touched is settled, then keeps how far the entity has come.
+    async fn keep(
+        &self,
+        place: usize,
+        days: Option<u32>,
+        progress: &mut Progress,
+        touched: &mut Touched<'_>,
+        done: &mut Done,
+    ) -> Result<()> {
+        let count = touched.waiting() as u64;
+        let refused = touched.settle().await?.rows.len() as u64;
+        done.refused += refused;
+        done.pushed += count.saturating_sub(refused);
+        progress.pushed = done.pushed;
+        abort::point("amid a backfill");
+        let entity = &self.catalogue.entities()[place].name;
+        progress.keep(self.session.client(), entity, days).await?;
+        abort::point("after a page of a backfill");
         Ok(())
     }
 }
@@ -232,4 +185,75 @@ struct Done {
     pushed: u64,
     held: u64,
     refused: u64,
+}
+
+/// How far an entity's backfill has come.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The table or partition that it is in: those with a lower oid are behind it.
+    relid: u32,
+    /// The file of that table.
+    filenode: u32,
+    /// The page of it to go on at.
+    page: u64,
+    pushed: u64,
+    finished: bool,
+}
+
+impl Progress {
+    /// How far an earlier run for the same days has come.
+    async fn read(client: &Client, entity: &str, days: Option<u32>) -> Result<Self> {
+        let row = client
+            .query_opt(
+                "select relid, filenode, page, pushed, finished_at is not null from cloud_sync.backfill \
+                 where entity = $1 and days is not distinct from $2",
+                &[&entity, &days.map(|days| days as i32)],
+            )
+            .await
+            .map_err(|error| Error::postgres(format!("read the backfill of {entity}"), error))?;
+        Ok(row.map_or_else(Self::default, |row| Self {
+            relid: row.get(0),
+            filenode: row.get(1),
+            page: row.get::<_, i64>(2) as u64,
+            pushed: row.get::<_, i64>(3) as u64,
+            finished: row.get(4),
+        }))
+    }
+
+    async fn keep(&self, client: &Client, entity: &str, days: Option<u32>) -> Result<()> {
+        client
+            .execute(
+                "insert into cloud_sync.backfill as b (entity, days, relid, filenode, page, pushed, finished_at) \
+                 values ($1, $2, $3, $4, $5, $6, case when $7 then now() end) \
+                 on conflict (entity) do update set days = excluded.days, relid = excluded.relid, \
+                 filenode = excluded.filenode, page = excluded.page, pushed = excluded.pushed, \
+                 finished_at = excluded.finished_at, \
+                 started_at = case when b.days is distinct from excluded.days then now() else b.started_at end",
+                &[
+                    &entity,
+                    &days.map(|days| days as i32),
+                    &self.relid,
+                    &self.filenode,
+                    &(self.page as i64),
+                    &(self.pushed as i64),
+                    &self.finished,
+                ],
+            )
+            .await
+            .map_err(|error| Error::postgres(format!("keep the backfill of {entity}"), error))?;
+        Ok(())
+    }
+
+    /// The page of the leaf to begin at; none where the leaf is behind. A leaf whose file is another one has other pages.
+    fn begins(&self, leaf: &Leaf) -> Option<u64> {
+        match leaf.oid.cmp(&self.relid) {
+            std::cmp::Ordering::Less => None,
+            std::cmp::Ordering::Equal if leaf.filenode == self.filenode => Some(self.page),
+            _ => Some(0),
+        }
+    }
+
+    fn at(&mut self, leaf: &Leaf, page: u64) {
+        (self.relid, self.filenode, self.page) = (leaf.oid, leaf.filenode, page);
+    }
 }

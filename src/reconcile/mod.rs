@@ -1,14 +1,16 @@
 //! Sync and backfill: what the cloud lacks is found by comparing, and brought there.
 //!
-//! Repair goes the same road as any change: a row that the cloud lacks, or has in another state, is captured anew into the
-//! outbox, and the drain delivers it. Only a backfill to a server that orders by position goes there directly, at
-//! position 0, which fills gaps and loses against any change.
+//! Repair goes the same road as any change: a row that the cloud lacks, or has in another state, is touched again in the
+//! outbox, and the drain delivers its present state. Touches are paced: after [`PACE`] of them the pass waits until these are
+//! delivered, so that live changes do not wait behind them.
 //!
 //! An entity that fails is reported and the next one goes on.
 
 pub mod backfill;
 pub mod report;
+mod touched;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,23 +20,25 @@ use secrecy::SecretString;
 use crate::abort;
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Deletes, Entity};
-use crate::deliver::{Capabilities, Cloud, Origin, pick};
+use crate::change::{Cause, Change, Op, Position};
+use crate::deliver::{Capabilities, Cloud, Origin};
 use crate::drain::{Pulse, wire_schema};
 use crate::error::{Error, Kind, Result};
 use crate::existence::{self, Held};
+use crate::fields::pick;
 use crate::media;
-use crate::source::backfill::{self as read, Read};
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
 use crate::source::guard;
 use crate::source::identity;
 use crate::source::install::{self, Attached};
-use crate::source::outbox;
-use crate::source::recapture::{self, Recaptured};
+use crate::source::pages::{self, Found, Pages, Read};
+use crate::source::sent;
 use report::SyncReport;
+use touched::Touched;
 
-/// Rows that are compared at once.
-const PAGE: usize = 2_000;
+/// Touched rows that may wait for their delivery at once.
+const PACE: usize = 20_000;
 
 /// Tells how far a long pass has come.
 pub trait Observer: Send + Sync {
@@ -56,7 +60,7 @@ impl Observer for Unobserved {
     fn end(&self, _entity: &str) {}
 }
 
-/// A comparing pass over a site and its cloud. The drain that delivers what it captures anew must run beside it.
+/// A comparing pass over a site and its cloud. The drain that delivers what it touches must run beside it.
 pub struct Reconcile {
     session: Session,
     catalogue: Arc<Catalogue>,
@@ -92,6 +96,7 @@ impl Reconcile {
         let origin = Origin {
             source_id: identity.source_id,
             epoch: identity.epoch,
+            database: identity.system_id,
         };
         let capabilities = cloud.hello(&origin).await?.capabilities;
         Ok(Self {
@@ -112,9 +117,10 @@ impl Reconcile {
     ///
     /// Where the cloud tells a row's content, a row that differs is pushed too, and a row that the site has not is deleted
     /// where deletes propagate. Where it tells only keys, a row with a known key counts as held; `force` pushes it all the
-    /// same.
+    /// same. The report has every row of these entities that the cloud accepted meanwhile, also those that waited before.
     pub async fn sync(&self, places: &[usize], force: bool, observer: &dyn Observer) -> SyncReport {
         let mut report = SyncReport::new(&self.catalogue);
+        let recording = self.pulse.record();
         self.pulse.kick();
         if let Err(error) = self.let_drain().await {
             tracing::debug!(%error, "the sync does not wait for what is on its way");
@@ -126,37 +132,19 @@ impl Reconcile {
             }
             observer.end(&entity.name);
         }
-        report
-    }
-
-    /// Waits until what waits in the outbox now is delivered, or the drain is not well: a row on its way is no row that the
-    /// cloud lacks, and would be sent twice.
-    async fn let_drain(&self) -> Result<()> {
-        let failed = |error| Error::postgres("see what is on its way", error);
-        let client = self.session.client();
-        let row = client
-            .query_one("select pg_current_xact_id()::text::bigint", &[])
-            .await
-            .map_err(failed)?;
-        let now = row.get::<_, i64>(0) as u64;
-        // A drain that found nothing more has no checkpoint that would see this transaction: then nothing waits.
-        let idle = async {
-            let mut pause = Duration::from_millis(50);
-            loop {
-                if let Some(checkpoint) = self.pulse.checkpoint()
-                    && outbox::lag(&self.session, &checkpoint).await?.changes == 0
-                {
-                    return Ok(());
+        let mut seen = HashSet::new();
+        let mut accepted = recording.take();
+        accepted.sort_by_key(|(place, _)| *place);
+        for accepted in accepted {
+            let (place, key) = &accepted;
+            if places.contains(place) && !seen.contains(&accepted) {
+                if let Err(error) = report.add(*place, key) {
+                    report.error(error);
                 }
-                tokio::time::sleep(pause).await;
-                pause = (2 * pause).min(Duration::from_secs(2));
+                seen.insert(accepted);
             }
-        };
-        tokio::select! {
-            idle = idle => idle,
-            // Where it is not well, the comparison finds that out, entity by entity.
-            _ = self.pulse.settled(now, self.patience) => Ok(()),
         }
+        report
     }
 
     /// Syncs one entity. Where its content was compared, or pushed without asking, that closes its gap: what the cloud lacked
@@ -172,9 +160,19 @@ impl Reconcile {
         let client = self.session.client();
         self.must_fit(place).await?;
         let gap = guard::closable(client, entity, table).await?;
-        self.sync_one(place, force, observer, report).await?;
+        let pass = Pass {
+            // What was missed may be of any age.
+            days: match (&gap, &entity.window) {
+                (None, Some(window)) => Some(window.days),
+                _ => None,
+            },
+            force: force || (gap.is_some() && !self.capabilities.changes),
+        };
+        let complete = self.sync_one(place, pass, observer, report).await?;
         match gap {
-            Some(gap) if force || self.capabilities.changes => guard::close(client, entity, &gap).await,
+            Some(gap) if complete && (pass.force || self.capabilities.changes) => {
+                guard::close(client, entity, &gap).await
+            }
             _ => Ok(()),
         }
     }
@@ -191,162 +189,174 @@ impl Reconcile {
         }))
     }
 
+    /// Compares one entity. Returns whether all of it was compared: where the drain does not get on, the rest is left.
     async fn sync_one(
         &self,
         place: usize,
-        force: bool,
+        pass: Pass,
         observer: &dyn Observer,
         report: &mut SyncReport,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let entity = &self.catalogue.entities()[place];
         let table = &self.tables[place];
-        let days = entity.window.as_ref().map(|window| window.days);
         let client = self.session.client();
-        observer.begin(&entity.name, read::count(client, entity, table, days).await?);
-        let columns = self.compared(entity, table);
+        observer.begin(
+            &entity.name,
+            pages::count(client, entity, table, pass.days).await?,
+        );
         if self.capabilities.schema {
             // A table that the cloud was never told of has no list.
-            self.cloud.put_schema(&wire_schema(entity, table)).await?;
+            self.cloud
+                .put_schema(&self.origin, &wire_schema(entity, table))
+                .await?;
         }
-        // A day more than the site's window: a row at its edge must not count as missing by a moment.
-        let held = Held::learn(&self.cloud, place, days.map(|days| days + 1), columns.as_deref()).await?;
-        let mut pushed = Pushed::default();
-        let mut ours = Held::keys(&entity.key);
-        let mut after: Option<String> = None;
-        loop {
-            let what = if columns.is_some() { Read::Rows } else { Read::Keys };
-            let page = read::rows(client, place, entity, table, days, after.as_deref(), PAGE, what).await?;
-            let looked = page.len();
-            let Some(last) = page.last() else { break };
-            after = Some(last.key.to_string());
-            let mut page = Batch::new(page);
-            if columns.is_some() {
-                media::attach_urls(client, &self.media_root, &self.catalogue, &mut page).await?;
-            }
-            let mut keys = Vec::new();
-            for change in page.changes() {
-                let same = match (&columns, &change.row) {
-                    (Some(columns), Some(row)) => {
-                        held.content(&change.key) == Some(existence::digest(row, columns)?)
-                    }
-                    _ => held.contains(&change.key) && !force,
-                };
-                if columns.is_some() {
-                    ours.insert(&change.key)?;
+        if !self.capabilities.changes && self.capabilities.delete && entity.filter.is_some() {
+            self.note_held(place).await?;
+        }
+        let columns = self.compared(entity, table);
+        let mut held = Held::learn(&self.cloud, place, pass.days, columns.as_deref()).await?;
+        let mut touched = Touched::new(self, place);
+        let read = if columns.is_some() { Read::Rows } else { Read::Keys };
+        let mut pages = Pages::new(client, entity, table, pass.days, read);
+        for leaf in pages::leaves(client, table).await? {
+            let mut from = 0;
+            while let Some((rows, next)) = pages.next(&leaf, from).await? {
+                from = next;
+                let looked = rows.len();
+                let keys = self
+                    .differing(place, rows, columns.as_deref(), pass.force, &mut held)
+                    .await?;
+                let count = keys.len();
+                touched.add(keys).await?;
+                if count > 0 {
+                    abort::point("amid a sync");
                 }
-                if !same {
-                    keys.push(change.key.to_string());
+                observer.advance(looked as u64, count as u64);
+                if touched.waiting() > PACE && !touched.settle_reporting(report).await? {
+                    return Ok(false);
                 }
             }
-            for chunk in keys.chunks(recapture::CHUNK) {
-                pushed.add(recapture::rows(client, entity, table, self.attached[place].id, chunk).await?);
-                abort::point("amid a sync");
-            }
-            observer.advance(looked as u64, keys.len() as u64);
-            if looked < PAGE {
-                break;
-            }
         }
-        if columns.is_some() && entity.deletes() == Deletes::Propagate && entity.window.is_none() {
-            self.delete_extra(place, &ours, held.len(), &mut pushed).await?;
+        // Only where the list is this site's alone, as the receiver's is.
+        if columns.is_some() && entity.deletes() == Deletes::Propagate && !held.is_empty() {
+            self.touch_extra(place, pass.days, &held, &mut touched).await?;
         }
         abort::point("after a sync's capture");
-        self.settle(place, pushed, report).await
+        // Whatever becomes of the drain, all that was found lies in the outbox.
+        touched.settle_reporting(report).await?;
+        Ok(true)
     }
 
-    /// The columns whose content is compared; none where the server tells keys only.
+    /// Notes which of the site's rows the cloud holds, of whatever age: when a row no longer meets the entity's condition, the
+    /// drain deletes it from a server without `changes` only where it is noted. Nothing else knows of rows that went there
+    /// before this site was replicated.
+    async fn note_held(&self, place: usize) -> Result<()> {
+        let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
+        let client = self.session.client();
+        let held = Held::learn(&self.cloud, place, None, None).await?;
+        if held.is_empty() {
+            return Ok(());
+        }
+        let mut pages = Pages::new(client, entity, table, None, Read::Keys);
+        for leaf in pages::leaves(client, table).await? {
+            let mut from = 0;
+            while let Some((rows, next)) = pages.next(&leaf, from).await? {
+                from = next;
+                let keys: Vec<&str> = rows
+                    .iter()
+                    .map(|row| &*row.key)
+                    .filter(|key| held.contains(key))
+                    .collect();
+                sent::note(client, None, self.attached[place].id, &keys).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The columns whose content is compared; none where the server tells keys only. An excluded column is among them: the
+    /// site's row has no value there, so that a cloud which still holds one differs.
     fn compared(&self, entity: &Entity, table: &Table) -> Option<Vec<String>> {
         self.capabilities.changes.then(|| {
-            let mut columns: Vec<String> = wire_schema(entity, table)
+            let sent = wire_schema(entity, table)
                 .columns
                 .into_iter()
-                .map(|(name, _)| name)
-                .collect();
+                .map(|(name, _)| name);
+            let mut columns: Vec<String> = sent.chain(entity.exclude.iter().cloned()).collect();
             columns.sort_unstable();
+            columns.dedup();
             columns
         })
     }
 
-    /// Deletes in the cloud what the site has not. Only where the list is this site's alone, as the receiver's is.
-    async fn delete_extra(&self, place: usize, ours: &Held, held: usize, pushed: &mut Pushed) -> Result<()> {
-        let entity = &self.catalogue.entities()[place];
-        if held == 0 {
-            return Ok(());
+    /// The keys of these rows that are to be touched: those that the cloud lacks, holds in another state, or should not hold.
+    /// Takes the rows out of `held`.
+    async fn differing(
+        &self,
+        place: usize,
+        rows: Vec<Found>,
+        columns: Option<&[String]>,
+        force: bool,
+        held: &mut Held,
+    ) -> Result<Vec<String>> {
+        let met: Vec<bool> = rows.iter().map(|row| row.met).collect();
+        let changes = rows.into_iter().map(|row| Change {
+            position: Position(0),
+            entity: place,
+            op: Op::Upsert,
+            cause: Cause::Gone,
+            captured_at: 0,
+            key: row.key,
+            row: row.row,
+        });
+        let mut page = Batch::new(changes.collect());
+        if columns.is_some() {
+            let client = self.session.client();
+            media::attach_urls(client, &self.media_root, &self.catalogue, &mut page).await?;
         }
-        let mut extra = Vec::new();
+        let mut keys = Vec::new();
+        for (change, met) in page.changes().iter().zip(met) {
+            let there = held.remove(&change.key);
+            let same = match (met, columns, &change.row) {
+                (false, ..) => there.is_none(),
+                (true, Some(columns), Some(row)) => there.flatten() == Some(existence::digest(row, columns)?),
+                (true, ..) => there.is_some() && !force,
+            };
+            if !same {
+                keys.push(change.key.to_string());
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Touches what the cloud holds and the comparison has not met: `extra`. A row that is there after all is only sent again.
+    async fn touch_extra(
+        &self,
+        place: usize,
+        days: Option<u32>,
+        extra: &Held,
+        touched: &mut Touched<'_>,
+    ) -> Result<()> {
+        let key = &self.catalogue.entities()[place].key;
+        let mut keys = Vec::new();
         self.cloud
-            .list(place, None, |row| {
-                if !ours.contains(row.get()) {
-                    extra.push(key_object(row.get(), &entity.key)?);
+            .list(place, days, |row| {
+                if extra.contains(row.get()) {
+                    keys.push(key_object(row.get(), key)?);
                 }
                 Ok(())
             })
             .await?;
-        for chunk in extra.chunks(recapture::CHUNK) {
-            pushed.add(
-                recapture::deletes(
-                    self.session.client(),
-                    entity,
-                    &self.tables[place],
-                    self.attached[place].id,
-                    chunk,
-                )
-                .await?,
-            );
-        }
-        Ok(())
-    }
-
-    /// Waits until the drain has delivered what was captured anew, and reports each row as synced or refused.
-    async fn settle(&self, place: usize, pushed: Pushed, report: &mut SyncReport) -> Result<()> {
-        let entity = &self.catalogue.entities()[place];
-        if pushed.keys.is_empty() {
-            return Ok(());
-        }
-        if let Err(reason) = self.pulse.settled(pushed.transaction, self.patience).await {
-            report.fail(
-                &entity.name,
-                format!("{reason} ({} rows wait in the outbox)", pushed.keys.len()),
-            );
-            return Ok(());
-        }
-        let refused = self
-            .session
-            .client()
-            .query(
-                "select key, code, error from cloud_sync.quarantine where entity = $1 and key = any($2)",
-                &[&entity.name, &pushed.keys],
-            )
-            .await
-            .map_err(|error| Error::postgres("read the quarantine", error))?;
-        let refused: std::collections::HashMap<&str, (i32, &str)> = refused
-            .iter()
-            .map(|row| (row.get(0), (row.get(1), row.get(2))))
-            .collect();
-        for key in &pushed.keys {
-            match refused.get(key.as_str()) {
-                Some((code, error)) => {
-                    report.fail(&entity.name, format!("row {key} was refused: {code} {error}"));
-                }
-                None => report.add(place, key)?,
-            }
-        }
-        Ok(())
+        touched.add(keys).await
     }
 }
 
-/// What was captured anew of one entity.
-#[derive(Default)]
-struct Pushed {
-    keys: Vec<String>,
-    transaction: u64,
-}
-
-impl Pushed {
-    fn add(&mut self, recaptured: Recaptured) {
-        self.keys.extend(recaptured.rows.into_iter().map(|(key, _)| key));
-        self.transaction = self.transaction.max(recaptured.transaction);
-    }
+/// How one entity is compared.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    /// The days of its retention; none means all rows.
+    days: Option<u32>,
+    /// Whether a row that the cloud holds is pushed all the same, where only keys are told.
+    force: bool,
 }
 
 /// The key of a row, as a JSON object.

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::{Replicator, wait};
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, Entity};
 use crate::control::SyncRequest;
 use crate::control::status::CaptureTrouble;
 use crate::deliver::Origin;
@@ -17,7 +17,7 @@ use crate::reconcile::Unobserved;
 use crate::retry::{Backoff, Repeats};
 use crate::source::connect::Session;
 use crate::source::describe::Standing;
-use crate::source::guard::{self, Watched, Wrong};
+use crate::source::guard::{self, Watched};
 use crate::source::{identity, install};
 
 /// The time between two looks.
@@ -61,30 +61,43 @@ fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a Watched>) -> 
         .iter()
         .zip(watched)
         .filter_map(|(entity, watched)| {
-            let wrong = watched.wrong.as_ref();
-            let reason = match (wrong, &watched.gap) {
-                (Some(wrong), _) => wrong.error(entity).to_string(),
-                (None, Some((gap, _))) => Error::config(
+            let misses = watched
+                .wrong
+                .as_ref()
+                .is_some_and(|wrong| wrong.missed().is_some());
+            let error = match (&watched.wrong, &watched.parked, &watched.gap) {
+                (Some(wrong), _, _) if misses => wrong.error(entity),
+                (_, Some(why), _) => parked(entity, why),
+                (Some(wrong), None, _) => wrong.error(entity),
+                (None, None, Some((gap, _))) => Error::config(
                     format!("vouch for the cloud's {}", entity.name),
                     gap.clone(),
                 )
                 .remedy(
                     "a running replicator compares it with the cloud by itself, and `cloud-sync sync` does",
-                )
-                .to_string(),
-                (None, None) => return None,
+                ),
+                (None, None, None) => return None,
             };
             Some(CaptureTrouble {
                 entity: entity.name.clone(),
-                broken: wrong.is_some_and(|wrong| wrong.missed().is_some()),
-                reason,
+                broken: misses || watched.parked.is_some(),
+                reason: error.to_string(),
             })
         })
         .collect()
 }
 
+/// The error of an entity that is parked, for people.
+pub(super) fn parked(entity: &Entity, why: &str) -> Error {
+    Error::config(
+        format!("replicate {}", entity.name),
+        format!("its changes wait in the site's database, and those of all other entities go on: {why}"),
+    )
+    .remedy("mend that: a running replicator tries again by itself, and no change is lost")
+}
+
 /// One look of the guard: as [`guard::watch`], with gaps marked where changes may be missed or values changed without a trigger,
-/// and triggers made anew where that is all it takes. Answers how each entity stands after it.
+/// and triggers made again where that is all it takes. Returns how each entity stands after it.
 ///
 /// # Errors
 /// The source's.
@@ -95,15 +108,12 @@ async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
         if standing.table.oid != 0 {
             touched |= guard::note_shape(client, watched.id, &standing.table).await?;
         }
-        let wrong = watched.wrong.as_ref();
-        if wrong.is_none() && !watched.unpacked {
-            continue;
-        }
+        let Some(wrong) = &watched.wrong else { continue };
         touched = true;
-        if let Some(missed) = wrong.and_then(Wrong::missed) {
+        if let Some(missed) = wrong.missed() {
             guard::mark(client, watched.id, &missed).await?;
         }
-        if wrong.is_none_or(Wrong::mends_itself)
+        if wrong.mends_itself()
             && standing.unfit.is_none()
             && let Err(error) = install::attach(client, entity, &standing.table).await
         {
@@ -198,7 +208,9 @@ impl Replicator {
             .iter()
             .zip(watched)
             .filter(|(_, watched)| {
+                // Rows of a parked entity cannot be compared, or would wait.
                 watched.gap.is_some()
+                    && watched.parked.is_none()
                     && watched
                         .wrong
                         .as_ref()
@@ -221,6 +233,7 @@ impl Replicator {
                 let origin = Origin {
                     source_id: identity.source_id,
                     epoch: identity.epoch,
+                    database: identity.system_id,
                 };
                 self.live().cloud.hello(&origin).await?.capabilities
             }

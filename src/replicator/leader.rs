@@ -1,8 +1,10 @@
 //! Who drains the outbox: the one process whose session holds the leader's lock.
 //!
-//! The lock is an advisory one of the source database, so that it is given back by the server when the process or its
-//! connection dies. Whoever holds it may drain; whoever notices that the session is gone stops draining at once. On a
-//! server that orders by position, the moment in which two drain would be harmless.
+//! The lock is one on view `cloud_sync.leader`, which is made for it: only a role that may write in schema `cloud_sync` can take
+//! it. A transaction that does nothing else holds it, with no snapshot and no transaction number, so that it holds up no
+//! vacuum; the server gives the lock back when the process or its connection dies. Whoever holds it may drain; whoever
+//! notices that the session is gone stops draining at once. That two drain for a moment is prevented by the term: see
+//! [`crate::source::term`].
 
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use secrecy::SecretString;
 
 use crate::error::{Error, Result};
 use crate::source::connect::Session;
-use crate::source::install::LEADER_LOCK;
+use crate::source::identity;
 
 /// How often a replicator that stands by tries to take over.
 pub(super) const TRY_EVERY: Duration = Duration::from_secs(2);
@@ -21,15 +23,25 @@ pub(super) struct Leader {
 }
 
 impl Leader {
-    /// Takes the lock, if no one holds it.
+    /// Takes the lock; none where another one holds it.
     pub(super) async fn try_take(url: &SecretString) -> Result<Option<Self>> {
         let session = Session::open(url, "leader").await?;
-        let row = session
+        let locked = session
             .client()
-            .query_one("select pg_try_advisory_lock($1)", &[&LEADER_LOCK])
-            .await
-            .map_err(|error| Error::postgres("take the leader's lock", error))?;
-        Ok(row.get::<_, bool>(0).then_some(Self { session }))
+            .batch_execute("begin; lock table cloud_sync.leader in exclusive mode nowait")
+            .await;
+        match locked {
+            Ok(()) => Ok(Some(Self { session })),
+            Err(error) => {
+                let error = Error::postgres("take the leader's lock", error);
+                match error.sqlstate() {
+                    Some("55P03") => Ok(None),
+                    // There is no such view, or no such schema.
+                    Some("42P01" | "3F000") => Err(identity::not_installed()),
+                    _ => Err(error),
+                }
+            }
+        }
     }
 
     /// Waits until the session that holds the lock has broken off.
@@ -40,10 +52,6 @@ impl Leader {
     /// Gives the lock back.
     pub(super) async fn release(self) {
         // Where this fails the connection is gone, and the lock with it.
-        let _ = self
-            .session
-            .client()
-            .execute("select pg_advisory_unlock($1)", &[&LEADER_LOCK])
-            .await;
+        let _ = self.session.client().batch_execute("rollback").await;
     }
 }

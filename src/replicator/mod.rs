@@ -1,10 +1,10 @@
 //! The replicator: builds, starts and joins the tasks of one site.
 //!
-//! One replicator drains an outbox. Who may is settled by an advisory lock in the source database, held by a session of
+//! One replicator drains an outbox. Who may is settled by a lock in the source database, held by a session of
 //! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
 //!
-//! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, the sync schedule, the repair of
-//! what the cloud lost. The operator API serves all the time. Tasks begin anew, with the checkpoint as it stands, when the
+//! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, which also compares what may have been
+//! missed, the sync schedule. The operator API serves all the time. Tasks begin again, with the checkpoint as it stands, when the
 //! settings are replaced ([`Replicator::reload`]). They are dropped as they stand when the leader's session breaks off:
 //! what is under way then must not meet the next leader's.
 //!
@@ -40,7 +40,7 @@ use crate::media::upload::Uploads;
 use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
 use crate::reconcile::{Observer, Reconcile, Unobserved};
-use crate::retry::{Backoff, Repeats};
+use crate::retry::Repeats;
 use crate::schedule::{self, Schedule};
 use crate::source::connect::Session;
 
@@ -268,14 +268,13 @@ impl Replicator {
             }
             result
         };
-        let ((), drained, uploaded, (), (), (), ()) = tokio::join!(
+        let ((), drained, uploaded, (), (), ()) = tokio::join!(
             replaced,
             async { ending(drain.run(stop.clone()).await) },
             async { ending(uploads.run(stop.clone()).await) },
             self.watch_gauges(&stop),
             self.guard_capture(&stop),
             self.follow_schedule(&live, &stop),
-            self.repair_losses(&stop),
         );
         drained.and(uploaded)
     }
@@ -295,23 +294,6 @@ impl Replicator {
             Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
             Ok(report) => tracing::warn!(errors = report.errors().len(), "the scheduled sync had errors"),
             Err(error) => tracing::error!("the scheduled sync failed: {error}"),
-        }
-    }
-
-    /// Syncs whenever the cloud is found to have less than it had accepted, until that is repaired.
-    async fn repair_losses(&self, stop: &CancellationToken) {
-        let mut backoff = Backoff::new();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.pulse.lost() => {}
-            }
-            self.sync_as_scheduled(stop).await;
-            if self.pulse.loss().is_none() {
-                backoff.reset();
-            } else if wait(backoff.next(None), stop).await {
-                return;
-            }
         }
     }
 
@@ -366,7 +348,6 @@ impl Replicator {
         let _one = self.syncing.lock().await;
         let live = self.live();
         let places = live.settings.catalogue.select(&request.entities)?;
-        let loss = self.pulse.loss();
         let synced = async {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.pulse).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
@@ -382,12 +363,6 @@ impl Replicator {
             )
             .remedy("ask again when it runs")),
         };
-        if let (Some(loss), Ok(report)) = (&loss, &synced)
-            && report.success()
-            && places.len() == live.settings.catalogue.entities().len()
-        {
-            self.pulse.repaired(loss);
-        }
         let metrics = &self.pulse.metrics;
         let last = match &synced {
             Ok(report) => LastSync {

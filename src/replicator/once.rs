@@ -138,10 +138,8 @@ impl Once {
     }
 }
 
-/// Backfills, beside a running replicator or without one.
-///
-/// On a server that orders by position nothing else is needed; on any other the rows go through the outbox, and the
-/// drain of this process delivers them where no daemon does.
+/// Backfills, beside a running replicator or without one: the rows go through the outbox, and the drain of this process
+/// delivers them where no replicator runs.
 ///
 /// # Errors
 /// Before the first entity; later ones are in the report.

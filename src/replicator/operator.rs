@@ -64,7 +64,7 @@ impl Operator for Replicator {
         };
         status.cloud.last_error = match status.cloud.reachable {
             Some(false) => status.reason.clone(),
-            _ => self.pulse.loss(),
+            _ => None,
         };
         status.last_sync = self
             .last_sync

@@ -16,6 +16,8 @@ use crate::source::{identity, outbox};
 /// Less room for the outbox than this is reported.
 const LEAST_ROOM: u64 = 256 << 20;
 
+const MAKE_AGAIN: &str = "run `cloud-sync uninstall`, `cloud-sync init`, then `cloud-sync sync`";
+
 /// What was found of one precondition.
 #[derive(Debug, Serialize)]
 pub struct Finding {
@@ -82,6 +84,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
     let mut origin = Origin {
         source_id: settings.source.source_id.clone().unwrap_or_default(),
         epoch: crate::change::Epoch(1),
+        database: String::new(),
     };
     if let Some(session) = &session {
         check_source(settings, session, &mut findings, &mut origin).await;
@@ -124,6 +127,7 @@ async fn check_source(
         Ok(identity) => {
             origin.source_id.clone_from(&identity.source_id);
             origin.epoch = identity.epoch;
+            origin.database.clone_from(&identity.system_id);
             findings.push(Finding::new(
                 "identity",
                 Ok(format!("source {}, epoch {}", identity.source_id, identity.epoch)),
@@ -140,6 +144,7 @@ async fn check_source(
     }
     findings.push(Finding::new("clock", clock(session).await));
     findings.push(Finding::new("outbox", outbox_tables(session).await));
+    findings.push(Finding::new("temporary files", temporary_files(session).await));
     findings.push(Finding::new("disk", disk(settings, session).await));
     findings.push(Finding::new("catalogue", catalogue(settings, session).await));
     match guard::watch(client, &settings.catalogue).await {
@@ -168,6 +173,9 @@ async fn capture(
 ) -> Result<String> {
     if let Some(wrong) = &watched.wrong {
         return Err(wrong.error(entity));
+    }
+    if let Some(why) = &watched.parked {
+        return Err(super::guard::parked(entity, why));
     }
     if let Some((gap, _)) = &watched.gap {
         return Err(
@@ -220,30 +228,35 @@ async fn clock(session: &Session) -> Result<String> {
     Ok("the site database's is this machine's, within a minute".to_owned())
 }
 
-/// The outbox survives a crash, and its positions rise as they are taken.
+/// The outbox survives a crash, and its positions rise as they are taken. Table `incarnation` is unlogged on purpose: that it is
+/// empty tells of a crash.
 async fn outbox_tables(session: &Session) -> Result<String> {
     let operation = "look at the outbox";
     let row = session
         .client()
         .query_one(
             "select (select string_agg(relname, ', ') from pg_class c where relnamespace = 'cloud_sync'::regnamespace \
-                     and relkind in ('r', 'S') and relpersistence <> 'p'), \
+                     and relkind in ('r', 'S') and relpersistence <> 'p' and relname <> 'incarnation'), \
                     (select string_agg(p.proname, ', ') from pg_proc p where p.pronamespace = 'cloud_sync'::regnamespace \
                      and p.proname like 'capture\\_%' and (not p.prosecdef \
                           or not pg_has_role(current_user, p.proowner, 'usage') \
-                          or not has_table_privilege(p.proowner, 'cloud_sync.outbox_0', 'insert') \
-                          or not has_table_privilege(p.proowner, 'cloud_sync.outbox_1', 'insert') \
-                          or not has_table_privilege(p.proowner, 'cloud_sync.outbox_2', 'insert') \
-                          or not has_table_privilege(p.proowner, 'cloud_sync.outbox_3', 'insert') \
+                          or exists (select from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass \
+                                     and not has_table_privilege(p.proowner, inhrelid, 'insert')) \
                           or not has_sequence_privilege(p.proowner, 'cloud_sync.position', 'usage') \
-                          or not has_sequence_privilege(p.proowner, 'cloud_sync.slot', 'usage')))",
+                          or not has_sequence_privilege(p.proowner, 'cloud_sync.state', 'select,usage'))), \
+                    (select count(*) from generate_series(0, greatest(3, (select count(*) - 1 from pg_inherits \
+                         where inhparent = 'cloud_sync.outbox'::regclass))) segment \
+                     where to_regclass('cloud_sync.segment_' || segment) is null), \
+                    to_regclass('cloud_sync.incarnation') is not null and to_regclass('cloud_sync.leader') is not null",
             &[],
         )
         .await
         .map_err(|error| {
-            Error::postgres(operation, error)
-                .remedy("part of schema cloud_sync is gone: run `cloud-sync uninstall`, `cloud-sync init`, then `cloud-sync sync`")
+            Error::postgres(operation, error).remedy(format!("part of schema cloud_sync is gone: {MAKE_AGAIN}"))
         })?;
+    if row.get::<_, i64>(2) > 0 || !row.get::<_, bool>(3) {
+        return Err(Error::config(operation, "part of schema cloud_sync is gone").remedy(MAKE_AGAIN));
+    }
     if let Some(tables) = row.get::<_, Option<&str>>(0) {
         return Err(Error::config(
             operation,
@@ -260,6 +273,33 @@ async fn outbox_tables(session: &Session) -> Result<String> {
         .remedy("run `cloud-sync init` as the owner of schema cloud_sync"));
     }
     Ok("logged, its positions rise, and its functions may write to it".to_owned())
+}
+
+/// A writer's statement keeps all rows that it wrote until it ends, for capture: beyond `work_mem` in a temporary file.
+async fn temporary_files(session: &Session) -> Result<String> {
+    let row = session
+        .client()
+        .query_one(
+            "select string_agg(who || ' ' || setting, ', ' order by who) from ( \
+             select coalesce('role ' || r.rolname, 'all roles') || coalesce(' in database ' || d.datname, '') as who, \
+                    split_part(c.setting, '=', 2) as setting \
+             from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole left join pg_database d on d.oid = s.setdatabase \
+             cross join unnest(s.setconfig) c (setting) \
+             where c.setting like 'temp\\_file\\_limit=%' and (s.setdatabase = 0 or d.datname = current_database()) \
+             union all select 'the server', setting || 'kB' from pg_settings \
+             where name = 'temp_file_limit' and source not in ('user', 'database', 'database user') \
+             ) limits where setting not in ('-1', '-1kB')",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::postgres("look for limits of temporary files", error))?;
+    Ok(match row.get::<_, Option<&str>>(0) {
+        None => "without a limit".to_owned(),
+        Some(limits) => format!(
+            "take care, temp_file_limit is set ({limits}): a statement that writes more rows than that fails, as capture keeps \
+             all of its rows until it ends; raise the limit for roles that write much at once"
+        ),
+    })
 }
 
 async fn disk(settings: &Settings, session: &Session) -> Result<String> {

@@ -12,9 +12,9 @@ use crate::control::status::{
 use crate::error::{Error, Result};
 use crate::media::records;
 use crate::metrics::Metrics;
+use crate::quarantine;
 use crate::source::connect::Session;
 use crate::source::identity::{self, Identity};
-use crate::source::install::LEADER_LOCK;
 use crate::source::outbox;
 
 use super::growth::{self, Growth};
@@ -83,15 +83,11 @@ async fn gauges(
             .await?
             .unwrap_or_else(|| Checkpoint::beginning(identity.clone())),
     };
-    let quarantine = client
-        .query_one("select count(*) from cloud_sync.quarantine", &[])
-        .await
-        .map_err(|error| Error::postgres("count the quarantine", error))?;
     Ok(Gauges {
         identity: Some(identity),
         lag: outbox::lag(session, &checkpoint).await?,
         outbox_bytes: outbox::bytes(session).await?,
-        quarantine: quarantine.get::<_, i64>(0) as u64,
+        quarantine: quarantine::count(client, None).await?,
         files: records::counts(client).await?,
         growth: GrowthStatus::default(),
     })
@@ -171,15 +167,15 @@ pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
     Ok(status)
 }
 
-/// Whether a replicator drains the outbox.
+/// Whether another process leads: see [`super::leader`].
 pub(super) async fn led(session: &Session) -> Result<bool> {
     let row = session
         .client()
         .query_one(
-            "select exists (select from pg_locks where locktype = 'advisory' and granted \
+            "select exists (select from pg_locks where locktype = 'relation' and granted and mode = 'ExclusiveLock' \
              and database = (select oid from pg_database where datname = current_database()) \
-             and ((classid::bigint << 32) | objid::bigint) = $1)",
-            &[&LEADER_LOCK],
+             and relation = to_regclass('cloud_sync.leader') and pid <> pg_backend_pid())",
+            &[],
         )
         .await
         .map_err(|error| Error::postgres("look for a running replicator", error))?;

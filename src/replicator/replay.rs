@@ -1,4 +1,7 @@
-//! Replay: puts the checkpoint back, so that the drain sends changes again that are still in the outbox.
+//! Replay: puts the checkpoint back, so that the drain sends the rows again whose touches are still in the outbox. It sends their
+//! present states, so that no row goes back.
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
@@ -6,10 +9,9 @@ use super::leader::Leader;
 use crate::change::{Position, Snapshot};
 use crate::checkpoint::{Checkpoint, SledStore, Store};
 use crate::config::Settings;
-use crate::deliver::Origin;
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
-use crate::source::{identity, outbox};
+use crate::source::{identity, outbox, term};
 
 /// Where a replay begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +34,7 @@ pub struct Replayed {
 /// Puts the checkpoint back before `from`. No replicator may run meanwhile.
 ///
 /// # Errors
-/// A replicator runs; or, for a server that does not order by position, a later change than `from` is already trimmed: a
-/// replay would end in an older state there.
+/// A replicator runs, or the outbox holds nothing from there on; the source's and the store's.
 pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
     let url = settings.require_database_url()?;
     let leader = Leader::try_take(url).await?.ok_or_else(|| {
@@ -73,7 +74,6 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
                 .remedy("changes are trimmed once they are accepted; `cloud-sync sync --force` compares everything instead"),
         );
     };
-    check_trimmed(settings, &session, &identity, first).await?;
     let (store, _aside) = SledStore::open(&settings.store.path.join("checkpoint"))?;
     let stored = store.load()?.filter(|stored| stored.identity == identity);
     let mirrored = outbox::mirrored(&session, &identity).await?;
@@ -81,14 +81,13 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
         .into_iter()
         .flatten()
         .max_by_key(Checkpoint::place);
-    let mut checkpoint = Checkpoint::beginning(identity);
-    let waiting = current.as_ref().map_or(Position(0), Checkpoint::bound);
-    checkpoint.floor = Position((first - 1).min(waiting.0));
-    let (term, serial) = current.map_or((0, 0), |current| current.place());
-    (checkpoint.term, checkpoint.serial) = (term, serial + 1);
-    debug_assert_eq!(checkpoint.lo, Snapshot::beginning());
+    let checkpoint = put_back(
+        current.unwrap_or_else(|| Checkpoint::beginning(identity)),
+        Position(first),
+    );
     store.commit(&checkpoint)?;
-    outbox::mirror(&session, &checkpoint).await?;
+    let fence = term::read(session.client()).await?.fence;
+    outbox::mirror(session.client(), &fence, &checkpoint).await?;
     let changes = outbox::lag(&session, &checkpoint).await?.changes;
     leader.release().await;
     Ok(Replayed {
@@ -97,31 +96,42 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
     })
 }
 
-async fn check_trimmed(
-    settings: &Settings,
-    session: &Session,
-    identity: &identity::Identity,
-    first: i64,
-) -> Result<()> {
-    let trimmed: i64 = session
-        .client()
-        .query_one("select trimmed from cloud_sync.identity", &[])
-        .await
-        .map_err(|error| Error::postgres("read how far the outbox is trimmed", error))?
-        .get(0);
-    if first > trimmed {
-        return Ok(());
+/// The checkpoint before `first`. All that says who drained, and in which life of the server, stays.
+fn put_back(current: Checkpoint, first: Position) -> Checkpoint {
+    Checkpoint {
+        floor: Position(first.0 - 1).min(current.bound()),
+        lo: Snapshot::beginning(),
+        window: None,
+        floors: BTreeMap::new(),
+        serial: current.serial + 1,
+        ..current
     }
-    let origin = Origin {
-        source_id: identity.source_id.clone(),
-        epoch: identity.epoch,
-    };
-    if super::cloud(settings)?.hello(&origin).await?.capabilities.changes {
-        return Ok(());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Epoch;
+    use crate::checkpoint::Identity;
+
+    #[test]
+    fn a_replay_keeps_who_drained() {
+        let mut current = Checkpoint::beginning(Identity {
+            source_id: "college".into(),
+            outbox_id: "o".into(),
+            system_id: "1/d".into(),
+            epoch: Epoch(1),
+        });
+        (current.term, current.nonce, current.serial) = (3, "n".into(), 7);
+        current.incarnation = "i".into();
+        current.mirrored = (3, 6);
+        current.open("10:12:10".parse().unwrap(), Position(100));
+        current.close();
+        let back = put_back(current.clone(), Position(50));
+        assert_eq!((back.floor, back.place()), (Position(0), (3, 8)));
+        assert_eq!((back.lo, back.window), (Snapshot::beginning(), None));
+        assert_eq!((back.nonce.as_str(), back.mirrored), ("n", (3, 6)));
+        current.floors.clear();
+        assert_eq!(put_back(current, Position(50)).floor, Position(49));
     }
-    Err(Error::config(
-        "put the checkpoint back",
-        format!("changes up to position {trimmed} are trimmed, and this cloud does not order by position: a replay could end in an older state"),
-    )
-    .remedy("`cloud-sync sync --force` pushes each row's present state instead"))
 }

@@ -1,246 +1,349 @@
-//! The SQL of an entity's capture: its four functions, one an event, and what they depend on.
+//! The SQL of an entity's capture: its functions, one an event, and its triggers.
+//!
+//! Capture says which rows were touched. A statement trigger with transition tables writes the key of each row that the
+//! statement wrote: all new keys, and the old keys that are not among them. It reads no other value, so a writer can
+//! fail only for a full disk and its own reasons. Rows that logical replication applies fire row triggers only: for
+//! these there is a row trigger, which ordinary writers do not fire.
 
-use super::describe::Table;
-use super::{image, quote_name};
+use super::describe::{Column, Table};
+use super::{output, quote_name, quote_text};
 use crate::catalogue::Entity;
 
-/// Bumped whenever the generated functions change their form: older ones are then made anew.
-const CAPTURE_VERSION: u32 = 4;
-
-/// The advisory lock that the replicator holds only while it sleeps.
-pub const WAKE_LOCK: i64 = 0x636c_6f75_6477_616b;
-
-/// The number of the encoding in which rows are packed. Source: PostgreSQL, `pg_wchar.h`.
-const UTF8: i32 = 6;
-
-/// Comes between the two parts of a definition.
-const PACKED: &str = "\npacked ";
+/// Raised whenever the generated functions change their form: older ones are then re-created.
+const CAPTURE_VERSION: u32 = 6;
 
 const CAPTURE: &str = include_str!("../../sql/capture.sql");
 
-/// What an event's trigger is called, and what it sees.
-pub(super) const EVENTS: [(&str, &str); 4] = [
-    ("insert", "referencing new table as new_rows"),
-    (
-        "update",
-        "referencing old table as old_rows new table as new_rows",
-    ),
-    ("delete", "referencing old table as old_rows"),
-    ("truncate", ""),
+/// Segments that have a branch of their own in the functions. Writers reach further ones by a statement that is planned
+/// each time: there are such only while long transactions hold all of these.
+const BRANCHES: u32 = 4;
+
+/// What captures one event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Event {
+    /// The last part of the names of function and trigger.
+    pub(super) name: &'static str,
+    /// Between `create trigger NAME` and `on`.
+    when: &'static str,
+    /// After the table's name.
+    referencing: &'static str,
+    each: &'static str,
+    /// When it fires: also for what is replicated, or for that alone.
+    enabled: &'static str,
+}
+
+/// The events, in the order in which their triggers are created.
+pub(super) const EVENTS: [Event; 5] = [
+    Event {
+        name: "insert",
+        when: "after insert",
+        referencing: "referencing new table as new_rows",
+        each: "statement",
+        enabled: "always",
+    },
+    Event {
+        name: "update",
+        when: "after update",
+        referencing: "referencing old table as old_rows new table as new_rows",
+        each: "statement",
+        enabled: "always",
+    },
+    Event {
+        name: "delete",
+        when: "after delete",
+        referencing: "referencing old table as old_rows",
+        each: "statement",
+        enabled: "always",
+    },
+    // Before it: a trigger of the site's own may insert rows after the truncate, and their touches must come later.
+    Event {
+        name: "truncate",
+        when: "before truncate",
+        referencing: "",
+        each: "statement",
+        enabled: "always",
+    },
+    Event {
+        name: "row",
+        when: "after insert or update or delete",
+        referencing: "",
+        each: "row",
+        enabled: "replica",
+    },
 ];
 
-/// How a table's rows are packed: see migration 0007.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Layout {
-    /// The number that stands for it in the outbox.
-    pub(super) number: i32,
-    /// Of the columns' names and types.
-    pub(super) fingerprint: String,
-}
-
-/// What the generated functions depend on, as text to compare.
-pub(super) fn definition(entity: &Entity, table: &Table) -> String {
-    let mut definition = format!(
-        "v{CAPTURE_VERSION} {} {} {} {}{}{PACKED}",
-        table.sql_name,
-        image::key(entity, "n"),
-        image::image(entity, table, "n"),
-        image::filter(entity),
-        image::settings(entity, table),
-    );
-    if image::packs(entity, table) {
-        for column in &table.columns {
-            definition.push_str(&format!("{} {},", quote_name(&column.name), column.sql_type));
-        }
-    }
-    definition
-}
-
-/// The two parts of a [`definition`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Definition<'a> {
-    pub(super) rest: &'a str,
-    /// The columns of packed rows; empty where they are not.
-    pub(super) columns: &'a str,
-}
-
-impl<'a> Definition<'a> {
-    pub(super) fn read(text: &'a str) -> Self {
-        let (rest, columns) = text.split_once(PACKED).unwrap_or((text, ""));
-        Self { rest, columns }
-    }
-}
-
-/// The SQL of the entity's four capture functions; with `layout`, rows are packed.
-///
-/// Every name and operator that a function uses says its schema, so that a table of ordinary columns needs no pinned search
-/// path: pinning costs a one-row transaction as much as writing to the outbox. What the site's own condition means, and
-/// what images of odd types look like, is pinned where there are such.
-pub(super) fn functions(entity: &Entity, table: &Table, id: i16, layout: Option<&Layout>) -> String {
-    let filter = image::filter(entity);
-    let unpacked = match image::document(entity, table, "n") {
-        Some(document) => Form {
-            columns: "key, document",
-            upserts: format!(
-                "select 'u'::pg_catalog.\"char\", ''::pg_catalog.text, {document} from new_rows n where {filter}"
-            ),
-            deleted: "null::pg_catalog.json",
-        },
-        None => Form {
-            columns: "key, image",
-            upserts: offered(
-                entity,
-                &format!(
-                    "select 'u'::pg_catalog.\"char\", {}, {} from new_rows n where {filter}",
-                    image::bare_key(entity),
-                    image::image(entity, table, "n")
-                ),
-            ),
-            deleted: "null::pg_catalog.text",
-        },
-    };
-    let packed = layout.map(|layout| Form {
-        columns: "key, layout, packed",
-        upserts: format!(
-            "select 'u'::pg_catalog.\"char\", null::pg_catalog.text, {}, pg_catalog.record_send(n.*) from new_rows n",
-            layout.number
-        ),
-        deleted: "null::pg_catalog.int4, null::pg_catalog.bytea",
-    });
-    let functions = EVENTS.iter().map(|(event, _)| {
-        let insert = |form: &Form, slot: usize| {
-            format!(
-                "insert into cloud_sync.outbox_{slot} (entity, op, {})\n        select {id}, c.* from ({}) c;",
-                form.columns,
-                form.rows(entity, event)
-            )
-        };
-        let mut common = String::new();
-        let mut slots = by_slot(|slot| insert(&unpacked, slot));
-        if let (Some(form), Some(layout), "insert" | "update") = (&packed, layout, *event) {
-            let packable = packable(table, layout);
-            for (slot, keyword) in ["if", "elsif"].iter().enumerate() {
-                common.push_str(&format!(
-                    "    {keyword} pg_catalog.pg_sequence_last_value('cloud_sync.slot'::pg_catalog.regclass) \
-                     operator(pg_catalog.=) {} and {packable} then\n        {}\n        return null;\n",
-                    slot * 2,
-                    insert(form, slot)
-                ));
-            }
-            common.push_str("    end if;\n");
-            slots = format!(
-                "    if {packable} then\n{}\n    else\n{slots}\n    end if;",
-                by_slot(|slot| insert(form, slot))
-            );
-        }
-        if entity.filter.is_some() {
-            slots = format!(
-                "    begin\n{slots}\n    exception when others then\n        \
-                 if left(sqlstate, 2) not in ('22', '42') or sqlstate = '42501' then raise; end if;\n        \
-                 perform cloud_sync.put({id}::smallint, 'u', '', null);\n    end;",
-            );
-        }
-        CAPTURE
-            .replace("{function}", &format!("capture_{id}_{event}"))
-            .replace("{settings}", &image::settings(entity, table))
-            .replace("{wake}", &WAKE_LOCK.to_string())
-            .replace("{common}", &common)
-            .replace("{slots}", &slots)
-            + "\n"
-    });
-    functions.collect()
-}
-
-/// Whether rows can be packed now: their columns are the ones that the function is made for, and texts are sent as they are.
-/// The relation is named by its number, so that it may be renamed; that it is named makes its plan follow its columns.
-fn packable(table: &Table, layout: &Layout) -> String {
-    format!(
-        "pg_catalog.pg_char_to_encoding(pg_catalog.pg_client_encoding()) operator(pg_catalog.=) {UTF8} \
-         and cloud_sync.layout_of('{}'::pg_catalog.regclass) operator(pg_catalog.=) '{}'::pg_catalog.text",
-        table.oid, layout.fingerprint
-    )
-}
-
-/// How images are written down.
-struct Form {
-    /// The outbox's columns after entity and op.
-    columns: &'static str,
-    /// The query of the new rows' (op, key, …).
-    upserts: String,
-    /// What stands in the place of a deleted row's image.
-    deleted: &'static str,
-}
-
-impl Form {
-    /// The query of what an event changed.
-    fn rows(&self, entity: &Entity, event: &str) -> String {
-        match event {
-            "insert" => self.upserts.clone(),
-            "update" => format!(
-                "{} union all {}",
-                offered(entity, &self.deletes(entity, &not_in_new(entity))),
-                self.upserts
-            ),
-            "delete" => offered(entity, &self.deletes(entity, "")),
-            // Which rows a truncated partition had is not told: an upsert that says nothing calls for a sync.
-            _ => format!(
-                "select case when tg_nargs operator(pg_catalog.=) 0 then 't' else 'u' end::pg_catalog.\"char\", \
-                 ''::pg_catalog.text, {}",
-                self.deleted
-            ),
+impl Event {
+    /// The trigger's name on a table. That of a row trigger says which table it was created on: PostgreSQL clones it to
+    /// partitions, and refuses to attach one that has a trigger of the same name already.
+    pub(super) fn trigger(self, id: i16, root: u32) -> String {
+        match self.each {
+            "row" => format!("cloud_sync_{id}_row_{root}"),
+            _ => format!("cloud_sync_{id}_{}", self.name),
         }
     }
 
-    fn deletes(&self, entity: &Entity, except: &str) -> String {
+    /// Whether it needs a trigger on each partition: PostgreSQL itself clones row triggers.
+    pub(super) fn on_partitions(self) -> bool {
+        self.each == "statement"
+    }
+
+    /// The letter of a trigger's state in `pg_trigger.tgenabled`.
+    pub(super) fn enabled_letter(self) -> char {
+        if self.enabled == "always" { 'A' } else { 'R' }
+    }
+
+    /// Creates the trigger on `table`, a name in SQL. A `partition` is told so, since its truncate is not the entity's.
+    pub(super) fn create(self, id: i16, root: u32, table: &str, partition: bool) -> String {
+        let Self {
+            when,
+            referencing,
+            each,
+            enabled,
+            name,
+        } = self;
+        let trigger = self.trigger(id, root);
+        let argument = if partition { "'partition'" } else { "" };
         format!(
-            "select 'd'::pg_catalog.\"char\", {}, {} from old_rows n where {}{except}",
-            image::bare_key(entity),
-            self.deleted,
-            image::filter(entity)
+            "create or replace trigger {trigger} {when} on {table} {referencing} for each {each} \
+             execute function cloud_sync.capture_{id}_{name}({argument});\n\
+             alter table {table} enable {enabled} trigger {trigger};\n"
         )
     }
 }
 
-/// The query `rows`, within one that offers nulls under the names of the key columns.
-fn offered(entity: &Entity, rows: &str) -> String {
+/// What the generated functions depend on, and what is sent of a row: as text to compare.
+pub(super) fn definition(entity: &Entity, table: &Table) -> String {
+    let key: Vec<_> = entity
+        .key
+        .iter()
+        .map(|name| {
+            let sql_type = table.column(name).map_or("", |column| column.sql_type.as_str());
+            format!("{} {sql_type}", quote_name(name))
+        })
+        .collect();
+    format!("v{CAPTURE_VERSION} {} ({})", table.sql_name, key.join(", "))
+}
+
+/// What of a row is sent, as text to compare: rows that were sent under another one may be there and should not.
+pub(super) fn selection(entity: &Entity) -> String {
     format!(
-        "select r.* from ({}) offered, lateral ({rows}) r",
-        image::offered(entity)
+        "where {:?} exclude {:?} redact {:?}",
+        entity.filter, entity.exclude, entity.redact
     )
 }
 
-/// The condition that an old row's key is none of the new rows'.
-fn not_in_new(entity: &Entity) -> String {
-    let columns = || {
-        (0..)
-            .zip(&entity.key)
-            .map(|(nth, name)| (format!("cloud_sync_{nth}"), quote_name(name)))
+/// The SQL of the entity's capture functions.
+pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
+    EVENTS
+        .iter()
+        .map(|event| {
+            let rows = rows(entity, table, event.name);
+            CAPTURE
+                .replace("{function}", &format!("capture_{id}_{}", event.name))
+                .replace("{settings}", &settings(entity, table, event.name))
+                .replace("{branches}", &branches(id, &rows, *event))
+                + "\n"
+        })
+        .collect()
+}
+
+/// The insert into each segment that writers may use. The first two come first, as they are the common case: nobody
+/// sleeps there.
+fn branches(id: i16, rows: &str, event: Event) -> String {
+    let insert = |segment: &str| {
+        format!(
+            "insert into cloud_sync.segment_{segment} (entity, op, number, key)\n        \
+             select {id}, t.op, t.number, t.key from ({rows}) t"
+        )
     };
-    let given: Vec<_> = columns().map(|(own, name)| format!("{name} as {own}")).collect();
-    let same: Vec<_> = columns()
-        .map(|(own, name)| format!("k.{own} operator(pg_catalog.=) {name}"))
+    let mut sql = String::new();
+    for segment in 0..2 {
+        let keyword = if segment == 0 { "if" } else { "elsif" };
+        sql.push_str(&format!(
+            "    {keyword} state operator(pg_catalog.=) {segment} then\n        {};\n        return null;\n",
+            insert(&segment.to_string())
+        ));
+    }
+    for segment in 0..BRANCHES {
+        sql.push_str(&format!(
+            "    elsif state operator(pg_catalog.&) 65535 operator(pg_catalog.=) {segment} then\n        {};\n",
+            insert(&segment.to_string())
+        ));
+    }
+    // Statements that are planned each time see the transition tables, but no variable of the function: neither new nor old,
+    // nor the trigger's arguments. A segment that writers do not use is truncated as any other.
+    let further = if event.each == "row" || event.name == "truncate" {
+        insert("3")
+    } else {
+        format!(
+            "execute pg_catalog.replace({}, '#', (state operator(pg_catalog.&) 65535)::pg_catalog.text)",
+            quote_text(&insert("#"))
+        )
+    };
+    sql.push_str(&format!("    else\n        {further};\n    end if;"));
+    sql
+}
+
+/// The query of what an event touched, as (op, number, key).
+fn rows(entity: &Entity, table: &Table, event: &str) -> String {
+    let keys = |op: &str, from: &str, condition: &str| keys(entity, table, op, from, condition);
+    let new = || keys("'w'", "select n.* from new_rows n", "");
+    match event {
+        "insert" => new(),
+        "update" => format!(
+            "{} union all {}",
+            new(),
+            keys(
+                "'m'",
+                "select n.* from old_rows n",
+                &not_among(entity, table, "select n.* from new_rows n")
+            )
+        ),
+        "delete" => keys("'w'", "select n.* from old_rows n", ""),
+        "row" => {
+            let new = keys(
+                "'w'",
+                "select new.* where tg_op operator(pg_catalog.<>) 'DELETE'::pg_catalog.text",
+                "",
+            );
+            let same = not_among(
+                entity,
+                table,
+                "select new.* where tg_op operator(pg_catalog.=) 'UPDATE'::pg_catalog.text",
+            );
+            // A deleted row's key is none that has changed.
+            let old = keys(
+                "case when tg_op operator(pg_catalog.=) 'UPDATE'::pg_catalog.text then 'm' else 'w' end",
+                "select old.* where tg_op operator(pg_catalog.<>) 'INSERT'::pg_catalog.text",
+                &same,
+            );
+            format!("{new} union all {old}")
+        }
+        // Which rows a truncated partition had is not said.
+        _ => "select case when tg_nargs operator(pg_catalog.=) 0 then 't' else 'g' end::pg_catalog.\"char\" as op, \
+              null::pg_catalog.int8 as number, null::pg_catalog.text as key"
+            .to_owned(),
+    }
+}
+
+/// The touches of the rows of `from`, below a query that offers nulls under the names of the key columns.
+fn keys(entity: &Entity, table: &Table, op: &str, from: &str, condition: &str) -> String {
+    let (number, key) = number_and_key(entity, table);
+    format!(
+        "select ({op})::pg_catalog.\"char\" as op, r.number, r.key from ({}) offered, \
+         lateral (select {number} as number, {key} as key from ({from}) cloud_sync_row{condition}) r",
+        offered(entity)
+    )
+}
+
+/// The two forms of a key. A key of one integer column is a number, as long as the column is one.
+fn number_and_key(entity: &Entity, table: &Table) -> (String, String) {
+    let texts = texts(entity, table);
+    let [text] = texts.as_slice() else {
+        let array = format!("(array[{}])::pg_catalog.text", texts.join(", "));
+        return ("null::pg_catalog.int8".to_owned(), array);
+    };
+    let column = quote_name(&entity.key[0]);
+    let oid = match table
+        .column(&entity.key[0])
+        .map(|column| column.sql_type.as_str())
+    {
+        Some("bigint") => 20,
+        Some("integer") => 23,
+        Some("smallint") => 21,
+        _ => return ("null::pg_catalog.int8".to_owned(), text.clone()),
+    };
+    // The type is asked for when the statement runs: after it has changed, the text is no integer.
+    let is = |operator: &str| {
+        format!(
+            "pg_catalog.pg_typeof({column})::pg_catalog.oid operator(pg_catalog.{operator}) {oid}::pg_catalog.oid"
+        )
+    };
+    (
+        format!("case when {} then {text}::pg_catalog.int8 end", is("=")),
+        format!("case when {} then {text} end", is("<>")),
+    )
+}
+
+/// The condition that the key is none of those of `from`, compared as text and byte by byte.
+fn not_among(entity: &Entity, table: &Table, from: &str) -> String {
+    let columns: Vec<_> = (0..)
+        .zip(texts(entity, table))
+        .map(|(nth, text)| (format!("cloud_sync_{nth}"), text))
+        .collect();
+    let given: Vec<_> = columns
+        .iter()
+        .map(|(own, text)| format!("{text} as {own}"))
+        .collect();
+    let same: Vec<_> = columns
+        .iter()
+        .map(|(own, text)| format!("k.{own} operator(pg_catalog.=) ({text} collate pg_catalog.\"C\")"))
         .collect();
     format!(
-        " and not exists (select from (select {} from new_rows where {}) k where {})",
+        " where not exists (select from (select {} from ({from}) cloud_sync_row) k where {})",
         given.join(", "),
-        image::filter(entity),
         same.join(" and ")
     )
 }
 
-/// A branch for each slot that writers may use.
-fn by_slot(insert: impl Fn(usize) -> String) -> String {
-    let branches = (0..4).map(|slot| {
-        let branch = match slot {
-            0 => "if state operator(pg_catalog.&) 6 operator(pg_catalog.=) 0 then".to_owned(),
-            // A slot that nobody tells is any.
-            3 => "else".to_owned(),
-            _ => format!(
-                "elsif state operator(pg_catalog.&) 6 operator(pg_catalog.=) {} then",
-                slot * 2
-            ),
-        };
-        format!("    {branch}\n        {}\n", insert(slot))
-    });
-    branches.collect::<String>() + "    end if;"
+/// The key columns as texts, named without their table. Where a cast to text may be the site's own, or changes the value as that
+/// of `character` does, which loses the padding that the cloud has, it is the type's output.
+fn texts(entity: &Entity, table: &Table) -> Vec<String> {
+    let is_cast = |name: &String| {
+        let sql_type = table.column(name).map_or("", |column| column.sql_type.as_str());
+        SETTLED.contains(&sql_type) && !["bpchar", "inet"].contains(&sql_type)
+    };
+    let text = |name: &String| match quote_name(name) {
+        column if is_cast(name) => format!("{column}::pg_catalog.text"),
+        column => output(&column),
+    };
+    entity.key.iter().map(text).collect()
 }
+
+/// The SQL query of one row of nulls under the names of the key columns.
+fn offered(entity: &Entity) -> String {
+    let nulls: Vec<_> = entity
+        .key
+        .iter()
+        .map(|column| format!("null::pg_catalog.text as {}", quote_name(column)))
+        .collect();
+    format!("select {}", nulls.join(", "))
+}
+
+/// Settings that a capture function pins, where the text of a key depends on the writer's session otherwise. Pinning costs a
+/// one-row transaction as much as writing to the outbox.
+fn settings(entity: &Entity, table: &Table, event: &str) -> String {
+    // A session that has updated many rows keeps a plan whose cost is above the threshold of compiling, and would compile it
+    // again for each row that it updates later.
+    let jit = if event == "update" { " set jit = off" } else { "" };
+    let settled = |column: &Column| SETTLED.contains(&column.sql_type.as_str());
+    if entity
+        .key
+        .iter()
+        .all(|name| table.column(name).is_some_and(settled))
+    {
+        return jit.to_owned();
+    }
+    format!(
+        "set search_path = pg_catalog, pg_temp set extra_float_digits = 1 set datestyle = 'ISO, YMD' set timezone = 'UTC' \
+         set intervalstyle = postgres set bytea_output = hex set xmlbinary = base64 set lc_monetary = 'C' \
+         set quote_all_identifiers = off set standard_conforming_strings = on{jit}"
+    )
+}
+
+/// Types whose text no setting changes.
+const SETTLED: [&str; 13] = [
+    "smallint",
+    "integer",
+    "bigint",
+    "numeric",
+    "text",
+    "character varying",
+    "bpchar",
+    "uuid",
+    "boolean",
+    "name",
+    "oid",
+    "inet",
+    "cidr",
+];

@@ -18,14 +18,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{Error, Kind, Result};
 
-/// Settings of every session: a site's own defaults must not break the replicator, and images must read the same. What a
+/// Settings of every session: a site's own defaults must not break the replicator, and values must read the same. What a
 /// role may not see under row-level security must fail, not be missing. Schemas of the site come after the system's own, so
 /// that a function there cannot pass for `now`. `transaction_timeout` is there from 17 on.
-const PIN: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = 0; \
+const PIN: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = '30s'; \
      set idle_session_timeout = 0; set standard_conforming_strings = on; set synchronous_commit = on; \
      set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set extra_float_digits = 1; \
      set bytea_output = 'hex'; set xmlbinary = base64; set lc_monetary = 'C'; set quote_all_identifiers = off; set row_security = off; \
-     set jit = off; set default_transaction_isolation = 'read committed'; \
+     set jit = off; set max_parallel_workers_per_gather = 0; set default_transaction_isolation = 'read committed'; \
      set default_transaction_read_only = off; set default_transaction_deferrable = off; \
      set client_min_messages = warning; \
      select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog', \

@@ -4,8 +4,24 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::{Client, Row, Statement};
 
+use super::values;
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
+
+/// How a column's value is read, and becomes JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// In binary form, by the type with this oid: see [`super::values`].
+    Binary(u32),
+    /// As the text of a number, or of `NaN` and its like.
+    Number,
+    /// As text, which becomes a JSON string.
+    Text,
+    /// The same, by the type's output function: a cast to text may be the site's own, or add to the value.
+    Output,
+    /// As JSON that the server makes.
+    Json,
+}
 
 /// A column of a source table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,10 +30,23 @@ pub struct Column {
     pub name: String,
     /// Its base type's canonical name without modifiers, `text` for what the wire carries as text.
     pub wire_type: String,
-    /// Its own type, written out, for casts.
+    /// Its own type, written out without modifiers.
     pub sql_type: String,
+    /// Its base type, written out without modifiers, for casts.
+    pub base_type: String,
+    /// How it is read.
+    pub codec: Codec,
     /// Whether it may be null.
     pub nullable: bool,
+}
+
+/// A column of an entity's key, as the unique index compares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyColumn {
+    /// Its name.
+    pub name: String,
+    /// Its equality operator, with its schema: `operator(pg_catalog.=)`.
+    pub equals: String,
 }
 
 /// A source table.
@@ -31,21 +60,18 @@ pub struct Table {
     pub partitioned: bool,
     /// Its columns in order.
     pub columns: Vec<Column>,
+    /// The key columns in the entity's order; empty where there is no such unique key.
+    pub key: Vec<KeyColumn>,
+    /// The collation of a key column that has another version now than its index was made with.
+    pub stale_collation: Option<String>,
+    /// A table that inherits from it although it is not partitioned.
+    pub child: Option<String>,
 }
 
 impl Table {
     /// The column with this name.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
-    }
-
-    /// The names of the `bytea` columns.
-    pub fn binaries(&self) -> Vec<&str> {
-        self.columns
-            .iter()
-            .filter(|column| column.wire_type == "bytea")
-            .map(|column| column.name.as_str())
-            .collect()
     }
 
     /// A table that is not there.
@@ -55,15 +81,32 @@ impl Table {
             sql_name: String::new(),
             partitioned: false,
             columns: Vec::new(),
+            key: Vec::new(),
+            stale_collation: None,
+            child: None,
         }
     }
 
-    /// Whether the entity's rows can be told and found: the table is there, and has each key column.
+    /// Whether the entity's rows can be found and sent: the table is there, has the key, and each column that must not
+    /// leave the site under another name.
     pub fn fits(&self, entity: &Entity) -> bool {
-        self.oid != 0 && entity.key.iter().all(|name| self.column(name).is_some())
+        let has = |name: &String| self.column(name).is_some();
+        self.oid != 0
+            && self.key.len() == entity.key.len()
+            && entity.key.iter().all(has)
+            && entity.exclude.iter().chain(&entity.redact).all(has)
+    }
+
+    /// The one integer column of the key; none for other keys.
+    pub fn number_key(&self) -> Option<&Column> {
+        match self.key.as_slice() {
+            [key] => self
+                .column(&key.name)
+                .filter(|column| matches!(column.codec, Codec::Binary(20 | 21 | 23))),
+            _ => None,
+        }
     }
 }
-
 /// A table as it stands, and why the entity does not fit it.
 #[derive(Debug)]
 pub struct Standing {
@@ -75,10 +118,13 @@ pub struct Standing {
     pub renamed: bool,
 }
 
-const FIND: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition \
+/// The table, and a table that inherits from it although it is not partitioned.
+const FIND: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
+     case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
      from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
 
-const FIND_CAPTURED: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition \
+const FIND_CAPTURED: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
+     case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
      from cloud_sync.entity e join pg_class c on c.oid = e.relid join pg_namespace n on n.oid = c.relnamespace \
      where e.name = $1 and e.detached_at is null";
 
@@ -87,19 +133,35 @@ with recursive base as (
     select a.attrelid, a.attnum, a.attname, a.attnotnull, a.atttypid as original, a.atttypid as typid
     from pg_attribute a where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
     union all
-    select b.attrelid, b.attnum, b.attname, b.attnotnull, b.original, t.typbasetype
+    select b.attrelid, b.attnum, b.attname, b.attnotnull or t.typnotnull, b.original, t.typbasetype
     from base b join pg_type t on t.oid = b.typid where t.typtype = 'd'
 )
-select b.attname::text, format_type(b.typid, null), format_type(b.original, null), not b.attnotnull,
-       t.typtype::text, coalesce(e.typtype::text, ''), n.nspname::text
+select b.attname::text, format_type(b.typid, null), format_type(b.original, -1), format_type(b.typid, -1), not b.attnotnull,
+       t.typtype::text, coalesce(e.typtype::text, ''), n.nspname::text, b.typid, coalesce(e.oid, 0::oid)
 from base b join pg_type t on t.oid = b.typid join pg_namespace n on n.oid = t.typnamespace
 left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
 where t.typtype <> 'd' order by b.attnum";
 
+/// Each key column of each unique index: the index, whether it is the primary key, the column, its equality operator, its
+/// collation where that has another version now, whether it is the database's default one (its oid is 100) and the server
+/// tells that one's version.
 const UNIQUE_KEYS: &str = "\
-select i.indisprimary, array(select a.attname::text from unnest(i.indkey) with ordinality k(attnum, nth)
-                            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum order by k.nth)
-from pg_index i where i.indrelid = $1 and i.indisunique and i.indpred is null and i.indexprs is null and i.indisvalid";
+select i.indexrelid, i.indisprimary, a.attname::text,
+       (select format('operator(%I.%s)', n.nspname, o.oprname) from pg_opclass c join pg_amop m on m.amopfamily = c.opcfamily
+            and m.amopstrategy = 3 and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+        join pg_operator o on o.oid = m.amopopr join pg_namespace n on n.oid = o.oprnamespace where c.oid = k.opclass),
+       (select c.collname::text from pg_collation c where c.oid = k.coll and c.collversion is distinct from
+            pg_collation_actual_version(c.oid) and c.collversion is not null),
+       k.coll = 100 and current_setting('server_version_num')::int >= 150000
+from pg_index i cross join unnest(i.indkey::smallint[], i.indclass::oid[], i.indcollation::oid[]) with ordinality k(attnum, opclass, coll, nth)
+join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+where i.indrelid = $1 and i.indisunique and i.indpred is null and i.indexprs is null and i.indisvalid and k.nth <= i.indnkeyatts
+order by not i.indisprimary, i.indexrelid, k.nth";
+
+/// The name of the database's default collation, where that has another version now. Since PostgreSQL 15.
+const STALE_DEFAULT: &str = "\
+select format('default of database %I', datname) from pg_database
+where datname = current_database() and datcollversion <> pg_database_collation_actual_version(oid)";
 
 const REFERENCES: &str = "\
 select conrelid, confrelid from pg_constraint
@@ -109,13 +171,15 @@ where contype = 'f' and conrelid <> confrelid and conrelid = any($1) and confrel
 ///
 /// # Errors
 /// A configuration error that names the entity and the remedy: a missing table, a missing column, a key that is not
-/// unique or may be null, parents after their children, or tables that refer to each other in a circle.
+/// unique or may be null, a condition that does not hold for the row alone, parents after their children, or tables that
+/// refer to each other in a circle.
 pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>> {
     let mut tables = Vec::with_capacity(catalogue.entities().len());
     for entity in catalogue.entities() {
         let table = table(client, entity).await?;
         check_columns(entity, &table)?;
         check_key(client, entity, &table).await?;
+        check_condition(client, entity, &table).await?;
         tables.push(table);
     }
     check_order(client, catalogue, &tables).await?;
@@ -245,28 +309,121 @@ async fn read(client: &Client, entity: &Entity, row: &Row) -> Result<Table> {
         .remedy("name the partitioned table as the entity's table"));
     }
     let oid: u32 = row.get(0);
-    let columns = client
+    let columns: Vec<_> = client
         .query(COLUMNS, &[&oid])
         .await
         .map_err(failed)?
         .iter()
-        .map(|row| {
-            let (typtype, element, schema): (&str, &str, &str) = (row.get(4), row.get(5), row.get(6));
-            let plain = typtype == "b" && matches!(element, "" | "b") && schema == "pg_catalog";
-            Column {
-                name: row.get(0),
-                wire_type: if plain { row.get(1) } else { "text".to_owned() },
-                sql_type: row.get(2),
-                nullable: row.get(3),
-            }
-        })
+        .map(|row| column(row, entity))
         .collect();
+    let keys = unique_keys(client, entity, oid).await?;
+    let (key, stale_collation) = keys
+        .into_iter()
+        .find_map(|unique| unique.in_order_of(entity))
+        .unwrap_or_default();
     Ok(Table {
         oid,
         sql_name: row.get(1),
         partitioned: kind == "p",
         columns,
+        key,
+        stale_collation,
+        child: row.get(4),
     })
+}
+
+/// A column, from a row of [`COLUMNS`]. Types that other extensions have brought, and whatever a cast of the site's own would
+/// turn into another JSON, go as text.
+fn column(row: &Row, entity: &Entity) -> Column {
+    let (typtype, element, schema): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
+    let (oid, element_oid): (u32, u32) = (row.get(8), row.get(9));
+    let name: String = row.get(0);
+    let own = typtype == "b" && schema == "pg_catalog";
+    let in_key = entity.key.contains(&name);
+    let codec = match oid {
+        // Of a key, the text is told: each side finds it again by it.
+        17 | 114 | 3802 if in_key => Codec::Text,
+        _ if values::BINARY.contains(&oid) => Codec::Binary(oid),
+        700 | 701 | 26 => Codec::Number,
+        _ if own && element == "b" && element_oid < FIRST_NORMAL_OID && element_oid != 17 && !in_key => {
+            Codec::Json
+        }
+        // The cast of an address adds its mask.
+        869 => Codec::Output,
+        _ if schema != "pg_catalog" => Codec::Output,
+        _ => Codec::Text,
+    };
+    let plain =
+        own && matches!(element, "" | "b") && !(in_key && (element == "b" || matches!(oid, 17 | 114 | 3802)));
+    Column {
+        wire_type: if plain { row.get(1) } else { "text".to_owned() },
+        sql_type: row.get(2),
+        base_type: row.get(3),
+        codec,
+        nullable: row.get(4),
+        name,
+    }
+}
+
+/// Objects with lower oids are PostgreSQL's own. Source: PostgreSQL, `transam.h`.
+const FIRST_NORMAL_OID: u32 = 16_384;
+
+/// A unique index: its key columns, and the collation of one of them that is stale.
+struct UniqueKey {
+    primary: bool,
+    columns: Vec<KeyColumn>,
+    stale_collation: Option<String>,
+}
+
+impl UniqueKey {
+    /// The key in the order of the entity's; none where it is another one.
+    fn in_order_of(self, entity: &Entity) -> Option<(Vec<KeyColumn>, Option<String>)> {
+        if self.columns.len() != entity.key.len() {
+            return None;
+        }
+        let column = |name: &String| self.columns.iter().find(|column| column.name == *name).cloned();
+        let key = entity.key.iter().map(column).collect::<Option<_>>()?;
+        Some((key, self.stale_collation))
+    }
+}
+
+/// The table's unique indexes, the primary key first.
+async fn unique_keys(client: &Client, entity: &Entity, oid: u32) -> Result<Vec<UniqueKey>> {
+    let failed = |error| Error::postgres(naming(entity), error);
+    let rows = client.query(UNIQUE_KEYS, &[&oid]).await.map_err(failed)?;
+    let mut stale_default = None;
+    if rows.iter().any(|row| row.get(5)) {
+        let stale = client.query_opt(STALE_DEFAULT, &[]).await.map_err(failed)?;
+        stale_default = stale.map(|row| row.get::<_, String>(0));
+    }
+    let mut keys: Vec<(u32, UniqueKey)> = Vec::new();
+    for row in &rows {
+        let index: u32 = row.get(0);
+        if keys.last().is_none_or(|(last, _)| *last != index) {
+            let primary = row.get(1);
+            keys.push((
+                index,
+                UniqueKey {
+                    primary,
+                    columns: Vec::new(),
+                    stale_collation: None,
+                },
+            ));
+        }
+        if let Some((_, unique)) = keys.last_mut() {
+            unique.columns.push(KeyColumn {
+                name: row.get(2),
+                equals: row
+                    .get::<_, Option<String>>(3)
+                    .unwrap_or_else(|| "operator(pg_catalog.=)".to_owned()),
+            });
+            if unique.stale_collation.is_none() {
+                let of_database = row.get::<_, bool>(5).then(|| stale_default.clone()).flatten();
+                unique.stale_collation = row.get::<_, Option<String>>(4).or(of_database);
+            }
+        }
+    }
+    Ok(keys.into_iter().map(|(_, unique)| unique).collect())
 }
 
 fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
@@ -299,23 +456,14 @@ fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
 }
 
 async fn check_key(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
+    check_children(entity, table)?;
     let operation = format!("use entity {}", entity.name);
-    let keys = client
-        .query(UNIQUE_KEYS, &[&table.oid])
-        .await
-        .map_err(|error| Error::postgres(&operation, error))?;
-    let mut wanted = entity.key.clone();
-    wanted.sort_unstable();
-    let unique = keys.iter().any(|row| {
-        let mut columns: Vec<String> = row.get(1);
-        columns.sort_unstable();
-        columns == wanted
-    });
-    if !unique {
-        let primary = keys
-            .iter()
-            .find(|row| row.get(0))
-            .map(|row| row.get::<_, Vec<String>>(1).join(", "));
+    if table.key.is_empty() {
+        let keys = unique_keys(client, entity, table.oid).await?;
+        let primary = keys.iter().find(|unique| unique.primary).map(|unique| {
+            let names: Vec<_> = unique.columns.iter().map(|column| column.name.as_str()).collect();
+            names.join(", ")
+        });
         let remedy = match primary {
             Some(columns) => format!("its primary key is ({columns}): name that as the entity's key"),
             None => {
@@ -347,6 +495,66 @@ async fn check_key(client: &Client, entity: &Entity, table: &Table) -> Result<()
         )));
     }
     Ok(())
+}
+
+/// Rows of a child are not in the parent's unique index, a write to the child touches nothing, and a write to the parent fails
+/// where a child is a foreign table.
+fn check_children(entity: &Entity, table: &Table) -> Result<()> {
+    let Some(child) = &table.child else { return Ok(()) };
+    Err(Error::config(
+        format!("use entity {}", entity.name),
+        format!(
+            "child {child} inherits from table {}: what is written there cannot be captured",
+            entity.table
+        ),
+    )
+    .remedy("make the table a partitioned one, or detach the child by `alter table … no inherit` and make an entity of it"))
+}
+
+/// Checks that the entity's condition is one of the row's own columns and of immutable functions: else a row could come to meet
+/// it, or no longer meet it, without being written. PostgreSQL asks the same of the condition of a partial index, so one is
+/// made on an empty temporary table of the same columns, which goes at once.
+///
+/// # Errors
+/// The source's; a configuration error with PostgreSQL's words.
+pub(crate) async fn check_condition(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
+    let Some(filter) = &entity.filter else {
+        return Ok(());
+    };
+    let operation = format!("use where of entity {}", entity.name);
+    let failed = |error| Error::postgres(&operation, error);
+    let right = client
+        .query_one(
+            "select has_database_privilege(current_database(), 'temporary')",
+            &[],
+        )
+        .await
+        .map_err(failed)?;
+    if !right.get::<_, bool>(0) {
+        tracing::warn!(
+            entity = entity.name,
+            "its condition is not checked: this role may create no temporary table"
+        );
+        return Ok(());
+    }
+    // By the name that the condition sees when rows are read.
+    let prepared = format!("begin; create temporary table t (like {})", table.sql_name);
+    if let Err(error) = client.batch_execute(&prepared).await {
+        client.batch_execute("rollback").await.map_err(failed)?;
+        return Err(failed(error));
+    }
+    // Not more than one statement.
+    let index = format!("create index on pg_temp.t ((1)) where ({filter})");
+    let made = client.execute(&index, &[]).await;
+    client.batch_execute("rollback").await.map_err(failed)?;
+    let Err(error) = made else { return Ok(()) };
+    let Some(words) = error.as_db_error().map(|error| error.message().to_owned()) else {
+        return Err(failed(error));
+    };
+    Err(Error::config(&operation, format!("the condition {filter:?} cannot be used: {words}")).remedy(
+        "write a condition of the table's own columns with immutable operators and functions only: no time of day, no other \
+         table, no setting of a session",
+    ))
 }
 
 async fn check_order(client: &Client, catalogue: &Catalogue, tables: &[Table]) -> Result<()> {
@@ -418,9 +626,12 @@ fn circle(parents: &BTreeMap<usize, Vec<usize>>) -> Option<Vec<usize>> {
         .find_map(|&start| visit(start, parents, &mut Vec::new(), &mut done))
 }
 
+/// A number for each table, and the table that has each name now. A value of a column can change without a touch only by
+/// what changes its row in the catalog, which `xmin` tells.
 const FINGERPRINT: &str = "\
-select coalesce(sum(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull, 0)), 0)::text
-from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped";
+select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull || '.' || xmin, 0))
+                 from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped), 0),
+       array(select to_regclass(name)::oid from unnest($2::text[]) with ordinality n(name, nth) order by nth)";
 
 /// Prepares [`fingerprint`] on a session: it is asked for with each batch.
 ///
@@ -433,30 +644,22 @@ pub async fn prepare_fingerprint(client: &Client) -> Result<Statement> {
         .map_err(|error| Error::postgres("prepare to read columns", error))
 }
 
-/// A number that changes whenever a column of one of the tables is added, dropped, renamed or changes its type.
+/// A number that changes whenever a column of one of the tables is added, dropped, renamed or changes its type; and which
+/// table each of the names is of now.
 ///
 /// # Errors
 /// The source's.
-pub async fn fingerprint(client: &Client, prepared: &Statement, oids: &[u32]) -> Result<String> {
+pub async fn fingerprint(
+    client: &Client,
+    prepared: &Statement,
+    oids: &[u32],
+    names: &[&str],
+) -> Result<(i64, Vec<Option<u32>>)> {
     let row = client
-        .query_one(prepared, &[&oids])
+        .query_one(prepared, &[&oids, &names])
         .await
         .map_err(|error| Error::postgres("read the columns of the catalogue's tables", error))?;
-    Ok(row.get(0))
-}
-
-/// The error of a table that is gone while it is replicated.
-pub(crate) fn withheld(entity: &Entity) -> Error {
-    Error::new(
-        Kind::Config,
-        format!("replicate entity {}", entity.name),
-        format!(
-            "a column that must not leave the site ({}) is no longer in table {}",
-            entity.exclude.join(", "),
-            entity.table
-        ),
-    )
-    .remedy("it may have been renamed: correct the entity's exclude, then run `cloud-sync init`")
+    Ok((row.get(0), row.get(1)))
 }
 
 #[cfg(test)]

@@ -6,16 +6,15 @@
 //! that rows of the cloud may differ although nothing waits. A gap is kept in the source database, survives every
 //! restart, and is closed by a sync of the entity that began after it was last seen, with capture in place.
 //!
-//! A site's writer is never held up for any of it: a capture function does not fail because a column is gone, it writes
-//! a change that cannot be delivered, and [`undeliverable`] knows it.
+//! A site's writer is never held up for any of it: a capture function does not fail because a column is gone, it writes a
+//! touch without a key.
 
 use tokio_postgres::Client;
 
-use super::capture::{self, Definition, EVENTS};
+use super::capture::{self, EVENTS};
 use super::describe::{self, Standing, Table};
 use super::identity;
 use crate::catalogue::{Catalogue, Entity};
-use crate::change::{Change, Op};
 use crate::error::{Error, Result};
 
 /// What is wrong with an entity's capture now.
@@ -46,7 +45,7 @@ impl Wrong {
             }
             Self::Unfit(error) | Self::Renamed(error) => error.clone(),
             Self::Outdated => format!(
-                "the triggers on {} were made for another definition or column list",
+                "the triggers on {} were made for another definition",
                 entity.table
             ),
         }
@@ -90,9 +89,8 @@ pub struct Watched {
     pub id: i16,
     /// What is wrong now.
     pub wrong: Option<Wrong>,
-    /// Whether its functions were made when the table had other columns: rows are captured all the same, but not packed,
-    /// until they are made anew.
-    pub unpacked: bool,
+    /// Why it cannot be read or sent now; its touches are kept.
+    pub parked: Option<String>,
     /// Why rows of the cloud may differ although nothing waits, and a stamp of when that was last seen.
     pub gap: Option<(String, String)>,
 }
@@ -112,13 +110,13 @@ pub struct Member {
 
 const MEMBERS: &str = "\
 select format('%I.%I', n.nspname, c.relname), c.relkind::text,
-       array(select t.tgname::text from pg_trigger t where t.tgrelid = c.oid and t.tgenabled = 'A' and t.tgname like 'cloud\\_sync\\_%'),
+       array(select t.tgname || ' ' || t.tgenabled::text from pg_trigger t where t.tgrelid = c.oid and t.tgname like 'cloud\\_sync\\_%'),
        c.oid = $1 as root
 from (select $1::oid as relid union select relid from pg_partition_tree($1::oid::regclass) p) tree
 join pg_class c on c.oid = tree.relid join pg_namespace n on n.oid = c.relnamespace
 order by root desc, 1";
 
-async fn all_members(client: &Client, table: &Table) -> Result<Vec<Member>> {
+async fn all_members(client: &Client, table: &Table, id: i16) -> Result<Vec<Member>> {
     let rows = client
         .query(MEMBERS, &[&table.oid])
         .await
@@ -126,16 +124,20 @@ async fn all_members(client: &Client, table: &Table) -> Result<Vec<Member>> {
     Ok(rows
         .iter()
         .map(|row| {
-            let enabled: Vec<String> = row.get(2);
-            let missing: Vec<_> = EVENTS
+            let there: Vec<String> = row.get(2);
+            let wanted = EVENTS
                 .iter()
-                .map(|(event, _)| format!("cloud_sync_{event}"))
-                .filter(|name| !enabled.contains(name))
+                .filter(|event| row.get::<_, bool>(3) || event.on_partitions());
+            let count = wanted.clone().count();
+            let missing: Vec<_> = wanted
+                .map(|event| (event.trigger(id, table.oid), event.enabled_letter()))
+                .filter(|(name, enabled)| !there.contains(&format!("{name} {enabled}")))
+                .map(|(name, _)| name)
                 .collect();
             Member {
                 sql_name: row.get(0),
                 foreign: row.get::<_, &str>(1) == "f",
-                uncaptured: missing.len() == EVENTS.len(),
+                uncaptured: missing.len() == count,
                 missing,
             }
         })
@@ -143,26 +145,27 @@ async fn all_members(client: &Client, table: &Table) -> Result<Vec<Member>> {
 }
 
 /// The tables that need triggers: the entity's own, and its partitions at every level.
-pub(super) async fn members(client: &Client, table: &Table) -> Result<Vec<Member>> {
-    let mut members = all_members(client, table).await?;
+pub(super) async fn members(client: &Client, table: &Table, id: i16) -> Result<Vec<Member>> {
+    let mut members = all_members(client, table, id).await?;
     members.retain(|member| !member.foreign);
     Ok(members)
 }
 
-/// Tables that have triggers of the entity and are none of `members`.
-pub(super) async fn strangers(client: &Client, id: i16, members: &[Member]) -> Result<Vec<String>> {
+/// Tables that have triggers of the entity and are none of `members`, each with such a trigger.
+pub(super) async fn strangers(client: &Client, id: i16, members: &[Member]) -> Result<Vec<(String, String)>> {
     let names: Vec<&str> = members.iter().map(|member| member.sql_name.as_str()).collect();
     let rows = client
         .query(
-            "select distinct format('%I.%I', n.nspname, c.relname) from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
+            "select format('%I.%I', n.nspname, c.relname) as name, format('%I', t.tgname) \
+             from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
              join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
              where p.pronamespace = 'cloud_sync'::regnamespace and p.proname ~ format('^capture_%s_[a-z]+$', $1::smallint) \
-             and format('%I.%I', n.nspname, c.relname) <> all ($2)",
+             and t.tgparentid = 0 and format('%I.%I', n.nspname, c.relname) <> all ($2) order by name",
             &[&id, &names],
         )
         .await
         .map_err(|error| Error::postgres("list the captured tables", error))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// How the capture of one entity stands on its table; none where it was never attached.
@@ -172,8 +175,8 @@ pub(super) async fn strangers(client: &Client, id: i16, members: &[Member]) -> R
 pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Watched>> {
     let found = client
         .query_opt(
-            "select id, relid, definition, detached_at is not null, signature, cloud_sync.signature(id), gap, gap_seen::text \
-             from cloud_sync.entity where name = $1",
+            "select id, relid, definition, detached_at is not null, signature, cloud_sync.signature(id), gap, gap_seen::text, \
+             selection, parked from cloud_sync.entity where name = $1",
             &[&entity.name],
         )
         .await
@@ -186,13 +189,13 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
     let mut watched = Watched {
         id,
         wrong: None,
-        unpacked: false,
+        parked: row.get(9),
         gap,
     };
     if table.oid == 0 {
         return Ok(Some(watched));
     }
-    let members = all_members(client, table).await?;
+    let members = all_members(client, table, id).await?;
     let (root, partitions) = members.split_at(1.min(members.len()));
     watched.wrong = if row.get::<_, bool>(3) {
         Some(Wrong::Missing("it was detached".to_owned()))
@@ -218,17 +221,16 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
         .find(|member| !member.foreign && member.uncaptured)
     {
         Some(Wrong::Joined(partition.sql_name.clone()))
-    } else if let Some(stranger) = strangers(client, id, &members).await?.first() {
+    } else if let Some((stranger, _)) = strangers(client, id, &members).await?.first() {
         Some(Wrong::Left(stranger.clone()))
     } else if row.get::<_, Option<&str>>(4) != row.get::<_, Option<&str>>(5) {
         Some(Wrong::Missing(
             "its triggers or functions were altered since they were installed".to_owned(),
         ))
     } else {
-        let now = capture::definition(entity, table);
-        let (made, now) = (Definition::read(row.get(2)), Definition::read(&now));
-        watched.unpacked = made.columns != now.columns;
-        (made.rest != now.rest).then_some(Wrong::Outdated)
+        let same = row.get::<_, &str>(2) == capture::definition(entity, table)
+            && row.get::<_, Option<&str>>(8) == Some(&capture::selection(entity));
+        (!same).then_some(Wrong::Outdated)
     };
     Ok(Some(watched))
 }
@@ -296,6 +298,39 @@ pub async fn mark(client: &Client, id: i16, gap: &str) -> Result<()> {
     Ok(())
 }
 
+/// Marks a gap of every entity. It is on the source's disk when this returns.
+///
+/// # Errors
+/// The source's.
+pub async fn mark_all(client: &Client, gap: &str) -> Result<()> {
+    client
+        .execute(
+            "update cloud_sync.entity set gap = $1, gap_seen = clock_timestamp() where detached_at is null",
+            &[&gap],
+        )
+        .await
+        .map_err(|error| Error::postgres("remember that every entity is to be compared", error))?;
+    Ok(())
+}
+
+/// Marks a gap of every entity that has rows in an unlogged table, a partition included. It is on the source's disk when this
+/// returns.
+///
+/// # Errors
+/// The source's.
+pub async fn mark_unlogged(client: &Client, gap: &str) -> Result<()> {
+    client
+        .execute(
+            "update cloud_sync.entity e set gap = $1, gap_seen = clock_timestamp() where e.detached_at is null and exists \
+             (select from pg_class c where c.relpersistence = 'u' \
+              and (c.oid = e.relid or c.oid in (select relid from pg_partition_tree(e.relid::regclass) p)))",
+            &[&gap],
+        )
+        .await
+        .map_err(|error| Error::postgres("remember that unlogged tables are to be compared", error))?;
+    Ok(())
+}
+
 /// The gap of an entity that a sync which begins now would close, by its stamp; none where there is none, or where changes
 /// may still be missed.
 ///
@@ -328,49 +363,4 @@ pub async fn close(client: &Client, entity: &Entity, stamp: &str) -> Result<()> 
         .await
         .map_err(|error| Error::postgres("remember what was compared", error))?;
     Ok(())
-}
-
-/// Why a captured change cannot be delivered: it says that something changed, and not what. None where it can.
-pub fn undeliverable(change: &Change) -> Option<&'static str> {
-    if change.op == Op::Truncate {
-        return None;
-    }
-    if change.key.is_empty() {
-        return Some(
-            "a change could not be captured row by row: a partition was truncated, or the entity's condition failed",
-        );
-    }
-    if change.op == Op::Upsert && change.row.is_none() {
-        return Some("rows were withheld: a column that must not leave the site is no longer in the table");
-    }
-    let null = memchr::memmem::find(change.key.as_bytes(), b": null").is_some()
-        && serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&change.key)
-            .is_ok_and(|key| key.values().any(serde_json::Value::is_null));
-    null.then_some("rows were captured without their key: a key column was dropped or renamed, or is null")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::change::Position;
-
-    #[test]
-    fn only_what_says_nothing_cannot_be_delivered() {
-        let change = |op, key: &str, row: Option<&str>| Change {
-            position: Position(1),
-            entity: 0,
-            op,
-            captured_at: 0,
-            key: key.into(),
-            row: row.map(Into::into),
-        };
-        assert_eq!(undeliverable(&change(Op::Truncate, "", None)), None);
-        assert_eq!(undeliverable(&change(Op::Delete, "{\"a\" : 1}", None)), None);
-        let odd = "{\"a\" : \"x : null\"}";
-        assert_eq!(undeliverable(&change(Op::Upsert, odd, Some("{}"))), None);
-        assert!(undeliverable(&change(Op::Upsert, "{\"a\" : null}", Some("{}"))).is_some());
-        assert!(undeliverable(&change(Op::Delete, "{\"a\" : 1, \"b\" : null}", None)).is_some());
-        assert!(undeliverable(&change(Op::Upsert, "{\"a\" : 1}", None)).is_some());
-        assert!(undeliverable(&change(Op::Upsert, "", None)).is_some());
-    }
 }

@@ -1,9 +1,8 @@
 //! Puts capture in place and takes it away; both can be run again.
 //!
-//! `init` migrates schema `cloud_sync`, numbers the entities, and makes for each one function and one statement trigger
-//! an event. A table is locked once, for the moment that creating triggers takes, under a `lock_timeout`, and tried
-//! again: writers never wait behind a long transaction for it. Triggers fire `always`, so that rows which arrive by
-//! logical replication are captured too.
+//! `init` migrates schema `cloud_sync`, re-creates its functions, numbers the entities, and makes for each one function and one
+//! trigger an event. A table is locked once, for the moment that creating triggers takes, under a `lock_timeout`, and tried
+//! again: writers never wait behind a long transaction for it.
 
 use std::time::Duration;
 
@@ -11,17 +10,25 @@ use secrecy::SecretString;
 use sqlx::PgPool;
 use tokio_postgres::Client;
 
-use super::capture::{self, EVENTS, Layout};
+use super::capture::{self, EVENTS};
 use super::connect::Session;
 use super::describe::{self, Table};
 use super::guard::Wrong;
+use super::identity::Declared;
 pub use super::identity::{installed, not_installed};
-use super::{guard, image, quote_text};
+use super::{guard, quote_text};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Class, Error, Kind, Result};
 
-/// The advisory lock of the one replicator that drains this outbox.
-pub const LEADER_LOCK: i64 = 0x636c_6f75_646c_6561;
+/// Functions, each defined once: `init` re-creates them.
+const FUNCTIONS: [&str; 3] = [
+    include_str!("../../sql/functions/state.sql"),
+    include_str!("../../sql/functions/segments.sql"),
+    include_str!("../../sql/functions/drift.sql"),
+];
+
+/// Segments that are there from the beginning.
+const SEGMENTS: i64 = 4;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/source");
 
@@ -32,8 +39,8 @@ pub struct Attached {
     pub id: i16,
     /// What is wrong with its capture; none where it is in place.
     pub wrong: Option<String>,
-    /// Whether its functions were made when the table had other columns.
-    pub unpacked: bool,
+    /// Why it cannot be read or sent now.
+    pub parked: Option<String>,
 }
 
 /// What `init` did, a line each.
@@ -49,23 +56,23 @@ pub struct Installed {
     pub epoch: i64,
 }
 
-/// Puts capture in place for the catalogue. `new_epoch` declares the outbox a new one, after a restore.
+/// Puts capture in place for the catalogue, and notes what the operator has `declared` of the outbox.
 ///
 /// # Errors
 /// The catalogue's, the source's, or that a table could not be locked within ten tries of two seconds.
-pub async fn init(url: &SecretString, catalogue: &Catalogue, new_epoch: bool) -> Result<Installed> {
+pub async fn init(url: &SecretString, catalogue: &Catalogue, declared: Declared) -> Result<Installed> {
     let session = Session::open(url, "init").await?;
     check_version(session.client()).await?;
     let tables = describe::tables(session.client(), catalogue).await?;
     migrate(url, session.client()).await?;
-    let epoch = super::identity::establish(session.client(), new_epoch).await?;
+    let epoch = super::identity::establish(session.client(), declared).await?;
     let mut installed = Installed {
         epoch: epoch.0,
         ..Installed::default()
     };
     for (entity, table) in catalogue.entities().iter().zip(&tables) {
         let current = attached_one(session.client(), entity, table).await?;
-        if current.is_some_and(|attached| attached.wrong.is_none() && !attached.unpacked) {
+        if current.is_some_and(|attached| attached.wrong.is_none()) {
             installed.unchanged.push(entity.name.clone());
         } else {
             attach(session.client(), entity, table).await?;
@@ -116,25 +123,24 @@ async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result
     Ok(found.map(|watched| Attached {
         id: watched.id,
         wrong: watched.wrong.map(|wrong| wrong.text(entity)),
-        unpacked: watched.unpacked,
+        parked: watched.parked,
     }))
 }
 
-/// An error where schema `cloud_sync` is of an older version: functions of this one would fail the site's writers there.
+/// An error where schema `cloud_sync` is of a version whose outbox holds rows and not touches.
 async fn must_be_current(client: &Client) -> Result<()> {
     let row = client
-        .query_one(
-            "select coalesce(max(version), 0) from cloud_sync._sqlx_migrations where success",
-            &[],
-        )
+        .query_one("select to_regclass('cloud_sync.outbox_0') is not null", &[])
         .await
         .map_err(|error| Error::postgres("read the version of schema cloud_sync", error))?;
-    if MIGRATIONS.iter().any(|migration| migration.version > row.get(0)) {
+    if row.get(0) {
         return Err(Error::config(
             "install capture",
-            "schema cloud_sync is of an older version of cloud-sync",
+            "schema cloud_sync is of an older version of cloud-sync, whose outbox this version cannot read",
         )
-        .remedy("run `cloud-sync init`"));
+        .remedy(
+            "let the older version drain the outbox, run `cloud-sync uninstall` and `cloud-sync init`, then `cloud-sync sync`",
+        ));
     }
     Ok(())
 }
@@ -153,45 +159,38 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
     let row = client
         .query_one(
             "insert into cloud_sync.entity (name, relation, relid, definition) values ($1, $2, $3, '') \
-             on conflict (name) do update set relation = excluded.relation, relid = excluded.relid returning id",
+             on conflict (name) do update set relation = excluded.relation, relid = excluded.relid \
+             returning id, selection",
             &[&entity.name, &table.sql_name, &table.oid],
         )
         .await
         .map_err(failed)?;
     let id: i16 = row.get(0);
-    let layout = layout(client, entity, table).await?;
-    let triggers_stay = before.as_ref().is_some_and(|watched| match watched.wrong {
-        None => watched.unpacked,
-        Some(Wrong::Outdated) => true,
-        Some(_) => false,
-    });
+    let sent_as: Option<String> = row.get(1);
+    let selection = capture::selection(entity);
+    let triggers_stay = before
+        .as_ref()
+        .is_some_and(|watched| watched.wrong == Some(Wrong::Outdated));
     let (members, strangers) = if triggers_stay {
         (Vec::new(), Vec::new())
     } else {
-        let members = guard::members(client, table).await?;
+        let members = guard::members(client, table, id).await?;
         let strangers = guard::strangers(client, id, &members).await?;
         (members, strangers)
     };
     let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
-    sql.push_str(&capture::functions(entity, table, id, layout.as_ref()));
-    for member in strangers {
-        for (event, _) in EVENTS {
-            sql.push_str(&format!(
-                "drop trigger if exists cloud_sync_{event} on {member};\n"
-            ));
-        }
+    sql.push_str(&capture::functions(entity, table, id));
+    for (stranger, trigger) in strangers {
+        sql.push_str(&format!("drop trigger if exists {trigger} on {stranger};\n"));
     }
+    let mut gaps = Vec::new();
     for (nth, member) in members.iter().enumerate() {
-        for (event, referencing) in EVENTS {
-            sql.push_str(&format!(
-                "create or replace trigger cloud_sync_{event} after {event} on {table} {referencing} \
-                 for each statement execute function cloud_sync.capture_{id}_{event}({argument});\n\
-                 alter table {table} enable always trigger cloud_sync_{event};\n",
-                table = member.sql_name,
-                argument = if nth == 0 { "" } else { "'partition'" },
-            ));
+        for event in EVENTS {
+            if nth == 0 || event.on_partitions() {
+                sql.push_str(&event.create(id, table.oid, &member.sql_name, nth > 0));
+            }
         }
-        // What was written into a new partition before is found by a sync; an empty one needs none.
+        // What was written into a new partition before is found by a comparison; an empty one needs none.
         if member.uncaptured && nth > 0 {
             sql.push_str(&format!(
                 "update cloud_sync.entity set gap = {}, gap_seen = clock_timestamp() \
@@ -201,13 +200,17 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
             ));
         }
     }
-    if let Some(missed) = before
+    let missed = before
         .and_then(|watched| watched.wrong)
-        .and_then(|wrong| wrong.missed())
-    {
+        .and_then(|wrong| wrong.missed());
+    gaps.extend(missed);
+    if sent_as.is_some_and(|before| before != selection) {
+        gaps.push("which rows and columns are sent has changed: others may be in the cloud".to_owned());
+    }
+    for gap in gaps {
         sql.push_str(&format!(
             "update cloud_sync.entity set gap = {}, gap_seen = clock_timestamp() where id = {id};\n",
-            quote_text(&missed),
+            quote_text(&gap),
         ));
     }
     sql.push_str(&format!(
@@ -215,34 +218,17 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
         table.oid
     ));
     sql.push_str(&format!(
-        "update cloud_sync.entity set definition = {}, signature = {}, attached_at = now(), detached_at = null where id = {id};\ncommit;",
+        "update cloud_sync.entity set definition = {}, selection = {}, signature = cloud_sync.signature({id}::smallint), \
+         attached_at = now(), detached_at = null where id = {id};\ncommit;",
         quote_text(&capture::definition(entity, table)),
-        format_args!("cloud_sync.signature({id}::smallint)"),
+        quote_text(&selection),
     ));
     with_lock(client, &operation, &sql).await?;
     Ok(id)
 }
 
-/// How the table's rows are packed; none where they are not.
-async fn layout(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Layout>> {
-    if !image::packs(entity, table) {
-        return Ok(None);
-    }
-    let row = client
-        .query_opt(
-            "select number, print from cloud_sync.note_layout($1::oid::regclass)",
-            &[&table.oid],
-        )
-        .await
-        .map_err(|error| Error::postgres(format!("remember the columns of {}", table.sql_name), error))?;
-    Ok(row.map(|row| Layout {
-        number: row.get(0),
-        fingerprint: row.get(1),
-    }))
-}
-
 /// Runs a script that needs a table's lock, up to ten times.
-async fn with_lock(client: &Client, operation: &str, sql: &str) -> Result<()> {
+pub(super) async fn with_lock(client: &Client, operation: &str, sql: &str) -> Result<()> {
     let mut tries = 0;
     loop {
         tries += 1;
@@ -280,15 +266,13 @@ async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<Str
             continue;
         }
         let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
-        let tables = guard::strangers(client, id, &[]).await?;
-        for (event, _) in EVENTS {
-            for table in &tables {
-                sql.push_str(&format!(
-                    "drop trigger if exists cloud_sync_{event} on {table};\n"
-                ));
-            }
+        for (table, trigger) in guard::strangers(client, id, &[]).await? {
+            sql.push_str(&format!("drop trigger if exists {trigger} on {table};\n"));
+        }
+        for event in EVENTS {
             sql.push_str(&format!(
-                "drop function if exists cloud_sync.capture_{id}_{event}();\n"
+                "drop function if exists cloud_sync.capture_{id}_{}();\n",
+                event.name
             ));
         }
         sql.push_str(&format!(
@@ -335,6 +319,7 @@ async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
                 "connect as a role that may create schemas in the database (grant create on database)",
             )
         })?;
+    must_be_current(client).await?;
     let pool: PgPool = super::connect::pool(url).await?;
     let mut connection = pool
         .acquire()
@@ -350,5 +335,18 @@ async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
     migrated.map_err(|error| {
         Error::new(Kind::Source, "migrate the outbox", crate::error::chain(&error))
             .remedy("a newer cloud-sync may have migrated it: use that version")
-    })
+    })?;
+    let failed = |error| Error::postgres("re-create the functions of schema cloud_sync", error);
+    for functions in FUNCTIONS {
+        client.batch_execute(functions).await.map_err(failed)?;
+    }
+    client
+        .execute(
+            "select cloud_sync.add_segment() from generate_series(1, $1 - \
+             (select count(*) from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass))",
+            &[&SEGMENTS],
+        )
+        .await
+        .map_err(failed)?;
+    Ok(())
 }

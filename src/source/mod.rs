@@ -1,23 +1,27 @@
-//! The site's database: capture is installed in it, changes are read from it, and nothing in it is ever blocked.
+//! The site's database: capture is installed in it, touches and rows are read from it, and nothing in it is ever blocked.
 //!
-//! [`connect`] holds the sessions, [`describe`] knows the tables, [`image`] writes the SQL of a row's image
-//! and [`capture`] that of the triggers, [`install`] puts them in place and takes them away, [`guard`] notices what escapes
-//! them, [`identity`] says whose outbox it is, [`wake`] sleeps until a commit, [`outbox`] reads windows and trims, [`packed`] makes the JSON of rows that were captured as PostgreSQL sends them, [`recapture`] captures rows anew, [`backfill`] reads what stood before.
+//! [`connect`] holds the sessions. [`describe`] knows the tables, [`capture`] writes the SQL of the triggers, [`install`] puts them
+//! in place and takes them away, [`guard`] notices what escapes them. [`identity`] says whose outbox it is, [`term`] who drains
+//! it. [`wake`] sleeps until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present
+//! state of touched rows, by a [`projection`] and the codec of [`values`]. [`touch`] touches rows again, [`sent`] remembers what some servers have, [`pages`] reads whole
+//! tables.
 //!
 //! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
 
-pub mod backfill;
 pub mod capture;
 pub mod connect;
 pub mod describe;
 pub mod guard;
 pub mod identity;
-pub mod image;
 pub mod install;
-pub(crate) mod key;
 pub mod outbox;
-pub(crate) mod packed;
-pub mod recapture;
+pub mod pages;
+pub(crate) mod projection;
+pub(crate) mod rows;
+pub mod sent;
+pub mod term;
+pub mod touch;
+pub(crate) mod values;
 pub mod wake;
 
 /// Quotes a name for SQL.
@@ -34,8 +38,7 @@ pub fn quote_text(text: &str) -> String {
     }
 }
 
-/// An SQL array of texts.
-pub(crate) fn text_array<S: AsRef<str>>(texts: &[S]) -> String {
-    let quoted: Vec<_> = texts.iter().map(|text| quote_text(text.as_ref())).collect();
-    format!("array[{}]::text[]", quoted.join(", "))
+/// The SQL expression of a value's text as its type's output function writes it; null for null. A row of nulls is no null.
+fn output(value: &str) -> String {
+    format!("case when {value} is distinct from null then pg_catalog.format('%s', {value}) end")
 }

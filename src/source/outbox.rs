@@ -1,299 +1,278 @@
-//! Reads the outbox by window, keeps the checkpoint's mirror, and trims what is accepted.
+//! Reads the outbox by window, keeps the checkpoint's mirror, and gives the outbox's space back.
 //!
-//! A window holds the changes that became visible between two snapshots. It is read in batches, each by a query of its
+//! A window holds the touches that became visible between two snapshots. It is read in pages, each by a statement of its
 //! own, so that no snapshot is held in the source while the cloud is slow.
 
 use std::collections::HashMap;
 
-use futures::{StreamExt, TryFutureExt};
-use tokio_postgres::Statement;
+use futures::TryFutureExt;
 use tokio_postgres::types::{FromSql, PgLsn, ToSql, Type};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::connect::Session;
 use super::identity::Identity;
-use super::key::KeyColumns;
-use super::packed::{self, Layout};
+use super::rows::{TouchKey, split_array};
+use super::term::{Fence, taken_over};
+use super::values;
 use crate::abort;
-use crate::change::{Change, Op, Position, Snapshot};
-use crate::checkpoint::{self, Checkpoint, Window};
+use crate::change::{Position, Snapshot};
+use crate::checkpoint::{Checkpoint, Window};
 use crate::error::{Error, Kind, Result};
 
 const WINDOW: &str = include_str!("../../sql/window.sql");
-const WINDOW_SMALL: &str = include_str!("../../sql/window_small.sql");
+const WINDOW_OPEN: &str = include_str!("../../sql/window_open.sql");
 const LAG: &str = include_str!("../../sql/lag.sql");
-const BETWEEN: &str = include_str!("../../sql/between.sql");
 
-/// A look at the source: a snapshot, and a sequence value that was read before it was taken.
+/// Settings of a session that reads windows. A page is the beginning of a long window, in the order of the segments' indexes, and
+/// rows are found by their keys. With statistics from an unlucky moment the planner would rather sort or scan. There is one
+/// such plan, and planning it again for each batch would cost a lone commit more than reading it. A locked table must not
+/// hold up the others.
+#[doc(hidden)]
+pub const READING: &str = "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; \
+     set enable_mergejoin = off; set plan_cache_mode = force_generic_plan; set lock_timeout = '2s'";
+
+/// What a touch says of its row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TouchOp {
+    /// It was written: inserted, updated, deleted, or is to be looked at.
+    Written,
+    /// Its key was changed: it is the old one.
+    Moved,
+    /// The whole table was truncated.
+    Truncated,
+    /// Rows were touched, and it is not known which.
+    Unknown,
+}
+
+/// An entry of the outbox.
 #[derive(Debug, Clone)]
-pub struct Look {
-    /// Which transactions had ended.
-    pub snapshot: Snapshot,
-    /// Changes of transactions from the snapshot's `xmax` on lie above this position.
-    pub last: Position,
-    /// All that the snapshot shows lies before this place of the server's log.
-    pub wal: PgLsn,
-    /// Whether none of the changes that the snapshot shows is kept out of line.
-    pub small: bool,
+pub(crate) struct Touch {
+    pub(crate) position: Position,
+    /// The entity's place in the catalogue.
+    pub(crate) entity: usize,
+    pub(crate) op: TouchOp,
+    /// In microseconds since 1970.
+    pub(crate) captured_at: i64,
+    /// None for a truncate, and where a key column was gone.
+    pub(crate) key: Option<TouchKey>,
 }
 
-/// Part of a window.
+/// A page of a window.
 #[derive(Debug, Default)]
-pub struct Portion {
-    /// Changes in the order of positions.
-    pub changes: Vec<Change>,
-    /// The position of the last row that was read, whether or not its entity is in the catalogue.
-    pub last: Option<Position>,
+pub(crate) struct Page {
+    /// In the order of positions.
+    pub(crate) touches: Vec<Touch>,
+    /// The position of the last touch, whether or not its entity is in the catalogue.
+    pub(crate) last: Option<Position>,
     /// Whether the window has no more.
-    pub exhausted: bool,
-    /// Rows that were read.
-    rows: usize,
-    /// Bytes of the changes.
-    bytes: usize,
-    /// Rows of entities that the catalogue does not have.
-    pub foreign: usize,
-    /// The sum of the marks of all rows that were read.
-    pub tally: u64,
+    pub(crate) exhausted: bool,
+    /// Touches of entities that the catalogue does not have.
+    pub(crate) foreign: usize,
 }
 
-/// The bounds of a portion.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Rows at most.
-    pub rows: usize,
-    /// About so many bytes at most, but one row in any case.
-    pub bytes: usize,
-    /// Whether none of the window's rows is kept out of line: see [`Look::small`].
-    pub small: bool,
+/// What opens a window.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The snapshot that ends it.
+    pub(crate) hi: Snapshot,
+    /// Touches of transactions from `hi`'s `xmax` on lie above this position.
+    pub(crate) last: Position,
+    /// The page that begins behind the position that was asked for.
+    pub(crate) page: Page,
 }
 
 /// The outbox as one session reads it.
-pub struct Outbox {
+pub(crate) struct Outbox {
     window: Statement,
-    window_small: Statement,
+    window_open: Statement,
     last: Statement,
     fence: Statement,
-    snapshot: Statement,
     places: HashMap<i16, usize>,
-    /// The key columns of each entity.
-    keys: Vec<KeyColumns>,
-    /// The layouts of packed rows, by their numbers; those that were made since are read when one is met.
-    layouts: HashMap<i32, Layout>,
-    /// The bytes of a row, as the last portion had them.
-    row_bytes: usize,
 }
 
-/// The bytes of a row before any was read.
-const ROW_BYTES: usize = 512;
-
 impl Outbox {
-    /// Prepares the queries. `ids` are the entities' numbers in the order of the catalogue, `keys` their key columns.
+    /// Prepares the queries. `ids` are the entities' numbers in the order of the catalogue.
     ///
     /// # Errors
     /// The source's.
-    pub async fn prepare(session: &Session, ids: &[i16], keys: &[&[String]]) -> Result<Self> {
+    pub(crate) async fn prepare(session: &Session, ids: &[i16]) -> Result<Self> {
         let failed = |error| {
             Error::postgres("prepare to read the outbox", error)
                 .remedy("if schema cloud_sync is of an older version, run `cloud-sync init`")
         };
         let client = session.client();
-        // A batch is the beginning of a long window, in the order of the slots' indexes. With statistics from an unlucky
-        // moment the planner would rather sort the whole window anew for each of its batches. There is one such plan, and
-        // making it anew for each batch would cost a lone commit more than reading it.
-        client
-            .batch_execute(
-                "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off; \
-                 set plan_cache_mode = force_generic_plan",
-            )
-            .await
-            .map_err(failed)?;
-        let mut outbox = Self {
-            window: client.prepare(WINDOW).await.map_err(failed)?,
-            window_small: client.prepare(WINDOW_SMALL).await.map_err(failed)?,
-            last: client
-                .prepare(
-                    "select case when is_called then last_value else last_value - 1 end from cloud_sync.position",
-                )
-                .await
-                .map_err(failed)?,
-            fence: client
-                .prepare("select (case when last_value > $1 then pg_current_xact_id() end)::text from cloud_sync.position")
-                .await
-                .map_err(failed)?,
-            snapshot: client
-                .prepare(
-                    "select pg_current_snapshot()::text, pg_current_wal_insert_lsn(), \
-                     (select coalesce(sum(pg_relation_size(reltoastrelid)) = 0, true) from pg_class where oid = any (array['cloud_sync.outbox_0', \
-                      'cloud_sync.outbox_1', 'cloud_sync.outbox_2', 'cloud_sync.outbox_3']::regclass[]))",
-                )
-                .await
-                .map_err(failed)?,
+        client.batch_execute(READING).await.map_err(failed)?;
+        let (window, window_open, last, fence) = futures::try_join!(
+            client.prepare(WINDOW),
+            client.prepare(WINDOW_OPEN),
+            client.prepare(
+                "select case when is_called then last_value else last_value - 1 end from cloud_sync.position"
+            ),
+            client.prepare(
+                "select case when $1::bigint < 0 then pg_current_xact_id()::text \
+                 when last_value > $1 then pg_logical_emit_message(true, 'cloud_sync', '')::text end from cloud_sync.position"
+            ),
+        )
+        .map_err(failed)?;
+        Ok(Self {
+            window,
+            window_open,
+            last,
+            fence,
             places: ids.iter().enumerate().map(|(place, &id)| (id, place)).collect(),
-            keys: keys.iter().map(|names| KeyColumns::new(names)).collect(),
-            layouts: HashMap::new(),
-            row_bytes: ROW_BYTES,
-        };
-        outbox.read_layouts(session).await?;
-        Ok(outbox)
+        })
     }
 
-    async fn read_layouts(&mut self, session: &Session) -> Result<()> {
-        let rows = session
-            .client()
-            .query_typed("select id, columns from cloud_sync.layout", &[])
+    /// The highest position that was taken.
+    ///
+    /// # Errors
+    /// The source's.
+    pub(crate) async fn last_position(&self, client: &Client) -> Result<Position> {
+        let row = client
+            .query_one(&self.last, &[])
             .await
-            .map_err(|error| Error::postgres("read the layouts of packed rows", error))?;
-        let layout = |row: &tokio_postgres::Row| (row.get(0), Layout::new(&row.get::<_, Vec<&str>>(1)));
-        self.layouts = rows.iter().map(layout).collect();
-        Ok(())
+            .map_err(|error| Error::postgres("read the outbox's last position", error))?;
+        Ok(Position(row.get(0)))
     }
 
-    /// Takes a snapshot, after the sequence's value: in this order, so that what the snapshot does not show lies above.
+    /// Opens the window behind `lo` and reads its first page above `after`: in one round trip, after the sequence's value, in
+    /// this order, so that what the window does not show lies above that value.
     ///
     /// A snapshot ends at the highest transaction that has ended: later ones may run already, with positions below the
     /// value that was read, and it does not list them. So a transaction of its own is begun and ended in between: the
     /// snapshot ends above it, lists all that began before it, and what it does not list began after the value was read.
-    /// That costs a transaction number; none is taken where no position above `fenced`, an earlier look's value, has been
-    /// taken since.
+    /// That costs a transaction number; none is taken where no position above `fenced`, an earlier window's value, has been
+    /// taken since. The transaction writes a message, so that its commit waits for the disk: else its own end would not be
+    /// there yet, and each batch would wait for that in two further round trips. Where `fenced` is below 0, nothing is
+    /// expected to be read, and no disk is waited for.
     ///
     /// # Errors
     /// The source's.
-    pub async fn look(&self, session: &Session, fenced: Position) -> Result<Look> {
+    pub(crate) async fn open(
+        &self,
+        session: &Session,
+        lo: &Snapshot,
+        after: Position,
+        fenced: Position,
+        rows: usize,
+    ) -> Result<Opened> {
         let client = session.client();
-        let fenced: [&(dyn ToSql + Sync); 1] = [&fenced.0];
-        let (last, _, snapshot) = futures::try_join!(
+        let fence: [&(dyn ToSql + Sync); 1] = [&fenced.0];
+        let (lo, limit) = (lo.to_string(), rows as i64 + 1);
+        let open: [&(dyn ToSql + Sync); 3] = [&after.0, &lo, &limit];
+        let (last, _, rows_) = futures::try_join!(
             client.query_one(&self.last, &[]),
-            client.query_one(&self.fence, &fenced),
-            client.query_one(&self.snapshot, &[])
+            client.query_one(&self.fence, &fence),
+            client.query(&self.window_open, &open),
         )
-        .map_err(|error| Error::postgres("take a snapshot of the source", error))?;
-        Ok(Look {
-            snapshot: snapshot_of(snapshot.get(0))?,
+        .map_err(|error| Error::postgres("read the outbox", error))?;
+        let is_head = |row: &&Row| row.get::<_, i64>(0) == 0;
+        let head = rows_.iter().find(is_head).map(|row| row.get::<_, &str>(5));
+        Ok(Opened {
+            hi: snapshot_of(head.unwrap_or_default())?,
             last: Position(last.get(0)),
-            wal: snapshot.get(1),
-            small: snapshot.get(2),
+            page: self.page(rows_.iter().filter(|row| !is_head(row)), rows)?,
         })
     }
 
-    /// Reads the next part of a window.
+    /// Reads the next page of a window.
     ///
     /// # Errors
     /// The source's.
-    pub async fn read(
-        &mut self,
-        session: &Session,
-        lo: &Snapshot,
-        window: &Window,
-        bounds: Bounds,
-    ) -> Result<Portion> {
-        let mut portion = self.portion(session, lo, window, bounds).await?;
-        if portion.is_none() {
-            self.read_layouts(session).await?;
-            portion = self.portion(session, lo, window, bounds).await?;
-        }
-        let portion = portion.ok_or_else(|| broken(window.position))?;
-        if let Some(bytes) = portion.bytes.checked_div(portion.rows) {
-            self.row_bytes = bytes;
-        }
-        Ok(portion)
-    }
-
-    /// None where a row's layout is not known yet.
-    async fn portion(
+    pub(crate) async fn read(
         &self,
         session: &Session,
         lo: &Snapshot,
         window: &Window,
-        bounds: Bounds,
-    ) -> Result<Option<Portion>> {
-        let failed = |error| Error::postgres("read the outbox", error);
-        let (lo, hi) = (lo.to_string(), window.hi.to_string());
-        let (rows, bytes) = (bounds.rows as i64, bounds.bytes as i64);
-        // Small rows are asked for as many as will about fit, and one more, which only tells that there are more.
-        let fit = (bounds.bytes / self.row_bytes.max(1)).clamp(1, bounds.rows.max(1));
-        let further = (fit as i64).saturating_add(1);
-        let all: [&(dyn ToSql + Sync); 5] = [
-            &window.position.0,
-            &hi,
-            &lo,
-            if bounds.small { &further } else { &rows },
-            &bytes,
-        ];
-        let (statement, parameters) = if bounds.small {
-            (&self.window_small, &all[..4])
-        } else {
-            (&self.window, &all[..])
-        };
-        let stream = session
+        rows: usize,
+    ) -> Result<Page> {
+        let (lo, hi, limit) = (lo.to_string(), window.hi.to_string(), rows as i64 + 1);
+        let parameters: [&(dyn ToSql + Sync); 4] = [&window.position.0, &hi, &lo, &limit];
+        let read = session
             .client()
-            .query_raw(statement, parameters.iter().copied())
-            .map_err(failed)
+            .query(&self.window, &parameters)
+            .map_err(|error| Error::postgres("read the outbox", error))
             .await?;
-        futures::pin_mut!(stream);
-        let mut unpacked = Vec::new();
-        let mut portion = Portion {
+        self.page(read.iter(), rows)
+    }
+
+    /// A page of so many touches at most: one more only says that there are more.
+    fn page<'a>(&self, rows: impl Iterator<Item = &'a Row>, limit: usize) -> Result<Page> {
+        let mut page = Page {
             exhausted: true,
-            ..Portion::default()
+            ..Page::default()
         };
-        while let Some(row) = stream.next().await {
-            let row = row.map_err(failed)?;
-            if bounds.small && (portion.rows == fit || portion.bytes >= bounds.bytes) {
-                // What still comes is passed over by the session.
-                portion.exhausted = false;
+        for (nth, row) in rows.enumerate() {
+            if nth == limit {
+                page.exhausted = false;
                 break;
             }
-            portion.rows += 1;
             let position = Position(row.get(0));
-            let Moment(captured_at) = row.get(3);
-            portion.last = Some(position);
-            portion.tally = portion
-                .tally
-                .wrapping_add(checkpoint::mark(position, captured_at));
-            if !bounds.small {
-                portion.exhausted = !row.get::<_, bool>(9);
-            }
+            page.last = Some(position);
             let Some(&entity) = self.places.get(&row.get::<_, i16>(1)) else {
-                portion.foreign += 1;
+                page.foreign += 1;
                 continue;
             };
-            let op = Op::from_letter(row.get::<_, i8>(2) as u8).ok_or_else(|| {
-                Error::new(
-                    Kind::Config,
-                    "read the outbox",
-                    format!("position {position} has an unknown operation"),
-                )
-                .remedy("a newer cloud-sync may have written it: use that version")
-            })?;
-            let image: Option<Box<str>> = match row.get::<_, Option<i32>>(7) {
-                Some(number) => {
-                    let Some(layout) = self.layouts.get(&number) else {
-                        return Ok(None);
-                    };
-                    let packed = row.get::<_, Option<&[u8]>>(8);
-                    let json = packed.and_then(|packed| layout.json(packed, &mut unpacked));
-                    Some(json.ok_or_else(|| broken(position))?.into())
+            let op = match row.get::<_, i8>(2) as u8 {
+                b'w' => TouchOp::Written,
+                b'm' => TouchOp::Moved,
+                b't' => TouchOp::Truncated,
+                b'g' => TouchOp::Unknown,
+                _ => {
+                    return Err(Error::new(
+                        Kind::Config,
+                        "read the outbox",
+                        format!("position {position} has an unknown operation"),
+                    )
+                    .remedy("a newer cloud-sync may have written it: use that version"));
                 }
-                None => match row.get::<_, Option<Document>>(6) {
-                    Some(Document(document)) => Some(document.into()),
-                    None => row.get::<_, Option<&str>>(5).map(Into::into),
-                },
             };
-            let key: &str = row.get::<_, Option<&str>>(4).unwrap_or_default();
-            portion.bytes += key.len() + image.as_ref().map_or(0, |image| image.len()) + 64;
-            portion.changes.push(Change {
+            let Moment(captured_at) = row.get(3);
+            page.touches.push(Touch {
                 position,
                 entity,
                 op,
                 captured_at,
-                key: match &image {
-                    Some(image) if key.is_empty() => self.keys[entity]
-                        .of_image(image)
-                        .ok_or_else(|| broken(position))?,
-                    _ => key.into(),
-                },
-                row: image,
+                key: touch_key(row.get(4), row.get(5)),
             });
         }
-        Ok(Some(portion))
+        Ok(page)
+    }
+}
+
+/// A key out of its two forms; none where a part of it is null.
+fn touch_key(number: Option<i64>, text: Option<&str>) -> Option<TouchKey> {
+    match (number, text) {
+        (Some(number), _) => Some(TouchKey::Number(number)),
+        (None, Some(text)) => Some(TouchKey::Texts(Box::new([Some(text.into())]))),
+        (None, None) => None,
+    }
+}
+
+impl TouchKey {
+    /// As a number, where the text is one.
+    pub(crate) fn into_number(self) -> Self {
+        let Self::Texts(texts) = &self else { return self };
+        match texts.as_ref() {
+            [Some(text)] => match text.parse::<i64>() {
+                Ok(number) if number.to_string() == **text => Self::Number(number),
+                _ => self,
+            },
+            _ => self,
+        }
+    }
+
+    /// The key of an entity with several key columns, whose texts are in the text of one array; none where one of them is null
+    /// or missing.
+    pub(crate) fn split(self, columns: usize) -> Option<Self> {
+        let Self::Texts(texts) = &self else {
+            return (columns == 1).then_some(self);
+        };
+        if columns == 1 {
+            return Some(self);
+        }
+        let split = split_array(texts.first()?.as_deref()?)?;
+        (split.len() == columns && split.iter().all(Option::is_some)).then_some(Self::Texts(split))
     }
 }
 
@@ -302,37 +281,12 @@ struct Moment(i64);
 
 impl FromSql<'_> for Moment {
     fn from_sql(_: &Type, raw: &[u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(i64::from_be_bytes(raw.try_into()?) + packed::MICROS_TO_2000))
+        Ok(Self(i64::from_be_bytes(raw.try_into()?) + values::MICROS_TO_2000))
     }
 
     fn accepts(of: &Type) -> bool {
         *of == Type::TIMESTAMPTZ
     }
-}
-
-/// A value of type `json`, as it is written.
-struct Document<'a>(&'a str);
-
-impl<'a> FromSql<'a> for Document<'a> {
-    fn from_sql(
-        _: &Type,
-        raw: &'a [u8],
-    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(std::str::from_utf8(raw)?))
-    }
-
-    fn accepts(of: &Type) -> bool {
-        *of == Type::JSON
-    }
-}
-
-fn broken(position: Position) -> Error {
-    Error::new(
-        Kind::Source,
-        "read the outbox",
-        format!("the image at or after position {position} is not a row"),
-    )
-    .remedy("someone wrote to schema cloud_sync: delete the row, then run `cloud-sync sync`")
 }
 
 fn snapshot_of(text: &str) -> Result<Snapshot> {
@@ -341,26 +295,31 @@ fn snapshot_of(text: &str) -> Result<Snapshot> {
     })
 }
 
-/// Writes the checkpoint's mirror; it is on the source's disk when this returns.
+/// Writes the checkpoint's mirror, while the term is this drain's; it is on the source's disk when this returns.
 ///
 /// # Errors
-/// The source's.
-pub async fn mirror(session: &Session, checkpoint: &Checkpoint) -> Result<()> {
-    let body = serde_json::to_string(checkpoint)
-        .map_err(|error| Error::new(Kind::Local, "write the checkpoint's mirror", error.to_string()))?;
-    session
-        .client()
+/// The source's; [`Kind::SourceUnreachable`] where another drain has taken over.
+pub(crate) async fn mirror(client: &Client, fence: &Fence, checkpoint: &Checkpoint) -> Result<()> {
+    let body = checkpoint.to_json()?;
+    let written = client
         .execute_typed(
-            "insert into cloud_sync.checkpoint (source_id, serial, body) values ($1, $2, $3) \
-             on conflict (source_id) do update set serial = excluded.serial, body = excluded.body, mirrored_at = now()",
+            "with mine as (select term from cloud_sync.term where term = $2 for share) \
+             insert into cloud_sync.checkpoint (source_id, term, serial, body) select $1, $5, $3, $4 from mine \
+             on conflict (source_id) do update set term = excluded.term, serial = excluded.serial, body = excluded.body, \
+             mirrored_at = now()",
             &[
                 (&checkpoint.identity.source_id, Type::TEXT),
+                (&fence.term(), Type::INT8),
                 (&(checkpoint.serial as i64), Type::INT8),
                 (&body, Type::TEXT),
+                (&checkpoint.term, Type::INT8),
             ],
         )
         .await
         .map_err(|error| Error::postgres("write the checkpoint's mirror", error))?;
+    if written == 0 {
+        return Err(taken_over());
+    }
     Ok(())
 }
 
@@ -385,15 +344,27 @@ pub async fn mirrored(session: &Session, identity: &Identity) -> Result<Option<C
     Ok((checkpoint.identity == *identity).then_some(checkpoint))
 }
 
-/// Waits until the source's log is on its disk up to `wal`. What a snapshot shows need not be: a transaction number that
-/// wrote nothing never is, and a writer may commit without waiting for the disk. A crash of the server then gives the
-/// same numbers and positions again, to other changes.
+/// Where the server's log ends, and up to where it is on its disk.
 ///
 /// # Errors
 /// The source's.
-pub async fn flush(session: &Session, wal: PgLsn) -> Result<()> {
+pub(crate) async fn log_end(client: &Client) -> std::result::Result<(PgLsn, PgLsn), tokio_postgres::Error> {
+    let row = client
+        .query_typed_one(
+            "select pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn()",
+            &[],
+        )
+        .await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Waits until the source's log is on its disk up to `wal`. What a snapshot shows need not be: a writer may commit without
+/// waiting for the disk. A crash of the server would take it back, and the cloud would have what the site has not.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn flush(client: &Client, wal: PgLsn) -> Result<()> {
     let failed = |error| Error::postgres("wait for the source's disk", error);
-    let client = session.client();
     let row = client
         .query_typed_one("select pg_current_wal_flush_lsn() >= $1", &[(&wal, Type::PG_LSN)])
         .await
@@ -408,44 +379,51 @@ pub async fn flush(session: &Session, wal: PgLsn) -> Result<()> {
     Ok(())
 }
 
-/// Whether the outbox still has every change that `to` has accepted and `from`, its own mirror, has not. It has none
-/// of them trimmed, and it lacks some where the database went back to an older state.
+/// Keeps touches of an entity that cannot be read now, and notes why. In one transaction, while the term is this drain's.
 ///
 /// # Errors
 /// The source's.
-pub async fn leads_to(session: &Session, from: &Checkpoint, to: &Checkpoint) -> Result<bool> {
-    let failed = |error| Error::postgres("compare the outbox with the checkpoint", error);
-    let bounds = |checkpoint: &Checkpoint| {
-        let lo = checkpoint.lo.to_string();
-        match &checkpoint.window {
-            Some(window) => (lo, window.hi.to_string(), window.position.0),
-            None => (lo.clone(), lo, 0),
-        }
-    };
-    let ((lo, hi, position), (to_lo, to_hi, to_position)) = (bounds(from), bounds(to));
-    let after = from.bound().0;
-    let parameters: [&(dyn ToSql + Sync); 8] = [
-        &after,
-        &lo,
-        &hi,
-        &position,
-        &to_lo,
-        &to_hi,
-        &to_position,
-        &to.highest.0,
-    ];
-    let rows = session
-        .client()
-        .query_raw(BETWEEN, parameters)
+pub(crate) async fn park(
+    client: &Client,
+    fence: &Fence,
+    entity: i16,
+    why: &str,
+    touches: &[(&Touch, Option<i64>, Option<String>)],
+) -> Result<()> {
+    let ops: Vec<i8> = touches
+        .iter()
+        .map(|(touch, ..)| match touch.op {
+            TouchOp::Written => b'w' as i8,
+            TouchOp::Moved => b'm' as i8,
+            TouchOp::Truncated => b't' as i8,
+            TouchOp::Unknown => b'g' as i8,
+        })
+        .collect();
+    let numbers: Vec<Option<i64>> = touches.iter().map(|(_, number, _)| *number).collect();
+    let keys: Vec<Option<&str>> = touches.iter().map(|(_, _, key)| key.as_deref()).collect();
+    client
+        .execute(
+            "with mine as materialized (select cloud_sync.hold_term($1)), \
+             noted as (update cloud_sync.entity set parked = $3, parked_at = coalesce(parked_at, now()) from mine where id = $2) \
+             insert into cloud_sync.parked_key (entity, op, number, key) \
+             select distinct $2, o, n, k from mine, unnest($4::\"char\"[], $5::bigint[], $6::text[]) u (o, n, k)",
+            &[&fence.term(), &entity, &why, &ops, &numbers, &keys],
+        )
         .await
-        .map_err(failed)?;
-    futures::pin_mut!(rows);
-    let mut tally = from.tally;
-    while let Some(row) = rows.next().await {
-        let row = row.map_err(failed)?;
-        tally = tally.wrapping_add(checkpoint::mark(Position(row.get(0)), row.get(1)));
-    }
-    Ok(tally == to.tally)
+        .map_err(|error| Error::postgres("keep the touches of an entity that is parked", error))?;
+    Ok(())
+}
+
+/// Touches the rows of a parked entity again, and notes that it is parked no longer.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn unpark(client: &Client, fence: &Fence, entity: i16) -> Result<()> {
+    client
+        .execute("select cloud_sync.unpark($1, $2)", &[&fence.term(), &entity])
+        .await
+        .map_err(|error| Error::postgres("touch the rows of an entity that was parked", error))?;
+    Ok(())
 }
 
 /// What a trim did.
@@ -453,34 +431,47 @@ pub async fn leads_to(session: &Session, from: &Checkpoint, to: &Checkpoint) -> 
 pub struct Trimmed {
     /// Bytes given back to the operating system.
     pub bytes: u64,
-    /// Writers were sent on to another slot: the one that they left can be trimmed when they have ended there.
-    pub moved_on: bool,
+    /// Writers were sent on to another segment: the one that they left can be truncated when they have ended there.
+    pub rotated: bool,
     /// Something is left that a later trim may give back.
     pub left: bool,
 }
 
-/// Truncates each slot that holds only what the checkpoint has accepted and that writers do not use. Where `move_on` says
-/// so, writers are then sent to the next slot. The checkpoint must be in the mirror already: what is trimmed can never be
+/// A segment that is this large makes another one necessary, where none is empty.
+const LARGE_SEGMENT: i64 = 64 * 1024 * 1024;
+
+/// Truncates each segment that holds only what the checkpoint has accepted and that writers do not use. Where `rotate` says
+/// so, writers are then sent to another segment. The checkpoint must be in the mirror already: what is truncated can never be
 /// read again.
 ///
 /// # Errors
 /// The source's.
-pub async fn trim(session: &Session, checkpoint: &Checkpoint, move_on: bool) -> Result<Trimmed> {
+pub(crate) async fn trim(
+    client: &Client,
+    fence: &Fence,
+    checkpoint: &Checkpoint,
+    rotate: bool,
+) -> Result<Trimmed> {
     let failed = |error| Error::postgres("trim the outbox", error);
     let (snapshot, upto) = match &checkpoint.window {
         Some(window) => (&window.hi, window.position),
         None => (&checkpoint.lo, Position(i64::MAX)),
     };
+    let segments: Vec<i32> = client
+        .query_typed_one(LEFT_SEGMENTS, &[])
+        .await
+        .map_err(failed)?
+        .get(0);
     let mut trimmed = Trimmed::default();
-    for slot in 0..4_i32 {
-        let row = session
-            .client()
+    for segment in segments {
+        let row = client
             .query_typed_one(
-                "select cloud_sync.trim_slot($1, $2::text::pg_snapshot, $3)",
+                "select cloud_sync.trim_segment($4, $1, $2::text::pg_snapshot, $3)",
                 &[
-                    (&slot, Type::INT4),
+                    (&segment, Type::INT4),
                     (&snapshot.to_string(), Type::TEXT),
                     (&upto.0, Type::INT8),
+                    (&fence.term(), Type::INT8),
                 ],
             )
             .await
@@ -491,19 +482,24 @@ pub async fn trim(session: &Session, checkpoint: &Checkpoint, move_on: bool) -> 
         }
         trimmed.bytes += freed.unwrap_or(0).max(0) as u64;
     }
-    let row = session
-        .client()
+    let row = client
         .query_typed_one(
-            "select case when $1 then cloud_sync.move_on() else false end, \
-             exists (select from generate_series(0, 3) slot where pg_relation_size('cloud_sync.outbox_' || slot) > 0)",
-            &[(&move_on, Type::BOOL)],
+            "select case when $1 then cloud_sync.rotate($2) else false end, \
+             exists (select from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass and pg_relation_size(inhrelid) > 0)",
+            &[(&rotate, Type::BOOL), (&LARGE_SEGMENT, Type::INT8)],
         )
         .await
         .map_err(failed)?;
-    trimmed.moved_on = row.get(0);
+    trimmed.rotated = row.get(0);
     trimmed.left = row.get(1);
     Ok(trimmed)
 }
+
+/// The segments that hold something and that writers do not use.
+const LEFT_SEGMENTS: &str = "\
+select array(select segment from generate_series(0, (select count(*)::int - 1 from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass)) segment
+             where segment <> coalesce(pg_sequence_last_value('cloud_sync.state'), 0) & 65535
+               and pg_relation_size(format('cloud_sync.segment_%s', segment)) > 0)";
 
 /// What the cloud has not accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -543,7 +539,8 @@ pub async fn bytes(session: &Session) -> Result<u64> {
     let row = session
         .client()
         .query_one(
-            "select sum(pg_total_relation_size('cloud_sync.outbox_' || slot))::bigint from generate_series(0, 3) slot",
+            "select coalesce(sum(pg_total_relation_size(inhrelid)), 0)::bigint from pg_inherits \
+             where inhparent = 'cloud_sync.outbox'::regclass",
             &[],
         )
         .await

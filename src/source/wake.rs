@@ -1,11 +1,11 @@
 //! Sleeps until a captured change commits.
 //!
-//! Protocol: the replicator says that it may sleep, takes the wake lock, then looks once more; only then it waits. A trigger
-//! that reads that it may and finds the lock taken notifies. The lock ends with the session, whatever was said. A writer
-//! that looked before the lock was taken will not notify: if it has committed, the look after the lock sees its rows; if not, its transaction is among those that the look's snapshot shows in progress, and as
-//! long as one of these is, the wait is short. A slow jittered poll covers whatever else a lost wake-up would miss.
-//!
-//! Whatever writes to the outbox by another road than the triggers keeps the same protocol: see [`call`].
+//! Protocol: the replicator writes down until when it sleeps and wants to be notified, then looks once more; only then it
+//! waits, and renews the time while it does. A trigger that reads a time which has not passed notifies. So a replicator that was
+//! killed costs writers nothing once the time is over. A writer that looked before the time was set will not notify: if it has
+//! committed, the look after it sees its touches; if not, its transaction is among those that the look's snapshot shows
+//! in progress, and as long as one of these is, the wait is short. A slow jittered poll covers whatever else a lost
+//! wake-up would miss.
 //!
 //! Where the server allows prepared transactions, triggers never notify, as a transaction that has notified cannot be
 //! prepared; all waits are then short.
@@ -13,13 +13,14 @@
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio_postgres::Client;
-use tokio_postgres::types::{ToSql, Type};
+use tokio::time::Instant;
 
-use super::capture::WAKE_LOCK;
 use super::connect::Session;
 use crate::change::Snapshot;
 use crate::error::{Error, Result};
+
+/// How long writers notify when nobody renews it.
+const SLEEP: Duration = Duration::from_secs(60);
 
 /// The longest wait while nothing was silent when the replicator lay down.
 const SLOW_POLL: Duration = Duration::from_secs(5);
@@ -30,28 +31,11 @@ const SHORT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 /// The longest wait where triggers do not notify.
 const UNNOTIFIED: Duration = Duration::from_millis(25);
 
-/// Notifies a replicator that sleeps, at the commit of the client's transaction. For who has written to the outbox itself:
-/// without it, what was written would wait for the slow poll.
-///
-/// # Errors
-/// The source's.
-pub(super) async fn call(client: &Client) -> Result<()> {
-    let wake_lock: [(&(dyn ToSql + Sync), Type); 1] = [(&WAKE_LOCK, Type::INT8)];
-    client
-        .execute_typed(
-            "select case when pg_try_advisory_lock_shared($1) then pg_advisory_unlock_shared($1)::text \
-                         when current_setting('max_prepared_transactions') = '0' then pg_notify('cloud_sync', '')::text end",
-            &wake_lock,
-        )
-        .await
-        .map_err(|error| Error::postgres("wake the drain", error))?;
-    Ok(())
-}
-
 /// Whether the replicator sleeps, and how long it may.
 #[derive(Debug, Default)]
 pub struct Wake {
-    asleep: bool,
+    /// When the time until which writers notify is to be renewed; none while they do not.
+    renew_at: Option<Instant>,
     unnotified: bool,
     silent: Vec<u64>,
     short: Option<Duration>,
@@ -80,23 +64,28 @@ impl Wake {
         })
     }
 
-    /// Takes the wake lock, so that writers notify from now on. Answers whether it was taken just now: the caller must
-    /// then look once more, and tell [`Wake::looked`] what it saw, before it waits.
+    /// Lets writers notify from now on. Answers whether they did not before: the caller must then look once more, and tell
+    /// [`Wake::looked`] what it saw, before it waits.
     ///
     /// # Errors
     /// The source's.
-    pub async fn lie_down(&mut self, session: &Session) -> Result<bool> {
-        if self.asleep {
+    pub async fn arm(&mut self, session: &Session) -> Result<bool> {
+        if self.unnotified || self.renew_at.is_some_and(|at| Instant::now() < at) {
             return Ok(false);
         }
-        let wake_lock: [(&(dyn ToSql + Sync), Type); 1] = [(&WAKE_LOCK, Type::INT8)];
-        let client = session.client();
-        futures::try_join!(
-            client.execute_typed("select cloud_sync.asleep(true)", &[]),
-            client.execute_typed("select pg_advisory_lock($1)", &wake_lock),
-        )
-        .map_err(|error| Error::postgres("take the wake lock", error))?;
-        self.asleep = true;
+        let was_asleep = self.renew_at.is_some();
+        session
+            .client()
+            .execute_typed(
+                "select cloud_sync.set_state(null, extract(epoch from clock_timestamp())::bigint + $1)",
+                &[(&(SLEEP.as_secs() as i64), tokio_postgres::types::Type::INT8)],
+            )
+            .await
+            .map_err(|error| Error::postgres("let writers notify", error))?;
+        self.renew_at = Some(Instant::now() + SLEEP / 2);
+        if was_asleep {
+            return Ok(false);
+        }
         self.silent.clear();
         self.short = None;
         Ok(true)
@@ -132,20 +121,17 @@ impl Wake {
         }
     }
 
-    /// Gives the wake lock back: writers stop notifying.
+    /// Writers notify no more.
     ///
     /// # Errors
     /// The source's.
-    pub async fn get_up(&mut self, session: &Session) -> Result<()> {
-        if self.asleep {
-            self.asleep = false;
-            let wake_lock: [(&(dyn ToSql + Sync), Type); 1] = [(&WAKE_LOCK, Type::INT8)];
-            let client = session.client();
-            futures::try_join!(
-                client.execute_typed("select cloud_sync.asleep(false)", &[]),
-                client.execute_typed("select pg_advisory_unlock($1)", &wake_lock),
-            )
-            .map_err(|error| Error::postgres("give the wake lock back", error))?;
+    pub async fn disarm(&mut self, session: &Session) -> Result<()> {
+        if self.renew_at.take().is_some() {
+            session
+                .client()
+                .execute_typed("select cloud_sync.set_state(null, 0)", &[])
+                .await
+                .map_err(|error| Error::postgres("let writers notify no more", error))?;
         }
         Ok(())
     }
@@ -162,7 +148,7 @@ mod tests {
         assert_eq!(wake.short, Some(SHORT.0));
         wake.looked(&"10:15:10,13".parse().unwrap(), false);
         assert_eq!(wake.short, Some(SHORT.0 * 2));
-        // 10 has ended; 13 began after the lock was taken, and notifies.
+        // 10 has ended; 13 began after the time was set, and notifies.
         wake.looked(&"13:15:13".parse().unwrap(), false);
         assert_eq!(wake.short, None);
     }

@@ -184,7 +184,7 @@ async fn amid_a_sync(hint: &str, point: &str) {
     there
         .batch_execute(&format!(
             "delete from cloud.pots where pot_id <= 100; update cloud.pots set label = 'other' where pot_id > 400; \
-             insert into cloud.pots (_site, _epoch, _position, pot_id, label) \
+             insert into cloud.pots (_site, _epoch, _version, pot_id, label) \
              select '{SITE}', 1, 0, n, 'stranger' from generate_series(1001, 1010) n"
         ))
         .await

@@ -85,14 +85,14 @@ impl Slow {
 async fn rooms_ahead(count: i64) -> (Slow, Cloud, Batch, Ahead, usize) {
     let whole = Scripted::start(all_applied).await;
     client(&whole.url)
-        .deliver(CHANGES, &origin(), &mut rooms(1..=count))
+        .deliver(CHANGES, &origin(), &mut numbering(), &mut rooms(1..=count))
         .await
         .unwrap();
     let all = whole.seen()[0].body.len();
     let mut server = Slow::start(watch::channel(true).1).await;
     let cloud = client(&server.url);
     let batch = rooms(1..=count);
-    let ahead = cloud.send_ahead(&origin(), &batch).await.unwrap();
+    let ahead = cloud.send_ahead(&origin(), &numbering(), &batch).await.unwrap();
     server.has(all - 1).await;
     (server, cloud, batch, ahead, all)
 }
@@ -105,7 +105,7 @@ async fn all_but_the_last_byte_goes_ahead() {
     assert!(server.whole().is_empty());
 
     cloud
-        .deliver_begun(CHANGES, &origin(), &mut batch, Some(ahead))
+        .deliver_begun(CHANGES, &origin(), &mut numbering(), &mut batch, Some(ahead))
         .await
         .unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 5000);
@@ -125,10 +125,10 @@ async fn what_was_sent_ahead_and_given_up_never_ends() {
     assert!(server.whole().is_empty());
 
     // Another batch than the one that was sent ahead goes by itself.
-    let ahead = cloud.send_ahead(&origin(), &batch).await.unwrap();
+    let ahead = cloud.send_ahead(&origin(), &numbering(), &batch).await.unwrap();
     batch.set_fate(1, Fate::Accepted);
     cloud
-        .deliver_begun(CHANGES, &origin(), &mut batch, Some(ahead))
+        .deliver_begun(CHANGES, &origin(), &mut numbering(), &mut batch, Some(ahead))
         .await
         .unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 3);
@@ -155,10 +155,10 @@ async fn a_server_that_does_not_wait_is_asked_again() {
         });
         let cloud = client(&serve(app).await);
         let mut batch = rooms(1..=2);
-        let ahead = cloud.send_ahead(&origin(), &batch).await.unwrap();
+        let ahead = cloud.send_ahead(&origin(), &numbering(), &batch).await.unwrap();
         tokio::time::sleep(A_WHILE).await;
         cloud
-            .deliver_begun(CHANGES, &origin(), &mut batch, Some(ahead))
+            .deliver_begun(CHANGES, &origin(), &mut numbering(), &mut batch, Some(ahead))
             .await
             .unwrap();
         assert_eq!(batch.count(&Fate::Accepted), 2, "{status}");
@@ -178,8 +178,9 @@ async fn nothing_goes_ahead_of_a_body_that_is_under_way() {
     let cloud = client(&server.url);
     let (mut first, mut second) = (wide(1), rooms([2]));
     let origin = origin();
-    let mut delivery = Box::pin(cloud.deliver(CHANGES, &origin, &mut first));
-    let mut ahead = Box::pin(cloud.send_ahead(&origin, &second));
+    let (mut numbers, following) = (numbering(), numbering().after_next());
+    let mut delivery = Box::pin(cloud.deliver(CHANGES, &origin, &mut numbers, &mut first));
+    let mut ahead = Box::pin(cloud.send_ahead(&origin, &following, &second));
     tokio::select! {
         biased;
         _ = &mut delivery => panic!("nobody reads it"),
@@ -195,7 +196,7 @@ async fn nothing_goes_ahead_of_a_body_that_is_under_way() {
     let (delivered, ahead) = tokio::join!(delivery, ahead);
     delivered.unwrap();
     cloud
-        .deliver_begun(CHANGES, &origin, &mut second, ahead)
+        .deliver_begun(CHANGES, &origin, &mut numbers, &mut second, ahead)
         .await
         .unwrap();
     let positions: Vec<_> = server.whole().iter().map(Seen::positions).collect();
@@ -213,8 +214,26 @@ async fn what_takes_several_requests_does_not_go_ahead() {
     .await;
     let cloud = client(&server.url);
     let mut batch = rooms(1..=1000);
-    cloud.deliver(CHANGES, &origin(), &mut batch).await.unwrap();
-    assert!(cloud.send_ahead(&origin(), &rooms(1..=1000)).await.is_none());
-    assert!(cloud.send_ahead(&origin(), &rooms(1..=10)).await.is_some());
-    assert!(cloud.send_ahead(&origin(), &Batch::default()).await.is_none());
+    cloud
+        .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
+    assert!(
+        cloud
+            .send_ahead(&origin(), &numbering(), &rooms(1..=1000))
+            .await
+            .is_none()
+    );
+    assert!(
+        cloud
+            .send_ahead(&origin(), &numbering(), &rooms(1..=10))
+            .await
+            .is_some()
+    );
+    assert!(
+        cloud
+            .send_ahead(&origin(), &numbering(), &Batch::default())
+            .await
+            .is_none()
+    );
 }

@@ -13,8 +13,12 @@ async fn changes_go_in_one_request_in_their_order() {
         change(7, LOGS, Op::Truncate, 0),
         change(8, ROOMS, Op::Delete, 2),
     ]);
+    // What the cloud keeps is marked before.
+    for nth in [2, 4] {
+        batch.set_fate(nth, Fate::Kept);
+    }
     client(&server.url)
-        .deliver(CHANGES, &origin(), &mut batch)
+        .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     let sent = [
@@ -70,7 +74,10 @@ async fn changes_are_compressed_where_that_pays_and_the_server_can() {
     let cloud = Cloud::new(compressing.clone(), Arc::new(Catalogue::builtin())).unwrap();
     for count in [1, 500, 20_000] {
         let mut batch = rooms(1..=count);
-        cloud.deliver(CHANGES, &origin(), &mut batch).await.unwrap();
+        cloud
+            .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap();
         assert_eq!(batch.count(&Fate::Accepted) as i64, count);
     }
     let seen = server.seen();
@@ -90,7 +97,10 @@ async fn changes_are_compressed_where_that_pays_and_the_server_can() {
     let cloud = Cloud::new(compressing, Arc::new(Catalogue::builtin())).unwrap();
     for _ in 0..2 {
         let mut batch = rooms(1..=500);
-        cloud.deliver(CHANGES, &origin(), &mut batch).await.unwrap();
+        cloud
+            .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap();
         assert_eq!(batch.count(&Fate::Accepted), 500);
     }
     assert_eq!(server.seen().len(), 3, "it asks once");
@@ -108,7 +118,7 @@ async fn rejected_changes_are_refused_and_the_rest_is_accepted() {
     .await;
     let mut batch = rooms(1..=5);
     client(&server.url)
-        .deliver(CHANGES, &origin(), &mut batch)
+        .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     let refused: Vec<_> = batch
@@ -143,7 +153,7 @@ async fn answers_to_changes_are_checked() {
             Scripted::start(move |_| (StatusCode::from_u16(status).unwrap(), body).into_response()).await;
         let mut batch = rooms(1..=3);
         let failure = client(&server.url)
-            .deliver(CHANGES, &origin(), &mut batch)
+            .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
             .await
             .unwrap_err();
         assert_eq!(failure.error().kind(), kind, "{status} {body}");
@@ -153,7 +163,7 @@ async fn answers_to_changes_are_checked() {
         let server = Scripted::start(move |_| StatusCode::from_u16(status).unwrap().into_response()).await;
         let mut batch = rooms(1..=3);
         let failure = client(&server.url)
-            .deliver(CHANGES, &origin(), &mut batch)
+            .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
             .await
             .unwrap_err();
         assert_eq!(failure.lost_capability(), Some("changes"));
@@ -172,7 +182,7 @@ async fn a_refused_request_is_bisected_in_order() {
     .await;
     let mut batch = rooms(1..=8);
     client(&server.url)
-        .deliver(CHANGES, &origin(), &mut batch)
+        .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     assert_eq!(
@@ -210,7 +220,7 @@ async fn a_rejected_backfilled_row_is_found_without_its_line() {
     .await;
     let mut batch = Batch::new((1..=5).map(|id| change(0, ROOMS, Op::Upsert, id)).collect());
     client(&server.url)
-        .deliver(CHANGES, &origin(), &mut batch)
+        .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     let codes: Vec<_> = fates(&batch).iter().map(code).collect();
@@ -229,11 +239,17 @@ async fn half_a_batch_of_changes_is_resumed() {
     })
     .await;
     let cloud = client(&server.url);
-    let mut batch = rooms(1..=4);
-    let failure = cloud.deliver(CHANGES, &origin(), &mut batch).await.unwrap_err();
+    let (mut batch, mut numbering) = (rooms(1..=4), numbering());
+    let failure = cloud
+        .deliver(CHANGES, &origin(), &mut numbering, &mut batch)
+        .await
+        .unwrap_err();
     assert_eq!(failure.status(), Some(502));
     assert_eq!(batch.pending(), [2, 3]);
-    cloud.deliver(CHANGES, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(CHANGES, &origin(), &mut numbering, &mut batch)
+        .await
+        .unwrap();
     assert_eq!(server.seen().last().unwrap().positions(), [3, 4]);
     assert_eq!(batch.count(&Fate::Accepted), 4);
 }

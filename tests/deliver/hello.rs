@@ -7,10 +7,7 @@ async fn hello_learns_what_the_server_lists_or_what_is_forced() {
     let server = baseline(&[]).await;
     let hello = client(&server.url()).hello(&origin()).await.unwrap();
     assert_eq!(hello.capabilities, BASELINE);
-    assert_eq!(
-        (hello.site, hello.high_water, hello.last_sync),
-        (None, None, None)
-    );
+    assert_eq!((hello.site, hello.version, hello.last_sync), (None, None, None));
 
     server.set_capabilities(&["bulk", "delete", "teleport"]);
     let hello = client(&server.url()).hello(&origin()).await.unwrap();
@@ -29,19 +26,26 @@ async fn hello_learns_what_the_server_lists_or_what_is_forced() {
 }
 
 #[tokio::test]
-async fn hello_reads_site_and_high_water_of_our_receiver() {
+async fn hello_reads_site_and_version_of_our_receiver() {
     let server = Scripted::start(|_| {
         json_answer(
             200,
             json!({"status": "ok", "message": "", "last_sync": "2026-11-01T00:00:00Z", "capabilities": ["changes"],
-                "site": "college", "sources": {"other": {"epoch": 9, "position": 9},
-                "college-db": {"epoch": 2, "position": 7}}}),
+                "site": "college", "receiver": "r-1", "sources": {"other": {"epoch": 9, "term": 9, "batch": 9},
+                "college-db": {"epoch": 2, "term": 3, "batch": 7, "database": "7/5"}}}),
         )
     })
     .await;
     let hello = client(&server.url).hello(&origin()).await.unwrap();
     assert_eq!(hello.site.as_deref(), Some("college"));
-    assert_eq!(hello.high_water, Some((Epoch(2), Position(7))));
+    let version = Version {
+        epoch: 2,
+        term: 3,
+        batch: 7,
+    };
+    assert_eq!(hello.version, Some(version));
+    assert_eq!(hello.database.as_deref(), Some("7/5"));
+    assert_eq!((hello.highest_epoch, hello.receiver.as_deref()), (9, Some("r-1")));
     assert_eq!(hello.last_sync.as_deref(), Some("2026-11-01T00:00:00Z"));
     let request = &server.seen()[0];
     assert_eq!(
@@ -96,7 +100,7 @@ async fn a_schema_is_put_in_the_contracts_form() {
         window: Some("created_at".to_owned()),
     };
     let server = Scripted::start(|_| json_answer(200, json!({"success": true}))).await;
-    client(&server.url).put_schema(&schema).await.unwrap();
+    client(&server.url).put_schema(&origin(), &schema).await.unwrap();
     let request = &server.seen()[0];
     assert_eq!(
         (request.method.as_str(), request.uri.path()),
@@ -109,6 +113,9 @@ async fn a_schema_is_put_in_the_contracts_form() {
             {"name": "leave_id", "type": "bigint"}, {"name": "tags", "type": "text[]"}]})
     );
     let server = baseline(&[]).await;
-    let failure = client(&server.url()).put_schema(&schema).await.unwrap_err();
+    let failure = client(&server.url())
+        .put_schema(&origin(), &schema)
+        .await
+        .unwrap_err();
     assert_eq!(failure.lost_capability(), Some("schema"));
 }

@@ -19,8 +19,9 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use cloud_sync::batch::{Batch, Fate};
 use cloud_sync::catalogue::{Catalogue, Entity};
-use cloud_sync::change::{Change, Epoch, Op, Position};
-use cloud_sync::deliver::{Capabilities, Cloud, CloudOptions, Origin, TableSchema, UploadFile};
+use cloud_sync::change::{Cause, Change, Epoch, Op, Position};
+use cloud_sync::checkpoint::Version;
+use cloud_sync::deliver::{Capabilities, Cloud, CloudOptions, Numbering, Origin, TableSchema, UploadFile};
 use cloud_sync::error::{Class, Error, Kind};
 use cloud_sync::existence::{Held, digest};
 use serde_json::{Value, json};
@@ -73,7 +74,13 @@ fn origin() -> Origin {
     Origin {
         source_id: "college-db".to_owned(),
         epoch: Epoch(2),
+        database: "7/5".to_owned(),
     }
+}
+
+/// The numbers of a term that begins.
+fn numbering() -> Numbering {
+    Numbering::new(3, "a-nonce".to_owned(), None)
 }
 
 fn key(entity: usize, id: i64) -> Box<str> {
@@ -87,6 +94,7 @@ fn change(position: i64, entity: usize, op: Op, id: i64) -> Change {
         position: Position(position),
         entity,
         op,
+        cause: Cause::Gone,
         captured_at: 0,
         key: if op == Op::Truncate {
             "".into()

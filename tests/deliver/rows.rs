@@ -9,7 +9,7 @@ async fn rows_go_in_parallel_over_kept_connections() {
     server.set_latency(Duration::from_millis(20));
     let mut batch = rooms(1..=400);
     client(&server.url())
-        .deliver(BASELINE, &origin(), &mut batch)
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 400);
@@ -47,7 +47,10 @@ async fn one_connection_carries_all_where_http_2_is_offered() {
     .unwrap();
     cloud.hello(&origin()).await.unwrap();
     let mut batch = rooms(1..=200);
-    cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 200);
     assert_eq!(server.most_at_once(), 8);
     assert_eq!(server.connections(), 1);
@@ -66,7 +69,7 @@ async fn each_rows_own_order_is_kept_without_collapse() {
             .collect(),
     );
     client(&server.url())
-        .deliver(DELETE, &origin(), &mut batch)
+        .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     for id in 0..3 {
@@ -100,7 +103,7 @@ async fn parents_go_first_and_deletes_go_children_first() {
     }
     let mut batch = Batch::new(changes);
     client(&server.url())
-        .deliver(DELETE, &origin(), &mut batch)
+        .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     let calls: Vec<String> = server
@@ -131,7 +134,10 @@ async fn children_wait_for_a_pending_parent_and_the_rest_is_resumed() {
     changes.push(change(5, CAMERAS, Op::Upsert, 1));
     let mut batch = Batch::new(changes);
     let cloud = client(&server.url());
-    let failure = cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap_err();
+    let failure = cloud
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap_err();
     assert!(failure.is_passing());
     assert_eq!(server.count("cameras"), 0);
     assert_eq!(batch.fate(1), &Fate::Pending);
@@ -140,7 +146,10 @@ async fn children_wait_for_a_pending_parent_and_the_rest_is_resumed() {
 
     server.clear_faults();
     server.forget_requests();
-    cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 5);
     assert_eq!(server.requests().len(), pending, "only what was pending is sent");
     assert_eq!(server.calls().last().unwrap(), "POST cameras");
@@ -155,8 +164,9 @@ async fn a_dropped_delivery_keeps_what_was_answered() {
     let cloud = Cloud::new(two, Arc::new(Catalogue::builtin())).unwrap();
     let mut batch = rooms([1, 2, 3]);
     let origin = origin();
+    let mut numbers = numbering();
     tokio::select! {
-        _ = cloud.deliver(BASELINE, &origin, &mut batch) => panic!("it stalls"),
+        _ = cloud.deliver(BASELINE, &origin, &mut numbers, &mut batch) => panic!("it stalls"),
         // It starts only after the answer for the first one is marked.
         () = server.wait_until("the third row is there", |server| server.row("rooms", "3").is_some()) => {}
     }
@@ -166,13 +176,18 @@ async fn a_dropped_delivery_keeps_what_was_answered() {
 
 #[tokio::test]
 async fn deletes_are_sent_kept_or_unsupported() {
+    // What the cloud keeps is marked before.
     let changes = || {
-        Batch::new(vec![
+        let mut batch = Batch::new(vec![
             change(1, ROOMS, Op::Delete, 1),
             change(2, ROOMS, Op::Delete, 99),
             change(3, LOGS, Op::Delete, 1),
             change(4, LOGS, Op::Truncate, 0),
-        ])
+        ]);
+        for nth in [2, 3] {
+            batch.set_fate(nth, Fate::Kept);
+        }
+        batch
     };
     let server = baseline(&["delete"]).await;
     server.seed("rooms", json!({"room_id": 1}));
@@ -180,7 +195,10 @@ async fn deletes_are_sent_kept_or_unsupported() {
     let cloud = client(&server.url());
 
     let mut batch = changes();
-    cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(
         fates(&batch),
         [Fate::Unsupported, Fate::Unsupported, Fate::Kept, Fate::Kept]
@@ -188,7 +206,10 @@ async fn deletes_are_sent_kept_or_unsupported() {
     assert!(server.requests().is_empty());
 
     let mut batch = changes();
-    cloud.deliver(DELETE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(
         fates(&batch),
         [Fate::Accepted, Fate::Accepted, Fate::Kept, Fate::Kept]
@@ -197,7 +218,10 @@ async fn deletes_are_sent_kept_or_unsupported() {
 
     server.fault(Fault::status(405).method(Method::DELETE));
     let mut batch = changes();
-    cloud.deliver(DELETE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(batch.fate(0), &Fate::Unsupported);
 }
 
@@ -216,20 +240,29 @@ async fn a_truncate_deletes_what_the_cloud_has_in_its_turn() {
         ])
     };
     let mut batch = truncated();
-    cloud.deliver(DELETE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 3);
     assert_eq!(server.rows("rooms"), [json!({"room_id": 6, "at": 3})]);
 
     server.fault(Fault::status(409).method(Method::DELETE));
     let mut batch = truncated();
-    cloud.deliver(DELETE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(
         fates(&batch).iter().map(code).collect::<Vec<_>>(),
         [None, Some(409), None]
     );
 
     let mut batch = truncated();
-    cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(batch.fate(1), &Fate::Unsupported);
 }
 
@@ -244,7 +277,10 @@ async fn composite_keys_are_deleted_by_their_encoded_values() {
     let mut unspeakable = change(2, ROOMS, Op::Delete, 1);
     unspeakable.key = "{\"name\" : \"\", \"year\" : 2026}".into();
     let mut batch = Batch::new(vec![delete, unspeakable]);
-    cloud.deliver(DELETE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(server.calls(), ["DELETE terms/2026,a%2Fb%20%C3%A9"]);
     assert_eq!(server.count("terms"), 0);
     assert_eq!(code(batch.fate(1)), Some(422));
@@ -265,7 +301,7 @@ async fn an_upsert_that_needs_a_delete_first_gets_its_second_chance() {
         change(2, ROOMS, Op::Upsert, 2),
     ]);
     client(&server.url())
-        .deliver(DELETE, &origin(), &mut batch)
+        .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     assert_eq!(server.calls(), ["POST rooms", "DELETE rooms/1", "POST rooms"]);
@@ -282,7 +318,7 @@ async fn bulk_sends_chunks_and_isolates_the_refused_row() {
     );
     let mut batch = rooms(1..=1200);
     client(&server.url())
-        .deliver(BULK, &origin(), &mut batch)
+        .deliver(BULK, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 1199);
@@ -295,7 +331,10 @@ async fn bulk_sends_chunks_and_isolates_the_refused_row() {
     server.clear_faults();
     server.fault(Fault::status(404).on("bulk"));
     let cloud = client(&server.url());
-    let failure = cloud.deliver(BULK, &origin(), &mut rooms([1])).await.unwrap_err();
+    let failure = cloud
+        .deliver(BULK, &origin(), &mut numbering(), &mut rooms([1]))
+        .await
+        .unwrap_err();
     assert_eq!(failure.lost_capability(), Some("bulk"));
     assert_eq!(failure.error().kind(), Kind::CloudProtocol);
 }
@@ -316,7 +355,10 @@ async fn a_413_halves_requests_and_is_remembered() {
     let cloud = client(&server.url);
     for capabilities in [BULK, CHANGES] {
         let mut batch = rooms(1..=2000);
-        cloud.deliver(capabilities, &origin(), &mut batch).await.unwrap();
+        cloud
+            .deliver(capabilities, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap();
         assert_eq!(batch.count(&Fate::Accepted), 2000);
     }
     let refused = server
@@ -326,7 +368,7 @@ async fn a_413_halves_requests_and_is_remembered() {
         .count();
     let before = server.seen().len();
     cloud
-        .deliver(CHANGES, &origin(), &mut rooms(1..=2000))
+        .deliver(CHANGES, &origin(), &mut numbering(), &mut rooms(1..=2000))
         .await
         .unwrap();
     let after = server.seen();
@@ -338,7 +380,10 @@ async fn a_413_halves_requests_and_is_remembered() {
     let mut huge = change(1, ROOMS, Op::Upsert, 1);
     huge.row = Some(format!("{{\"room_id\":1,\"x\":\"{}\"}}", "x".repeat(2 * limit)).into());
     let mut batch = Batch::new(vec![huge, change(2, ROOMS, Op::Upsert, 2)]);
-    cloud.deliver(CHANGES, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     assert_eq!(
         fates(&batch).iter().map(code).collect::<Vec<_>>(),
         [Some(413), None]

@@ -9,7 +9,7 @@ async fn each_status_means_one_thing() {
         server.fault(Fault::answer(status, "application/json", ""));
         let mut batch = rooms([1]);
         client(&server.url())
-            .deliver(BASELINE, &origin(), &mut batch)
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
             .await
             .unwrap();
         assert_eq!(fates(&batch), [Fate::Accepted], "{status}");
@@ -19,7 +19,7 @@ async fn each_status_means_one_thing() {
         server.fault(Fault::status(status).when(|row| row["room_id"] == 2));
         let mut batch = rooms([1, 2, 3]);
         client(&server.url())
-            .deliver(BASELINE, &origin(), &mut batch)
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
             .await
             .unwrap();
         let refused = Fate::Refused {
@@ -33,7 +33,10 @@ async fn each_status_means_one_thing() {
         server.fault(Fault::status(status));
         let mut batch = rooms([1]);
         let cloud = client(&server.url());
-        let failure = cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap_err();
+        let failure = cloud
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap_err();
         assert_eq!(failure.error().kind(), Kind::CloudAuth);
         assert_eq!((fates(&batch), server.requests().len()), (vec![Fate::Pending], 1));
     }
@@ -42,7 +45,10 @@ async fn each_status_means_one_thing() {
         server.fault(Fault::status(status));
         let mut batch = rooms([1]);
         let cloud = client(&server.url());
-        let failure = cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap_err();
+        let failure = cloud
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap_err();
         assert_eq!(failure.error().kind(), Kind::CloudUnreachable, "{status}");
         assert_eq!(
             (failure.status(), failure.error().class()),
@@ -56,7 +62,10 @@ async fn each_status_means_one_thing() {
         server.fault(Fault::status(status));
         let mut batch = rooms([1]);
         let cloud = client(&server.url());
-        let failure = cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap_err();
+        let failure = cloud
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap_err();
         assert_eq!(failure.error().kind(), Kind::CloudProtocol, "{status}");
         assert_eq!(fates(&batch), [Fate::Pending]);
     }
@@ -74,7 +83,7 @@ async fn what_passes_soon_is_waited_out() {
         server.fault(fault.on("rooms").when(|row| row["room_id"] == 3));
         let mut batch = rooms(1..=5);
         client(&server.url())
-            .deliver(BASELINE, &origin(), &mut batch)
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
             .await
             .unwrap();
         assert_eq!(batch.count(&Fate::Accepted), 5);
@@ -93,7 +102,10 @@ async fn a_longer_wait_is_handed_to_the_caller() {
         server.fault(Fault::status(503).retry_after(value));
         let mut batch = rooms([1]);
         let cloud = client(&server.url());
-        let failure = cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap_err();
+        let failure = cloud
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap_err();
         let wait = failure.retry_after().unwrap().as_secs();
         assert!((least..=most).contains(&wait), "{value}: {wait}");
         assert_eq!(server.requests().len(), 1);
@@ -108,7 +120,10 @@ async fn a_server_that_stalls_is_given_up() {
     hasty.timeout = Duration::from_millis(300);
     let cloud = Cloud::new(hasty, Arc::new(Catalogue::builtin())).unwrap();
     let mut batch = rooms([1, 2]);
-    let failure = cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap_err();
+    let failure = cloud
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap_err();
     assert_eq!(failure.error().kind(), Kind::CloudUnreachable);
     assert_eq!(fates(&batch), [Fate::Pending, Fate::Accepted]);
 }
@@ -121,7 +136,7 @@ async fn the_key_never_follows_a_redirect() {
     server.fault(Fault::status(307).header(header::LOCATION, &target));
     let cloud = client(&server.url());
     let failure = cloud
-        .deliver(BASELINE, &origin(), &mut rooms([1]))
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut rooms([1]))
         .await
         .unwrap_err();
     assert_eq!(failure.error().kind(), Kind::CloudProtocol);
@@ -144,7 +159,10 @@ async fn a_page_is_no_acceptance() {
         server.fault(fault);
         let mut batch = rooms([1]);
         let cloud = client(&server.url());
-        let failure = cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap_err();
+        let failure = cloud
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap_err();
         assert_eq!(failure.error().kind(), Kind::CloudProtocol);
         assert_eq!(fates(&batch), [Fate::Pending]);
     }
@@ -157,7 +175,7 @@ async fn a_page_is_no_acceptance() {
     ));
     let mut batch = rooms([1]);
     client(&server.url())
-        .deliver(BASELINE, &origin(), &mut batch)
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
     assert_eq!(fates(&batch), [Fate::Accepted]);
@@ -178,7 +196,10 @@ async fn messages_carry_neither_key_nor_row_nor_control_characters() {
     ));
     let cloud = client(&server.url());
     let mut batch = rooms([1]);
-    cloud.deliver(BASELINE, &origin(), &mut batch).await.unwrap();
+    cloud
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+        .await
+        .unwrap();
     let (_, _, error) = batch.refused().next().unwrap();
     assert!(
         !error.contains(KEY) && !error.contains('\u{1b}') && error.chars().count() <= 300,
@@ -186,7 +207,7 @@ async fn messages_carry_neither_key_nor_row_nor_control_characters() {
     );
 
     let failure = cloud
-        .deliver(BASELINE, &origin(), &mut rooms([1]))
+        .deliver(BASELINE, &origin(), &mut numbering(), &mut rooms([1]))
         .await
         .unwrap_err();
     let error = Error::from(failure);

@@ -9,6 +9,7 @@ use cloud_sync::receiver::{read_changes, read_parts};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::support::batches::BatchSource;
 use crate::support::site::{Cloud, KEY};
 
 const KIND: &str = "multipart/form-data; boundary=X-BOUNDARY";
@@ -138,6 +139,7 @@ async fn the_receiver_answers_the_corpus_and_its_mutations() {
     assert_eq!(put.send().await.unwrap().status(), 200);
     let mut rng = StdRng::seed_from_u64(seed());
     let (changes, uploads) = (corpus("changes"), corpus("multipart"));
+    let source = BatchSource::new("fuzz");
     let start = Instant::now();
     let (mut nth, mut tried) = (0, 0);
     while nth < changes.len().max(uploads.len()) || start.elapsed() < SPAN {
@@ -157,19 +159,19 @@ async fn the_receiver_answers_the_corpus_and_its_mutations() {
                 .chars()
                 .take(400)
                 .collect::<String>();
-            let answer = client
+            let name = source.next();
+            let request = client
                 .post(format!("{}/{path}", cloud.url))
                 .bearer_auth(KEY)
-                .header("content-type", kind)
-                .header("x-source-id", "fuzz")
-                .header("x-epoch", "1")
-                .body(body)
-                .send()
-                .await
-                .unwrap();
+                .header("content-type", kind);
+            let answer = name.put(request).body(body).send().await.unwrap();
             // Whatever it is, it is done or refused: nothing is to be tried again for ever.
             let status = answer.status().as_u16();
             let words = answer.text().await.unwrap();
+            assert_ne!(status, 409, "{words} to {shown}");
+            if path == "changes" && status == 200 {
+                source.taken(name);
+            }
             assert!(
                 status == 200 || (400..500).contains(&status),
                 "{status} {words} to {shown}"

@@ -17,17 +17,17 @@ async fn number(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
-/// Bytes of the four slots, as the server's files are on its disk.
+/// Bytes of the segments, as the server's files are on its disk.
 async fn on_disk(client: &Client) -> i64 {
     number(
         client,
-        "select coalesce(sum((pg_stat_file(pg_relation_filepath(('cloud_sync.outbox_' || slot)::regclass))).size), 0)::bigint \
-         from generate_series(0, 3) slot",
+        "select coalesce(sum((pg_stat_file(pg_relation_filepath(inhrelid))).size), 0)::bigint \
+         from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass",
     )
     .await
 }
 
-/// Waits until the slots' files are empty.
+/// Waits until the segments' files are empty.
 async fn given_back(client: &Client) {
     let start = Instant::now();
     while on_disk(client).await > 0 {
@@ -117,7 +117,7 @@ async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot()
     // Then the outbox holds it, and status says how it grows and how long that can go on,
     let status = daemon
         .until("seen growing", LIMIT, |status| {
-            status.outbox_bytes > before.outbox_bytes.map(|bytes| bytes + (30 << 20))
+            status.outbox_bytes > before.outbox_bytes.map(|bytes| bytes + (4 << 20))
                 && status.outbox_growth.is_some_and(|growth| {
                     growth.bytes_per_second.is_some_and(|rate| rate > 0.0)
                         && growth.full_in_seconds.is_some()
@@ -153,20 +153,23 @@ async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_while_slots_are_trimmed_beneath_writers() {
+async fn nothing_is_lost_while_segments_are_trimmed_beneath_writers() {
     let mut tally = Tally::default();
     let cloud = Cloud::start("trimming").await;
     let site = Site::bare("trimming", &cloud.url, KEY, TABLES, CATALOGUE).await;
     site.init().await;
     let writers = Writers::start(&site, 4).await;
     let drain = site.drain();
-    let trimmed = async || number(&site.client, "select trimmed from cloud_sync.identity").await;
-    // When slots are trimmed over and over beneath them, far more often than a running replicator does
+    // A truncated segment has another file.
+    let files = "select sum(pg_relation_filenode(inhrelid)::bigint)::bigint from pg_inherits \
+                 where inhparent = 'cloud_sync.outbox'::regclass";
+    let files = async || number(&site.client, files).await;
+    // When segments are trimmed over and over beneath them, far more often than a running replicator does
     let (start, mut rounds) = (Instant::now(), 0);
-    let mut last = trimmed().await;
+    let mut last = files().await;
     while rounds < 5 {
         drain.drain_once().await.unwrap();
-        let now = trimmed().await;
+        let now = files().await;
         rounds += u64::from(now > last);
         last = now;
         assert!(start.elapsed() < LIMIT, "only {rounds} trims");
@@ -180,12 +183,12 @@ async fn nothing_is_lost_while_slots_are_trimmed_beneath_writers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writers_go_on_while_a_slot_is_being_truncated() {
+async fn writers_go_on_while_a_segment_is_being_truncated() {
     let mut tally = Tally::default();
     let cloud = Cloud::start("truncating").await;
     let site = Site::bare("truncating", &cloud.url, KEY, TABLES, CATALOGUE).await;
     site.init().await;
-    // Given changes that are accepted, in a slot that a dump kept from being trimmed
+    // Given changes that are accepted, in a segment that a dump kept from being trimmed
     let dump = connect(&site.database_url).await;
     dump.batch_execute("begin; lock table cloud_sync.outbox in access share mode")
         .await
@@ -195,22 +198,22 @@ async fn writers_go_on_while_a_slot_is_being_truncated() {
     site.drain().drain_all().await.unwrap();
     dump.batch_execute("commit").await.unwrap();
     assert!(on_disk(&site.client).await > 0);
-    // A slot that writers use is left, though all in it is accepted: nobody would get past its truncation.
+    // A segment that writers use is left, though all in it is accepted: nobody would get past its truncation.
     let kept = on_disk(&site.client).await;
     site.run(
-        "select setval('cloud_sync.slot', 1); \
-         select cloud_sync.trim_slot(slot, (body::json->>'lo')::pg_snapshot, 9223372036854775807) \
-         from cloud_sync.checkpoint, generate_series(0, 3) slot; select cloud_sync.move_on()",
+        "select cloud_sync.set_state(0, null); \
+         select cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, 9223372036854775807) \
+         from cloud_sync.checkpoint, generate_series(0, 3) segment; select cloud_sync.rotate(1 << 20)",
     )
     .await;
     assert_eq!(on_disk(&site.client).await, kept);
-    // When each slot is trimmed, in a transaction that stays open with all its locks
+    // When each segment is trimmed, in a transaction that stays open with all its locks
     let trim = connect(&site.database_url).await;
     trim.batch_execute("begin").await.unwrap();
     let bytes = number(
         &trim,
-        "select sum(cloud_sync.trim_slot(slot, (body::json->>'lo')::pg_snapshot, 9223372036854775807))::bigint \
-         from cloud_sync.checkpoint, generate_series(0, 3) slot",
+        "select sum(cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, 9223372036854775807))::bigint \
+         from cloud_sync.checkpoint, generate_series(0, 3) segment",
     )
     .await;
     assert!(bytes > 0);
@@ -267,24 +270,24 @@ async fn a_dump_of_the_site_delays_the_trim_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_large_slot_that_writers_use_is_left_and_trimmed() {
+async fn a_large_segment_that_writers_use_is_left_and_trimmed() {
     let mut tally = Tally::default();
     let cloud = Cloud::start("large").await;
     let site = Site::bare("large", &cloud.url, KEY, TABLES, CATALOGUE).await;
     site.init().await;
-    // Given more in one slot than was ever trimmed under writers, and one that rolled back
+    // Given more in one segment than was ever trimmed under writers, and one that rolled back
     site.run(
         "begin; insert into note select n, repeat('z', 300) from generate_series(1, 60000) n; rollback; \
               insert into note select n, repeat('z', 1000) from generate_series(1, 70000) n",
     )
     .await;
-    assert!(on_disk(&site.client).await > 64 << 20);
-    let slot = "select pg_sequence_last_value('cloud_sync.slot')";
-    let before = number(&site.client, slot).await;
+    assert!(on_disk(&site.client).await > 4 << 20);
+    let segment = "select coalesce(pg_sequence_last_value('cloud_sync.state'), 0) & 65535";
+    let before = number(&site.client, segment).await;
     site.drain().drain_all().await.unwrap();
     // Then it is back although nobody writes, and writers go on in another.
     given_back(&site.client).await;
-    assert!(number(&site.client, slot).await > before);
+    assert!(number(&site.client, segment).await > before);
     site.run("update note set text = 'after' where id = 1").await;
     site.drain().drain_all().await.unwrap();
     tally.judge(&site, &cloud).await;

@@ -321,10 +321,10 @@ async fn ten_thousand_refused_rows_hold_nothing_up_and_can_be_decided_on() {
     assert!(ask(&["quarantine", "show", &positions[0]]).contains("bad x x"));
     // some are given up, some are sent again in vain, and then all with success.
     assert!(ask(&["quarantine", "discard", &positions[0]]).contains("1 refused changes are given up"));
-    assert!(ask(&["quarantine", "retry", &positions[1], &positions[2]]).contains("2 rows are captured anew"));
+    assert!(ask(&["quarantine", "retry", &positions[1], &positions[2]]).contains("2 rows are sent again"));
     settled(9_999).await;
     server.clear_faults();
-    assert!(ask(&["quarantine", "retry", "--all"]).contains("9999 rows are captured anew"));
+    assert!(ask(&["quarantine", "retry", "--all"]).contains("9999 rows are sent again"));
     settled(0).await;
     assert_eq!(server.count("rooms"), 19_999);
     assert!(ask(&["quarantine", "list"]).contains("the quarantine is empty"));

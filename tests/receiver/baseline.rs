@@ -4,6 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Cloud, counts, delete, upsert};
+use crate::support::batches::BatchSource;
 
 #[tokio::test]
 async fn baseline_requests_take_effect_as_the_newest_and_keep_the_guard() {
@@ -26,9 +27,11 @@ async fn baseline_requests_take_effect_as_the_newest_and_keep_the_guard() {
             .unwrap();
         (response.status(), response.text().await.unwrap())
     };
+    let ahead = BatchSource::at_term("ahead", 5);
     cloud
-        .send(1, &[upsert(5, 1, "five"), upsert(6, 2, "six"), delete(7, 2)])
+        .send_as(&ahead, &[upsert(5, 1, "five"), upsert(6, 2, "six")])
         .await;
+    cloud.send_as(&ahead, &[delete(7, 2)]).await;
     assert_eq!(
         post(json!({"room_id": 1, "room_no": "posted"})).await.0,
         StatusCode::OK
@@ -41,7 +44,10 @@ async fn baseline_requests_take_effect_as_the_newest_and_keep_the_guard() {
         post(json!({"room_id": 3, "room_no": "new"})).await.0,
         StatusCode::OK
     );
-    assert_eq!(cloud.standing().await, "1=posted@1.5 2=raised@1.7 3=new@0.0");
+    assert_eq!(
+        cloud.standing().await,
+        "1=posted@1.5.1 2=raised@1.5.2 3=new@0.0.0"
+    );
     // What was older stays older; what is newer wins.
     let answer = cloud
         .send(
@@ -54,9 +60,13 @@ async fn baseline_requests_take_effect_as_the_newest_and_keep_the_guard() {
         )
         .await;
     assert_eq!(counts(&answer), (1, 2, 0));
+    assert_eq!(
+        cloud.standing().await,
+        "1=posted@1.5.1 2=raised@1.5.2 3=backfill@1.1.1"
+    );
     // Only the columns that are named.
     assert_eq!(post(json!({"room_id": 1})).await.0, StatusCode::OK);
-    assert!(cloud.standing().await.starts_with("1=posted@1.5 "));
+    assert!(cloud.standing().await.starts_with("1=posted@1.5.1 "));
     for bad in [
         json!({"room_id": "x"}),
         json!({"room_no": "x"}),
@@ -66,7 +76,7 @@ async fn baseline_requests_take_effect_as_the_newest_and_keep_the_guard() {
         let (status, text) = post(bad).await;
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{text}");
     }
-    // Delete by key: the position stays in the tombstone.
+    // Delete by key: the version stays in the tombstone.
     let removed = cloud.request(Method::DELETE, "rooms/1").send().await.unwrap();
     assert_eq!(removed.status(), StatusCode::OK);
     for none in ["rooms/1", "rooms/x", "rooms/"] {
@@ -74,7 +84,10 @@ async fn baseline_requests_take_effect_as_the_newest_and_keep_the_guard() {
         assert_eq!(removed.status(), StatusCode::NOT_FOUND, "{none}");
     }
     assert_eq!(counts(&cloud.send(1, &[upsert(5, 1, "five")]).await), (0, 1, 0));
-    assert_eq!(counts(&cloud.send(1, &[upsert(9, 1, "nine")]).await), (1, 0, 0));
+    assert_eq!(
+        counts(&cloud.send_as(&ahead, &[upsert(9, 1, "nine")]).await),
+        (1, 0, 0)
+    );
     // Bulk: all or none, the last of equal keys, rows with different columns.
     let bulk = async |records: Value| {
         let response = cloud

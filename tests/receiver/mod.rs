@@ -7,6 +7,7 @@ mod order;
 mod refusals;
 mod schema;
 mod sites;
+mod turns;
 mod uploads;
 mod values;
 mod ways;
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::batches::{BatchName, BatchSource};
 use crate::support::postgres::Server;
 
 /// A running receiver with two sites, and a look into its database.
@@ -28,6 +30,8 @@ struct Cloud {
     root: String,
     database_url: String,
     pool: PgPool,
+    /// The source that sends what names no other.
+    source: BatchSource,
     files: tempfile::TempDir,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<cloud_sync::error::Result<()>>,
@@ -76,6 +80,7 @@ impl Cloud {
             root,
             pool: PgPool::connect(&database_url).await.unwrap(),
             database_url,
+            source: BatchSource::new("source-1"),
             files,
             stop,
             task,
@@ -112,23 +117,42 @@ impl Cloud {
         assert_eq!(self.declare("rooms", schema).await.status(), StatusCode::OK);
     }
 
+    /// A request with the next batch of the source, in this epoch. Whether it is taken is noted by whoever sends it.
     fn changes(&self, epoch: i64, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
-        self.request(Method::POST, "changes")
-            .header("X-Source-Id", "source-1")
-            .header("X-Epoch", epoch)
-            .body(body)
+        self.batch(&self.source.next_in(epoch), body)
     }
 
+    /// A request with this batch.
+    fn batch(&self, name: &BatchName, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+        name.put(self.request(Method::POST, "changes").body(body))
+    }
+
+    /// Sends this batch, whether it is taken or not.
+    async fn post_batch(&self, name: &BatchName, changes: &[Value]) -> (StatusCode, Value) {
+        let response = self.batch(name, lines(changes)).send().await.unwrap();
+        (response.status(), response.json().await.unwrap())
+    }
+
+    /// Sends these as the source's next batch, which is taken.
     async fn send(&self, epoch: i64, changes: &[Value]) -> Value {
-        let body: String = changes.iter().map(|change| format!("{change}\n")).collect();
-        self.send_text(epoch, body).await
+        self.send_text(epoch, lines(changes)).await
     }
 
     async fn send_text(&self, epoch: i64, body: String) -> Value {
-        let response = self.changes(epoch, body).send().await.unwrap();
+        self.take(&self.source, self.source.next_in(epoch), body).await
+    }
+
+    /// Sends these as another source's next batch, which is taken.
+    async fn send_as(&self, source: &BatchSource, changes: &[Value]) -> Value {
+        self.take(source, source.next(), lines(changes)).await
+    }
+
+    async fn take(&self, source: &BatchSource, name: BatchName, body: String) -> Value {
+        let response = self.batch(&name, body).send().await.unwrap();
         let status = response.status();
         let answer: Value = response.json().await.unwrap();
         assert_eq!(status, StatusCode::OK, "{answer}");
+        source.taken(name);
         answer
     }
 
@@ -142,11 +166,20 @@ impl Cloud {
             .unwrap()
     }
 
-    /// The rooms of the site college: id, number and position, by id.
+    /// The rooms of the site college: id, number, and epoch, term and batch, by id.
     async fn standing(&self) -> String {
         self.scalar(
-            "select coalesce(string_agg(format('%s=%s@%s.%s', room_id, room_no, _epoch, _position), ' ' \
-             order by room_id), '') from cloud.rooms where _site = 'college'",
+            "select coalesce(string_agg(format('%s=%s@%s.%s.%s', room_id, room_no, _epoch, _version >> 40, \
+             _version & ((1::bigint << 40) - 1)), ' ' order by room_id), '') from cloud.rooms where _site = 'college'",
+        )
+        .await
+    }
+
+    /// How often a row of any entity went back to an older version.
+    async fn back(&self) -> i64 {
+        self.count(
+            "(select epoch, version, lag((epoch, version)) over (partition by site, entity, key order by id) as before \
+             from cloud_meta.history) h where (epoch, version) < before",
         )
         .await
     }
@@ -154,6 +187,10 @@ impl Cloud {
     async fn count(&self, sql: &str) -> i64 {
         self.scalar(&format!("select count(*) from {sql}")).await
     }
+}
+
+fn lines(changes: &[Value]) -> String {
+    changes.iter().map(|change| format!("{change}\n")).collect()
 }
 
 fn upsert(position: i64, id: i64, number: &str) -> Value {

@@ -54,7 +54,9 @@ async fn schemas_are_made_extended_and_widened_but_not_broken() {
         assert_eq!(have, now);
     }
     assert_eq!(cloud.count("cloud.rooms where floor = '3'").await, 1);
-    // What cannot be.
+    // What cannot be. A name that the receiver does not use is like any other.
+    let position = schema("room_id", &[("room_id", "bigint"), ("_position", "bigint")]);
+    assert_eq!(cloud.declare("rooms", position).await.status(), StatusCode::OK);
     let broken = [
         (
             StatusCode::CONFLICT,
@@ -63,7 +65,15 @@ async fn schemas_are_made_extended_and_widened_but_not_broken() {
         (StatusCode::CONFLICT, schema("room_no", &[("room_no", "text")])),
         (
             StatusCode::UNPROCESSABLE_ENTITY,
-            schema("room_id", &[("room_id", "bigint"), ("_position_x", "text")]),
+            schema("room_id", &[("room_id", "bigint"), ("_version_x", "text")]),
+        ),
+        (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            schema("room_id", &[("room_id", "bigint"), ("_site", "text")]),
+        ),
+        (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            schema("room_id", &[("room_id", "bigint"), ("_epoch", "text")]),
         ),
         (
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -84,5 +94,71 @@ async fn schemas_are_made_extended_and_widened_but_not_broken() {
     // The path of another entity.
     let other = json!({"entity": "halls", "key": ["id"], "columns": [{"name": "id", "type": "bigint"}]});
     assert_eq!(cloud.declare("rooms", other).await.status(), StatusCode::CONFLICT);
+    cloud.end().await;
+}
+
+#[tokio::test]
+async fn an_entity_of_a_site_belongs_to_one_source() {
+    let cloud = Cloud::start("owner").await;
+    let schema = |columns: &[&str]| {
+        let columns: Vec<Value> = columns
+            .iter()
+            .map(|name| json!({"name": name, "type": "bigint"}))
+            .collect();
+        json!({"entity": "rooms", "key": ["room_id"], "columns": columns})
+    };
+    let declare = async |key: &str, source: Option<&str>, schema: &Value| {
+        let mut request = cloud
+            .client
+            .put(format!("{}/api/schema/rooms", cloud.root))
+            .bearer_auth(key)
+            .json(schema);
+        if let Some(source) = source {
+            request = request.header("X-Source-Id", source);
+        }
+        let response = request.send().await.unwrap();
+        (response.status(), response.json::<Value>().await.unwrap())
+    };
+    let owner = async || {
+        cloud
+            .scalar::<Option<String>>("select source_id from cloud_meta.schemas where site = 'college'")
+            .await
+    };
+    // Without the header nobody owns it; the first source that declares it does, again and again.
+    let (narrow, wide) = (schema(&["room_id"]), schema(&["room_id", "floor"]));
+    assert_eq!(declare("new-key", None, &narrow).await.0, StatusCode::OK);
+    assert_eq!(owner().await, None);
+    for _ in 0..2 {
+        assert_eq!(declare("new-key", Some("first"), &narrow).await.0, StatusCode::OK);
+        assert_eq!(owner().await.as_deref(), Some("first"));
+    }
+    // Another source is refused, with the remedy, and changes nothing.
+    let (status, answer) = declare("new-key", Some("second"), &wide).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(
+        (&answer["success"], &answer["code"]),
+        (&json!(false), &json!("other-source"))
+    );
+    let words = answer["error"].as_str().unwrap();
+    assert!(
+        words.contains("the source first")
+            && words.contains("another name")
+            && words.contains("source.source_id to first"),
+        "{words}"
+    );
+    assert!(answer.get("source").is_none());
+    let floors = "information_schema.columns where table_name = 'rooms' and column_name = 'floor'";
+    assert_eq!(cloud.count(floors).await, 0);
+    // A request without the header is not checked, and leaves the owner. Another site has an owner of its own.
+    assert_eq!(declare("new-key", None, &wide).await.0, StatusCode::OK);
+    assert_eq!(owner().await.as_deref(), Some("first"));
+    assert_eq!(
+        declare("annex-key", Some("second"), &wide).await.0,
+        StatusCode::OK
+    );
+    assert_eq!(
+        declare("new-key", Some(""), &wide).await.0,
+        StatusCode::BAD_REQUEST
+    );
     cloud.end().await;
 }

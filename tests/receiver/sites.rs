@@ -75,12 +75,12 @@ async fn keys_decide_the_site() {
         .await
         .unwrap();
     assert_eq!(list, json!([]));
-    assert_eq!(cloud.standing().await, "1=college@1.1");
+    assert_eq!(cloud.standing().await, "1=college@1.1.1");
     // How far each source has come.
     let status: Value = with("new-key").await.unwrap().json().await.unwrap();
     assert_eq!(
         status["sources"],
-        json!({"source-1": {"epoch": 1, "position": 1}})
+        json!({"source-1": {"epoch": 1, "term": 1, "batch": 1, "database": null}})
     );
     assert_eq!(
         status["capabilities"],

@@ -67,6 +67,10 @@ struct Inner {
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
     connections: Arc<AtomicUsize>,
+    /// Held requests that have arrived.
+    late: AtomicUsize,
+    /// Path and column of unique values.
+    uniques: Mutex<Vec<[String; 2]>>,
     changed: Notify,
 }
 
@@ -95,6 +99,8 @@ impl Baseline {
             at_once: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
             connections: Arc::clone(&connections),
+            late: AtomicUsize::new(0),
+            uniques: Mutex::default(),
             changed: Notify::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -197,6 +203,16 @@ impl Baseline {
     /// is null.
     pub(crate) fn require(&self, child: &str, column: &str, parent: &str, referred: &str) {
         locked(&self.state.references).push([child, column, parent, referred].map(str::to_owned));
+    }
+
+    /// From now on a row of `path` is refused by 422 where another row has its `column`'s value.
+    pub(crate) fn unique(&self, path: &str, column: &str) {
+        locked(&self.state.uniques).push([path, column].map(str::to_owned));
+    }
+
+    /// How many held requests have arrived since.
+    pub(crate) fn late(&self) -> usize {
+        self.state.late.load(Ordering::SeqCst)
     }
 
     /// Answers each request only after this time.
@@ -302,6 +318,19 @@ async fn handle(
             return StatusCode::OK.into_response();
         }
         Some(What::Stall) => std::future::pending().await,
+        Some(What::Hold(mut held)) => {
+            // A task of its own, as a client that hangs up ends this future.
+            let state = Arc::clone(&state);
+            let late = tokio::spawn(async move {
+                let _ = held.wait_for(|open| *open).await;
+                let raw = axum::extract::Request::from_parts(head, body.into());
+                let answered = answer(&state, &request, raw).await;
+                state.late.fetch_add(1, Ordering::SeqCst);
+                state.changed.notify_waiters();
+                answered
+            });
+            return late.await.unwrap();
+        }
         None => {}
     }
     answer(
@@ -409,6 +438,17 @@ fn store(state: &Inner, path: &str, rows: &[Value]) -> Result<usize, (StatusCode
             .any(|row| !row[column].is_null() && !held.contains(&row[column].to_string()))
         {
             return Err((StatusCode::CONFLICT, "its parent is not there"));
+        }
+    }
+    for [of, column] in locked(&state.uniques).iter().filter(|[of, _]| of == path) {
+        let mut after: BTreeMap<String, Value> = stored.get(of).cloned().unwrap_or_default();
+        after.extend(keyed.iter().cloned());
+        let mut values = HashSet::new();
+        if !after.values().all(|row| values.insert(row[column].to_string())) {
+            return Err((
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "the value has already been taken",
+            ));
         }
     }
     stored.entry(path.to_owned()).or_default().extend(keyed);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 /// A request, as it arrived.
 #[derive(Debug, Clone)]
@@ -52,6 +53,18 @@ pub(super) enum What {
         stored: bool,
     },
     Stall,
+    /// Done once it is let in, whether or not the client still waits.
+    Hold(watch::Receiver<bool>),
+}
+
+/// Lets held requests in.
+pub(crate) struct Latch(watch::Sender<bool>);
+
+impl Latch {
+    /// From now on they arrive.
+    pub(crate) fn open(&self) {
+        self.0.send_replace(true);
+    }
 }
 
 impl Fault {
@@ -106,6 +119,12 @@ impl Fault {
     /// Never answers.
     pub(crate) fn stall() -> Self {
         Self::new(What::Stall)
+    }
+
+    /// Holds the request on its way, also when the client has given it up, until the latch opens; only at a baseline server.
+    pub(crate) fn hold() -> (Self, Latch) {
+        let (open, held) = watch::channel(false);
+        (Self::new(What::Hold(held)), Latch(open))
     }
 
     /// Does what is asked before it answers; only at a gate.

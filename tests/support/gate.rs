@@ -166,7 +166,7 @@ async fn handle(
             scissors.cut();
             StatusCode::OK.into_response()
         }
-        Some((What::Stall, _)) => std::future::pending().await,
+        Some((What::Stall | What::Hold(_), _)) => std::future::pending().await,
         None => pass(&state, &request).await,
     }
 }

@@ -1,8 +1,11 @@
 //! What the integration tests stand on.
 
 pub(crate) mod baseline;
+pub(crate) mod batches;
 pub(crate) mod fault;
 pub(crate) mod gate;
+#[allow(dead_code, reason = "each group of tests uses its own part")]
+pub(crate) mod machine;
 #[allow(dead_code, reason = "for the counts")]
 pub(crate) mod meter;
 pub(crate) mod oracle;

@@ -76,49 +76,45 @@ async fn number(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
-/// What holds at any moment: no row of the receiver ever went back, no position came with two contents, and neither
-/// the checkpoint's mirror nor what was trimmed lies above what the cloud has accepted.
+/// What holds at any moment: no row of the receiver ever went back to an older version, no version came with two contents,
+/// and the checkpoint's mirror does not count a batch as accepted that the cloud has not taken.
 pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
     let mut found = Vec::new();
     // The site first: what it says is accepted must be in the cloud by the time that the cloud is asked.
-    let checkpointed = number(
+    let accepted = version(
         &site.client,
         &format!(
-            "select coalesce(max(o.position), 0) from cloud_sync.outbox o, cloud_sync.checkpoint c, \
-             lateral (select c.body::json as checkpoint) b where c.source_id = '{SITE}' \
-             and (pg_visible_in_snapshot(o.xid, (checkpoint->>'lo')::pg_snapshot) \
-                  or pg_visible_in_snapshot(o.xid, (checkpoint->'window'->>'hi')::pg_snapshot) \
-                     and o.position <= (checkpoint->'window'->>'position')::bigint)"
+            "select (a->>'epoch')::bigint, (a->>'term')::bigint, (a->>'batch')::bigint \
+             from cloud_sync.checkpoint, lateral (select body::json->'accepted') b (a) where source_id = '{SITE}'"
         ),
     )
     .await;
-    let trimmed = number(&site.client, "select trimmed from cloud_sync.identity").await;
     let there = connect(&cloud.database_url).await;
     let back = number(
         &there,
-        "select count(*) from (select (epoch, position) <= lag((epoch, position)) \
+        "select count(*) from (select (epoch, version) < lag((epoch, version)) \
          over (partition by site, entity, key order by id) as back from cloud_meta.history) h where back",
     )
     .await;
     let resurrected = number(
         &there,
-        "select count(*) from (select position < max(position) filter (where key is null) \
+        "select count(*) from (select version < max(version) filter (where key is null) \
          over (partition by site, entity, epoch order by id) as back from cloud_meta.history) h where back",
     )
     .await;
     let twice = number(
         &there,
-        "select count(*) from (select from cloud_meta.history where position > 0 \
-         group by site, entity, key, epoch, position having count(distinct digest) > 1) d",
+        "select count(*) from (select from cloud_meta.history where version > 0 \
+         group by site, entity, key, epoch, version having count(distinct digest) > 1) d",
     )
     .await;
-    let accepted = number(
+    let taken = version(
         &there,
-        "select coalesce(max(position), 0) from cloud_meta.sources",
+        "select epoch, term, batch from cloud_meta.sources order by 1 desc, 2 desc limit 1",
     )
     .await;
     if back > 0 {
-        found.push(format!("{back} rows of the cloud went back to an older position"));
+        found.push(format!("{back} rows of the cloud went back to an older version"));
     }
     if resurrected > 0 {
         found.push(format!(
@@ -126,16 +122,21 @@ pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
         ));
     }
     if twice > 0 {
-        found.push(format!("{twice} positions came with two contents"));
+        found.push(format!("{twice} versions came with two contents"));
     }
-    for (what, position) in [("the checkpoint", checkpointed), ("what was trimmed", trimmed)] {
-        if position > accepted {
-            found.push(format!(
-                "{what} lies at {position}, and the cloud has only accepted {accepted}"
-            ));
-        }
+    if accepted > taken {
+        found.push(format!(
+            "the mirror counts batch {accepted:?} as accepted, and the cloud has only taken {taken:?}"
+        ));
     }
     found
+}
+
+/// Epoch, term and batch; none where there is no such row.
+async fn version(client: &Client, sql: &str) -> Option<(i64, i64, i64)> {
+    let row = client.query_opt(sql, &[]).await.unwrap()?;
+    let epoch: Option<i64> = row.get(0);
+    epoch.map(|epoch| (epoch, row.get(1), row.get(2)))
 }
 
 /// What holds when nothing waits any more: all of [`amid`], and the receiver's rows equal the site's.

@@ -16,6 +16,7 @@ use cloud_sync::error::Result;
 use cloud_sync::metrics::Metrics;
 use cloud_sync::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
 use cloud_sync::replicator::{self, Replicator};
+use cloud_sync::source::identity::Declared;
 use cloud_sync::source::install;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
@@ -95,6 +96,11 @@ impl Cloud {
     pub(crate) fn set_keys(&mut self, keys: &[&str]) {
         let keys = keys.iter().map(|&key| key.to_owned()).collect();
         self.settings.keys = BTreeMap::from([(SITE.to_owned(), keys)]);
+    }
+
+    /// The largest body that it takes once it serves again.
+    pub(crate) fn set_body_limit(&mut self, bytes: usize) {
+        self.settings.body_limit = bytes;
     }
 
     /// Where it finds its database once it serves again; tests go on using [`Cloud::database_url`].
@@ -208,7 +214,7 @@ impl Site {
         install::init(
             self.settings.require_database_url().unwrap(),
             &self.settings.catalogue,
-            false,
+            Declared::Nothing,
         )
         .await
         .unwrap();
@@ -318,6 +324,12 @@ impl Running {
                 self.replicator.status().await
             ),
         }
+    }
+
+    /// Ends it, whether or not it has failed.
+    pub(crate) async fn abandon(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
     }
 
     /// Ends it in order.

@@ -41,21 +41,18 @@ key = [\"pot_id\", \"nth\"]
 path = \"leaves\"
 ";
 
-/// A second record of every committed change, which nothing trims.
+/// A second record of every committed touch, which nothing trims.
 const AUDIT: &str = "
-create table audit (position bigint primary key, entity smallint, op \"char\", key text);
+create table audit (position bigint primary key, captured_at timestamptz, entity smallint, op \"char\", key text);
 create function public.audit() returns trigger language plpgsql as $$
 begin
-    -- A packed row begins with its key: a bigint, and with leaves an int.
-    insert into public.audit select position, entity, op, case op when 't' then '' else coalesce(nullif(key, ''), document::text,
-        json_build_object('pot_id', ('x' || encode(substr(packed, 13, 8), 'hex'))::bit(64)::bigint,
-                          'nth', ('x' || encode(substr(packed, 29, 4), 'hex'))::bit(32)::int)::text) end from added;
+    insert into public.audit select position, captured_at, entity, op, coalesce(number::text, key) from added;
     return null;
 end $$;
-create trigger audit after insert on cloud_sync.outbox_0 referencing new table as added execute function audit();
-create trigger audit after insert on cloud_sync.outbox_1 referencing new table as added execute function audit();
-create trigger audit after insert on cloud_sync.outbox_2 referencing new table as added execute function audit();
-create trigger audit after insert on cloud_sync.outbox_3 referencing new table as added execute function audit();
+create trigger audit after insert on cloud_sync.segment_0 referencing new table as added execute function audit();
+create trigger audit after insert on cloud_sync.segment_1 referencing new table as added execute function audit();
+create trigger audit after insert on cloud_sync.segment_2 referencing new table as added execute function audit();
+create trigger audit after insert on cloud_sync.segment_3 referencing new table as added execute function audit();
 ";
 
 /// What a storm needs of a server: writers prepare transactions, and a crash takes back all that no commit has written.
@@ -281,8 +278,9 @@ fn transaction(rng: &mut StdRng) -> String {
     }
 }
 
-/// What of the audit must be in the cloud and is not, by row: each change that the checkpoint counts as accepted, and each
-/// that is no longer in the outbox. Holds at any moment.
+/// What of the audit must be in the cloud and is not, by row: each touch that the checkpoint counts as accepted, and each that is
+/// no longer in the outbox. Such a row was read after the touch: the cloud has applied its state since, or has no such row. Holds
+/// at any moment.
 pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
     let rows = site
         .client
@@ -291,13 +289,12 @@ pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
                 "with c as (select (b->>'lo')::pg_snapshot as lo, (b->'window'->>'hi')::pg_snapshot as hi, \
                      (b->'window'->>'position')::bigint as position \
                      from cloud_sync.checkpoint, lateral (select body::json as b) b where source_id = '{SITE}') \
-                 select e.name, coalesce(k.key, ''), max(a.position) \
+                 select e.name, k.key, max(a.position), extract(epoch from max(a.captured_at))::float8 \
                  from audit a join cloud_sync.entity e on e.id = a.entity \
                  left join cloud_sync.outbox o on o.position = a.position \
                  left join c on true, \
-                 lateral (select jsonb_agg(a.key::jsonb->>name order by place)::text as key \
-                     from unnest(case e.name when 'pots' then array['pot_id'] else array['pot_id', 'nth'] end) \
-                         with ordinality as n(name, place) where a.op <> 't') k \
+                 lateral (select case when a.op = 't' then '' \
+                                 when e.name = 'pots' then jsonb_build_array(a.key)::text else to_jsonb(a.key::text[])::text end) k (key) \
                  where o.position is null or pg_visible_in_snapshot(o.xid, c.lo) \
                      or (pg_visible_in_snapshot(o.xid, c.hi) and o.position <= c.position) \
                  group by 1, 2"
@@ -310,24 +307,30 @@ pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
     let there = connect(&cloud.database_url).await;
     let reached = there
         .query(
-            "select entity, coalesce(key::jsonb::text, ''), max(position) from cloud_meta.history group by 1, 2",
+            "select distinct on (entity, key) entity, coalesce(key::jsonb::text, ''), extract(epoch from at)::float8, op \
+             from cloud_meta.history order by entity, key, id desc",
             &[],
         )
         .await
         .unwrap();
-    let reached: std::collections::HashMap<(&str, &str), i64> = reached
+    let reached: std::collections::HashMap<(&str, &str), (f64, &str)> = reached
         .iter()
-        .map(|row| ((row.get(0), row.get(1)), row.get(2)))
+        .map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3))))
         .collect();
     let mut found = Vec::new();
     for row in &rows {
-        let (entity, key, position): (&str, &str, i64) = (row.get(0), row.get(1), row.get(2));
-        // A truncate settles every older change of its entity.
-        let there = [key, ""].map(|key| reached.get(&(entity, key)).copied().unwrap_or(-1));
-        if position > there[0].max(there[1]) {
+        let (entity, key, position, touched): (&str, &str, i64, f64) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        // A truncate settles every older state of its entity.
+        let truncated = reached.get(&(entity, "")).map_or(f64::MIN, |(at, _)| *at);
+        let missing = match reached.get(&(entity, key)) {
+            // Where the row is not in the cloud, deleted or gone with a truncate, there was nothing to delete.
+            Some((at, op)) => *op != "delete" && *at > truncated && *at < touched,
+            None => key.is_empty() && truncated < touched,
+        };
+        if missing {
             found.push(format!(
-                "position {position} of {entity} {key} counts as accepted, and the cloud has only {}",
-                there[0]
+                "position {position} of {entity} {key} counts as accepted, and the cloud has an older state of the row"
             ));
         }
     }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{Fort, HUGE, MEMORY};
+use crate::support::batches::BatchSource;
 use crate::support::oracle::Tally;
 use crate::support::site::{KEY, LIMIT};
 
@@ -23,7 +24,11 @@ async fn endless_bodies_and_bombs_take_no_memory() {
     // Given bodies of ten gigabytes, with their length and without,
     for path in ["changes", "rooms", "bulk/rooms"] {
         for length in [true, false] {
-            let mut request = fort.post(path).body(reqwest::Body::wrap_stream(zeroes()));
+            let mut request = fort
+                .source
+                .next()
+                .put(fort.post(path))
+                .body(reqwest::Body::wrap_stream(zeroes()));
             if length {
                 request = request.header("content-length", HUGE);
             }
@@ -66,7 +71,7 @@ async fn endless_bodies_and_bombs_take_no_memory() {
         .unwrap();
         let bomb = encoder.finish().unwrap();
         tally.faults += 1;
-        let request = fort.post("changes").header("content-encoding", "zstd").body(bomb);
+        let request = fort.changes().header("content-encoding", "zstd").body(bomb);
         let status = request.send().await.unwrap().status().as_u16();
         assert!(matches!(status, 400 | 413), "{status}");
     }
@@ -117,20 +122,21 @@ async fn slow_connections_keep_nobody_out() {
     let all = tokio::time::timeout(LIMIT, opened.acquire_many(1100)).await;
     all.expect("more connections than places").unwrap().forget();
     // when a site comes that has a key, on a new connection each time, it is served each time.
+    let source = BatchSource::new("site");
     let served = async {
         for position in 1..20 {
             let line =
                 json!({"position": position, "entity": "rooms", "op": "delete", "key": {"room_id": 1}});
+            let name = source.next();
             // A stranger until its first request is read, it may be sent away once in the crowd, as by any full server.
             loop {
                 let request = reqwest::Client::new()
                     .post(format!("{}/changes", fort.cloud.url))
                     .bearer_auth(KEY)
-                    .header("x-source-id", "site")
-                    .header("x-epoch", "1")
                     .body(line.to_string());
-                if let Ok(answer) = request.send().await {
+                if let Ok(answer) = name.put(request).send().await {
                     assert_eq!(answer.status(), 200);
+                    source.taken(name);
                     break;
                 }
             }

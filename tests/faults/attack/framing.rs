@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Fort;
+use crate::support::batches::BatchSource;
 use crate::support::oracle::Tally;
 use crate::support::site::{KEY, SITE, connect};
 
@@ -47,13 +48,13 @@ async fn a_request_has_one_end_and_one_site() {
     let line = json!({"position": 9, "entity": "rooms", "op": "delete", "key": {"room_id": 1, "_site": SITE}, "site": SITE});
     let body = line.to_string();
     let request = |key: &str| {
-        fort.client
+        let request = fort
+            .client
             .post(format!("{}/changes", fort.cloud.url))
             .bearer_auth(key)
-            .header("x-source-id", SITE)
             .header("x-site", SITE)
-            .header("x-epoch", "1")
-            .body(body.clone())
+            .body(body.clone());
+        BatchSource::new(SITE).next().put(request)
     };
     let answer: Value = request("the-annex-key")
         .send()
@@ -79,7 +80,7 @@ async fn a_request_has_one_end_and_one_site() {
         assert_eq!(request.send().await.unwrap().status(), 400, "{kind}");
         tally.faults += 1;
     }
-    let request = fort.post("changes").header("content-encoding", "gzip").body("{}");
+    let request = fort.changes().header("content-encoding", "gzip").body("{}");
     assert_eq!(request.send().await.unwrap().status(), 415);
     fort.is_discreet(&[KEY, "the-annex-key"]);
 }

@@ -66,11 +66,12 @@ async fn odd_json_is_refused_row_by_row_or_as_a_whole() {
         };
         let body = format!("{}{}{}", good(0), line(at + 1, key, row), good(2));
         tally.faults += 1;
-        let answer = fort.post("changes").body(body).send().await.unwrap();
+        let answer = fort.changes().body(body).send().await.unwrap();
         let status = answer.status();
         let answer: Value = answer.json().await.unwrap();
         // then the good ones are applied, and the odd one is refused alone, for good,
         assert_eq!(status, 200, "{nth}: {answer}");
+        fort.taken();
         let (applied, rejected) = (&answer["applied"], answer["rejected"].as_array().unwrap().len());
         println!("{nth}: {answer}");
         assert!(
@@ -88,7 +89,8 @@ async fn odd_json_is_refused_row_by_row_or_as_a_whole() {
         ("changes", arrays.clone()),
         ("changes", "\0\r\n\u{feff}".to_owned()),
     ] {
-        let status = fort.post(path).body(body).send().await.unwrap().status();
+        let request = fort.source.next().put(fort.post(path));
+        let status = request.body(body).send().await.unwrap().status();
         assert!(status.is_client_error(), "{path}: {status}");
         tally.faults += 1;
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::batches::BatchSource;
 use crate::support::receiver::ReceiverProcess;
 use crate::support::site::{Cloud, KEY, LIMIT};
 
@@ -26,6 +27,7 @@ struct Fort {
     cloud: Cloud,
     receiver: ReceiverProcess,
     client: reqwest::Client,
+    source: BatchSource,
 }
 
 impl Fort {
@@ -36,6 +38,7 @@ impl Fort {
             cloud,
             receiver,
             client: reqwest::Client::new(),
+            source: BatchSource::new("attacker"),
         };
         let schema = json!({
             "entity": "rooms", "key": ["room_id"],
@@ -58,17 +61,26 @@ impl Fort {
         self.client
             .post(format!("{}/{path}", self.cloud.url))
             .bearer_auth(KEY)
-            .header("x-source-id", "attacker")
-            .header("x-epoch", "1")
+    }
+
+    /// A batch of changes: the next one of the source that attacks and is well-behaved in turn.
+    fn changes(&self) -> reqwest::RequestBuilder {
+        self.source.next().put(self.post("changes"))
+    }
+
+    /// Notes that the batch was taken.
+    fn taken(&self) {
+        self.source.taken(self.source.next());
     }
 
     /// One change of one room, which a well-behaved site sends.
     async fn is_serving(&self, position: i64) {
         let line = json!({"position": position, "entity": "rooms", "op": "upsert",
             "key": {"room_id": 1}, "row": {"room_id": 1, "room_no": position.to_string()}});
-        let answer = tokio::time::timeout(LIMIT, self.post("changes").body(line.to_string()).send());
+        let answer = tokio::time::timeout(LIMIT, self.changes().body(line.to_string()).send());
         let answer = answer.await.expect("an answer").unwrap();
         assert_eq!(answer.status(), 200);
+        self.taken();
         let answer: Value = answer.json().await.unwrap();
         assert_eq!(answer["applied"], 1, "{answer}");
     }

@@ -128,7 +128,7 @@ async fn names_reach_nothing_beside_their_own() {
     let line =
         json!({"position": 5, "entity": evil, "op": "upsert", "key": {evil: "' or '1'='1"}, "row": row});
     let answer: Value = fort
-        .post("changes")
+        .changes()
         .body(line.to_string())
         .send()
         .await
@@ -137,6 +137,7 @@ async fn names_reach_nothing_beside_their_own() {
         .await
         .unwrap();
     assert_eq!(answer["applied"], 1, "{answer}");
+    fort.taken();
     let key = "'%20or%20'1'%3D'1";
     let deleted = fort
         .client

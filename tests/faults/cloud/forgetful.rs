@@ -242,9 +242,11 @@ async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
     tally.faults += 1;
     let replicator = site.replicate();
     let noticed = replicator
-        .until("noticed", |status| status.cloud.last_error.is_some())
+        .until("noticed", |status| {
+            status.last_sync.is_some() && !status.capture.is_empty()
+        })
         .await;
-    let told = noticed.cloud.last_error.unwrap();
+    let told = noticed.capture[0].reason.clone();
     assert!(told.contains("an older state of it was restored"), "{told}");
     // and which accepts changes that put it ahead again,
     rooms(&site, 21, 1).await;
@@ -255,7 +257,7 @@ async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
     let replicator = site.replicate();
     replicator
         .until("repaired", |status| {
-            status.last_sync.as_ref().is_some_and(|sync| sync.success) && status.cloud.last_error.is_none()
+            status.last_sync.as_ref().is_some_and(|sync| sync.success) && status.capture.is_empty()
         })
         .await;
     replicator.caught_up().await;

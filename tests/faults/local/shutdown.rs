@@ -7,11 +7,11 @@ use cloud_sync::control::status::State;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
-use super::{garden, plant, troubled};
+use super::{ENTITIES, TABLES, garden, plant, troubled};
 use crate::support::baseline::{self, Baseline, Fault};
 use crate::support::oracle::Tally;
 use crate::support::process::{Daemon, Process};
-use crate::support::site::{Cloud, LIMIT, Site, connect};
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 
 /// The guarantee's own bound.
 const IN_ORDER: Duration = Duration::from_secs(10);
@@ -211,15 +211,12 @@ async fn a_second_signal_skips_the_drain() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_amid_a_backfill() {
     let cloud = Cloud::start("term_backfill").await;
-    let site = garden("term_backfill", &cloud).await;
+    let site = Site::bare("term_backfill", &cloud.url, KEY, TABLES, ENTITIES).await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     // Given rows that stood before capture
-    site.run(
-        "set session_replication_role = replica; insert into pot select n, 'pot' from generate_series(1, 60000) n; \
-         set session_replication_role = origin",
-    )
-    .await;
+    plant(&site, 1, 60_000).await;
+    site.init().await;
     let held = async || -> i64 {
         let counted = there
             .query_one("select to_regclass('cloud.pots') is not null", &[])

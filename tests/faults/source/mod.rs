@@ -2,7 +2,6 @@
 
 mod failover;
 mod full;
-mod machine;
 mod outages;
 mod settings;
 mod values;
@@ -10,9 +9,9 @@ mod values;
 use cloud_sync::control::StatusReport;
 use cloud_sync::control::status::State;
 
+use crate::support::machine::reach;
 use crate::support::process::{Daemon, Process};
 use crate::support::site::{Cloud, KEY, LIMIT, Site};
-use machine::reach;
 
 /// Parents and children, small, so that the tests are about the server.
 const TABLES: &str = "
@@ -53,21 +52,42 @@ async fn replicating(daemon: &Daemon) -> StatusReport {
     daemon.until("replicating", LIMIT, so).await
 }
 
-/// Waits until the daemon has ended by itself because its database went back, and takes the remedy that it named. The
+/// Waits until the daemon has ended by itself because its database is another one, and takes the remedy that it named. The
 /// process that this answers replicates.
-async fn renewed<'a>(daemon: &'a Daemon, process: Process<'_>, site: &mut Site) -> Process<'a> {
+async fn renewed<'a>(
+    daemon: &'a Daemon,
+    process: Process<'_>,
+    site: &mut Site,
+    cloud: &Cloud,
+) -> Process<'a> {
     let code = process.ended(LIMIT).await.code();
     let log = daemon.log();
     assert_eq!(code, Some(3), "{log}");
-    let remedy =
-        "run `cloud-sync init --new-epoch`, then `cloud-sync sync --force`, then start the replicator again";
+    let remedy = "run `cloud-sync init --new-epoch` and start the replicator again";
     assert!(log.contains(remedy), "{log}");
-    for command in [&["init", "--new-epoch"][..], &["sync", "--force"]] {
-        let output = daemon.ask(command);
-        assert!(output.status.success(), "{command:?}: {output:?}");
-    }
-    site.client = reach(&site.database_url).await;
+    let output = daemon.ask(&["init", "--new-epoch"]);
+    assert!(output.status.success(), "{output:?}");
     let process = daemon.start();
-    daemon.caught_up().await;
+    compared(daemon, site, cloud).await;
     process
+}
+
+/// Waits until the cloud is, by the daemon's own doing, what a database that went back to an older state holds.
+async fn compared(daemon: &Daemon, site: &mut Site, cloud: &Cloud) {
+    site.client = reach(&site.database_url).await;
+    let start = std::time::Instant::now();
+    loop {
+        daemon
+            .until("compared", LIMIT, |status| {
+                status.state == State::Replicating
+                    && status.source.reachable == Some(true)
+                    && status.capture.is_empty()
+                    && status.lag.is_some_and(|lag| lag.changes == 0)
+            })
+            .await;
+        if start.elapsed() > LIMIT || site.compare(cloud).await.equal {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use cloud_sync::control::status::State;
 
-use super::machine::{Load, Machine, reach};
 use super::{TURN, garden, replicating};
+use crate::support::machine::{Load, Machine, reach};
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, LIMIT, connect};

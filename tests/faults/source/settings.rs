@@ -115,10 +115,7 @@ async fn hostile_settings_of_the_database_change_nothing() {
         .map(|row| row.get(0))
         .collect();
     assert!(!feeds.is_empty());
-    assert!(
-        feeds.iter().all(|feed| feed == "rtsp://camera/live?pass=&x=1"),
-        "{feeds:?}"
-    );
+    assert!(feeds.iter().all(|feed| feed == "rtsp://camera/live"), "{feeds:?}");
     for setting in HOSTILE {
         let parameter = setting.split(' ').next().unwrap();
         site.run(&format!("alter database {name} reset {parameter}"))
@@ -180,7 +177,7 @@ async fn looked_at(client: &Client, after: i64, hi: &str, lo: &str) -> i64 {
     let mut looked = 0;
     for row in rows {
         let line: String = row.get(0);
-        assert!(!line.contains("Seq Scan on outbox_"), "{line}");
+        assert!(!line.contains("Seq Scan on segment_"), "{line}");
         if let Some((_, count)) = line.split_once("rows=").filter(|_| line.contains("Scan")) {
             looked += count.split(' ').next().unwrap().parse::<i64>().unwrap();
         }
@@ -243,7 +240,7 @@ async fn a_transaction_that_stays_open_costs_neither_its_changes_nor_a_slow_quer
             .await
             .unwrap()
             .get(0);
-        site.run("analyze cloud_sync.outbox_0").await;
+        site.run("analyze cloud_sync.segment_0").await;
         // then the next window looks only at what is new,
         looks.push(looked_at(&site.client, last, &hi, &lo).await);
     }

@@ -1,32 +1,19 @@
-//! The JSON of a row that was captured as PostgreSQL sends it: byte by byte what `row_to_json` would have made of it in a
-//! session whose time zone is UTC.
+//! The one codec from PostgreSQL's binary form of a value to the wire's JSON: byte by byte what `to_json` would have made of it
+//! in a session whose time zone is UTC; `bytea` as base64.
 //!
-//! A packed row is what `record_send` gives: the number of columns, then of each one its type's oid, its length, and its
-//! value in the binary form of that type. It does not say names; those are the layout's, under whose number it was
-//! written. All numbers are big-endian.
+//! Numbers are big-endian. Types that are not here are read as text or as JSON that the server makes: see
+//! [`super::describe::Codec`].
 //!
-//! Source: PostgreSQL, `record_send` and the `…_send` functions of the types; `datum_to_json` for what they become.
+//! Source: PostgreSQL, the `…_send` functions of the types; `datum_to_json` for what they become.
 
 use std::io::Write;
 
-/// The types whose values can be unpacked, as `format_type` names them without modifiers. No setting changes their JSON, a
-/// moment's offset apart.
-pub(crate) const TYPES: [&str; 15] = [
-    "boolean",
-    "smallint",
-    "integer",
-    "bigint",
-    "numeric",
-    "text",
-    "character varying",
-    "character",
-    "uuid",
-    "json",
-    "jsonb",
-    "date",
-    "timestamp without time zone",
-    "timestamp with time zone",
-    "time without time zone",
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+/// The oids of the types whose binary form is read here. Source: PostgreSQL, `pg_type.dat`.
+pub(super) const BINARY: [u32; 16] = [
+    16, 17, 20, 21, 23, 25, 114, 1042, 1043, 1082, 1083, 1114, 1184, 1700, 2950, 3802,
 ];
 
 /// From 1970-01-01, where ours begin, to 2000-01-01, where PostgreSQL's do.
@@ -37,50 +24,6 @@ const DAY: i64 = 86_400_000_000;
 /// The same, in microseconds.
 pub(crate) const MICROS_TO_2000: i64 = DAYS_TO_2000 * DAY;
 
-/// The columns of packed rows.
-pub(crate) struct Layout {
-    /// What stands before each value: `{"a":`, `,"b":`.
-    labels: Vec<Box<[u8]>>,
-}
-
-impl Layout {
-    /// The layout of columns with these names.
-    pub(crate) fn new<S: AsRef<str>>(columns: &[S]) -> Self {
-        let label = |(nth, name): (usize, &S)| {
-            let mut label = vec![if nth == 0 { b'{' } else { b',' }];
-            string(&mut label, name.as_ref().as_bytes());
-            label.push(b':');
-            label.into()
-        };
-        Self {
-            labels: columns.iter().enumerate().map(label).collect(),
-        }
-    }
-
-    /// The row as a JSON object, written into `json`; none where it is no packed row of this layout.
-    pub(crate) fn json<'a>(&self, packed: &[u8], json: &'a mut Vec<u8>) -> Option<&'a str> {
-        json.clear();
-        let mut row = packed;
-        if usize::try_from(i32::from_be_bytes(take(&mut row)?)).ok()? != self.labels.len() {
-            return None;
-        }
-        for label in &self.labels {
-            json.extend_from_slice(label);
-            let of = u32::from_be_bytes(take(&mut row)?);
-            match usize::try_from(i32::from_be_bytes(take(&mut row)?)) {
-                Ok(length) => {
-                    let (mut field, rest) = row.split_at_checked(length)?;
-                    row = rest;
-                    value(json, of, &mut field)?;
-                }
-                Err(_) => json.extend_from_slice(b"null"),
-            }
-        }
-        json.extend_from_slice(if self.labels.is_empty() { b"{}" } else { b"}" });
-        std::str::from_utf8(json).ok().filter(|_| row.is_empty())
-    }
-}
-
 /// The next bytes of a value, which are taken out of it.
 fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
     let (first, rest) = from.split_first_chunk()?;
@@ -88,7 +31,22 @@ fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
     Some(*first)
 }
 
-/// A value of the type with this oid. Source: PostgreSQL, `pg_type.dat`.
+/// Appends the JSON of a value, given in the binary form of the type with this oid. None where it is not in that form; what has
+/// been appended is worth nothing then.
+pub(super) fn binary(json: &mut Vec<u8>, of: u32, mut field: &[u8]) -> Option<()> {
+    value(json, of, &mut field)
+}
+
+/// Appends the JSON of a number that is given as text.
+pub(super) fn number(json: &mut Vec<u8>, text: &[u8]) {
+    // NaN, Infinity and -Infinity have no JSON number.
+    if text.last().is_some_and(u8::is_ascii_digit) {
+        json.extend_from_slice(text);
+    } else {
+        string(json, text);
+    }
+}
+
 fn value(json: &mut Vec<u8>, of: u32, field: &mut &[u8]) -> Option<()> {
     match of {
         16 => json.extend_from_slice(if take::<1>(field)? == [0] {
@@ -100,6 +58,13 @@ fn value(json: &mut Vec<u8>, of: u32, field: &mut &[u8]) -> Option<()> {
         23 => whole(json, i64::from(i32::from_be_bytes(take(field)?))),
         20 => whole(json, i64::from_be_bytes(take(field)?)),
         1700 => numeric(json, field)?,
+        17 => {
+            json.push(b'"');
+            let start = json.len();
+            json.resize(start + field.len().div_ceil(3) * 4, 0);
+            BASE64_STANDARD.encode_slice(*field, &mut json[start..]).ok()?;
+            json.push(b'"');
+        }
         25 | 1042 | 1043 => string(json, field),
         114 => json.extend_from_slice(field),
         // The version of its form comes first.
@@ -160,8 +125,8 @@ fn put(json: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     let _ = json.write_fmt(text);
 }
 
-/// A text with its quotes.
-fn string(json: &mut Vec<u8>, text: &[u8]) {
+/// Appends a text as a JSON string.
+pub(super) fn string(json: &mut Vec<u8>, text: &[u8]) {
     json.push(b'"');
     let mut rest = text;
     while let Some(at) = rest
@@ -322,61 +287,45 @@ fn digits(json: &mut Vec<u8>, mut number: u64, least: usize) {
 mod tests {
     use super::*;
 
-    /// A row of these fields; each by its type and, where it is not null, its bytes.
-    fn packed(fields: &[(u32, Option<&[u8]>)]) -> Vec<u8> {
-        let mut row = (fields.len() as i32).to_be_bytes().to_vec();
-        for (of, bytes) in fields {
-            row.extend_from_slice(&of.to_be_bytes());
-            row.extend_from_slice(&bytes.map_or(-1, |bytes| bytes.len() as i32).to_be_bytes());
-            row.extend_from_slice(bytes.unwrap_or_default());
-        }
-        row
+    fn json(of: u32, field: &[u8]) -> Option<String> {
+        let mut json = Vec::new();
+        binary(&mut json, of, field)?;
+        String::from_utf8(json).ok()
     }
 
-    // What PostgreSQL itself makes of values is compared in tests/packed.rs.
+    // What PostgreSQL itself makes of values is compared in tests/values.rs.
     #[test]
-    fn it_is_an_object_under_the_layouts_names() {
-        let layout = Layout::new(&["id", "a \"b\"\n"]);
-        let row = packed(&[(20, Some(&7_i64.to_be_bytes())), (25, None)]);
-        assert_eq!(
-            layout.json(&row, &mut Vec::new()).unwrap(),
-            r#"{"id":7,"a \"b\"\n":null}"#
-        );
-        let row = packed(&[
-            (1700, Some(&[0, 1, 255, 255, 0, 0, 0, 6, 12, 51])),
-            (1082, Some(&[0; 4])),
-        ]);
-        assert_eq!(
-            layout.json(&row, &mut Vec::new()).unwrap(),
-            r#"{"id":0.312300,"a \"b\"\n":"2000-01-01"}"#
-        );
-        assert_eq!(
-            Layout::new::<&str>(&[])
-                .json(&packed(&[]), &mut Vec::new())
-                .unwrap(),
-            "{}"
-        );
+    fn values_become_json() {
+        assert_eq!(json(20, &7_i64.to_be_bytes()).as_deref(), Some("7"));
+        assert_eq!(json(25, b"a \"b\"\n").as_deref(), Some(r#""a \"b\"\n""#));
+        let number = [0, 1, 255, 255, 0, 0, 0, 6, 12, 51];
+        assert_eq!(json(1700, &number).as_deref(), Some("0.312300"));
+        assert_eq!(json(1082, &[0; 4]).as_deref(), Some("\"2000-01-01\""));
+        assert_eq!(json(17, &[0, 1, 255]).as_deref(), Some("\"AAH/\""));
+        assert_eq!(json(17, &[0, 1, 255, 7]).as_deref(), Some("\"AAH/Bw==\""));
     }
 
     #[test]
-    fn what_is_no_row_of_the_layout_is_refused() {
-        let layout = Layout::new(&["id"]);
-        let whole = packed(&[(20, Some(&7_i64.to_be_bytes()))]);
-        assert!(layout.json(&whole, &mut Vec::new()).is_some());
-        for length in 0..whole.len() {
-            assert_eq!(layout.json(&whole[..length], &mut Vec::new()), None, "{length}");
-        }
-        let longer = [&whole[..], &[0]].concat();
-        for other in [
-            &longer,
-            &packed(&[]),
-            &packed(&[(20, None), (20, None)]),
-            &packed(&[(600, Some(&[0; 16]))]),
-            &packed(&[(25, Some(&[0xff]))]),
-            &packed(&[(3802, Some(b"{}"))]),
-            &packed(&[(1700, Some(&[0, 9, 0, 0, 0, 0, 0, 0]))]),
+    fn what_is_no_value_of_the_type_is_refused() {
+        for (of, field) in [
+            (20, &[0; 4][..]),
+            (600, &[0; 16]),
+            (3802, b"{}"),
+            (1700, &[0, 9, 0, 0, 0, 0, 0, 0]),
         ] {
-            assert_eq!(layout.json(other, &mut Vec::new()), None, "{other:?}");
+            assert_eq!(json(of, field), None, "{of}");
         }
+    }
+
+    #[test]
+    fn numbers_in_words_are_strings() {
+        let json = |text: &str| {
+            let mut json = Vec::new();
+            number(&mut json, text.as_bytes());
+            String::from_utf8(json).unwrap()
+        };
+        assert_eq!(json("-1.5e-300"), "-1.5e-300");
+        assert_eq!(json("NaN"), "\"NaN\"");
+        assert_eq!(json("-Infinity"), "\"-Infinity\"");
     }
 }

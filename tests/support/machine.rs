@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
-use crate::support::postgres::{binaries, free_port, shell_for};
-use crate::support::site::LIMIT;
+use super::postgres::{binaries, free_port, shell_for};
+use super::site::LIMIT;
 
 /// $1 binaries, $2 folder.
 const SCRIPT: &str = r#"
@@ -26,7 +26,7 @@ cd /; sleep 0.2; rm -rf "$2"
 "#;
 
 /// A folder of servers, each by its name.
-pub(super) struct Machine {
+pub(crate) struct Machine {
     folder: PathBuf,
     port: u16,
     shell: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
@@ -35,7 +35,7 @@ pub(super) struct Machine {
 
 impl Machine {
     /// A machine with one running server, `main`, with these settings beside the usual ones.
-    pub(super) fn start(settings: &str) -> Self {
+    pub(crate) fn start(settings: &str) -> Self {
         let machine = Self::empty();
         machine.run("initdb -D main -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync");
         machine.up("main", settings);
@@ -73,7 +73,7 @@ impl Machine {
     }
 
     /// Runs a command in the machine's folder, with PostgreSQL's own in its path.
-    pub(super) fn run(&self, command: &str) {
+    pub(crate) fn run(&self, command: &str) {
         let status = self.try_run(command);
         let log = std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         assert_eq!(status, 0, "{command}\n{log}");
@@ -88,12 +88,12 @@ impl Machine {
     }
 
     /// Starts a server on the machine's port.
-    pub(super) fn up(&self, name: &str, settings: &str) {
+    pub(crate) fn up(&self, name: &str, settings: &str) {
         self.up_at(name, self.port, settings);
     }
 
     /// Starts a server on another port.
-    pub(super) fn up_at(&self, name: &str, port: u16, settings: &str) {
+    pub(crate) fn up_at(&self, name: &str, port: u16, settings: &str) {
         self.run(&format!(
             "pg_ctl -D {name} -w -t 60 -l {name}.log -o \"-c listen_addresses=127.0.0.1 -c port={port} \
              -c unix_socket_directories={} -c fsync=off -c autovacuum=off {settings}\" start",
@@ -102,7 +102,7 @@ impl Machine {
     }
 
     /// Starts a server whose files cannot grow beyond so many kilobytes: to it, the disk is full then.
-    pub(super) fn up_bounded(&self, name: &str, kilobytes: u32) {
+    pub(crate) fn up_bounded(&self, name: &str, kilobytes: u32) {
         // The unit of `ulimit -f` is 512 bytes in one shell and 1,024 in another: `prlimit` counts bytes.
         self.run(&format!(
             "prlimit --fsize={} pg_ctl -D {name} -w -t 60 -l {name}.log -o \"-c listen_addresses=127.0.0.1 -c port={} \
@@ -114,12 +114,12 @@ impl Machine {
     }
 
     /// Stops a server: `fast` or `immediate`.
-    pub(super) fn down(&self, name: &str, mode: &str) {
+    pub(crate) fn down(&self, name: &str, mode: &str) {
         self.run(&format!("pg_ctl -D {name} -w -t 60 -m {mode} stop"));
     }
 
     /// A running streaming replica of the server on the machine's port, on a port of its own. Answers that port.
-    pub(super) fn replica(&self, name: &str) -> u16 {
+    pub(crate) fn replica(&self, name: &str) -> u16 {
         self.run(&format!(
             "pg_basebackup -h 127.0.0.1 -p {} -U postgres -D {name} -X stream -c fast -R -d 'application_name={name}'",
             self.port
@@ -130,31 +130,31 @@ impl Machine {
     }
 
     /// The machine's port.
-    pub(super) fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Promotes a replica, and waits until it takes writes.
-    pub(super) fn promote(&self, name: &str) {
+    pub(crate) fn promote(&self, name: &str) {
         self.run(&format!("pg_ctl -D {name} -w -t 60 promote"));
     }
 
     /// The URL of a database of the server on the machine's port.
-    pub(super) fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         self.url_at(self.port, "postgres", database)
     }
 
     /// The URL of a database, as a role.
-    pub(super) fn url_as(&self, role: &str, database: &str) -> String {
+    pub(crate) fn url_as(&self, role: &str, database: &str) -> String {
         self.url_at(self.port, role, database)
     }
 
-    pub(super) fn url_at(&self, port: u16, role: &str, database: &str) -> String {
+    pub(crate) fn url_at(&self, port: u16, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{port}/{database}")
     }
 
     /// Makes a database, and answers its URL.
-    pub(super) async fn database(&self, name: &str) -> String {
+    pub(crate) async fn database(&self, name: &str) -> String {
         let client = reach(&self.url("postgres")).await;
         client
             .batch_execute(&format!("create database {name}"))
@@ -165,7 +165,7 @@ impl Machine {
 }
 
 /// Connects as soon as the server lets it.
-pub(super) async fn reach(url: &str) -> Client {
+pub(crate) async fn reach(url: &str) -> Client {
     let start = Instant::now();
     loop {
         match tokio_postgres::connect(url, NoTls).await {
@@ -180,7 +180,7 @@ pub(super) async fn reach(url: &str) -> Client {
 }
 
 /// A writer that goes on through every outage of its server.
-pub(super) struct Load {
+pub(crate) struct Load {
     done: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     task: JoinHandle<()>,
@@ -188,7 +188,7 @@ pub(super) struct Load {
 
 impl Load {
     /// Runs the statement over and over, with `$n` in it the number of the turn.
-    pub(super) fn start(url: &str, statement: &'static str) -> Self {
+    pub(crate) fn start(url: &str, statement: &'static str) -> Self {
         let (done, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let task = tokio::spawn({
             let (url, done, stop) = (url.to_owned(), done.clone(), stop.clone());
@@ -216,7 +216,7 @@ impl Load {
     }
 
     /// Waits until so many further turns have succeeded.
-    pub(super) async fn turns(&self, count: u64) {
+    pub(crate) async fn turns(&self, count: u64) {
         let (goal, start) = (self.done.load(Ordering::Relaxed) + count, Instant::now());
         while self.done.load(Ordering::Relaxed) < goal {
             assert!(start.elapsed() < LIMIT, "the writer cannot write");
@@ -225,7 +225,7 @@ impl Load {
     }
 
     /// Ends it.
-    pub(super) async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap();
     }

@@ -1,0 +1,129 @@
+//! What a server without `changes` needs beside its requests: it has no versions and remembers nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::courier::Courier;
+use super::reader::Shapes;
+use crate::batch::{Batch, Fate};
+use crate::change::{Cause, Op};
+use crate::error::Result;
+use crate::source::{sent, touch};
+
+/// Rows that are touched again at once.
+const CHUNK: i64 = 5_000;
+
+impl Courier {
+    /// Notes which rows of entities with a condition go to the cloud, and leaves the deletes of those out that never went.
+    pub(super) async fn settle_conditions(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
+        let client = self.session.client();
+        let mut upserts: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+        let mut unmet: BTreeMap<usize, Vec<(usize, &str)>> = BTreeMap::new();
+        let pending = batch.pending();
+        for &nth in &pending {
+            let change = &batch.changes()[nth];
+            if self.catalogue.entities()[change.entity].filter.is_none() {
+                continue;
+            }
+            if change.op == Op::Upsert {
+                upserts.entry(change.entity).or_default().push(&change.key);
+            } else if change.cause == Cause::Unmet {
+                unmet.entry(change.entity).or_default().push((nth, &change.key));
+            }
+        }
+        for (entity, keys) in upserts {
+            sent::note(client, Some(self.fence.term()), shapes.numbers[entity], &keys).await?;
+        }
+        let mut never = Vec::new();
+        for (entity, rows) in unmet {
+            let keys: Vec<&str> = rows.iter().map(|(_, key)| *key).collect();
+            let known = sent::known(client, shapes.numbers[entity], &keys).await?;
+            never.extend(
+                rows.iter()
+                    .filter(|(_, key)| !known.contains(key))
+                    .map(|(nth, _)| *nth),
+            );
+        }
+        for nth in never {
+            batch.set_fate(nth, Fate::Kept);
+        }
+        Ok(())
+    }
+
+    /// Forgets the rows whose delete the cloud has accepted.
+    pub(super) async fn forget_deleted(&self, batch: &Batch, shapes: &Shapes) -> Result<()> {
+        let mut deleted: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+        for (nth, change) in batch.changes().iter().enumerate() {
+            let entity = &self.catalogue.entities()[change.entity];
+            if entity.filter.is_some() && change.op == Op::Delete && *batch.fate(nth) == Fate::Accepted {
+                deleted.entry(change.entity).or_default().push(&change.key);
+            }
+        }
+        for (entity, keys) in deleted {
+            sent::forget(
+                self.session.client(),
+                self.fence.term(),
+                shapes.numbers[entity],
+                &keys,
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// How long a request may still arrive that got no answer.
+    fn life(&self) -> Duration {
+        self.cloud.timeout() * 2
+    }
+
+    /// Notes the rows whose requests got no answer: such a request may arrive after what is sent later.
+    pub(super) async fn note_unanswered(&mut self, batch: &mut Batch) -> Result<()> {
+        let late = batch.take_unanswered();
+        if late.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<(&str, &str)> = late
+            .iter()
+            .map(|&nth| &batch.changes()[nth])
+            .filter(|change| change.op != Op::Truncate)
+            .map(|change| {
+                (
+                    self.catalogue.entities()[change.entity].name.as_str(),
+                    &*change.key,
+                )
+            })
+            .collect();
+        let life = self.life();
+        sent::unanswered(self.session.client(), self.fence.term(), &rows, life).await?;
+        self.greet_at = self.greet_at.min(Instant::now() + life);
+        Ok(())
+    }
+
+    /// Touches the rows again whose requests can no longer arrive.
+    pub(super) async fn touch_unanswered(&mut self) -> Result<()> {
+        let Some(shapes) = self.shapes.clone() else {
+            return Ok(());
+        };
+        loop {
+            let (rows, next) = sent::overdue(self.session.client(), CHUNK).await?;
+            for (place, entity) in self.catalogue.entities().iter().enumerate() {
+                let keys: Vec<&str> = rows
+                    .iter()
+                    .filter(|(name, _)| *name == entity.name)
+                    .map(|(_, key)| key.as_str())
+                    .collect();
+                touch::keys(self.session.client(), entity, shapes.numbers[place], &keys).await?;
+            }
+            sent::answered(self.session.client(), &rows).await?;
+            if (rows.len() as i64) < CHUNK {
+                if let Some(seconds) = next {
+                    let at = Instant::now() + Duration::from_secs_f64(seconds.clamp(0.1, 3600.0));
+                    self.greet_at = self.greet_at.min(at);
+                }
+                return Ok(());
+            }
+        }
+    }
+}

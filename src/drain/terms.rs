@@ -1,0 +1,172 @@
+//! Beginning a term with the cloud: whether it is the cloud that the site knows, has what it had accepted, and takes this source's
+//! batches.
+//!
+//! What was lost on either side is noted durably, as a gap of every entity, before the term's first batch is sent.
+
+use super::courier::Courier;
+use crate::change::Epoch;
+use crate::checkpoint::Version;
+use crate::deliver::{Failure, Hello, Numbering};
+use crate::error::{Error, Kind, Result};
+use crate::source::{guard, identity, term};
+
+impl Courier {
+    /// Whether the cloud is another one than before, or has less than it had accepted.
+    pub(super) fn has_changed(&self, hello: &Hello) -> bool {
+        let cloud = self.cloud_name(hello);
+        self.stored.cloud.as_ref().is_some_and(|before| *before != cloud) || self.lacks(hello).is_some()
+    }
+
+    /// The batch that the cloud had accepted and has not; none where it has all, or does not say.
+    fn lacks(&self, hello: &Hello) -> Option<Version> {
+        if !hello.tells_version {
+            return None;
+        }
+        let epoch = self.origin.epoch.0;
+        let expected = self
+            .resume
+            .accepted
+            .max(self.accepted_before)
+            .filter(|version| version.epoch == epoch)?;
+        let has = hello.version.filter(|version| version.epoch == epoch);
+        (has < Some(expected)).then_some(expected)
+    }
+
+    /// What the cloud is told apart by: its own identity, else its address.
+    fn cloud_name(&self, hello: &Hello) -> String {
+        match &hello.receiver {
+            Some(receiver) => format!("receiver {receiver}"),
+            None => format!("server {}", self.cloud.url()),
+        }
+    }
+
+    /// Begins a term: from now on batches have its numbers.
+    ///
+    /// # Errors
+    /// The source's; an identity error where the cloud knows the source as another database, another machine or a newer outbox.
+    pub(super) async fn begin_term(&mut self, hello: &Hello) -> std::result::Result<(), Failure> {
+        self.settle_epoch(hello).await?;
+        let epoch = self.origin.epoch.0;
+        if let Some(version) = hello.version.filter(|version| version.epoch > epoch) {
+            return Err(cloud_is_ahead(version.epoch, epoch).into());
+        }
+        let has = hello.version.filter(|version| version.epoch == epoch);
+        self.note_losses(hello, has).await?;
+        let previous = match has {
+            Some(version) => Some(self.nonce(version).await?),
+            None => None,
+        };
+        if !hello.capabilities.changes && !self.ended_before {
+            // A request of the drain before this one may still be on its way, and would win over what is sent now.
+            let wait = self.cloud.timeout() * 2;
+            tracing::info!(
+                seconds = wait.as_secs(),
+                "waiting until no request of an earlier run can arrive"
+            );
+            tokio::time::sleep(wait).await;
+        }
+        let above = has.map_or(0, |version| version.term);
+        term::begin(self.session.client(), &self.fence, above, &mut self.resume).await?;
+        self.ended_before = true;
+        self.accepted_before = None;
+        self.promoted = false;
+        self.known_nonce = (self.resume.term, self.resume.nonce.clone());
+        self.numbering = Some(Numbering::new(
+            self.resume.term,
+            self.resume.nonce.clone(),
+            previous,
+        ));
+        Ok(())
+    }
+
+    /// Notes what the cloud does not have although it should, or has although the site does not.
+    async fn note_losses(&mut self, hello: &Hello, has: Option<Version>) -> Result<()> {
+        let client = self.session.client();
+        let cloud = self.cloud_name(hello);
+        let another = self.stored.cloud.as_ref().is_some_and(|before| *before != cloud);
+        let mut why = None;
+        if another {
+            why = Some("it is another cloud than before");
+        } else if self.lacks(hello).is_some() {
+            why = Some("the cloud has less than it had accepted: an older state of it was restored");
+        } else if self.promoted && has > self.resume.accepted {
+            why = Some("the site's database was promoted or recovered, and may lack what was sent before");
+        }
+        if let Some(why) = why {
+            tracing::error!("{why}: every entity is compared with it");
+            guard::mark_all(client, why).await?;
+            self.resume.accepted = None;
+            self.accepted_before = None;
+        }
+        if another || self.stored.cloud.is_none() {
+            identity::note_cloud(client, self.fence.term(), &cloud, another).await?;
+            self.stored.cloud = Some(cloud);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the epoch lies above all that the cloud knows of the source, once for each outbox.
+    async fn settle_epoch(&mut self, hello: &Hello) -> Result<()> {
+        if self.stored.settled {
+            return Ok(());
+        }
+        if let Some(version) = hello.version {
+            if let Some(database) = &hello.database
+                && *database != self.origin.database
+                && !self.stored.declared_new
+            {
+                return Err(Error::new(
+                    Kind::Identity,
+                    "deliver to the cloud",
+                    format!(
+                        "the cloud knows source {} as database {database}, and this is {}: two databases must not share one source",
+                        self.origin.source_id, self.origin.database
+                    ),
+                )
+                .remedy(
+                    "set source.source_id to another name; if this database takes the other one's place, run `cloud-sync init --new-epoch`",
+                ));
+            }
+            if version.epoch >= self.origin.epoch.0 {
+                self.origin.epoch = Epoch(hello.highest_epoch.max(version.epoch) + 1);
+            }
+            let why = "the outbox is a new one, and the cloud has rows of the one before it";
+            guard::mark_all(self.session.client(), why).await?;
+        } else if hello.highest_epoch >= self.origin.epoch.0 {
+            self.origin.epoch = Epoch(hello.highest_epoch + 1);
+        }
+        self.resume.identity.epoch = self.origin.epoch;
+        self.stored.settled = true;
+        Ok(())
+    }
+
+    /// The nonce of the term that the cloud has.
+    async fn nonce(&self, version: Version) -> Result<String> {
+        let (term, nonce) = &self.known_nonce;
+        if *term == version.term && !nonce.is_empty() {
+            return Ok(nonce.clone());
+        }
+        let known = term::nonce(self.session.client(), version.term).await?;
+        known.ok_or_else(|| {
+            Error::new(
+                Kind::Identity,
+                "deliver to the cloud",
+                format!("the cloud has batches of term {}, and this database knows of no such term", version.term),
+            )
+            .remedy(
+                "another machine sends as this source, a copy of it; or this database was put back to an older state. Stop the copy; \
+                 if this is the site's database now, run `cloud-sync init --new-epoch`",
+            )
+        })
+    }
+}
+
+/// The error of a cloud that has a newer outbox of this source.
+fn cloud_is_ahead(theirs: i64, ours: i64) -> Error {
+    Error::new(
+        Kind::Identity,
+        "deliver to the cloud",
+        format!("the cloud has epoch {theirs} of this source, and the outbox is of epoch {ours}: it is not the outbox that the cloud knows"),
+    )
+    .remedy("if this is the site's database now, run `cloud-sync init --new-epoch` and start the replicator again")
+}

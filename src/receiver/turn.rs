@@ -1,0 +1,329 @@
+//! Whose turn it is: which batch of a source may be applied next.
+//!
+//! Of each source the receiver keeps its newest batch. A batch is applied if it is the one that follows, and a repeat of
+//! the newest batch gets the answer that the batch had. Everything else is refused, and changes nothing. The decision is
+//! made under the site's lock, in the transaction that applies the rows and notes the batch; so a batch is applied once,
+//! however often and over however many connections it comes.
+
+use axum::http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
+use sqlx::{PgConnection, Row};
+
+use super::answer::{Answer, Refusal};
+use super::database::Trouble;
+use crate::wire::{self, TurnCode};
+
+const TURN: &str = include_str!("../../sql/receiver/turn.sql");
+const TAKE: &str = include_str!("../../sql/receiver/take.sql");
+
+/// The headers of a batch.
+#[derive(Debug, Clone)]
+pub(super) struct BatchHeaders<'a> {
+    pub(super) source: &'a str,
+    pub(super) epoch: i64,
+    pub(super) term: i64,
+    pub(super) batch: i64,
+    pub(super) nonce: &'a str,
+    pub(super) previous_nonce: Option<&'a str>,
+    pub(super) database: Option<&'a str>,
+}
+
+impl<'a> BatchHeaders<'a> {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// 400 where one is missing or not valid.
+    pub(super) fn read(headers: &'a HeaderMap) -> Answer<Self> {
+        let source =
+            source_id(headers)?.ok_or_else(|| Refusal::malformed("the header X-Source-Id is missing"))?;
+        let nonce = nonce(headers, wire::TERM_NONCE, "X-Term-Nonce")?
+            .ok_or_else(|| Refusal::malformed("the header X-Term-Nonce is missing"))?;
+        Ok(Self {
+            source,
+            epoch: number(headers, wire::EPOCH, "X-Epoch", i64::MAX)?,
+            term: number(headers, wire::TERM, "X-Term", wire::TERMS)?,
+            batch: number(headers, wire::BATCH, "X-Batch", wire::BATCHES)?,
+            nonce,
+            previous_nonce: nonce_of_previous(headers)?,
+            database: database(headers)?,
+        })
+    }
+
+    /// The version of the batch's rows.
+    pub(super) fn version(&self) -> i64 {
+        wire::version(self.term, self.batch)
+    }
+}
+
+fn nonce_of_previous(headers: &HeaderMap) -> Answer<Option<&str>> {
+    nonce(headers, wire::PREVIOUS_NONCE, "X-Previous-Nonce")
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<Result<&'a str, std::str::Utf8Error>> {
+    let value = headers.get(name)?;
+    Some(std::str::from_utf8(value.as_bytes()).map(str::trim))
+}
+
+/// The header X-Source-Id; `None` if there is none.
+///
+/// # Errors
+/// 400 where it is empty, too long, or not ASCII.
+pub(super) fn source_id(headers: &HeaderMap) -> Answer<Option<&str>> {
+    match text(headers, wire::SOURCE_ID) {
+        None => Ok(None),
+        Some(Ok(id)) if !id.is_empty() && id.len() <= 200 && id.is_ascii() => Ok(Some(id)),
+        Some(_) => Err(Refusal::malformed("the header X-Source-Id is not valid")),
+    }
+}
+
+fn number(headers: &HeaderMap, name: &str, shown: &str, below: i64) -> Answer<i64> {
+    text(headers, name)
+        .and_then(|value| value.ok()?.parse().ok())
+        .filter(|number| (1..below).contains(number))
+        .ok_or_else(|| {
+            Refusal::malformed(format!(
+                "the header {shown} is missing or not a number from 1 and below {below}"
+            ))
+        })
+}
+
+fn nonce<'a>(headers: &'a HeaderMap, name: &str, shown: &str) -> Answer<Option<&'a str>> {
+    let visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    match text(headers, name) {
+        None => Ok(None),
+        Some(Ok(nonce)) if (1..=wire::NONCE).contains(&nonce.len()) && visible(nonce) => Ok(Some(nonce)),
+        Some(_) => Err(Refusal::malformed(format!(
+            "the header {shown} is not 1 to {} visible ASCII characters",
+            wire::NONCE
+        ))),
+    }
+}
+
+fn database(headers: &HeaderMap) -> Answer<Option<&str>> {
+    match text(headers, wire::SOURCE_DATABASE) {
+        None | Some(Ok("")) => Ok(None),
+        Some(Ok(name)) if name.chars().count() <= wire::DATABASE => Ok(Some(name)),
+        Some(_) => Err(Refusal::malformed(format!(
+            "the header X-Source-Database is not text of at most {} characters",
+            wire::DATABASE
+        ))),
+    }
+}
+
+/// The newest batch of a source.
+#[derive(Debug, Clone)]
+pub(super) struct NewestBatch {
+    epoch: i64,
+    term: i64,
+    nonce: String,
+    batch: i64,
+    body_hash: Vec<u8>,
+    answer: Option<String>,
+}
+
+/// What becomes of a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It is applied.
+    Take,
+    /// It was applied before: this was its answer.
+    Repeat(String),
+    /// It is not applied.
+    Refuse(TurnCode),
+}
+
+/// Decides what becomes of a batch with these headers and the hash of this body.
+fn decide(headers: &BatchHeaders<'_>, body_hash: &[u8], newest: Option<&NewestBatch>) -> Turn {
+    let first = if headers.batch == 1 {
+        Turn::Take
+    } else {
+        Turn::Refuse(TurnCode::OutOfTurn)
+    };
+    let Some(newest) = newest else {
+        return first;
+    };
+    if headers.epoch != newest.epoch {
+        return if headers.epoch < newest.epoch {
+            Turn::Refuse(TurnCode::StaleEpoch)
+        } else {
+            first
+        };
+    }
+    if headers.term < newest.term {
+        return Turn::Refuse(TurnCode::StaleTerm);
+    }
+    if headers.term > newest.term {
+        return if headers.previous_nonce == Some(newest.nonce.as_str()) {
+            first
+        } else {
+            Turn::Refuse(TurnCode::UnknownTerm)
+        };
+    }
+    if headers.nonce != newest.nonce {
+        return Turn::Refuse(TurnCode::UnknownTerm);
+    }
+    if headers.batch == newest.batch + 1 {
+        return Turn::Take;
+    }
+    if headers.batch != newest.batch {
+        return Turn::Refuse(TurnCode::OutOfTurn);
+    }
+    match &newest.answer {
+        Some(answer) if newest.body_hash == body_hash => Turn::Repeat(answer.clone()),
+        _ => Turn::Refuse(TurnCode::DifferentBatch),
+    }
+}
+
+/// Reads the source's newest batch and decides. The site's lock must be held. Returns the stored answer of a repeated
+/// batch, `None` if the batch is to be applied, and as the inner error the 409 of one that is refused.
+pub(super) async fn ask(
+    connection: &mut PgConnection,
+    site: &str,
+    headers: &BatchHeaders<'_>,
+    body_hash: &[u8],
+) -> Result<Answer<Option<String>>, Trouble> {
+    let row = sqlx::query(TURN)
+        .bind(site)
+        .bind(headers.source)
+        .bind(headers.epoch)
+        .bind(headers.term)
+        .bind(headers.batch)
+        .fetch_optional(connection)
+        .await?;
+    let newest = match row {
+        None => None,
+        Some(row) => Some(NewestBatch {
+            epoch: row.try_get("epoch")?,
+            term: row.try_get("term")?,
+            nonce: row.try_get("nonce")?,
+            batch: row.try_get("batch")?,
+            body_hash: row.try_get::<Option<_>, _>("body_hash")?.unwrap_or_default(),
+            answer: row.try_get("answer")?,
+        }),
+    };
+    Ok(match decide(headers, body_hash, newest.as_ref()) {
+        Turn::Take => Ok(None),
+        Turn::Repeat(answer) => Ok(Some(answer)),
+        Turn::Refuse(code) => Err(refusal(code, headers, newest.as_ref())),
+    })
+}
+
+/// Notes a batch as its source's newest, with its answer.
+pub(super) async fn take(
+    connection: &mut PgConnection,
+    site: &str,
+    headers: &BatchHeaders<'_>,
+    body_hash: &[u8],
+    answer: &str,
+) -> Result<(), Trouble> {
+    sqlx::query(TAKE)
+        .bind(site)
+        .bind(headers.source)
+        .bind(headers.epoch)
+        .bind(headers.term)
+        .bind(headers.nonce)
+        .bind(headers.batch)
+        .bind(body_hash)
+        .bind(answer)
+        .bind(headers.database)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+fn refusal(code: TurnCode, headers: &BatchHeaders<'_>, newest: Option<&NewestBatch>) -> Refusal {
+    let batch = format!(
+        "batch {} of term {} of epoch {}",
+        headers.batch, headers.term, headers.epoch
+    );
+    let error = match (code, newest) {
+        (TurnCode::OutOfTurn, Some(newest))
+            if (headers.epoch, headers.term) == (newest.epoch, newest.term) =>
+        {
+            format!(
+                "{batch} is not the next one: the newest is batch {}",
+                newest.batch
+            )
+        }
+        (TurnCode::OutOfTurn, _) => format!("{batch} is not the first one of its term"),
+        (TurnCode::StaleEpoch, _) => format!("{batch} comes too late: the source has a newer epoch"),
+        (TurnCode::StaleTerm, _) => format!("{batch} comes too late: the source has a newer term"),
+        (TurnCode::UnknownTerm, _) => format!(
+            "{batch} does not follow the source's newest term: another program, perhaps on a copy of the \
+             machine, sends as the same source"
+        ),
+        (TurnCode::DifferentBatch, _) => format!("{batch} was taken before, with another body"),
+    };
+    let source = newest.map_or(
+        Value::Null,
+        |newest| json!({"epoch": newest.epoch, "term": newest.term, "batch": newest.batch}),
+    );
+    Refusal::new(StatusCode::CONFLICT, error)
+        .with_code(code.as_str())
+        .with_source(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(epoch: i64, term: i64, batch: i64, nonce: &'static str) -> BatchHeaders<'static> {
+        BatchHeaders {
+            source: "s",
+            epoch,
+            term,
+            batch,
+            nonce,
+            previous_nonce: None,
+            database: None,
+        }
+    }
+
+    #[test]
+    fn only_the_next_batch_is_taken() {
+        let newest = NewestBatch {
+            epoch: 5,
+            term: 3,
+            nonce: "n3".to_owned(),
+            batch: 7,
+            body_hash: vec![1],
+            answer: Some("answer".to_owned()),
+        };
+        let after = |previous_nonce, headers| BatchHeaders {
+            previous_nonce,
+            ..headers
+        };
+        let refuse = Turn::Refuse;
+        for (headers, expected) in [
+            (batch(4, 9, 1, "n9"), refuse(TurnCode::StaleEpoch)),
+            (batch(6, 1, 1, "x"), Turn::Take),
+            (batch(6, 1, 2, "x"), refuse(TurnCode::OutOfTurn)),
+            (batch(5, 2, 8, "n2"), refuse(TurnCode::StaleTerm)),
+            (after(Some("n3"), batch(5, 4, 1, "n4")), Turn::Take),
+            (after(Some("n3"), batch(5, 9, 1, "n9")), Turn::Take),
+            (
+                after(Some("n3"), batch(5, 4, 2, "n4")),
+                refuse(TurnCode::OutOfTurn),
+            ),
+            (
+                after(Some("n2"), batch(5, 4, 1, "n4")),
+                refuse(TurnCode::UnknownTerm),
+            ),
+            (batch(5, 4, 1, "n3"), refuse(TurnCode::UnknownTerm)),
+            (batch(5, 3, 8, "n3"), Turn::Take),
+            (batch(5, 3, 8, "other"), refuse(TurnCode::UnknownTerm)),
+            (batch(5, 3, 7, "n3"), Turn::Repeat("answer".to_owned())),
+            (batch(5, 3, 6, "n3"), refuse(TurnCode::OutOfTurn)),
+            (batch(5, 3, 9, "n3"), refuse(TurnCode::OutOfTurn)),
+        ] {
+            assert_eq!(decide(&headers, &[1], Some(&newest)), expected, "{headers:?}");
+        }
+        let different = decide(&batch(5, 3, 7, "n3"), &[2], Some(&newest));
+        assert_eq!(different, refuse(TurnCode::DifferentBatch));
+        assert_eq!(decide(&batch(1, 4, 1, "n"), &[1], None), Turn::Take);
+        assert_eq!(
+            decide(&batch(1, 1, 2, "n"), &[1], None),
+            refuse(TurnCode::OutOfTurn)
+        );
+    }
+}

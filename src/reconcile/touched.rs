@@ -1,0 +1,160 @@
+//! The rows of one entity that a pass has touched: written to the outbox, and waited for until the drain has settled them.
+
+use std::time::Duration;
+
+use super::Reconcile;
+use super::report::SyncReport;
+use crate::error::{Error, Kind, Result};
+use crate::quarantine::{self, Refused};
+use crate::source::{outbox, touch};
+
+/// How often a provisional refusal is waited for.
+const ROUNDS: usize = 3;
+
+/// Rows that were touched and are not settled.
+pub(super) struct Touched<'a> {
+    reconcile: &'a Reconcile,
+    place: usize,
+    keys: Vec<String>,
+    /// The last transaction that touched some of them.
+    transaction: u64,
+}
+
+impl<'a> Touched<'a> {
+    pub(super) fn new(reconcile: &'a Reconcile, place: usize) -> Self {
+        Self {
+            reconcile,
+            place,
+            keys: Vec::new(),
+            transaction: 0,
+        }
+    }
+
+    /// Touches rows by their keys, JSON objects, whether or not they are there.
+    pub(super) async fn add(&mut self, keys: Vec<String>) -> Result<()> {
+        let reconcile = self.reconcile;
+        let transaction = touch::keys(
+            reconcile.session.client(),
+            &reconcile.catalogue.entities()[self.place],
+            reconcile.attached[self.place].id,
+            &keys,
+        )
+        .await?;
+        self.transaction = self.transaction.max(transaction);
+        self.keys.extend(keys);
+        Ok(())
+    }
+
+    /// How many rows were touched since the last [`Touched::settle`].
+    pub(super) fn waiting(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Waits until the drain has settled what was touched. Returns what of it the cloud has refused.
+    ///
+    /// # Errors
+    /// The source's, and that the entity is parked; [`Kind::CloudUnreachable`] where the drain was not well for the pass's
+    /// patience.
+    pub(super) async fn settle(&mut self) -> Result<Refused> {
+        let keys = std::mem::take(&mut self.keys);
+        if keys.is_empty() {
+            return Ok(Refused::default());
+        }
+        let reconcile = self.reconcile;
+        let entity = &reconcile.catalogue.entities()[self.place];
+        let waited = reconcile
+            .pulse
+            .settled(self.transaction, reconcile.patience)
+            .await;
+        waited.map_err(|reason| {
+            let cause = format!("{reason} ({} rows wait in the outbox)", keys.len());
+            Error::new(Kind::CloudUnreachable, format!("push {}", entity.name), cause)
+        })?;
+        self.must_flow().await?;
+        let mut refused = quarantine::refused(reconcile.session.client(), &entity.name, &keys).await?;
+        for _ in 0..ROUNDS {
+            if !refused.provisional {
+                break;
+            }
+            // The drain has touched them again before it settled the transaction.
+            reconcile.let_drain().await?;
+            refused = quarantine::refused(reconcile.session.client(), &entity.name, &keys).await?;
+        }
+        Ok(refused)
+    }
+
+    /// An error where the entity is parked: what was touched is settled then, and waits.
+    async fn must_flow(&self) -> Result<()> {
+        let reconcile = self.reconcile;
+        let entity = &reconcile.catalogue.entities()[self.place];
+        let row = reconcile
+            .session
+            .client()
+            .query_one(
+                "select parked from cloud_sync.entity where id = $1",
+                &[&reconcile.attached[self.place].id],
+            )
+            .await
+            .map_err(|error| Error::postgres(format!("see whether {} is parked", entity.name), error))?;
+        match row.get::<_, Option<&str>>(0) {
+            None => Ok(()),
+            Some(why) => Err(Error::new(
+                Kind::Source,
+                format!("push {}", entity.name),
+                format!("its changes wait in the site's database: {why}"),
+            )),
+        }
+    }
+
+    /// As [`Touched::settle`], with what was refused told to the report. Returns whether the drain gets on.
+    pub(super) async fn settle_reporting(&mut self, report: &mut SyncReport) -> Result<bool> {
+        let name = &self.reconcile.catalogue.entities()[self.place].name;
+        match self.settle().await {
+            Ok(refused) => {
+                let mut rows: Vec<_> = refused.rows.into_iter().collect();
+                rows.sort_unstable();
+                for (key, (code, error)) in rows {
+                    report.fail(name, format!("row {key} was refused: {code} {error}"));
+                }
+                Ok(true)
+            }
+            Err(error) if error.kind() == Kind::CloudUnreachable => {
+                report.fail(name, error.cause());
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Reconcile {
+    /// Waits until what waits in the outbox now is delivered, or the drain is not well: a row on its way is no row that the
+    /// cloud lacks, and would be sent twice.
+    pub(super) async fn let_drain(&self) -> Result<()> {
+        let failed = |error| Error::postgres("see what is on its way", error);
+        let client = self.session.client();
+        let row = client
+            .query_one("select pg_current_xact_id()::text::bigint", &[])
+            .await
+            .map_err(failed)?;
+        let now = row.get::<_, i64>(0) as u64;
+        // A drain that found nothing more has no checkpoint that would see this transaction: then nothing waits.
+        let idle = async {
+            let mut pause = Duration::from_millis(50);
+            loop {
+                if let Some(checkpoint) = self.pulse.checkpoint()
+                    && outbox::lag(&self.session, &checkpoint).await?.changes == 0
+                {
+                    return Ok(());
+                }
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(Duration::from_secs(2));
+            }
+        };
+        tokio::select! {
+            idle = idle => idle,
+            // Where it is not well, the comparison finds that out, entity by entity.
+            _ = self.pulse.settled(now, self.patience) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Reads whole tables, page by page of the server's files: for what a comparison or a backfill looks at.
+//!
+//! Pages need no order of keys and no position in it. A row that moves to another page meanwhile was written, and its touch
+//! brings it to the cloud whether or not it is met here.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::describe::Table;
+use super::projection::{Present, Projection};
+use super::quote_name;
+use crate::catalogue::Entity;
+use crate::error::{Error, Result};
+
+/// Rows and bytes that one read should have, at most.
+const ROWS: usize = 5_000;
+const BYTES: usize = 4 * 1024 * 1024;
+
+/// Pages of a read, at most.
+const PAGES: u64 = 1_024;
+
+/// A table with rows of its own: the entity's, or one of its partitions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// Its oid.
+    pub oid: u32,
+    /// Its file: another one after the table was written anew, and then its pages are others.
+    pub filenode: u32,
+    /// How many pages it has.
+    pub pages: u64,
+    sql_name: String,
+}
+
+/// What is read of each row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    /// The key alone.
+    Keys,
+    /// The whole row.
+    Rows,
+}
+
+/// A row that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its key, a JSON object.
+    pub key: Box<str>,
+    /// The row, a JSON object; none where only the key was asked for, and where the row has no JSON.
+    pub row: Option<Box<str>>,
+    /// Whether it meets the entity's condition.
+    pub met: bool,
+}
+
+/// Reads an entity's rows.
+pub struct Pages<'a> {
+    client: &'a Client,
+    entity: &'a Entity,
+    projection: Projection,
+    within: String,
+    read: Read,
+    /// Pages of the next read.
+    step: u64,
+}
+
+/// The tables that hold the entity's rows, in the order of their oids.
+///
+/// # Errors
+/// The source's.
+pub async fn leaves(client: &Client, table: &Table) -> Result<Vec<Leaf>> {
+    let rows = client
+        .query_typed(
+            "select c.oid, coalesce(pg_relation_filenode(c.oid), 0::oid), \
+                    (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint, format('%I.%I', n.nspname, c.relname) \
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where c.relkind = 'r' and (c.oid = $1 or c.oid in (select relid from pg_partition_tree($1::oid::regclass) p)) \
+             order by c.oid",
+            &[(&table.oid, Type::OID)],
+        )
+        .await
+        .map_err(|error| Error::postgres(format!("list the partitions of {}", table.sql_name), error))?;
+    Ok(rows
+        .iter()
+        .map(|row| Leaf {
+            oid: row.get(0),
+            filenode: row.get(1),
+            pages: row.get::<_, i64>(2) as u64,
+            sql_name: row.get(3),
+        })
+        .collect())
+}
+
+/// How many rows the entity has within `days` of its retention; none means all.
+///
+/// # Errors
+/// The source's.
+pub async fn count(client: &Client, entity: &Entity, table: &Table, days: Option<u32>) -> Result<u64> {
+    let sql = format!(
+        "select count(*) from {} t where {}",
+        table.sql_name,
+        within(entity, days)
+    );
+    let row = client
+        .query_one(&sql, &[])
+        .await
+        .map_err(|error| Error::postgres(format!("count the rows of {}", entity.name), error))?;
+    Ok(row.get::<_, i64>(0) as u64)
+}
+
+/// The SQL condition that a row of `t` lies within `days` of the entity's retention.
+fn within(entity: &Entity, days: Option<u32>) -> String {
+    match (&entity.window, days) {
+        (Some(window), Some(days)) => format!(
+            "t.{} >= pg_catalog.now() - interval '{days} days'",
+            quote_name(&window.column)
+        ),
+        _ => "true".to_owned(),
+    }
+}
+
+impl<'a> Pages<'a> {
+    /// Reads rows within `days` of the entity's retention; none means all.
+    pub fn new(client: &'a Client, entity: &'a Entity, table: &Table, days: Option<u32>, read: Read) -> Self {
+        Self {
+            client,
+            entity,
+            projection: Projection::new(entity, table),
+            within: within(entity, days),
+            read,
+            step: 1,
+        }
+    }
+
+    /// The rows of the leaf from this page on, as many pages as suit, and the page to go on at; none at the leaf's end.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn next(&mut self, leaf: &Leaf, from: u64) -> Result<Option<(Vec<Found>, u64)>> {
+        if from >= leaf.pages {
+            return Ok(None);
+        }
+        let to = (from + self.step).min(leaf.pages);
+        let keys: Vec<String> = self
+            .entity
+            .key
+            .iter()
+            .map(|name| format!("t.{}", quote_name(name)))
+            .collect();
+        let list = match (self.read, &self.entity.filter) {
+            (Read::Rows, _) => self.projection.list(false),
+            (Read::Keys, Some(filter)) => format!("({filter}) is true, {}", self.projection.key_list(&keys)),
+            (Read::Keys, None) => format!("true, {}", self.projection.key_list(&keys)),
+        };
+        let sql = format!(
+            "select {list} from only {} t where t.ctid >= '({from},0)'::pg_catalog.tid and t.ctid < '({to},0)'::pg_catalog.tid \
+             and {}",
+            leaf.sql_name, self.within
+        );
+        let rows = self
+            .client
+            .query_typed(&sql, &[])
+            .await
+            .map_err(|error| Error::postgres(format!("read the rows of {}", self.entity.name), error))?;
+        let mut found = Vec::with_capacity(rows.len());
+        let mut bytes = 0;
+        for row in &rows {
+            let one = match self.read {
+                Read::Keys => self.projection.key(row, 1).map(|key| Found {
+                    key,
+                    row: None,
+                    met: row.get::<_, Option<bool>>(0) == Some(true),
+                }),
+                Read::Rows => match self.projection.present(row, 0) {
+                    Present::Row(image) => Some(Found {
+                        key: image.key,
+                        row: Some(image.row),
+                        met: true,
+                    }),
+                    Present::Unmet(key) => Some(Found {
+                        key,
+                        row: None,
+                        met: false,
+                    }),
+                    // Where the cloud lacks it, the drain sets it aside by its key.
+                    Present::Unreadable(_) => self.projection.image_key(row, 0).map(|key| Found {
+                        key,
+                        row: None,
+                        met: true,
+                    }),
+                },
+            };
+            if let Some(one) = one {
+                bytes += one.row.as_ref().map_or(one.key.len(), |row| row.len());
+                found.push(one);
+            }
+        }
+        let small = rows.len() * 2 <= ROWS && bytes * 2 <= BYTES;
+        let large = rows.len() > ROWS || bytes > BYTES;
+        self.step = match (small, large) {
+            (true, _) => (self.step * 2).min(PAGES),
+            (_, true) => (self.step / 2).max(1),
+            _ => self.step,
+        };
+        Ok(Some((found, to)))
+    }
+}

@@ -1,0 +1,271 @@
+//! What is read of an entity's rows, and how it becomes the JSON of a row and of its key.
+//!
+//! One form for all: rows that were touched, rows that a sync compares, keys that are told to the cloud. A row has the
+//! columns that the table has now, without the excluded ones. Redaction happens here, by [`redact`], with what the
+//! excluded columns hold: it is read for that, and leaves the program nowhere else.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, Type};
+
+use super::describe::{Codec, Column, Table};
+use super::{quote_name, values};
+use crate::catalogue::Entity;
+use crate::redact;
+
+/// The columns of an entity's rows.
+#[derive(Debug)]
+pub(crate) struct Projection {
+    columns: Vec<Field>,
+    /// For each key column, its place among the columns.
+    key: Vec<usize>,
+    /// The names of the excluded columns whose values are taken out of redacted ones.
+    secrets: Vec<String>,
+    filter: Option<String>,
+}
+
+#[derive(Debug)]
+struct Field {
+    name: String,
+    base_type: String,
+    codec: Codec,
+    redacted: bool,
+    /// The name as a member of a JSON object: in quotes, with its colon.
+    label: Vec<u8>,
+}
+
+impl Field {
+    fn new(column: &Column, entity: &Entity) -> Self {
+        let mut label = Vec::new();
+        values::string(&mut label, column.name.as_bytes());
+        label.push(b':');
+        Self {
+            name: column.name.clone(),
+            base_type: column.base_type.clone(),
+            codec: column.codec,
+            redacted: entity.redact.contains(&column.name),
+            label,
+        }
+    }
+
+    /// The SQL expression that reads `value`.
+    fn read(&self, value: &str) -> String {
+        match self.codec {
+            Codec::Binary(_) => value.to_owned(),
+            Codec::Number | Codec::Text => format!("({value})::pg_catalog.text"),
+            Codec::Output => super::output(value),
+            Codec::Json => format!("pg_catalog.to_json({value})::pg_catalog.text"),
+        }
+    }
+
+    /// Appends the value's JSON; none where it has none.
+    fn json(&self, json: &mut Vec<u8>, field: Option<&[u8]>, secrets: &[&str]) -> Option<()> {
+        let Some(field) = field else {
+            json.extend_from_slice(b"null");
+            return Some(());
+        };
+        if self.redacted {
+            let text = std::str::from_utf8(field).ok()?;
+            match self.codec {
+                Codec::Json | Codec::Binary(114) => {
+                    json.extend_from_slice(redact::json(text, secrets)?.as_bytes());
+                }
+                Codec::Binary(3802) => {
+                    json.extend_from_slice(redact::json(text.strip_prefix('\u{1}')?, secrets)?.as_bytes());
+                }
+                _ => values::string(json, redact::text(text, secrets).as_bytes()),
+            }
+            return Some(());
+        }
+        match self.codec {
+            Codec::Binary(of) => values::binary(json, of, field)?,
+            Codec::Number => values::number(json, field),
+            Codec::Text | Codec::Output => values::string(json, field),
+            Codec::Json => json.extend_from_slice(field),
+        }
+        Some(())
+    }
+}
+
+/// A row as it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Image {
+    /// Its key, a JSON object.
+    pub(crate) key: Box<str>,
+    /// All of it, a JSON object.
+    pub(crate) row: Box<str>,
+}
+
+/// What was read of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Present {
+    /// It is there.
+    Row(Image),
+    /// It is there, and does not meet the entity's condition.
+    Unmet(Box<str>),
+    /// It is there, and has no JSON.
+    Unreadable(String),
+}
+
+impl Projection {
+    pub(crate) fn new(entity: &Entity, table: &Table) -> Self {
+        let columns: Vec<_> = table
+            .columns
+            .iter()
+            .filter(|column| !entity.exclude.contains(&column.name))
+            .map(|column| Field::new(column, entity))
+            .collect();
+        let place = |name: &String| columns.iter().position(|field| field.name == *name);
+        Self {
+            key: entity.key.iter().filter_map(place).collect(),
+            secrets: if entity.redact.is_empty() {
+                Vec::new()
+            } else {
+                entity.exclude.clone()
+            },
+            filter: entity.filter.clone(),
+            columns,
+        }
+    }
+
+    /// The select list over a table `t`; where rows may be `optional`, nothing is evaluated of one that is not there.
+    pub(crate) fn list(&self, optional: bool) -> String {
+        let mut list = vec![match (&self.filter, optional) {
+            (None, _) => "true".to_owned(),
+            (Some(filter), false) => format!("({filter}) is true"),
+            (Some(filter), true) => {
+                format!("case when t.tableoid is not null then ({filter}) is true end")
+            }
+        }];
+        list.extend(
+            self.columns
+                .iter()
+                .map(|field| field.read(&format!("t.{}", quote_name(&field.name)))),
+        );
+        let secret = |name: &String| format!("t.{}::pg_catalog.text", quote_name(name));
+        list.extend(self.secrets.iter().map(secret));
+        list.join(", ")
+    }
+
+    /// The select list of the key's columns, given as values of their types.
+    pub(crate) fn key_list(&self, values: &[String]) -> String {
+        let list: Vec<_> = self
+            .fields()
+            .zip(values)
+            .map(|(field, value)| field.read(value))
+            .collect();
+        list.join(", ")
+    }
+
+    /// The types of the key's columns, for casts.
+    pub(crate) fn key_types(&self) -> impl Iterator<Item = &str> {
+        self.fields().map(|field| field.base_type.as_str())
+    }
+
+    fn fields(&self) -> impl Iterator<Item = &Field> {
+        self.key.iter().map(|&place| &self.columns[place])
+    }
+
+    /// What stands from `first` on in a row of [`Projection::list`]'s columns.
+    pub(crate) fn present(&self, row: &Row, first: usize) -> Present {
+        match self.image(row, first) {
+            Some(image) if row.get::<_, Option<bool>>(first) == Some(true) => Present::Row(image),
+            Some(image) => Present::Unmet(image.key),
+            None => Present::Unreadable("a value of the row has no JSON form".to_owned()),
+        }
+    }
+
+    fn image(&self, row: &Row, first: usize) -> Option<Image> {
+        let columns = first + 1;
+        let secrets: Vec<&str> = (0..self.secrets.len())
+            .filter_map(|nth| field(row, columns + self.columns.len() + nth))
+            .map(std::str::from_utf8)
+            .collect::<Result<_, _>>()
+            .ok()?;
+        let mut json = Vec::with_capacity(row.raw_size_bytes() + self.columns.len() * 16);
+        let mut places = vec![(0, 0); self.key.len()];
+        json.push(b'{');
+        for (nth, column) in self.columns.iter().enumerate() {
+            if nth > 0 {
+                json.push(b',');
+            }
+            json.extend_from_slice(&column.label);
+            let start = json.len();
+            column.json(&mut json, field(row, columns + nth), &secrets)?;
+            if let Some(place) = self.key.iter().position(|&place| place == nth) {
+                places[place] = (start, json.len());
+            }
+        }
+        json.push(b'}');
+        let mut key = Vec::with_capacity(64);
+        for (nth, (column, (start, end))) in self.fields().zip(places).enumerate() {
+            key.push(if nth == 0 { b'{' } else { b',' });
+            key.extend_from_slice(&column.label);
+            key.extend_from_slice(&json[start..end]);
+        }
+        key.push(b'}');
+        Some(Image {
+            key: String::from_utf8(key).ok()?.into(),
+            row: String::from_utf8(json).ok()?.into(),
+        })
+    }
+
+    /// The key alone, out of the columns of [`Projection::list`] from `first` on.
+    pub(crate) fn image_key(&self, row: &Row, first: usize) -> Option<Box<str>> {
+        let places = self.key.iter().map(|place| first + 1 + place);
+        self.key_of(row, places)
+    }
+
+    /// The key's JSON object out of the columns of [`Projection::key_list`] from `first` on.
+    pub(crate) fn key(&self, row: &Row, first: usize) -> Option<Box<str>> {
+        self.key_of(row, first..)
+    }
+
+    fn key_of(&self, row: &Row, places: impl IntoIterator<Item = usize>) -> Option<Box<str>> {
+        let mut key = Vec::with_capacity(64);
+        for (nth, (column, place)) in self.fields().zip(places).enumerate() {
+            key.push(if nth == 0 { b'{' } else { b',' });
+            key.extend_from_slice(&column.label);
+            column.json(&mut key, field(row, place), &[])?;
+        }
+        key.push(b'}');
+        Some(String::from_utf8(key).ok()?.into())
+    }
+
+    /// The key's JSON object of an integer key.
+    pub(crate) fn number_key(&self, number: i64) -> Box<str> {
+        let label = self.fields().next().map_or(&b"\"\":"[..], |field| &field.label);
+        format!("{{{}{number}}}", String::from_utf8_lossy(label)).into()
+    }
+
+    /// The key's JSON object of texts that are no values of the columns' types.
+    pub(crate) fn text_key(&self, texts: &[Option<String>]) -> Box<str> {
+        let mut key = Vec::new();
+        for (nth, (column, text)) in self.fields().zip(texts).enumerate() {
+            key.push(if nth == 0 { b'{' } else { b',' });
+            key.extend_from_slice(&column.label);
+            match text {
+                Some(text) => values::string(&mut key, text.as_bytes()),
+                None => key.extend_from_slice(b"null"),
+            }
+        }
+        key.push(b'}');
+        String::from_utf8_lossy(&key).into_owned().into()
+    }
+}
+
+/// A value's bytes, whatever its type.
+struct Raw<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+fn field(row: &Row, place: usize) -> Option<&[u8]> {
+    row.get::<_, Option<Raw<'_>>>(place).map(|Raw(field)| field)
+}

@@ -1,0 +1,158 @@
+//! The term: one drain's time in office, and the fence around what a drain writes to the site's database.
+//!
+//! A term is begun when a drain is about to send its first batch, by raising a number in the site's database. Each write of a drain
+//! names its term and holds a lock on that row: one that another drain has followed cannot write any more. Each term has a random
+//! nonce. The cloud takes a new term only from who knows the nonce of the one that it has, so that a copy of the machine
+//! cannot take the site over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use rand::RngExt;
+use tokio_postgres::Client;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Kind, Result};
+
+/// The term that this drain's writes are fenced by. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Fence(Arc<AtomicI64>);
+
+impl Fence {
+    /// The term's number; 0 before the first one of an outbox.
+    pub fn term(&self) -> i64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn set(&self, term: i64) {
+        self.0.store(term, Ordering::Release);
+    }
+}
+
+/// How the term stands when a drain opens.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// The fence of the drain that opens, at the term that stands.
+    pub fence: Fence,
+    /// Whether the drain before it ended in order: then none of its requests can still arrive.
+    pub ended: bool,
+}
+
+/// Reads how the term stands.
+///
+/// # Errors
+/// The source's.
+pub async fn read(client: &Client) -> Result<Standing> {
+    let row = client
+        .query_one("select term, ended from cloud_sync.term", &[])
+        .await
+        .map_err(|error| Error::postgres("read who drains the outbox", error))?;
+    let fence = Fence::default();
+    fence.set(row.get(0));
+    Ok(Standing {
+        fence,
+        ended: row.get(1),
+    })
+}
+
+/// Begins a term above `above` and the fence's own, with a new nonce. In one transaction the checkpoint, which gets both, becomes the
+/// mirror, and the outbox's epoch that of its identity: whoever resumes from now on begins there.
+///
+/// # Errors
+/// The source's; [`Kind::SourceUnreachable`] where another drain has begun a term meanwhile.
+pub async fn begin(client: &Client, fence: &Fence, above: i64, checkpoint: &mut Checkpoint) -> Result<()> {
+    let mine = fence.term();
+    let term = mine.max(above) + 1;
+    let nonce = format!("{:032x}", rand::rng().random::<u128>());
+    checkpoint.begin_term(term, nonce.clone());
+    let body = checkpoint.to_json()?;
+    let row = client
+        .query_one(
+            "with mine as (update cloud_sync.term set term = $2, ended = false, begun_at = now() where term = $1 returning term), \
+             named as (insert into cloud_sync.term_nonce select term, $3 from mine \
+                       on conflict (term) do update set nonce = excluded.nonce), \
+             settled as (update cloud_sync.identity set epoch = $4, epoch_settled = true, declared_new = false \
+                         where exists (select from mine) and (epoch <> $4 or not epoch_settled or declared_new)), \
+             mirrored as (insert into cloud_sync.checkpoint (source_id, term, serial, body) select $5, term, $6, $7 from mine \
+                          on conflict (source_id) do update set term = excluded.term, serial = excluded.serial, \
+                          body = excluded.body, mirrored_at = now()) \
+             select count(*) from mine",
+            &[
+                &mine,
+                &term,
+                &nonce,
+                &checkpoint.identity.epoch.0,
+                &checkpoint.identity.source_id,
+                &(checkpoint.serial as i64),
+                &body,
+            ],
+        )
+        .await
+        .map_err(|error| Error::postgres("begin a term", error))?;
+    if row.get::<_, i64>(0) == 0 {
+        return Err(taken_over());
+    }
+    fence.set(term);
+    Ok(())
+}
+
+/// The nonce of a term; none where this database does not know it.
+///
+/// # Errors
+/// The source's.
+pub async fn nonce(client: &Client, term: i64) -> Result<Option<String>> {
+    let row = client
+        .query_opt(
+            "select nonce from cloud_sync.term_nonce where term = $1",
+            &[&term],
+        )
+        .await
+        .map_err(|error| Error::postgres("read the nonce of a term", error))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Notes that the drain of this term has ended in order: no request of it is without an answer.
+///
+/// # Errors
+/// The source's.
+pub async fn end(client: &Client, fence: &Fence) -> Result<()> {
+    client
+        .execute(
+            "update cloud_sync.term set ended = true where term = $1",
+            &[&fence.term()],
+        )
+        .await
+        .map_err(|error| Error::postgres("end a term", error))?;
+    Ok(())
+}
+
+/// The incarnation of the server: a random name in an unlogged table, which PostgreSQL empties in a crash recovery and on a
+/// standby that is promoted. Within one incarnation no transaction number is given twice.
+///
+/// # Errors
+/// The source's.
+pub async fn incarnation(client: &Client) -> Result<String> {
+    let failed = |error| Error::postgres("read the server's incarnation", error);
+    client
+        .execute(
+            "insert into cloud_sync.incarnation (id) values (gen_random_uuid()) on conflict do nothing",
+            &[],
+        )
+        .await
+        .map_err(failed)?;
+    let row = client
+        .query_one("select id::text from cloud_sync.incarnation", &[])
+        .await
+        .map_err(failed)?;
+    Ok(row.get(0))
+}
+
+/// The error of a drain that another one has followed.
+pub fn taken_over() -> Error {
+    Error::new(
+        Kind::SourceUnreachable,
+        "drain the outbox",
+        "another replicator has begun to drain it",
+    )
+    .remedy("only one drains at a time; this one stands by")
+}

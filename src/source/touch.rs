@@ -1,0 +1,57 @@
+//! Touches rows again: repair goes the same road as any change.
+//!
+//! A touch says that a row is to be looked at, no more: whatever its state is when the drain reads it, is sent. So nothing is
+//! locked, and an open transaction that writes the same row does no harm: its own touch comes when it commits.
+
+use tokio_postgres::Client;
+
+use super::rows::join_array;
+use crate::catalogue::Entity;
+use crate::error::{Error, Result};
+use crate::fields::{pick, plain};
+
+/// Keys a statement.
+pub const CHUNK: usize = 5_000;
+
+/// Touches the rows with these keys, JSON objects of the key columns, whether or not they are there. Keys from before the
+/// key had other columns are no row's any more, and are passed over. `number` is the entity's number in the outbox. Returns the
+/// transaction that did it: a checkpoint whose `lo` sees it has accepted all of them; 0 where there was no key.
+///
+/// # Errors
+/// The source's.
+pub async fn keys<S: AsRef<str>>(client: &Client, entity: &Entity, number: i16, keys: &[S]) -> Result<u64> {
+    let mut transaction = 0;
+    for chunk in keys.chunks(CHUNK) {
+        let (numbers, texts): (Vec<Option<i64>>, Vec<Option<String>>) =
+            chunk.iter().filter_map(|key| parts(entity, key.as_ref())).unzip();
+        if numbers.is_empty() {
+            continue;
+        }
+        let row = client
+            .query_one(
+                "select cloud_sync.touch($1, 'w', $2, $3)",
+                &[&number, &numbers, &texts],
+            )
+            .await
+            .map_err(|error| Error::postgres(format!("touch rows of {}", entity.name), error))?;
+        transaction = transaction.max(row.get::<_, i64>(0) as u64);
+    }
+    Ok(transaction)
+}
+
+/// A key as the outbox has it; none where it is no JSON object of the key columns.
+fn parts(entity: &Entity, key: &str) -> Option<(Option<i64>, Option<String>)> {
+    let values = pick(key, &entity.key).ok()?;
+    let texts: Vec<Option<String>> = values
+        .into_iter()
+        .map(|value| Some(Some(plain(value?)?)))
+        .collect::<Option<_>>()?;
+    match texts.as_slice() {
+        [Some(text)] => Some(match text.parse::<i64>() {
+            Ok(number) if number.to_string() == *text => (Some(number), None),
+            _ => (None, Some(text.clone())),
+        }),
+        [_] | [] => None,
+        several => Some((None, Some(join_array(several)))),
+    }
+}

@@ -1,0 +1,114 @@
+//! H15, sentences 4, 7 and 16: what changes rows without a touch is found and compared.
+
+use super::{TABLE, held, site_of, things, whole};
+use crate::support::site::connect;
+
+// H15. `alter column v type int using v + 1`: names, types and touches are as before.
+#[tokio::test]
+async fn values_that_change_without_a_touch_are_compared() {
+    let tables = "create table thing (id bigint primary key, v int)";
+    let (cloud, site) = site_of("using", tables, &things("")).await;
+    let running = site.replicate_guarded();
+    site.run("insert into thing select n, n from generate_series(1, 9) n")
+        .await;
+    running.caught_up().await;
+    whole(&site, &running).await;
+    let there = connect(&cloud.database_url).await;
+    for (change, so) in [
+        (
+            "alter table thing alter column v type int using v + 1",
+            "select sum(v) = 54 from cloud.things",
+        ),
+        (
+            "alter table thing add column w int generated always as (v * 2) stored",
+            "select sum(w) = 108 from cloud.things",
+        ),
+    ] {
+        site.run(change).await;
+        super::until_some(&there, so).await;
+    }
+    whole(&site, &running).await;
+    site.assert_equal(&cloud).await;
+    running.end().await;
+}
+
+// H15. A trigger is disabled and enabled in one transaction: its state is as before.
+#[tokio::test]
+async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
+    let (cloud, site) = site_of("moment", TABLE, &things("")).await;
+    let running = site.replicate_guarded();
+    site.run("insert into thing values (1, 'one'), (2, 'two')").await;
+    running.caught_up().await;
+    whole(&site, &running).await;
+    site.run(
+        "begin; alter table thing disable trigger cloud_sync_1_update; update thing set label = 'unseen' where id = 1; \
+         alter table thing enable always trigger cloud_sync_1_update; commit",
+    )
+    .await;
+    running
+        .until("noticed", |status| !status.capture.is_empty())
+        .await;
+    site.init().await;
+    whole(&site, &running).await;
+    site.assert_equal(&cloud).await;
+    running.end().await;
+}
+
+// Sentence 4. Retention of 30 days, triggers off, a row of 60 days is changed: the gap's comparison has no bound.
+#[tokio::test]
+async fn what_a_gap_missed_is_found_whatever_its_age() {
+    let tables = "create table thing (id bigint primary key, label text, at timestamptz not null)";
+    let config = things("window = { column = \"at\", days = 30 }");
+    let (cloud, site) = site_of("age", tables, &config).await;
+    let running = site.replicate_guarded();
+    site.run("insert into thing values (1, 'old', now() - interval '60 days'), (2, 'new', now())")
+        .await;
+    running.caught_up().await;
+    whole(&site, &running).await;
+    site.run("alter table thing disable trigger all; update thing set label = 'missed'")
+        .await;
+    running
+        .until("noticed", |status| !status.capture.is_empty())
+        .await;
+    site.init().await;
+    whole(&site, &running).await;
+    assert_eq!(
+        held(&cloud, "select label from cloud.things order by id").await,
+        ["missed", "missed"]
+    );
+    running.end().await;
+}
+
+// Sentences 7 and 16. A leaf is truncated; a new partition is written to before it has triggers.
+#[tokio::test]
+async fn a_leafs_truncate_and_a_new_partition_are_compared() {
+    let tables = "create table thing (id bigint primary key, label text) partition by range (id); \
+         create table low partition of thing for values from (0) to (10); \
+         create table high partition of thing for values from (10) to (20)";
+    let (cloud, site) = site_of("leaves", tables, &things("")).await;
+    let running = site.replicate_guarded();
+    site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
+        .await;
+    running.caught_up().await;
+    whole(&site, &running).await;
+    site.run("truncate low").await;
+    super::until_some(
+        &connect(&cloud.database_url).await,
+        "select count(*) = 5 and min(id) = 10 from cloud.things",
+    )
+    .await;
+    whole(&site, &running).await;
+    let truncates = held(&cloud, "select op from cloud_meta.history where op = 'truncate'").await;
+    assert!(truncates.is_empty());
+    // One transaction: no look of the guard comes in between.
+    site.run("begin; create table more partition of thing for values from (20) to (30); insert into more values (21, 'direct'); commit")
+        .await;
+    super::until_some(
+        &connect(&cloud.database_url).await,
+        "select count(*) = 6 from cloud.things",
+    )
+    .await;
+    whole(&site, &running).await;
+    site.assert_equal(&cloud).await;
+    running.end().await;
+}
