@@ -47,15 +47,18 @@ begin
     end if;
 end $$;
 
--- unpark: touches the rows of a parked entity again, and notes that it is parked no longer.
+-- unpark: touches the rows of a parked entity again, and notes that it is parked no longer. A truncate among its touches comes
+-- behind what was written and delivered since, and takes that from the cloud too: the entity is compared then.
 create or replace function cloud_sync.unpark(mine bigint, place smallint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     now_ bigint := coalesce(pg_sequence_last_value('cloud_sync.state'), 0);
 begin
     perform cloud_sync.hold_term(mine);
+    update cloud_sync.entity set gap = 'its table was truncated while it could not be read', gap_seen = clock_timestamp()
+        where id = place and exists (select from cloud_sync.parked_key where entity = place and op = 't');
     execute format('with gone as (delete from cloud_sync.parked_key where entity = $1 returning *)
-                    insert into cloud_sync.segment_%s (entity, op, number, key) select entity, op, number, key from gone', now_ & 65535)
+                    insert into cloud_sync.segment_%s (entity, op, number, key) select entity, op, number, key from gone order by op <> ''t''', now_ & 65535)
         using place;
     update cloud_sync.entity set parked = null, parked_at = null where id = place;
     if now_ > 65535 then

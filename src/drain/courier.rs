@@ -110,6 +110,7 @@ impl Courier {
         let mut attempt = self.attempt(&mut portion.batch, &portion.shapes, None).await;
         if attempt.as_ref().is_err_and(Failure::needs_new_term) {
             self.numbering = None;
+            self.hello = None;
             attempt = self.attempt(&mut portion.batch, &portion.shapes, None).await;
         }
         attempt?;
@@ -238,7 +239,10 @@ impl Courier {
             self.pulse.set(Condition::Replicating);
             return Ok(());
         };
-        if failure.error().class() == Class::Fatal {
+        // The source's failures end the round, whose sessions are opened again.
+        if failure.error().class() == Class::Fatal
+            || matches!(failure.error().kind(), Kind::Source | Kind::SourceUnreachable)
+        {
             return Err(failure.into());
         }
         self.hello = None;

@@ -234,12 +234,6 @@ impl Reader {
             let upto = read.cut.or(page.last).unwrap_or(before);
             self.keep_parked(&page, upto).await?;
             self.mark_gaps(&page, upto).await?;
-            if page.foreign > 0 {
-                tracing::warn!(
-                    touches = page.foreign,
-                    "touches of entities that the catalogue no longer has are passed over"
-                );
-            }
             if let Some(window) = &mut self.cursor.window {
                 window.position = upto;
             }
@@ -338,6 +332,15 @@ impl Reader {
             describe::fingerprint(client, &self.fingerprint, &oids, &names),
             outbox::log_end(client),
         );
+        // A reader that needed more statements has read after these two.
+        let (fingerprint, log_end) = if room.statements() > touched.len() {
+            tokio::join!(
+                describe::fingerprint(client, &self.fingerprint, &oids, &names),
+                outbox::log_end(client),
+            )
+        } else {
+            (fingerprint, log_end)
+        };
         let fingerprint = fingerprint?;
         let (written, flushed) =
             log_end.map_err(|error| Error::postgres("read where the log ends", error))?;
@@ -520,6 +523,18 @@ impl Reader {
                     "rows were touched without their key: a key column was dropped or renamed, or is null",
                 );
             }
+        }
+        for (&number, _) in page.foreign.iter().filter(|&(_, &first)| first <= upto) {
+            tracing::warn!(
+                number,
+                "rows of an entity that the catalogue no longer has were written: they are compared should it come back"
+            );
+            guard::mark(
+                self.session.client(),
+                number,
+                "it was not in the catalogue while its rows changed",
+            )
+            .await?;
         }
         for (place, why) in gaps {
             tracing::error!(entity = self.catalogue.entities()[place].name, "{why}");
@@ -751,7 +766,7 @@ fn assemble(
             };
             match state.row {
                 // The truncate has taken it already.
-                None if truncate.is_some() => {}
+                None if truncate.is_some() && !merged.moved => {}
                 None => {
                     let cause = if merged.moved { Cause::Moved } else { Cause::Gone };
                     changes.push(change(Op::Delete, cause, state.key, None));

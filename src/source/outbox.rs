@@ -3,7 +3,7 @@
 //! A window holds the touches that became visible between two snapshots. It is read in pages, each by a statement of its
 //! own, so that no snapshot is held in the source while the cloud is slow.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures::TryFutureExt;
 use tokio_postgres::types::{FromSql, PgLsn, ToSql, Type};
@@ -66,8 +66,8 @@ pub(crate) struct Page {
     pub(crate) last: Option<Position>,
     /// Whether the window has no more.
     pub(crate) exhausted: bool,
-    /// Touches of entities that the catalogue does not have.
-    pub(crate) foreign: usize,
+    /// The first position of each entity that the catalogue does not have, by its number in the outbox.
+    pub(crate) foreign: BTreeMap<i16, Position>,
 }
 
 /// What opens a window.
@@ -210,7 +210,7 @@ impl Outbox {
             let position = Position(row.get(0));
             page.last = Some(position);
             let Some(&entity) = self.places.get(&row.get::<_, i16>(1)) else {
-                page.foreign += 1;
+                page.foreign.entry(row.get(1)).or_insert(position);
                 continue;
             };
             let op = match row.get::<_, i8>(2) as u8 {
@@ -303,10 +303,11 @@ pub(crate) async fn mirror(client: &Client, fence: &Fence, checkpoint: &Checkpoi
     let body = checkpoint.to_json()?;
     let written = client
         .execute_typed(
-            "with mine as (select term from cloud_sync.term where term = $2 for share) \
-             insert into cloud_sync.checkpoint (source_id, term, serial, body) select $1, $5, $3, $4 from mine \
-             on conflict (source_id) do update set term = excluded.term, serial = excluded.serial, body = excluded.body, \
-             mirrored_at = now()",
+            "with mine as materialized (select term from cloud_sync.term where term = $2 for share), \
+             written as (insert into cloud_sync.checkpoint as c (source_id, term, serial, body) select $1, $5, $3, $4 from mine \
+                 on conflict (source_id) do update set term = excluded.term, serial = excluded.serial, body = excluded.body, \
+                 mirrored_at = now() where (c.term, c.serial) <= (excluded.term, excluded.serial)) \
+             select from mine",
             &[
                 (&checkpoint.identity.source_id, Type::TEXT),
                 (&fence.term(), Type::INT8),

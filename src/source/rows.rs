@@ -215,6 +215,7 @@ impl RowReader {
         read: &mut Vec<(usize, State)>,
     ) -> Result<(), Stop> {
         let stop = |error| Stop::of(&self.entity, error);
+        room.statements.fetch_add(1, Ordering::Relaxed);
         let number = |&nth: &usize| match &keys[nth] {
             TouchKey::Number(number) => Some(*number),
             TouchKey::Texts(_) => None,
@@ -321,6 +322,7 @@ fn by_text(table: &Table, projection: &Projection) -> String {
 pub(crate) struct Room {
     bytes: usize,
     used: AtomicUsize,
+    statements: AtomicUsize,
 }
 
 impl Room {
@@ -328,6 +330,7 @@ impl Room {
         Self {
             bytes,
             used: AtomicUsize::new(0),
+            statements: AtomicUsize::new(0),
         }
     }
 
@@ -337,6 +340,11 @@ impl Room {
 
     fn take(&self, bytes: usize) {
         self.used.fetch_add(bytes + 64, Ordering::Relaxed);
+    }
+
+    /// Statements that have read rows.
+    pub(crate) fn statements(&self) -> usize {
+        self.statements.load(Ordering::Relaxed)
     }
 
     /// Bytes that were taken.

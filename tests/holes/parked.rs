@@ -1,6 +1,6 @@
 //! H14, and sentences 4 and 5: an entity that cannot be read or believed waits alone, and its touches are kept.
 
-use super::{TABLE, deletes, drained, held, number, settled, site_of, texts, things, until};
+use super::{TABLE, deletes, drain_by, drained, held, number, settled, site_of, texts, things, until};
 use crate::support::site::connect;
 
 const COLLATED: &str = "create collation words (provider = icu, locale = 'en'); \
@@ -117,4 +117,45 @@ async fn an_entity_that_is_locked_waits_alone_and_loses_nothing() {
     until(&site.client, "select count(*) = 0 from cloud_sync.parked_key").await;
     site.assert_equal(&cloud).await;
     assert_eq!(deletes(&cloud).await, 1);
+}
+
+// A truncate that was kept comes behind what was delivered since, and takes it from the cloud: that comes again.
+#[tokio::test]
+async fn a_truncate_of_a_table_that_was_locked_takes_nothing_for_good() {
+    let (cloud, site) = site_of("kept_truncate", TABLE, &things("")).await;
+    let drain = drain_by(&site, 10);
+    site.run("insert into thing select n, 'old' from generate_series(1, 5) n")
+        .await;
+    drain.drain_all().await.unwrap();
+    let mut stages = drain.open().await.unwrap();
+    let other = connect(&site.database_url).await;
+    // Given a table that is truncated and filled, for longer than the drain waits,
+    site.run("update thing set label = 'touched' where id = 1").await;
+    other
+        .batch_execute(
+            "begin; truncate thing; insert into thing select n, 'new' from generate_series(1, 100) n",
+        )
+        .await
+        .unwrap();
+    drained(&mut stages).await;
+    assert_eq!(parked(&site).await.len(), 1);
+    // and can be read again amid the window that holds the truncate,
+    other.batch_execute("commit").await.unwrap();
+    stages.step().await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    settled(&mut stages, &site).await;
+    let gaps =
+        "select count(*) from cloud_sync.entity where gap like '%truncated while it could not be read'";
+    assert_eq!(number(&site.client, gaps).await, 1);
+    drop((stages, drain));
+    // then it is compared.
+    let running = site.replicate_guarded();
+    until(
+        &site.client,
+        "select count(*) = 0 from cloud_sync.entity where gap is not null",
+    )
+    .await;
+    running.caught_up().await;
+    site.assert_equal(&cloud).await;
+    running.end().await;
 }
