@@ -386,9 +386,10 @@ impl<F: Fn(&str) + Send + Sync> Live<F> {
         let mut clock = tokio::time::interval(Duration::from_secs(1) / RATE);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let frames = (self.rates.recording_length.as_secs_f64() * f64::from(RATE)) as u32;
-        for _ in 0..frames.max(1) {
+        for nth in 0..frames.max(1) {
+            // A recording has one frame at least.
             tokio::select! {
-                () = self.shutdown.cancelled() => break,
+                () = self.shutdown.cancelled(), if nth > 0 => break,
                 _ = clock.tick() => {}
             }
             recording = draw(move || {
