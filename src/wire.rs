@@ -48,6 +48,19 @@ pub enum TurnCode {
 }
 
 impl TurnCode {
+    const ALL: [Self; 5] = [
+        Self::OutOfTurn,
+        Self::StaleEpoch,
+        Self::StaleTerm,
+        Self::UnknownTerm,
+        Self::DifferentBatch,
+    ];
+
+    /// The code of this text; none where it is another one.
+    pub fn of(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == text)
+    }
+
     /// The code on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -26,7 +26,7 @@ use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::Change;
 use crate::error::{Error, Kind};
-use crate::wire;
+use crate::wire::{self, TurnCode};
 
 /// Below this, a compressed body saves nothing worth the work.
 const WORTH_COMPRESSING: usize = 4 * 1024;
@@ -156,12 +156,12 @@ async fn send(
             Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
                 return Err(Failure::capability(operation, "changes", status));
             }
-            Answer::Refused {
-                status: 409,
-                words,
-                code: Some(code),
-            } if TURNS.contains(&code.as_str()) => return Err(out_of_turn(operation, &code, words)),
-            Answer::Refused { status, words, .. } => {
+            Answer::Refused { status, words, code } => {
+                if status == 409
+                    && let Some(code) = code.as_deref().and_then(TurnCode::of)
+                {
+                    return Err(out_of_turn(operation, code, words));
+                }
                 numbering.refused();
                 if status == 413 {
                     cloud.too_long(size.text);
@@ -172,27 +172,19 @@ async fn send(
     }
 }
 
-/// The codes of a cloud that does not take a batch under its number.
-const TURNS: [&str; 5] = [
-    "out-of-turn",
-    "different-batch",
-    "stale-term",
-    "unknown-term",
-    "stale-epoch",
-];
-
-fn out_of_turn(operation: &str, code: &str, words: String) -> Failure {
+/// The error of a cloud that does not take a batch under its number.
+fn out_of_turn(operation: &str, code: TurnCode, words: String) -> Failure {
     match code {
-        "unknown-term" => Error::new(Kind::Identity, operation, words)
+        TurnCode::UnknownTerm => Error::new(Kind::Identity, operation, words)
             .remedy(
                 "another machine sends to the cloud as this source: a copy of it, or this one before it was put back to an older \
                  state. Stop the copy; if this is the site's database now, run `cloud-sync init --new-epoch`",
             )
             .into(),
-        "stale-epoch" => Error::new(Kind::Identity, operation, words)
+        TurnCode::StaleEpoch => Error::new(Kind::Identity, operation, words)
             .remedy("a newer outbox took this one's place: if this is the site's database now, run `cloud-sync init --new-epoch`")
             .into(),
-        _ => Failure::new_term(operation, words),
+        TurnCode::OutOfTurn | TurnCode::StaleTerm | TurnCode::DifferentBatch => Failure::new_term(operation, words),
     }
 }
 

@@ -391,7 +391,7 @@ impl Cloud {
         let request = link
             .request(Method::PUT, &format!("schema/{}", schema.path))
             .header(CONTENT_TYPE, "application/json")
-            .header("X-Source-Id", &origin.source_id)
+            .header(crate::wire::SOURCE_ID, &origin.source_id)
             .body(body);
         match link.call(&operation, request, bytes).await? {
             Answer::Accepted(reply) => reply.json::<Done>(&operation)?.check(&operation),

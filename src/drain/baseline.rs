@@ -74,7 +74,7 @@ impl Courier {
     }
 
     /// How long a request may still arrive that got no answer.
-    fn life(&self) -> Duration {
+    pub(super) fn life(&self) -> Duration {
         self.cloud.timeout() * 2
     }
 

@@ -58,7 +58,7 @@ impl Courier {
         };
         if !hello.capabilities.changes && !self.ended_before {
             // A request of the drain before this one may still be on its way, and would win over what is sent now.
-            let wait = self.cloud.timeout() * 2;
+            let wait = self.life();
             tracing::info!(
                 seconds = wait.as_secs(),
                 "waiting until no request of an earlier run can arrive"

@@ -18,11 +18,11 @@ use cloud_sync::reconcile::Unobserved;
 use cloud_sync::reconcile::backfill::{BackfillReport, Span};
 use cloud_sync::replicator;
 use cloud_sync::source::identity::Declared;
-use cloud_sync::source::{guard, install};
+use cloud_sync::source::install;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect};
+use crate::support::site::{Cloud, KEY, Running, Site, connect, whole};
 
 /// An `[[entity]]` on a table, with further lines.
 fn entity(name: &str, table: &str, key: &[&str], more: &str) -> String {
@@ -142,29 +142,6 @@ impl Case {
         let report = self.sync().await;
         let pushed: u64 = report.summary().iter().map(|(_, &count)| count as u64).sum();
         assert_eq!(pushed, 0, "{:?}", report.summary());
-    }
-}
-
-async fn whole(site: &Site, running: &Running) {
-    let catalogue = &site.settings.catalogue;
-    for (standing, watched) in guard::watch(&site.client, catalogue).await.unwrap() {
-        guard::note_shape(&site.client, watched.id, &standing.table)
-            .await
-            .unwrap();
-    }
-    let start = std::time::Instant::now();
-    loop {
-        let status = running.replicator.status().await.unwrap();
-        let watched = guard::watch(&site.client, catalogue).await.unwrap();
-        let well = watched
-            .iter()
-            .all(|(_, watched)| watched.wrong.is_none() && watched.gap.is_none());
-        let still = status.lag.is_some_and(|lag| lag.changes == 0) && status.capture.is_empty();
-        if well && still && status.reason.is_none() {
-            return;
-        }
-        assert!(start.elapsed() < LIMIT, "not whole: {status:#?}\n{watched:#?}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
 

@@ -1,13 +1,12 @@
 //! The site's tables change while the replicator runs.
 
 use cloud_sync::control::status::State;
-use cloud_sync::control::{Health, Operator, StatusReport};
+use cloud_sync::control::{Health, Operator};
 use cloud_sync::replicator::preconditions;
-use cloud_sync::source::guard;
 
 use crate::support::baseline::{self, Baseline};
 use crate::support::oracle::Tally;
-use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect};
+use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect, whole};
 
 const NOTES: &str = "create table note (id int primary key, text text, size int, photo bytea, secret text); \
      create table other (id int primary key, text text);";
@@ -23,31 +22,6 @@ async fn notes(hint: &str, tables: &str, catalogue: &str) -> (Cloud, Site, Runni
     let running = site.replicate_guarded();
     running.caught_up().await;
     (cloud, site, running)
-}
-
-/// Waits until nothing waits, nothing is wrong with the capture, and nothing is left to compare: what the columns tell now
-/// included, whether or not the replicator has looked at them since.
-async fn whole(site: &Site, running: &Running) -> StatusReport {
-    let catalogue = &site.settings.catalogue;
-    for (standing, watched) in guard::watch(&site.client, catalogue).await.unwrap() {
-        guard::note_shape(&site.client, watched.id, &standing.table)
-            .await
-            .unwrap();
-    }
-    let start = std::time::Instant::now();
-    loop {
-        let status = running.replicator.status().await.unwrap();
-        let watched = guard::watch(&site.client, catalogue).await.unwrap();
-        let well = watched
-            .iter()
-            .all(|(_, watched)| watched.wrong.is_none() && watched.gap.is_none());
-        let still = status.lag.is_some_and(|lag| lag.changes == 0) && status.capture.is_empty();
-        if well && still && status.reason.is_none() {
-            return status;
-        }
-        assert!(start.elapsed() < LIMIT, "not whole: {status:#?}\n{watched:#?}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
 }
 
 /// Waits until an entity's capture is known to be broken, with these words.

@@ -17,7 +17,7 @@ use cloud_sync::metrics::Metrics;
 use cloud_sync::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
 use cloud_sync::replicator::{self, Replicator};
 use cloud_sync::source::identity::Declared;
-use cloud_sync::source::install;
+use cloud_sync::source::{guard, install};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
@@ -336,5 +336,30 @@ impl Running {
     pub(crate) async fn end(self) {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
+    }
+}
+
+/// Waits until nothing waits, nothing is wrong with the capture, and nothing is left to compare: what the columns tell now
+/// included, whether or not the replicator has looked at them since.
+pub(crate) async fn whole(site: &Site, running: &Running) -> StatusReport {
+    let catalogue = &site.settings.catalogue;
+    for (standing, watched) in guard::watch(&site.client, catalogue).await.unwrap() {
+        guard::note_shape(&site.client, watched.id, &standing.table)
+            .await
+            .unwrap();
+    }
+    let start = std::time::Instant::now();
+    loop {
+        let status = running.replicator.status().await.unwrap();
+        let watched = guard::watch(&site.client, catalogue).await.unwrap();
+        let well = watched
+            .iter()
+            .all(|(_, watched)| watched.wrong.is_none() && watched.gap.is_none());
+        let still = status.lag.is_some_and(|lag| lag.changes == 0) && status.capture.is_empty();
+        if well && still && status.reason.is_none() {
+            return status;
+        }
+        assert!(start.elapsed() < LIMIT, "not whole: {status:#?}\n{watched:#?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
