@@ -10,7 +10,7 @@ use crate::support::oracle::{Tally, amid};
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, LIMIT, connect};
-use crate::support::storm::{self, SERVER, Storm, audited};
+use crate::support::storm::{self, SERVER, Scope, Storm, audited};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rounds_of_sigkill_under_writers_of_every_kind() {
@@ -34,7 +34,7 @@ async fn rounds_of_sigkill_under_writers_of_every_kind() {
     process.kill();
 
     // and writers,
-    let storm = Storm::start(&site.database_url, rng.random());
+    let storm = Storm::start(&site.database_url, rng.random(), Scope::Rows);
     // when the replicator is killed again and again, at random moments after a start or amid deliveries,
     for round in 0..rounds {
         let process = daemon.start();
@@ -55,7 +55,7 @@ async fn rounds_of_sigkill_under_writers_of_every_kind() {
         }
     }
     let before = applied(&there).await;
-    let committed = storm.end().await;
+    let committed = storm.end().await.committed();
     // and one last run leaves both sides equal, no row ever went back, and nothing was refused.
     let process = daemon.start();
     daemon.caught_up().await;

@@ -58,9 +58,14 @@ pub(super) enum Fault {
 
 impl World<'_> {
     pub(super) fn draw(&mut self) -> Fault {
-        let sum = FAULTS.iter().map(|(_, weight)| weight).sum::<u32>();
+        let commands = self.commands;
+        let drawn = || {
+            (FAULTS.into_iter())
+                .filter(|(fault, _)| commands || ![Fault::Sync, Fault::Backfill].contains(fault))
+        };
+        let sum = drawn().map(|(_, weight)| weight).sum::<u32>();
         let mut at = self.rng.random_range(0..sum);
-        for (fault, weight) in FAULTS {
+        for (fault, weight) in drawn() {
             if at < weight {
                 return fault;
             }

@@ -5,6 +5,7 @@
 //! and the oracle is asked whether both sides are equal. The last line says what was done and found.
 
 mod arguments;
+mod calm;
 mod faults;
 mod receiver;
 #[path = "../support/mod.rs"]
@@ -15,7 +16,6 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use cloud_sync::control::status::State;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
@@ -27,10 +27,7 @@ use support::postgres::Server;
 use support::process::{Daemon, Process};
 use support::proxy::{Proxy, Trouble};
 use support::site::{Cloud, Site, connect};
-use support::storm::{self, SERVER, Storm, audited};
-
-/// How long the replicator may take until nothing waits, once nothing is in its way.
-const CATCH_UP: Duration = Duration::from_secs(150);
+use support::storm::{self, Counts, SERVER, Scope, Storm, audited};
 
 /// After so many rounds all is left to catch up.
 const ROUNDS: u64 = 3;
@@ -74,7 +71,7 @@ async fn soak(arguments: &Arguments) -> Tally {
     // From here on the real binary serves in its place.
     cloud.away().await;
     let proxy = Proxy::start(cloud.address()).await;
-    let site = storm::site(&source, "soak", &proxy.url()).await;
+    let site = storm::site_of_every_kind(&source, "soak", &proxy.url()).await;
     let daemons = [Daemon::of(&site, "first"), Daemon::of(&site, "second")];
     let mut world = World {
         receiver: Receiver::new(&cloud, site.folder.path().join("receiver.log")),
@@ -88,11 +85,20 @@ async fn soak(arguments: &Arguments) -> Tally {
         command: None,
         rng: StdRng::seed_from_u64(arguments.seed),
         tally: Tally::default(),
+        counts: Counts::default(),
+        commands: false,
         stop,
     };
     let mut round = 0;
     while Instant::now() < end && !world.stop.is_cancelled() {
-        let storm = Storm::start(&world.site.database_url, world.rng.random());
+        let scope = if world.rng.random_bool(0.6) {
+            Scope::Definitions
+        } else {
+            Scope::EveryKind
+        };
+        world.commands = world.rng.random_bool(0.25);
+        println!("storm: {scope:?}, commands {}", world.commands);
+        let storm = Storm::start(&world.site.database_url, world.rng.random(), scope);
         let mut found = Vec::new();
         for _ in 0..ROUNDS {
             round += 1;
@@ -115,9 +121,11 @@ async fn soak(arguments: &Arguments) -> Tally {
         running,
         command,
         tally,
+        counts,
         ..
     } = world;
     drop((running, command));
+    print!("transactions by kind:\n{counts}");
     tally
 }
 
@@ -160,6 +168,10 @@ struct World<'a> {
     command: Option<Process<'a>>,
     rng: StdRng,
     tally: Tally,
+    /// What the writers of all storms did.
+    counts: Counts,
+    /// Whether `sync` and `backfill` are among the faults: each would hide that a change was missed.
+    commands: bool,
     stop: CancellationToken,
 }
 
@@ -255,82 +267,6 @@ impl<'a> World<'a> {
         self.running[which] = None;
         self.tally.kills += 1;
         which
-    }
-
-    /// Ends the storm, leaves everything alone until nothing waits, and answers what is broken then.
-    async fn calm(&mut self, storm: Storm) -> Vec<String> {
-        self.proxy.set(Trouble::None);
-        self.receiver.ensure();
-        let committed = storm.end().await;
-        let begun = Instant::now();
-        self.command = None;
-        if let Err(found) = self.terminate().await {
-            return vec![found];
-        }
-        let which = self.rng.random_range(0..2);
-        self.start(which, None);
-        loop {
-            self.receiver.ensure();
-            let status = self.daemons[which].status().await;
-            let done = status.as_ref().is_some_and(|status| {
-                status.state == State::Replicating && status.lag.is_some_and(|lag| lag.changes == 0)
-            });
-            if done {
-                break;
-            }
-            if let Some(run) = &mut self.running[which]
-                && let Some(ended) = run.process.has_ended()
-                && !self.stop.is_cancelled()
-            {
-                let log = tail(&self.daemons[which].log());
-                return vec![format!("the replicator ended by itself ({ended}):\n{log}")];
-            }
-            if self.stop.is_cancelled() {
-                return Vec::new();
-            }
-            if begun.elapsed() > CATCH_UP {
-                let log = tail(&self.daemons[which].log());
-                return vec![format!(
-                    "it did not catch up within {CATCH_UP:?}: {status:#?}\n{log}"
-                )];
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let caught_up = begun.elapsed();
-        self.site.client = connect(&self.site.database_url).await;
-        let mut found = oracle::check(&self.site, &self.cloud).await;
-        found.extend(audited(&self.site, &self.cloud).await);
-        for (daemon, log) in self.daemons.iter().map(|daemon| (daemon, daemon.log())) {
-            if log.contains("panicked") {
-                found.push(format!("a panic in {}", daemon.checkpoint().display()));
-            }
-        }
-        println!(
-            "calm: {committed} transactions; caught up in {:.1} s; {}",
-            caught_up.as_secs_f64(),
-            if found.is_empty() {
-                "both sides are equal"
-            } else {
-                "VIOLATED"
-            }
-        );
-        if found.is_empty() {
-            self.forget().await;
-        }
-        found
-    }
-
-    /// Forgets what was checked, so that checks stay quick: of each row's history only the last entry is kept.
-    async fn forget(&self) {
-        storm::forget_audit(&self.site).await;
-        let sql = "delete from cloud_meta.history h using (select site, entity, key, max(id) as id \
-                   from cloud_meta.history group by 1, 2, 3) l where h.site = l.site and h.entity = l.entity \
-                   and h.key is not distinct from l.key and h.id < l.id";
-        let there = connect(&self.cloud.database_url).await;
-        there
-            .batch_execute(sql)
-            .await
-            .expect("the cloud's database answers");
     }
 
     async fn changes(&self) -> u64 {

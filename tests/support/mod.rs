@@ -15,6 +15,7 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod site;
+#[allow(dead_code, reason = "the soak uses all of it")]
 pub(crate) mod storm;
 #[allow(dead_code, reason = "each group of tests uses its own part")]
 pub(crate) mod tls;

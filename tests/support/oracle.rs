@@ -3,12 +3,13 @@
 //! [`check`] is asked when nothing waits any more; [`amid`] at any moment. Both answer violations in words, and none
 //! where all holds. [`Tally`] is what a fault test counts; `make test` adds the tallies up.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::site::{Cloud, SITE, Site, connect};
 
@@ -147,4 +148,68 @@ pub(crate) async fn check(site: &Site, cloud: &Cloud) -> Vec<String> {
         found.push(format!("the cloud differs from the site:\n{report}"));
     }
     found
+}
+
+/// Rows of the cloud that the site does not have, and how rows differ, a few of each entity. For catalogues in which every
+/// delete leaves the site. Asked when nothing waits any more.
+#[allow(dead_code, reason = "for the soak")]
+pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
+    let there = connect(&cloud.database_url).await;
+    let mut found = Vec::new();
+    for entity in site.settings.catalogue.entities() {
+        let key: Vec<String> = entity.key.iter().map(|column| format!("t.{column}")).collect();
+        let columns: Vec<String> = texts(
+            &site.client,
+            &format!(
+                "select attname from pg_attribute where attrelid = '{}'::regclass and attnum > 0 and not attisdropped",
+                entity.table
+            ),
+        )
+        .await;
+        // Of the cloud's row only the columns that the site has now.
+        let rows = |table: &str| {
+            format!(
+                "select jsonb_build_array({}) || (select jsonb_object_agg(k, v) from jsonb_each(to_jsonb(t)) e (k, v) \
+                 where k = any ('{{{}}}'))::jsonb || '[]' from {table} t",
+                key.join(", "),
+                columns.join(",")
+            )
+        };
+        let here: BTreeSet<String> = texts(&site.client, &rows(&entity.table))
+            .await
+            .into_iter()
+            .collect();
+        let held: BTreeSet<String> = texts(&there, &rows(&format!("cloud.{}", entity.name)))
+            .await
+            .into_iter()
+            .collect();
+        let lines = (here
+            .difference(&held)
+            .map(|row| format!("only the site has {row}")))
+        .chain(
+            held.difference(&here)
+                .map(|row| format!("only the cloud has {row}")),
+        );
+        let lines: Vec<String> = lines.collect();
+        if !lines.is_empty() {
+            found.push(format!(
+                "{}: {} rows differ or are on one side only:\n  {}",
+                entity.name,
+                lines.len(),
+                lines[..lines.len().min(12)].join("\n  ")
+            ));
+        }
+    }
+    found
+}
+
+/// The first column of the rows, as text; none where there is no such table.
+async fn texts(client: &Client, sql: &str) -> Vec<String> {
+    let rows = client.simple_query(sql).await.unwrap_or_default();
+    rows.iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+        .collect()
 }

@@ -1,0 +1,107 @@
+//! The audit: a second record of every committed touch, and whether the cloud has what counts as accepted.
+
+use std::collections::HashMap;
+
+use crate::support::site::{Cloud, SITE, Site, connect};
+
+/// A second record of every committed touch, and of every touch that waits because its entity is parked. Nothing trims it.
+pub(super) const AUDIT: &str = "
+create table audit (position bigint primary key, captured_at timestamptz, entity smallint, op \"char\", key text);
+create function public.audit() returns trigger language plpgsql as $$
+begin
+    insert into public.audit select position, captured_at, entity, op, coalesce(number::text, key) from added;
+    return null;
+end $$;
+create trigger audit after insert on cloud_sync.segment_0 referencing new table as added execute function audit();
+create trigger audit after insert on cloud_sync.segment_1 referencing new table as added execute function audit();
+create trigger audit after insert on cloud_sync.segment_2 referencing new table as added execute function audit();
+create trigger audit after insert on cloud_sync.segment_3 referencing new table as added execute function audit();
+create table audit_parked (entity smallint, key text, parked_at timestamptz);
+create function public.audit_parked() returns trigger language plpgsql as $$
+begin
+    insert into public.audit_parked select entity, coalesce(number::text, key), clock_timestamp() from added;
+    return null;
+end $$;
+create trigger audit after insert on cloud_sync.parked_key referencing new table as added execute function audit_parked();
+";
+
+/// What of the audit must be in the cloud and is not, by row: each touch that the checkpoint counts as accepted, and each that is
+/// no longer in the outbox. Such a row was read after the touch: the cloud has applied its state since, or has no such row. Holds
+/// at any moment.
+///
+/// A touch that was parked has left the outbox without being accepted; when its entity flows again, the row is touched again,
+/// and that touch is in the audit too. A touch of a partition's truncate names no row.
+pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
+    // A key of one column is the text itself, that of several an array of texts.
+    let (names, composite): (Vec<String>, Vec<bool>) = site
+        .settings
+        .catalogue
+        .entities()
+        .iter()
+        .map(|entity| (entity.name.clone(), entity.key.len() > 1))
+        .unzip();
+    let rows = site
+        .client
+        .query(
+            &format!(
+                "with c as (select (b->>'lo')::pg_snapshot as lo, (b->'window'->>'hi')::pg_snapshot as hi, \
+                     (b->'window'->>'position')::bigint as position \
+                     from cloud_sync.checkpoint, lateral (select body::json as b) b where source_id = '{SITE}'), \
+                 parked as (select entity, key, max(parked_at) as parked_at from audit_parked group by 1, 2) \
+                 select e.name, k.key, max(a.position), extract(epoch from max(a.captured_at))::float8 \
+                 from audit a join cloud_sync.entity e on e.id = a.entity \
+                 join unnest($1::text[], $2::boolean[]) known (name, composite) on known.name = e.name \
+                 left join cloud_sync.outbox o on o.position = a.position \
+                 left join parked p on p.entity = a.entity and p.key is not distinct from a.key \
+                 left join c on true, \
+                 lateral (select case when a.op = 't' then '' \
+                                 when known.composite then to_jsonb(a.key::text[])::text \
+                                 else jsonb_build_array(a.key)::text end) k (key) \
+                 where (a.op = 't' or a.key is not null) and (p.parked_at is null or a.captured_at > p.parked_at) \
+                     and (o.position is null or pg_visible_in_snapshot(o.xid, c.lo) \
+                          or (pg_visible_in_snapshot(o.xid, c.hi) and o.position <= c.position)) \
+                 group by 1, 2"
+            ),
+            &[&names, &composite],
+        )
+        .await
+        .unwrap();
+    // The cloud after the site: what is accepted is there by then.
+    let there = connect(&cloud.database_url).await;
+    let reached = there
+        .query(
+            "select distinct on (entity, key) entity, coalesce(key::jsonb::text, ''), extract(epoch from at)::float8, op \
+             from cloud_meta.history order by entity, key, id desc",
+            &[],
+        )
+        .await
+        .unwrap();
+    let reached: HashMap<(&str, &str), (f64, &str)> = reached
+        .iter()
+        .map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3))))
+        .collect();
+    let mut found = Vec::new();
+    for row in &rows {
+        let (entity, key, position, touched): (&str, &str, i64, f64) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        // A truncate settles every older state of its entity.
+        let truncated = reached.get(&(entity, "")).map_or(f64::MIN, |(at, _)| *at);
+        let missing = match reached.get(&(entity, key)) {
+            // Where the row is not in the cloud, deleted or gone with a truncate, there was nothing to delete.
+            Some((at, op)) => *op != "delete" && *at > truncated && *at < touched,
+            None => key.is_empty() && truncated < touched,
+        };
+        if missing {
+            found.push(format!(
+                "position {position} of {entity} {key} counts as accepted, and the cloud has an older state of the row"
+            ));
+        }
+    }
+    found
+}
+
+/// Empties the audit once all of it was found in the cloud.
+#[allow(dead_code, reason = "for the soak")]
+pub(crate) async fn forget_audit(site: &Site) {
+    site.run("truncate audit, audit_parked").await;
+}
