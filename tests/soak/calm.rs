@@ -127,7 +127,7 @@ impl World<'_> {
 
     /// Forgets what was checked, so that checks stay quick: of each row's history only the last entry is kept.
     async fn forget(&self) {
-        storm::forget_audit(&self.site).await;
+        storm::audit::forget(&self.site).await;
         let sql = "delete from cloud_meta.history h using (select site, entity, key, max(id) as id \
                    from cloud_meta.history group by 1, 2, 3) l where h.site = l.site and h.entity = l.entity \
                    and h.key is not distinct from l.key and h.id < l.id";

@@ -101,7 +101,6 @@ pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
 }
 
 /// Empties the audit once all of it was found in the cloud.
-#[allow(dead_code, reason = "for the soak")]
-pub(crate) async fn forget_audit(site: &Site) {
+pub(crate) async fn forget(site: &Site) {
     site.run("truncate audit, audit_parked").await;
 }

@@ -8,21 +8,27 @@ use super::kinds::Work;
 /// How often a change whose lock is not free is tried.
 pub(super) const TRIES: u32 = 6;
 
-const ADD_COLUMN: [&str; 7] = [
-    "alter table draft add column extra int default 7",
-    "alter table draft add column extra text default 'given'",
-    "alter table draft add column extra bigint",
-    "alter table draft add column extra float8 default random()",
+/// A name stands for one type: how the cloud merges the types that a column had is told elsewhere.
+const ADD_COLUMN: [&str; 9] = [
+    "alter table draft add column count int default 7",
+    "alter table draft add column count int",
+    "alter table draft add column status text default 'given'",
+    "alter table draft add column status text",
+    "alter table draft add column ratio float8 default random()",
     "alter table draft add column twice bigint generated always as (id * 2) stored",
-    "alter table event add column extra int default 5",
-    "alter table stock add column extra text default 'stock'",
+    "alter table event add column count int default 5",
+    "alter table event add column status text",
+    "alter table stock add column status text default 'stock'",
 ];
 
-const DROP_COLUMN: [&str; 4] = [
-    "alter table draft drop column extra",
-    "alter table draft drop column if exists twice, drop column if exists extra",
-    "alter table event drop column extra",
-    "alter table stock drop column extra",
+const DROP_COLUMN: [&str; 7] = [
+    "alter table draft drop column count",
+    "alter table draft drop column status",
+    "alter table draft drop column if exists twice, drop column if exists ratio",
+    "begin; alter table draft drop column count; alter table draft add column count int; commit",
+    "alter table event drop column count",
+    "alter table event drop column status",
+    "alter table stock drop column status",
 ];
 
 /// Each rewrites the table, but for the change between `varchar` and `text`.

@@ -1,6 +1,6 @@
 //! A storm: writers of every kind against one site, and an audit of what they committed.
 
-mod audit;
+pub(crate) mod audit;
 mod definitions;
 mod kinds;
 mod rows;
@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use audit::{audited, forget_audit};
+pub(crate) use audit::audited;
 pub(crate) use schema::{ENTITIES, TABLES};
 
 use super::postgres::Server;
