@@ -11,6 +11,7 @@ declare
     before jsonb;
     after_ jsonb;
     missed boolean;
+    parted boolean;
 begin
     select shape::jsonb into before from cloud_sync.entity where id = entity_id for update;
     select coalesce(jsonb_object_agg(a.attnum, jsonb_build_object(
@@ -24,20 +25,28 @@ begin
         into after_
         from pg_attribute a join pg_type t on t.oid = a.atttypid
         where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
+    after_ := after_ || jsonb_build_object('partitions', (
+        with recursive tree (member) as (
+            select i.inhrelid from pg_inherits i where i.inhparent = relation
+            union all select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.member)
+        select coalesce(jsonb_agg(member::bigint order by member), '[]') from tree));
     if before is not distinct from after_ then
         return false;
     end if;
+    -- Null where an earlier version has not noted them.
+    parted := coalesce(not (after_->'partitions') @> (before->'partitions'), false);
     missed := before is not null and exists (
-        select from jsonb_each(after_) a left join jsonb_each(before) b on b.key = a.key
+        select from jsonb_each(after_ - 'partitions') a left join jsonb_each(before) b on b.key = a.key
         where case when b.key is null then (a.value->>'filled')::boolean
               else a.value->'is' <> b.value->'is' or a.value->'attributes' <> b.value->'attributes'
                    -- A label that was added changes no row.
                    or not (a.value->'labels') @> (b.value->'labels') end);
     update cloud_sync.entity e set shape = after_::text,
-        gap = case when missed then 'a column or its type has changed' else e.gap end,
-        gap_seen = case when missed then clock_timestamp() else e.gap_seen end
+        gap = case when missed then 'a column or its type has changed'
+                   when parted then 'a partition left the table, and its rows with it' else e.gap end,
+        gap_seen = case when missed or parted then clock_timestamp() else e.gap_seen end
         where e.id = entity_id;
-    return missed;
+    return missed or parted;
 end $$;
 
 -- signature: the triggers and functions of an entity's capture, and the transaction that made each what it is. Triggers that

@@ -630,7 +630,11 @@ fn circle(parents: &BTreeMap<usize, Vec<usize>>) -> Option<Vec<usize>> {
 /// what changes its row in the catalog, which `xmin` tells.
 const FINGERPRINT: &str = "\
 select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull || '.' || xmin, 0))
-                 from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped), 0),
+                 from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped), 0)
+       # coalesce((with recursive tree (member) as (
+                     select inhrelid from pg_inherits where inhparent = any($1)
+                     union all select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.member)
+                 select bit_xor(hashtextextended('partition ' || member, 0)) from tree), 0),
        array(select to_regclass(name)::oid from unnest($2::text[]) with ordinality n(name, nth) order by nth)";
 
 /// Prepares [`fingerprint`] on a session: it is asked for with each batch.
@@ -644,8 +648,8 @@ pub async fn prepare_fingerprint(client: &Client) -> Result<Statement> {
         .map_err(|error| Error::postgres("prepare to read columns", error))
 }
 
-/// A number that changes whenever a column of one of the tables is added, dropped, renamed or changes its type; and which
-/// table each of the names is of now.
+/// A number that changes whenever a column of one of the tables is added, dropped, renamed or changes its type, or a partition
+/// comes or goes; and which table each of the names is of now.
 ///
 /// # Errors
 /// The source's.

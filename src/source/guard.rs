@@ -168,28 +168,37 @@ pub(super) async fn strangers(client: &Client, id: i16, members: &[Member]) -> R
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
+/// What is kept of an entity's capture, and whether its triggers and functions are those that were installed. The triggers of a
+/// table that was dropped went with it: that is no sign that someone altered them.
+const CAPTURED: &str = "\
+select e.id, e.relid, e.definition, e.detached_at is not null,
+       not exists (
+           select from unnest(string_to_array(e.signature, ',')) installed (part)
+               full join unnest(string_to_array(cloud_sync.signature(e.id), ',')) present (part) on present.part = installed.part
+           where installed.part is null or (present.part is null
+               and (installed.part !~ '^[0-9]+[.][0-9]+[.]' or exists (
+                   select from pg_class c where c.oid::text = split_part(installed.part, '.', 2))))),
+       e.gap, e.gap_seen::text, e.selection, e.parked
+from cloud_sync.entity e where e.name = $1";
+
 /// How the capture of one entity stands on its table; none where it was never attached.
 ///
 /// # Errors
 /// The source's.
 pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Watched>> {
     let found = client
-        .query_opt(
-            "select id, relid, definition, detached_at is not null, signature, cloud_sync.signature(id), gap, gap_seen::text, \
-             selection, parked from cloud_sync.entity where name = $1",
-            &[&entity.name],
-        )
+        .query_opt(CAPTURED, &[&entity.name])
         .await
         .map_err(|error| Error::postgres(format!("check the capture of {}", entity.name), error))?;
     let Some(row) = found else { return Ok(None) };
     let id: i16 = row.get(0);
     let gap = row
-        .get::<_, Option<String>>(6)
-        .zip(row.get::<_, Option<String>>(7));
+        .get::<_, Option<String>>(5)
+        .zip(row.get::<_, Option<String>>(6));
     let mut watched = Watched {
         id,
         wrong: None,
-        parked: row.get(9),
+        parked: row.get(8),
         gap,
     };
     if table.oid == 0 {
@@ -223,13 +232,13 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
         Some(Wrong::Joined(partition.sql_name.clone()))
     } else if let Some((stranger, _)) = strangers(client, id, &members).await?.first() {
         Some(Wrong::Left(stranger.clone()))
-    } else if row.get::<_, Option<&str>>(4) != row.get::<_, Option<&str>>(5) {
+    } else if !row.get::<_, bool>(4) {
         Some(Wrong::Missing(
             "its triggers or functions were altered since they were installed".to_owned(),
         ))
     } else {
         let same = row.get::<_, &str>(2) == capture::definition(entity, table)
-            && row.get::<_, Option<&str>>(8) == Some(&capture::selection(entity));
+            && row.get::<_, Option<&str>>(7) == Some(&capture::selection(entity));
         (!same).then_some(Wrong::Outdated)
     };
     Ok(Some(watched))

@@ -190,13 +190,15 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
                 sql.push_str(&event.create(id, table.oid, &member.sql_name, nth > 0));
             }
         }
-        // What was written into a new partition before is found by a comparison; an empty one needs none.
+        // What was written into a new partition before is found by a comparison; one that was never written to needs none. A
+        // row that was sent and has left without a trigger leaves a file that has a size, or is another, or was vacuumed.
         if member.uncaptured && nth > 0 {
             sql.push_str(&format!(
                 "update cloud_sync.entity set gap = {}, gap_seen = clock_timestamp() \
-                 where id = {id} and exists (select from only {});\n",
-                quote_text("a partition was added with rows in it"),
-                member.sql_name,
+                 where id = {id} and exists (select from pg_class c where c.oid = {}::regclass and c.relkind = 'r' \
+                 and (pg_relation_size(c.oid) > 0 or c.relfilenode <> c.oid or c.reltuples >= 0));\n",
+                quote_text("a partition was added that has or had rows in it"),
+                quote_text(&member.sql_name),
             ));
         }
     }

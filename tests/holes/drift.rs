@@ -112,3 +112,65 @@ async fn a_leafs_truncate_and_a_new_partition_are_compared() {
     site.assert_equal(&cloud).await;
     running.end().await;
 }
+
+const PARTITIONS: &str = "create table thing (id bigint primary key, label text) partition by range (id); \
+     create table low partition of thing for values from (0) to (10); \
+     create table high partition of thing for values from (10) to (20)";
+
+// A partition is dropped: its rows left without a trigger, and nothing else is wrong.
+#[tokio::test]
+async fn a_partition_that_is_dropped_is_compared() {
+    let (cloud, site) = site_of("dropped_leaf", PARTITIONS, &things("")).await;
+    let running = site.replicate_guarded();
+    site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
+        .await;
+    running.caught_up().await;
+    whole(&site, &running).await;
+    site.run("drop table low").await;
+    super::until_some(
+        &connect(&cloud.database_url).await,
+        "select count(*) = 5 from cloud.things",
+    )
+    .await;
+    whole(&site, &running).await;
+    site.assert_equal(&cloud).await;
+    running.end().await;
+}
+
+// Between two looks of the guard a partition comes, a row of it is sent, and it leaves, or loses the row without a touch.
+#[tokio::test]
+async fn what_a_partition_lost_between_two_looks_is_compared() {
+    for (nth, change) in [
+        "alter table thing detach partition more",
+        "drop table more",
+        "truncate more",
+        "delete from more",
+        "delete from more; vacuum more",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (cloud, site) = site_of(&format!("between_{nth}"), PARTITIONS, &things("")).await;
+        let drain = site.drain();
+        let mut stages = drain.open().await.unwrap();
+        site.run("create table more partition of thing for values from (20) to (30)")
+            .await;
+        site.run("insert into thing values (1, 'stays'), (21, 'through the parent')")
+            .await;
+        super::drained(&mut stages).await;
+        assert_eq!(held(&cloud, "select id::text from cloud.things").await.len(), 2);
+        for one in change.split("; ") {
+            site.run(one).await;
+        }
+        drop((stages, drain));
+        let running = site.replicate_guarded();
+        let start = std::time::Instant::now();
+        while held(&cloud, "select id::text from cloud.things").await != ["1"] {
+            assert!(start.elapsed() < std::time::Duration::from_secs(10), "{change}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        whole(&site, &running).await;
+        site.assert_equal(&cloud).await;
+        running.end().await;
+    }
+}
