@@ -48,6 +48,7 @@ const RENAME_COLUMN: [&str; 2] = [
 
 const UNLOGGED: [&str; 2] = ["alter table draft set unlogged", "alter table draft set logged"];
 
+/// Where the default partition has rows of the range, they make room first.
 const PARTITION_COMES: [&str; 5] = [
     "begin; delete from event_rest where day between 60 and 79; \
      create table event_soon partition of event for values from (60) to (80); commit",
@@ -58,16 +59,21 @@ const PARTITION_COMES: [&str; 5] = [
      with moved as (delete from event_rest where day between 40 and 59 returning *) \
      insert into event_more select * from moved; \
      alter table event attach partition event_more for values from (40) to (60); commit",
-    "alter table event attach partition event_more for values from (40) to (60)",
-    "alter table event attach partition event_soon for values from (60) to (80)",
+    "begin; delete from event_rest where day between 40 and 59; \
+     alter table event attach partition event_more for values from (40) to (60); commit",
+    "begin; delete from event_rest where day between 60 and 79; \
+     alter table event attach partition event_soon for values from (60) to (80); commit",
 ];
 
-const PARTITION_GOES: [&str; 4] = [
+const PARTITION_GOES: [&str; 6] = [
     "alter table event detach partition event_soon",
     "alter table event detach partition event_more",
     "drop table event_soon",
+    "drop table event_more",
     "begin; alter table event detach partition event_more; insert into event select * from event_more; \
      drop table event_more; commit",
+    "begin; drop table event_soon; delete from event_rest where day between 60 and 79; \
+     create table event_soon partition of event for values from (60) to (80); commit",
 ];
 
 const PARTITION_TRUNCATED: [&str; 4] = [
@@ -98,8 +104,8 @@ pub(super) fn change(rng: &mut StdRng) -> Work {
         25..37 => ("change a type", &CHANGE_TYPE),
         37..47 => ("rename a column", &RENAME_COLUMN),
         47..55 => ("unlogged and logged", &UNLOGGED),
-        55..67 => ("partition comes", &PARTITION_COMES),
-        67..75 => ("partition goes", &PARTITION_GOES),
+        55..66 => ("partition comes", &PARTITION_COMES),
+        66..75 => ("partition goes", &PARTITION_GOES),
         75..79 => ("partition truncated", &PARTITION_TRUNCATED),
         79..92 => ("vacuum full, cluster", &REWRITE),
         _ => return write_to_partition(rng),
