@@ -3,7 +3,8 @@
 -- note_shape: remembers the columns of an entity's table, and marks a gap where rows may have other values than those that were
 -- sent, without a touch: a column was renamed, changed its type or was computed again, or came with a default; a label of an enum
 -- was renamed; a composite type has other attributes. Each change of a column leaves its mark in xmin of its row in the catalog,
--- also one that keeps name and type; VACUUM FULL, CLUSTER and TRUNCATE, which change no value, leave none. Returns whether it
+-- also one that keeps name and type; VACUUM FULL, CLUSTER and TRUNCATE, which change no value, leave none. Of a partitioned table
+-- it remembers the partitions at every level too: one that is gone took its rows with it, without a touch. Returns whether it
 -- marked a gap.
 create or replace function cloud_sync.note_shape(entity_id smallint, relation oid) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -631,10 +631,11 @@ fn circle(parents: &BTreeMap<usize, Vec<usize>>) -> Option<Vec<usize>> {
 const FINGERPRINT: &str = "\
 select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull || '.' || xmin, 0))
                  from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped), 0)
-       # coalesce((with recursive tree (member) as (
-                     select inhrelid from pg_inherits where inhparent = any($1)
-                     union all select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.member)
-                 select bit_xor(hashtextextended('partition ' || member, 0)) from tree), 0),
+       # case when exists (select from pg_class where oid = any($1) and relkind = 'p') then coalesce((
+           with recursive tree (member) as (
+               select inhrelid from pg_inherits where inhparent = any($1)
+               union all select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.member)
+           select bit_xor(hashtextextended('partition ' || member, 0)) from tree), 0) else 0 end,
        array(select to_regclass(name)::oid from unnest($2::text[]) with ordinality n(name, nth) order by nth)";
 
 /// Prepares [`fingerprint`] on a session: it is asked for with each batch.

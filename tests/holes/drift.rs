@@ -117,23 +117,32 @@ const PARTITIONS: &str = "create table thing (id bigint primary key, label text)
      create table low partition of thing for values from (0) to (10); \
      create table high partition of thing for values from (10) to (20)";
 
-// A partition is dropped: its rows left without a trigger, and nothing else is wrong.
+// A partition is dropped, or leaves while another comes: its rows left without a trigger, and nothing else is wrong.
 #[tokio::test]
-async fn a_partition_that_is_dropped_is_compared() {
-    let (cloud, site) = site_of("dropped_leaf", PARTITIONS, &things("")).await;
+async fn a_partition_that_goes_is_compared() {
+    let (cloud, site) = site_of("leaf_goes", PARTITIONS, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
     running.caught_up().await;
     whole(&site, &running).await;
-    site.run("drop table low").await;
-    super::until_some(
-        &connect(&cloud.database_url).await,
-        "select count(*) = 5 from cloud.things",
-    )
-    .await;
-    whole(&site, &running).await;
-    site.assert_equal(&cloud).await;
+    for (change, left) in [
+        ("drop table low", 5),
+        (
+            "begin; alter table thing detach partition high; \
+             create table more partition of thing for values from (20) to (30); commit",
+            0,
+        ),
+    ] {
+        site.run(change).await;
+        super::until_some(
+            &connect(&cloud.database_url).await,
+            &format!("select count(*) = {left} from cloud.things"),
+        )
+        .await;
+        whole(&site, &running).await;
+        site.assert_equal(&cloud).await;
+    }
     running.end().await;
 }
 
