@@ -96,6 +96,14 @@ const REWRITE: [&str; 9] = [
     "cluster pot using pot_pkey",
 ];
 
+/// Locks that the replicator waits for in vain: it parks the entity, and goes on with it later.
+const LOCK_HELD: [&str; 4] = [
+    "begin; lock table draft in access exclusive mode; select pg_sleep(4); commit",
+    "begin; alter table stock alter column note type text using lower(note); select pg_sleep(4); commit",
+    "begin; lock table event_low in access exclusive mode; select pg_sleep(4); update event_low set note = 'held'; commit",
+    "begin; truncate seat; select pg_sleep(4); insert into seat (id, note) values (1, 'after'); commit",
+];
+
 /// One change of a definition, or a write to a partition that comes and goes.
 pub(super) fn change(rng: &mut StdRng) -> Work {
     let (kind, sqls): (_, &[&str]) = match rng.random_range(0..100) {
@@ -107,7 +115,8 @@ pub(super) fn change(rng: &mut StdRng) -> Work {
         55..66 => ("partition comes", &PARTITION_COMES),
         66..75 => ("partition goes", &PARTITION_GOES),
         75..79 => ("partition truncated", &PARTITION_TRUNCATED),
-        79..92 => ("vacuum full, cluster", &REWRITE),
+        79..88 => ("vacuum full, cluster", &REWRITE),
+        88..94 => ("lock held", &LOCK_HELD),
         _ => return write_to_partition(rng),
     };
     Work {
