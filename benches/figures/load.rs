@@ -16,7 +16,31 @@ const NAMES: &str = "camera_id, faculty_id, recognition_time, camera_name, room_
 const VALUES: &str = "3, 17, '2026-11-22T10:00:00+08:00', 'Camera 3', 'Lecture Room 101', 'B1', 'Maria Santos', \
      'recognized', 0.312345";
 
-/// The entity of such a table, for the configuration.
+/// A table that writers insert into. It numbers its key, one `bigint` column, upward.
+#[derive(Clone)]
+pub(crate) struct LoadTable {
+    /// Its name at the site.
+    pub(crate) name: String,
+    /// The entity, as which the receiver has it.
+    pub(crate) entity: String,
+    pub(crate) key: &'static str,
+    /// The statement that inserts one row.
+    pub(crate) one_row: String,
+}
+
+impl LoadTable {
+    /// A table of recognition logs, without foreign keys and without an index but its key.
+    pub(crate) fn logs(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            entity: name.to_owned(),
+            key: "log_id",
+            one_row: one_row(name),
+        }
+    }
+}
+
+/// The entity of a table of logs, for the configuration.
 pub(crate) fn entity(table: &str) -> String {
     format!("[[entity]]\nname = \"{table}\"\ntable = \"{table}\"\nkey = [\"log_id\"]\n")
 }
@@ -29,6 +53,16 @@ pub(crate) fn one_row(table: &str) -> String {
 /// Inserts many rows by one statement.
 pub(crate) fn many_rows(table: &str, count: u64) -> String {
     format!("insert into {table} ({NAMES}) select {VALUES} from generate_series(1, {count})")
+}
+
+/// Commits so many one-row transactions from one session, without a round trip for each. They need not reach the disk
+/// one by one: what is measured is how they are read later, after a checkpoint.
+fn commits(table: &LoadTable, count: u64) -> String {
+    let insert = &table.one_row;
+    format!(
+        "set synchronous_commit = off;\n\
+         do $$ begin for number in 1..{count} loop {insert}; commit; end loop; end $$;\n"
+    )
 }
 
 /// How pgbench ends.
@@ -52,6 +86,13 @@ impl Writers<'_> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), script)?;
         self.pgbench(&["-f", &file.path().to_string_lossy()], until).await
+    }
+
+    /// Lets them commit so many one-row transactions, in all, as fast as they can.
+    pub(crate) async fn commit_rows(&self, table: &LoadTable, transactions: u64) -> Outcome<()> {
+        let script = commits(table, transactions.div_ceil(self.clients));
+        self.run(&script, Until::Transactions(self.clients)).await?;
+        Ok(())
     }
 
     /// Lets them run pgbench's own script of that name.

@@ -3,7 +3,7 @@
 //! None outlives this program: the kernel ends them with the thread that started them.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -106,6 +106,29 @@ impl Process {
     fn status(&self, name: &str) -> f64 {
         field(Path::new(&format!("/proc/{}/status", self.pid)), name)
     }
+}
+
+/// Seconds of CPU of the threads of a process, by the scheduler's own clock: ticks are too coarse where little is done.
+pub(crate) fn scheduled(pid: u32) -> f64 {
+    let nanoseconds = |task: &Path| {
+        let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    let threads: Option<f64> = tasks(pid).iter().map(|task| nanoseconds(task)).sum();
+    threads.map_or_else(
+        || stat(pid).map_or(0.0, |stat| stat.own),
+        |nanoseconds| nanoseconds / 1e9,
+    )
+}
+
+fn tasks(pid: u32) -> Vec<PathBuf> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    tasks
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|task| task.path())
+        .collect()
 }
 
 /// A number in one of the kernel's lists; 0 where there is none.

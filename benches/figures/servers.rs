@@ -1,8 +1,12 @@
-//! Two private PostgreSQL servers, the site's and the cloud's, and the folder of all that is measured.
+//! Three private PostgreSQL servers, the site's, the publisher's and the cloud's, and the folder of all that is measured.
 //!
-//! Settings are PostgreSQL's own, the durable ones too, but for what logical replication needs. A small shell holds the
-//! other end of a pipe: when this program ends, however it ends, the shell waits until the servers are gone and removes
-//! the folder.
+//! Settings are PostgreSQL's own, the durable ones too, but for what logical replication needs. That needs `wal_level =
+//! logical`, which costs each writer of a server: so it has a server of its own, the publisher, and cloud-sync, PgQ and the
+//! writers without any capture share the site's, with `wal_level = replica`. The cloud's server has the receiver's database
+//! and the subscribers'.
+//!
+//! A small shell holds the other end of a pipe: when this program ends, however it ends, the shell waits until the servers
+//! are gone and removes the folder.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,15 +29,18 @@ done
 rm -rf "$1"
 "#;
 
+/// What logical replication needs of the server that it reads.
+const PUBLISHER: [&str; 1] = ["alter system set wal_level = logical"];
+
 /// A worker of a subscription is started at most so often: the peer shall not wait for that.
-const SETTINGS: [&str; 2] = [
-    "alter system set wal_level = logical",
-    "alter system set wal_retrieve_retry_interval = '100ms'",
-];
+const CLOUD: [&str; 1] = ["alter system set wal_retrieve_retry_interval = '100ms'"];
 
 /// All that is measured on.
 pub(crate) struct World {
+    /// The site's: `wal_level = replica`.
     pub(crate) source: Server,
+    /// Logical replication's source: `wal_level = logical`.
+    pub(crate) publisher: Server,
     pub(crate) cloud: Server,
     version: String,
     next: AtomicU32,
@@ -44,12 +51,14 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn start() -> Outcome<Self> {
         let folder = Folder::new()?;
-        let source = Server::start(&folder.path.join("source")).await?;
-        let cloud = Server::start(&folder.path.join("cloud")).await?;
+        let source = Server::start(&folder.path.join("source"), &[]).await?;
+        let publisher = Server::start(&folder.path.join("publisher"), &PUBLISHER).await?;
+        let cloud = Server::start(&folder.path.join("cloud"), &CLOUD).await?;
         let client = source.connect("postgres").await?;
         let version: String = client.query_one("show server_version", &[]).await?.get(0);
         Ok(Self {
             source,
+            publisher,
             cloud,
             version,
             next: AtomicU32::new(1),
@@ -73,20 +82,24 @@ impl World {
         format!("{of}_{}", self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// A database on each server.
+    /// A database for a site and one for its cloud.
     pub(crate) async fn databases(&self, name: &str) -> Outcome<()> {
-        for server in [&self.source, &self.cloud] {
-            server.private.create_database(name).await?;
-        }
-        Ok(())
+        self.source.create(name).await?;
+        self.cloud.create(name).await
     }
 
-    /// Removes a database from each server.
+    /// A database for a publication and one for its subscription.
+    pub(crate) async fn peer_databases(&self, name: &str) -> Outcome<()> {
+        self.publisher.create(name).await?;
+        self.cloud.create(name).await
+    }
+
+    /// Removes a database from each server that has it.
     pub(crate) async fn forget(&self, name: &str) -> Outcome<()> {
-        for server in [&self.source, &self.cloud] {
+        for server in self.servers() {
             let client = server.connect("postgres").await?;
             client
-                .batch_execute(&format!("drop database {name} with (force)"))
+                .batch_execute(&format!("drop database if exists {name} with (force)"))
                 .await?;
         }
         Ok(())
@@ -94,11 +107,15 @@ impl World {
 
     /// So that no measurement pays for what the one before has left.
     pub(crate) async fn settle(&self) -> Outcome<()> {
-        for server in [&self.source, &self.cloud] {
+        for server in self.servers() {
             let client = server.connect("postgres").await?;
             client.batch_execute("checkpoint").await?;
         }
         Ok(())
+    }
+
+    fn servers(&self) -> [&Server; 3] {
+        [&self.source, &self.publisher, &self.cloud]
     }
 }
 
@@ -109,18 +126,25 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    async fn start(folder: &Path) -> Outcome<Self> {
-        let private = PrivateServer::start(folder).await?;
-        let client = connect(&private.url("postgres")).await?;
-        for setting in SETTINGS {
-            client.batch_execute(setting).await?;
+    async fn start(folder: &Path, settings: &[&str]) -> Outcome<Self> {
+        let mut private = PrivateServer::start(folder).await?;
+        if !settings.is_empty() {
+            let client = connect(&private.url("postgres")).await?;
+            for setting in settings {
+                client.batch_execute(setting).await?;
+            }
+            drop(client);
+            private.stop().await?;
+            private = PrivateServer::start(folder).await?;
         }
-        drop(client);
-        private.stop().await?;
-        let private = PrivateServer::start(folder).await?;
         let lock = std::fs::read_to_string(folder.join("data/postmaster.pid"))?;
         let postmaster = lock.lines().next().unwrap_or_default().trim().parse()?;
         Ok(Self { private, postmaster })
+    }
+
+    /// Creates a database.
+    pub(crate) async fn create(&self, name: &str) -> Outcome<()> {
+        Ok(self.private.create_database(name).await?)
     }
 
     pub(crate) fn url(&self, database: &str) -> String {

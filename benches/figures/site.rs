@@ -11,22 +11,15 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::sleep;
 use tokio_postgres::Client;
-use tokio_postgres::types::ToSql;
 
+use crate::arrival::{Arrivals, Destination, Goal, LIMIT, LOOK, wait};
+use crate::load::LoadTable;
 use crate::process::{self, Process};
-use crate::servers::{Server, World};
-use crate::{Outcome, load};
+use crate::servers::World;
+use crate::{Outcome, arrival, load};
 
 /// The site's key at the receiver.
 pub(crate) const KEY: &str = "figures-key";
-
-/// How long anything may take.
-const LIMIT: Duration = Duration::from_secs(300);
-
-/// How often the cloud is asked whether everything is there; less often where the answer takes long, so that asking takes
-/// little from what is measured.
-const LOOK: Duration = Duration::from_millis(3);
-const LOOK_SHARE: u32 = 10;
 
 /// What a site is made of.
 pub(crate) struct Plan<'a> {
@@ -64,14 +57,10 @@ pub(crate) struct Site<'a> {
     /// Connections to both databases.
     pub(crate) source: Client,
     pub(crate) cloud: Client,
+    /// The backend of `cloud`, which looks for what has arrived.
+    observer: u32,
     runs: Cell<u32>,
-}
-
-/// The rows that a table had, which shall be in the cloud.
-pub(crate) struct Goal {
-    table: String,
-    last: Option<i64>,
-    count: i64,
+    arrivals: Arrivals,
 }
 
 impl<'a> Site<'a> {
@@ -87,6 +76,7 @@ impl<'a> Site<'a> {
         world.databases(&name).await?;
         let source = world.source.connect(&name).await?;
         let cloud = world.cloud.connect(&name).await?;
+        let observer = arrival::backend(&cloud).await?;
         source.batch_execute(plan.tables).await?;
         let folder = world.folder(&name)?;
         let address = free_address();
@@ -118,7 +108,9 @@ impl<'a> Site<'a> {
             receiver,
             source,
             cloud,
+            observer,
             runs: Cell::new(0),
+            arrivals: Arrivals::new(Destination::Receiver),
         };
         site.until_it_listens().await?;
         process::finished("init", command(&site.folder).arg("init")).await?;
@@ -144,11 +136,10 @@ impl<'a> Site<'a> {
         Process::start("the replicator", &mut logged(&self.folder, "run", &log)?)
     }
 
-    /// Starts the replicator, and waits until it has brought the first row of `logs`.
-    pub(crate) async fn replicator_at_work(&self) -> Outcome<Process> {
+    /// Starts the replicator, and waits until it has brought all rows of a table, one more among them.
+    pub(crate) async fn replicator_at_work(&self, table: &LoadTable) -> Outcome<Process> {
         let replicator = self.replicator()?;
-        self.source.batch_execute(&load::one_row("logs")).await?;
-        let goal = self.goal("logs").await?;
+        let goal = self.goal_with_last_row(table).await?;
         self.reached(&goal).await?;
         Ok(replicator)
     }
@@ -159,15 +150,20 @@ impl<'a> Site<'a> {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// The rows that a table of logs has now.
-    pub(crate) async fn goal(&self, table: &str) -> Outcome<Goal> {
-        Goal::of(&self.source, table).await
+    /// The rows that a table has now.
+    pub(crate) async fn goal(&self, table: &LoadTable) -> Outcome<Goal> {
+        self.arrivals.goal(&self.source, table).await
     }
 
-    /// Waits until these rows are visible in the cloud.
-    pub(crate) async fn reached(&self, goal: &Goal) -> Outcome<()> {
-        let there = format!("cloud.{}", goal.table);
-        goal.reached(&self.cloud, &there)
+    /// The same, after one row more, which commits last.
+    pub(crate) async fn goal_with_last_row(&self, table: &LoadTable) -> Outcome<Goal> {
+        self.arrivals.goal_with_last_row(&self.source, table).await
+    }
+
+    /// Waits until these rows are visible in the cloud; the moment at which they were seen.
+    pub(crate) async fn reached(&self, goal: &Goal) -> Outcome<Instant> {
+        self.arrivals
+            .reached(&self.cloud, goal)
             .await
             .map_err(|error| format!("{error}\n{}", self.log()).into())
     }
@@ -202,17 +198,13 @@ impl<'a> Site<'a> {
         lines[lines.len().saturating_sub(5)..].join("\n")
     }
 
-    /// The servers' seconds of CPU so far: the source's, the cloud's, the receiver's.
+    /// Seconds of CPU so far: the source's server, the cloud's but for the backend that looks, the receiver.
     pub(crate) fn cpu(&self) -> [f64; 3] {
         [
             self.world.source.cpu(),
-            self.world.cloud.cpu(),
+            self.world.cloud.cpu() - process::scheduled(self.observer),
             self.receiver.cpu(),
         ]
-    }
-
-    pub(crate) fn server(&self) -> &Server {
-        &self.world.source
     }
 
     /// Ends the receiver, and removes databases and files. The replicator must have ended.
@@ -222,63 +214,6 @@ impl<'a> Site<'a> {
         self.world.forget(&self.name).await?;
         std::fs::remove_dir_all(&self.folder)?;
         Ok(())
-    }
-}
-
-impl Goal {
-    pub(crate) async fn of(source: &Client, table: &str) -> Outcome<Self> {
-        let sql = format!("select max(log_id), count(*) from {table}");
-        let row = source.query_one(&sql, &[]).await?;
-        Ok(Self {
-            table: table.to_owned(),
-            last: row.get(0),
-            count: row.get(1),
-        })
-    }
-
-    /// The rows that it has once one writer has inserted so many more.
-    pub(crate) fn and(self, rows: u64) -> Self {
-        Self {
-            last: Some(self.last.unwrap_or(0) + rows as i64),
-            count: self.count + rows as i64,
-            ..self
-        }
-    }
-
-    /// Waits until the table `there` has as many rows: first for the last one, by its key, since that costs nothing.
-    pub(crate) async fn reached(&self, cloud: &Client, there: &str) -> Outcome<()> {
-        wait(cloud, "select to_regclass($1::text) is not null", &[&there]).await?;
-        let last = format!("select exists (select 1 from {there} where log_id = $1)");
-        let last = if there.starts_with("cloud.") {
-            last.replace("where", "where _site = 'figures' and")
-        } else {
-            last
-        };
-        if self.last.is_some() {
-            wait(cloud, &last, &[&self.last]).await?;
-        }
-        wait(
-            cloud,
-            &format!("select count(*) >= $1 from {there}"),
-            &[&self.count],
-        )
-        .await
-    }
-}
-
-/// Waits until a database says true to this.
-pub(crate) async fn wait(client: &Client, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Outcome<()> {
-    let statement = client.prepare(sql).await?;
-    let start = Instant::now();
-    loop {
-        let asked = Instant::now();
-        if client.query_one(&statement, values).await?.get(0) {
-            return Ok(());
-        }
-        if start.elapsed() > LIMIT {
-            return Err(format!("not within {LIMIT:?}: {sql}").into());
-        }
-        sleep(LOOK.max(asked.elapsed() * LOOK_SHARE)).await;
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use crate::load::{Until, Writers, one_row};
-use crate::peers::Subscription;
-use crate::servers::World;
+use crate::load::{LoadTable, Writers};
+use crate::servers::{Server, World};
 use crate::site::Site;
+use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
 use crate::{Outcome, Progress};
 
@@ -14,24 +14,24 @@ const WRITERS: u64 = 8;
 
 /// Both sides count from their start until the last row is visible.
 pub(crate) async fn backlog(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
+    let logs = LoadTable::logs("logs");
     let site = Site::with_logs(world).await?;
     // The cloud has made its table.
-    site.replicator_at_work().await?.end().await?;
-    let peer = Subscription::new(world).await?;
+    site.replicator_at_work(&logs).await?.end().await?;
+    let peer = Subscription::new(world, SubscriptionPlan::logs()).await?;
     let (mut ours, mut theirs, mut memory) = (Samples::default(), Samples::default(), Samples::default());
     let mut spent: [Samples; 4] = Default::default();
     let mut peer_spent: [Samples; 2] = Default::default();
     for run in progress.runs() {
         progress.run(run, "writing the backlog of cloud-sync");
-        write(site.server(), &site.name).await?;
-        let all = site.goal("logs").await?;
+        write(&world.source, &site.name).await?;
+        let all = site.goal_with_last_row(&logs).await?;
         world.settle().await?;
         progress.run(run, "cloud-sync");
         let before = site.cpu();
         let start = Instant::now();
         let replicator = site.replicator()?;
-        site.reached(&all).await?;
-        ours.push(start.elapsed().as_secs_f64());
+        ours.push((site.reached(&all).await? - start).as_secs_f64());
         memory.push(replicator.peak());
         let after = site.cpu();
         for (index, samples) in spent.iter_mut().take(3).enumerate() {
@@ -42,17 +42,16 @@ pub(crate) async fn backlog(world: &World, progress: &Progress<'_>) -> Outcome<V
 
         progress.run(run, "writing the backlog of logical replication");
         // What was written for us is none of its backlog.
-        peer.go_on_and_catch_up().await?;
+        peer.resume_and_catch_up().await?;
         peer.pause().await?;
-        write(site.server(), &peer.name).await?;
-        let all = peer.goal().await?;
+        write(&world.publisher, &peer.name).await?;
+        let all = peer.goal_with_last_row().await?;
         world.settle().await?;
         progress.run(run, "logical replication");
         let before = peer.cpu();
         let start = Instant::now();
-        peer.go_on().await?;
-        peer.reached(&all).await?;
-        theirs.push(start.elapsed().as_secs_f64());
+        peer.resume().await?;
+        theirs.push((peer.reached(&all).await? - start).as_secs_f64());
         let after = peer.cpu();
         for (index, samples) in peer_spent.iter_mut().enumerate() {
             samples.push(after[index] - before[index]);
@@ -91,14 +90,11 @@ pub(crate) async fn backlog(world: &World, progress: &Progress<'_>) -> Outcome<V
     ])
 }
 
-async fn write(server: &crate::servers::Server, database: &str) -> Outcome<()> {
+async fn write(server: &Server, database: &str) -> Outcome<()> {
     let writers = Writers {
         server,
         database,
         clients: WRITERS,
     };
-    writers
-        .run(&one_row("logs"), Until::Transactions(CHANGES))
-        .await?;
-    Ok(())
+    writers.commit_rows(&LoadTable::logs("logs"), CHANGES).await
 }

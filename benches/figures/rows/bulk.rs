@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use tokio_postgres::Client;
 
-use crate::load::{self, many_rows};
-use crate::peers::{self, Subscription};
+use crate::load::{self, LoadTable, many_rows};
+use crate::peers;
 use crate::servers::World;
 use crate::site::Site;
+use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
 use crate::{Outcome, Progress};
 
@@ -62,25 +63,24 @@ pub(crate) async fn apply(world: &World, progress: &Progress<'_>) -> Outcome<Vec
     site.cloud
         .batch_execute(&format!("create table copied ({})", load::COLUMNS))
         .await?;
-    let peer = Subscription::new(world).await?;
-    let replicator = site.replicator_at_work().await?;
+    let logs = LoadTable::logs("logs");
+    let peer = Subscription::new(world, SubscriptionPlan::logs()).await?;
+    let replicator = site.replicator_at_work(&logs).await?;
     let (mut ours, mut theirs, mut copied) = (Samples::default(), Samples::default(), Samples::default());
     for run in progress.runs() {
         progress.run(run, "cloud-sync");
         world.settle().await?;
-        let all = site.goal("logs").await?.and(ROWS);
+        let all = site.goal(&logs).await?.and(ROWS);
         site.source.batch_execute(&many_rows("logs", ROWS)).await?;
         let start = Instant::now();
-        site.reached(&all).await?;
-        ours.push(start.elapsed().as_secs_f64());
+        ours.push((site.reached(&all).await? - start).as_secs_f64());
         progress.run(run, "logical replication");
-        peer.go_on_and_catch_up().await?;
+        peer.resume_and_catch_up().await?;
         world.settle().await?;
         let all = peer.goal().await?.and(ROWS);
         peer.source.batch_execute(&many_rows("logs", ROWS)).await?;
         let start = Instant::now();
-        peer.reached(&all).await?;
-        theirs.push(start.elapsed().as_secs_f64());
+        theirs.push((peer.reached(&all).await? - start).as_secs_f64());
         peer.pause().await?;
         progress.run(run, "COPY");
         world.settle().await?;

@@ -1,6 +1,6 @@
 //! What capture costs the site's writers: 8 of them, a row a transaction.
 
-use crate::load::{Until, Writers, one_row};
+use crate::load::{LoadTable, Until, Writers, one_row};
 use crate::servers::World;
 use crate::site::Site;
 use crate::table::{Row, Samples, Target, Unit};
@@ -38,7 +38,7 @@ pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<V
 pub(crate) async fn draining(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let site = Site::with_logs(world).await?;
     let (mut bare, mut captured) = (Samples::default(), Samples::default());
-    let replicator = site.replicator_at_work().await?;
+    let replicator = site.replicator_at_work(&LoadTable::logs("logs")).await?;
     for run in progress.runs() {
         progress.run(run, "with capture and a drain, and without, in turns");
         let (without, with) = in_turns(world, &site, true).await?;
@@ -61,7 +61,7 @@ async fn in_turns(world: &World, site: &Site<'_>, drained: bool) -> Outcome<(f64
         without.push(rate(world, site, "bare").await?);
         with.push(rate(world, site, "logs").await?);
         if drained {
-            let all = site.goal("logs").await?;
+            let all = site.goal_with_last_row(&LoadTable::logs("logs")).await?;
             site.reached(&all).await?;
         }
     }
@@ -71,7 +71,7 @@ async fn in_turns(world: &World, site: &Site<'_>, drained: bool) -> Outcome<(f64
 async fn rate(world: &World, site: &Site<'_>, table: &str) -> Outcome<f64> {
     world.settle().await?;
     let writers = Writers {
-        server: site.server(),
+        server: &world.source,
         database: &site.name,
         clients: WRITERS,
     };

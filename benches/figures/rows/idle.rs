@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
+use crate::load::LoadTable;
 use crate::servers::World;
 use crate::site::Site;
 use crate::table::{Row, Samples, Target, Unit};
@@ -16,7 +17,7 @@ const LOOK: Duration = Duration::from_secs(20);
 
 pub(crate) async fn idle(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let site = Site::with_logs(world).await?;
-    let replicator = site.replicator_at_work().await?;
+    let replicator = site.replicator_at_work(&LoadTable::logs("logs")).await?;
     let (mut cpu, mut memory, mut sleeps) = (Samples::default(), Samples::default(), Samples::default());
     sleep(QUIET).await;
     for run in progress.runs() {

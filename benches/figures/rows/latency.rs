@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use crate::load::one_row;
-use crate::peers::Subscription;
+use crate::load::{LoadTable, one_row};
 use crate::servers::World;
 use crate::site::Site;
+use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
 use crate::{Outcome, Progress};
 
@@ -24,8 +24,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn latency(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let site = Site::with_logs(world).await?;
-    let peer = Subscription::new(world).await?;
-    let replicator = site.replicator_at_work().await?;
+    let peer = Subscription::new(world, SubscriptionPlan::logs()).await?;
+    let replicator = site.replicator_at_work(&LoadTable::logs("logs")).await?;
     let (mut ours, mut theirs) = (Percentiles::default(), Percentiles::default());
     for run in progress.runs() {
         progress.run(run, "cloud-sync");
@@ -33,7 +33,7 @@ pub(crate) async fn latency(world: &World, progress: &Progress<'_>) -> Outcome<V
         let seen = "select exists (select 1 from cloud.logs where _site = 'figures' and log_id = $1)";
         ours.add(commits(&site.source, &site.cloud, seen).await?);
         progress.run(run, "logical replication");
-        peer.go_on_and_catch_up().await?;
+        peer.resume_and_catch_up().await?;
         world.settle().await?;
         let seen = "select exists (select 1 from logs where log_id = $1)";
         theirs.add(commits(&peer.source, &peer.cloud, seen).await?);

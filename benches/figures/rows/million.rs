@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::load::{Until, Writers, many_rows};
+use crate::load::{LoadTable, Until, Writers, many_rows};
 use crate::plot::{self, Point};
 use crate::servers::World;
 use crate::site::Site;
@@ -93,7 +93,7 @@ pub(crate) async fn million(
 /// Drains a backlog: the seconds from the replicator's start, and its peak memory in MiB. A backlog of 0 is one row.
 async fn drained(world: &World, site: &Site<'_>, changes: u64) -> Outcome<(f64, f64)> {
     let writers = Writers {
-        server: site.server(),
+        server: &world.source,
         database: &site.name,
         clients: 2,
     };
@@ -102,12 +102,11 @@ async fn drained(world: &World, site: &Site<'_>, changes: u64) -> Outcome<(f64, 
         changes => (many_rows("logs", ROWS), changes / ROWS),
     };
     writers.run(&script, Until::Transactions(transactions)).await?;
-    let all = site.goal("logs").await?;
+    let all = site.goal_with_last_row(&LoadTable::logs("logs")).await?;
     world.settle().await?;
     let start = Instant::now();
     let replicator = site.replicator()?;
-    site.reached(&all).await?;
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = (site.reached(&all).await? - start).as_secs_f64();
     let peak = replicator.peak();
     replicator.end().await?;
     Ok((seconds, peak))

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crate::load::{self, many_rows};
+use crate::load::{self, LoadTable, many_rows};
 use crate::servers::World;
 use crate::site::{Plan, Site};
 use crate::table::{Row, Samples, Unit, grouped};
@@ -85,15 +85,16 @@ async fn of_entities(world: &World, entities: u64) -> Outcome<f64> {
     }
     let mut goals = Vec::new();
     for name in &names {
-        goals.push(site.goal(name).await?);
+        goals.push(site.goal(&LoadTable::logs(name)).await?);
     }
     world.settle().await?;
     let start = Instant::now();
     let replicator = site.replicator()?;
+    let mut end = start;
     for goal in goals.iter().rev() {
-        site.reached(goal).await?;
+        end = end.max(site.reached(goal).await?);
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = (end - start).as_secs_f64();
     replicator.end().await?;
     site.end().await?;
     Ok(seconds)
@@ -112,12 +113,11 @@ async fn of_size(world: &World, bytes: u64, count: u64) -> Outcome<(f64, f64)> {
         parts = bytes.div_ceil(32),
     );
     site.source.batch_execute(&insert).await?;
-    let goal = site.goal("logs").await?;
+    let goal = site.goal(&LoadTable::logs("logs")).await?;
     world.settle().await?;
     let start = Instant::now();
     let replicator = site.replicator()?;
-    site.reached(&goal).await?;
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = (site.reached(&goal).await? - start).as_secs_f64();
     let peak = replicator.peak();
     replicator.end().await?;
     site.end().await?;
@@ -173,12 +173,11 @@ async fn beside(world: &World, open: bool) -> Outcome<f64> {
     for _ in 0..CHANGES / 1000 {
         site.source.batch_execute(&many_rows("logs", 1000)).await?;
     }
-    let goal = site.goal("logs").await?;
+    let goal = site.goal(&LoadTable::logs("logs")).await?;
     world.settle().await?;
     let start = Instant::now();
     let replicator = site.replicator()?;
-    site.reached(&goal).await?;
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = (site.reached(&goal).await? - start).as_secs_f64();
     replicator.end().await?;
     site.end().await?;
     Ok(seconds)
