@@ -68,9 +68,16 @@ faketime:
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends faketime; }
 
-# What the measurements run beside.
+# What the measurements run beside. PgQ is an extension of the server: the package fits the newest server that Debian put
+# here. Where it cannot be had, the measurements say that PgQ was skipped.
 peers:
 	@command -v curl >/dev/null && command -v rclone >/dev/null || { \
 	  echo "no curl or no rclone: installing the distribution's"; \
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends curl rclone; }
+	@major=$$(ls /usr/lib/postgresql 2>/dev/null | sort -n | tail -1); \
+	test -z "$$major" || ls /usr/share/postgresql/$$major/extension/pgq.control >/dev/null 2>&1 || { \
+	  echo "no PgQ for PostgreSQL $$major: installing postgresql-$$major-pgq3"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql-$$major-pgq3 || \
+	  echo "postgresql-$$major-pgq3 cannot be installed: PgQ is skipped"; }

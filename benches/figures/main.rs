@@ -12,7 +12,7 @@
 //! - A target that is missed is a line of the table; only a measurement that failed is a failure.
 //! - Where something is counted in (a start, a hash, an fsync) or estimated, a note below the table says so.
 //!
-//! A measurement travels: [`arguments`] -> [`rows`] -> [`site`] or a peer ([`subscription`], [`peers`]), both on
+//! A measurement travels: [`arguments`] -> [`rows`] -> [`site`] or a peer ([`subscription`], [`pgq`], [`peers`]), both on
 //! [`servers`], under a [`load`] -> [`arrival`] -> [`table`].
 
 mod arguments;
@@ -20,9 +20,11 @@ mod arrival;
 mod load;
 mod machine;
 mod peers;
+mod pgq;
 mod plot;
 mod process;
 mod rows;
+mod school;
 mod servers;
 mod site;
 mod subscription;

@@ -42,8 +42,14 @@ const fn named(name: &'static str, about: &'static str) -> Measurement {
 
 /// In the order of the table.
 pub(crate) const ROWS: [Measurement; 13] = [
-    always("capture", "8 writers, one-row inserts, with capture and without"),
-    always("draining", "the same while the replicator drains, idle to busy"),
+    always(
+        "capture",
+        "8 writers, one-row inserts, with capture and without; PgQ and a slot",
+    ),
+    always(
+        "draining",
+        "the same while the replicator drains; logical replication",
+    ),
     always("bulk", "a 300,000-row insert, with capture and without"),
     always(
         "apply",
