@@ -19,6 +19,7 @@ mod arguments;
 mod arrival;
 mod load;
 mod machine;
+mod memory;
 mod peers;
 mod pgq;
 mod plot;

@@ -86,26 +86,30 @@ impl Process {
 
     /// MiB of memory that it had resident at its peak.
     pub(crate) fn peak(&self) -> f64 {
-        self.status("VmHWM:") / 1024.0
+        peak(self.pid)
+    }
+
+    /// Lets its peak begin again at what it has now.
+    pub(crate) fn reset_peak(&self) -> Outcome<()> {
+        let file = format!("/proc/{}/clear_refs", self.pid);
+        std::fs::write(&file, "5").map_err(|error| format!("{file}: {error}").into())
     }
 
     /// MiB of memory that it has resident.
     pub(crate) fn resident(&self) -> f64 {
-        self.status("VmRSS:") / 1024.0
+        status(self.pid, "VmRSS:") / 1024.0
     }
 
     /// How often its threads have gone to sleep so far.
     pub(crate) fn sleeps(&self) -> f64 {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid));
-        let tasks = tasks.into_iter().flatten().flatten();
-        tasks
-            .map(|task| field(&task.path().join("status"), "voluntary_ctxt_switches:"))
-            .sum()
+        let switches = |task: &Path| field(&task.join("status"), "voluntary_ctxt_switches:");
+        tasks(self.pid).iter().map(|task| switches(task)).sum()
     }
+}
 
-    fn status(&self, name: &str) -> f64 {
-        field(Path::new(&format!("/proc/{}/status", self.pid)), name)
-    }
+/// MiB of memory that a process had resident at its peak.
+pub(crate) fn peak(pid: u32) -> f64 {
+    status(pid, "VmHWM:") / 1024.0
 }
 
 /// Seconds of CPU of the threads of a process, by the scheduler's own clock: ticks are too coarse where little is done.
@@ -129,6 +133,10 @@ fn tasks(pid: u32) -> Vec<PathBuf> {
         .flatten()
         .map(|task| task.path())
         .collect()
+}
+
+fn status(pid: u32, name: &str) -> f64 {
+    field(Path::new(&format!("/proc/{pid}/status")), name)
 }
 
 /// A number in one of the kernel's lists; 0 where there is none.

@@ -141,6 +141,15 @@ impl<'a> Subscription<'a> {
         [self.world.publisher.cpu(), cloud]
     }
 
+    /// The processes of a subscription that is enabled: the publisher's WAL sender, the subscriber's apply worker.
+    pub(crate) async fn processes(&self) -> Outcome<[u32; 2]> {
+        let sender = "select pid from pg_stat_replication where application_name = $1";
+        let worker = "select pid from pg_stat_subscription where subname = $1 and relid is null";
+        let sender: i32 = self.source.query_one(sender, &[&self.name]).await?.get(0);
+        let worker: i32 = self.cloud.query_one(worker, &[&self.name]).await?.get(0);
+        Ok([u32::try_from(sender)?, u32::try_from(worker)?])
+    }
+
     pub(crate) async fn end(self) -> Outcome<()> {
         self.cloud
             .batch_execute(&format!("drop subscription {}", self.name))

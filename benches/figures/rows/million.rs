@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::load::{LoadTable, Until, Writers, many_rows};
+use crate::memory::PeakMemory;
 use crate::plot::{self, Point};
 use crate::servers::World;
 use crate::site::Site;
@@ -17,10 +18,10 @@ const BACKLOGS: [u64; 3] = [10_000, 100_000, 1_000_000];
 const ROWS: u64 = 1_000;
 
 /// MiB that the replicator may have at its peak.
-const MEMORY: f64 = 96.0;
+const MEMORY: f64 = 48.0;
 
 /// How much longer a change may take in the largest backlog than in the one before, so that time counts as linear.
-const LINEAR: f64 = 1.25;
+const LINEAR: f64 = 1.15;
 
 pub(crate) async fn million(
     world: &World,
@@ -28,26 +29,24 @@ pub(crate) async fn million(
     progress: &Progress<'_>,
 ) -> Outcome<Vec<Row>> {
     let site = Site::with_logs(world).await?;
-    let (start, _) = drained(world, &site, 0).await?;
+    let start = drained(world, &site, 0, &mut PeakMemory::default()).await?;
     let mut points = Vec::new();
     let mut rows = Vec::new();
     // Microseconds a change, without the start.
     let mut each = Vec::new();
-    let mut peak = Samples::default();
+    let mut largest = PeakMemory::default();
     for changes in BACKLOGS {
-        let (mut times, mut memory) = (Samples::default(), Samples::default());
+        let (mut times, mut memory) = (Samples::default(), PeakMemory::default());
         for run in progress.runs() {
             progress.run(run, &format!("{} changes", grouped(changes as f64)));
-            let (seconds, megabytes) = drained(world, &site, changes).await?;
-            times.push(seconds);
-            memory.push(megabytes);
+            times.push(drained(world, &site, changes, &mut memory).await?);
         }
         let seconds = times.median();
         each.push((seconds - start) / changes as f64);
         points.push(Point {
             changes: changes as f64,
             seconds,
-            megabytes: memory.median(),
+            megabytes: memory.replicator.median(),
         });
         let what = format!("{} changes", grouped(changes as f64));
         let rate = changes as f64 / seconds;
@@ -55,26 +54,22 @@ pub(crate) async fn million(
             Row::new("million", &what, Unit::Seconds, times)
                 .note(format!("{} changes a second, start included.", grouped(rate))),
         );
-        rows.push(Row::new(
-            "million",
-            format!("{what}, peak memory"),
-            Unit::Mebibytes,
-            memory.clone(),
-        ));
-        peak = memory;
+        if changes < BACKLOGS[2] {
+            let what = format!("{what}, peak memory of the replicator");
+            rows.push(Row::new("million", what, Unit::Mebibytes, memory.replicator));
+        } else {
+            largest = memory;
+        }
     }
     site.end().await?;
     if let Some(file) = plot {
         std::fs::write(file, plot::svg(&points, MEMORY))
             .map_err(|error| format!("{}: {error}", file.display()))?;
     }
-    // The last row but is one of the targets.
-    rows.pop();
     let linear: Samples = std::iter::once(each[2] / each[1]).collect();
-    rows.push(
-        Row::new("million", "1,000,000 changes, peak memory", Unit::Mebibytes, peak)
-            .target(Target::AtMost(MEMORY)),
-    );
+    let mut memory = largest.rows("million", "1,000,000 changes", None).into_iter();
+    rows.extend(memory.next().map(|row| row.target(Target::AtMost(MEMORY))));
+    rows.extend(memory);
     rows.push(
         Row::new(
             "million",
@@ -90,8 +85,8 @@ pub(crate) async fn million(
     Ok(rows)
 }
 
-/// Drains a backlog: the seconds from the replicator's start, and its peak memory in MiB. A backlog of 0 is one row.
-async fn drained(world: &World, site: &Site<'_>, changes: u64) -> Outcome<(f64, f64)> {
+/// Drains a backlog, and takes the peaks of memory: the seconds from the replicator's start. A backlog of 0 is three rows.
+async fn drained(world: &World, site: &Site<'_>, changes: u64, memory: &mut PeakMemory) -> Outcome<f64> {
     let writers = Writers {
         server: &world.source,
         database: &site.name,
@@ -104,10 +99,11 @@ async fn drained(world: &World, site: &Site<'_>, changes: u64) -> Outcome<(f64, 
     writers.run(&script, Until::Transactions(transactions)).await?;
     let all = site.goal_with_last_row(&LoadTable::logs("logs")).await?;
     world.settle().await?;
+    site.receiver.reset_peak()?;
     let start = Instant::now();
     let replicator = site.replicator()?;
     let seconds = (site.reached(&all).await? - start).as_secs_f64();
-    let peak = replicator.peak();
+    memory.take(site, &replicator).await?;
     replicator.end().await?;
-    Ok((seconds, peak))
+    Ok(seconds)
 }

@@ -57,7 +57,7 @@ pub(crate) const ROWS: [Measurement; 13] = [
     ),
     always(
         "backlog",
-        "100,000 one-row transactions of backlog: time, memory, CPU by process",
+        "100,000 one-row transactions of backlog: time, CPU and memory by process",
     ),
     always(
         "latency",
