@@ -61,13 +61,16 @@ pub(crate) const ROWS: [Measurement; 13] = [
     ),
     always(
         "latency",
-        "200 single commits, from each commit until it is visible in the cloud",
+        "1,000 single commits, each until it is visible; again right after a bulk",
     ),
     always(
         "million",
         "backlogs of 10,000 to 1,000,000 changes: memory, and time as it grows",
     ),
-    always("idle", "CPU and memory of a replicator that has nothing to do"),
+    always(
+        "idle",
+        "CPU, wake-ups and memory of processes that have nothing to do",
+    ),
     always("file", "one file of 1 GiB"),
     always("files", "10,000 files of 50 KB"),
     always(
