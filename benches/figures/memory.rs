@@ -78,7 +78,7 @@ impl PeerMemory {
 }
 
 /// The processes of the backends that serve the replicator, or the receiver, in the client's database.
-async fn backends(client: &Client) -> Outcome<Vec<u32>> {
+pub(crate) async fn backends(client: &Client) -> Outcome<Vec<u32>> {
     let rows = client.query(BACKENDS, &[]).await?;
     rows.iter()
         .map(|row| Ok(u32::try_from(row.get::<_, i32>(0))?))

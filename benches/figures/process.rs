@@ -95,21 +95,25 @@ impl Process {
         std::fs::write(&file, "5").map_err(|error| format!("{file}: {error}").into())
     }
 
-    /// MiB of memory that it has resident.
-    pub(crate) fn resident(&self) -> f64 {
-        status(self.pid, "VmRSS:") / 1024.0
-    }
-
-    /// How often its threads have gone to sleep so far.
-    pub(crate) fn sleeps(&self) -> f64 {
-        let switches = |task: &Path| field(&task.join("status"), "voluntary_ctxt_switches:");
-        tasks(self.pid).iter().map(|task| switches(task)).sum()
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
     }
 }
 
 /// MiB of memory that a process had resident at its peak.
 pub(crate) fn peak(pid: u32) -> f64 {
     status(pid, "VmHWM:") / 1024.0
+}
+
+/// MiB of memory that a process has resident.
+pub(crate) fn resident(pid: u32) -> f64 {
+    status(pid, "VmRSS:") / 1024.0
+}
+
+/// How often the threads of a process have gone to sleep so far.
+pub(crate) fn sleeps(pid: u32) -> f64 {
+    let switches = |task: &Path| field(&task.join("status"), "voluntary_ctxt_switches:");
+    tasks(pid).iter().map(|task| switches(task)).sum()
 }
 
 /// Seconds of CPU of the threads of a process, by the scheduler's own clock: ticks are too coarse where little is done.

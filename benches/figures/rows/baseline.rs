@@ -60,7 +60,7 @@ pub(crate) async fn baseline(world: &World, progress: &Progress<'_>) -> Outcome<
     Ok(vec![
         Row::new("baseline", "5,000 rows, 20 ms answers, rows", Unit::PerSecond, ours)
             .peer("serial POST loop", theirs)
-            .target(Target::RatioAtLeast(6.0))
+            .target(Target::RatioAtLeast(15.0))
             .note(format!(
                 "from the start of `run` until the server has all. The loop keeps one connection; its rate is that of \
                  {SERIAL} rows."
