@@ -275,10 +275,7 @@ async fn initialise(programs: &Programs, account: &Account, folder: &Path) -> Re
         return std::fs::read_to_string(&secret)
             .map_err(|error| Error::local(format!("read {}", secret.display()), error));
     }
-    let mut rng = rand::rng();
-    let password: String = (0..32)
-        .map(|_| char::from(b"0123456789abcdef"[rng.random_range(0..16)]))
-        .collect();
+    let password = format!("{:032x}", rand::rng().random::<u128>());
     std::fs::write(&secret, "")
         .and_then(|()| std::fs::set_permissions(&secret, Permissions::from_mode(0o600)))
         .and_then(|()| std::fs::write(&secret, &password))
