@@ -196,6 +196,61 @@ async fn every_kind_of_statement_reaches_the_receiver() {
 }
 
 #[tokio::test]
+async fn of_keys_that_lie_close_together_each_row_arrives_and_each_gap_is_a_delete() {
+    let cloud = Cloud::start("range").await;
+    let tables = "create table item (item_id smallint primary key, amount int, note text)";
+    let entities = "[[entity]]\nname = \"items\"\ntable = \"item\"\nkey = [\"item_id\"]\nwhere = \"100 / amount > 0\"\n\
+                    [[entity]]\nname = \"more\"\ntable = \"item\"\nkey = [\"item_id\"]\n";
+    let site = Site::bare("range", &cloud.url, KEY, tables, entities).await;
+    site.init().await;
+    let drain = site.drain();
+    // Given rows next to each other, at the ends of their type and around 0,
+    let insert = "insert into item select n, 1 + abs(n) % 90 * case when n % 5 = 0 then 2 else 1 end, 'first' from generate_series";
+    for (from, to) in [(-32768, -32500), (-200, 200), (32400, 32767)] {
+        site.run(&format!("{insert}({from}, {to}) n where n % 11 <> 0"))
+            .await;
+    }
+    drain.drain_all().await.unwrap();
+    // when some of them are deleted, some get another key, some no longer meet the condition, and for one it has no value,
+    site.run(
+        "begin; update item set note = 'second'; delete from item where item_id % 7 = 0; \
+         update item set item_id = item_id / 11 * 11 where item_id % 11 = 1 and item_id between 20 and 180; \
+         update item set amount = 1000 where item_id % 13 = 0; update item set amount = 0 where item_id = 5; commit",
+    )
+    .await;
+    drain.drain_all().await.unwrap();
+    // then the cloud has those that are there and meet the condition, as they are, and no others.
+    let there = |sql: String, client: tokio_postgres::Client| async move {
+        let rows = client.query(&sql, &[]).await.unwrap();
+        let rows = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2)));
+        rows.collect::<Vec<(i16, Option<i32>, String)>>()
+    };
+    for (entity, met) in [("items", "amount between 1 and 100"), ("more", "true")] {
+        let columns = "item_id, amount, note";
+        let at_site = format!("select {columns} from item where {met} and item_id <> 5 order by 1");
+        let in_cloud = format!("select {columns} from cloud.{entity} where item_id <> 5 order by 1");
+        let expected = there(at_site, connect(&site.database_url).await).await;
+        assert!(expected.len() > 500, "{}", expected.len());
+        assert_eq!(
+            there(in_cloud, connect(&cloud.database_url).await).await,
+            expected,
+            "{entity}"
+        );
+    }
+    let aside = site
+        .client
+        .query("select key from cloud_sync.quarantine", &[])
+        .await
+        .unwrap();
+    let aside: Vec<String> = aside.iter().map(|row| row.get(0)).collect();
+    assert_eq!(
+        aside,
+        [r#"{"item_id":5}"#],
+        "the row that the condition fails for is alone"
+    );
+}
+
+#[tokio::test]
 async fn a_cloud_that_comes_back_is_greeted_with_what_was_sent_meanwhile() {
     let mut cloud = Cloud::start("greeted").await;
     let site = Site::school("greeted", &cloud.url, KEY).await;

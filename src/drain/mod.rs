@@ -30,6 +30,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::Catalogue;
 use crate::checkpoint::{Checkpoint, Store};
@@ -277,7 +278,7 @@ impl Stages {
         let ended = CancellationToken::new();
         // A stage that ends drops its channel, and the next one ends after it has taken what is left.
         futures::try_join!(
-            reader.run(batches, shutdown),
+            in_a_task(reader.run(batches, shutdown.clone())),
             courier.run(packer.packed(read), accepted, shutdown),
             async {
                 let committed = committer.run(delivered).await;
@@ -287,6 +288,15 @@ impl Stages {
             trimmer.run(&ended),
         )?;
         Ok(())
+    }
+}
+
+/// Runs a stage as a task of its own, which ends with the future. The reader is woken for each few rows that come: a task is woken
+/// on the thread where they came, and two stages have two cores.
+async fn in_a_task(stage: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    match AbortOnDropHandle::new(tokio::spawn(stage)).await {
+        Ok(ended) => ended,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

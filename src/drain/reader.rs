@@ -614,9 +614,9 @@ impl Reader {
     pub(super) async fn run(
         mut self,
         batches: mpsc::Sender<Portion>,
-        shutdown: &CancellationToken,
+        shutdown: CancellationToken,
     ) -> Result<()> {
-        self.read_until(batches, shutdown).await?;
+        self.read_until(batches, &shutdown).await?;
         // Nobody sleeps any more: writers need not notify. Where that cannot be said, they do until the time is over.
         let _ = tokio::time::timeout(LEAVE, self.wake.disarm(&self.session)).await;
         Ok(())
@@ -769,23 +769,24 @@ fn assemble(
                 None if truncate.is_some() && !merged.moved => {}
                 None => {
                     let cause = if merged.moved { Cause::Moved } else { Cause::Gone };
-                    changes.push(change(Op::Delete, cause, state.key, None));
+                    changes.push(change(Op::Delete, cause, state.key.unwrap_or_default(), None));
                 }
                 Some(Present::Row(image)) => {
-                    if image.key != state.key {
-                        changes.push(change(Op::Delete, Cause::ReadsOtherwise, state.key, None));
+                    if let Some(before) = state.key.filter(|key| *key != image.key) {
+                        changes.push(change(Op::Delete, Cause::ReadsOtherwise, before, None));
                     }
                     changes.push(change(Op::Upsert, Cause::Gone, image.key, Some(image.row)));
                 }
                 Some(Present::Unmet(key)) => {
-                    if key != state.key {
-                        changes.push(change(Op::Delete, Cause::ReadsOtherwise, state.key, None));
+                    if let Some(before) = state.key.filter(|before| *before != key) {
+                        changes.push(change(Op::Delete, Cause::ReadsOtherwise, before, None));
                     }
                     changes.push(change(Op::Delete, Cause::Unmet, key, None));
                 }
                 Some(Present::Unreadable(error)) => {
-                    unreadable.insert((place, state.key.clone()), error);
-                    changes.push(change(Op::Upsert, Cause::Gone, state.key, None));
+                    let key = state.key.unwrap_or_default();
+                    unreadable.insert((place, key.clone()), error);
+                    changes.push(change(Op::Upsert, Cause::Gone, key, None));
                 }
             }
         }

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::describe::Table;
-use super::projection::{Present, Projection};
+use super::projection::{Present, Projection, Scratch};
 use super::quote_name;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
@@ -162,6 +162,7 @@ impl<'a> Pages<'a> {
             .map_err(|error| Error::postgres(format!("read the rows of {}", self.entity.name), error))?;
         let mut found = Vec::with_capacity(rows.len());
         let mut bytes = 0;
+        let mut scratch = Scratch::default();
         for row in &rows {
             let one = match self.read {
                 Read::Keys => self.projection.key(row, 1).map(|key| Found {
@@ -169,7 +170,7 @@ impl<'a> Pages<'a> {
                     row: None,
                     met: row.get::<_, Option<bool>>(0) == Some(true),
                 }),
-                Read::Rows => match self.projection.present(row, 0) {
+                Read::Rows => match self.projection.present(row, 0, &mut scratch) {
                     Present::Row(image) => Some(Found {
                         key: image.key,
                         row: Some(image.row),

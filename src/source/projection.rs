@@ -12,6 +12,9 @@ use super::{quote_name, values};
 use crate::catalogue::Entity;
 use crate::redact;
 
+/// A row of more bytes does not leave its room to the next one.
+const SCRATCH: usize = 64 * 1024;
+
 /// The columns of an entity's rows.
 #[derive(Debug)]
 pub(crate) struct Projection {
@@ -95,6 +98,15 @@ pub(crate) struct Image {
     pub(crate) row: Box<str>,
 }
 
+/// Room in which images are made, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    row: Vec<u8>,
+    key: Vec<u8>,
+    /// Where in the row each key column's value stands.
+    places: Vec<(usize, usize)>,
+}
+
 /// What was read of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Present {
@@ -166,47 +178,55 @@ impl Projection {
     }
 
     /// What stands from `first` on in a row of [`Projection::list`]'s columns.
-    pub(crate) fn present(&self, row: &Row, first: usize) -> Present {
-        match self.image(row, first) {
+    pub(crate) fn present(&self, row: &Row, first: usize, scratch: &mut Scratch) -> Present {
+        match self.image(row, first, scratch) {
             Some(image) if row.get::<_, Option<bool>>(first) == Some(true) => Present::Row(image),
             Some(image) => Present::Unmet(image.key),
             None => Present::Unreadable("a value of the row has no JSON form".to_owned()),
         }
     }
 
-    fn image(&self, row: &Row, first: usize) -> Option<Image> {
+    fn image(&self, row: &Row, first: usize, scratch: &mut Scratch) -> Option<Image> {
         let columns = first + 1;
         let secrets: Vec<&str> = (0..self.secrets.len())
             .filter_map(|nth| field(row, columns + self.columns.len() + nth))
             .map(std::str::from_utf8)
             .collect::<Result<_, _>>()
             .ok()?;
-        let mut json = Vec::with_capacity(row.raw_size_bytes() + self.columns.len() * 16);
-        let mut places = vec![(0, 0); self.key.len()];
-        json.push(b'{');
+        let Scratch {
+            row: json,
+            key,
+            places,
+        } = scratch;
+        json.clear();
+        json.reserve(row.raw_size_bytes() + self.columns.len() * 16);
+        key.clear();
+        places.clear();
+        places.resize(self.key.len(), (0, 0));
         for (nth, column) in self.columns.iter().enumerate() {
-            if nth > 0 {
-                json.push(b',');
-            }
+            json.push(if nth == 0 { b'{' } else { b',' });
             json.extend_from_slice(&column.label);
             let start = json.len();
-            column.json(&mut json, field(row, columns + nth), &secrets)?;
+            column.json(json, field(row, columns + nth), &secrets)?;
             if let Some(place) = self.key.iter().position(|&place| place == nth) {
                 places[place] = (start, json.len());
             }
         }
         json.push(b'}');
-        let mut key = Vec::with_capacity(64);
-        for (nth, (column, (start, end))) in self.fields().zip(places).enumerate() {
+        for (nth, (column, &(start, end))) in self.fields().zip(&*places).enumerate() {
             key.push(if nth == 0 { b'{' } else { b',' });
             key.extend_from_slice(&column.label);
             key.extend_from_slice(&json[start..end]);
         }
         key.push(b'}');
-        Some(Image {
-            key: String::from_utf8(key).ok()?.into(),
-            row: String::from_utf8(json).ok()?.into(),
-        })
+        let key = std::str::from_utf8(key).ok()?.into();
+        // A short row is copied out of its room, as that costs less than new room for each. A long one takes its room with it.
+        let row = if json.len() > SCRATCH {
+            String::from_utf8(std::mem::take(json)).ok()?.into()
+        } else {
+            std::str::from_utf8(json).ok()?.into()
+        };
+        Some(Image { key, row })
     }
 
     /// The key alone, out of the columns of [`Projection::list`] from `first` on.

@@ -10,13 +10,13 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
-use futures::{StreamExt, TryFutureExt};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::describe::Table;
-use super::projection::{Present, Projection};
+use super::projection::{Present, Projection, Scratch};
 use super::quote_name;
 use crate::catalogue::Entity;
 use crate::error::Error;
@@ -33,8 +33,8 @@ pub(crate) enum TouchKey {
 /// What is known of a touched row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct State {
-    /// The touch's key as a JSON object, as the site writes it now.
-    pub(crate) key: Box<str>,
+    /// The touch's key as a JSON object, as the site writes it now; none where it is the key in the row's own image.
+    pub(crate) key: Option<Box<str>>,
     /// The row that the table finds by this key; none where there is none.
     pub(crate) row: Option<Present>,
 }
@@ -89,14 +89,22 @@ fn words(state: &str) -> &'static str {
     }
 }
 
+/// The statements that find rows by integers.
+struct ByNumber {
+    each: Statement,
+    range: Statement,
+}
+
+/// So many keys, and so close together, are read as one range of the key's index: PostgreSQL then looks once, not for each key.
+const RANGE: usize = 64;
+
 /// Reads rows of one entity by their keys, on the session that it was prepared on.
 pub(crate) struct RowReader {
     entity: Entity,
     projection: Projection,
-    by_number: Option<Statement>,
+    /// Where the key is one integer, whose number in a touch is the key's own JSON.
+    numbers: Option<ByNumber>,
     by_text: Statement,
-    /// Whether the number of a touch is the key's own JSON.
-    is_number: bool,
     keys: usize,
 }
 
@@ -106,22 +114,18 @@ impl RowReader {
         let projection = Projection::new(entity, table);
         let stop = |error| Stop::of(entity, error);
         let by_text = client.prepare(&by_text(table, &projection)).await.map_err(stop)?;
-        let is_number = table.number_key().is_some();
-        let by_number = if is_number {
-            Some(
-                client
-                    .prepare(&by_number(table, &projection))
-                    .await
-                    .map_err(stop)?,
-            )
+        let numbers = if table.number_key().is_some() {
+            let (each, range) = (by_number(table, &projection), by_range(table, &projection));
+            let (each, range) =
+                tokio::try_join!(client.prepare(&each), client.prepare(&range)).map_err(stop)?;
+            Some(ByNumber { each, range })
         } else {
             None
         };
         Ok(Self {
             entity: entity.clone(),
-            by_number,
+            numbers,
             by_text,
-            is_number,
             keys: table.key.len(),
             projection,
         })
@@ -138,7 +142,7 @@ impl RowReader {
         let mut states = vec![None; keys.len()];
         // Touches of one entity may be of both forms, if the key's type has changed.
         let (numbers, texts): (Vec<usize>, Vec<usize>) = (0..keys.len())
-            .partition(|&nth| self.by_number.is_some() && matches!(keys[nth], TouchKey::Number(_)));
+            .partition(|&nth| self.numbers.is_some() && matches!(keys[nth], TouchKey::Number(_)));
         for places in [numbers, texts] {
             if !places.is_empty() {
                 self.part(client, keys, places, room, &mut states).await?;
@@ -199,10 +203,10 @@ impl RowReader {
             Err(stop) => return Err(stop),
         };
         let key = match key {
-            TouchKey::Number(number) if self.is_number => self.projection.number_key(*number),
+            TouchKey::Number(number) if self.numbers.is_some() => self.projection.number_key(*number),
             _ => self.projection.text_key(&texts),
         };
-        Ok(State { key, row })
+        Ok(State { key: Some(key), row })
     }
 
     /// Runs one statement. What it has read is in `read`, by place.
@@ -214,51 +218,145 @@ impl RowReader {
         room: &Room,
         read: &mut Vec<(usize, State)>,
     ) -> Result<(), Stop> {
-        let stop = |error| Stop::of(&self.entity, error);
         room.statements.fetch_add(1, Ordering::Relaxed);
         let number = |&nth: &usize| match &keys[nth] {
             TouchKey::Number(number) => Some(*number),
             TouchKey::Texts(_) => None,
         };
         let numbers: Option<Vec<i64>> = places.iter().map(number).collect();
-        let by_number = self.by_number.as_ref().zip(numbers);
-        let rows = match &by_number {
-            Some((statement, numbers)) => client.query_raw(*statement, [numbers]).map_err(stop).await?,
+        match self.numbers.as_ref().zip(numbers) {
+            Some((by, numbers)) => match close_together(&numbers) {
+                Some(range) => self.of_range(client, by, &numbers, range, room, read).await,
+                None => self.of_numbers(client, by, &numbers, room, read).await,
+            },
             None => {
-                let all: Vec<_> = places.iter().map(|&nth| texts(&keys[nth], self.keys)).collect();
-                let columns: Vec<Vec<Option<&str>>> = (0..self.keys)
-                    .map(|column| all.iter().map(|texts| texts.get(column)?.as_deref()).collect())
-                    .collect();
-                client.query_raw(&self.by_text, &columns).map_err(stop).await?
+                let texts: Vec<_> = places.iter().map(|&nth| texts(&keys[nth], self.keys)).collect();
+                self.of_texts(client, &texts, room, read).await
             }
-        };
+        }
+    }
+
+    /// The rows with keys in this range; those that were not asked for are passed over.
+    async fn of_range(
+        &self,
+        client: &Client,
+        by: &ByNumber,
+        numbers: &[i64],
+        (least, most): (i64, i64),
+        room: &Room,
+        read: &mut Vec<(usize, State)>,
+    ) -> Result<(), Stop> {
+        let stop = |error| Stop::of(&self.entity, error);
+        let offset = |number: i64| usize::try_from(number.wrapping_sub(least)).unwrap_or(usize::MAX);
+        let mut asked: Vec<Option<usize>> = vec![None; offset(most) + 1];
+        for (nth, &number) in numbers.iter().enumerate() {
+            asked[offset(number)] = Some(nth);
+        }
+        let rows = client.query_raw(&by.range, [least, most]).await.map_err(stop)?;
         futures::pin_mut!(rows);
+        let mut scratch = Scratch::default();
+        while let Some(row) = rows.next().await {
+            let row = row.map_err(stop)?;
+            if room.is_used_up() {
+                return Ok(());
+            }
+            let number = offset(row.get(0));
+            let Some(nth) = asked.get_mut(number).and_then(Option::take) else {
+                continue;
+            };
+            let present = self.projection.present(&row, 1, &mut scratch);
+            let key = match &present {
+                Present::Unreadable(_) => Some(self.projection.number_key(numbers[nth])),
+                _ => None,
+            };
+            read.push((nth, room.taken(key, Some(present))));
+        }
+        for nth in asked.into_iter().flatten() {
+            let key = self.projection.number_key(numbers[nth]);
+            read.push((nth, room.taken(Some(key), None)));
+        }
+        Ok(())
+    }
+
+    async fn of_numbers(
+        &self,
+        client: &Client,
+        by: &ByNumber,
+        numbers: &[i64],
+        room: &Room,
+        read: &mut Vec<(usize, State)>,
+    ) -> Result<(), Stop> {
+        let stop = |error| Stop::of(&self.entity, error);
+        let rows = client.query_raw(&by.each, [numbers]).await.map_err(stop)?;
+        futures::pin_mut!(rows);
+        let mut scratch = Scratch::default();
         while let Some(row) = rows.next().await {
             let row = row.map_err(stop)?;
             // What still comes is passed over by the session.
             if room.is_used_up() {
                 break;
             }
-            let nth = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
-            let Some(&place) = places.get(nth) else { continue };
-            let (key, first) = match &keys[place] {
-                TouchKey::Number(number) if by_number.is_some() => (self.projection.number_key(*number), 2),
-                key => {
-                    let read = self.projection.key(&row, 2);
-                    let texts = || self.projection.text_key(&texts(key, self.keys));
-                    (read.unwrap_or_else(texts), 2 + self.keys)
-                }
+            let nth = place(&row);
+            let Some(&number) = numbers.get(nth) else { continue };
+            let present = is_there(&row).then(|| self.projection.present(&row, 2, &mut scratch));
+            let key = match &present {
+                None | Some(Present::Unreadable(_)) => Some(self.projection.number_key(number)),
+                _ => None,
             };
-            let there: bool = row.get(1);
-            let present = there.then(|| self.projection.present(&row, first));
-            room.take(match &present {
-                Some(Present::Row(image)) => image.row.len() + key.len(),
-                _ => key.len(),
-            });
-            read.push((nth, State { key, row: present }));
+            read.push((nth, room.taken(key, present)));
         }
         Ok(())
     }
+
+    async fn of_texts(
+        &self,
+        client: &Client,
+        keys: &[Vec<Option<String>>],
+        room: &Room,
+        read: &mut Vec<(usize, State)>,
+    ) -> Result<(), Stop> {
+        let stop = |error| Stop::of(&self.entity, error);
+        let columns: Vec<Vec<Option<&str>>> = (0..self.keys)
+            .map(|column| keys.iter().map(|texts| texts.get(column)?.as_deref()).collect())
+            .collect();
+        let rows = client.query_raw(&self.by_text, &columns).await.map_err(stop)?;
+        futures::pin_mut!(rows);
+        let mut scratch = Scratch::default();
+        while let Some(row) = rows.next().await {
+            let row = row.map_err(stop)?;
+            if room.is_used_up() {
+                break;
+            }
+            let nth = place(&row);
+            let Some(texts) = keys.get(nth) else { continue };
+            let key = self.projection.key(&row, 2);
+            let key = key.unwrap_or_else(|| self.projection.text_key(texts));
+            let present = is_there(&row).then(|| self.projection.present(&row, 2 + self.keys, &mut scratch));
+            let own = match &present {
+                Some(Present::Row(image)) => image.key == key,
+                Some(Present::Unmet(of_row)) => *of_row == key,
+                _ => false,
+            };
+            read.push((nth, room.taken((!own).then_some(key), present)));
+        }
+        Ok(())
+    }
+}
+
+/// The least and the greatest of these keys, where reading all between them reads little else.
+fn close_together(numbers: &[i64]) -> Option<(i64, i64)> {
+    let (least, most) = (*numbers.iter().min()?, *numbers.iter().max()?);
+    let span = usize::try_from(most.checked_sub(least)?).ok()?;
+    (numbers.len() >= RANGE && span <= numbers.len() + numbers.len() / 4).then_some((least, most))
+}
+
+/// A key's place, counted from 1 in the row.
+fn place(row: &Row) -> usize {
+    usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX)
+}
+
+fn is_there(row: &Row) -> bool {
+    row.get(1)
 }
 
 /// The texts of a key's columns.
@@ -283,6 +381,17 @@ fn by_number(table: &Table, projection: &Projection) -> String {
         table.sql_name,
         quote_name(&table.key[0].name),
         table.key[0].equals,
+    )
+}
+
+/// $1 the least key, $2 the greatest. Returns each row's key, and the row.
+fn by_range(table: &Table, projection: &Projection) -> String {
+    let key = quote_name(&table.key[0].name);
+    format!(
+        "select t.{key}::pg_catalog.int8, {} from {} t where t.{key} operator(pg_catalog.>=) $1::pg_catalog.int8 \
+         and t.{key} operator(pg_catalog.<=) $2::pg_catalog.int8",
+        projection.list(false),
+        table.sql_name,
     )
 }
 
@@ -338,8 +447,16 @@ impl Room {
         self.used.load(Ordering::Relaxed) >= self.bytes
     }
 
-    fn take(&self, bytes: usize) {
-        self.used.fetch_add(bytes + 64, Ordering::Relaxed);
+    /// The state, whose bytes are taken.
+    fn taken(&self, key: Option<Box<str>>, row: Option<Present>) -> State {
+        let of_key = key.as_ref().map_or(0, |key| key.len());
+        let of_row = match &row {
+            Some(Present::Row(image)) => image.key.len() + image.row.len(),
+            Some(Present::Unmet(key)) => key.len(),
+            _ => 0,
+        };
+        self.used.fetch_add(of_key + of_row + 64, Ordering::Relaxed);
+        State { key, row }
     }
 
     /// Statements that have read rows.
