@@ -35,7 +35,7 @@ pub struct Batch {
     fates: Vec<Fate>,
     collapsed: usize,
     untold: Vec<usize>,
-    unanswered: Vec<usize>,
+    unanswered: Vec<(usize, Box<str>)>,
     answered: Option<Answered>,
 }
 
@@ -102,13 +102,14 @@ impl Batch {
         self.untold.clear();
     }
 
-    /// Notes that a request with the `nth` change got no answer: it may still arrive.
-    pub fn note_unanswered(&mut self, nth: usize) {
-        self.unanswered.push(nth);
+    /// Notes that a request with this row of an entity got no answer: it may still arrive. The key is a JSON object of the key
+    /// columns.
+    pub fn note_unanswered(&mut self, entity: usize, key: Box<str>) {
+        self.unanswered.push((entity, key));
     }
 
-    /// The changes whose requests got no answer, since the last call.
-    pub fn take_unanswered(&mut self) -> Vec<usize> {
+    /// The rows whose requests got no answer since the last call, by entity and key.
+    pub fn take_unanswered(&mut self) -> Vec<(usize, Box<str>)> {
         std::mem::take(&mut self.unanswered)
     }
 

@@ -21,6 +21,21 @@ pub(super) fn segment(key: &str, columns: &[String]) -> Option<String> {
     (!matches!(segment.as_str(), "" | "." | "..")).then_some(segment)
 }
 
+/// The key of a row as a JSON object in one line. None where a column is missing, or its value takes several lines.
+pub(super) fn key_line(row: &str, columns: &[String]) -> Option<String> {
+    let mut key = String::from("{");
+    for (column, value) in columns.iter().zip(pick(row, columns).ok()?) {
+        if key.len() > 1 {
+            key.push(',');
+        }
+        key.push_str(&serde_json::to_string(column).ok()?);
+        key.push(':');
+        key.push_str(value?.get());
+    }
+    key.push('}');
+    (!key.contains('\n')).then_some(key)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +54,12 @@ mod tests {
             segment("{\"no\":1,\"term\":\"a,b\"}", &two).as_deref(),
             Some("a%2Cb,1")
         );
+        let row = "{\"no\" : 1, \"name\":\"x\",\n\"term\":\"a\\n\\t\"}";
+        assert_eq!(
+            key_line(row, &two).as_deref(),
+            Some("{\"term\":\"a\\n\\t\",\"no\":1}")
+        );
+        assert_eq!(key_line("{\"no\":1}", &two), None);
         for none in [
             "{\"id\":null}",
             "{}",

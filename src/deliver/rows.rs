@@ -4,6 +4,7 @@
 //! that fails in a way that passes is tried a few times, for a few seconds; a longer outage, or a server that asks for a
 //! longer wait, is the caller's affair. After the first failure nothing new starts, and what is under way is finished.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use reqwest::{Method, RequestBuilder};
 use tokio::time::Instant;
 
 use super::failure::{Failure, Outcome};
-use super::fields::segment;
+use super::fields::{key_line, segment};
 use super::link::Answer;
 use super::{Cloud, Done, split_by_bytes};
 use crate::batch::{Batch, Fate};
@@ -67,7 +68,9 @@ impl<'c> Sender<'c> {
         };
         if !bulk {
             let start = |batch: &Batch, nth| self.post(&operation, path, nth, row(batch, nth));
-            return self.run(batch, places.iter().copied(), start).await;
+            let end = self.run(batch, places.iter().copied(), start).await;
+            self.note_unanswered(batch);
+            return end;
         }
         let limit = BULK_BYTES.min(self.cloud.request_bytes());
         let chunks: Vec<&[usize]> = split_by_bytes(places, limit, |nth| batch.changes()[nth].bytes())
@@ -78,7 +81,9 @@ impl<'c> Sender<'c> {
             let rows = chunk.iter().map(|&nth| (nth, row(batch, nth))).collect();
             self.post_bulk(&operation, path, rows)
         };
-        self.run(batch, chunks, start).await
+        let end = self.run(batch, chunks, start).await;
+        self.note_unanswered(batch);
+        end
     }
 
     /// Deletes rows of one entity, in any order.
@@ -95,7 +100,9 @@ impl<'c> Sender<'c> {
                 }
             }
         };
-        self.run(batch, places.iter().copied(), start).await
+        let end = self.run(batch, places.iter().copied(), start).await;
+        self.note_unanswered(batch);
+        end
     }
 
     /// Deletes every row that the cloud has of the truncated entity.
@@ -103,14 +110,16 @@ impl<'c> Sender<'c> {
         let place = batch.changes()[nth].entity;
         let operation = self.cloud.pushing(place);
         let entity = self.cloud.entity(place);
-        // One text for all the keys: encoded, they have no line break.
+        // One text for all the keys, a line each: the key as a path segment, which is encoded and has no tab, a tab, and the
+        // key as JSON.
         let mut keys = String::new();
         let mut odd = false;
         let listed = self.cloud.list(place, None, |row| {
-            match segment(row.get(), &entity.key) {
-                Some(key) => {
-                    keys.push_str(&key);
-                    keys.push('\n');
+            match segment(row.get(), &entity.key).zip(key_line(row.get(), &entity.key)) {
+                Some((segment, key)) => {
+                    for part in [&*segment, "\t", &*key, "\n"] {
+                        keys.push_str(part);
+                    }
                 }
                 None => odd = true,
             }
@@ -133,17 +142,31 @@ impl<'c> Sender<'c> {
             );
             return Ok(());
         }
-        let start = |_: &Batch, key: &str| {
-            let (operation, key) = (&operation, Some(key.to_owned()));
+        let parts = |line: &str| {
+            line.split_once('\t')
+                .map(|(segment, key)| (segment.to_owned(), key.into()))
+        };
+        let start = |_: &Batch, (number, line): (usize, &str)| {
+            let (operation, segment) = (&operation, parts(line).map(|(segment, _): (_, Box<str>)| segment));
             async move {
-                match self.delete_one(operation, &entity.path, nth, key).await {
+                match self.delete_one(operation, &entity.path, number, segment).await {
                     Ok(Fate::Accepted) => (Vec::new(), Ok(())),
                     Ok(fate) => (vec![(nth, fate)], Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
                 }
             }
         };
-        let end = self.run(batch, keys.lines(), start).await;
+        let end = self.run(batch, keys.lines().enumerate(), start).await;
+        let unanswered: HashSet<usize> = self.gate.take_unanswered().into_iter().collect();
+        for (_, line) in keys
+            .lines()
+            .enumerate()
+            .filter(|(number, _)| unanswered.contains(number))
+        {
+            if let Some((_, key)) = parts(line) {
+                batch.note_unanswered(place, key);
+            }
+        }
         if end.is_err() {
             batch.set_fate(nth, Fate::Pending);
         } else if *batch.fate(nth) == Fate::Pending {
@@ -178,10 +201,16 @@ impl<'c> Sender<'c> {
                 stopped.get_or_insert(failure);
             }
         }
-        for nth in self.gate.take_unanswered() {
-            batch.note_unanswered(nth);
-        }
         stopped.map_or(Ok(()), Err)
+    }
+
+    /// Notes in the batch the changes whose requests got no answer.
+    fn note_unanswered(&self, batch: &mut Batch) {
+        for nth in self.gate.take_unanswered() {
+            let change = &batch.changes()[nth];
+            let (entity, key) = (change.entity, change.key.clone());
+            batch.note_unanswered(entity, key);
+        }
     }
 
     async fn post(&self, operation: &str, path: &str, nth: usize, row: Bytes) -> Answered {
@@ -260,7 +289,7 @@ impl<'c> Sender<'c> {
         &self,
         operation: &str,
         path: &str,
-        nth: usize,
+        number: usize,
         key: Option<String>,
     ) -> Outcome<Fate> {
         let Some(key) = key else {
@@ -268,7 +297,7 @@ impl<'c> Sender<'c> {
         };
         let path = format!("{path}/{key}");
         let request = || self.cloud.inner.link.request(Method::DELETE, &path);
-        match self.attempt(operation, 0, &[nth], request).await? {
+        match self.attempt(operation, 0, &[number], request).await? {
             Answer::Accepted(reply) => reply.not_a_page(operation).map(|()| Fate::Accepted),
             Answer::Refused { status: 404, .. } => Ok(Fate::Accepted),
             Answer::Refused { status: 405, .. } => Ok(Fate::Unsupported),
@@ -276,12 +305,13 @@ impl<'c> Sender<'c> {
         }
     }
 
-    /// One request, tried again while its failure passes soon.
+    /// One request, tried again while its failure passes soon. `numbers` are those that the caller knows its rows by: where a try
+    /// gets no answer, they are in [`Gate::take_unanswered`].
     async fn attempt(
         &self,
         operation: &str,
         bytes: usize,
-        changes: &[usize],
+        numbers: &[usize],
         request: impl Fn() -> RequestBuilder,
     ) -> Outcome<Answer> {
         let mut backoff = Backoff::within(Duration::from_millis(50), Duration::from_secs(1));
@@ -293,7 +323,7 @@ impl<'c> Sender<'c> {
                 Err(failure) => failure,
             };
             if failure.was_under_way() {
-                self.gate.unanswered(changes);
+                self.gate.unanswered(numbers);
             }
             let wait = backoff.next(failure.retry_after());
             if !failure.is_passing()
@@ -316,7 +346,7 @@ impl<'c> Sender<'c> {
 struct Gate {
     closed: AtomicBool,
     not_before: Mutex<Option<Instant>>,
-    /// The changes whose requests got no answer.
+    /// The numbers of the rows whose requests got no answer.
     unanswered: Mutex<Vec<usize>>,
 }
 
@@ -326,11 +356,11 @@ impl Gate {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    fn unanswered(&self, changes: &[usize]) {
+    fn unanswered(&self, numbers: &[usize]) {
         self.unanswered
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .extend_from_slice(changes);
+            .extend_from_slice(numbers);
     }
 
     fn take_unanswered(&self) -> Vec<usize> {

@@ -86,14 +86,7 @@ impl Courier {
         }
         let rows: Vec<(&str, &str)> = late
             .iter()
-            .map(|&nth| &batch.changes()[nth])
-            .filter(|change| change.op != Op::Truncate)
-            .map(|change| {
-                (
-                    self.catalogue.entities()[change.entity].name.as_str(),
-                    &*change.key,
-                )
-            })
+            .map(|(entity, key)| (self.catalogue.entities()[*entity].name.as_str(), &**key))
             .collect();
         let life = self.life();
         sent::unanswered(self.session.client(), self.fence.term(), &rows, life).await?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::http::Method;
 use cloud_sync::quarantine;
 use serde_json::json;
 
@@ -152,4 +153,39 @@ async fn a_drain_that_takes_over_waits_until_no_request_can_arrive() {
         .wait_until("the late request", |server| server.late() == 1)
         .await;
     assert_eq!(name(&server), Some(json!("v2")));
+}
+
+// H12 with a truncate, which such a server gets as one delete a row: one of them timed out, the row is there again, the delete
+// arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delete_of_a_truncate_that_arrives_late_does_not_stay() {
+    let (server, site) = rooms("late_truncate", Duration::from_secs(3)).await;
+    let running = site.replicate();
+    site.run("insert into room values (1, 'A', 'v1'), (2, 'B', 'v1')")
+        .await;
+    server.wait_until("v1", |server| server.count("rooms") == 2).await;
+    running.caught_up().await;
+    let (fault, latch) = Fault::hold();
+    server.fault(fault.method(Method::DELETE).on("rooms/1").times(1));
+    site.run("truncate room").await;
+    // Given a second try that was answered
+    server
+        .wait_until("the truncate", |server| server.count("rooms") == 0)
+        .await;
+    site.run("insert into room values (1, 'A', 'v2')").await;
+    let name = |server: &Baseline| server.row("rooms", "1").map(|row| row["name"].clone());
+    server
+        .wait_until("v2", |server| name(server) == Some(json!("v2")))
+        .await;
+    // when the first one arrives,
+    latch.open();
+    server
+        .wait_until("the late delete", |server| server.late() == 1)
+        .await;
+    assert_eq!(name(&server), None);
+    // then the row is sent again.
+    server
+        .wait_until("v2 again", |server| name(server) == Some(json!("v2")))
+        .await;
+    running.end().await;
 }
