@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::courier::Courier;
-use super::reader::Shapes;
+use super::shapes::Shapes;
 use crate::batch::{Batch, Fate};
 use crate::change::{Cause, Op};
 use crate::error::Result;

@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::coming::Coming;
-use super::reader::Shapes;
 use super::resume::Start;
+use super::shapes::Shapes;
 use super::{Accepted, Condition, Drain, Portion, Pulse, Side, wire_schema};
 use crate::abort;
 use crate::batch::{Batch, Fate};

@@ -15,11 +15,14 @@ mod baseline;
 mod coming;
 mod committer;
 mod courier;
+mod merge;
 mod packer;
+mod parking;
 mod pulse;
 mod reader;
 mod resume;
 mod schema;
+mod shapes;
 mod terms;
 mod trimmer;
 
@@ -102,7 +105,7 @@ struct Portion {
     /// The batch may be sent when the server's log is on its disk up to here; none where it is.
     wal: Option<PgLsn>,
     /// The tables as they were when the batch was read.
-    shapes: Arc<reader::Shapes>,
+    shapes: Arc<shapes::Shapes>,
     stopwatch: Stopwatch,
 }
 

@@ -7,7 +7,7 @@
 //! Failure: what cannot be read is told apart in [`crate::source::rows`]. An entity that cannot be read now is parked: its touches are
 //! kept in the site's database and touched again when it can. A row that cannot be read goes to quarantine by its key.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,19 +19,20 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span};
 
+use super::merge::{ReadPage, Touched, assemble};
+use super::shapes::Shapes;
 use super::{Limits, Portion};
 use crate::abort;
-use crate::batch::{Batch, Fate};
+use crate::batch::Batch;
 use crate::catalogue::Catalogue;
-use crate::change::{Cause, Change, Op, Position, Snapshot};
+use crate::change::{Position, Snapshot};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind, Result};
 use crate::latency::Stopwatch;
 use crate::source::connect::Session;
-use crate::source::describe::{self, Table};
-use crate::source::outbox::{self, Outbox, Page, Touch, TouchOp};
-use crate::source::projection::Present;
-use crate::source::rows::{Room, RowReader, State, Stop, TouchKey, join_array};
+use crate::source::describe;
+use crate::source::outbox::{self, Outbox, Page, TouchOp};
+use crate::source::rows::{Room, RowReader, Stop, TouchKey};
 use crate::source::term::Fence;
 use crate::source::wake::Wake;
 use crate::source::{guard, install};
@@ -52,37 +53,28 @@ const ROW_BYTES: usize = 512;
 const TRIES: usize = 20;
 
 /// The bounds of the time after which it is tried whether a parked entity can be read.
-const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-
-/// The tables as they are; new ones whenever a column changed.
-pub(super) struct Shapes {
-    pub(super) tables: Vec<Table>,
-    /// The entities' numbers in the outbox.
-    pub(super) numbers: Vec<i16>,
-    /// Of each table's columns; and which table the catalogue's name is of.
-    fingerprints: Vec<(i64, Option<u32>)>,
-}
+pub(super) const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// An entity that cannot be read now.
-struct Parked {
-    why: String,
-    probe_at: Instant,
-    wait: Duration,
+pub(super) struct Parked {
+    pub(super) why: String,
+    pub(super) probe_at: Instant,
+    pub(super) wait: Duration,
 }
 
 /// The first stage.
 pub(super) struct Reader {
-    session: Session,
-    catalogue: Arc<Catalogue>,
+    pub(super) session: Session,
+    pub(super) catalogue: Arc<Catalogue>,
     outbox: Outbox,
     /// Tells whether a column has changed.
     fingerprint: Statement,
-    shapes: Arc<Shapes>,
+    pub(super) shapes: Arc<Shapes>,
     /// Prepared when an entity is first read.
-    rows: HashMap<usize, RowReader>,
-    parked: BTreeMap<usize, Parked>,
+    pub(super) rows: HashMap<usize, RowReader>,
+    pub(super) parked: BTreeMap<usize, Parked>,
     limits: Limits,
-    fence: Fence,
+    pub(super) fence: Fence,
     /// How far was read, as the checkpoint that it will be.
     cursor: Checkpoint,
     /// Whether part of the cursor's window was handed on already.
@@ -94,37 +86,6 @@ pub(super) struct Reader {
     lying_down: bool,
     /// Bytes of a row, as the last batches had them.
     row_bytes: usize,
-}
-
-/// The touches of one entity in a page, merged by key.
-#[derive(Default)]
-struct Touched {
-    keys: Vec<TouchKey>,
-    /// For each key, what its touches say together.
-    merged: Vec<Merged>,
-    places: HashMap<TouchKey, usize>,
-    /// Position and time of the last truncate.
-    truncate: Option<(Position, i64)>,
-}
-
-#[derive(Clone, Copy)]
-struct Merged {
-    first: Position,
-    last: Position,
-    captured_at: i64,
-    /// Whether one of them is of a key that was changed.
-    moved: bool,
-    touches: usize,
-}
-
-/// What was read of a page.
-struct ReadPage {
-    changes: Vec<Change>,
-    fates: Vec<(usize, Fate)>,
-    merged: usize,
-    /// The position up to which all is read; none where it is the whole page.
-    cut: Option<Position>,
-    wal: Option<PgLsn>,
 }
 
 /// Why a page is read again.
@@ -146,7 +107,7 @@ impl Reader {
         fence: Fence,
     ) -> Result<Self> {
         let fingerprint = describe::prepare_fingerprint(session.client()).await?;
-        let mut shapes = shapes(&session, &fingerprint, &catalogue).await?;
+        let mut shapes = Shapes::read(&session, &fingerprint, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
         let mut parked = BTreeMap::new();
         for (place, (entity, attached)) in catalogue.entities().iter().zip(&attached).enumerate() {
@@ -423,7 +384,7 @@ impl Reader {
         touched
     }
 
-    async fn prepare(&mut self, place: usize) -> std::result::Result<(), Stop> {
+    pub(super) async fn prepare(&mut self, place: usize) -> std::result::Result<(), Stop> {
         if self.rows.contains_key(&place) {
             return Ok(());
         }
@@ -453,148 +414,9 @@ impl Reader {
         Ok(())
     }
 
-    fn park_entities(&mut self, entities: Vec<(usize, String)>) {
-        for (place, why) in entities {
-            tracing::error!(
-                entity = self.catalogue.entities()[place].name,
-                "it cannot be read now, and its changes are kept: {why}"
-            );
-            self.rows.remove(&place);
-            self.parked.entry(place).or_insert_with(|| Parked {
-                why,
-                probe_at: Instant::now() + PROBE.0,
-                wait: PROBE.0,
-            });
-        }
-    }
-
-    /// Keeps the page's touches of parked entities, before the checkpoint can pass them.
-    async fn keep_parked(&self, page: &Page, upto: Position) -> Result<()> {
-        for (&place, parked) in &self.parked {
-            let touches: Vec<_> = page
-                .touches
-                .iter()
-                .filter(|touch| touch.entity == place && touch.position <= upto)
-                .map(|touch| {
-                    let (number, key) = match &touch.key {
-                        Some(TouchKey::Number(number)) => (Some(*number), None),
-                        Some(TouchKey::Texts(texts)) => (None, as_written(texts)),
-                        None => (None, None),
-                    };
-                    (touch, number, key)
-                })
-                .collect();
-            if !touches.is_empty() {
-                let number = self.shapes.numbers[place];
-                outbox::park(self.session.client(), &self.fence, number, &parked.why, &touches).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes that rows were touched and it is not known which: a comparison finds them. It is durable before the checkpoint can
-    /// pass the touch.
-    async fn mark_gaps(&self, page: &Page, upto: Position) -> Result<()> {
-        let mut gaps = BTreeMap::new();
-        let read = || page.touches.iter().filter(|touch| touch.position <= upto);
-        // A truncate of the whole table is one of each partition, too. What it has left has touches in this page.
-        let truncated: HashSet<usize> = read()
-            .filter(|touch| touch.op == TouchOp::Truncated)
-            .map(|touch| touch.entity)
-            .collect();
-        for touch in read() {
-            if self.parked.contains_key(&touch.entity) {
-                continue;
-            }
-            let columns = self.catalogue.entities()[touch.entity].key.len();
-            if touch.op == TouchOp::Unknown && truncated.contains(&touch.entity) {
-                continue;
-            }
-            if touch.op == TouchOp::Unknown {
-                gaps.insert(
-                    touch.entity,
-                    "a partition was truncated: it is not known which rows it had",
-                );
-            } else if touch.op != TouchOp::Truncated
-                && touch.key.clone().and_then(|key| key.split(columns)).is_none()
-            {
-                gaps.insert(
-                    touch.entity,
-                    "rows were touched without their key: a key column was dropped or renamed, or is null",
-                );
-            }
-        }
-        for (&number, _) in page.foreign.iter().filter(|&(_, &first)| first <= upto) {
-            tracing::warn!(
-                number,
-                "rows of an entity that the catalogue no longer has were written: they are compared should it come back"
-            );
-            guard::mark(
-                self.session.client(),
-                number,
-                "it was not in the catalogue while its rows changed",
-            )
-            .await?;
-        }
-        for (place, why) in gaps {
-            tracing::error!(entity = self.catalogue.entities()[place].name, "{why}");
-            guard::mark(self.session.client(), self.shapes.numbers[place], why).await?;
-        }
-        Ok(())
-    }
-
-    /// Tries whether parked entities can be read, each after its time, and touches the rows of those that can again.
-    async fn probe_parked(&mut self) -> Result<()> {
-        let now = Instant::now();
-        let due: Vec<usize> = self
-            .parked
-            .iter()
-            .filter(|(_, parked)| parked.probe_at <= now)
-            .map(|(&place, _)| place)
-            .collect();
-        if due.is_empty() {
-            return Ok(());
-        }
-        self.reshape().await?;
-        for place in due {
-            let readable = match self.prepare(place).await {
-                Ok(()) => {
-                    let room = Room::new(usize::MAX);
-                    // Where the form of a key is wrong, the row is told apart later.
-                    let none = [TouchKey::Number(0)];
-                    match self.rows[&place].read(self.session.client(), &none, &room).await {
-                        Ok(_) if self.shapes.tables[place].stale_collation.is_none() => Ok(()),
-                        Ok(_) => Err("its index may be stale".to_owned()),
-                        Err(Stop::Session(error)) => return Err(error),
-                        Err(Stop::Entity(error)) => Err(error.to_string()),
-                        Err(Stop::Row(error)) => Err(error),
-                        Err(Stop::Reshaped) => Err("its table changes".to_owned()),
-                    }
-                }
-                Err(Stop::Session(error)) => return Err(error),
-                Err(Stop::Entity(error)) => Err(error.to_string()),
-                Err(Stop::Row(error)) => Err(error),
-                Err(Stop::Reshaped) => Err("its table changes".to_owned()),
-            };
-            if readable.is_ok() {
-                outbox::unpark(self.session.client(), &self.fence, self.shapes.numbers[place]).await?;
-                self.parked.remove(&place);
-                tracing::info!(
-                    entity = self.catalogue.entities()[place].name,
-                    "it can be read again: what was kept is sent"
-                );
-            } else if let Some(parked) = self.parked.get_mut(&place) {
-                self.rows.remove(&place);
-                parked.wait = (parked.wait * 2).min(PROBE.1);
-                parked.probe_at = Instant::now() + parked.wait;
-            }
-        }
-        Ok(())
-    }
-
     /// Describes the tables again after a column changed. The triggers go on as they are until the guard re-creates them.
-    async fn reshape(&mut self) -> Result<()> {
-        let mut shapes = shapes(&self.session, &self.fingerprint, &self.catalogue).await?;
+    pub(super) async fn reshape(&mut self) -> Result<()> {
+        let mut shapes = Shapes::read(&self.session, &self.fingerprint, &self.catalogue).await?;
         shapes.numbers.clone_from(&self.shapes.numbers);
         for (table, &number) in shapes.tables.iter().zip(&shapes.numbers) {
             if table.oid != 0 {
@@ -685,167 +507,6 @@ impl Parked {
     }
 }
 
-impl Touched {
-    fn add(&mut self, touch: &Touch, key: TouchKey) {
-        let moved = touch.op == TouchOp::Moved;
-        match self.places.get(&key) {
-            Some(&place) => {
-                let merged = &mut self.merged[place];
-                merged.last = touch.position;
-                merged.moved |= moved;
-                merged.touches += 1;
-            }
-            None => {
-                self.places.insert(key.clone(), self.keys.len());
-                self.keys.push(key);
-                self.merged.push(Merged {
-                    first: touch.position,
-                    last: touch.position,
-                    captured_at: touch.captured_at,
-                    moved,
-                    touches: 1,
-                });
-            }
-        }
-    }
-}
-
-/// The changes of a page. Each row's state is sent once, in the order of last touches; truncates come first, as whatever
-/// survived one was touched after it. Where the bytes did not suffice, the page is cut before the first touch whose row was not
-/// come to: nothing is known of it. None where that is the page's first touch.
-fn assemble(
-    page: &Page,
-    all: Vec<(usize, &Touched, Vec<Option<State>>)>,
-    shapes: &Shapes,
-) -> Option<ReadPage> {
-    let unknown = all
-        .iter()
-        .flat_map(|(_, of, states)| of.merged.iter().zip(states))
-        .filter(|(_, state)| state.is_none())
-        .map(|(merged, _)| merged.first)
-        .min();
-    // The last touch before the first unknown one.
-    let cut = match unknown {
-        Some(first) => {
-            let before = page.touches.iter().map(|touch| touch.position);
-            Some(before.take_while(|&position| position < first).last()?)
-        }
-        None => None,
-    };
-    let within = |position: Position| cut.is_none_or(|cut| position <= cut);
-    let mut changes = Vec::new();
-    let mut unreadable: HashMap<(usize, Box<str>), String> = HashMap::new();
-    let mut merged_touches = 0;
-    for (place, of, states) in all {
-        let truncate = of.truncate.filter(|(position, _)| within(*position));
-        if let Some((position, captured_at)) = truncate {
-            changes.push(Change {
-                position,
-                entity: place,
-                op: Op::Truncate,
-                cause: Cause::Gone,
-                captured_at,
-                key: "".into(),
-                row: None,
-            });
-        }
-        let start = changes.len();
-        for (merged, state) in of.merged.iter().zip(states) {
-            let Some(state) = state.filter(|_| within(merged.first)) else {
-                continue;
-            };
-            merged_touches += merged.touches - 1;
-            let change = |op, cause, key: Box<str>, row: Option<Box<str>>| Change {
-                position: cut.map_or(merged.last, |cut| merged.last.min(cut)),
-                entity: place,
-                op,
-                cause,
-                captured_at: merged.captured_at,
-                key,
-                row,
-            };
-            match state.row {
-                // The truncate has taken it already.
-                None if truncate.is_some() && !merged.moved => {}
-                None => {
-                    let cause = if merged.moved { Cause::Moved } else { Cause::Gone };
-                    changes.push(change(Op::Delete, cause, state.key.unwrap_or_default(), None));
-                }
-                Some(Present::Row(image)) => {
-                    if let Some(before) = state.key.filter(|key| *key != image.key) {
-                        changes.push(change(Op::Delete, Cause::ReadsOtherwise, before, None));
-                    }
-                    changes.push(change(Op::Upsert, Cause::Gone, image.key, Some(image.row)));
-                }
-                Some(Present::Unmet(key)) => {
-                    if let Some(before) = state.key.filter(|before| *before != key) {
-                        changes.push(change(Op::Delete, Cause::ReadsOtherwise, before, None));
-                    }
-                    changes.push(change(Op::Delete, Cause::Unmet, key, None));
-                }
-                Some(Present::Unreadable(error)) => {
-                    let key = state.key.unwrap_or_default();
-                    unreadable.insert((place, key.clone()), error);
-                    changes.push(change(Op::Upsert, Cause::Gone, key, None));
-                }
-            }
-        }
-        if shapes.tables[place].number_key().is_none() {
-            merge_equal(&mut changes, start);
-        }
-    }
-    // Truncates first, then the order of last touches; a key's delete stays before what is sent under the key that it reads as.
-    changes.sort_by_key(|change| (change.op != Op::Truncate, change.position));
-    let fates = changes
-        .iter()
-        .enumerate()
-        .filter(|(_, change)| change.op == Op::Upsert && change.row.is_none())
-        .map(|(nth, change)| {
-            let error = unreadable
-                .remove(&(change.entity, change.key.clone()))
-                .unwrap_or_default();
-            (nth, Fate::Refused { code: 0, error })
-        })
-        .collect();
-    Some(ReadPage {
-        changes,
-        fates,
-        merged: merged_touches,
-        cut,
-        wal: None,
-    })
-}
-
-/// Leaves each row of one entity once: two touches may have had keys that are equal for the table. What is there goes before
-/// what is not.
-fn merge_equal(changes: &mut Vec<Change>, start: usize) {
-    let mut kept: HashSet<Box<str>> = HashSet::new();
-    let mut keep = vec![true; changes.len()];
-    for upserts in [true, false] {
-        for nth in (start..changes.len()).rev() {
-            if (changes[nth].op == Op::Upsert) == upserts && !kept.insert(changes[nth].key.clone()) {
-                keep[nth] = false;
-            }
-        }
-    }
-    let mut keeps = keep.iter();
-    changes.retain(|_| *keeps.next().unwrap_or(&true));
-}
-
-/// The key's text as the outbox has it.
-fn as_written(texts: &[Option<Box<str>>]) -> Option<String> {
-    match texts {
-        [only] => only.as_deref().map(str::to_owned),
-        several => {
-            let several: Vec<_> = several
-                .iter()
-                .map(|text| text.as_deref().map(str::to_owned))
-                .collect();
-            Some(join_array(&several))
-        }
-    }
-}
-
 fn stale_collation(entity: &str, collation: &str) -> String {
     Error::config(
         format!("delete rows of {entity}"),
@@ -875,28 +536,5 @@ async fn wait(rest: Duration, session: &Session, shutdown: &CancellationToken) {
         () = tokio::time::sleep(rest) => {}
         () = session.closed() => {}
         () = shutdown.cancelled() => {}
-    }
-}
-
-async fn shapes(session: &Session, prepared: &Statement, catalogue: &Catalogue) -> Result<Shapes> {
-    let client = session.client();
-    // The fingerprints first: a column that is added in between is then noticed by the next look.
-    let mut tables = describe::tables_as_they_stand(client, catalogue).await?;
-    loop {
-        let mut fingerprints = Vec::with_capacity(tables.len());
-        for (entity, table) in catalogue.entities().iter().zip(&tables) {
-            let (columns, named) =
-                describe::fingerprint(client, prepared, &[table.oid], &[&entity.table]).await?;
-            fingerprints.push((columns, named.first().copied().flatten()));
-        }
-        let again = describe::tables_as_they_stand(client, catalogue).await?;
-        if again == tables {
-            return Ok(Shapes {
-                tables,
-                numbers: Vec::new(),
-                fingerprints,
-            });
-        }
-        tables = again;
     }
 }

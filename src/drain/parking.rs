@@ -1,0 +1,169 @@
+//! Entities that cannot be read now: their touches are kept in the site's database, and they are tried again by themselves.
+//!
+//! What is kept is durable before the checkpoint can pass it. All other entities go on.
+
+use std::collections::{BTreeMap, HashSet};
+
+use tokio::time::Instant;
+
+use super::reader::{PROBE, Parked, Reader};
+use crate::change::Position;
+use crate::error::Result;
+use crate::source::outbox::{Page, TouchOp};
+use crate::source::rows::{Room, Stop, TouchKey, join_array};
+use crate::source::{guard, outbox};
+
+impl Reader {
+    pub(super) fn park_entities(&mut self, entities: Vec<(usize, String)>) {
+        for (place, why) in entities {
+            tracing::error!(
+                entity = self.catalogue.entities()[place].name,
+                "it cannot be read now, and its changes are kept: {why}"
+            );
+            self.rows.remove(&place);
+            self.parked.entry(place).or_insert_with(|| Parked {
+                why,
+                probe_at: Instant::now() + PROBE.0,
+                wait: PROBE.0,
+            });
+        }
+    }
+
+    /// Keeps the page's touches of parked entities, before the checkpoint can pass them.
+    pub(super) async fn keep_parked(&self, page: &Page, upto: Position) -> Result<()> {
+        for (&place, parked) in &self.parked {
+            let touches: Vec<_> = page
+                .touches
+                .iter()
+                .filter(|touch| touch.entity == place && touch.position <= upto)
+                .map(|touch| {
+                    let (number, key) = match &touch.key {
+                        Some(TouchKey::Number(number)) => (Some(*number), None),
+                        Some(TouchKey::Texts(texts)) => (None, as_written(texts)),
+                        None => (None, None),
+                    };
+                    (touch, number, key)
+                })
+                .collect();
+            if !touches.is_empty() {
+                let number = self.shapes.numbers[place];
+                outbox::park(self.session.client(), &self.fence, number, &parked.why, &touches).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that rows were touched and it is not known which: a comparison finds them. It is durable before the checkpoint can
+    /// pass the touch.
+    pub(super) async fn mark_gaps(&self, page: &Page, upto: Position) -> Result<()> {
+        let mut gaps = BTreeMap::new();
+        let read = || page.touches.iter().filter(|touch| touch.position <= upto);
+        // A truncate of the whole table is one of each partition, too. What it has left has touches in this page.
+        let truncated: HashSet<usize> = read()
+            .filter(|touch| touch.op == TouchOp::Truncated)
+            .map(|touch| touch.entity)
+            .collect();
+        for touch in read() {
+            if self.parked.contains_key(&touch.entity) {
+                continue;
+            }
+            let columns = self.catalogue.entities()[touch.entity].key.len();
+            if touch.op == TouchOp::Unknown && truncated.contains(&touch.entity) {
+                continue;
+            }
+            if touch.op == TouchOp::Unknown {
+                gaps.insert(
+                    touch.entity,
+                    "a partition was truncated: it is not known which rows it had",
+                );
+            } else if touch.op != TouchOp::Truncated
+                && touch.key.clone().and_then(|key| key.split(columns)).is_none()
+            {
+                gaps.insert(
+                    touch.entity,
+                    "rows were touched without their key: a key column was dropped or renamed, or is null",
+                );
+            }
+        }
+        for (&number, _) in page.foreign.iter().filter(|&(_, &first)| first <= upto) {
+            tracing::warn!(
+                number,
+                "rows of an entity that the catalogue no longer has were written: they are compared should it come back"
+            );
+            guard::mark(
+                self.session.client(),
+                number,
+                "it was not in the catalogue while its rows changed",
+            )
+            .await?;
+        }
+        for (place, why) in gaps {
+            tracing::error!(entity = self.catalogue.entities()[place].name, "{why}");
+            guard::mark(self.session.client(), self.shapes.numbers[place], why).await?;
+        }
+        Ok(())
+    }
+
+    /// Tries whether parked entities can be read, each after its time, and touches the rows of those that can again.
+    pub(super) async fn probe_parked(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let due: Vec<usize> = self
+            .parked
+            .iter()
+            .filter(|(_, parked)| parked.probe_at <= now)
+            .map(|(&place, _)| place)
+            .collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.reshape().await?;
+        for place in due {
+            let readable = match self.prepare(place).await {
+                Ok(()) => {
+                    let room = Room::new(usize::MAX);
+                    // Where the form of a key is wrong, the row is told apart later.
+                    let none = [TouchKey::Number(0)];
+                    match self.rows[&place].read(self.session.client(), &none, &room).await {
+                        Ok(_) if self.shapes.tables[place].stale_collation.is_none() => Ok(()),
+                        Ok(_) => Err("its index may be stale".to_owned()),
+                        Err(Stop::Session(error)) => return Err(error),
+                        Err(Stop::Entity(error)) => Err(error.to_string()),
+                        Err(Stop::Row(error)) => Err(error),
+                        Err(Stop::Reshaped) => Err("its table changes".to_owned()),
+                    }
+                }
+                Err(Stop::Session(error)) => return Err(error),
+                Err(Stop::Entity(error)) => Err(error.to_string()),
+                Err(Stop::Row(error)) => Err(error),
+                Err(Stop::Reshaped) => Err("its table changes".to_owned()),
+            };
+            if readable.is_ok() {
+                outbox::unpark(self.session.client(), &self.fence, self.shapes.numbers[place]).await?;
+                self.parked.remove(&place);
+                tracing::info!(
+                    entity = self.catalogue.entities()[place].name,
+                    "it can be read again: what was kept is sent"
+                );
+            } else if let Some(parked) = self.parked.get_mut(&place) {
+                self.rows.remove(&place);
+                parked.wait = (parked.wait * 2).min(PROBE.1);
+                parked.probe_at = Instant::now() + parked.wait;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The key's text as the outbox has it.
+fn as_written(texts: &[Option<Box<str>>]) -> Option<String> {
+    match texts {
+        [only] => only.as_deref().map(str::to_owned),
+        several => {
+            let several: Vec<_> = several
+                .iter()
+                .map(|text| text.as_deref().map(str::to_owned))
+                .collect();
+            Some(join_array(&several))
+        }
+    }
+}
