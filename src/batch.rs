@@ -26,6 +26,8 @@ pub enum Fate {
     Unsupported,
     /// It was not sent, since the catalogue says that the cloud keeps such rows.
     Kept,
+    /// It was not sent, since its entity is parked: its touch is kept in the site's database.
+    Parked,
 }
 
 /// Changes in the order of their positions, and what became of each.

@@ -55,6 +55,8 @@ pub const OUTBOX_FULL: &str = "cloud_sync_outbox_full_seconds";
 pub const CAPTURE_BROKEN: &str = "cloud_sync_capture_broken";
 /// Entities of which changes were missed, and that are not compared with the cloud yet.
 pub const CAPTURE_GAPS: &str = "cloud_sync_capture_gaps";
+/// Whether an entity is parked, by entity: 1 while its changes wait and all others flow, else 0. The status says why.
+pub const PARKED: &str = "cloud_sync_parked";
 /// From a change's capture to the cloud's acceptance.
 pub const DELIVERY_LATENCY: &str = "cloud_sync_delivery_latency_seconds";
 /// What the steps of a batch's way took, by step.
@@ -74,6 +76,7 @@ pub type FractionGauge = Gauge<f64, AtomicU64>;
 pub struct Metrics {
     registry: Registry,
     accepted: Vec<Counter>,
+    parked: Vec<Gauge>,
     /// Changes that the cloud refused for good.
     pub refused: Counter,
     /// Changes that a later change of the same row superseded.
@@ -185,14 +188,24 @@ impl Metrics {
             "Changes that the cloud accepted",
             by_entity.clone(),
         );
-        let accepted = entities
+        let parked_entity = Family::<EntityLabel, Gauge>::default();
+        registry.register(
+            PARKED,
+            "Whether the entity is parked: its changes wait, and the status says why",
+            parked_entity.clone(),
+        );
+        let (accepted, parked) = entities
             .into_iter()
             .map(|name| {
-                by_entity.get_or_create_owned(&EntityLabel {
+                let label = EntityLabel {
                     entity: name.to_owned(),
-                })
+                };
+                (
+                    by_entity.get_or_create_owned(&label),
+                    parked_entity.get_or_create_owned(&label),
+                )
             })
-            .collect();
+            .unzip();
         let files = FileMetrics::register(&mut registry);
         let cloud_errors = CloudErrors::register(&mut registry);
         let syncs = Family::<ResultLabel, Counter>::default();
@@ -213,6 +226,7 @@ impl Metrics {
         );
         Self {
             accepted,
+            parked,
             refused: counter(
                 &mut registry,
                 CHANGES_REFUSED,
@@ -283,6 +297,11 @@ impl Metrics {
     /// The accepted changes of the entity at `place` in the catalogue.
     pub fn accepted(&self, place: usize) -> &Counter {
         &self.accepted[place]
+    }
+
+    /// Whether the entity at `place` in the catalogue is parked: 1 or 0.
+    pub fn parked(&self, place: usize) -> &Gauge {
+        &self.parked[place]
     }
 
     /// The accepted changes of all entities.
@@ -434,6 +453,7 @@ mod tests {
         for line in [
             "cloud_sync_changes_accepted_total{entity=\"rooms\"} 3",
             "cloud_sync_changes_accepted_total{entity=\"cameras\"} 0",
+            "cloud_sync_parked{entity=\"rooms\"} 0",
             "cloud_sync_changes_refused_total 0",
             "cloud_sync_batches_total 0",
             "cloud_sync_bytes_sent_total 0",

@@ -14,14 +14,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::coming::Coming;
 use super::resume::Start;
+use super::schema::RefusedSchemas;
 use super::shapes::Shapes;
-use super::{Accepted, Condition, Drain, Portion, Pulse, Side, wire_schema};
+use super::{Accepted, Condition, Drain, Portion, Pulse, Side};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
@@ -72,11 +73,21 @@ pub(super) struct Courier {
     orphans: Option<(Arc<Shapes>, Orphans)>,
     /// What the cloud was told of each entity's columns.
     pub(super) told: Vec<Option<TableSchema>>,
+    /// The entities whose schema it refuses.
+    pub(super) refused: watch::Sender<RefusedSchemas>,
+    /// When these are sent again.
+    pub(super) refused_backoff: Backoff,
     media_root: PathBuf,
 }
 
 impl Courier {
-    pub(super) fn new(drain: &Drain, session: Arc<Session>, origin: Origin, start: Start) -> Self {
+    pub(super) fn new(
+        drain: &Drain,
+        session: Arc<Session>,
+        origin: Origin,
+        start: Start,
+        refused: watch::Sender<RefusedSchemas>,
+    ) -> Self {
         Self {
             session,
             catalogue: drain.catalogue.clone(),
@@ -100,6 +111,8 @@ impl Courier {
             repeats: Repeats::new("delivery"),
             orphans: None,
             told: vec![None; drain.catalogue.entities().len()],
+            refused,
+            refused_backoff: Backoff::within(Duration::from_millis(500), Duration::from_secs(30)),
             media_root: drain.media_root.clone(),
         }
     }
@@ -299,7 +312,9 @@ impl Courier {
         if tells {
             let untold = self.untold(batch, shapes);
             ahead = ahead.filter(|_| untold.is_empty());
-            self.tell(untold).await?;
+            if self.tell(untold, batch, shapes).await? {
+                ahead = None;
+            }
         }
         if !hello.capabilities.changes {
             self.settle_conditions(batch, shapes).await?;
@@ -314,7 +329,7 @@ impl Courier {
             for nth in batch.revive_untold() {
                 self.told[batch.changes()[nth].entity] = None;
             }
-            self.tell(self.untold(batch, shapes)).await?;
+            self.tell(self.untold(batch, shapes), batch, shapes).await?;
             // What it does not know now it never will.
             self.deliver(&hello, batch, None).await?;
             batch.forget_untold();
@@ -362,39 +377,11 @@ impl Courier {
         }
         self.greet_at = Instant::now() + self.greet_every;
         self.hello = Some(hello.clone());
+        self.tell_refused(hello.capabilities).await?;
         if !hello.capabilities.changes {
             self.touch_unanswered().await?;
         }
         Ok(hello)
-    }
-
-    /// The columns of the batch's entities that the cloud was not told yet, by the entities' places.
-    fn untold(&self, batch: &Batch, shapes: &Shapes) -> Vec<(usize, TableSchema)> {
-        let mut seen = vec![false; self.told.len()];
-        for change in batch.changes() {
-            seen[change.entity] = true;
-        }
-        let mut untold = Vec::new();
-        for (place, _) in seen.iter().enumerate().filter(|(_, seen)| **seen) {
-            let (entity, table) = (&self.catalogue.entities()[place], &shapes.tables[place]);
-            if !table.fits(entity) {
-                // The cloud goes by what it was told before.
-                continue;
-            }
-            let schema = wire_schema(entity, table);
-            if self.told[place].as_ref() != Some(&schema) {
-                untold.push((place, schema));
-            }
-        }
-        untold
-    }
-
-    async fn tell(&mut self, untold: Vec<(usize, TableSchema)>) -> std::result::Result<(), Failure> {
-        for (place, schema) in untold {
-            self.cloud.put_schema(&self.origin, &schema).await?;
-            self.told[place] = Some(schema);
-        }
-        Ok(())
     }
 
     /// Notes the files that the batch's rows name. A row whose file was uploaded meanwhile is touched again.
@@ -462,7 +449,7 @@ impl Courier {
                 Fate::Kept | Fate::Unsupported => {
                     metrics.not_sent.inc();
                 }
-                Fate::Pending => {}
+                Fate::Parked | Fate::Pending => {}
             }
         }
         // The cloud's own words may hold values of rows: they stay in the quarantine.

@@ -8,9 +8,13 @@
 //! batch only after the one before it is committed: at most one accepted batch is sent again after a crash.
 //! [`Drain::drain_once`] is one step of all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
 //!
+//! Reach: an entity that cannot be read ([`parking`]), or whose schema the cloud refuses ([`announce`]), waits alone; its touches are
+//! kept in the site's database.
+//!
 //! Failure: while the cloud is away the courier keeps its batch and tries again; whatever else fails ends the round, and
 //! the next round derives its position again from the durable checkpoint.
 
+mod announce;
 mod baseline;
 mod coming;
 mod committer;
@@ -26,11 +30,13 @@ mod shapes;
 mod terms;
 mod trimmer;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tokio::sync::watch;
 use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -161,12 +167,14 @@ impl Drain {
         // The highest value of the sequence that the checkpoint has seen.
         let window = start.checkpoint.window.as_ref();
         let expected = window.map_or(start.checkpoint.floor, |window| window.next_floor);
+        let (refused, refusals) = watch::channel(BTreeMap::new());
         let reader = Reader::open(
             session,
             self.catalogue.clone(),
             self.limits,
             start.checkpoint.clone(),
             start.fence.clone(),
+            refusals,
         )
         .await?;
         if reader.last_position().await? < expected {
@@ -179,7 +187,7 @@ impl Drain {
         let packer = Packer::new(self, delivery.clone());
         let committer = Committer::new(self, checkpoint, &start.checkpoint, start.fence.clone());
         let trimmer = Trimmer::new(space, self.pulse.clone(), start.fence.clone());
-        let courier = Courier::new(self, delivery, origin, start);
+        let courier = Courier::new(self, delivery, origin, start, refused);
         Ok(Stages {
             reader,
             packer,

@@ -1,4 +1,4 @@
-//! Entities that cannot be read now: their touches are kept in the site's database, and they are tried again by themselves.
+//! Entities that cannot be read, or whose schema the cloud refuses: their touches are kept in the site's database, and they are tried again by themselves.
 //!
 //! What is kept is durable before the checkpoint can pass it. All other entities go on.
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::reader::{PROBE, Parked, Reader};
 use crate::change::Position;
 use crate::error::Result;
-use crate::source::outbox::{Page, TouchOp};
+use crate::source::outbox::{KeptTouch, Page, TouchOp};
 use crate::source::rows::{Room, Stop, TouchKey, join_array};
 use crate::source::{guard, outbox};
 
@@ -42,7 +42,11 @@ impl Reader {
                         Some(TouchKey::Texts(texts)) => (None, as_written(texts)),
                         None => (None, None),
                     };
-                    (touch, number, key)
+                    KeptTouch {
+                        op: touch.op,
+                        number,
+                        key,
+                    }
                 })
                 .collect();
             if !touches.is_empty() {
@@ -104,15 +108,32 @@ impl Reader {
         Ok(())
     }
 
+    /// When the next parked entity is tried. Those whose schema the cloud refuses wait for the cloud.
+    pub(super) fn next_probe(&self) -> Option<Instant> {
+        let refused = self.refused.borrow();
+        let waits = self
+            .parked
+            .iter()
+            .filter(|(place, _)| !refused.contains_key(place));
+        waits.map(|(_, parked)| parked.probe_at).min()
+    }
+
     /// Tries whether parked entities can be read, each after its time, and touches the rows of those that can again.
     pub(super) async fn probe_parked(&mut self) -> Result<()> {
         let now = Instant::now();
-        let due: Vec<usize> = self
-            .parked
-            .iter()
-            .filter(|(_, parked)| parked.probe_at <= now)
-            .map(|(&place, _)| place)
-            .collect();
+        let due: Vec<usize> = {
+            let refused = self.refused.borrow_and_update();
+            for (&place, why) in refused.iter() {
+                let parked = self
+                    .parked
+                    .entry(place)
+                    .or_insert_with(|| Parked::now(why.clone()));
+                parked.why.clone_from(why);
+            }
+            let due =
+                |(place, parked): &(&usize, &Parked)| parked.probe_at <= now && !refused.contains_key(place);
+            self.parked.iter().filter(due).map(|(&place, _)| place).collect()
+        };
         if due.is_empty() {
             return Ok(());
         }
@@ -142,7 +163,7 @@ impl Reader {
                 self.parked.remove(&place);
                 tracing::info!(
                     entity = self.catalogue.entities()[place].name,
-                    "it can be read again: what was kept is sent"
+                    "it is no longer parked: what was kept is sent"
                 );
             } else if let Some(parked) = self.parked.get_mut(&place) {
                 self.rows.remove(&place);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_postgres::Statement;
 use tokio_postgres::types::PgLsn;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span};
 
 use super::merge::{ReadPage, Touched, assemble};
+use super::schema::RefusedSchemas;
 use super::shapes::Shapes;
 use super::{Limits, Portion};
 use crate::abort;
@@ -55,7 +56,7 @@ const TRIES: usize = 20;
 /// The bounds of the time after which it is tried whether a parked entity can be read.
 pub(super) const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// An entity that cannot be read now.
+/// An entity that cannot be read or sent now.
 pub(super) struct Parked {
     pub(super) why: String,
     pub(super) probe_at: Instant,
@@ -73,6 +74,8 @@ pub(super) struct Reader {
     /// Prepared when an entity is first read.
     pub(super) rows: HashMap<usize, RowReader>,
     pub(super) parked: BTreeMap<usize, Parked>,
+    /// The entities whose schema the cloud refuses: they are not read.
+    pub(super) refused: watch::Receiver<RefusedSchemas>,
     limits: Limits,
     pub(super) fence: Fence,
     /// How far was read, as the checkpoint that it will be.
@@ -105,6 +108,7 @@ impl Reader {
         limits: Limits,
         cursor: Checkpoint,
         fence: Fence,
+        refused: watch::Receiver<RefusedSchemas>,
     ) -> Result<Self> {
         let fingerprint = describe::prepare_fingerprint(session.client()).await?;
         let mut shapes = Shapes::read(&session, &fingerprint, &catalogue).await?;
@@ -136,6 +140,7 @@ impl Reader {
             shapes: Arc::new(shapes),
             rows: HashMap::new(),
             parked,
+            refused,
             limits,
             fence,
             cursor,
@@ -476,13 +481,15 @@ impl Reader {
                 continue;
             }
             self.wake.looked(&self.snapshot()?, std::mem::take(&mut first));
-            let probe = self.parked.values().map(|parked| parked.probe_at).min();
+            let probe = self.next_probe();
             tokio::select! {
                 () = self.wake.wait(&self.session).instrument(debug_span!("wake")) => {}
                 () = self.session.closed() => {
                     return Err(Error::new(Kind::SourceUnreachable, "wait for changes", "the connection broke off"));
                 }
                 () = tokio::time::sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => {}
+                // The sender lives as long as batches are sent.
+                Ok(()) = self.refused.changed() => {}
                 () = shutdown.cancelled() => {}
             }
         }
@@ -498,7 +505,7 @@ impl Reader {
 
 impl Parked {
     /// It is tried at once whether it can be read.
-    fn now(why: String) -> Self {
+    pub(super) fn now(why: String) -> Self {
         Self {
             why,
             probe_at: Instant::now(),

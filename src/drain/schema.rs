@@ -1,8 +1,14 @@
 //! What the cloud is told of an entity's columns: those that leave the site, and those that the cloud has beside them.
 
+use std::collections::BTreeMap;
+
 use crate::catalogue::Entity;
 use crate::deliver::TableSchema;
 use crate::source::describe::Table;
+
+/// The entities whose schema the cloud refuses, by their places in the catalogue, each with the reason. The sender knows them, and
+/// the reader parks them.
+pub(super) type RefusedSchemas = BTreeMap<usize, String>;
 
 /// The schema of an entity on the wire: no excluded column, and the URL columns of its files.
 pub fn wire_schema(entity: &Entity, table: &Table) -> TableSchema {

@@ -380,7 +380,14 @@ pub(crate) async fn flush(client: &Client, wal: PgLsn) -> Result<()> {
     Ok(())
 }
 
-/// Keeps touches of an entity that cannot be read now, and notes why. In one transaction, while the term is this drain's.
+/// A touch of a parked entity, with its key in one of the outbox's two forms; neither for a truncate.
+pub(crate) struct KeptTouch {
+    pub(crate) op: TouchOp,
+    pub(crate) number: Option<i64>,
+    pub(crate) key: Option<String>,
+}
+
+/// Keeps touches of an entity that cannot be read or sent now, and notes why. In one transaction, while the term is this drain's.
 ///
 /// # Errors
 /// The source's.
@@ -389,19 +396,19 @@ pub(crate) async fn park(
     fence: &Fence,
     entity: i16,
     why: &str,
-    touches: &[(&Touch, Option<i64>, Option<String>)],
+    touches: &[KeptTouch],
 ) -> Result<()> {
     let ops: Vec<i8> = touches
         .iter()
-        .map(|(touch, ..)| match touch.op {
+        .map(|touch| match touch.op {
             TouchOp::Written => b'w' as i8,
             TouchOp::Moved => b'm' as i8,
             TouchOp::Truncated => b't' as i8,
             TouchOp::Unknown => b'g' as i8,
         })
         .collect();
-    let numbers: Vec<Option<i64>> = touches.iter().map(|(_, number, _)| *number).collect();
-    let keys: Vec<Option<&str>> = touches.iter().map(|(_, _, key)| key.as_deref()).collect();
+    let numbers: Vec<Option<i64>> = touches.iter().map(|touch| touch.number).collect();
+    let keys: Vec<Option<&str>> = touches.iter().map(|touch| touch.key.as_deref()).collect();
     client
         .execute(
             "with mine as materialized (select cloud_sync.hold_term($1)), \

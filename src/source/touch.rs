@@ -40,7 +40,7 @@ pub async fn keys<S: AsRef<str>>(client: &Client, entity: &Entity, number: i16, 
 }
 
 /// A key as the outbox has it; none where it is no JSON object of the key columns.
-fn parts(entity: &Entity, key: &str) -> Option<(Option<i64>, Option<String>)> {
+pub(crate) fn parts(entity: &Entity, key: &str) -> Option<(Option<i64>, Option<String>)> {
     let values = pick(key, &entity.key).ok()?;
     let texts: Vec<Option<String>> = values
         .into_iter()

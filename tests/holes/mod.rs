@@ -10,6 +10,7 @@ mod going_back;
 mod numbers;
 mod parked;
 mod reading;
+mod refused_schema;
 mod rewrites;
 mod space;
 mod unreadable;

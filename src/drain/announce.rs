@@ -1,0 +1,171 @@
+//! Sends schemas to the cloud, and parks the entities whose schema it refuses: all others go on.
+//!
+//! The touches of such an entity are kept in the site's database before the checkpoint can pass them: the sender keeps those of
+//! batches that were read already, the reader those that come later. With each greeting the cloud gets the schema again, as the
+//! table is then. When it takes it, the reader touches what was kept again.
+
+use tokio::time::Instant;
+
+use super::courier::Courier;
+use super::shapes::Shapes;
+use super::wire_schema;
+use crate::batch::{Batch, Fate};
+use crate::change::{Cause, Change, Op};
+use crate::deliver::{Capabilities, Failure, TableSchema};
+use crate::error::{Kind, Result};
+use crate::source::outbox::{self, KeptTouch, TouchOp};
+use crate::source::{describe, guard, touch};
+
+impl Courier {
+    /// The columns of the batch's entities that the cloud was not told yet, by the entities' places. Those that it refuses are asked
+    /// about at a greeting only.
+    pub(super) fn untold(&self, batch: &Batch, shapes: &Shapes) -> Vec<(usize, TableSchema)> {
+        let mut seen = vec![false; self.told.len()];
+        for change in batch.changes() {
+            seen[change.entity] = true;
+        }
+        let refused = self.refused.borrow();
+        let mut untold = Vec::new();
+        for (place, _) in seen.iter().enumerate().filter(|(_, seen)| **seen) {
+            let (entity, table) = (&self.catalogue.entities()[place], &shapes.tables[place]);
+            if !table.fits(entity) || refused.contains_key(&place) {
+                // The cloud goes by what it was told before.
+                continue;
+            }
+            let schema = wire_schema(entity, table);
+            if self.told[place].as_ref() != Some(&schema) {
+                untold.push((place, schema));
+            }
+        }
+        untold
+    }
+
+    /// Sends these schemas, and parks what the batch has of entities whose schema the cloud refuses. Returns whether the batch has
+    /// less to send than before.
+    pub(super) async fn tell(
+        &mut self,
+        untold: Vec<(usize, TableSchema)>,
+        batch: &mut Batch,
+        shapes: &Shapes,
+    ) -> std::result::Result<bool, Failure> {
+        let mut all_taken = true;
+        for (place, schema) in untold {
+            all_taken &= self.put_schema(place, schema).await?;
+        }
+        if !all_taken {
+            self.greet_sooner();
+        }
+        Ok(self.park_refused(batch, shapes).await?)
+    }
+
+    /// Sends the refused schemas again, as the tables are now, and sets the time of the next greeting by those that stay refused.
+    pub(super) async fn tell_refused(&mut self, cloud: Capabilities) -> std::result::Result<(), Failure> {
+        let refused = self.refused.borrow().clone();
+        for (place, before) in &refused {
+            let entity = &self.catalogue.entities()[*place];
+            let table = describe::stands(self.session.client(), entity).await?.table;
+            // Without the call, or with a table that does not fit, the cloud goes by what it was told before.
+            let taken = !cloud.schema
+                || !table.fits(entity)
+                || self.put_schema(*place, wire_schema(entity, &table)).await?;
+            if taken {
+                self.refused.send_modify(|refused| {
+                    refused.remove(place);
+                });
+                continue;
+            }
+            let why = self
+                .refused
+                .borrow()
+                .get(place)
+                .filter(|why| *why != before)
+                .cloned();
+            if let Some((why, shapes)) = why.zip(self.shapes.clone()) {
+                outbox::park(
+                    self.session.client(),
+                    &self.fence,
+                    shapes.numbers[*place],
+                    &why,
+                    &[],
+                )
+                .await?;
+            }
+        }
+        if self.refused.borrow().is_empty() {
+            self.refused_backoff.reset();
+        } else {
+            self.greet_sooner();
+        }
+        Ok(())
+    }
+
+    /// Sets the time of the next greeting, so that refused schemas are soon sent again.
+    fn greet_sooner(&mut self) {
+        let again = Instant::now() + self.refused_backoff.next(None);
+        self.greet_at = self.greet_at.min(again);
+    }
+
+    /// Sends one schema. Returns false where the cloud refuses it: the entity counts as refused from then on.
+    async fn put_schema(&mut self, place: usize, schema: TableSchema) -> std::result::Result<bool, Failure> {
+        let Err(failure) = self.cloud.put_schema(&self.origin, &schema).await else {
+            self.told[place] = Some(schema);
+            return Ok(true);
+        };
+        let refuses = match failure.lost_capability() {
+            // It may have no such call any more, or none for this path.
+            Some(_) => self.cloud.hello(&self.origin).await?.capabilities.schema,
+            None => failure.error().kind() == Kind::CloudRefused,
+        };
+        if !refuses {
+            return Err(failure);
+        }
+        self.told[place] = None;
+        let why = failure.error().to_string();
+        let entity = &self.catalogue.entities()[place].name;
+        self.refused.send_if_modified(|refused| {
+            let changed = refused.get(&place) != Some(&why);
+            if changed {
+                tracing::error!(entity, "its changes are kept: {why}");
+                refused.insert(place, why);
+            }
+            changed
+        });
+        Ok(false)
+    }
+
+    /// Keeps the touches of what the batch has of entities whose schema is refused. Returns whether there were any.
+    async fn park_refused(&self, batch: &mut Batch, shapes: &Shapes) -> Result<bool> {
+        let refused = self.refused.borrow().clone();
+        let mut parked = false;
+        for (place, why) in refused {
+            let mut pending = batch.pending();
+            pending.retain(|&nth| batch.changes()[nth].entity == place);
+            if pending.is_empty() {
+                continue;
+            }
+            let entity = &self.catalogue.entities()[place];
+            let kept = |change: &Change| {
+                let (op, (number, key)) = match (change.op, change.cause) {
+                    (Op::Truncate, _) => (TouchOp::Truncated, (None, None)),
+                    (_, Cause::Moved) => (TouchOp::Moved, touch::parts(entity, &change.key)?),
+                    _ => (TouchOp::Written, touch::parts(entity, &change.key)?),
+                };
+                Some(KeptTouch { op, number, key })
+            };
+            let touches: Vec<_> = pending
+                .iter()
+                .filter_map(|&nth| kept(&batch.changes()[nth]))
+                .collect();
+            let number = shapes.numbers[place];
+            if touches.len() < pending.len() {
+                guard::mark(self.session.client(), number, "rows were kept without their key").await?;
+            }
+            outbox::park(self.session.client(), &self.fence, number, &why, &touches).await?;
+            for nth in pending {
+                batch.set_fate(nth, Fate::Parked);
+            }
+            parked = true;
+        }
+        Ok(parked)
+    }
+}
