@@ -3,6 +3,7 @@
 //! What is kept is durable before the checkpoint can pass it. All other entities go on.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -14,7 +15,8 @@ use crate::source::rows::{Room, Stop, TouchKey, join_array};
 use crate::source::{guard, outbox};
 
 impl Reader {
-    pub(super) fn park_entities(&mut self, entities: Vec<(usize, String)>) {
+    /// Parks entities, each with the reason; after `wait` it is tried whether they can be read.
+    pub(super) fn park_entities(&mut self, entities: Vec<(usize, String)>, wait: Duration) {
         for (place, why) in entities {
             tracing::error!(
                 entity = self.catalogue.entities()[place].name,
@@ -23,8 +25,8 @@ impl Reader {
             self.rows.remove(&place);
             self.parked.entry(place).or_insert_with(|| Parked {
                 why,
-                probe_at: Instant::now() + PROBE.0,
-                wait: PROBE.0,
+                probe_at: Instant::now() + wait,
+                wait,
             });
         }
     }
@@ -149,14 +151,12 @@ impl Reader {
                         Ok(_) => Err("its index may be stale".to_owned()),
                         Err(Stop::Session(error)) => return Err(error),
                         Err(Stop::Entity(error)) => Err(error.to_string()),
-                        Err(Stop::Row(error)) => Err(error),
-                        Err(Stop::Reshaped) => Err("its table changes".to_owned()),
+                        Err(Stop::Row(error) | Stop::Reshaped(error)) => Err(error),
                     }
                 }
                 Err(Stop::Session(error)) => return Err(error),
                 Err(Stop::Entity(error)) => Err(error.to_string()),
-                Err(Stop::Row(error)) => Err(error),
-                Err(Stop::Reshaped) => Err("its table changes".to_owned()),
+                Err(Stop::Row(error) | Stop::Reshaped(error)) => Err(error),
             };
             if readable.is_ok() {
                 outbox::unpark(self.session.client(), &self.fence, self.shapes.numbers[place]).await?;

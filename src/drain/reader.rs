@@ -50,8 +50,11 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// Bytes of a row before any was read.
 const ROW_BYTES: usize = 512;
 
-/// How often a batch is read again whose tables change while it is read.
+/// How often a batch is read again whose tables change while it is read. An entity whose reading fails each time is parked.
 const TRIES: usize = 20;
+
+/// Why an entity is not read whose table does not fit at one moment, and does at the next.
+const TABLE_CHANGES: &str = "its table changes";
 
 /// The bounds of the time after which it is tried whether a parked entity can be read.
 pub(super) const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -93,8 +96,8 @@ pub(super) struct Reader {
 
 /// Why a page is read again.
 enum Again {
-    /// A table is not as it was described.
-    Reshaped,
+    /// A table is not as it was described; the entities whose reading failed for it, and why.
+    Reshaped(Vec<(usize, String)>),
     /// These entities cannot be read now.
     Parked(Vec<(usize, String)>),
     /// Not even the first row found room.
@@ -181,17 +184,22 @@ impl Reader {
                 Ok(read) => read,
                 Err(again) => {
                     tries += 1;
-                    if tries > TRIES {
-                        return Err(Error::new(
-                            Kind::SourceUnreachable,
-                            "read touched rows",
-                            "the tables change all the time",
-                        )
-                        .remedy("it is tried again"));
-                    }
                     match again {
-                        Again::Reshaped => self.reshape().await?,
-                        Again::Parked(entities) => self.park_entities(entities),
+                        // It is as it was described, and cannot be read all the same.
+                        Again::Reshaped(entities) if tries > TRIES && !entities.is_empty() => {
+                            self.park_entities(entities, PROBE.1);
+                            tries = 0;
+                        }
+                        Again::Parked(entities) => self.park_entities(entities, PROBE.0),
+                        _ if tries > TRIES => {
+                            return Err(Error::new(
+                                Kind::SourceUnreachable,
+                                "read touched rows",
+                                "the tables change all the time",
+                            )
+                            .remedy("it is tried again"));
+                        }
+                        Again::Reshaped(_) => self.reshape().await?,
                         Again::Smaller => rows = 1,
                     }
                     continue;
@@ -265,17 +273,20 @@ impl Reader {
     /// Reads the states of the page's rows.
     async fn states(&mut self, page: &Page) -> Result<std::result::Result<ReadPage, Again>> {
         let touched = self.touched(page);
-        let mut parked = Vec::new();
+        let (mut parked, mut reshaped) = (Vec::new(), Vec::new());
         for &place in touched.keys() {
             match self.prepare(place).await {
                 Ok(()) => {}
                 Err(Stop::Entity(error)) => parked.push((place, error.to_string())),
                 Err(Stop::Session(error)) => return Err(error),
-                Err(Stop::Reshaped | Stop::Row(_)) => return Ok(Err(Again::Reshaped)),
+                Err(Stop::Reshaped(why) | Stop::Row(why)) => reshaped.push((place, why)),
             }
         }
         if !parked.is_empty() {
             return Ok(Err(Again::Parked(parked)));
+        }
+        if !reshaped.is_empty() {
+            return Ok(Err(Again::Reshaped(reshaped)));
         }
         let room = Room::new(self.limits.bytes);
         let client = self.session.client();
@@ -311,13 +322,12 @@ impl Reader {
         let (written, flushed) =
             log_end.map_err(|error| Error::postgres("read where the log ends", error))?;
         let mut all = Vec::with_capacity(states.len());
-        let mut reshaped = false;
         for ((&place, of), states) in touched.iter().zip(states) {
             match states {
                 Ok(states) => all.push((place, of, states)),
                 Err(Stop::Entity(error)) => parked.push((place, error.to_string())),
                 Err(Stop::Session(error)) => return Err(error),
-                Err(Stop::Reshaped | Stop::Row(_)) => reshaped = true,
+                Err(Stop::Reshaped(why) | Stop::Row(why)) => reshaped.push((place, why)),
             }
         }
         let known = touched.keys().map(|&place| self.shapes.fingerprints[place]);
@@ -329,8 +339,8 @@ impl Reader {
             .collect();
         let columns = distinct.values().fold(0, |sum, columns| sum ^ columns);
         let named: Vec<Option<u32>> = known.map(|(_, named)| named).collect();
-        if reshaped || fingerprint != (columns, named) {
-            return Ok(Err(Again::Reshaped));
+        if !reshaped.is_empty() || fingerprint != (columns, named) {
+            return Ok(Err(Again::Reshaped(reshaped)));
         }
         for (place, _, states) in &all {
             if let Some(collation) = &self.shapes.tables[*place].stale_collation
@@ -400,17 +410,17 @@ impl Reader {
                 .map_err(Stop::Session)?;
             return match standing.unfit {
                 Some(error) if !standing.table.fits(entity) => Err(Stop::Entity(error)),
-                _ => Err(Stop::Reshaped),
+                _ => Err(Stop::Reshaped(TABLE_CHANGES.to_owned())),
             };
         }
         let reader = match RowReader::prepare(self.session.client(), entity, table).await {
             // A condition that does not fit the table is the entity's alone.
-            Err(Stop::Reshaped) if entity.filter.is_some() => {
+            Err(Stop::Reshaped(why)) if entity.filter.is_some() => {
                 let checked = describe::check_condition(self.session.client(), entity, table).await;
                 return Err(match checked {
                     Err(error) if error.kind() == Kind::Config => Stop::Entity(error),
                     Err(error) => Stop::Session(error),
-                    Ok(()) => Stop::Reshaped,
+                    Ok(()) => Stop::Reshaped(why),
                 });
             }
             reader => reader?,

@@ -44,8 +44,8 @@ pub(crate) struct State {
 pub(crate) enum Stop {
     /// The session cannot be used any more, or the server cannot now.
     Session(Error),
-    /// The table is not as it was described.
-    Reshaped,
+    /// The table is not as it was described: the error that says so.
+    Reshaped(String),
     /// The entity cannot be read now: its table is locked, or this role may not read it.
     Entity(Error),
     /// A key or a row cannot be read.
@@ -60,7 +60,9 @@ impl Stop {
         };
         let state = database.code().code();
         match state {
-            "0A000" | "42703" | "42P01" | "42804" | "42883" | "42704" | "3F000" | "26000" => Self::Reshaped,
+            "0A000" | "42703" | "42P01" | "42804" | "42883" | "42704" | "3F000" | "26000" => {
+                Self::Reshaped(Error::postgres(reading(entity), error).to_string())
+            }
             "42501" | "55P03" | "42P17" => Self::Entity(Error::postgres(reading(entity), error)),
             _ => match state.get(..2).unwrap_or_default() {
                 // XX000 is what PostgreSQL says of a row of more than a gigabyte; 53200 of one that memory does not hold.
