@@ -1,6 +1,8 @@
 //! H15, sentences 4, 7 and 16: what changes rows without a touch is found and compared.
 
-use super::{TABLE, held, site_of, things, whole};
+use cloud_sync::catalogue::Catalogue;
+
+use super::{TABLE, held, number, site_of, things, whole};
 use crate::support::site::connect;
 
 // H15. `alter column v type int using v + 1`: names, types and touches are as before.
@@ -182,4 +184,43 @@ async fn what_a_partition_lost_between_two_looks_is_compared() {
         site.assert_equal(&cloud).await;
         running.end().await;
     }
+}
+
+// Rows of an entity are written while the configuration does not have it, and its triggers are still there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_changed_while_the_catalogue_lacked_its_entity_is_compared() {
+    let tables = format!("{TABLE}; create table other (id bigint primary key, label text)");
+    let others = "[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\npath = \"others\"\n";
+    let (cloud, mut site) = site_of("foreign", &tables, &format!("{}{others}", things(""))).await;
+    site.run(
+        "insert into thing values (1, 'one'); insert into other select n, 'old' from generate_series(1, 5) n",
+    )
+    .await;
+    site.drain().drain_all().await.unwrap();
+    site.assert_equal(&cloud).await;
+    // Given a drain that does not know the entity,
+    let only_things = site.settings.catalogue.entities()[..1].to_vec();
+    let only_things = Catalogue::new(only_things).unwrap();
+    let all = std::mem::replace(&mut site.settings.catalogue, only_things);
+    site.run(
+        "update other set label = 'new' where id = 1; delete from other where id = 2; insert into other values (6, 'new'); \
+         insert into thing values (2, 'two')",
+    )
+    .await;
+    site.drain().drain_all().await.unwrap();
+    // whose own entities flow on, and which gives the space of the touches back,
+    assert_eq!(
+        held(&cloud, "select id::text from cloud.things order by id").await,
+        ["1", "2"]
+    );
+    assert_eq!(
+        number(&site.client, "select count(*) from cloud_sync.outbox").await,
+        0
+    );
+    // then the entity is compared when it is there again.
+    site.settings.catalogue = all;
+    let running = site.replicate_guarded();
+    whole(&site, &running).await;
+    site.assert_equal(&cloud).await;
+    running.end().await;
 }
