@@ -8,6 +8,7 @@ use cloud_sync::source::{install, outbox};
 use futures::StreamExt;
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
+use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 
 const NOWHERE: &str = "http://127.0.0.1:9/api";
@@ -161,6 +162,36 @@ async fn init_and_uninstall_can_be_run_again() {
         .unwrap()
         .get(0);
     assert_eq!(left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uninstall_says_at_once_who_drains_the_outbox() {
+    let cloud = Cloud::start("led").await;
+    let site = Site::school("led", &cloud.url, KEY).await;
+    let running = site.replicate();
+    running.caught_up().await;
+    for arguments in [&["uninstall"][..], &["uninstall", "--force"]] {
+        let answer = Daemon::of(&site, "other").ask(arguments);
+        let said = String::from_utf8_lossy(&answer.stderr);
+        assert_eq!(answer.status.code(), Some(2), "{said}");
+        let leader = "select 'session ' || pid from pg_stat_activity \
+             where datname = current_database() and application_name = 'cloud-sync leader'";
+        let leader: String = site.client.query_one(leader, &[]).await.unwrap().get(0);
+        for words in [leader.as_str(), "127.0.0.1", "stop `cloud-sync run`"] {
+            assert!(said.contains(words), "no {words:?} in: {said}");
+        }
+    }
+    // Nothing was taken away by half, and it goes once the replicator has ended.
+    site.run("insert into tbl_room (room_no) values ('R1')").await;
+    running.caught_up().await;
+    site.assert_equal(&cloud).await;
+    running.end().await;
+    let answer = Daemon::of(&site, "other").ask(&["uninstall"]);
+    assert!(
+        answer.status.success(),
+        "{}",
+        String::from_utf8_lossy(&answer.stderr)
+    );
 }
 
 #[tokio::test]

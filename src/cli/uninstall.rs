@@ -28,7 +28,11 @@ pub(super) struct UninstallArgs {
 
 pub(super) async fn execute(context: &Context, args: UninstallArgs) -> Result<ExitCode> {
     let settings = context.settings();
-    let there = install::installed(connect(settings, "uninstall").await?.client()).await?;
+    let session = connect(settings, "uninstall").await?;
+    let there = install::installed(session.client()).await?;
+    if there {
+        install::must_not_be_led(session.client()).await?;
+    }
     if there && !args.force {
         let waiting = offline_status(settings).await?.lag.map_or(0, |lag| lag.changes);
         if waiting > 0 {

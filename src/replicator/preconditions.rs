@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
 use crate::source::describe::{self, Standing};
 use crate::source::guard::{self, Watched};
-use crate::source::{identity, outbox};
+use crate::source::{identity, outbox, term};
 
 /// Less room for the outbox than this is reported.
 const LEAST_ROOM: u64 = 256 << 20;
@@ -362,7 +362,7 @@ async fn store(settings: &Settings, session: Option<&Session>) -> Result<String>
         .remedy("nothing: the next run resumes from the mirror in the site's database")),
         // The running replicator has it.
         Err(error) => match session {
-            Some(session) if super::questions::led(session).await? => {
+            Some(session) if term::leader(session.client()).await?.is_some() => {
                 Ok(format!("{} is in use by the running replicator", path.display()))
             }
             _ => Err(error),

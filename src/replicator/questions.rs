@@ -9,13 +9,13 @@ use crate::config::Settings;
 use crate::control::status::{
     CheckpointStatus, FileCounts, GrowthStatus, Lag, LatencyStatus, State, StatusReport,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::media::records;
 use crate::metrics::Metrics;
 use crate::quarantine;
 use crate::source::connect::Session;
 use crate::source::identity::{self, Identity};
-use crate::source::outbox;
+use crate::source::{outbox, term};
 
 use super::growth::{self, Growth};
 
@@ -157,7 +157,7 @@ pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
     if let (Some(session), Some(identity)) = (kept.as_ref(), &gauges.identity) {
         let mirrored = outbox::mirrored(session, identity).await?;
         fill_checkpoint(&mut status, mirrored.as_ref());
-        if led(session).await? {
+        if term::leader(session.client()).await?.is_some() {
             status.reason = Some(format!(
                 "a replicator drains this outbox, and its operator API does not answer at {}",
                 settings.control.listen
@@ -165,21 +165,6 @@ pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
         }
     }
     Ok(status)
-}
-
-/// Whether another process leads: see [`super::leader`].
-pub(super) async fn led(session: &Session) -> Result<bool> {
-    let row = session
-        .client()
-        .query_one(
-            "select exists (select from pg_locks where locktype = 'relation' and granted and mode = 'ExclusiveLock' \
-             and database = (select oid from pg_database where datname = current_database()) \
-             and relation = to_regclass('cloud_sync.leader') and pid <> pg_backend_pid())",
-            &[],
-        )
-        .await
-        .map_err(|error| Error::postgres("look for a running replicator", error))?;
-    Ok(row.get(0))
 }
 
 /// A session with the site's database for a command.

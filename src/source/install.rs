@@ -83,15 +83,31 @@ pub async fn init(url: &SecretString, catalogue: &Catalogue, declared: Declared)
     Ok(installed)
 }
 
-/// Takes capture away, and with `purge` the outbox and all that is kept beside it.
+/// An error where a replicator leads: it holds a lock in schema `cloud_sync`, which could not be dropped.
 ///
 /// # Errors
-/// The source's.
+/// That one, and the source's.
+pub async fn must_not_be_led(client: &Client) -> Result<()> {
+    match super::term::leader(client).await? {
+        None => Ok(()),
+        Some(leader) => Err(Error::config(
+            "remove capture",
+            format!("a replicator drains the outbox now ({leader} of the site's database)"),
+        )
+        .remedy("stop `cloud-sync run` there, then run `cloud-sync uninstall` again")),
+    }
+}
+
+/// Takes capture away, the outbox and all that is kept beside it too.
+///
+/// # Errors
+/// The source's, and a configuration error where a replicator leads.
 pub async fn uninstall(url: &SecretString) -> Result<Vec<String>> {
     let session = Session::open(url, "uninstall").await?;
     if !installed(session.client()).await? {
         return Ok(Vec::new());
     }
+    must_not_be_led(session.client()).await?;
     let empty = Catalogue::new(Vec::new())?;
     let detached = detach_others(session.client(), &empty).await?;
     session

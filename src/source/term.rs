@@ -147,6 +147,25 @@ pub async fn incarnation(client: &Client) -> Result<String> {
     Ok(row.get(0))
 }
 
+/// The session of the replicator that leads, in words; none where none does. See [`crate::replicator`] for its lock.
+///
+/// # Errors
+/// The source's.
+pub async fn leader(client: &Client) -> Result<Option<String>> {
+    let row = client
+        .query_opt(
+            "select 'session ' || l.pid || coalesce(' from ' || host(a.client_addr), '') from pg_locks l \
+             left join pg_stat_activity a on a.pid = l.pid \
+             where l.locktype = 'relation' and l.granted and l.mode = 'ExclusiveLock' \
+             and l.database = (select oid from pg_database where datname = current_database()) \
+             and l.relation = to_regclass('cloud_sync.leader') and l.pid <> pg_backend_pid()",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::postgres("look for a running replicator", error))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
 /// The error of a drain that another one has followed.
 pub fn taken_over() -> Error {
     Error::new(
