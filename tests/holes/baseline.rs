@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::http::Method;
+use cloud_sync::control::status::State;
 use cloud_sync::quarantine;
 use serde_json::json;
 
@@ -187,5 +188,43 @@ async fn a_delete_of_a_truncate_that_arrives_late_does_not_stay() {
     server
         .wait_until("v2 again", |server| name(server) == Some(json!("v2")))
         .await;
+    running.end().await;
+}
+
+// The site's sessions break while a delivery is tried again: the round ends, and the next one has sessions of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_fails_amid_a_delivery_ends_the_round_and_loses_nothing() {
+    let table = "create table room (id bigint primary key, name text)";
+    let config = format!("{ROOMS}where = \"id > 0\"\n");
+    let probe = Site::bare(
+        "amid_delivery",
+        "http://127.0.0.1:1/api",
+        baseline::KEY,
+        table,
+        &config,
+    )
+    .await;
+    let server = Baseline::start(&probe.settings.catalogue, &["delete"]).await;
+    let site = Site::bare("amid_delivery", &server.url(), baseline::KEY, table, &config).await;
+    site.init().await;
+    let running = site.replicate();
+    running.caught_up().await;
+    server.fault(Fault::status(503).on("rooms"));
+    site.run("insert into room values (1, 'v1')").await;
+    running
+        .until("trying again", |status| status.state == State::BackingOff)
+        .await;
+    // Each attempt first notes in the site's database what goes out.
+    let killed = "select count(*) from (select pg_terminate_backend(pid) from pg_stat_activity \
+         where datname = current_database() and application_name = 'cloud-sync delivery') killed";
+    assert_eq!(super::number(&site.client, killed).await, 1);
+    site.run("update room set name = 'v2'; insert into room values (2, 'v1')")
+        .await;
+    server.clear_faults();
+    running.caught_up().await;
+    server
+        .wait_until("both rows", |server| server.count("rooms") == 2)
+        .await;
+    assert_eq!(server.row("rooms", "1").unwrap()["name"], "v2");
     running.end().await;
 }

@@ -1,4 +1,4 @@
-//! H10, sentences 3, 14, 15 and 17: writers do not fail, and write what names the row.
+//! H10, sentences 3, 8, 14, 15 and 17: writers do not fail, and write what names the row.
 
 use cloud_sync::control::Operator;
 use cloud_sync::replicator::preconditions;
@@ -7,7 +7,10 @@ use cloud_sync::source::install;
 
 use super::{TABLE, drained, held, number, site_of, texts, things, until};
 use crate::support::postgres::Server;
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+
+/// The least time between two looks of a replicator that sleeps and waits for nobody in particular, in milliseconds.
+const SLOW_POLL: i64 = 4_000;
 
 // H10 i. The key goes from int to text: writers go on, and so does the row.
 #[tokio::test]
@@ -263,4 +266,44 @@ async fn a_key_reads_the_same_whatever_the_writer_has_set() {
     drained(&mut stages).await;
     site.assert_equal(&cloud).await;
     assert_eq!(held(&cloud, "select label from cloud.days").await, ["two"]);
+}
+
+// Sentence 8. A transaction has written before the replicator lay down, and notifies nobody: as long as it runs the replicator looks
+// again and again, and not only when the slow poll is due.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks() {
+    let (cloud, site) = site_of("sleeper", TABLE, &things("")).await;
+    let writer = connect(&site.database_url).await;
+    writer
+        .batch_execute("begin; insert into thing values (1, 'silent')")
+        .await
+        .unwrap();
+    let running = site.replicate();
+    until(
+        &site.client,
+        "select pg_sequence_last_value('cloud_sync.state') > 65535",
+    )
+    .await;
+    // Two looks in a row come sooner than any slow poll would: one pair of looks stands for the lying down itself.
+    let look = "select (extract(epoch from query_start) * 1000)::bigint from pg_stat_activity \
+         where datname = current_database() and application_name = 'cloud-sync drain' and query like '%captured_at%'";
+    let start = std::time::Instant::now();
+    let mut looks: Vec<i64> = Vec::new();
+    while !looks.windows(4).any(|looks| looks[3] - looks[0] < SLOW_POLL) {
+        if let Some(row) = site.client.query_opt(look, &[]).await.unwrap() {
+            let at = row.get(0);
+            if looks.last() != Some(&at) {
+                looks.push(at);
+            }
+        }
+        assert!(start.elapsed() < LIMIT, "looks at {looks:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    // It commits, and no one was told; what is told wakes the replicator too.
+    writer.batch_execute("commit").await.unwrap();
+    running.caught_up().await;
+    site.run("insert into thing values (2, 'told')").await;
+    running.caught_up().await;
+    site.assert_equal(&cloud).await;
+    running.end().await;
 }

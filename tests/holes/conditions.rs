@@ -143,3 +143,19 @@ async fn what_is_kept_has_no_second_row_after_a_change_of_key() {
     drain.drain_all().await.unwrap();
     assert_eq!(held(&cloud, ids).await, ["6", "7"]);
 }
+
+// Sentence 7. A key is changed and the table truncated in one batch: the truncate is kept, so the old key's delete is not left to it.
+#[tokio::test]
+async fn an_old_key_beside_a_truncate_that_is_kept_leaves_the_cloud() {
+    let (cloud, site) = site_of("keep_moved", super::TABLE, &things("deletes = \"keep\"")).await;
+    let drain = site.drain();
+    let mut stages = drain.open().await.unwrap();
+    site.run("insert into thing select n, 'old' from generate_series(1, 3) n")
+        .await;
+    drained(&mut stages).await;
+    site.run("update thing set id = 11 where id = 1; truncate thing; insert into thing values (11, 'again')")
+        .await;
+    drained(&mut stages).await;
+    let rows = held(&cloud, "select id || ' ' || label from cloud.things order by id").await;
+    assert_eq!(rows, ["2 old", "3 old", "11 again"]);
+}

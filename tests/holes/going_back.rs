@@ -7,7 +7,7 @@ use cloud_sync::error::{Error, Kind};
 use cloud_sync::source::identity::Declared;
 use cloud_sync::source::install;
 
-use super::{TABLE, drained, elsewhere, held, number, site_of, things, until, whole};
+use super::{TABLE, drained, elsewhere, held, number, site_of, texts, things, until, until_some, whole};
 use crate::pipeline::assert_never_back;
 use crate::support::fault::Fault;
 use crate::support::gate::Gate;
@@ -294,4 +294,41 @@ async fn an_outbox_that_moved_with_its_numbers_keeps_its_touches() {
         number(&site.client, "select epoch from cloud_sync.identity").await,
         epoch
     );
+}
+
+// A term begins, and writes the mirror, while the mirror of the checkpoint before it has not been written yet: that one must not
+// come over it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_mirror_is_not_written_over_a_newer_one() {
+    let cloud = Cloud::start("older_mirror").await;
+    let gate = Gate::before(&cloud.url).await;
+    let site = Site::bare("older_mirror", &gate.url(), KEY, TABLE, &things("")).await;
+    site.init().await;
+    let daemon = Daemon::of(&site, "store");
+    // Given a checkpoint of the first term, whose mirror follows within a second,
+    let process = daemon.start_to_abort("after the mirror", &[]);
+    let there = connect(&cloud.database_url).await;
+    site.run("insert into thing values (1, 'one')").await;
+    until_some(&there, "select count(*) = 1 from cloud.things").await;
+    // and a second term, whose first batch gets no answer that counts,
+    gate.fault(
+        Fault::answer(
+            409,
+            "application/json",
+            r#"{"error": "out of turn", "code": "out-of-turn"}"#,
+        )
+        .on("changes")
+        .times(1),
+    );
+    gate.fault(Fault::status(503).on("changes"));
+    site.run("insert into thing values (2, 'two')").await;
+    process.aborted().await;
+    // then the mirror is the second term's.
+    let terms = "select t.term || ' ' || c.term || ' ' || (c.body::json->>'term') from cloud_sync.term t, cloud_sync.checkpoint c";
+    assert_eq!(texts(&site.client, terms).await, ["2 2 2"]);
+    gate.clear_faults();
+    let process = daemon.start();
+    daemon.caught_up().await;
+    site.assert_equal(&cloud).await;
+    assert!(process.terminate().await.success());
 }
