@@ -148,3 +148,33 @@ async fn what_is_no_refusal_of_a_schema_parks_nothing() {
     settled(&mut stages, &site).await;
     site.assert_equal(&cloud).await;
 }
+
+// Changes that were read already are kept by their keys' JSON: that names the same rows, whatever the keys' types.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_any_type_are_kept_as_they_are() {
+    let several = "a bytea, b timestamptz, c float8, d int[], e text, primary key (a, b, c, d, e)";
+    let values = "'\\x5c22', '2026-01-02 03:04:05.678901+08', 0.1::float8 + 0.2, '{1,2}', '{\"a\", \\b'";
+    for (columns, key, values) in [
+        ("id bytea primary key", "\"id\"", "'\\xff00aa'"),
+        (several, "\"a\", \"b\", \"c\", \"d\", \"e\"", values),
+    ] {
+        let cloud = Cloud::start("kept_keys").await;
+        let gate = Gate::before(&cloud.url).await;
+        let config = things("").replace("\"id\"", key);
+        let tables = format!("create table thing ({columns})");
+        let site = Site::bare("kept_keys", &gate.url(), KEY, &tables, &config).await;
+        site.init().await;
+        gate.fault(refused_schema(422));
+        let running = site.replicate_guarded();
+        site.run(&format!("insert into thing values ({values})")).await;
+        until(&site.client, "select count(*) = 1 from cloud_sync.parked_key").await;
+        gate.clear_faults();
+        whole(&site, &running).await;
+        assert_eq!(
+            held(&cloud, "select count(*)::text from cloud.things").await,
+            ["1"],
+            "{columns}"
+        );
+        running.end().await;
+    }
+}
