@@ -8,6 +8,7 @@
 //! A statement that fails is told apart by its error: the session is gone, the table has changed its form, the entity cannot
 //! be read now, or some key or row cannot be read. In the last case the keys are halved until these stand alone.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::StreamExt;
@@ -17,7 +18,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::describe::Table;
 use super::projection::{Present, Projection, Scratch};
-use super::quote_name;
+use super::{pages, quote_name};
 use crate::catalogue::Entity;
 use crate::error::Error;
 
@@ -108,6 +109,8 @@ pub(crate) struct RowReader {
     numbers: Option<ByNumber>,
     by_text: Statement,
     keys: usize,
+    /// The oids of its partitions, where it has some.
+    partitions: Option<HashSet<u32>>,
 }
 
 impl RowReader {
@@ -124,10 +127,17 @@ impl RowReader {
         } else {
             None
         };
+        let partitions = if table.partitioned {
+            let leaves = pages::leaves(client, table).await.map_err(Stop::Session)?;
+            Some(leaves.iter().map(|leaf| leaf.oid).collect())
+        } else {
+            None
+        };
         Ok(Self {
             entity: entity.clone(),
             numbers,
             by_text,
+            partitions,
             keys: table.key.len(),
             projection,
         })
@@ -266,7 +276,8 @@ impl RowReader {
             let Some(nth) = asked.get_mut(number).and_then(Option::take) else {
                 continue;
             };
-            let present = self.projection.present(&row, 1, &mut scratch);
+            self.is_there(&row)?;
+            let present = self.projection.present(&row, 2, &mut scratch);
             let key = match &present {
                 Present::Unreadable(_) => Some(self.projection.number_key(numbers[nth])),
                 _ => None,
@@ -300,7 +311,9 @@ impl RowReader {
             }
             let nth = place(&row);
             let Some(&number) = numbers.get(nth) else { continue };
-            let present = is_there(&row).then(|| self.projection.present(&row, 2, &mut scratch));
+            let present = self
+                .is_there(&row)?
+                .then(|| self.projection.present(&row, 2, &mut scratch));
             let key = match &present {
                 None | Some(Present::Unreadable(_)) => Some(self.projection.number_key(number)),
                 _ => None,
@@ -333,7 +346,9 @@ impl RowReader {
             let Some(texts) = keys.get(nth) else { continue };
             let key = self.projection.key(&row, 2);
             let key = key.unwrap_or_else(|| self.projection.text_key(texts));
-            let present = is_there(&row).then(|| self.projection.present(&row, 2 + self.keys, &mut scratch));
+            let present = self
+                .is_there(&row)?
+                .then(|| self.projection.present(&row, 2 + self.keys, &mut scratch));
             let own = match &present {
                 Some(Present::Row(image)) => image.key == key,
                 Some(Present::Unmet(of_row)) => *of_row == key,
@@ -342,6 +357,21 @@ impl RowReader {
             read.push((nth, room.taken((!own).then_some(key), present)));
         }
         Ok(())
+    }
+
+    /// Whether the row is there. One in a partition that the table did not have when it was described is read again once the
+    /// partition is noted: if it left unnoted, nothing would tell that the row left with it.
+    fn is_there(&self, row: &Row) -> Result<bool, Stop> {
+        let Some(table) = row.get::<_, Option<u32>>(1) else {
+            return Ok(false);
+        };
+        match &self.partitions {
+            Some(partitions) if !partitions.contains(&table) => Err(Stop::Reshaped(format!(
+                "{}: its table has a new partition",
+                reading(&self.entity)
+            ))),
+            _ => Ok(true),
+        }
     }
 }
 
@@ -357,10 +387,6 @@ fn place(row: &Row) -> usize {
     usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX)
 }
 
-fn is_there(row: &Row) -> bool {
-    row.get(1)
-}
-
 /// The texts of a key's columns.
 fn texts(key: &TouchKey, columns: usize) -> Vec<Option<String>> {
     let mut texts = match key {
@@ -374,10 +400,10 @@ fn texts(key: &TouchKey, columns: usize) -> Vec<Option<String>> {
     texts
 }
 
-/// $1 the keys. Returns a key's place, whether its row is there, and the row.
+/// $1 the keys. Returns a key's place, the oid of its row's table, null where it is not there, and the row.
 fn by_number(table: &Table, projection: &Projection) -> String {
     format!(
-        "select k.cs_nth, t.tableoid is not null, {} from unnest($1::pg_catalog.int8[]) with ordinality k(cs_key, cs_nth) \
+        "select k.cs_nth, t.tableoid, {} from unnest($1::pg_catalog.int8[]) with ordinality k(cs_key, cs_nth) \
          left join {} t on t.{} {} k.cs_key",
         projection.list(true),
         table.sql_name,
@@ -386,18 +412,18 @@ fn by_number(table: &Table, projection: &Projection) -> String {
     )
 }
 
-/// $1 the least key, $2 the greatest. Returns each row's key, and the row.
+/// $1 the least key, $2 the greatest. Returns each row's key, the oid of its table, and the row.
 fn by_range(table: &Table, projection: &Projection) -> String {
     let key = quote_name(&table.key[0].name);
     format!(
-        "select t.{key}::pg_catalog.int8, {} from {} t where t.{key} operator(pg_catalog.>=) $1::pg_catalog.int8 \
+        "select t.{key}::pg_catalog.int8, t.tableoid, {} from {} t where t.{key} operator(pg_catalog.>=) $1::pg_catalog.int8 \
          and t.{key} operator(pg_catalog.<=) $2::pg_catalog.int8",
         projection.list(false),
         table.sql_name,
     )
 }
 
-/// $1, $2, … the texts of each key column. Returns a key's place, whether its row is there, the key, and the row.
+/// $1, $2, … the texts of each key column. Returns a key's place, the oid of its row's table, null where it is not there, the key, and the row.
 fn by_text(table: &Table, projection: &Projection) -> String {
     let columns = 0..table.key.len();
     let arrays: Vec<_> = columns
@@ -417,7 +443,7 @@ fn by_text(table: &Table, projection: &Projection) -> String {
         .map(|(key, value)| format!("t.{} {} {value}", quote_name(&key.name), key.equals))
         .collect();
     format!(
-        "select k.cs_nth, t.tableoid is not null, {}, {} from unnest({}) with ordinality k({}, cs_nth) \
+        "select k.cs_nth, t.tableoid, {}, {} from unnest({}) with ordinality k({}, cs_nth) \
          left join {} t on {}",
         projection.key_list(&values),
         projection.list(true),

@@ -2,7 +2,7 @@
 
 use cloud_sync::catalogue::Catalogue;
 
-use super::{TABLE, held, number, site_of, things, whole};
+use super::{TABLE, drained, held, number, site_of, things, until_one_waits, whole};
 use crate::support::site::connect;
 
 // H15. `alter column v type int using v + 1`: names, types and touches are as before.
@@ -146,6 +146,43 @@ async fn a_partition_that_goes_is_compared() {
         site.assert_equal(&cloud).await;
     }
     running.end().await;
+}
+
+// A partition comes, its row is read, and it leaves while the same batch is read still: no look at the tables ever shows it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
+    // The rows of `other` are read after those of `thing`, and wait for lock 7.
+    let tables = format!(
+        "{PARTITIONS}; create table other (id bigint primary key); \
+         create function fine(bigint) returns boolean immutable language plpgsql as \
+         'begin perform pg_advisory_xact_lock_shared(7); return true; end'"
+    );
+    let others = "[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\nwhere = \"fine(id)\"\n";
+    let (cloud, site) = site_of("one_read", &tables, &format!("{}{others}", things(""))).await;
+    let drain = site.drain();
+    let mut stages = drain.open().await.unwrap();
+    site.run("insert into thing values (1, 'text'); insert into other values (1)")
+        .await;
+    drained(&mut stages).await;
+    let locker = connect(&site.database_url).await;
+    locker.batch_execute("select pg_advisory_lock(7)").await.unwrap();
+    site.run(
+        "begin; create table more partition of thing for values from (20) to (30); \
+         insert into thing values (25, 'text'); insert into other values (2); commit",
+    )
+    .await;
+    let (stepped, ()) = tokio::join!(stages.step(), async {
+        until_one_waits(&site.client, "drain").await;
+        site.run("alter table thing detach partition more").await;
+        locker
+            .batch_execute("select pg_advisory_unlock(7)")
+            .await
+            .unwrap();
+    });
+    stepped.unwrap();
+    drained(&mut stages).await;
+    assert_eq!(held(&cloud, "select id::text from cloud.things").await, ["1"]);
+    site.assert_equal(&cloud).await;
 }
 
 // Between two looks of the guard a partition comes, a row of it is sent, and it leaves, or loses the row without a touch.
