@@ -68,9 +68,7 @@ impl<'c> Sender<'c> {
         };
         if !bulk {
             let start = |batch: &Batch, nth| self.post(&operation, path, nth, row(batch, nth));
-            let end = self.run(batch, places.iter().copied(), start).await;
-            self.note_unanswered(batch);
-            return end;
+            return self.run_changes(batch, places.iter().copied(), start).await;
         }
         let limit = BULK_BYTES.min(self.cloud.request_bytes());
         let chunks: Vec<&[usize]> = split_by_bytes(places, limit, |nth| batch.changes()[nth].bytes())
@@ -81,9 +79,7 @@ impl<'c> Sender<'c> {
             let rows = chunk.iter().map(|&nth| (nth, row(batch, nth))).collect();
             self.post_bulk(&operation, path, rows)
         };
-        let end = self.run(batch, chunks, start).await;
-        self.note_unanswered(batch);
-        end
+        self.run_changes(batch, chunks, start).await
     }
 
     /// Deletes rows of one entity, in any order.
@@ -100,9 +96,7 @@ impl<'c> Sender<'c> {
                 }
             }
         };
-        let end = self.run(batch, places.iter().copied(), start).await;
-        self.note_unanswered(batch);
-        end
+        self.run_changes(batch, places.iter().copied(), start).await
     }
 
     /// Deletes every row that the cloud has of the truncated entity.
@@ -142,12 +136,9 @@ impl<'c> Sender<'c> {
             );
             return Ok(());
         }
-        let parts = |line: &str| {
-            line.split_once('\t')
-                .map(|(segment, key)| (segment.to_owned(), key.into()))
-        };
         let start = |_: &Batch, (number, line): (usize, &str)| {
-            let (operation, segment) = (&operation, parts(line).map(|(segment, _): (_, Box<str>)| segment));
+            let segment = line.split_once('\t').map(|(segment, _)| segment.to_owned());
+            let operation = &operation;
             async move {
                 match self.delete_one(operation, &entity.path, number, segment).await {
                     Ok(Fate::Accepted) => (Vec::new(), Ok(())),
@@ -158,13 +149,9 @@ impl<'c> Sender<'c> {
         };
         let end = self.run(batch, keys.lines().enumerate(), start).await;
         let unanswered: HashSet<usize> = self.gate.take_unanswered().into_iter().collect();
-        for (_, line) in keys
-            .lines()
-            .enumerate()
-            .filter(|(number, _)| unanswered.contains(number))
-        {
-            if let Some((_, key)) = parts(line) {
-                batch.note_unanswered(place, key);
+        for (number, line) in keys.lines().enumerate() {
+            if let Some((_, key)) = line.split_once('\t').filter(|_| unanswered.contains(&number)) {
+                batch.note_unanswered(place, key.into());
             }
         }
         if end.is_err() {
@@ -204,13 +191,20 @@ impl<'c> Sender<'c> {
         stopped.map_or(Ok(()), Err)
     }
 
-    /// Notes in the batch the changes whose requests got no answer.
-    fn note_unanswered(&self, batch: &mut Batch) {
+    /// The same for jobs of the batch's own changes; those whose requests got no answer are noted in the batch.
+    async fn run_changes<J, F: Future<Output = Answered>>(
+        &self,
+        batch: &mut Batch,
+        jobs: impl IntoIterator<Item = J>,
+        start: impl Fn(&Batch, J) -> F,
+    ) -> Outcome<()> {
+        let end = self.run(batch, jobs, start).await;
         for nth in self.gate.take_unanswered() {
             let change = &batch.changes()[nth];
             let (entity, key) = (change.entity, change.key.clone());
             batch.note_unanswered(entity, key);
         }
+        end
     }
 
     async fn post(&self, operation: &str, path: &str, nth: usize, row: Bytes) -> Answered {

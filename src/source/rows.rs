@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row, RowStream, Statement};
 
 use super::describe::Table;
 use super::projection::{Present, Projection, Scratch};
@@ -265,28 +265,13 @@ impl RowReader {
             asked[offset(number)] = Some(nth);
         }
         let rows = client.query_raw(&by.range, [least, most]).await.map_err(stop)?;
-        futures::pin_mut!(rows);
-        let mut scratch = Scratch::default();
-        while let Some(row) = rows.next().await {
-            let row = row.map_err(stop)?;
-            if room.is_used_up() {
-                return Ok(());
+        let find = |row: &Row| asked.get_mut(offset(row.get(0)))?.take();
+        let key = |nth: usize, _: &Row, present: Option<&Present>| self.key_of_number(numbers[nth], present);
+        if self.come(rows, 2, room, read, find, key).await? {
+            for nth in asked.into_iter().flatten() {
+                let key = self.key_of_number(numbers[nth], None);
+                read.push((nth, room.taken(key, None)));
             }
-            let number = offset(row.get(0));
-            let Some(nth) = asked.get_mut(number).and_then(Option::take) else {
-                continue;
-            };
-            self.is_there(&row)?;
-            let present = self.projection.present(&row, 2, &mut scratch);
-            let key = match &present {
-                Present::Unreadable(_) => Some(self.projection.number_key(numbers[nth])),
-                _ => None,
-            };
-            read.push((nth, room.taken(key, Some(present))));
-        }
-        for nth in asked.into_iter().flatten() {
-            let key = self.projection.number_key(numbers[nth]);
-            read.push((nth, room.taken(Some(key), None)));
         }
         Ok(())
     }
@@ -301,26 +286,9 @@ impl RowReader {
     ) -> Result<(), Stop> {
         let stop = |error| Stop::of(&self.entity, error);
         let rows = client.query_raw(&by.each, [numbers]).await.map_err(stop)?;
-        futures::pin_mut!(rows);
-        let mut scratch = Scratch::default();
-        while let Some(row) = rows.next().await {
-            let row = row.map_err(stop)?;
-            // What still comes is passed over by the session.
-            if room.is_used_up() {
-                break;
-            }
-            let nth = place(&row);
-            let Some(&number) = numbers.get(nth) else { continue };
-            let present = self
-                .is_there(&row)?
-                .then(|| self.projection.present(&row, 2, &mut scratch));
-            let key = match &present {
-                None | Some(Present::Unreadable(_)) => Some(self.projection.number_key(number)),
-                _ => None,
-            };
-            read.push((nth, room.taken(key, present)));
-        }
-        Ok(())
+        let find = |row: &Row| place(row, numbers.len());
+        let key = |nth: usize, _: &Row, present: Option<&Present>| self.key_of_number(numbers[nth], present);
+        self.come(rows, 2, room, read, find, key).await.map(|_| ())
     }
 
     async fn of_texts(
@@ -335,28 +303,55 @@ impl RowReader {
             .map(|column| keys.iter().map(|texts| texts.get(column)?.as_deref()).collect())
             .collect();
         let rows = client.query_raw(&self.by_text, &columns).await.map_err(stop)?;
-        futures::pin_mut!(rows);
-        let mut scratch = Scratch::default();
-        while let Some(row) = rows.next().await {
-            let row = row.map_err(stop)?;
-            if room.is_used_up() {
-                break;
-            }
-            let nth = place(&row);
-            let Some(texts) = keys.get(nth) else { continue };
-            let key = self.projection.key(&row, 2);
-            let key = key.unwrap_or_else(|| self.projection.text_key(texts));
-            let present = self
-                .is_there(&row)?
-                .then(|| self.projection.present(&row, 2 + self.keys, &mut scratch));
-            let own = match &present {
+        let find = |row: &Row| place(row, keys.len());
+        let key = |nth: usize, row: &Row, present: Option<&Present>| {
+            let key = self.projection.key(row, 2);
+            let key = key.unwrap_or_else(|| self.projection.text_key(&keys[nth]));
+            let own = match present {
                 Some(Present::Row(image)) => image.key == key,
                 Some(Present::Unmet(of_row)) => *of_row == key,
                 _ => false,
             };
-            read.push((nth, room.taken((!own).then_some(key), present)));
+            (!own).then_some(key)
+        };
+        self.come(rows, 2 + self.keys, room, read, find, key)
+            .await
+            .map(|_| ())
+    }
+
+    /// Takes the rows as they come: `find` tells which key a row was found by, `key` that key's JSON where it is not the row's own, and
+    /// from column `first` on stands the row. Returns whether they came to their end: what comes when the room is used up is passed
+    /// over by the session.
+    async fn come(
+        &self,
+        rows: RowStream,
+        first: usize,
+        room: &Room,
+        read: &mut Vec<(usize, State)>,
+        mut find: impl FnMut(&Row) -> Option<usize>,
+        key: impl Fn(usize, &Row, Option<&Present>) -> Option<Box<str>>,
+    ) -> Result<bool, Stop> {
+        futures::pin_mut!(rows);
+        let mut scratch = Scratch::default();
+        while let Some(row) = rows.next().await {
+            let row = row.map_err(|error| Stop::of(&self.entity, error))?;
+            if room.is_used_up() {
+                return Ok(false);
+            }
+            let Some(nth) = find(&row) else { continue };
+            let present = self
+                .is_there(&row)?
+                .then(|| self.projection.present(&row, first, &mut scratch));
+            let key = key(nth, &row, present.as_ref());
+            read.push((nth, room.taken(key, present)));
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// The JSON of an integer key, where it is not in the row's own image.
+    fn key_of_number(&self, number: i64, present: Option<&Present>) -> Option<Box<str>> {
+        let needed = matches!(present, None | Some(Present::Unreadable(_)));
+        needed.then(|| self.projection.number_key(number))
     }
 
     /// Whether the row is there. One in a partition that the table did not have when it was described is read again once the
@@ -382,9 +377,10 @@ fn close_together(numbers: &[i64]) -> Option<(i64, i64)> {
     (numbers.len() >= RANGE && span <= numbers.len() + numbers.len() / 4).then_some((least, most))
 }
 
-/// A key's place, counted from 1 in the row.
-fn place(row: &Row) -> usize {
-    usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX)
+/// The place of a row's key among so many; it is counted from 1 in the row.
+fn place(row: &Row, keys: usize) -> Option<usize> {
+    let nth = usize::try_from(row.get::<_, i64>(0) - 1).ok()?;
+    (nth < keys).then_some(nth)
 }
 
 /// The texts of a key's columns.
