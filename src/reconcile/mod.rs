@@ -22,7 +22,7 @@ use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Deletes, Entity};
 use crate::change::{Cause, Change, Op, Position};
 use crate::deliver::{Capabilities, Cloud, Origin};
-use crate::drain::{Pulse, wire_schema};
+use crate::drain::{Pulse, Recording, wire_schema};
 use crate::error::{Error, Kind, Result};
 use crate::existence::{self, Held};
 use crate::fields::pick;
@@ -117,10 +117,16 @@ impl Reconcile {
     ///
     /// Where the cloud tells a row's content, a row that differs is pushed too, and a row that the site has not is deleted
     /// where deletes propagate. Where it tells only keys, a row with a known key counts as held; `force` pushes it all the
-    /// same. The report has every row of these entities that the cloud accepted meanwhile, also those that waited before.
-    pub async fn sync(&self, places: &[usize], force: bool, observer: &dyn Observer) -> SyncReport {
+    /// same. The report has every row of these entities that the cloud accepted since `recording` began, also those that waited
+    /// before.
+    pub async fn sync(
+        &self,
+        places: &[usize],
+        force: bool,
+        recording: &Recording,
+        observer: &dyn Observer,
+    ) -> SyncReport {
         let mut report = SyncReport::new(&self.catalogue);
-        let recording = self.pulse.record();
         self.pulse.kick();
         if let Err(error) = self.let_drain().await {
             tracing::debug!(%error, "the sync does not wait for what is on its way");

@@ -33,7 +33,7 @@ use crate::config::{CapabilityChoice, Loaded, Settings};
 use crate::control::status::LastSync;
 use crate::control::{Server, SyncRequest, Token, token};
 use crate::deliver::{Cloud, CloudOptions};
-use crate::drain::{Drain, GREET_EVERY, Limits, Pulse};
+use crate::drain::{Drain, GREET_EVERY, Limits, Pulse, Recording};
 use crate::error::{Class, Error, Result};
 use crate::media::records;
 use crate::media::upload::Uploads;
@@ -345,6 +345,16 @@ impl Replicator {
     /// # Errors
     /// The source's or the cloud's before the first entity; later ones are in the report.
     pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
+        self.sync_recorded(request, &self.pulse.record(), observer).await
+    }
+
+    /// The same, with a report of what was accepted since `recording` began.
+    async fn sync_recorded(
+        &self,
+        request: &SyncRequest,
+        recording: &Recording,
+        observer: &dyn Observer,
+    ) -> Result<SyncReport> {
         let _one = self.syncing.lock().await;
         let live = self.live();
         let places = live.settings.catalogue.select(&request.entities)?;
@@ -353,7 +363,7 @@ impl Replicator {
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
             records::call_all(session.client(), request.force).await?;
             self.pulse.files_wanted.notify_one();
-            Ok(reconcile.sync(&places, request.force, observer).await)
+            Ok(reconcile.sync(&places, request.force, recording, observer).await)
         };
         let synced: Result<SyncReport> = tokio::select! {
             synced = synced => synced,

@@ -12,7 +12,7 @@ use super::{Replicator, cloud, drain, reconcile, uploads, wait};
 use crate::checkpoint::SledStore;
 use crate::config::Settings;
 use crate::control::SyncRequest;
-use crate::drain::{Condition, Pulse};
+use crate::drain::{Condition, Pulse, Recording};
 use crate::error::{Error, Kind, Result};
 use crate::reconcile::Observer;
 use crate::reconcile::backfill::{BackfillReport, Span};
@@ -22,6 +22,8 @@ use crate::reconcile::report::SyncReport;
 pub struct Once {
     replicator: Arc<Replicator>,
     leader: Leader,
+    /// What the drain has delivered since it began.
+    recording: Recording,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<Result<()>>>,
 }
@@ -59,6 +61,7 @@ impl Once {
         let pulse = replicator.pulse.clone();
         let drain = drain(settings, cloud.clone(), Arc::new(store), pulse.clone())?;
         let uploads = uploads(settings, cloud, &pulse)?;
+        let recording = pulse.record();
         let stop = CancellationToken::new();
         let tasks = vec![
             tokio::spawn({
@@ -73,6 +76,7 @@ impl Once {
         Ok(Some(Self {
             replicator,
             leader,
+            recording,
             stop,
             tasks,
         }))
@@ -83,7 +87,10 @@ impl Once {
     /// # Errors
     /// Before the first entity; later ones are in the report.
     pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
-        let mut report = self.replicator.sync(request, observer).await?;
+        let mut report = self
+            .replicator
+            .sync_recorded(request, &self.recording, observer)
+            .await?;
         if let Err(reason) = self.settle().await {
             report.error(reason);
         }
