@@ -6,7 +6,7 @@
 /// Every point, in the order in which a change comes by; then those of the other lanes.
 pub const POINTS: [&str; 23] = [
     "after a read",
-    "after a send ahead",
+    "after a batch behind another",
     "before a send",
     "amid the answer",
     "after the answer",

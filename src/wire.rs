@@ -22,6 +22,9 @@ pub const SOURCE_DATABASE: &str = "x-source-database";
 pub const TERMS: i64 = 1 << 23;
 /// Batches of a term are below this number.
 pub const BATCHES: i64 = 1 << 40;
+/// Batches of a source that may be on their way at once: of so many the receiver keeps the answers, and so far ahead a batch
+/// waits there for its turn.
+pub const IN_FLIGHT: i64 = 8;
 /// Characters of a nonce, at most.
 pub const NONCE: usize = 64;
 /// Characters of a source's database, at most.
@@ -43,7 +46,7 @@ pub enum TurnCode {
     StaleTerm,
     /// The sender does not know the term's nonce: it may be a copy of the machine that does.
     UnknownTerm,
-    /// The number of the newest batch, with another body.
+    /// The number of a batch that was taken, with another body.
     DifferentBatch,
 }
 

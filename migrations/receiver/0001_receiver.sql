@@ -58,9 +58,8 @@ create table cloud_meta.truncate_marks (
     primary key (site, entity)
 );
 
--- The newest batch that each source has sent. `nonce` is the random text of its term; `body_hash` and `answer` are the
--- batch's own, so that a batch that comes again gets the answer that it had. `database` says which database the source
--- is. The source '' stands for baseline requests.
+-- The newest batch that each source has sent. `nonce` is the random text of its term. `database` says which database the
+-- source is. The source '' stands for baseline requests.
 create table cloud_meta.sources (
     site text not null,
     source_id text not null,
@@ -68,12 +67,24 @@ create table cloud_meta.sources (
     term bigint not null,
     nonce text not null,
     batch bigint not null,
-    body_hash bytea,
-    answer text,
     database text,
     updated_at timestamptz not null default now(),
     primary key (site, source_id)
 );
+
+-- The last batches of each source: its batch n has slot n modulo their number. A batch that comes again with the same body
+-- gets the answer that it had.
+create table cloud_meta.batches (
+    site text not null,
+    source_id text not null,
+    slot smallint not null,
+    epoch bigint not null,
+    term bigint not null,
+    batch bigint not null,
+    body_hash bytea not null,
+    answer text not null,
+    primary key (site, source_id, slot)
+) with (fillfactor = 50);
 
 -- Uploaded files. `stored` is the name below <files>/<site>/<directory>/.
 create table cloud_meta.files (

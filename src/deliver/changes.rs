@@ -15,10 +15,9 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::oneshot;
 
-use super::ahead::{Ahead, Size};
 use super::failure::{Failure, Outcome};
+use super::in_flight::{InFlight, Size};
 use super::link::Answer;
 use super::{Cloud, Numbering, Origin, split_by_bytes};
 use crate::abort;
@@ -37,13 +36,13 @@ const LONG_WORK: usize = 256 * 1024;
 const REMEDY: &str = "the cloud's server breaks the contract of POST /changes; nothing of this request counts as \
                       accepted";
 
-/// Sends what is pending; by the request that was sent ahead with it, where that still serves.
+/// Sends what is pending; by the request that is in flight with it, where that serves. Behind the last request others may go.
 pub(super) async fn deliver(
     cloud: &Cloud,
     origin: &Origin,
     numbering: &mut Numbering,
     batch: &mut Batch,
-    mut ahead: Option<Ahead>,
+    mut in_flight: Option<InFlight>,
 ) -> Outcome<()> {
     let pending = batch.pending();
     if pending.is_empty() {
@@ -56,7 +55,12 @@ pub(super) async fn deliver(
     });
     pieces.reverse();
     while let Some(piece) = pieces.pop() {
-        match send(cloud, origin, numbering, &operation, batch, piece, ahead.take()).await? {
+        // The first batch of a term goes alone: the cloud does not know the term yet.
+        let pipeline = numbering.pipeline.clone();
+        let pipeline = pipeline.filter(|_| pieces.is_empty() && numbering.next > 1);
+        let _open = pipeline.as_ref().map(|pipeline| pipeline.open(numbering.next));
+        let in_flight = in_flight.take().filter(|in_flight| in_flight.places == piece);
+        match send(cloud, origin, numbering, &operation, batch, piece, in_flight).await? {
             Sent::Answered(rejections) => {
                 numbering.accepted();
                 abort::point("after the answer");
@@ -82,6 +86,12 @@ pub(super) async fn deliver(
             sent @ (Sent::Refused { .. } | Sent::Unclear) => {
                 if matches!(sent, Sent::Unclear) {
                     numbering.accepted();
+                    if numbering.is_followed() {
+                        return Err(Failure::new_term(
+                            &operation,
+                            "some of its changes have to go again",
+                        ));
+                    }
                 }
                 let (first, second) = piece.split_at(piece.len() / 2);
                 pieces.push(second);
@@ -116,28 +126,26 @@ async fn send(
     operation: &str,
     batch: &mut Batch,
     piece: &[usize],
-    ahead: Option<Ahead>,
+    mut in_flight: Option<InFlight>,
 ) -> Outcome<Sent> {
     let link = &cloud.inner.link;
-    let mut ahead = ahead.filter(|ahead| ahead.serves(numbering, piece));
     loop {
-        let (size, hash, exchange) = if let Some(ahead) = ahead.take() {
-            (ahead.size, ahead.hash, Either::Left(ahead.finish(operation)))
+        let alone = in_flight.is_none();
+        let (size, begun, exchange) = if let Some(in_flight) = in_flight.take() {
+            let (size, begun) = (in_flight.size, in_flight.begun);
+            (size, begun, Either::Left(in_flight.finish(operation)))
         } else {
             let packed = Packed::of(cloud, batch, piece).await;
-            let request = packed.request(cloud, origin, numbering, None);
-            (
-                packed.size,
-                packed.hash,
-                Either::Right(link.exchange(operation, request)),
-            )
+            if !numbering.admits(packed.hash) {
+                return Err(Failure::new_term(
+                    operation,
+                    "other changes went under this batch's number, and their answer never came",
+                ));
+            }
+            let request = packed.request(cloud, origin, numbering, numbering.next);
+            let exchange = Either::Right(link.exchange(operation, request));
+            (packed.size, tokio::time::Instant::now(), exchange)
         };
-        if !numbering.admits(hash) {
-            return Err(Failure::new_term(
-                operation,
-                "other changes went under this batch's number, and their answer never came",
-            ));
-        }
         abort::point("before a send");
         let sent = Instant::now();
         let answer = link.within(operation, size.bytes, exchange).await;
@@ -145,12 +153,13 @@ async fn send(
         cloud.went(size.text, &answer);
         match answer? {
             Answer::Accepted(reply) => {
-                batch.note_answer(reply.answered(took));
+                let answered = reply.answered(took);
+                batch.note_answer(answered);
+                cloud.answered(begun, alone, answered.applied);
                 let answer: Answered = reply.json(operation)?;
                 return read(operation, batch, piece, answer, |words| link.clean(words));
             }
             Answer::Refused { status: 415, .. } if size.squeezed => {
-                numbering.refused();
                 cloud.inner.compress.store(false, Ordering::Relaxed);
             }
             Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
@@ -162,10 +171,17 @@ async fn send(
                 {
                     return Err(out_of_turn(operation, code, words));
                 }
-                numbering.refused();
                 if status == 413 {
                     cloud.too_long(size.text);
                 }
+                if numbering.went_behind(numbering.next) {
+                    // Those behind it may come when something else was taken under its number.
+                    return Err(Failure::new_term(
+                        operation,
+                        format!("the cloud answered {status}: {words}"),
+                    ));
+                }
+                numbering.refused();
                 return Ok(Sent::Refused { status, words });
             }
         }
@@ -188,33 +204,32 @@ fn out_of_turn(operation: &str, code: TurnCode, words: String) -> Failure {
     }
 }
 
-/// Begins to send what is pending, where that is one request; none otherwise.
+/// Begins to send what is pending under this number, where that is one request and the same as before; none otherwise.
 pub(super) async fn begin(
     cloud: &Cloud,
     origin: &Origin,
     numbering: &Numbering,
+    number: i64,
     batch: &Batch,
-) -> Option<Ahead> {
+    sent: Option<blake3::Hash>,
+) -> Option<(InFlight, blake3::Hash)> {
+    let pipeline = numbering.pipeline.as_ref()?;
     let pending = batch.pending();
     let bytes = |nth: usize| batch.changes()[nth].bytes();
     if split_by_bytes(&pending, cloud.request_bytes(), bytes).len() != 1 {
         return None;
     }
     let packed = Packed::of(cloud, batch, &pending).await;
+    if sent.is_some_and(|sent| sent != packed.hash) {
+        return None;
+    }
     cloud.inner.uplink.clear().await;
-    let (turn, come) = oneshot::channel();
-    let request = packed.request(cloud, origin, numbering, Some(come));
+    let request = packed.request(cloud, origin, numbering, number);
     let operation = cloud.operation(batch, &pending);
     let cloud = cloud.clone();
+    pipeline.goes(number);
     let exchange = async move { cloud.inner.link.exchange(&operation, request).await };
-    Some(Ahead::begin(
-        numbering,
-        pending,
-        packed.size,
-        packed.hash,
-        turn,
-        exchange,
-    ))
+    Some((InFlight::begin(pending, packed.size, exchange), packed.hash))
 }
 
 /// A request's body.
@@ -246,14 +261,7 @@ impl Packed {
         Self { body, size, hash }
     }
 
-    /// The request. The body's last byte waits for `turn`, where there is one.
-    fn request(
-        &self,
-        cloud: &Cloud,
-        origin: &Origin,
-        numbering: &Numbering,
-        turn: Option<oneshot::Receiver<()>>,
-    ) -> RequestBuilder {
+    fn request(&self, cloud: &Cloud, origin: &Origin, numbering: &Numbering, number: i64) -> RequestBuilder {
         let mut request = cloud
             .inner
             .link
@@ -263,16 +271,18 @@ impl Packed {
             .header(wire::EPOCH, origin.epoch.0)
             .header(wire::TERM, numbering.term)
             .header(wire::TERM_NONCE, &numbering.nonce)
-            .header(wire::BATCH, numbering.next)
+            .header(wire::BATCH, number)
             .header(CONTENT_TYPE, "application/x-ndjson")
             .header(CONTENT_LENGTH, self.size.bytes);
-        if let Some(previous) = &numbering.previous_nonce {
+        if let Some(previous) = &numbering.previous_nonce
+            && number == 1
+        {
             request = request.header(wire::PREVIOUS_NONCE, previous);
         }
         if self.size.squeezed {
             request = request.header(CONTENT_ENCODING, "zstd");
         }
-        request.body(cloud.inner.uplink.body(self.body.clone(), turn))
+        request.body(cloud.inner.uplink.body(self.body.clone()))
     }
 }
 

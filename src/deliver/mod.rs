@@ -8,13 +8,13 @@
 //! Every status means what DESIGN section 4 says, in one place: `link`. A failure says whether it passes, how long the
 //! server asks to wait, and whether a capability is gone ([`Failure`]).
 
-mod ahead;
 mod baseline;
 mod broken;
 mod changes;
 mod failure;
 mod fields;
 mod files;
+mod in_flight;
 mod link;
 mod list;
 mod pieces;
@@ -24,8 +24,8 @@ mod timing;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -33,11 +33,12 @@ use reqwest::header::CONTENT_TYPE;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use url::Url;
 
-pub use ahead::Ahead;
 pub use failure::{Failure, Outcome};
 pub use files::{Pace, UploadFile, Uploaded};
+pub use in_flight::InFlight;
 
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Entity};
@@ -45,7 +46,7 @@ use crate::change::Epoch;
 use crate::checkpoint::Version;
 use crate::error::{Error, Kind, Result};
 use crate::fields::plain;
-use ahead::Uplink;
+use in_flight::{Depth, Pipeline, Uplink};
 use link::{Answer, Link};
 
 /// The smallest request that a 413 makes this client fall back to, in bytes.
@@ -136,7 +137,7 @@ pub struct Origin {
 }
 
 /// Under which numbers batches go to a cloud that orders them: contiguous in a term.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Numbering {
     /// The term.
     pub term: i64,
@@ -148,6 +149,8 @@ pub struct Numbering {
     pub next: i64,
     /// The number and the body's hash of what was sent last, whether or not it was answered.
     sent: Option<(i64, blake3::Hash)>,
+    /// What is in flight; none where the cloud would take batches in any order.
+    pipeline: Option<Arc<Pipeline>>,
 }
 
 impl Numbering {
@@ -159,7 +162,35 @@ impl Numbering {
             previous_nonce,
             next: 1,
             sent: None,
+            pipeline: None,
         }
+    }
+
+    /// The same at a cloud that takes batches in the order of their numbers only: several may be in flight.
+    pub fn in_order(mut self) -> Self {
+        self.pipeline = Some(Arc::new(Pipeline::new()));
+        self
+    }
+
+    /// Shows behind which batch others may go now; none where none ever may.
+    pub fn watch(&self) -> Option<watch::Receiver<Option<i64>>> {
+        self.pipeline.as_ref().map(|pipeline| pipeline.watch())
+    }
+
+    /// Whether anything went under a number behind the last one that was taken.
+    pub fn is_followed(&self) -> bool {
+        self.went_behind(self.next - 1)
+    }
+
+    fn went_behind(&self, number: i64) -> bool {
+        self.pipeline
+            .as_ref()
+            .is_some_and(|pipeline| pipeline.went_behind(number))
+    }
+
+    /// Notes what went under the next number, and was in flight.
+    pub fn note_sent(&mut self, hash: blake3::Hash) {
+        self.sent = Some((self.next, hash));
     }
 
     /// Whether a body with this hash may go under the next number: another one that went under it may have been taken.
@@ -176,13 +207,6 @@ impl Numbering {
     /// The cloud has answered that it does not take what went under the next number: other changes may go under it.
     fn refused(&mut self) {
         self.sent = None;
-    }
-
-    /// As it will be when the next batch is taken.
-    pub fn after_next(&self) -> Self {
-        let mut after = self.clone();
-        after.accepted();
-        after
     }
 
     fn accepted(&mut self) {
@@ -247,6 +271,7 @@ struct Inner {
     /// How long a request's text had better be, after longer ones broke off under way.
     stride: AtomicUsize,
     uplink: Uplink,
+    depth: Mutex<Depth>,
 }
 
 impl Cloud {
@@ -277,6 +302,7 @@ impl Cloud {
                 request_bytes: AtomicUsize::new(usize::MAX),
                 stride: AtomicUsize::new(usize::MAX),
                 uplink: Uplink::new(),
+                depth: Mutex::default(),
             }),
         })
     }
@@ -352,33 +378,46 @@ impl Cloud {
         numbering: &mut Numbering,
         batch: &mut Batch,
     ) -> Outcome<()> {
-        self.deliver_begun(capabilities, origin, numbering, batch, None)
+        self.deliver_in_flight(capabilities, origin, numbering, batch, None)
             .await
     }
 
-    /// The same for a batch that was sent ahead.
-    #[tracing::instrument(name = "push", level = "debug", skip_all, fields(changes = batch.len(), ahead = ahead.is_some()))]
-    pub async fn deliver_begun(
+    /// The same for a batch that may be in flight already.
+    #[tracing::instrument(name = "push", level = "debug", skip_all, fields(changes = batch.len(), in_flight = in_flight.is_some()))]
+    pub async fn deliver_in_flight(
         &self,
         capabilities: Capabilities,
         origin: &Origin,
         numbering: &mut Numbering,
         batch: &mut Batch,
-        ahead: Option<Ahead>,
+        in_flight: Option<InFlight>,
     ) -> Outcome<()> {
         baseline::settle(capabilities, batch);
         if capabilities.changes {
-            changes::deliver(self, origin, numbering, batch, ahead).await
+            changes::deliver(self, origin, numbering, batch, in_flight).await
         } else {
             baseline::deliver(self, capabilities, batch).await
         }
     }
 
-    /// Sends a batch ahead whose turn has not come: all but the last byte of it, for [`Cloud::deliver_begun`] to end. Only
-    /// where `changes` is listed, and nothing where the batch does not go in one request. `numbering` has the number that
-    /// the batch will have when its turn comes.
-    pub async fn send_ahead(&self, origin: &Origin, numbering: &Numbering, batch: &Batch) -> Option<Ahead> {
-        changes::begin(self, origin, numbering, batch).await
+    /// Sends a batch before the one before it is answered, for [`Cloud::deliver_in_flight`] to end. Only at a cloud that takes
+    /// batches in order ([`Numbering::in_order`]); nothing where the batch does not go in one request, or went under this number
+    /// with another body than `sent`. The second value is the body's hash.
+    pub async fn send_behind(
+        &self,
+        origin: &Origin,
+        numbering: &Numbering,
+        number: i64,
+        batch: &Batch,
+        sent: Option<blake3::Hash>,
+    ) -> Option<(InFlight, blake3::Hash)> {
+        changes::begin(self, origin, numbering, number, batch, sent).await
+    }
+
+    /// How many batches are worth being in flight at once.
+    pub fn depth(&self) -> usize {
+        let depth = self.inner.depth.lock();
+        depth.unwrap_or_else(PoisonError::into_inner).batches()
     }
 
     /// Tells the cloud an entity's columns: `PUT /schema/{path}`. Only where `schema` is listed.
@@ -489,6 +528,14 @@ impl Cloud {
             Ok(_) if bytes >= now / 2 => stride.store(now.saturating_mul(2), Ordering::Relaxed),
             _ => {}
         }
+    }
+
+    /// Notes an answer to changes: see [`Depth::answered`].
+    fn answered(&self, begun: tokio::time::Instant, alone: bool, applied: Option<Duration>) {
+        let depth = self.inner.depth.lock();
+        depth
+            .unwrap_or_else(PoisonError::into_inner)
+            .answered(begun, alone, applied);
     }
 
     /// Notes that the server found a request of this many bytes of text too long.

@@ -4,23 +4,61 @@
 //! batches that were read already, the reader those that come later. With each greeting the cloud gets the schema again, as the
 //! table is then. When it takes it, the reader touches what was kept again.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::courier::Courier;
+use super::schema::RefusedSchemas;
 use super::shapes::Shapes;
 use super::wire_schema;
 use crate::batch::{Batch, Fate};
+use crate::catalogue::Catalogue;
 use crate::change::{Cause, Change, Op};
 use crate::deliver::{Capabilities, Failure, TableSchema};
 use crate::error::{Kind, Result};
 use crate::source::outbox::{self, KeptTouch, TouchOp};
 use crate::source::{describe, guard, touch};
 
-impl Courier {
+/// What the cloud was told of the entities' columns.
+pub(super) struct Announced {
+    catalogue: Arc<Catalogue>,
+    /// By the entities' places.
+    told: Mutex<Vec<Option<TableSchema>>>,
+    /// The entities whose schema it refuses.
+    pub(super) refused: watch::Sender<RefusedSchemas>,
+}
+
+impl Announced {
+    pub(super) fn new(catalogue: Arc<Catalogue>, refused: watch::Sender<RefusedSchemas>) -> Self {
+        let told = Mutex::new(vec![None; catalogue.entities().len()]);
+        Self {
+            catalogue,
+            told,
+            refused,
+        }
+    }
+
+    /// Notes what the cloud was told of an entity; none where it has to be told again.
+    pub(super) fn note(&self, place: usize, schema: Option<TableSchema>) {
+        self.told()[place] = schema;
+    }
+
+    /// Has it told of all entities again.
+    pub(super) fn forget(&self) {
+        self.told().fill(None);
+    }
+
+    fn told(&self) -> MutexGuard<'_, Vec<Option<TableSchema>>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The columns of the batch's entities that the cloud was not told yet, by the entities' places. Those that it refuses are asked
     /// about at a greeting only.
     pub(super) fn untold(&self, batch: &Batch, shapes: &Shapes) -> Vec<(usize, TableSchema)> {
-        let mut seen = vec![false; self.told.len()];
+        let told = self.told();
+        let mut seen = vec![false; told.len()];
         for change in batch.changes() {
             seen[change.entity] = true;
         }
@@ -33,34 +71,47 @@ impl Courier {
                 continue;
             }
             let schema = wire_schema(entity, table);
-            if self.told[place].as_ref() != Some(&schema) {
+            if told[place].as_ref() != Some(&schema) {
                 untold.push((place, schema));
             }
         }
         untold
     }
 
-    /// Sends these schemas, and parks what the batch has of entities whose schema the cloud refuses. Returns whether the batch has
-    /// less to send than before.
+    /// Whether the cloud was told all that the batch needs, and refuses none of it.
+    pub(super) fn knows(&self, batch: &Batch, shapes: &Shapes) -> bool {
+        let refused = |refused: &RefusedSchemas| {
+            !refused.is_empty()
+                && batch
+                    .changes()
+                    .iter()
+                    .any(|change| refused.contains_key(&change.entity))
+        };
+        !refused(&self.refused.borrow()) && self.untold(batch, shapes).is_empty()
+    }
+}
+
+impl Courier {
+    /// Sends the schemas that the batch needs, and parks what it has of entities whose schema the cloud refuses.
     pub(super) async fn tell(
         &mut self,
-        untold: Vec<(usize, TableSchema)>,
         batch: &mut Batch,
         shapes: &Shapes,
-    ) -> std::result::Result<bool, Failure> {
+    ) -> std::result::Result<(), Failure> {
         let mut all_taken = true;
-        for (place, schema) in untold {
+        for (place, schema) in self.announced.untold(batch, shapes) {
             all_taken &= self.put_schema(place, schema).await?;
         }
         if !all_taken {
             self.greet_sooner();
         }
-        Ok(self.park_refused(batch, shapes).await?)
+        self.park_refused(batch, shapes).await?;
+        Ok(())
     }
 
     /// Sends the refused schemas again, as the tables are now, and sets the time of the next greeting by those that stay refused.
     pub(super) async fn tell_refused(&mut self, cloud: Capabilities) -> std::result::Result<(), Failure> {
-        let refused = self.refused.borrow().clone();
+        let refused = self.announced.refused.borrow().clone();
         for (place, before) in &refused {
             let entity = &self.catalogue.entities()[*place];
             let table = describe::stands(self.session.client(), entity).await?.table;
@@ -69,12 +120,13 @@ impl Courier {
                 || !table.fits(entity)
                 || self.put_schema(*place, wire_schema(entity, &table)).await?;
             if taken {
-                self.refused.send_modify(|refused| {
+                self.announced.refused.send_modify(|refused| {
                     refused.remove(place);
                 });
                 continue;
             }
             let why = self
+                .announced
                 .refused
                 .borrow()
                 .get(place)
@@ -91,7 +143,7 @@ impl Courier {
                 .await?;
             }
         }
-        if self.refused.borrow().is_empty() {
+        if self.announced.refused.borrow().is_empty() {
             self.refused_backoff.reset();
         } else {
             self.greet_sooner();
@@ -108,7 +160,7 @@ impl Courier {
     /// Sends one schema. Returns false where the cloud refuses it: the entity counts as refused from then on.
     async fn put_schema(&mut self, place: usize, schema: TableSchema) -> std::result::Result<bool, Failure> {
         let Err(failure) = self.cloud.put_schema(&self.origin, &schema).await else {
-            self.told[place] = Some(schema);
+            self.announced.note(place, Some(schema));
             return Ok(true);
         };
         let refuses = match failure.lost_capability() {
@@ -119,10 +171,10 @@ impl Courier {
         if !refuses {
             return Err(failure);
         }
-        self.told[place] = None;
+        self.announced.note(place, None);
         let why = failure.error().to_string();
         let entity = &self.catalogue.entities()[place].name;
-        self.refused.send_if_modified(|refused| {
+        self.announced.refused.send_if_modified(|refused| {
             let changed = refused.get(&place) != Some(&why);
             if changed {
                 tracing::error!(entity, "its changes are kept: {why}");
@@ -133,10 +185,9 @@ impl Courier {
         Ok(false)
     }
 
-    /// Keeps the touches of what the batch has of entities whose schema is refused. Returns whether there were any.
-    async fn park_refused(&self, batch: &mut Batch, shapes: &Shapes) -> Result<bool> {
-        let refused = self.refused.borrow().clone();
-        let mut parked = false;
+    /// Keeps the touches of what the batch has of entities whose schema is refused.
+    async fn park_refused(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
+        let refused = self.announced.refused.borrow().clone();
         for (place, why) in refused {
             let mut pending = batch.pending();
             pending.retain(|&nth| batch.changes()[nth].entity == place);
@@ -164,8 +215,7 @@ impl Courier {
             for nth in pending {
                 batch.set_fate(nth, Fate::Parked);
             }
-            parked = true;
         }
-        Ok(parked)
+        Ok(())
     }
 }

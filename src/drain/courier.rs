@@ -1,8 +1,9 @@
 //! Brings batches to the cloud: begins a term, tells the schema first, tries again while the cloud is away, and settles what was
 //! refused.
 //!
-//! While a batch waits for its answer, the next one is sent ahead but for its last byte, which follows when the one before
-//! it is committed. So at most one batch is ever with the cloud that it could have accepted and the site does not know of.
+//! While a batch waits for its answer, those behind it are on their way, at a cloud that takes batches in the order of their
+//! numbers only. Where one has to go otherwise than it went, what is behind it may have been accepted already: then all is read
+//! again, under a new term, since an old state must not follow a newer one.
 //!
 //! The cloud is greeted at the start, after each failure and once in a while, whether or not there is anything to send:
 //! so it shows at once that it is away, refuses the key, can do more or less than before, is another one, or has less
@@ -14,21 +15,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::coming::Coming;
+use super::announce::Announced;
+use super::coming::{Coming, Sent};
 use super::resume::Start;
 use super::schema::RefusedSchemas;
 use super::shapes::Shapes;
-use super::{Accepted, Condition, Drain, Portion, Pulse, Side};
+use super::{Accepted, Condition, Drain, Ended, Portion, Pulse, Side};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::Position;
 use crate::checkpoint::{Checkpoint, Version};
-use crate::deliver::{Ahead, Cloud, Failure, Hello, Numbering, Origin, TableSchema};
+use crate::deliver::{Cloud, Failure, Hello, InFlight, Numbering, Origin};
 use crate::error::{Class, Kind, Result};
 use crate::media;
 use crate::quarantine;
@@ -38,6 +40,8 @@ use crate::source::connect::Session;
 use crate::source::identity::Stored;
 use crate::source::term::{self, Fence};
 use crate::source::touch;
+
+const PUSH: &str = "push changes to the cloud";
 
 /// The middle stage.
 pub(super) struct Courier {
@@ -71,13 +75,13 @@ pub(super) struct Courier {
     repeats: Repeats,
     /// The foreign keys of these shapes.
     orphans: Option<(Arc<Shapes>, Orphans)>,
-    /// What the cloud was told of each entity's columns.
-    pub(super) told: Vec<Option<TableSchema>>,
-    /// The entities whose schema it refuses.
-    pub(super) refused: watch::Sender<RefusedSchemas>,
-    /// When these are sent again.
+    /// What the cloud was told of the entities' columns.
+    pub(super) announced: Arc<Announced>,
+    /// When refused schemas are sent again.
     pub(super) refused_backoff: Backoff,
     media_root: PathBuf,
+    /// Above so many bytes no further batch is taken in to be sent behind others.
+    in_flight_bytes: usize,
 }
 
 impl Courier {
@@ -110,10 +114,10 @@ impl Courier {
             backoff: Backoff::within(Duration::from_millis(100), Duration::from_secs(30)),
             repeats: Repeats::new("delivery"),
             orphans: None,
-            told: vec![None; drain.catalogue.entities().len()],
-            refused,
+            announced: Arc::new(Announced::new(drain.catalogue.clone(), refused)),
             refused_backoff: Backoff::within(Duration::from_millis(500), Duration::from_secs(30)),
             media_root: drain.media_root.clone(),
+            in_flight_bytes: drain.limits.bytes,
         }
     }
 
@@ -144,15 +148,16 @@ impl Courier {
         portions: impl Stream<Item = Result<Portion>> + Send + 'static,
         accepted: mpsc::Sender<Accepted>,
         shutdown: &CancellationToken,
-    ) -> Result<()> {
+    ) -> Result<Ended> {
         self.pulse.set(Condition::Replicating);
         let mut coming = Coming::new(
             portions,
+            self.in_flight_bytes,
             self.cloud.clone(),
             self.origin.clone(),
+            self.announced.clone(),
             self.pulse.clone(),
         );
-        let mut before = (0, 0);
         loop {
             let next = tokio::select! {
                 biased;
@@ -162,74 +167,74 @@ impl Courier {
                     continue;
                 }
             };
-            let Some((mut portion, ahead)) = next.transpose()? else {
+            let Some((mut portion, sent)) = next.transpose()? else {
                 self.end().await;
-                return Ok(());
+                return Ok(Ended::Stopped);
             };
-            // Two batches that are accepted and not committed would both be sent again after a crash.
-            self.pulse.committed(before).await;
             self.shapes = Some(portion.shapes.clone());
-            let failed = Notify::new();
-            let following = self.numbering.as_ref().map(Numbering::after_next);
-            let delivered = tokio::select! {
+            let numbering = self.numbering.clone();
+            let ended = tokio::select! {
                 biased;
-                delivered = self.persist(&mut portion, ahead, &failed, shutdown) => delivered?,
-                never = coming.look_ahead(following.as_ref(), &failed) => match never {},
+                ended = self.persist(&mut portion, sent, shutdown) => ended?,
+                never = coming.look_ahead(numbering.as_ref()) => match never {},
             };
-            if !delivered {
-                return Ok(());
+            if let Some(ended) = ended {
+                return Ok(ended);
             }
             abort::point("after the delivery");
             self.settle(&mut portion).await?;
-            before = portion.after.place();
             abort::point("before the hand-over");
             if accepted.send(portion.accepted()).await.is_err() {
-                return Ok(());
+                return Ok(Ended::Stopped);
             }
         }
     }
 
-    /// Tries until the batch is answered, and tells when an attempt fails; false where `shutdown` came first.
+    /// Tries until the batch is answered; where that cannot be, answers why.
     async fn persist(
         &mut self,
         portion: &mut Portion,
-        mut ahead: Option<Ahead>,
-        failed: &Notify,
+        sent: Option<Sent>,
         shutdown: &CancellationToken,
-    ) -> Result<bool> {
+    ) -> Result<Option<Ended>> {
+        let mut in_flight = None;
+        if let (Some(sent), Some(numbering)) = (sent, &mut self.numbering) {
+            if sent.number != numbering.next {
+                return Ok(Some(Ended::NewTerm));
+            }
+            numbering.note_sent(sent.hash);
+            in_flight = sent.request;
+        }
         if let Some(until) = self.asked
             && !self.rest(until, shutdown).await
         {
-            return Ok(false);
+            return Ok(Some(Ended::Stopped));
         }
         loop {
             let pending = portion.batch.count(&Fate::Pending);
             let attempt = tokio::select! {
                 biased;
-                attempt = self.attempt(&mut portion.batch, &portion.shapes, ahead.take()) => attempt,
-                () = after(shutdown, Duration::from_secs(5)) => return Ok(false),
+                attempt = self.attempt(&mut portion.batch, &portion.shapes, in_flight.take()) => attempt,
+                () = after(shutdown, Duration::from_secs(5)) => return Ok(Some(Ended::Stopped)),
             };
-            let done = attempt.is_ok();
-            if attempt.as_ref().is_err_and(Failure::needs_new_term) {
-                // It goes again at once, under a new term.
-                self.numbering = None;
-                self.hello = None;
-                failed.notify_one();
+            if let Err(failure) = &attempt
+                && failure.needs_new_term()
+            {
+                tracing::debug!(%failure, "what waits is read again");
                 self.pulse.metrics.cloud_error(Kind::CloudProtocol);
-                tokio::time::sleep(self.backoff.next(None)).await;
-                continue;
+                return Ok(Some(Ended::NewTerm));
             }
             if portion.batch.count(&Fate::Pending) < pending {
                 // Part of it got through: the cloud is there, and a link that drops often still carries something.
                 self.backoff.reset();
             }
+            let done = attempt.is_ok();
             self.note(attempt)?;
             if done {
-                return Ok(true);
+                return Ok(None);
             }
-            failed.notify_one();
             if !self.rest(self.greet_at, shutdown).await {
-                return Ok(false);
+                return Ok(Some(Ended::Stopped));
             }
         }
     }
@@ -289,47 +294,44 @@ impl Courier {
         &mut self,
         batch: &mut Batch,
         shapes: &Shapes,
-        mut ahead: Option<Ahead>,
+        in_flight: Option<InFlight>,
     ) -> std::result::Result<(), Failure> {
         if batch.pending().is_empty() && !batch.has_untold() {
             return Ok(());
         }
         let hello = match self.hello.clone() {
             Some(hello) if Instant::now() < self.greet_at => hello,
-            _ => {
-                // Nothing may stand before the greeting: see [`Coming::look_ahead`].
-                ahead = None;
-                self.greet().await?
-            }
+            _ => self.greet().await?,
         };
         if self.numbering.is_none() {
-            ahead = None;
             self.begin_term(&hello).await?;
         }
         // Left by an attempt that was given up.
         batch.revive_untold();
         let tells = hello.capabilities.schema;
         if tells {
-            let untold = self.untold(batch, shapes);
-            ahead = ahead.filter(|_| untold.is_empty());
-            if self.tell(untold, batch, shapes).await? {
-                ahead = None;
-            }
+            self.tell(batch, shapes).await?;
         }
         if !hello.capabilities.changes {
             self.settle_conditions(batch, shapes).await?;
         }
-        let delivered = self.deliver(&hello, batch, ahead).await;
+        let delivered = self.deliver(&hello, batch, in_flight).await;
         if !hello.capabilities.changes {
             self.note_unanswered(batch).await?;
         }
         delivered?;
         if tells && batch.has_untold() {
             tracing::warn!("the cloud has forgotten columns that it was told: it is told again");
-            for nth in batch.revive_untold() {
-                self.told[batch.changes()[nth].entity] = None;
+            if self.numbering.as_ref().is_some_and(Numbering::is_followed) {
+                return Err(Failure::new_term(
+                    PUSH,
+                    "the cloud has forgotten columns that it was told",
+                ));
             }
-            self.tell(self.untold(batch, shapes), batch, shapes).await?;
+            for nth in batch.revive_untold() {
+                self.announced.note(batch.changes()[nth].entity, None);
+            }
+            self.tell(batch, shapes).await?;
             // What it does not know now it never will.
             self.deliver(&hello, batch, None).await?;
             batch.forget_untold();
@@ -341,17 +343,14 @@ impl Courier {
         &mut self,
         hello: &Hello,
         batch: &mut Batch,
-        ahead: Option<Ahead>,
+        in_flight: Option<InFlight>,
     ) -> std::result::Result<(), Failure> {
         let Some(numbering) = &mut self.numbering else {
-            return Err(Failure::new_term(
-                "push changes to the cloud",
-                "no term has begun",
-            ));
+            return Err(Failure::new_term(PUSH, "no term has begun"));
         };
         let delivered = self
             .cloud
-            .deliver_begun(hello.capabilities, &self.origin, numbering, batch, ahead)
+            .deliver_in_flight(hello.capabilities, &self.origin, numbering, batch, in_flight)
             .await;
         if hello.capabilities.changes && numbering.next > 1 {
             self.resume.accepted = Some(Version {
@@ -369,10 +368,16 @@ impl Courier {
         // Another server may answer now, or the same one with an older state.
         let known = |before: &Hello| before.capabilities == hello.capabilities && before.site == hello.site;
         if !self.hello.as_ref().is_some_and(known) {
-            self.told.fill(None);
+            self.announced.forget();
         }
         if self.has_changed(&hello) {
-            self.told.fill(None);
+            if self.numbering.as_ref().is_some_and(Numbering::is_followed) {
+                return Err(Failure::new_term(
+                    PUSH,
+                    "the cloud has changed amid what was sent to it",
+                ));
+            }
+            self.announced.forget();
             self.begin_term(&hello).await?;
         }
         self.greet_at = Instant::now() + self.greet_every;

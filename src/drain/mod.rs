@@ -4,8 +4,8 @@
 //! when all before it is accepted, kept by decision, or in quarantine; what is trimmed is below the checkpoint's mirror.
 //!
 //! Flow: [`reader`] reads batches, [`packer`] makes them ready, [`courier`] delivers them, [`committer`] commits; [`trimmer`] gives
-//! space back. Each works on a batch of its own, and few wait between them, so that memory is bounded. The cloud can accept a
-//! batch only after the one before it is committed: at most one accepted batch is sent again after a crash.
+//! space back. Few batches wait between them, so that memory is bounded. Several are on their way to a cloud that takes them in
+//! order only ([`coming`]); at most these are sent again after a crash.
 //! [`Drain::drain_once`] is one step of all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
 //!
 //! Reach: an entity that cannot be read ([`parking`]), or whose schema the cloud refuses ([`announce`]), waits alone; its touches are
@@ -33,7 +33,7 @@ mod trimmer;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
 use tokio::sync::watch;
@@ -91,6 +91,9 @@ pub struct Drain {
     pub greet_every: Duration,
 }
 
+/// A round that lasts so long was no vain one.
+const LONG_ROUND: Duration = Duration::from_secs(10);
+
 /// How often a replicator asks its cloud who it is.
 pub const GREET_EVERY: Duration = Duration::from_secs(30);
 
@@ -128,6 +131,14 @@ impl Portion {
 struct Accepted {
     checkpoint: Checkpoint,
     stopwatch: Stopwatch,
+}
+
+/// Why a round of the stages ended without an error.
+enum Ended {
+    /// It was told to.
+    Stopped,
+    /// What waits has to be read again, and goes under a new term.
+    NewTerm,
 }
 
 /// The stages, connected.
@@ -203,18 +214,30 @@ impl Drain {
     /// Only what a person must mend before anything can go on: configuration and identity.
     pub async fn run(&self, shutdown: CancellationToken) -> Result<()> {
         let mut backoff = Backoff::within(Duration::from_millis(100), Duration::from_secs(10));
+        let mut terms = Backoff::within(Duration::from_millis(10), Duration::from_secs(10));
         let mut repeats = Repeats::new("drain");
         while !shutdown.is_cancelled() {
             let round = async {
                 let stages = tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
+                    () = shutdown.cancelled() => return Ok(Ended::Stopped),
                     stages = self.open() => stages?,
                 };
                 backoff.reset();
                 repeats.recovered();
                 stages.run(&shutdown).await
             };
-            let Err(error) = round.await else { break };
+            let began = Instant::now();
+            let error = match round.await {
+                Ok(Ended::Stopped) => break,
+                Ok(Ended::NewTerm) => {
+                    if began.elapsed() > LONG_ROUND {
+                        terms.reset();
+                    }
+                    wait(terms.next(None), &shutdown).await;
+                    continue;
+                }
+                Err(error) => error,
+            };
             if error.class() == Class::Fatal {
                 self.pulse.set(Condition::Stopped {
                     reason: error.to_string(),
@@ -227,10 +250,7 @@ impl Drain {
                 away: Side::Source,
                 reason: error.to_string(),
             });
-            tokio::select! {
-                () = tokio::time::sleep(backoff.next(None)) => {}
-                () = shutdown.cancelled() => {}
-            }
+            wait(backoff.next(None), &shutdown).await;
         }
         Ok(())
     }
@@ -276,7 +296,7 @@ impl Stages {
     ///
     /// # Errors
     /// The first stage's that fails.
-    async fn run(self, shutdown: &CancellationToken) -> Result<()> {
+    async fn run(self, shutdown: &CancellationToken) -> Result<Ended> {
         let Self {
             reader,
             packer,
@@ -286,19 +306,31 @@ impl Stages {
         } = self;
         let (batches, read) = tokio::sync::mpsc::channel(1);
         let (accepted, delivered) = tokio::sync::mpsc::channel(1);
-        let ended = CancellationToken::new();
+        let (reading, trimming) = (shutdown.child_token(), CancellationToken::new());
         // A stage that ends drops its channel, and the next one ends after it has taken what is left.
-        futures::try_join!(
-            in_a_task(reader.run(batches, shutdown.clone())),
-            courier.run(packer.packed(read), accepted, shutdown),
+        let ((), ended, (), ()) = futures::try_join!(
+            in_a_task(reader.run(batches, reading.clone())),
+            async {
+                let ended = courier.run(packer.packed(read), accepted, shutdown).await;
+                reading.cancel();
+                ended
+            },
             async {
                 let committed = committer.run(delivered).await;
-                ended.cancel();
+                trimming.cancel();
                 committed
             },
-            trimmer.run(&ended),
+            trimmer.run(&trimming),
         )?;
-        Ok(())
+        Ok(ended)
+    }
+}
+
+/// Waits so long, or until `shutdown`.
+async fn wait(time: Duration, shutdown: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = shutdown.cancelled() => {}
     }
 }
 

@@ -242,15 +242,6 @@ impl Pulse {
             .await;
     }
 
-    /// Waits until the checkpoint at this place, or a later one, is committed.
-    pub(super) async fn committed(&self, place: (i64, u64)) {
-        let mut accepted = self.accepted.subscribe();
-        // The sender lives as long as this does.
-        let _ = accepted
-            .wait_for(|checkpoint| checkpoint.as_ref().is_some_and(|kept| kept.place() >= place))
-            .await;
-    }
-
     /// Follows another process's drain by the checkpoint's mirror.
     pub fn follow(&self, checkpoint: Checkpoint) {
         self.set(Condition::Replicating);

@@ -71,11 +71,12 @@ impl Courier {
         self.accepted_before = None;
         self.promoted = false;
         self.known_nonce = (self.resume.term, self.resume.nonce.clone());
-        self.numbering = Some(Numbering::new(
-            self.resume.term,
-            self.resume.nonce.clone(),
-            previous,
-        ));
+        let numbering = Numbering::new(self.resume.term, self.resume.nonce.clone(), previous);
+        self.numbering = Some(if hello.tells_version {
+            numbering.in_order()
+        } else {
+            numbering
+        });
         Ok(())
     }
 

@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
@@ -33,7 +34,10 @@ use super::grid::{Grid, Reason, canonical_key};
 use super::lines::Line;
 use super::schema::Table;
 use super::statement::{self, Form};
-use super::turn::{self, BatchHeaders};
+use super::turn::{self, BatchHeaders, NotTaken};
+
+/// How long a batch waits for those before it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const STATE: &str = include_str!("../../sql/receiver/state.sql");
 
@@ -91,19 +95,30 @@ pub(super) struct Group<'a> {
     superseded: HashMap<Cow<'a, str>, Vec<usize>>,
 }
 
-/// Applies a batch, and commits. Returns the answer's text: of a repeated batch the one that it had.
+/// Applies a batch, and commits. Returns the answer's text: of a repeated batch the one that it had. A batch that comes a
+/// little too early waits for those before it, for a while.
 pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Answer<String> {
-    let _place = shared.writers.site_queue(delivery.site).await?;
-    let mut writer = shared.writers.take().await?;
-    let answer = match brief::apply(shared, &mut writer, delivery).await? {
-        Some(answer) => Ok(answer),
-        None => match attempt(shared, &mut writer.connection, delivery, false).await {
-            Err(Trouble::Data { .. }) => attempt(shared, &mut writer.connection, delivery, true).await?,
-            done => done?,
-        },
-    };
-    shared.writers.give_back(writer);
-    answer
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let place = shared.writers.site_queue(delivery.site).await?;
+        let mut writer = shared.writers.take().await?;
+        let taken = match brief::apply(shared, &mut writer, delivery).await? {
+            Some(answer) => Ok(answer),
+            None => match attempt(shared, &mut writer.connection, delivery, false).await {
+                Err(Trouble::Data { .. }) => attempt(shared, &mut writer.connection, delivery, true).await?,
+                done => done?,
+            },
+        };
+        shared.writers.give_back(writer);
+        match taken {
+            Ok(answer) => {
+                place.taken();
+                return Ok(answer);
+            }
+            Err(NotTaken::Yet(_)) if Instant::now() < deadline => place.wait().await,
+            Err(NotTaken::Yet(refusal) | NotTaken::Ever(refusal)) => return Err(refusal),
+        }
+    }
 }
 
 async fn attempt(
@@ -111,7 +126,7 @@ async fn attempt(
     connection: &mut PgConnection,
     delivery: &Delivery<'_>,
     careful: bool,
-) -> Result<Answer<String>, Trouble> {
+) -> Result<Result<String, NotTaken>, Trouble> {
     let begin = format!("begin; {}", database::site_lock(delivery.site));
     let mut transaction = connection.begin_with(AssertSqlSafe(begin)).await?;
     let (site, headers, body_hash) = (delivery.site, delivery.headers, &delivery.body_hash);

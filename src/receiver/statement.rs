@@ -143,7 +143,8 @@ impl Form {
              select $1, $2, key, epoch, version, '{op}', digest from applied"
         );
         let answer = || {
-            let taken = BriefParameters::after(columns).fill(TAKEN);
+            let taken = fill(TAKEN, &[("kept", &crate::wire::IN_FLIGHT.to_string())]);
+            let taken = BriefParameters::after(columns).fill(&taken);
             format!(", {taken} select (select fits from known), (select count(*) from applied)")
         };
         match (self.kept, self.brief) {

@@ -1,9 +1,10 @@
 //! Whose turn it is: which batch of a source may be applied next.
 //!
-//! Of each source the receiver keeps its newest batch. A batch is applied if it is the one that follows, and a repeat of
-//! the newest batch gets the answer that the batch had. Everything else is refused, and changes nothing. The decision is
-//! made under the site's lock, in the transaction that applies the rows and notes the batch; so a batch is applied once,
-//! however often and over however many connections it comes.
+//! Of each source the receiver keeps its last batches. A batch is applied if it is the one that follows the newest, and a
+//! repeat of one that is kept gets the answer that the batch had. One that comes a little too early waits for those before
+//! it: a source may send several batches, one behind the other. Everything else is refused, and changes nothing. The
+//! decision is made under the site's lock, in the transaction that applies the rows and notes the batch; so a batch is
+//! applied once, however often and over however many connections it comes.
 
 use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
@@ -117,9 +118,10 @@ pub(super) struct NewestBatch {
     term: i64,
     nonce: String,
     batch: i64,
-    body_hash: Vec<u8>,
-    answer: Option<String>,
 }
+
+/// A batch that was taken: the hash of its body, and its answer.
+type Taken = (Vec<u8>, String);
 
 /// What becomes of a batch.
 #[derive(Debug, PartialEq, Eq)]
@@ -128,12 +130,19 @@ pub(super) enum Turn {
     Take,
     /// It was applied before: this was its answer.
     Repeat(String),
+    /// It is not applied yet: those before it are on their way.
+    Early,
     /// It is not applied.
     Refuse(TurnCode),
 }
 
-/// Decides what becomes of a batch with these headers and the hash of this body.
-fn decide(headers: &BatchHeaders<'_>, body_hash: &[u8], newest: Option<&NewestBatch>) -> Turn {
+/// Decides what becomes of a batch with these headers and the hash of this body, where `taken` was taken under its number.
+fn decide(
+    headers: &BatchHeaders<'_>,
+    body_hash: &[u8],
+    newest: Option<&NewestBatch>,
+    taken: Option<Taken>,
+) -> Turn {
     let first = if headers.batch == 1 {
         Turn::Take
     } else {
@@ -162,49 +171,61 @@ fn decide(headers: &BatchHeaders<'_>, body_hash: &[u8], newest: Option<&NewestBa
     if headers.nonce != newest.nonce {
         return Turn::Refuse(TurnCode::UnknownTerm);
     }
-    if headers.batch == newest.batch + 1 {
-        return Turn::Take;
+    if headers.batch > newest.batch {
+        return match headers.batch - newest.batch {
+            1 => Turn::Take,
+            2..=wire::IN_FLIGHT => Turn::Early,
+            _ => Turn::Refuse(TurnCode::OutOfTurn),
+        };
     }
-    if headers.batch != newest.batch {
-        return Turn::Refuse(TurnCode::OutOfTurn);
-    }
-    match &newest.answer {
-        Some(answer) if newest.body_hash == body_hash => Turn::Repeat(answer.clone()),
-        _ => Turn::Refuse(TurnCode::DifferentBatch),
+    match taken {
+        Some((hash, answer)) if hash == body_hash => Turn::Repeat(answer),
+        Some(_) => Turn::Refuse(TurnCode::DifferentBatch),
+        None => Turn::Refuse(TurnCode::OutOfTurn),
     }
 }
 
+/// A batch that is not taken, with its 409.
+pub(super) enum NotTaken {
+    /// Those before it may be on their way.
+    Yet(Refusal),
+    /// It never will be.
+    Ever(Refusal),
+}
+
 /// Reads the source's newest batch and decides. The site's lock must be held. Returns the stored answer of a repeated
-/// batch, `None` if the batch is to be applied, and as the inner error the 409 of one that is refused.
+/// batch, `None` if the batch is to be applied.
 pub(super) async fn ask(
     connection: &mut PgConnection,
     site: &str,
     headers: &BatchHeaders<'_>,
     body_hash: &[u8],
-) -> Result<Answer<Option<String>>, Trouble> {
+) -> Result<Result<Option<String>, NotTaken>, Trouble> {
     let row = sqlx::query(TURN)
         .bind(site)
         .bind(headers.source)
         .bind(headers.epoch)
         .bind(headers.term)
         .bind(headers.batch)
+        .bind(wire::IN_FLIGHT)
         .fetch_optional(connection)
         .await?;
-    let newest = match row {
-        None => None,
-        Some(row) => Some(NewestBatch {
+    let (mut newest, mut taken) = (None, None);
+    if let Some(row) = row {
+        newest = Some(NewestBatch {
             epoch: row.try_get("epoch")?,
             term: row.try_get("term")?,
             nonce: row.try_get("nonce")?,
             batch: row.try_get("batch")?,
-            body_hash: row.try_get::<Option<_>, _>("body_hash")?.unwrap_or_default(),
-            answer: row.try_get("answer")?,
-        }),
-    };
-    Ok(match decide(headers, body_hash, newest.as_ref()) {
+        });
+        taken = Option::zip(row.try_get("body_hash")?, row.try_get("answer")?);
+    }
+    let newest = newest.as_ref();
+    Ok(match decide(headers, body_hash, newest, taken) {
         Turn::Take => Ok(None),
         Turn::Repeat(answer) => Ok(Some(answer)),
-        Turn::Refuse(code) => Err(refusal(code, headers, newest.as_ref())),
+        Turn::Early => Err(NotTaken::Yet(refusal(TurnCode::OutOfTurn, headers, newest))),
+        Turn::Refuse(code) => Err(NotTaken::Ever(refusal(code, headers, newest))),
     })
 }
 
@@ -223,9 +244,10 @@ pub(super) async fn take(
         .bind(headers.term)
         .bind(headers.nonce)
         .bind(headers.batch)
+        .bind(headers.database)
+        .bind((headers.batch % wire::IN_FLIGHT) as i16)
         .bind(body_hash)
         .bind(answer)
-        .bind(headers.database)
         .execute(connection)
         .await?;
     Ok(())
@@ -286,9 +308,8 @@ mod tests {
             term: 3,
             nonce: "n3".to_owned(),
             batch: 7,
-            body_hash: vec![1],
-            answer: Some("answer".to_owned()),
         };
+        let taken = |number| (6..=7).contains(&number).then(|| (vec![1], "answer".to_owned()));
         let after = |previous_nonce, headers| BatchHeaders {
             previous_nonce,
             ..headers
@@ -313,16 +334,20 @@ mod tests {
             (batch(5, 3, 8, "n3"), Turn::Take),
             (batch(5, 3, 8, "other"), refuse(TurnCode::UnknownTerm)),
             (batch(5, 3, 7, "n3"), Turn::Repeat("answer".to_owned())),
-            (batch(5, 3, 6, "n3"), refuse(TurnCode::OutOfTurn)),
-            (batch(5, 3, 9, "n3"), refuse(TurnCode::OutOfTurn)),
+            (batch(5, 3, 6, "n3"), Turn::Repeat("answer".to_owned())),
+            (batch(5, 3, 5, "n3"), refuse(TurnCode::OutOfTurn)),
+            (batch(5, 3, 9, "n3"), Turn::Early),
+            (batch(5, 3, 15, "n3"), Turn::Early),
+            (batch(5, 3, 16, "n3"), refuse(TurnCode::OutOfTurn)),
         ] {
-            assert_eq!(decide(&headers, &[1], Some(&newest)), expected, "{headers:?}");
+            let decided = decide(&headers, &[1], Some(&newest), taken(headers.batch));
+            assert_eq!(decided, expected, "{headers:?}");
         }
-        let different = decide(&batch(5, 3, 7, "n3"), &[2], Some(&newest));
+        let different = decide(&batch(5, 3, 7, "n3"), &[2], Some(&newest), taken(7));
         assert_eq!(different, refuse(TurnCode::DifferentBatch));
-        assert_eq!(decide(&batch(1, 4, 1, "n"), &[1], None), Turn::Take);
+        assert_eq!(decide(&batch(1, 4, 1, "n"), &[1], None, None), Turn::Take);
         assert_eq!(
-            decide(&batch(1, 1, 2, "n"), &[1], None),
+            decide(&batch(1, 1, 2, "n"), &[1], None, None),
             refuse(TurnCode::OutOfTurn)
         );
     }

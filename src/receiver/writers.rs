@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
-use tokio::sync::{OwnedMutexGuard, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, OwnedMutexGuard, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use super::database::{STATEMENTS, Trouble};
@@ -25,6 +25,9 @@ const CONNECTIONS: usize = 8;
 /// How long a request waits in its site's queue, and then for a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How soon a batch whose turn has not come looks again whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// A connection that has done nothing for this long is asked whether it still stands.
 const SILENT: Duration = Duration::from_secs(2);
 
@@ -33,7 +36,36 @@ pub(super) struct Writers {
     options: PgConnectOptions,
     idle: Mutex<Vec<Kept>>,
     places: Semaphore,
-    queues: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
+    queues: Mutex<HashMap<Arc<str>, Arc<SiteQueue>>>,
+}
+
+/// The requests of one site.
+#[derive(Default)]
+struct SiteQueue {
+    head: Arc<tokio::sync::Mutex<()>>,
+    /// A batch was taken.
+    taken: Notify,
+}
+
+/// The head of a site's queue, until it is dropped.
+pub(super) struct Place {
+    queue: Arc<SiteQueue>,
+    head: OwnedMutexGuard<()>,
+}
+
+impl Place {
+    /// Notes that a batch was taken: the next one has its turn.
+    pub(super) fn taken(self) {
+        self.queue.taken.notify_waiters();
+    }
+
+    /// Lets the others go first, until a batch was taken. One that another receiver took is not told of.
+    pub(super) async fn wait(self) {
+        let mut taken = std::pin::pin!(self.queue.taken.notified());
+        taken.as_mut().enable();
+        drop(self.head);
+        let _ = timeout(LOOK_AGAIN, taken).await;
+    }
 }
 
 struct Kept {
@@ -109,13 +141,14 @@ impl Writers {
         }
     }
 
-    /// Waits in the site's queue. The request is at its head until the guard is dropped.
-    pub(super) async fn site_queue(&self, site: &Arc<str>) -> Result<OwnedMutexGuard<()>, Trouble> {
+    /// Waits in the site's queue.
+    pub(super) async fn site_queue(&self, site: &Arc<str>) -> Result<Place, Trouble> {
         let queue = {
             let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(queues.entry(Arc::clone(site)).or_default())
         };
-        patient(queue.lock_owned()).await
+        let head = patient(Arc::clone(&queue.head).lock_owned()).await?;
+        Ok(Place { queue, head })
     }
 
     /// A connection: one at rest, else a new one.

@@ -46,7 +46,7 @@ macro_rules! points {
 
 points! {
     dies_after_a_read: Drain "after a read#3";
-    dies_after_a_send_ahead: Drain "after a send ahead#2";
+    dies_after_a_batch_behind_another: Drain "after a batch behind another#2";
     dies_before_a_send: Drain "before a send#3";
     dies_amid_the_answer: Drain "amid the answer#6";
     dies_after_the_answer: Drain "after the answer#3";

@@ -1,9 +1,9 @@
 //! The cloud's client against real HTTP servers: the baseline cloud of `support`, and scripted ones for the rest.
 
-mod ahead;
 mod changes;
 mod files;
 mod hello;
+mod in_flight;
 mod lists;
 mod rows;
 mod statuses;

@@ -1,5 +1,7 @@
 //! Turns: a batch is applied once and in its order, and what is out of it changes nothing.
 
+use std::time::Duration;
+
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -52,14 +54,14 @@ async fn only_the_next_batch_of_the_newest_term_is_taken() {
     refused(&cloud, &first.next(), "out-of-turn", Value::Null).await;
     taken(&cloud, &first, "first").await;
     let second = first.next();
-    refused(&cloud, &second.next(), "out-of-turn", at(1, 2, 1)).await;
+    refused(&cloud, &first.after(9), "out-of-turn", at(1, 2, 1)).await;
     taken(&cloud, &second, "second").await;
     assert_eq!(cloud.standing().await, "1=second@1.2.2");
     // Each of these is decided by the general way, as the brief one takes only what follows.
     let here = at(1, 2, 2);
-    refused(&cloud, &first, "out-of-turn", here.clone()).await;
+    refused(&cloud, &first, "different-batch", here.clone()).await;
     refused(&cloud, &second, "different-batch", here.clone()).await;
-    refused(&cloud, &second.next().next(), "out-of-turn", here.clone()).await;
+    refused(&cloud, &second.after(9), "out-of-turn", here.clone()).await;
     let copy = BatchName {
         nonce: "the-nonce-of-a-copy".to_owned(),
         ..second.next()
@@ -183,6 +185,63 @@ async fn a_repeated_batch_gets_its_stored_answer_and_applies_nothing() {
 }
 
 #[tokio::test]
+async fn a_batch_that_comes_early_waits_for_those_before_it() {
+    let cloud = Cloud::start("early").await;
+    cloud.rooms().await;
+    let first = cloud.source.next();
+    taken(&cloud, &first, "first").await;
+    // Of seven batches that come all at once, the last one first, each is taken after the one before it,
+    let batches: Vec<_> = (1..=7).map(|behind| first.after(behind)).collect();
+    let sent = batches.iter().rev().map(async |batch| {
+        // whether it is applied by the brief way or by the general one,
+        let text = format!("batch {}", batch.batch);
+        let changes: Vec<_> = (1..=batch.batch % 2 * 70 + 1)
+            .map(|id| upsert(id, id, &text))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(20 * (8 - batch.batch) as u64)).await;
+        let (status, answer) = cloud.post_batch(batch, &changes).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        assert_eq!(counts(&answer), (changes.len() as i64, 0, 0));
+        (batch.clone(), changes, answer)
+    });
+    let sent = futures::future::join_all(sent).await;
+    let standing = cloud.standing().await;
+    assert!(
+        standing.starts_with("1=batch 8@1.1.8 2=batch 7@1.1.7"),
+        "{standing}"
+    );
+    // and each that is sent again gets the answer that it had.
+    for (batch, changes, answer) in &sent {
+        let again = cloud.post_batch(batch, changes).await;
+        assert_eq!(again, (StatusCode::OK, answer.clone()));
+        let (status, answer) = cloud.post_batch(batch, &[upsert(1, 1, "other")]).await;
+        assert_eq!(
+            (status, &answer["code"]),
+            (StatusCode::CONFLICT, &json!("different-batch"))
+        );
+    }
+    assert_eq!(cloud.standing().await, standing);
+    // Of older ones nothing is known.
+    taken(&cloud, &first.after(8), "ninth").await;
+    refused(
+        &cloud,
+        &first,
+        "out-of-turn",
+        json!({"epoch": 1, "term": 1, "batch": 9}),
+    )
+    .await;
+    // One whose predecessor does not come is refused after a while.
+    refused(
+        &cloud,
+        &first.after(10),
+        "out-of-turn",
+        json!({"epoch": 1, "term": 1, "batch": 9}),
+    )
+    .await;
+    cloud.end().await;
+}
+
+#[tokio::test]
 async fn an_empty_batch_is_taken_like_any_other() {
     let cloud = Cloud::start("empty").await;
     for body in ["", "\n", " \r\n\n"] {
@@ -190,7 +249,7 @@ async fn an_empty_batch_is_taken_like_any_other() {
         assert_eq!(answer, json!({"applied": 0, "skipped": 0, "rejected": []}));
     }
     assert_eq!(status(&cloud).await["sources"]["source-1"]["batch"], 3);
-    let gone = cloud.post_batch(&cloud.source.next().next(), &[]).await;
+    let gone = cloud.post_batch(&cloud.source.next().after(8), &[]).await;
     assert_eq!(
         (gone.0, &gone.1["code"]),
         (StatusCode::CONFLICT, &json!("out-of-turn"))

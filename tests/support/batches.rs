@@ -47,8 +47,13 @@ impl BatchName {
 
     /// The batch that follows in the same term.
     pub(crate) fn next(&self) -> Self {
+        self.after(1)
+    }
+
+    /// The batch so many numbers later in the same term.
+    pub(crate) fn after(&self, batches: i64) -> Self {
         Self {
-            batch: self.batch + 1,
+            batch: self.batch + batches,
             previous: None,
             ..self.clone()
         }
