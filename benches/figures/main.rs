@@ -17,6 +17,7 @@
 
 mod arguments;
 mod arrival;
+mod line;
 mod load;
 mod machine;
 mod memory;

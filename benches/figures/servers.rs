@@ -8,6 +8,7 @@
 //! A small shell holds the other end of a pipe: when this program ends, however it ends, the shell waits until the servers
 //! are gone and removes the folder.
 
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -149,6 +150,11 @@ impl Server {
 
     pub(crate) fn url(&self, database: &str) -> String {
         self.private.url(database)
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.private.address()
     }
 
     pub(crate) async fn connect(&self, database: &str) -> Outcome<Client> {

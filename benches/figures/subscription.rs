@@ -1,5 +1,6 @@
 //! PostgreSQL's logical replication, the peer that is closest to ours.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use tokio_postgres::Client;
@@ -18,6 +19,8 @@ pub(crate) struct SubscriptionPlan {
     /// Whether each of the subscriber's commits waits for the disk, as the receiver's do. PostgreSQL's default is not to
     /// wait: the subscriber's log reaches the disk later, and the publisher keeps its own until then.
     pub(crate) durable: bool,
+    /// Through what the subscriber reaches the publisher, where it is not the server itself.
+    pub(crate) through: Option<SocketAddr>,
 }
 
 impl SubscriptionPlan {
@@ -28,6 +31,7 @@ impl SubscriptionPlan {
             table: LoadTable::logs("logs"),
             tables: [table.clone(), table],
             durable: false,
+            through: None,
         }
     }
 }
@@ -62,7 +66,10 @@ impl<'a> Subscription<'a> {
                 plan.table.name
             ))
             .await?;
-        let url = world.publisher.url(&name);
+        let mut url = world.publisher.url(&name);
+        if let Some(address) = plan.through {
+            url = url.replace(&world.publisher.address().to_string(), &address.to_string());
+        }
         let options = if plan.durable {
             " with (synchronous_commit = on)"
         } else {

@@ -36,7 +36,7 @@ const LONG_WORK: usize = 256 * 1024;
 const REMEDY: &str = "the cloud's server breaks the contract of POST /changes; nothing of this request counts as \
                       accepted";
 
-/// Sends what is pending; by the request that is in flight with it, where that serves. Behind the last request others may go.
+/// Sends what is pending; by the request that is in flight with it, where that serves. Behind one request that is all of it others may go.
 pub(super) async fn deliver(
     cloud: &Cloud,
     origin: &Origin,
@@ -55,9 +55,9 @@ pub(super) async fn deliver(
     });
     pieces.reverse();
     while let Some(piece) = pieces.pop() {
-        // The first batch of a term goes alone: the cloud does not know the term yet.
+        // The first batch of a term goes alone: the cloud does not know the term yet. So does one that takes several requests.
         let pipeline = numbering.pipeline.clone();
-        let pipeline = pipeline.filter(|_| pieces.is_empty() && numbering.next > 1);
+        let pipeline = pipeline.filter(|_| piece.len() == pending.len() && numbering.next > 1);
         let _open = pipeline.as_ref().map(|pipeline| pipeline.open(numbering.next));
         let in_flight = in_flight.take().filter(|in_flight| in_flight.places == piece);
         match send(cloud, origin, numbering, &operation, batch, piece, in_flight).await? {

@@ -12,7 +12,7 @@
 //! folder. A folder that holds a server's data already is started again with what it holds.
 
 use std::fs::Permissions;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -83,9 +83,15 @@ impl PrivateServer {
     /// The URL of one of its databases, with user and password.
     pub fn url(&self, database: &str) -> String {
         format!(
-            "postgres://postgres:{}@127.0.0.1:{}/{database}",
-            self.password, self.port
+            "postgres://postgres:{}@{}/{database}",
+            self.password,
+            self.address()
         )
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
     /// Creates a database, unless it is there.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BATCH, Stream, applied, applied_or_late, garden, number, sent};
+use super::{BATCH, IN_FLIGHT, Stream, applied, applied_or_late, garden, number, sent};
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
 use crate::support::proxy::{Proxy, Trouble};
@@ -91,7 +91,7 @@ async fn starts_again(site: &Site, cloud: &Cloud, daemon: &Daemon, total: i64, t
     let status = daemon.caught_up().await;
     let again = sent(&status) - (total - before);
     println!("{again} sent again of {before}");
-    assert!((0..=BATCH).contains(&again), "{again} were sent again");
+    assert!((0..=IN_FLIGHT).contains(&again), "{again} were sent again");
     assert!(process.terminate().await.success());
     tally.judge(site, cloud).await;
 }
@@ -112,7 +112,7 @@ async fn amid_a_drain(hint: &str, point: &str) {
     let more = Stream::start(&site, 20);
     more.reach(200).await;
     total += more.end().await;
-    // then nothing is lost, and one batch at most is sent again.
+    // then nothing is lost, and no more is sent again than was in flight.
     starts_again(&site, &cloud, &daemon, total, &mut tally).await;
 }
 
@@ -137,7 +137,7 @@ async fn killed_while_it_awaits_the_answer() {
     tally.kills += 1;
     tally.faults += 1;
     proxy.set(Trouble::None);
-    // then the request is sent again, and nothing but it.
+    // then what was in flight is sent again, and nothing else.
     starts_again(&site, &cloud, &daemon, total, &mut tally).await;
 }
 

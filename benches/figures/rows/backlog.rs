@@ -119,7 +119,8 @@ impl PeerFigures {
     }
 }
 
-async fn write(server: &Server, database: &str) -> Outcome<()> {
+/// Commits the backlog.
+pub(super) async fn write(server: &Server, database: &str) -> Outcome<()> {
     let writers = Writers {
         server,
         database,

@@ -154,6 +154,7 @@ fn school_subscription() -> SubscriptionPlan {
         table: school::attendance(),
         tables: [school::tables(), school::subscriber_tables()],
         durable: false,
+        through: None,
     }
 }
 

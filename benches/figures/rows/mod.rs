@@ -7,6 +7,7 @@ mod capture;
 mod files;
 mod idle;
 mod latency;
+mod link;
 mod million;
 mod shapes;
 mod writers;
@@ -41,7 +42,7 @@ const fn named(name: &'static str, about: &'static str) -> Measurement {
 }
 
 /// In the order of the table.
-pub(crate) const ROWS: [Measurement; 13] = [
+pub(crate) const ROWS: [Measurement; 14] = [
     always(
         "capture",
         "8 writers, one-row inserts, with capture and without; PgQ and a slot",
@@ -58,6 +59,10 @@ pub(crate) const ROWS: [Measurement; 13] = [
     always(
         "backlog",
         "100,000 one-row transactions of backlog: time, CPU and memory by process",
+    ),
+    always(
+        "link",
+        "the same backlog over 5 Mbit/s and 100 ms: time and bytes; logical replication",
     ),
     always(
         "latency",
@@ -97,6 +102,7 @@ pub(crate) async fn measure(
         "bulk" => bulk::bulk(world, progress).await,
         "apply" => bulk::apply(world, progress).await,
         "backlog" => backlog::backlog(world, progress).await,
+        "link" => link::link(world, progress).await,
         "latency" => latency::latency(world, progress).await,
         "million" => million::million(world, arguments.plot.as_deref(), progress).await,
         "idle" => idle::idle(world, progress).await,
