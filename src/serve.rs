@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -70,9 +70,15 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// It has shown a valid key.
-    pub(crate) fn trust(&self) {
-        self.seat.trusted.store(true, Ordering::Relaxed);
+    /// Whether it is no stranger any more.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.seat.trusted.get().is_some()
+    }
+
+    /// It has shown a valid key. Where places are shared out, `place` is the one that it keeps as long as its connection lives.
+    pub(crate) fn trust(&self, place: Option<OwnedSemaphorePermit>) {
+        // Another request on the connection may have been faster.
+        let _ = self.seat.trusted.set(place);
     }
 }
 
@@ -80,7 +86,8 @@ impl Caller {
 #[derive(Debug, Default)]
 struct Seat {
     asked: AtomicBool,
-    trusted: AtomicBool,
+    /// Set when it has shown a key.
+    trusted: OnceLock<Option<OwnedSemaphorePermit>>,
     leave: CancellationToken,
 }
 
@@ -130,10 +137,7 @@ pub(crate) async fn serve(
         };
         let seat = Arc::new(Seat::default());
         if strangers.len() > 2 * limits.places {
-            strangers.retain(|seat| {
-                seat.upgrade()
-                    .is_some_and(|seat| !seat.trusted.load(Ordering::Relaxed))
-            });
+            strangers.retain(|seat| seat.upgrade().is_some_and(|seat| !seat.trusted.get().is_some()));
         }
         strangers.push_back(Arc::downgrade(&seat));
         let served = connection(stream, router.clone(), Caller { address, seat }, shutdown.clone());
@@ -154,7 +158,7 @@ pub(crate) async fn serve(
 fn make_room(strangers: &mut VecDeque<Weak<Seat>>) {
     while let Some(seat) = strangers.pop_front() {
         if let Some(seat) = seat.upgrade()
-            && !seat.trusted.load(Ordering::Relaxed)
+            && !seat.trusted.get().is_some()
         {
             seat.leave.cancel();
             return;

@@ -136,7 +136,7 @@ async fn authorize<O: Operator>(State(desk): State<Arc<Desk<O>>>, request: Reque
         return unauthorized();
     }
     if let Some(caller) = request.extensions().get::<Caller>() {
-        caller.trust();
+        caller.trust(None);
     }
     let mut answer = next.run(request).await;
     answer.headers_mut().insert(

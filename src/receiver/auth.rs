@@ -14,6 +14,7 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use super::Shared;
 use super::answer::Refusal;
 use super::media::plain;
+use super::shares::Share;
 use crate::error::{Error, Result};
 use crate::serve::Caller;
 
@@ -135,9 +136,9 @@ impl Guesses {
     }
 }
 
-/// The site that a request's key belongs to.
+/// The site that a request's key belongs to, and what it may hold.
 #[derive(Debug, Clone)]
-pub(super) struct Site(pub(super) Arc<str>);
+pub(super) struct Site(pub(super) Arc<str>, pub(super) Arc<Share>);
 
 impl FromRequestParts<Arc<Shared>> for Site {
     type Rejection = Refusal;
@@ -154,10 +155,13 @@ impl FromRequestParts<Arc<Shared>> for Site {
             .map(|(_, key)| key.trim());
         let caller = parts.extensions.get::<Caller>();
         if let Some(site) = bearer.and_then(|key| shared.keys.site(key)) {
-            if let Some(caller) = caller {
-                caller.trust();
+            let share = shared.shares.of(&site);
+            if let Some(caller) = caller.filter(|caller| !caller.is_trusted())
+                && let Some(place) = share.place()
+            {
+                caller.trust(Some(place));
             }
-            return Ok(Self(site));
+            return Ok(Self(site, share));
         }
         if let (Some(caller), Some(_)) = (caller, given) {
             tokio::time::sleep(shared.guesses.note(caller.address.ip())).await;

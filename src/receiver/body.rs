@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::answer::{Answer, Refusal};
+use super::shares::Share;
 
 /// How many bodies of the greatest size may be in memory at once.
 const BODIES: usize = 8;
@@ -68,6 +69,8 @@ impl Pace {
 pub(super) struct Bounds {
     one: usize,
     all: Arc<Semaphore>,
+    /// Of the site that is served.
+    own: Option<Arc<Semaphore>>,
 }
 
 /// A body in memory; its share of the bound on all is given back when it is dropped.
@@ -76,20 +79,42 @@ pub(super) struct Held {
     _share: Vec<OwnedSemaphorePermit>,
 }
 
+/// The bound on all bodies, in units, where one may have so many bytes.
+fn units(one: usize) -> usize {
+    (one / UNIT + 1) * BODIES
+}
+
 impl Bounds {
     /// At most `one` bytes a body, after unpacking.
     pub(super) fn new(one: usize) -> Self {
         Self {
             one,
-            all: Arc::new(Semaphore::new((one / UNIT + 1) * BODIES)),
+            all: Arc::new(Semaphore::new(units(one))),
+            own: None,
         }
     }
 
-    fn share(&self, bytes: usize) -> Answer<OwnedSemaphorePermit> {
+    /// The bound on all bodies, in units of 1 KiB.
+    pub(super) fn units(&self) -> usize {
+        units(self.one)
+    }
+
+    /// The same for the bodies of one site, which have a share of all.
+    pub(super) fn of(&self, share: &Share) -> Self {
+        Self {
+            own: Some(Arc::clone(&share.memory)),
+            ..self.clone()
+        }
+    }
+
+    /// Takes room for so many bytes, out of the site's share first.
+    fn take(&self, bytes: usize, taken: &mut Vec<OwnedSemaphorePermit>) -> Answer<()> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        Arc::clone(&self.all)
-            .try_acquire_many_owned(units)
-            .map_err(|_| Refusal::later("too many requests at once"))
+        for room in self.own.iter().chain([&self.all]) {
+            let room = Arc::clone(room).try_acquire_many_owned(units);
+            taken.push(room.map_err(|_| Refusal::later("too many requests at once"))?);
+        }
+        Ok(())
     }
 
     fn too_large(&self) -> Refusal {
@@ -162,7 +187,7 @@ impl Bounds {
             if length > paid {
                 // In steps, so that many small chunks do not make many small permits.
                 let step = (length - paid).max(64 * 1024);
-                share.push(self.share(step)?);
+                self.take(step, &mut share)?;
                 paid += step;
             }
             if all.is_empty() {
@@ -193,7 +218,7 @@ impl Bounds {
         let mut plain = Vec::new();
         loop {
             let step = (packed.len() * 4).clamp(64 * 1024, 4 * 1024 * 1024);
-            share.push(self.share(step)?);
+            self.take(step, &mut share)?;
             let read = decoder
                 .by_ref()
                 .take(step as u64)

@@ -29,7 +29,7 @@ fn server_timing(took: Duration) -> ServerTiming {
 /// `POST /changes`.
 pub(super) async fn receive(
     State(shared): State<Arc<Shared>>,
-    Site(site): Site,
+    Site(site, share): Site,
     request: Request,
 ) -> Answer<(ServerTiming, AnswerType, String)> {
     shared.offers("changes")?;
@@ -39,6 +39,7 @@ pub(super) async fn receive(
     let mut reader = Reader::default();
     let body = shared
         .bounds
+        .of(&share)
         .read_seen(&parts.headers, body, |come| reader.come(come))
         .await?;
     let begun = Instant::now();

@@ -33,6 +33,7 @@ mod media;
 mod multipart;
 mod rows;
 mod schema;
+mod shares;
 mod shelf;
 mod statement;
 mod status;
@@ -60,6 +61,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 use self::answer::{Answer, Refusal};
 pub use self::auth::KeyRing;
 pub use self::lines::read_changes;
+use self::shares::{Shares, Whole};
 pub use self::upload::read_parts;
 use self::writers::Writers;
 use crate::error::{Error, Result};
@@ -115,6 +117,7 @@ struct Shared {
     tables: schema::Tables,
     keys: KeyRing,
     guesses: auth::Guesses,
+    shares: Shares,
     bounds: body::Bounds,
     /// Lists at once: each holds a connection for as long as its reader takes.
     lists: Arc<Semaphore>,
@@ -178,6 +181,14 @@ impl Receiver {
             .unwrap_or_else(|| format!("http://{address}"))
             .trim_end_matches('/')
             .to_owned();
+        let bounds = body::Bounds::new(settings.body_limit);
+        let lists = database::CONNECTIONS as usize / 2;
+        let shares = Shares::new(Whole {
+            memory: bounds.units(),
+            connections: database::CONNECTIONS as usize,
+            lists,
+            places: PLACES,
+        });
         Ok(Self {
             listener,
             address,
@@ -188,8 +199,9 @@ impl Receiver {
                 tables: schema::Tables::default(),
                 keys,
                 guesses: auth::Guesses::default(),
-                bounds: body::Bounds::new(settings.body_limit),
-                lists: Arc::new(Semaphore::new(database::CONNECTIONS as usize / 2)),
+                shares,
+                bounds,
+                lists: Arc::new(Semaphore::new(lists)),
                 files,
                 upload_limit: UPLOAD_LIMIT,
                 public_url,

@@ -31,6 +31,7 @@ use super::database::{self, Trouble};
 use super::grid::{Grid, Reason, canonical_key, unknown_column};
 use super::json::Members;
 use super::schema::{self, Column, Place, Table, place_of};
+use super::shares::Share;
 use super::statement;
 
 /// Rows of a list go out in pieces of about this many bytes.
@@ -50,13 +51,14 @@ pub(super) struct Wanted {
 /// `GET /{path}`, optionally with `days=N` (within the window) and `keys=1` (key columns only).
 pub(super) async fn list(
     State(shared): State<Arc<Shared>>,
-    Site(site): Site,
+    Site(site, share): Site,
     Path(path): Path<String>,
     Query(wanted): Query<Wanted>,
 ) -> Answer<Response> {
     if wanted.days.is_some_and(|days| !(0..=1_000_000).contains(&days)) {
         return Err(Refusal::malformed("days is not a number from 0 to 1000000"));
     }
+    let own = share.list().await?;
     let permit = tokio::time::timeout(Duration::from_secs(10), Arc::clone(&shared.lists).acquire_owned())
         .await
         .map_err(|_| Refusal::later("too many lists at once"))?
@@ -78,7 +80,7 @@ pub(super) async fn list(
     let days = window.and(wanted.days);
     let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(4);
     tokio::spawn(async move {
-        let _permit = permit;
+        let _permits = (own, permit);
         if let Err(cause) = send_list(&mut connection, sql, &site, days, &sender).await {
             tracing::warn!(%cause, "a list broke off");
             // The reader must not take half a list for a whole one.
@@ -138,15 +140,15 @@ async fn send(sender: &mpsc::Sender<std::io::Result<Bytes>>, piece: String) -> R
 /// `POST /{path}`: one row.
 pub(super) async fn post(
     State(shared): State<Arc<Shared>>,
-    Site(site): Site,
+    Site(site, share): Site,
     Path(path): Path<String>,
     request: Request,
 ) -> Answer<Json<Value>> {
     let (parts, body) = request.into_parts();
-    let body = shared.bounds.read(&parts.headers, body).await?;
+    let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
     let row: &RawValue = serde_json::from_slice(&body.bytes)
         .map_err(|error| Refusal::malformed(format!("the body is not a row: {}", place_of(&error))))?;
-    upsert(&shared, &site, &path, &[row])
+    upsert(&shared, (&site, &share), &path, &[row])
         .await
         .map_err(|(_, refusal)| refusal)?;
     Ok(Json(json!({"success": true})))
@@ -161,20 +163,20 @@ struct Bulk<'a> {
 /// `POST /bulk/{path}`: many rows, all or none.
 pub(super) async fn bulk(
     State(shared): State<Arc<Shared>>,
-    Site(site): Site,
+    Site(site, share): Site,
     Path(path): Path<String>,
     request: Request,
 ) -> Answer<Json<Value>> {
     shared.offers("bulk")?;
     let (parts, body) = request.into_parts();
-    let body = shared.bounds.read(&parts.headers, body).await?;
+    let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
     let bulk: Bulk<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
         Refusal::malformed(format!(
             "the body is not {{\"records\":[…]}}: {}",
             place_of(&error)
         ))
     })?;
-    upsert(&shared, &site, &path, &bulk.records)
+    upsert(&shared, (&site, &share), &path, &bulk.records)
         .await
         .map_err(|(nth, refusal)| match nth {
             Some(nth) => refusal.about(&format!("record {nth}")),
@@ -194,11 +196,12 @@ fn about(nth: usize, reason: Reason) -> About {
 /// Upserts rows in one transaction: all or none. Of rows with equal keys the last one counts.
 async fn upsert(
     shared: &Shared,
-    site: &str,
+    (site, share): (&str, &Share),
     path: &str,
     rows: &[&RawValue],
 ) -> std::result::Result<(), About> {
     let failed = |error: sqlx::Error| (None, Refusal::from(error));
+    let _connection = share.connection().await.map_err(|refusal| (None, refusal))?;
     let mut transaction = shared.pool.begin().await.map_err(failed)?;
     database::lock_site(&mut transaction, site)
         .await
@@ -305,7 +308,7 @@ async fn store(
 /// several.
 pub(super) async fn delete(
     State(shared): State<Arc<Shared>>,
-    Site(site): Site,
+    Site(site, share): Site,
     uri: Uri,
 ) -> Answer<Json<Value>> {
     shared.offers("delete")?;
@@ -314,6 +317,7 @@ pub(super) async fn delete(
     let path = segments.next().unwrap_or_default();
     let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
     let none = || Refusal::new(StatusCode::NOT_FOUND, "there is no row with this key");
+    let _connection = share.connection().await?;
     let mut transaction = shared.pool.begin().await?;
     database::lock_site(&mut transaction, &site).await?;
     let Place { table, .. } = schema::at_path(&shared, &mut transaction, &site, &path).await?;

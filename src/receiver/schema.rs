@@ -295,16 +295,17 @@ fn check_name(what: &str, name: &str) -> Answer<()> {
 /// overwrite each other's.
 pub(super) async fn put(
     State(shared): State<Arc<Shared>>,
-    Site(site): Site,
+    Site(site, share): Site,
     Path(path): Path<String>,
     request: Request,
 ) -> Answer<Json<Value>> {
     let (parts, body) = request.into_parts();
     let source = turn::source_id(&parts.headers)?;
-    let body = shared.bounds.read(&parts.headers, body).await?;
+    let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
     let declared: Declaration = serde_json::from_slice(&body.bytes)
         .map_err(|error| Refusal::malformed(format!("the body is not a schema: {}", place_of(&error))))?;
     let columns = declared.columns(&path)?;
+    let _connection = share.connection().await?;
     let mut transaction = shared.pool.begin().await?;
     database::lock_tables(&mut transaction).await?;
     sqlx::query("set local lock_timeout = '5s'")

@@ -15,7 +15,10 @@ use super::auth::Site;
 const SOURCES: &str = include_str!("../../sql/receiver/sources.sql");
 
 /// `GET /sync-status`: the capabilities, the receiver's identity, and the newest batch of each source of the site.
-pub(super) async fn sync_status(State(shared): State<Arc<Shared>>, Site(site): Site) -> Answer<Json<Value>> {
+pub(super) async fn sync_status(
+    State(shared): State<Arc<Shared>>,
+    Site(site, _): Site,
+) -> Answer<Json<Value>> {
     let rows = sqlx::query(SOURCES).bind(&*site).fetch_all(&shared.pool).await?;
     let mut sources = Map::new();
     let (mut receiver, mut last_sync) = (Value::Null, Value::Null);

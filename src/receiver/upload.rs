@@ -57,7 +57,7 @@ struct Received {
 /// `POST /upload/{directory}`, `multipart/form-data`, part `file`.
 pub(super) async fn receive(
     State(shared): State<Arc<Shared>>,
-    Site(site): Site,
+    Site(site, _): Site,
     Path(directory): Path<String>,
     request: Request,
 ) -> Answer<Json<Value>> {

@@ -6,6 +6,7 @@ mod measure;
 mod order;
 mod refusals;
 mod schema;
+mod shares;
 mod sites;
 mod turns;
 mod uploads;
