@@ -137,7 +137,7 @@ pub(crate) async fn serve(
         };
         let seat = Arc::new(Seat::default());
         if strangers.len() > 2 * limits.places {
-            strangers.retain(|seat| seat.upgrade().is_some_and(|seat| !seat.trusted.get().is_some()));
+            strangers.retain(|seat| seat.upgrade().is_some_and(|seat| seat.trusted.get().is_none()));
         }
         strangers.push_back(Arc::downgrade(&seat));
         let served = connection(stream, router.clone(), Caller { address, seat }, shutdown.clone());
@@ -158,7 +158,7 @@ pub(crate) async fn serve(
 fn make_room(strangers: &mut VecDeque<Weak<Seat>>) {
     while let Some(seat) = strangers.pop_front() {
         if let Some(seat) = seat.upgrade()
-            && !seat.trusted.get().is_some()
+            && seat.trusted.get().is_none()
         {
             seat.leave.cancel();
             return;

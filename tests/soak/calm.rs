@@ -20,6 +20,7 @@ impl World<'_> {
     /// Ends the storm, leaves everything alone until nothing waits, and returns what is broken then.
     pub(super) async fn calm(&mut self, storm: Storm) -> Vec<String> {
         self.proxy.set(Trouble::None);
+        self.gate.clear_faults();
         self.receiver.ensure();
         let counts = storm.end().await;
         self.counts.add(&counts);
@@ -92,6 +93,15 @@ impl World<'_> {
         }
         // After that: what a comparison found missing waits by now.
         let status = self.daemons[which].status().await;
+        if status
+            .as_ref()
+            .and_then(|status| status.quarantine)
+            .is_some_and(|rows| rows > 0)
+        {
+            // What the gate refused, a person sends again.
+            self.daemons[which].ask(&["quarantine", "retry", "--all"]);
+            return Some("rows were in quarantine".to_owned());
+        }
         let done = status.as_ref().is_some_and(|status| {
             status.state == State::Replicating && status.lag.is_some_and(|lag| lag.changes == 0)
         });

@@ -5,11 +5,12 @@ use std::time::Duration;
 use cloud_sync::abort;
 use rand::RngExt;
 
+use crate::support::fault as gate;
 use crate::support::proxy::Trouble;
 use crate::{Run, World, tail};
 
 /// The faults, and how often each is drawn.
-const FAULTS: [(Fault, u32); 20] = [
+const FAULTS: [(Fault, u32); 23] = [
     (Fault::Kill, 20),
     (Fault::Abort, 20),
     (Fault::Terminate, 6),
@@ -28,6 +29,9 @@ const FAULTS: [(Fault, u32); 20] = [
     (Fault::DeleteStore, 3),
     (Fault::OverwriteStore, 3),
     (Fault::SecondReplicator, 5),
+    (Fault::RefuseSchema, 4),
+    (Fault::RefuseRows, 5),
+    (Fault::HoldLocks, 5),
     (Fault::Sync, 4),
     (Fault::Backfill, 3),
 ];
@@ -49,6 +53,12 @@ pub(super) enum Fault {
     Stall,
     Slow,
     Refuse,
+    /// The cloud refuses the schema of every entity that it is told.
+    RefuseSchema,
+    /// The cloud refuses whole requests of changes.
+    RefuseRows,
+    /// A role holds every lock that it can take.
+    HoldLocks,
     DeleteStore,
     OverwriteStore,
     SecondReplicator,
@@ -145,6 +155,23 @@ impl World<'_> {
                 self.start(which, None);
                 return Ok(());
             }
+            Fault::RefuseSchema | Fault::RefuseRows => {
+                self.tally.faults += 1;
+                let (path, statuses): (_, &[u16]) = match fault {
+                    Fault::RefuseSchema => ("schema", &[409, 422]),
+                    _ => ("changes", &[400, 413, 422, 429, 500, 503]),
+                };
+                let status = statuses[self.rng.random_range(0..statuses.len())];
+                let times = self.rng.random_range(1..4);
+                self.gate.fault(gate::Fault::status(status).on(path).times(times));
+                return Ok(());
+            }
+            Fault::HoldLocks => {
+                self.tally.faults += 1;
+                let held = Duration::from_millis(self.rng.random_range(100..4000));
+                tokio::spawn(hold_locks(self.site.database_url.clone(), held));
+                return Ok(());
+            }
             Fault::SecondReplicator => {
                 self.tally.faults += 1;
                 match self.running.iter().position(Option::is_none) {
@@ -225,4 +252,22 @@ impl World<'_> {
         tokio::spawn(connection);
         client.batch_execute(sql).await
     }
+}
+
+/// A role that owns nothing takes advisory locks of every form, among them those of small numbers, and an owner of tables locks
+/// two of them, for so long.
+async fn hold_locks(url: String, held: Duration) {
+    let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await else {
+        return;
+    };
+    tokio::spawn(connection);
+    let sql = "begin; set local lock_timeout = '1s'; \
+               select pg_try_advisory_xact_lock(n), pg_try_advisory_xact_lock_shared(-n) from generate_series(0, 500) n; \
+               select pg_try_advisory_xact_lock(n, m) from generate_series(0, 20) n, generate_series(0, 20) m; \
+               lock table item_log in access exclusive mode; lock table total in share mode";
+    if client.batch_execute(sql).await.is_ok() {
+        tokio::time::sleep(held).await;
+    }
+    // A server that crashed has let them go.
+    let _ = client.batch_execute("rollback").await;
 }

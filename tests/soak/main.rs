@@ -8,6 +8,8 @@ mod arguments;
 mod calm;
 mod faults;
 mod receiver;
+mod tenant;
+
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod support;
@@ -22,12 +24,14 @@ use tokio_util::sync::CancellationToken;
 
 use arguments::{Arguments, HELP, arguments};
 use receiver::Receiver;
+use support::gate::Gate;
 use support::oracle::{self, Tally};
 use support::postgres::Server;
 use support::process::{Daemon, Process};
 use support::proxy::{Proxy, Trouble};
 use support::site::{Cloud, Site, connect};
 use support::storm::{self, Counts, SERVER, Scope, Storm, audited};
+use tenant::Tenant;
 
 /// After so many rounds all is left to catch up.
 const ROUNDS: u64 = 3;
@@ -70,15 +74,18 @@ async fn soak(arguments: &Arguments) -> Tally {
     let mut cloud = Cloud::start_on(&cloud_server, "soak").await;
     // From here on the real binary serves in its place.
     cloud.away().await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let gate = Gate::before(&cloud.url).await;
+    let proxy = Proxy::start(gate.address()).await;
     let site = storm::site_of_every_kind(&source, "soak", &proxy.url()).await;
     let daemons = [Daemon::of(&site, "first"), Daemon::of(&site, "second")];
     let mut world = World {
         receiver: Receiver::new(&cloud, site.folder.path().join("receiver.log")),
+        tenant: Some(Tenant::start(cloud.address(), arguments.seed)),
         source: &source,
         cloud_server: &cloud_server,
         cloud,
         site,
+        gate,
         proxy,
         daemons: &daemons,
         running: [None, None],
@@ -115,6 +122,12 @@ async fn soak(arguments: &Arguments) -> Tally {
             world.keep(&found);
             break;
         }
+    }
+    if let Some(tenant) = world.tenant.take() {
+        world.receiver.ensure();
+        let found = tenant.end(&world.cloud).await;
+        world.tally.violations += found.len() as u64;
+        found.iter().for_each(|found| println!("VIOLATED: {found}"));
     }
     world.tally.changes = world.changes().await;
     let World {
@@ -157,10 +170,14 @@ struct Run<'a> {
 
 struct World<'a> {
     receiver: Receiver,
+    /// Another site's rows.
+    tenant: Option<Tenant>,
     source: &'a Server,
     cloud_server: &'a Server,
     cloud: Cloud,
     site: Site,
+    /// Refuses requests.
+    gate: Gate,
     proxy: Proxy,
     daemons: &'a [Daemon; 2],
     running: [Option<Run<'a>>; 2],

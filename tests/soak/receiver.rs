@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::support::site::{Cloud, KEY, SITE};
+use crate::tenant;
 
 /// The receiver as a process of its own.
 pub(super) struct Receiver {
@@ -48,7 +49,10 @@ impl Receiver {
             .args(["--set", "receiver.history=true"])
             .current_dir(self.log.parent().expect("a folder"))
             .env_clear()
-            .env("CLOUD_SYNC_RECEIVER_KEYS", format!("{SITE}={KEY}"))
+            .env(
+                "CLOUD_SYNC_RECEIVER_KEYS",
+                format!("{SITE}={KEY};{}={}", tenant::SITE, tenant::KEY),
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)

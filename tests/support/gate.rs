@@ -74,6 +74,11 @@ impl Gate {
         }
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The API's base URL through it.
     pub(crate) fn url(&self) -> String {
         format!("http://{}/api", self.address)
@@ -196,7 +201,9 @@ async fn pass(state: &Inner, request: &Request) -> Response {
         return StatusCode::BAD_GATEWAY.into_response();
     };
     let (status, mut headers) = (answer.status(), answer.headers().clone());
-    let body = answer.bytes().await.unwrap();
+    let Ok(body) = answer.bytes().await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
     headers.remove(header::TRANSFER_ENCODING);
     if request.path == "sync-status" && status.is_success() {
         let mut body: Value = serde_json::from_slice(&body).unwrap();

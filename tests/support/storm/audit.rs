@@ -1,6 +1,6 @@
 //! The audit: a second record of every committed touch, and whether the cloud has what counts as accepted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::support::site::{Cloud, SITE, Site, connect};
 
@@ -26,8 +26,8 @@ create trigger audit after insert on cloud_sync.parked_key referencing new table
 ";
 
 /// What of the audit must be in the cloud and is not, by row: each touch that the checkpoint counts as accepted, and each that is
-/// no longer in the outbox. Such a row was read after the touch: the cloud has applied its state since, or has no such row. Holds
-/// at any moment.
+/// no longer in the outbox. Such a row was read after the touch: the cloud has applied its state since, or has no such row, or
+/// refused it. Holds at any moment.
 ///
 /// A touch that was parked has left the outbox without being accepted; when its entity flows again, the row is touched again,
 /// and that touch is in the audit too. A touch of a partition's truncate names no row.
@@ -66,6 +66,17 @@ pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
         )
         .await
         .unwrap();
+    // What the cloud refused waits for a person.
+    let refused = site
+        .client
+        .query(
+            "select entity, coalesce((select jsonb_agg(value) from json_each_text(nullif(key, '')::json))::text, '') \
+             from cloud_sync.quarantine",
+            &[],
+        )
+        .await
+        .unwrap();
+    let refused: HashSet<(&str, &str)> = refused.iter().map(|row| (row.get(0), row.get(1))).collect();
     // The cloud after the site: what is accepted is there by then.
     let there = connect(&cloud.database_url).await;
     let reached = there
@@ -86,6 +97,9 @@ pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
             (row.get(0), row.get(1), row.get(2), row.get(3));
         // A truncate settles every older state of its entity.
         let truncated = reached.get(&(entity, "")).map_or(f64::MIN, |(at, _)| *at);
+        if refused.contains(&(entity, key)) || refused.contains(&(entity, "")) {
+            continue;
+        }
         let missing = match reached.get(&(entity, key)) {
             // Where the row is not in the cloud, deleted or gone with a truncate, there was nothing to delete.
             Some((at, op)) => *op != "delete" && *at > truncated && *at < touched,
