@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Context, SiteFlags, given, reload};
 use crate::error::Result;
@@ -36,11 +37,15 @@ impl RunArgs {
 pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCode> {
     let mut shutdown = Shutdown::listen()?;
     let replicator = Replicator::new(context.settings())?;
-    let run = replicator.clone().run(shutdown.token(), |address| {
-        tracing::info!(%address, "the operator API listens");
-    });
+    // A task is woken on the thread where what it waits for has come; this one would be on a thread of its own.
+    let run = AbortOnDropHandle::new(tokio::spawn(replicator.clone().run(
+        shutdown.token(),
+        |address| {
+            tracing::info!(%address, "the operator API listens");
+        },
+    )));
     tokio::select! {
-        ran = run => ran?,
+        ran = run => ran.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?,
         () = reload::follow(context, shutdown.hangups(), |loaded| replicator.reload(loaded)) => {}
     }
     Ok(ExitCode::SUCCESS)
