@@ -77,6 +77,10 @@ pub(super) struct Courier {
     pub(super) refused: watch::Sender<RefusedSchemas>,
     /// When these are sent again.
     pub(super) refused_backoff: Backoff,
+    /// How many rows are in quarantine whose requests failed.
+    pub(super) failing: i64,
+    /// Whether rows were set aside and nothing was accepted since.
+    pub(super) set_aside_alone: bool,
     media_root: PathBuf,
 }
 
@@ -113,6 +117,8 @@ impl Courier {
             told: vec![None; drain.catalogue.entities().len()],
             refused,
             refused_backoff: Backoff::within(Duration::from_millis(500), Duration::from_secs(30)),
+            failing: 0,
+            set_aside_alone: false,
             media_root: drain.media_root.clone(),
         }
     }
@@ -319,11 +325,14 @@ impl Courier {
         if !hello.capabilities.changes {
             self.settle_conditions(batch, shapes).await?;
         }
+        self.expect_failing(batch).await?;
         let delivered = self.deliver(&hello, batch, ahead).await;
         if !hello.capabilities.changes {
             self.note_unanswered(batch).await?;
         }
-        delivered?;
+        if let Err(failure) = delivered {
+            return Err(self.set_aside(batch, failure).await);
+        }
         if tells && batch.has_untold() {
             tracing::warn!("the cloud has forgotten columns that it was told: it is told again");
             for nth in batch.revive_untold() {
@@ -381,6 +390,7 @@ impl Courier {
         if !hello.capabilities.changes {
             self.touch_unanswered().await?;
         }
+        self.touch_failing().await?;
         Ok(hello)
     }
 
@@ -419,6 +429,7 @@ impl Courier {
             self.forget_deleted(batch, shapes).await?;
         }
         self.note_files(batch, shapes).await?;
+        self.note_set_aside(batch);
         self.pulse.delivered(batch);
         let after = &mut portion.after;
         after.identity = self.resume.identity.clone();

@@ -3,6 +3,7 @@
 //! A case is a site with tables of its own, the receiver (or a baseline server) as its cloud, and a replicator that runs. Rows are
 //! compared by the text that PostgreSQL writes of each value, on both sides.
 
+mod aside;
 mod cloud;
 mod conditions;
 mod keys;
