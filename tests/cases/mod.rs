@@ -8,6 +8,8 @@ mod cloud;
 mod conditions;
 mod keys;
 mod reports;
+mod schemas;
+mod setup;
 mod states;
 mod unnoticed;
 mod writers;
