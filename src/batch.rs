@@ -1,9 +1,10 @@
-//! A batch: what is sent of the rows of consecutive touches, bounded by rows and bytes, with the fate of each change. Its age
-//! needs no bound: a batch never waits to be filled, it takes what is there when the one before it is on its way.
+//! A batch: what is sent of the rows of consecutive touches, bounded by rows and bytes, with the fate of each
+//! change. Its age needs no bound: a batch never waits to be filled, it takes what is there when the one
+//! before it is on its way.
 //!
-//! Each row is in it at most once, in the order of last touches; truncates come before all else of their entity. Which changes
-//! the cloud has accepted or refused is kept with the batch, so that a delivery that broke off half-way goes on with what
-//! is still pending.
+//! Each row is in it at most once, in the order of last touches; truncates come before all else of their
+//! entity. Which changes the cloud has accepted or refused is kept with the batch, so that a delivery that
+//! broke off half-way goes on with what is still pending.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,7 +37,8 @@ pub enum Fate {
 /// How many changes may go in one request, by how often these have failed; beyond that each goes alone.
 const MAX_TOGETHER: [usize; 4] = [usize::MAX, 512, 64, 8];
 
-/// A change whose requests fail in a way that may be the fault of its row: the server answers 5xx, or a firewall 403.
+/// A change whose requests fail in a way that may be the fault of its row: the server answers 5xx, or a
+/// firewall 403.
 #[derive(Debug, Clone)]
 pub struct Failing {
     /// The last HTTP status.
@@ -105,7 +107,8 @@ impl Batch {
         self.fates[nth] = fate;
     }
 
-    /// Notes that the `nth` change was refused since the cloud does not know its entity or one of its columns.
+    /// Notes that the `nth` change was refused since the cloud does not know its entity or one of its
+    /// columns.
     pub fn note_untold(&mut self, nth: usize) {
         self.untold.push(nth);
     }
@@ -115,7 +118,8 @@ impl Batch {
         !self.untold.is_empty()
     }
 
-    /// Makes the changes pending again that were refused for what the cloud was not told; answers their places.
+    /// Makes the changes pending again that were refused for what the cloud was not told; answers their
+    /// places.
     pub fn revive_untold(&mut self) -> Vec<usize> {
         let places = std::mem::take(&mut self.untold);
         for &nth in &places {
@@ -129,8 +133,8 @@ impl Batch {
         self.untold.clear();
     }
 
-    /// Notes that a request with this row of an entity got no answer: it may still arrive. The key is a JSON object of the key
-    /// columns.
+    /// Notes that a request with this row of an entity got no answer: it may still arrive. The key is a JSON
+    /// object of the key columns.
     pub fn note_unanswered(&mut self, entity: usize, key: Box<str>) {
         self.unanswered.push((entity, key));
     }
@@ -140,8 +144,8 @@ impl Batch {
         std::mem::take(&mut self.unanswered)
     }
 
-    /// Notes that a request with these changes failed in a way that may be the fault of one of them, and how many changes were
-    /// accepted before it was sent.
+    /// Notes that a request with these changes failed in a way that may be the fault of one of them, and how
+    /// many changes were accepted before it was sent.
     pub fn note_failing(&mut self, places: &[usize], status: u16, error: &str, accepted_before: usize) {
         let error: Arc<str> = error.into();
         for &nth in places {

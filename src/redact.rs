@@ -1,5 +1,5 @@
-//! Takes credentials out of texts before they leave the site: of each URL everything but scheme, host, port and path; logins
-//! before a host; and every value of an excluded column.
+//! Takes credentials out of texts before they leave the site: of each URL everything but scheme, host, port
+//! and path; logins before a host; and every value of an excluded column.
 
 use std::borrow::Cow;
 
@@ -87,8 +87,8 @@ fn ends_word(letter: char) -> bool {
     letter.is_whitespace() || matches!(letter, '"' | '\'' | '<' | '>' | '`' | '|')
 }
 
-/// Where the first word ends. A URL whose authority is none may have a blank or a quote in its password: it goes on behind the
-/// next at sign.
+/// Where the first word ends. A URL whose authority is none may have a blank or a quote in its password: it
+/// goes on behind the next at sign.
 fn end_of_word(text: &str) -> usize {
     let end_from = |from: usize| text[from..].find(ends_word).map_or(text.len(), |end| from + end);
     let end = end_from(0);
@@ -141,7 +141,8 @@ fn has_parameters(word: &str) -> bool {
     first.is_some_and(|first| word[first..].contains('=') || word[..first].contains('='))
 }
 
-/// What stands behind a scheme without its login and without parameters; empty where it is not clear which part is the host.
+/// What stands behind a scheme without its login and without parameters; empty where it is not clear which
+/// part is the host.
 fn host_and_path(rest: &str) -> String {
     let query = rest.find(['?', '#', ';']).unwrap_or(rest.len());
     let (before, after) = rest.split_at(query);

@@ -1,8 +1,9 @@
-//! Sets rows aside that the cloud does not take and does not refuse either: each of their requests gets 5xx, or a firewall's 403,
-//! while the cloud takes others.
+//! Sets rows aside that the cloud does not take and does not refuse either: each of their requests gets 5xx,
+//! or a firewall's 403, while the cloud takes others.
 //!
-//! Such a row goes into quarantine, and is touched again by itself, less and less often; so nothing is lost where the server was
-//! at fault. As long as the cloud is not seen to take anything else, one batch at most is set aside.
+//! Such a row goes into quarantine, and is touched again by itself, less and less often; so nothing is lost
+//! where the server was at fault. As long as the cloud is not seen to take anything else, one batch at most
+//! is set aside.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,8 +23,9 @@ const BESIDE_OTHERS: u32 = 3;
 /// The same where nothing else was accepted or refused since.
 const ALONE: u32 = 6;
 
-/// Rows that are touched again at once.
-const CHUNK: i64 = 5_000;
+/// Rows that are touched again at once: should they fail again, each costs a request of its own, and others
+/// wait for it.
+const CHUNK: i64 = 20;
 
 impl Courier {
     /// Lets rows that are in quarantine for such a failure go alone and behind the others.
@@ -48,7 +50,8 @@ impl Courier {
         Ok(())
     }
 
-    /// Sets aside what fails again and again, after a delivery that failed. Returns the failure, or a better word for it.
+    /// Sets aside what fails again and again, after a delivery that failed. Returns the failure, or a better
+    /// word for it.
     pub(super) async fn set_aside(&mut self, batch: &mut Batch, failure: Failure) -> Failure {
         if !failure.may_be_a_rows_fault() {
             return failure;
@@ -66,7 +69,8 @@ impl Courier {
             let enough = match (failing.known, others) {
                 (true, _) => failing.status != 0,
                 (false, true) => failing.times >= BESIDE_OTHERS,
-                (false, false) => failing.times >= ALONE && !unproven,
+                // 503 is a service's that is away as a whole.
+                (false, false) => failing.times >= ALONE && !unproven && failing.status != 503,
             };
             if enough && failing.alone {
                 let error = failing.error.to_string();
@@ -101,7 +105,13 @@ impl Courier {
         touch::rows(client, &self.catalogue, &due.rows).await?;
         quarantine::put_off(client, &due.rows).await?;
         self.failing = due.all;
-        if let Some(seconds) = due.next {
+        // More may be due.
+        let next = if due.rows.len() as i64 == CHUNK {
+            Some(1.0)
+        } else {
+            due.next
+        };
+        if let Some(seconds) = next {
             let next = Instant::now() + Duration::from_secs_f64(seconds.clamp(0.1, 3600.0));
             self.greet_at = self.greet_at.min(next);
         }

@@ -27,7 +27,8 @@ fn is_bad(row: &Value) -> bool {
     row["v"] == "bad"
 }
 
-/// Rows that fail for ever, first alone and then among others; they follow by themselves once `mend` was called.
+/// Rows that fail for ever, first alone and then among others; they follow by themselves once `mend` was
+/// called.
 async fn bad_rows_wait_aside(site: &Site, running: &Running, code: i32, mend: impl FnOnce()) {
     // Given a row that fails, alone,
     site.run("insert into t values (1, 'bad')").await;
@@ -37,8 +38,11 @@ async fn bad_rows_wait_aside(site: &Site, running: &Running, code: i32, mend: im
         })
         .await;
     // and several among others, the first of all too,
-    site.run("insert into t select n, case when n in (2, 3, 700) then 'bad' else 'good' end from generate_series(2, 1500) n")
-        .await;
+    site.run(
+        "insert into t select n, case when n in (2, 3, 700) then 'bad' else 'good' end from \
+         generate_series(2, 1500) n",
+    )
+    .await;
     let status = running.caught_up().await;
     // then they wait aside, with what was answered and without what was sent,
     assert_eq!(status.quarantine, Some(4));
@@ -46,7 +50,12 @@ async fn bad_rows_wait_aside(site: &Site, running: &Running, code: i32, mend: im
         assert_eq!(entry.code, code, "{entry:?}");
         assert!(entry.error.contains(&code.to_string()), "{entry:?}");
     }
-    // and come by themselves when the server takes them.
+    // each is to be tried again in twice the time of the last try,
+    let growing = "select bool_and(next_attempt - refused_at = interval '10 s' * 2 ^ (attempts - 1)) and \
+         max(attempts) > 1 \
+                   from cloud_sync.quarantine";
+    crate::holes::until(&site.client, growing).await;
+    // and they come by themselves when the server takes them.
     mend();
     running
         .until("tried again", |status| {
@@ -172,7 +181,7 @@ async fn keys_as_long_as_an_index_can_hold_stop_nothing() {
     // Given keys that the cloud has no room for beside the site's name, and some that it just has,
     case.run(
         "insert into t select random_text(2690), 'long', 'a.jpg' from generate_series(1, 3); \
-         insert into t select random_text(2670), 'short', 'a.jpg' from generate_series(1, 3); \
+         insert into t select random_text(2682), 'short', 'a.jpg' from generate_series(1, 3); \
          insert into t values ('key', 'path', random_text(5000)); \
          insert into u select n, 'v' from generate_series(1, 100) n",
     )

@@ -1,4 +1,5 @@
-//! What must not leave the site does not: not in a column of any type that can be redacted, and not by way of the cloud's words.
+//! What must not leave the site does not: not in a column of any type that can be redacted, and not by way of
+//! the cloud's words.
 
 use cloud_sync::catalogue::Catalogue;
 
@@ -10,7 +11,8 @@ use crate::support::site::{LIMIT, Site};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_leave_columns_of_text_of_arrays_and_of_json() {
-    let tables = "create extension citext; create table t (id bigint primary key, feed text, feeds text[], letters citext, \
+    let tables = "create extension citext; create table t (id bigint primary key, feed text, feeds text[], \
+         letters citext, \
          doc jsonb, plain json, secret text)";
     let more = "redact = [\"feed\", \"feeds\", \"letters\", \"doc\", \"plain\"]\nexclude = [\"secret\"]";
     let case = Case::start("redacted", tables, &entity("x", "t", &["id"], more)).await;
@@ -28,7 +30,8 @@ async fn credentials_leave_columns_of_text_of_arrays_and_of_json() {
     .enumerate()
     {
         let id = nth as i64 + 1;
-        let insert = "insert into t values ($1, $2, array[$2, null, $2], $2::text::citext, jsonb_build_object('a', jsonb_build_array($2::text), \
+        let insert = "insert into t values ($1, $2, array[$2, null, $2], $2::text::citext, \
+             jsonb_build_object('a', jsonb_build_array($2::text), \
              'n', 1), json_build_object('u', $2::text), 'hunter2')";
         case.site.client.execute(insert, &[&id, &before]).await.unwrap();
         case.running.caught_up().await;

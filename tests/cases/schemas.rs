@@ -1,4 +1,5 @@
-//! Schemas that the cloud takes, and those that it refuses: told by `check` before any change, and no other entity waits.
+//! Schemas that the cloud takes, and those that it refuses: told by `check` before any change, and no other
+//! entity waits.
 
 use cloud_sync::control::{Health, Operator};
 use cloud_sync::replicator::preconditions;
@@ -7,8 +8,8 @@ use serde_json::json;
 use super::{Case, entity, refusal, says, texts};
 use crate::support::site::{Cloud, KEY, Site, connect};
 
-// Names that begin as the receiver's own columns do, a path of the receiver's files, and almost as many columns as a table can
-// have.
+// Names that begin as the receiver's own columns do, a path of the receiver's files, and almost as many
+// columns as a table can have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_the_receivers_own_is_taken() {
     let wide: String = (0..1590).map(|nth| format!(", c{nth} smallint")).collect();
@@ -23,8 +24,10 @@ async fn what_is_not_the_receivers_own_is_taken() {
     );
     let case = Case::start("own_names", &tables, &config).await;
     case.run(
-        "insert into t select n, 'p', n, 'k', 'l' from generate_series(1, 300) n; update t set key = 'm' where _site_id = 2; \
-         delete from t where _site_id = 1; insert into w (id, c0, c1589) values (1, 2, 3); update w set c7 = 8",
+        "insert into t select n, 'p', n, 'k', 'l' from generate_series(1, 300) n; update t set key = 'm' \
+             where _site_id = 2; \
+         delete from t where _site_id = 1; insert into w (id, c0, c1589) values (1, 2, 3); update w set c7 \
+         = 8",
     )
     .await;
     case.equal("x", "t", "_site_id, _position, _version_x, key, place", "true")
@@ -43,7 +46,8 @@ async fn a_schema_that_the_cloud_refuses_is_told_by_check_before_a_change() {
     // Given entities that another site, and this one once, declared under another key, or with another type,
     let declare = async |key: &str, entity: &str, declared: &str, kind: &str| {
         let schema = json!({"entity": entity, "key": [declared], "columns": [
-            {"name": "id", "type": "bigint"}, {"name": "no", "type": "bigint"}, {"name": "at", "type": kind}]});
+            {"name": "id", "type": "bigint"}, {"name": "no", "type": "bigint"}, 
+            {"name": "at", "type": kind}]});
         let put = reqwest::Client::new()
             .put(format!("{}/schema/{entity}", cloud.url))
             .bearer_auth(key)

@@ -25,7 +25,8 @@ async fn row_level_security_that_hides_rows_is_told() {
     .await
     .unwrap();
     let url = root_url.replace("postgres@", &format!("{role}@"));
-    let tables = "create table t (id bigint primary key, hidden boolean); create table p (id bigint primary key) partition by range (id); \
+    let tables = "create table t (id bigint primary key, hidden boolean); create table p (id bigint primary \
+         key) partition by range (id); \
          create table p_1 partition of p for values from (0) to (100)";
     let config = format!(
         "{}{}",
