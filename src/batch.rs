@@ -1,9 +1,13 @@
-//! A batch: what is sent of the rows of consecutive touches, bounded by rows and bytes, with the fate of each change. Its age
-//! needs no bound: a batch never waits to be filled, it takes what is there when the one before it is on its way.
+//! A batch: what is sent of the rows of consecutive touches, bounded by rows and bytes, with the fate of each
+//! change. Its age needs no bound: a batch never waits to be filled, it takes what is there when the one
+//! before it is on its way.
 //!
-//! Each row is in it at most once, in the order of last touches; truncates come before all else of their entity. Which changes
-//! the cloud has accepted or refused is kept with the batch, so that a delivery that broke off half-way goes on with what
-//! is still pending.
+//! Each row is in it at most once, in the order of last touches; truncates come before all else of their
+//! entity. Which changes the cloud has accepted or refused is kept with the batch, so that a delivery that
+//! broke off half-way goes on with what is still pending.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::change::{Change, Position};
 use crate::latency::Answered;
@@ -30,6 +34,27 @@ pub enum Fate {
     Parked,
 }
 
+/// How many changes may go in one request, by how often these have failed; beyond that each goes alone.
+const MAX_TOGETHER: [usize; 4] = [usize::MAX, 512, 64, 8];
+
+/// A change whose requests fail in a way that may be the fault of its row: the server answers 5xx, or a
+/// firewall 403.
+#[derive(Debug, Clone)]
+pub struct Failing {
+    /// The last HTTP status.
+    pub status: u16,
+    /// What was last answered, without any value of the row.
+    pub error: Arc<str>,
+    /// In how many deliveries.
+    pub times: u32,
+    /// Whether the last request had no other change.
+    pub alone: bool,
+    /// Whether the row is in quarantine already for such a failure.
+    pub known: bool,
+    /// How many changes of the batch were accepted before its first failure.
+    accepted_before: usize,
+}
+
 /// Changes in the order of their positions, and what became of each.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -38,6 +63,7 @@ pub struct Batch {
     collapsed: usize,
     untold: Vec<usize>,
     unanswered: Vec<(usize, Box<str>)>,
+    failing: HashMap<usize, Failing>,
     answered: Option<Answered>,
 }
 
@@ -56,6 +82,7 @@ impl Batch {
             collapsed,
             untold: Vec::new(),
             unanswered: Vec::new(),
+            failing: HashMap::new(),
             answered: None,
         }
     }
@@ -80,7 +107,8 @@ impl Batch {
         self.fates[nth] = fate;
     }
 
-    /// Notes that the `nth` change was refused since the cloud does not know its entity or one of its columns.
+    /// Notes that the `nth` change was refused since the cloud does not know its entity or one of its
+    /// columns.
     pub fn note_untold(&mut self, nth: usize) {
         self.untold.push(nth);
     }
@@ -90,7 +118,8 @@ impl Batch {
         !self.untold.is_empty()
     }
 
-    /// Makes the changes pending again that were refused for what the cloud was not told; answers their places.
+    /// Makes the changes pending again that were refused for what the cloud was not told; answers their
+    /// places.
     pub fn revive_untold(&mut self) -> Vec<usize> {
         let places = std::mem::take(&mut self.untold);
         for &nth in &places {
@@ -104,8 +133,8 @@ impl Batch {
         self.untold.clear();
     }
 
-    /// Notes that a request with this row of an entity got no answer: it may still arrive. The key is a JSON object of the key
-    /// columns.
+    /// Notes that a request with this row of an entity got no answer: it may still arrive. The key is a JSON
+    /// object of the key columns.
     pub fn note_unanswered(&mut self, entity: usize, key: Box<str>) {
         self.unanswered.push((entity, key));
     }
@@ -113,6 +142,78 @@ impl Batch {
     /// The rows whose requests got no answer since the last call, by entity and key.
     pub fn take_unanswered(&mut self) -> Vec<(usize, Box<str>)> {
         std::mem::take(&mut self.unanswered)
+    }
+
+    /// Notes that a request with these changes failed in a way that may be the fault of one of them, and how
+    /// many changes were accepted before it was sent.
+    pub fn note_failing(&mut self, places: &[usize], status: u16, error: &str, accepted_before: usize) {
+        let error: Arc<str> = error.into();
+        for &nth in places {
+            let failing = self.failing.entry(nth).or_insert_with(|| Failing {
+                status,
+                error: error.clone(),
+                times: 0,
+                alone: false,
+                known: false,
+                accepted_before,
+            });
+            failing.times += 1;
+            (failing.status, failing.error) = (status, error.clone());
+            failing.alone = places.len() == 1;
+        }
+    }
+
+    /// Expects the change to fail, as its row is in quarantine for that: it goes alone, behind the others.
+    pub fn expect_failing(&mut self, nth: usize) {
+        let expected = Failing {
+            status: 0,
+            error: "".into(),
+            times: MAX_TOGETHER.len() as u32,
+            alone: false,
+            known: true,
+            accepted_before: 0,
+        };
+        self.failing.entry(nth).or_insert(expected);
+    }
+
+    /// The pending changes that fail, and whether others were accepted since each began to.
+    pub fn failing(&self) -> Vec<(usize, Failing, bool)> {
+        let accepted = self.count(&Fate::Accepted);
+        let pending = self
+            .failing
+            .iter()
+            .filter(|(nth, _)| self.fates[**nth] == Fate::Pending);
+        pending
+            .map(|(&nth, one)| (nth, one.clone(), accepted > one.accepted_before))
+            .collect()
+    }
+
+    /// In how many deliveries the change has failed so far.
+    fn times_failed(&self, nth: usize) -> u32 {
+        self.failing.get(&nth).map_or(0, |failing| failing.times)
+    }
+
+    /// These changes in their order, but those that fail behind the others.
+    pub fn failing_last(&self, places: &[usize]) -> Vec<usize> {
+        let mut places = places.to_vec();
+        if !self.failing.is_empty() {
+            places.sort_by_key(|&nth| self.times_failed(nth));
+        }
+        places
+    }
+
+    /// Cuts a run of changes, so that those which fail go together with fewer and fewer others.
+    pub fn cut_by_failures<'p>(&self, places: &'p [usize]) -> Vec<&'p [usize]> {
+        if self.failing.is_empty() {
+            return vec![places];
+        }
+        places
+            .chunk_by(|&one, &other| self.times_failed(one) == self.times_failed(other))
+            .flat_map(|run| {
+                let most = MAX_TOGETHER.get(self.times_failed(run[0]) as usize);
+                run.chunks(most.copied().unwrap_or(1))
+            })
+            .collect()
     }
 
     /// Notes how long the cloud took to answer a request with some of the changes.

@@ -236,6 +236,17 @@ impl Catalogue {
     }
 }
 
+/// The paths of the wire contract's own calls: no entity has one of them.
+pub(crate) const RESERVED_PATHS: [&str; 7] = [
+    "sync-status",
+    "bulk",
+    "upload",
+    "changes",
+    "schema",
+    "files",
+    "hashes",
+];
+
 fn wrong(entity: &Entity, cause: impl Into<String>) -> Error {
     Error::config(format!("use entity {}", entity.name), cause)
 }
@@ -264,7 +275,7 @@ fn check(entity: &Entity) -> Result<()> {
         )
         .remedy("use letters, digits, _ and -, as in leave-slips"));
     }
-    if ["sync-status", "bulk", "upload", "changes", "schema", "files"].contains(&entity.path.as_str()) {
+    if RESERVED_PATHS.contains(&entity.path.as_str()) {
         return Err(wrong(
             entity,
             format!("the path {} belongs to the wire contract", entity.path),
@@ -286,7 +297,33 @@ fn check(entity: &Entity) -> Result<()> {
                 .remedy("the cloud needs the whole key: take the column out of exclude and redact"),
         );
     }
-    for file in &entity.files {
+    for (nth, file) in entity.files.iter().enumerate() {
+        let url_column = &file.url_column;
+        if let Some(other) = entity.files[..nth]
+            .iter()
+            .find(|other| other.url_column == *url_column)
+        {
+            return Err(wrong(
+                entity,
+                format!(
+                    "its file columns {} and {} have one url_column, {url_column}",
+                    other.column, file.column
+                ),
+            )
+            .remedy("give each file column a url_column of its own"));
+        }
+        let mut kept = entity.files.iter().map(|file| &file.column).chain(&entity.key);
+        let is_window = entity
+            .window
+            .as_ref()
+            .is_some_and(|window| window.column == *url_column);
+        if is_window || kept.any(|column| column == url_column) {
+            return Err(wrong(
+                entity,
+                format!("its url_column {url_column} is a file column, of the key or of the window, and would overwrite it"),
+            )
+            .remedy("name another url_column, which need not be in the table"));
+        }
         if !plain(&file.directory) {
             return Err(wrong(
                 entity,
@@ -339,6 +376,27 @@ mod tests {
         assert!(Catalogue::new(twice).is_err());
         let reserved = Entity::new("changes", "t", &["k"]);
         assert!(Catalogue::new(vec![reserved]).is_err());
+    }
+
+    #[test]
+    fn a_url_column_is_for_one_file_column_and_overwrites_nothing_else() {
+        for (column, url_column) in [
+            ("a", "url"),
+            ("b", "b"),
+            ("b", "a"),
+            ("b", "id"),
+            ("b", "created_at"),
+        ] {
+            let entity = Entity::new("rooms", "tbl_room", &["id"])
+                .window(7)
+                .file("a", "url", "d", false)
+                .file(column, url_column, "d", false);
+            let message = Catalogue::new(vec![entity]).unwrap_err().to_string();
+            assert!(
+                message.contains("rooms") && message.contains("url_column"),
+                "{message}"
+            );
+        }
     }
 
     #[test]

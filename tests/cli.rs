@@ -100,3 +100,29 @@ fn an_error_is_json_too_where_json_was_asked_for() {
     assert!(json["errors"][0].as_str().unwrap().contains("cloud.timeout"));
     assert!(err.contains("cloud.timeout"));
 }
+
+#[test]
+fn url_columns_that_would_overwrite_each_other_are_refused_at_start() {
+    let file = |column: &str, url_column: &str| {
+        format!("{{ column = \"{column}\", url_column = \"{url_column}\", directory = \"d\" }}")
+    };
+    for (files, words) in [
+        (
+            format!("{}, {}", file("a", "url"), file("b", "url")),
+            "a url_column of its own",
+        ),
+        (file("a", "a"), "name another url_column"),
+    ] {
+        let site = Site::new();
+        let config = format!(
+            "[source]\ndatabase_url = \"postgresql://h/d\"\n[cloud]\nurl = \"https://cloud.example/api\"\nkey = \"k\"\n\
+             [[entity]]\nname = \"pictures\"\ntable = \"t\"\nkey = [\"id\"]\nfiles = [{files}]\n"
+        );
+        std::fs::write(site.0.path().join("cloud-sync.toml"), config).unwrap();
+        for command in ["init", "check", "run"] {
+            let (code, _, err) = site.run(&[command], &[]);
+            assert_eq!(code, 2, "{err}");
+            assert!(err.contains("entity pictures") && err.contains(words), "{err}");
+        }
+    }
+}

@@ -111,7 +111,8 @@ create table checkpoint (
 );
 
 -- quarantine: rows that the cloud refused or that cannot be read, the last refusal of each. provisional: a server without
--- `changes` refused it once; it counts when it is refused again behind the rest of its window.
+-- `changes` refused it once; it counts when it is refused again behind the rest of its window. next_attempt: when it is touched
+-- again by itself, where the cloud may yet take it.
 create table quarantine (
     entity           text        not null,
     key              text        not null,
@@ -122,10 +123,13 @@ create table quarantine (
     error            text        not null,
     attempts         integer     not null default 1,
     provisional      boolean     not null default false,
+    next_attempt     timestamptz,
     first_refused_at timestamptz not null default now(),
     refused_at       timestamptz not null default now()
 );
+-- A key may be longer than what an index can hold.
 create unique index quarantine_row on quarantine (entity, md5(key));
+create index quarantine_next on quarantine (next_attempt) where next_attempt is not null;
 
 -- unanswered: rows whose request to a server without `changes` got no answer. Such a request may still arrive; the rows are
 -- touched again when it no longer can.
@@ -156,7 +160,7 @@ create table backfill (
 
 -- media: what is known of each file that a row names; media_ref: the rows that name it.
 create table media (
-    path         text        primary key,  -- below the media root
+    path         text        primary key,  -- below the media root; of a longer one than a file can have, its beginning
     directory    text        not null,
     state        text        not null default 'waiting'
                  check (state in ('waiting', 'missing', 'uploaded', 'refused')),
@@ -175,9 +179,9 @@ create index media_waiting on media (next_attempt) where state in ('waiting', 'm
 create table media_ref (
     path   text not null references media on delete cascade,
     entity text not null,
-    key    text not null,
-    primary key (path, entity, key)
+    key    text not null
 );
+create unique index media_ref_row on media_ref (path, entity, md5(key));
 
 -- One row that is updated over and over, or few: dead versions are taken away early.
 alter table identity set (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);

@@ -1,7 +1,7 @@
 //! The operator API's bearer token: the configured one, or one that is made up once and kept in the store's folder,
 //! readable by its owner only, where the command line finds it.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,22 +14,43 @@ use crate::error::{Error, Kind, Result};
 /// Its name in the store's folder.
 pub const FILE: &str = "control.token";
 
-/// The token for the server: configured, kept from an earlier run, or made up now.
+/// The token for the server: configured, kept from an earlier run, or made up now. A file that holds none, or that cannot be read,
+/// is replaced.
 ///
 /// # Errors
-/// The store's folder cannot be written, or the file in it holds no token.
+/// The store's folder cannot be written.
 pub fn obtain(settings: &Settings) -> Result<SecretString> {
     if let Some(token) = &settings.control.token {
         return Ok(token.clone());
     }
     let path = path(settings);
-    if let Some(token) = read(&path)? {
-        close_to_others(&path)?;
-        return Ok(token);
+    match read(&path) {
+        Ok(Some(token)) => {
+            close_to_others(&path)?;
+            return Ok(token);
+        }
+        Err(error) if !set_aside(&path, &error) => return Err(error),
+        Ok(None) | Err(_) => {}
     }
     create(&settings.store.path, &path)?;
     // Another process may have been faster: what stands in the file counts.
     read(&path)?.ok_or_else(|| Error::new(Kind::Local, operation("read", &path), "it is gone again"))
+}
+
+/// Moves what is in the file's place out of the way, for a new token. Returns whether that was possible.
+fn set_aside(path: &Path, why: &Error) -> bool {
+    let seconds = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    let aside = path.with_extension(format!("token.broken-{seconds}"));
+    let moved = std::fs::rename(path, &aside).is_ok();
+    if moved {
+        tracing::warn!(
+            path = %path.display(),
+            aside = %aside.display(),
+            "the operator API's token cannot be used ({}): a new one is made, and what stood there is set aside",
+            why.cause()
+        );
+    }
+    moved
 }
 
 /// The token for a client: configured, or the one that the server keeps.
@@ -65,13 +86,14 @@ fn operation(what: &str, path: &Path) -> String {
 
 fn read(path: &Path) -> Result<Option<SecretString>> {
     match std::fs::read_to_string(path) {
-        Ok(text) if text.trim().is_empty() => {
-            Err(Error::new(Kind::Local, operation("read", path), "it is empty")
-                .remedy("delete the file; the daemon makes a new one"))
+        Ok(text) if !is_token(text.trim()) => {
+            let cause = "it holds no token: 8 to 200 visible ASCII characters";
+            Err(Error::new(Kind::Local, operation("read", path), cause)
+                .remedy("start the daemon, which makes a new one"))
         }
         Ok(text) => Ok(Some(SecretString::from(text.trim()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
             Err(Error::local(operation("read", path), error).remedy(
                 "a file is in the place of the store's folder: move it away, or set store.path to a folder",
             ))
@@ -79,6 +101,11 @@ fn read(path: &Path) -> Result<Option<SecretString>> {
         Err(error) => Err(Error::local(operation("read", path), error)
             .remedy("run as the user that the daemon runs as, or set control.token")),
     }
+}
+
+/// Whether a header can carry it, and it is long enough to be no accident.
+fn is_token(text: &str) -> bool {
+    (8..=200).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Writes a new token beside the place and moves it there as a whole, unless one has come there meanwhile.
@@ -98,7 +125,7 @@ fn create(folder: &Path, path: &Path) -> Result<()> {
     file.as_file().sync_all().map_err(failed)?;
     match file.persist_noclobber(path) {
         Ok(_) => Ok(()),
-        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(failed(error.error)),
     }
 }
@@ -148,9 +175,9 @@ mod tests {
     fn a_file_that_others_could_read_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(dir.path(), None);
-        std::fs::write(path(&settings), "abc\n").unwrap();
+        std::fs::write(path(&settings), "abcdefgh\n").unwrap();
         std::fs::set_permissions(path(&settings), std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(same("abc", &obtain(&settings).unwrap()));
+        assert!(same("abcdefgh", &obtain(&settings).unwrap()));
         let mode = std::fs::metadata(path(&settings)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -3,7 +3,8 @@
 //! The server answers after its own commit, takes batches in the order of their numbers, and answers one that it has as it did
 //! before; so a request without an answer is sent again as it was. What it rejects is named line by line. Where its answer is
 //! about the whole request, which is not taken then, the batch is bisected, first half first, until the changes at fault
-//! stand alone.
+//! stand alone. Where a request fails again and again by 5xx or 403, its changes go in smaller and smaller requests, behind the
+//! others, until it shows whose fault it is ([`Batch::failing`]).
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -23,7 +24,7 @@ use super::{Cloud, Numbering, Origin, split_by_bytes};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
-use crate::change::Change;
+use crate::change::{Cause, Change, Op};
 use crate::error::{Error, Kind};
 use crate::wire::{self, TurnCode};
 
@@ -44,15 +45,22 @@ pub(super) async fn deliver(
     batch: &mut Batch,
     mut in_flight: Option<InFlight>,
 ) -> Outcome<()> {
-    let pending = batch.pending();
+    let mut pending = batch.pending();
     if pending.is_empty() {
         return Ok(());
     }
     let operation = cloud.operation(batch, &pending);
+    // What fails goes behind the rest, except where one change must come before another one.
+    let is_bound = |change: &Change| change.op == Op::Truncate || change.cause == Cause::ReadsOtherwise;
+    if !batch.changes().iter().any(is_bound) {
+        pending = batch.failing_last(&pending);
+    }
     // The next piece is the last one.
-    let mut pieces = split_by_bytes(&pending, cloud.request_bytes(), |nth| {
-        batch.changes()[nth].bytes()
-    });
+    let bytes = |nth: usize| batch.changes()[nth].bytes();
+    let mut pieces: Vec<&[usize]> = split_by_bytes(&pending, cloud.request_bytes(), bytes)
+        .into_iter()
+        .flat_map(|piece| batch.cut_by_failures(piece))
+        .collect();
     pieces.reverse();
     while let Some(piece) = pieces.pop() {
         // The first batch of a term goes alone: the cloud does not know the term yet. So does one that takes several requests.
@@ -60,7 +68,15 @@ pub(super) async fn deliver(
         let pipeline = pipeline.filter(|_| piece.len() == pending.len() && numbering.next > 1);
         let _open = pipeline.as_ref().map(|pipeline| pipeline.open(numbering.next));
         let in_flight = in_flight.take().filter(|in_flight| in_flight.places == piece);
-        match send(cloud, origin, numbering, &operation, batch, piece, in_flight).await? {
+        let sent = send(cloud, origin, numbering, &operation, batch, piece, in_flight).await;
+        if let Err(failure) = &sent
+            && failure.may_be_a_rows_fault()
+        {
+            let accepted = batch.count(&Fate::Accepted);
+            let status = failure.status().unwrap_or(500);
+            batch.note_failing(piece, status, failure.error().cause(), accepted);
+        }
+        match sent? {
             Sent::Answered(rejections) => {
                 numbering.accepted();
                 abort::point("after the answer");
@@ -86,7 +102,7 @@ pub(super) async fn deliver(
             sent @ (Sent::Refused { .. } | Sent::Unclear) => {
                 if matches!(sent, Sent::Unclear) {
                     numbering.accepted();
-                    if numbering.is_followed() {
+                    if numbering.was_followed() {
                         return Err(Failure::new_term(
                             &operation,
                             "some of its changes have to go again",
@@ -174,7 +190,7 @@ async fn send(
                 if status == 413 {
                     cloud.too_long(size.text);
                 }
-                if numbering.went_behind(numbering.next) {
+                if numbering.is_followed() {
                     // Those behind it may come when something else was taken under its number.
                     return Err(Failure::new_term(
                         operation,
@@ -462,14 +478,14 @@ fn read(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Op, Position};
+    use crate::change::Position;
 
     fn change(position: i64, op: Op) -> Change {
         Change {
             position: Position(position),
             entity: 0,
             op,
-            cause: crate::change::Cause::Gone,
+            cause: Cause::Gone,
             captured_at: 0,
             key: if op == Op::Truncate {
                 ""

@@ -86,6 +86,22 @@ impl Failure {
         self.status
     }
 
+    /// Whether it may be the fault of a row in the request: the server answers 5xx, or a firewall before it 403.
+    pub fn may_be_a_rows_fault(&self) -> bool {
+        self.retry_after.is_none() && matches!(self.status, Some(403 | 500..=599))
+    }
+
+    /// The same failure of a cloud that takes the key elsewhere: the request is refused, and not the key.
+    pub(crate) fn not_the_key(self) -> Self {
+        let status = self.status.unwrap_or(403);
+        Self::unreachable(
+            self.error.operation(),
+            format!("{status} was answered to this request, while the cloud takes the key at /sync-status"),
+            "a firewall before the cloud may refuse the text of a row, or the key may not write: see its logs",
+        )
+        .with_status(status)
+    }
+
     /// The capability that the server had listed and has no more: say hello again before the next delivery.
     pub fn lost_capability(&self) -> Option<&'static str> {
         self.capability

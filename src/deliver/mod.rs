@@ -177,8 +177,13 @@ impl Numbering {
         self.pipeline.as_ref().map(|pipeline| pipeline.watch())
     }
 
-    /// Whether anything went under a number behind the last one that was taken.
+    /// Whether anything went under a number behind the next one.
     pub fn is_followed(&self) -> bool {
+        self.went_behind(self.next)
+    }
+
+    /// Whether anything went under a number behind the last one that was taken.
+    pub fn was_followed(&self) -> bool {
         self.went_behind(self.next - 1)
     }
 

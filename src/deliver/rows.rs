@@ -2,7 +2,8 @@
 //!
 //! Many requests are under way at once, over kept connections: as soon as one is answered the next one starts. A request
 //! that fails in a way that passes is tried a few times, for a few seconds; a longer outage, or a server that asks for a
-//! longer wait, is the caller's affair. After the first failure nothing new starts, and what is under way is finished.
+//! longer wait, is the caller's affair. After the first failure nothing new starts, and what is under way is finished. Only
+//! where the server answers 5xx, which may be the fault of one row, the others go on as long as it does not do so to most.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -62,18 +63,20 @@ impl<'c> Sender<'c> {
     ) -> Outcome<()> {
         let operation = self.cloud.pushing(entity);
         let path = &self.cloud.entity(entity).path;
+        let places = batch.failing_last(places);
         let row = |batch: &Batch, nth: usize| {
             let row = batch.changes()[nth].row.as_deref().unwrap_or("{}");
             Bytes::copy_from_slice(row.as_bytes())
         };
         if !bulk {
             let start = |batch: &Batch, nth| self.post(&operation, path, nth, row(batch, nth));
-            return self.run_changes(batch, places.iter().copied(), start).await;
+            return self.run_changes(batch, places, start).await;
         }
         let limit = BULK_BYTES.min(self.cloud.request_bytes());
-        let chunks: Vec<&[usize]> = split_by_bytes(places, limit, |nth| batch.changes()[nth].bytes())
+        let chunks: Vec<&[usize]> = split_by_bytes(&places, limit, |nth| batch.changes()[nth].bytes())
             .into_iter()
             .flat_map(|piece| piece.chunks(BULK_ROWS))
+            .flat_map(|piece| batch.cut_by_failures(piece))
             .collect();
         let start = |batch: &Batch, chunk: &[usize]| {
             let rows = chunk.iter().map(|&nth| (nth, row(batch, nth))).collect();
@@ -96,7 +99,8 @@ impl<'c> Sender<'c> {
                 }
             }
         };
-        self.run_changes(batch, places.iter().copied(), start).await
+        let places = batch.failing_last(places);
+        self.run_changes(batch, places, start).await
     }
 
     /// Deletes every row that the cloud has of the truncated entity.
@@ -148,6 +152,7 @@ impl<'c> Sender<'c> {
             }
         };
         let end = self.run(batch, keys.lines().enumerate(), start).await;
+        self.gate.take_failed();
         let unanswered: HashSet<usize> = self.gate.take_unanswered().into_iter().collect();
         for (number, line) in keys.lines().enumerate() {
             if let Some((_, key)) = line.split_once('\t').filter(|_| unanswered.contains(&number)) {
@@ -172,19 +177,24 @@ impl<'c> Sender<'c> {
         let mut jobs = jobs.into_iter();
         let mut under_way = FuturesUnordered::new();
         let mut stopped = None;
+        let (mut accepted, mut failed) = (0, 0);
         loop {
-            while stopped.is_none() && under_way.len() < self.cloud.inner.in_flight {
+            while !self.gate.is_closed() && under_way.len() < self.cloud.inner.in_flight {
                 let Some(job) = jobs.next() else { break };
                 under_way.push(start(batch, job));
             }
             let Some((fates, end)) = under_way.next().await else {
                 break;
             };
+            accepted += usize::from(end.is_ok());
             for (nth, fate) in fates {
                 batch.set_fate(nth, fate);
             }
             if let Err(failure) = end {
-                self.gate.close();
+                failed += 1;
+                if !failure.is_passing() || !failure.may_be_a_rows_fault() || failed > accepted {
+                    self.gate.close();
+                }
                 stopped.get_or_insert(failure);
             }
         }
@@ -198,7 +208,11 @@ impl<'c> Sender<'c> {
         jobs: impl IntoIterator<Item = J>,
         start: impl Fn(&Batch, J) -> F,
     ) -> Outcome<()> {
+        let accepted_before = batch.count(&Fate::Accepted);
         let end = self.run(batch, jobs, start).await;
+        for failed in self.gate.take_failed() {
+            batch.note_failing(&failed.numbers, failed.status, &failed.error, accepted_before);
+        }
         for nth in self.gate.take_unanswered() {
             let change = &batch.changes()[nth];
             let (entity, key) = (change.entity, change.key.clone());
@@ -300,7 +314,7 @@ impl<'c> Sender<'c> {
     }
 
     /// One request, tried again while its failure passes soon. `numbers` are those that the caller knows its rows by: where a try
-    /// gets no answer, they are in [`Gate::take_unanswered`].
+    /// gets no answer, they are in [`Gate::take_unanswered`]; where the failure may be the fault of one, in [`Gate::take_failed`].
     async fn attempt(
         &self,
         operation: &str,
@@ -325,6 +339,7 @@ impl<'c> Sender<'c> {
                 || begun.elapsed() + wait > PATIENCE
                 || self.gate.is_closed()
             {
+                self.gate.failed(numbers, &failure);
                 return Err(failure);
             }
             if failure.retry_after().is_some() {
@@ -342,6 +357,14 @@ struct Gate {
     not_before: Mutex<Option<Instant>>,
     /// The numbers of the rows whose requests got no answer.
     unanswered: Mutex<Vec<usize>>,
+    failed: Mutex<Vec<Failed>>,
+}
+
+/// A request that failed in a way that may be the fault of one of its rows.
+struct Failed {
+    numbers: Vec<usize>,
+    status: u16,
+    error: String,
 }
 
 impl Gate {
@@ -361,6 +384,30 @@ impl Gate {
         std::mem::take(
             &mut *self
                 .unanswered
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()),
+        )
+    }
+
+    fn failed(&self, numbers: &[usize], failure: &Failure) {
+        let Some(status) = failure.status().filter(|_| failure.may_be_a_rows_fault()) else {
+            return;
+        };
+        let failed = Failed {
+            numbers: numbers.to_vec(),
+            status,
+            error: failure.error().cause().to_owned(),
+        };
+        self.failed
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .push(failed);
+    }
+
+    fn take_failed(&self) -> Vec<Failed> {
+        std::mem::take(
+            &mut *self
+                .failed
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner()),
         )

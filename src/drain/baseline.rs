@@ -96,19 +96,9 @@ impl Courier {
 
     /// Touches the rows again whose requests can no longer arrive.
     pub(super) async fn touch_unanswered(&mut self) -> Result<()> {
-        let Some(shapes) = self.shapes.clone() else {
-            return Ok(());
-        };
         loop {
             let (rows, next) = sent::overdue(self.session.client(), CHUNK).await?;
-            for (place, entity) in self.catalogue.entities().iter().enumerate() {
-                let keys: Vec<&str> = rows
-                    .iter()
-                    .filter(|(name, _)| *name == entity.name)
-                    .map(|(_, key)| key.as_str())
-                    .collect();
-                touch::keys(self.session.client(), entity, shapes.numbers[place], &keys).await?;
-            }
+            touch::rows(self.session.client(), &self.catalogue, &rows).await?;
             sent::answered(self.session.client(), &rows).await?;
             if (rows.len() as i64) < CHUNK {
                 if let Some(seconds) = next {

@@ -79,6 +79,10 @@ pub(super) struct Courier {
     pub(super) announced: Arc<Announced>,
     /// When refused schemas are sent again.
     pub(super) refused_backoff: Backoff,
+    /// How many rows are in quarantine whose requests failed.
+    pub(super) failing: i64,
+    /// Whether rows were set aside and nothing was accepted since.
+    pub(super) set_aside_alone: bool,
     media_root: PathBuf,
     /// Above so many bytes no further batch is taken in to be sent behind others.
     in_flight_bytes: usize,
@@ -116,6 +120,8 @@ impl Courier {
             orphans: None,
             announced: Arc::new(Announced::new(drain.catalogue.clone(), refused)),
             refused_backoff: Backoff::within(Duration::from_millis(500), Duration::from_secs(30)),
+            failing: 0,
+            set_aside_alone: false,
             media_root: drain.media_root.clone(),
             in_flight_bytes: drain.limits.bytes,
         }
@@ -220,9 +226,16 @@ impl Courier {
             if let Err(failure) = &attempt
                 && failure.needs_new_term()
             {
-                tracing::debug!(%failure, "what waits is read again");
                 self.pulse.metrics.cloud_error(Kind::CloudProtocol);
-                return Ok(Some(Ended::NewTerm));
+                if self.numbering.as_ref().is_some_and(Numbering::is_followed) {
+                    tracing::debug!(%failure, "what waits is read again");
+                    return Ok(Some(Ended::NewTerm));
+                }
+                // Nothing newer was sent: it goes again as it is, under a new term.
+                self.numbering = None;
+                self.hello = None;
+                tokio::time::sleep(self.backoff.next(None)).await;
+                continue;
             }
             if portion.batch.count(&Fate::Pending) < pending {
                 // Part of it got through: the cloud is there, and a link that drops often still carries something.
@@ -315,14 +328,17 @@ impl Courier {
         if !hello.capabilities.changes {
             self.settle_conditions(batch, shapes).await?;
         }
+        self.expect_failing(batch).await?;
         let delivered = self.deliver(&hello, batch, in_flight).await;
         if !hello.capabilities.changes {
             self.note_unanswered(batch).await?;
         }
-        delivered?;
+        if let Err(failure) = delivered {
+            return Err(self.set_aside(batch, failure).await);
+        }
         if tells && batch.has_untold() {
             tracing::warn!("the cloud has forgotten columns that it was told: it is told again");
-            if self.numbering.as_ref().is_some_and(Numbering::is_followed) {
+            if self.numbering.as_ref().is_some_and(Numbering::was_followed) {
                 return Err(Failure::new_term(
                     PUSH,
                     "the cloud has forgotten columns that it was told",
@@ -386,6 +402,7 @@ impl Courier {
         if !hello.capabilities.changes {
             self.touch_unanswered().await?;
         }
+        self.touch_failing().await?;
         Ok(hello)
     }
 
@@ -424,6 +441,7 @@ impl Courier {
             self.forget_deleted(batch, shapes).await?;
         }
         self.note_files(batch, shapes).await?;
+        self.note_set_aside(batch);
         self.pulse.delivered(batch);
         let after = &mut portion.after;
         after.identity = self.resume.identity.clone();

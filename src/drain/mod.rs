@@ -15,6 +15,7 @@
 //! the next round derives its position again from the durable checkpoint.
 
 mod announce;
+mod aside;
 mod baseline;
 mod coming;
 mod committer;

@@ -56,10 +56,25 @@ impl Named {
     }
 }
 
+/// The longest path below the root, in bytes. An index of the records holds little more.
+const LONGEST: usize = 2_000;
+
+/// The path as its record has it: below the media root; one that is no path as it is written, so that it is said what is wrong
+/// with it, but no longer than an index can hold.
+pub(crate) fn recorded(root: &Path, path: String) -> String {
+    below(root, &path).unwrap_or_else(|_| match path.char_indices().find(|(at, _)| *at > LONGEST) {
+        Some((end, _)) => path[..end].to_owned(),
+        None => path,
+    })
+}
+
 /// The path below the media root, in its one form; or why it is none.
 pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
     if path.contains('\0') {
         return Err("its path holds a NUL");
+    }
+    if path.len() > LONGEST {
+        return Err("its path is longer than 2,000 bytes");
     }
     let path = Path::new(path.trim());
     let relative = if path.is_absolute() {

@@ -84,8 +84,7 @@ pub async fn note_references(
         accepted.push(change);
         for (file, named) in entity.files.iter().zip(columns(entity, row)?) {
             for path in named.paths.into_iter().flatten() {
-                // A path that is none is kept as it is written, so that the upload lane can say what is wrong with it.
-                all.push(paths::below(root, &path).unwrap_or(path));
+                all.push(paths::recorded(root, path));
                 directories.push(file.directory.as_str());
                 entities.push(entity.name.as_str());
                 keys.push(&*change.key);

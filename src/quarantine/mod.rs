@@ -1,6 +1,7 @@
 //! Rows that the cloud refused for good, or that cannot be read, kept durably in the source database until someone decides.
 //!
 //! One entry a row: its last refusal. A later change of the row that the cloud accepts supersedes the entry and takes it away.
+//! What failed rather than was refused, by 5xx or a firewall's 403, is touched again by itself: [`due`].
 //! `retry` touches the row again, so that its present state travels the same road as any change; the entry stays until the
 //! cloud has accepted. What was refused for want of a parent row is retried by itself when the parent is accepted: [`orphans`].
 //!
@@ -10,6 +11,7 @@
 pub mod orphans;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -54,6 +56,15 @@ const COLUMNS: &str = "entity, key, position, op::text, code, error, attempts, \
 
 /// The code of a row that cannot be read.
 const UNREADABLE: u16 = 0;
+
+/// How long a row waits in quarantine for the first time before it is touched again by itself; then twice as long each time, up
+/// to an hour.
+pub const FIRST_WAIT: Duration = Duration::from_secs(10);
+
+/// Whether what was answered so may be accepted later, although nobody mends the row.
+pub fn may_pass(code: u16) -> bool {
+    code == 403 || code >= 500
+}
 
 fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
     move |error| Error::postgres(format!("{action} the quarantine"), error)
@@ -105,7 +116,12 @@ pub async fn settle(
         columns.image.push(change.row.as_deref());
         columns.code.push(i32::from(code));
         columns.error.push(error);
-        columns.provisional.push(provisional && code != UNREADABLE);
+        // What may pass has had its further tries.
+        let settled_at_once = code == UNREADABLE || may_pass(code);
+        columns.provisional.push(provisional && !settled_at_once);
+        columns
+            .waits
+            .push(may_pass(code).then_some(FIRST_WAIT.as_secs_f64()));
         settled.occupied.push(change.entity);
     }
     settled.occupied.sort_unstable();
@@ -117,13 +133,15 @@ pub async fn settle(
     let rows = client
         .query(
             "with mine as materialized (select cloud_sync.hold_term($9)) \
-             insert into cloud_sync.quarantine as q (entity, key, position, op, image, code, error, provisional) \
-             select n.* from mine, (select distinct on (entity, key) * from unnest($1::text[], $2::text[], $3::bigint[], \
-             $4::\"char\"[], $5::text[], $6::int[], $7::text[], $8::boolean[]) \
-             u (entity, key, position, op, image, code, error, provisional) order by entity, key, position desc) n \
+             insert into cloud_sync.quarantine as q (entity, key, position, op, image, code, error, provisional, next_attempt) \
+             select n.entity, n.key, n.position, n.op, n.image, n.code, n.error, n.provisional, now() + n.wait * interval '1 s' \
+             from mine, (select distinct on (entity, key) * from unnest($1::text[], $2::text[], $3::bigint[], \
+             $4::\"char\"[], $5::text[], $6::int[], $7::text[], $8::boolean[], $10::float8[]) \
+             u (entity, key, position, op, image, code, error, provisional, wait) order by entity, key, position desc) n \
              on conflict (entity, md5(key)) do update set position = excluded.position, op = excluded.op, \
              image = excluded.image, code = excluded.code, error = excluded.error, provisional = false, \
-             attempts = case when q.provisional then q.attempts else q.attempts + 1 end, refused_at = now() \
+             attempts = case when q.provisional then q.attempts else q.attempts + 1 end, refused_at = now(), \
+             next_attempt = least(now() + (excluded.next_attempt - now()) * 2 ^ least(q.attempts, 20), now() + interval '1 hour') \
              returning entity, key, provisional",
             &[
                 &columns.entity,
@@ -135,6 +153,7 @@ pub async fn settle(
                 &columns.error,
                 &columns.provisional,
                 &term,
+                &columns.waits,
             ],
         )
         .await
@@ -217,6 +236,94 @@ struct Columns<'a> {
     code: Vec<i32>,
     error: Vec<&'a str>,
     provisional: Vec<bool>,
+    /// Seconds until the row is touched again by itself.
+    waits: Vec<Option<f64>>,
+}
+
+/// Rows that are to be touched again by themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Due {
+    /// Those whose time has come, by entity and key.
+    pub(crate) rows: Vec<(String, String)>,
+    /// Seconds until the next one's time.
+    pub(crate) next: Option<f64>,
+    /// How many there are in all.
+    pub(crate) all: i64,
+}
+
+/// Looks for rows that are to be touched again by themselves.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn due(client: &Client, limit: i64) -> Result<Due> {
+    let all = client
+        .query_one(
+            "select extract(epoch from min(next_attempt) filter (where next_attempt > now()) - now())::float8, count(*) \
+             from cloud_sync.quarantine where next_attempt is not null",
+            &[],
+        )
+        .await
+        .map_err(failed("look into"))?;
+    let mut due = Due {
+        next: all.get(0),
+        all: all.get(1),
+        ..Due::default()
+    };
+    if due.all > 0 {
+        let rows = client
+            .query(
+                "select entity, key from cloud_sync.quarantine where next_attempt <= now() and op <> 't' \
+                 order by next_attempt limit $1",
+                &[&limit],
+            )
+            .await
+            .map_err(failed("look into"))?;
+        due.rows = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    }
+    Ok(due)
+}
+
+/// Puts rows off that were touched again: they are answered before that, or touched once more.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn put_off(client: &Client, rows: &[(String, String)]) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (entities, keys): (Vec<&str>, Vec<&str>) =
+        rows.iter().map(|(entity, key)| (&**entity, &**key)).unzip();
+    client
+        .execute(
+            "update cloud_sync.quarantine q set next_attempt = now() + interval '1 hour' \
+             from unnest($1::text[], $2::text[]) a (entity, key) \
+             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key and q.next_attempt <= now()",
+            &[&entities, &keys],
+        )
+        .await
+        .map_err(failed("write to"))?;
+    Ok(())
+}
+
+/// Which of these rows, by entity and key, are to be touched again by themselves; their places.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn failing(client: &Client, rows: &[(&str, &str)]) -> Result<Vec<usize>> {
+    let (entities, keys): (Vec<&str>, Vec<&str>) = rows.iter().copied().unzip();
+    let found = client
+        .query(
+            "select a.nth from unnest($1::text[], $2::text[]) with ordinality a (entity, key, nth) \
+             join cloud_sync.quarantine q on q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key \
+             where q.next_attempt is not null",
+            &[&entities, &keys],
+        )
+        .await
+        .map_err(failed("look into"))?;
+    Ok(found
+        .iter()
+        .map(|row| row.get::<_, i64>(0) as usize - 1)
+        .collect())
 }
 
 /// Lists the entries, the oldest first: of one entity or of all.

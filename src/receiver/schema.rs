@@ -21,25 +21,17 @@ use super::auth::Site;
 use super::column_type::{ColumnType, Meeting};
 use super::database::{self, Trouble};
 use super::turn;
+use crate::catalogue::RESERVED_PATHS;
 use crate::wire;
 
 /// PostgreSQL cuts longer names, which would make two names one.
 const NAME_BYTES: usize = 63;
 
-/// PostgreSQL's own bound is 1600, with those of the receiver.
-const COLUMNS: usize = 1500;
+/// The columns of a table that are the receiver's own, and the name that its statements give to a tombstone's place.
+const OWN_COLUMNS: [&str; 4] = ["_site", "_epoch", "_version", "_version_tombstone"];
 
-/// Paths that belong to the wire contract.
-const RESERVED_PATHS: [&str; 8] = [
-    "sync-status",
-    "bulk",
-    "upload",
-    "changes",
-    "schema",
-    "files",
-    "media",
-    "healthz",
-];
+/// PostgreSQL's own bound is 1600, with those of the receiver.
+const COLUMNS: usize = 1597;
 
 /// A name as SQL takes it: in quotes, with its own quotes doubled.
 pub(super) fn quoted(name: &str) -> String {
@@ -224,24 +216,18 @@ impl Declaration {
     fn columns(&self, path: &str) -> Answer<Vec<Column>> {
         if path.is_empty() || path.len() > 200 || path.contains('/') || RESERVED_PATHS.contains(&path) {
             let path: String = path.chars().take(NAME_BYTES).collect();
-            return Err(unprocessable(format!("{path:?} cannot be an entity's path")));
-        }
-        check_name("the entity", &self.entity)?;
-        if self.columns.len() > COLUMNS {
             return Err(unprocessable(format!(
-                "{} columns are more than a table can have, {COLUMNS}",
-                self.columns.len()
+                "{path:?} cannot be an entity's path; give it another one"
             )));
         }
+        check_name("the entity", &self.entity)?;
+        check_count(self.columns.len())?;
         let mut columns: Vec<Column> = Vec::with_capacity(self.columns.len());
         for column in &self.columns {
             check_name("a column", &column.name)?;
-            if ["_site", "_epoch", "_version"]
-                .iter()
-                .any(|reserved| column.name.starts_with(reserved))
-            {
+            if OWN_COLUMNS.contains(&column.name.as_str()) {
                 return Err(unprocessable(format!(
-                    "the column name {} is reserved",
+                    "the cloud has a column {} of its own; rename the column, or exclude it",
                     column.name
                 )));
             }
@@ -273,11 +259,21 @@ impl Declaration {
             && !of(name)?.is_time()
         {
             return Err(unprocessable(format!(
-                "the window column {name} is neither a date nor a timestamp"
+                "the retention column {name} is neither a date nor a timestamp; name one that is"
             )));
         }
         Ok(columns)
     }
+}
+
+/// Checks how many columns a table would have.
+fn check_count(columns: usize) -> Answer<()> {
+    if columns <= COLUMNS {
+        return Ok(());
+    }
+    Err(unprocessable(format!(
+        "the cloud's table would have {columns} columns, of {COLUMNS} that it can have; exclude some"
+    )))
 }
 
 fn check_name(what: &str, name: &str) -> Answer<()> {
@@ -407,6 +403,7 @@ async fn extend(connection: &mut PgConnection, declared: &Declaration, columns: 
     if steps.is_empty() {
         return Ok(());
     }
+    check_count(all.len())?;
     let sql = format!("alter table {} {}", standing.quoted, steps.join(", "));
     sqlx::raw_sql(AssertSqlSafe(sql))
         .execute(&mut *connection)

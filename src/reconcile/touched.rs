@@ -114,7 +114,14 @@ impl<'a> Touched<'a> {
                 let mut rows: Vec<_> = refused.rows.into_iter().collect();
                 rows.sort_unstable();
                 for (key, (code, error)) in rows {
-                    report.fail(name, format!("row {key} was refused: {code} {error}"));
+                    // The cloud's own words may hold values of the row: they stay in the quarantine.
+                    let why = match code {
+                        0 => format!("row {key} cannot be read: {error}"),
+                        code => {
+                            format!("row {key} was refused by {code}: `cloud-sync quarantine list` tells why")
+                        }
+                    };
+                    report.fail(name, why);
                 }
                 Ok(true)
             }

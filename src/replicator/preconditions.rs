@@ -6,10 +6,11 @@ use super::{cloud, connect};
 use crate::catalogue::Entity;
 use crate::checkpoint::SledStore;
 use crate::config::Settings;
-use crate::deliver::Origin;
+use crate::deliver::{Hello, Origin};
+use crate::drain::wire_schema;
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
-use crate::source::describe::{self, Standing};
+use crate::source::describe::{self, Standing, Table};
 use crate::source::guard::{self, Watched};
 use crate::source::{identity, outbox, term};
 
@@ -86,15 +87,42 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         epoch: crate::change::Epoch(1),
         database: String::new(),
     };
+    let mut captured = Vec::new();
     if let Some(session) = &session {
-        check_source(settings, session, &mut findings, &mut origin).await;
+        captured = check_source(settings, session, &mut findings, &mut origin).await;
     }
     findings.push(Finding::new("media root", media(settings)));
     findings.push(Finding::new(
         "checkpoint store",
         store(settings, session.as_ref()).await,
     ));
-    findings.push(Finding::new("cloud", check_cloud(settings, &origin).await));
+    let hello = check_cloud(settings, &origin).await;
+    let has_schema = hello.as_ref().is_ok_and(|hello| hello.capabilities.schema);
+    findings.push(Finding::new("cloud", hello.map(describe_cloud)));
+    if has_schema {
+        findings.extend(check_schemas(settings, &origin, &captured).await);
+    }
+    findings
+}
+
+/// Asks the cloud for the schema of each entity, as it will before the first change; a line for each that it refuses.
+async fn check_schemas(settings: &Settings, origin: &Origin, captured: &[(&Entity, Table)]) -> Vec<Finding> {
+    let Ok(cloud) = cloud(settings) else {
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    for (entity, table) in captured {
+        if let Err(failure) = cloud.put_schema(origin, &wire_schema(entity, table)).await {
+            findings.push(Finding::new(
+                format!("schema of {}", entity.name),
+                Err(failure.into()),
+            ));
+        }
+    }
+    if findings.is_empty() && !captured.is_empty() {
+        let taken = format!("the cloud takes those of {} entities", captured.len());
+        findings.push(Finding::new("schemas", Ok(taken)));
+    }
     findings
 }
 
@@ -115,13 +143,14 @@ async fn version(session: &Session) -> Result<String> {
 }
 
 /// The order is that of the remedies: what stands further up is mended first. Whose outbox it is comes before its capture,
-/// since after a restore nothing else counts.
-async fn check_source(
-    settings: &Settings,
+/// since after a restore nothing else counts. Returns the entities whose capture is as it should be.
+async fn check_source<'a>(
+    settings: &'a Settings,
     session: &Session,
     findings: &mut Vec<Finding>,
     origin: &mut Origin,
-) {
+) -> Vec<(&'a Entity, Table)> {
+    let mut captured = Vec::new();
     let client = session.client();
     match identity::read(client, settings.source.source_id.as_deref()).await {
         Ok(identity) => {
@@ -139,7 +168,7 @@ async fn check_source(
             if !restored {
                 findings.push(Finding::new("catalogue", catalogue(settings, session).await));
             }
-            return;
+            return captured;
         }
     }
     findings.push(Finding::new("clock", clock(session).await));
@@ -151,11 +180,15 @@ async fn check_source(
         Ok(watched) => {
             for (entity, (standing, watched)) in settings.catalogue.entities().iter().zip(watched) {
                 let found = capture(session, entity, &standing, &watched).await;
+                if found.is_ok() && standing.table.fits(entity) {
+                    captured.push((entity, standing.table));
+                }
                 findings.push(Finding::new(format!("capture of {}", entity.name), found));
             }
         }
         Err(error) => findings.push(Finding::new("capture", Err(error))),
     }
+    captured
 }
 
 async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {
@@ -370,10 +403,13 @@ async fn store(settings: &Settings, session: Option<&Session>) -> Result<String>
     }
 }
 
-async fn check_cloud(settings: &Settings, origin: &Origin) -> Result<String> {
-    let hello = cloud(settings)?.hello(origin).await?;
+async fn check_cloud(settings: &Settings, origin: &Origin) -> Result<Hello> {
+    Ok(cloud(settings)?.hello(origin).await?)
+}
+
+fn describe_cloud(hello: Hello) -> String {
     let capabilities = hello.capabilities.names();
-    Ok(format!(
+    format!(
         "accepts the key{}, {}",
         hello
             .site
@@ -383,5 +419,5 @@ async fn check_cloud(settings: &Settings, origin: &Origin) -> Result<String> {
         } else {
             format!("with {}", capabilities.join(", "))
         }
-    ))
+    )
 }

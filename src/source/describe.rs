@@ -40,6 +40,16 @@ pub struct Column {
     pub nullable: bool,
 }
 
+impl Column {
+    /// Whether credentials can be taken out of its values: they are text, or JSON that may hold some.
+    pub(crate) fn can_be_redacted(&self) -> bool {
+        matches!(
+            self.codec,
+            Codec::Text | Codec::Output | Codec::Json | Codec::Binary(25 | 114 | 1042 | 1043 | 3802)
+        )
+    }
+}
+
 /// A column of an entity's key, as the unique index compares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyColumn {
@@ -180,6 +190,7 @@ pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>
         check_columns(entity, &table)?;
         check_key(client, entity, &table).await?;
         check_condition(client, entity, &table).await?;
+        check_policies(client, entity, &table).await?;
         tables.push(table);
     }
     check_order(client, catalogue, &tables).await?;
@@ -452,8 +463,39 @@ fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
             .remedy(format!("add the column, or correct {what} of the entity{hint}")));
         }
     }
+    let redacted = table
+        .columns
+        .iter()
+        .filter(|column| entity.redact.contains(&column.name));
+    if let Some(column) = redacted.into_iter().find(|column| !column.can_be_redacted()) {
+        return Err(Error::config(
+            format!("use entity {}", entity.name),
+            format!(
+                "column {} of table {} is {}, which cannot be redacted",
+                column.name, entity.table, column.sql_type
+            ),
+        )
+        .remedy("name columns of text, json or arrays of text under redact; name this one under exclude"));
+    }
+    let window = entity
+        .window
+        .as_ref()
+        .and_then(|window| table.column(&window.column));
+    if let Some(column) = window.filter(|column| !TIMES.contains(&column.base_type.as_str())) {
+        return Err(Error::config(
+            format!("use entity {}", entity.name),
+            format!(
+                "its retention is measured by column {} of table {}, which is {}: neither a date nor a timestamp",
+                column.name, entity.table, column.sql_type
+            ),
+        )
+        .remedy("name a column of type date, timestamp or timestamptz under window, or take the window out"));
+    }
     Ok(())
 }
+
+/// The types by which a retention can be measured.
+const TIMES: [&str; 3] = ["date", "timestamp without time zone", "timestamp with time zone"];
 
 async fn check_key(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
     check_children(entity, table)?;
@@ -555,6 +597,30 @@ pub(crate) async fn check_condition(client: &Client, entity: &Entity, table: &Ta
         "write a condition of the table's own columns with immutable operators and functions only: no time of day, no other \
          table, no setting of a session",
     ))
+}
+
+/// The role, and the table or partition of the entity whose row-level security applies to it.
+const POLICIES: &str = "\
+select current_user::text, min(t.relid::regclass::text)
+from (select $1::oid as relid union select relid::oid from pg_partition_tree($1::oid::regclass)) t
+where row_security_active(t.relid) having count(*) > 0";
+
+/// Checks that the role sees all rows: one that a policy hides would count as deleted, so reading fails instead.
+async fn check_policies(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
+    let operation = format!("use entity {}", entity.name);
+    let found = client
+        .query_opt(POLICIES, &[&table.oid])
+        .await
+        .map_err(|error| Error::postgres(&operation, error))?;
+    let Some(row) = found else { return Ok(()) };
+    let (role, table): (&str, &str) = (row.get(0), row.get(1));
+    Err(Error::config(
+        operation,
+        format!("row-level security of table {table} applies to role {role}, which must see all rows"),
+    )
+    .remedy(format!(
+        "run `alter role {role} bypassrls` as a superuser, or `alter table {table} no force row level security`"
+    )))
 }
 
 async fn check_order(client: &Client, catalogue: &Catalogue, tables: &[Table]) -> Result<()> {

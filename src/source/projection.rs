@@ -75,7 +75,10 @@ impl Field {
                 Codec::Binary(3802) => {
                     json.extend_from_slice(redact::json(text.strip_prefix('\u{1}')?, secrets)?.as_bytes());
                 }
-                _ => values::string(json, redact::text(text, secrets).as_bytes()),
+                Codec::Text | Codec::Output | Codec::Binary(25 | 1042 | 1043) => {
+                    values::string(json, redact::text(text, secrets).as_bytes());
+                }
+                Codec::Number | Codec::Binary(_) => return None,
             }
             return Some(());
         }

@@ -6,7 +6,7 @@
 use tokio_postgres::Client;
 
 use super::rows::join_array;
-use crate::catalogue::Entity;
+use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
 use crate::fields::{pick, plain};
 
@@ -37,6 +37,34 @@ pub async fn keys<S: AsRef<str>>(client: &Client, entity: &Entity, number: i16, 
         transaction = transaction.max(row.get::<_, i64>(0) as u64);
     }
     Ok(transaction)
+}
+
+/// The same for rows of any entities, by entity and key.
+///
+/// # Errors
+/// The source's.
+pub async fn rows(client: &Client, catalogue: &Catalogue, rows: &[(String, String)]) -> Result<()> {
+    let names: Vec<&str> = rows.iter().map(|(name, _)| name.as_str()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let known = client
+        .query(
+            "select name, id from cloud_sync.entity where name = any($1)",
+            &[&names],
+        )
+        .await
+        .map_err(|error| Error::postgres("read the entities' numbers", error))?;
+    for row in &known {
+        let (name, number): (&str, i16) = (row.get(0), row.get(1));
+        let Some(place) = catalogue.find(name) else {
+            continue;
+        };
+        let of_entity = rows.iter().filter(|(entity, _)| entity == name);
+        let of_entity: Vec<&str> = of_entity.map(|(_, key)| key.as_str()).collect();
+        keys(client, &catalogue.entities()[place], number, &of_entity).await?;
+    }
+    Ok(())
 }
 
 /// A key as the outbox has it; none where it is no JSON object of the key columns.

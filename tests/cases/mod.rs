@@ -3,10 +3,14 @@
 //! A case is a site with tables of its own, the receiver (or a baseline server) as its cloud, and a replicator that runs. Rows are
 //! compared by the text that PostgreSQL writes of each value, on both sides.
 
+mod aside;
 mod cloud;
 mod conditions;
 mod keys;
+mod redaction;
 mod reports;
+mod schemas;
+mod setup;
 mod states;
 mod unnoticed;
 mod writers;

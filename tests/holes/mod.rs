@@ -96,7 +96,7 @@ async fn held(cloud: &Cloud, sql: &str) -> Vec<String> {
 }
 
 /// Waits until the query, of one boolean, says so.
-async fn until(client: &Client, sql: &str) {
+pub(crate) async fn until(client: &Client, sql: &str) {
     let start = Instant::now();
     while !client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {
         assert!(start.elapsed() < LIMIT, "never: {sql}");

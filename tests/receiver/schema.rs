@@ -55,8 +55,10 @@ async fn schemas_are_made_extended_and_widened_but_not_broken() {
     }
     assert_eq!(cloud.count("cloud.rooms where floor = '3'").await, 1);
     // What cannot be. A name that the receiver does not use is like any other.
-    let position = schema("room_id", &[("room_id", "bigint"), ("_position", "bigint")]);
-    assert_eq!(cloud.declare("rooms", position).await.status(), StatusCode::OK);
+    for name in ["_position", "_site_id", "_version_x"] {
+        let like_any = schema("room_id", &[("room_id", "bigint"), (name, "bigint")]);
+        assert_eq!(cloud.declare("rooms", like_any).await.status(), StatusCode::OK);
+    }
     let broken = [
         (
             StatusCode::CONFLICT,
@@ -65,7 +67,7 @@ async fn schemas_are_made_extended_and_widened_but_not_broken() {
         (StatusCode::CONFLICT, schema("room_no", &[("room_no", "text")])),
         (
             StatusCode::UNPROCESSABLE_ENTITY,
-            schema("room_id", &[("room_id", "bigint"), ("_version_x", "text")]),
+            schema("room_id", &[("room_id", "bigint"), ("_version", "text")]),
         ),
         (
             StatusCode::UNPROCESSABLE_ENTITY,

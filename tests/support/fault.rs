@@ -26,6 +26,33 @@ impl Request {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
+
+    /// The rows that it carries: of a DELETE `{"key": "…"}`, the last part of its path; of a batch also the keys of its deletes.
+    fn rows(&self) -> Vec<Value> {
+        if self.method == Method::DELETE {
+            return vec![json!({"key": self.path.rsplit('/').next()})];
+        }
+        if self.path == "changes" {
+            let squeezed = self.headers.contains_key(header::CONTENT_ENCODING);
+            let text = if squeezed {
+                zstd::decode_all(&*self.body).unwrap()
+            } else {
+                self.body.to_vec()
+            };
+            let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            return lines
+                .map(|line| serde_json::from_slice(line).unwrap())
+                .map(|change: Value| match change["row"].is_null() {
+                    true => change["key"].clone(),
+                    false => change["row"].clone(),
+                })
+                .collect();
+        }
+        match self.json()["records"].as_array() {
+            Some(rows) => rows.clone(),
+            None => vec![self.json()],
+        }
+    }
 }
 
 type Condition = Arc<dyn Fn(&Value) -> bool + Send + Sync>;
@@ -158,7 +185,7 @@ impl Fault {
         self
     }
 
-    /// Only where a row of the request is such a row. A DELETE has `{"key": "…"}`, the last part of its path.
+    /// Only where a row of the request is such a row: see [`Request::rows`].
     pub(crate) fn when(mut self, condition: impl Fn(&Value) -> bool + Send + Sync + 'static) -> Self {
         self.condition = Some(Arc::new(condition));
         self
@@ -180,15 +207,7 @@ impl Fault {
         });
         let such_rows = || {
             let condition = self.condition.as_ref()?;
-            let body = if request.method == Method::DELETE {
-                json!({"key": request.path.rsplit('/').next()})
-            } else {
-                request.json()
-            };
-            Some(match body["records"].as_array() {
-                Some(rows) => rows.iter().any(|row| condition(row)),
-                None => condition(&body),
-            })
+            Some(request.rows().iter().any(|row| condition(row)))
         };
         self.times != Some(0)
             && self

@@ -98,6 +98,11 @@ impl Cloud {
         self.settings.keys = BTreeMap::from([(SITE.to_owned(), keys)]);
     }
 
+    /// The key of a further site that it takes once it serves again.
+    pub(crate) fn add_site(&mut self, site: &str, key: &str) {
+        self.settings.keys.insert(site.to_owned(), vec![key.to_owned()]);
+    }
+
     /// The largest body that it takes once it serves again.
     pub(crate) fn set_body_limit(&mut self, bytes: usize) {
         self.settings.body_limit = bytes;
