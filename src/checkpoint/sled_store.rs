@@ -1,10 +1,11 @@
 //! The checkpoint in a sled store: a folder of this machine with one owner.
 //!
-//! sled keeps a snapshot of its log beside it, in `snap.<lsn>`, which it can derive again. A process that is killed while
-//! it opens the store leaves `snap.<lsn>.generating`, which sled takes for the newest snapshot from then on, and refuses
-//! (spacejam/sled#1527, #1533). So half snapshots are removed before the store is opened, and all of them where it does
-//! not open; only where that does not help either is the store set aside. Its log never shrinks: a store that has grown
-//! above [`LARGEST`] is written anew from its checkpoint.
+//! sled keeps a snapshot of its log beside it, in `snap.<lsn>`, which it can derive again. A process that is
+//! killed while it opens the store leaves `snap.<lsn>.generating`, which sled takes for the newest snapshot
+//! from then on, and refuses (spacejam/sled#1527, #1533). So half snapshots are removed before the store is
+//! opened, and all of them where it does not open; only where that does not help either is the store set
+//! aside. Its log never shrinks: a store that has grown above [`LARGEST`] is written anew from its
+//! checkpoint.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -28,8 +29,8 @@ const PROBE_BYTES: usize = 1024 * 1024;
 
 /// The sled store in a folder, with one owner.
 ///
-/// A database that has failed once answers nothing but that failure from then on, so it is closed then and opened anew
-/// by the next call.
+/// A database that has failed once answers nothing but that failure from then on, so it is closed then and
+/// opened anew by the next call.
 #[derive(Debug)]
 pub struct SledStore {
     open: Mutex<Option<Database>>,
@@ -46,8 +47,9 @@ struct Database {
 }
 
 impl SledStore {
-    /// Opens the store in the folder `path`, or makes it. Where its bytes cannot be read it is set aside, and the second
-    /// value says under which name. Where the folder takes no bytes, that is the cause, and nothing is set aside.
+    /// Opens the store in the folder `path`, or makes it. Where its bytes cannot be read it is set aside, and
+    /// the second value says under which name. Where the folder takes no bytes, that is the cause, and
+    /// nothing is set aside.
     ///
     /// # Errors
     /// The folder cannot be written, the disk is full, or another process owns the store.
@@ -121,8 +123,8 @@ impl SledStore {
             .map_or(0, |database| database.db.size_on_disk().unwrap_or_default())
     }
 
-    /// Writes a store that has grown too large anew: beside it, and then in its place in one step. Where that fails the
-    /// store stays as it is, which costs space only.
+    /// Writes a store that has grown too large anew: beside it, and then in its place in one step. Where that
+    /// fails the store stays as it is, which costs space only.
     fn shrink(&self) {
         let bytes = self.bytes();
         if bytes <= self.largest {
@@ -195,8 +197,8 @@ fn calmly<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::resu
         .unwrap_or_else(|_| Err("its bytes are broken".to_owned()))
 }
 
-/// Opens the database without what a killed process may have left, and without its snapshots where these are what does
-/// not open. The log behind them holds a checkpoint then, or is broken too.
+/// Opens the database without what a killed process may have left, and without its snapshots where these are
+/// what does not open. The log behind them holds a checkpoint then, or is broken too.
 fn opened(path: &Path) -> std::result::Result<Database, String> {
     let remove = |suffix| remove_snapshots(path, suffix).map_err(|error| error.to_string());
     remove(".generating")?;
@@ -251,7 +253,8 @@ impl Database {
         let failed = |error: sled::Error| error.to_string();
         self.db.insert(KEY, checkpoint).map_err(failed)?;
         abort::point("amid a commit");
-        // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after it.
+        // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after
+        // it.
         self.db.flush().map_err(failed)?;
         self.data.sync_data().map_err(|error| error.to_string())
     }
