@@ -2,6 +2,7 @@
 
 mod clock;
 mod disk;
+mod locks;
 mod reload;
 mod shutdown;
 mod standby;
