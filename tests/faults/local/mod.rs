@@ -3,6 +3,7 @@
 mod clock;
 mod disk;
 mod locks;
+mod mount;
 mod reload;
 mod shutdown;
 mod standby;
