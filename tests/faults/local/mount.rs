@@ -63,7 +63,7 @@ async fn rows_wait_for_no_file_system_that_does_not_answer() {
     let files = "files = [{ column = \"photo\", url_column = \"url\", directory = \"photos\" }]";
     let config = entity("x", "t", &["id"], files) + &entity("y", "u", &["id"], "");
     let tables =
-        "create table t (id int primary key, photo text, url text); create table u (id int primary key)";
+        "create table t (id int primary key, photo text); create table u (id int primary key)";
     let site = Site::bare("mount", &cloud.url, KEY, tables, &config).await;
     site.init().await;
     let daemon = Daemon::of(&site, "store");
