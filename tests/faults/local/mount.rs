@@ -62,8 +62,7 @@ async fn rows_wait_for_no_file_system_that_does_not_answer() {
     let cloud = Cloud::start("mount").await;
     let files = "files = [{ column = \"photo\", url_column = \"url\", directory = \"photos\" }]";
     let config = entity("x", "t", &["id"], files) + &entity("y", "u", &["id"], "");
-    let tables =
-        "create table t (id int primary key, photo text); create table u (id int primary key)";
+    let tables = "create table t (id int primary key, photo text); create table u (id int primary key)";
     let site = Site::bare("mount", &cloud.url, KEY, tables, &config).await;
     site.init().await;
     let daemon = Daemon::of(&site, "store");
