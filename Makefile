@@ -6,7 +6,7 @@ ARGS ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak bench lint prerequisites compiler postgresql faketime peers
+.PHONY: help build demo test soak bench lint prerequisites compiler postgresql faketime pgbouncer peers
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ build: compiler ## build the release binary, target/release/cloud-sync
 demo: prerequisites ## show it live: a sample school, its cloud, and the replicator; flags in ARGS="…"
 	$(CARGO) run --release -- demo $(ARGS)
 
-test: prerequisites faketime ## run every test; the last line sums up what the fault tests did and found
+test: prerequisites faketime pgbouncer ## run every test; the last line sums up what the fault tests did and found
 	@tally=$$($(CARGO) metadata --no-deps --format-version 1 | \
 	  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/tmp/fault-tally; \
 	rm -f "$$tally"; status=0; \
@@ -67,6 +67,13 @@ faketime:
 	  echo "no libfaketime: installing the distribution's"; \
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends faketime; }
+
+# Tests put a site's database behind one.
+pgbouncer:
+	@command -v pgbouncer >/dev/null || ls /usr/sbin/pgbouncer >/dev/null 2>&1 || { \
+	  echo "no PgBouncer: installing the distribution's"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends pgbouncer; }
 
 # What the measurements run beside. PgQ is an extension of the server: the package fits the newest server that Debian put
 # here. Where it cannot be had, the measurements say that PgQ was skipped.

@@ -5,17 +5,16 @@
 //! store costs a replay from the mirror in the source database, never a change: a store that cannot be read is set aside
 //! under another name and said so.
 
+mod sled_store;
+
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::abort;
 use crate::change::{Epoch, Position, Snapshot};
 use crate::error::{Error, Kind, Result};
+
+pub use sled_store::SledStore;
 
 /// Which outbox a checkpoint belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,202 +192,6 @@ pub trait Store: Send + Sync {
     fn commit(&self, checkpoint: &Checkpoint) -> Result<()>;
 }
 
-const KEY: &[u8] = b"checkpoint";
-const CACHE_BYTES: u64 = 16 * 1024 * 1024;
-
-/// More than what the database takes at a time, a segment of 512 KiB.
-const PROBE_BYTES: usize = 1024 * 1024;
-
-/// The sled store in a folder, with one owner.
-///
-/// A database that has failed once answers nothing but that failure from then on, so it is closed then and opened anew
-/// by the next call.
-#[derive(Debug)]
-pub struct SledStore {
-    open: Mutex<Option<Database>>,
-    path: PathBuf,
-    _lock: File,
-}
-
-/// The open database.
-#[derive(Debug)]
-struct Database {
-    db: sled::Db,
-    data: File,
-}
-
-impl SledStore {
-    /// Opens the store in the folder `path`, or makes it. Where its bytes cannot be read it is set aside, and the second
-    /// value says under which name. Where the folder takes no bytes, that is the cause, and nothing is set aside.
-    ///
-    /// # Errors
-    /// The folder cannot be written, the disk is full, or another process owns the store.
-    pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>)> {
-        let operation = format!("open the checkpoint store {}", path.display());
-        let parent = path.parent().unwrap_or(Path::new("."));
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let writable = |error| {
-            Error::local(&operation, error)
-                .remedy("make the folder writable for cloud-sync, or set store.path to one that is")
-        };
-        for folder in [parent, path] {
-            if folder.exists() && !folder.is_dir() {
-                return Err(Error::new(
-                    Kind::Store,
-                    operation,
-                    format!("{} is there already, and is no folder", folder.display()),
-                )
-                .remedy("move it away, or set store.path to another folder"));
-            }
-            std::fs::create_dir_all(folder).map_err(writable)?;
-        }
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(parent.join(format!("{name}.lock")))
-            .map_err(writable)?;
-        if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
-            return Err(
-                Error::new(Kind::Store, operation, "another cloud-sync process uses it")
-                    .remedy("stop that process, or set store.path to another folder"),
-            );
-        }
-        let mut aside = None;
-        let opened = match readable(path) {
-            Ok(opened) => opened,
-            Err(cause) => {
-                takes_bytes(path).map_err(writable)?;
-                let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
-                let other = parent.join(format!("{name}.broken-{now}"));
-                tracing::error!(store = %path.display(), set_aside = %other.display(), cause, "the checkpoint store cannot be read: it is set aside");
-                std::fs::rename(path, &other).map_err(writable)?;
-                aside = Some(other);
-                readable(path).map_err(|cause| Error::new(Kind::Store, &operation, cause))?
-            }
-        };
-        Ok((
-            Self {
-                open: Mutex::new(Some(opened)),
-                path: path.to_owned(),
-                _lock: lock,
-            },
-            aside,
-        ))
-    }
-
-    fn error(&self, action: &str, cause: impl std::fmt::Display) -> Error {
-        // What the machine says is plainer than what the database makes of it.
-        let cause = match takes_bytes(&self.path) {
-            Err(error) => error.to_string(),
-            Ok(()) => cause.to_string(),
-        };
-        Error::new(
-            Kind::Store,
-            format!("{action} the checkpoint in {}", self.path.display()),
-            cause,
-        )
-        .remedy("free space on that disk, or make the folder writable; it then goes on by itself")
-    }
-
-    /// Runs `work` on the database. One that fails is closed.
-    fn on_database<T>(
-        &self,
-        action: &str,
-        work: impl FnOnce(&Database) -> std::result::Result<T, String>,
-    ) -> Result<T> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let database = match open.take() {
-            Some(database) => database,
-            None => readable(&self.path).map_err(|cause| self.error(action, cause))?,
-        };
-        let done = calmly(|| work(&database));
-        match done {
-            Ok(_) => *open = Some(database),
-            // sled may panic once more while it is closed.
-            Err(_) => drop(calmly(|| {
-                drop(database);
-                Ok(())
-            })),
-        }
-        done.map_err(|cause| self.error(action, cause))
-    }
-}
-
-/// Whether the folder's disk takes some bytes.
-fn takes_bytes(folder: &Path) -> std::io::Result<()> {
-    let mut probe = tempfile::NamedTempFile::new_in(folder)?;
-    probe.write_all(&vec![0; PROBE_BYTES])?;
-    probe.as_file().sync_all()
-}
-
-/// Runs what sled may answer by a panic.
-fn calmly<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err("its bytes are broken".to_owned()))
-}
-
-/// Opens the database and reads the checkpoint once. sled answers some broken bytes by a panic.
-fn readable(path: &Path) -> std::result::Result<Database, String> {
-    calmly(|| {
-        let db = sled::Config::new()
-            .path(path)
-            .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(Some(500))
-            .open()
-            .map_err(|error| error.to_string())?;
-        decode(db.get(KEY).map_err(|error| error.to_string())?.as_deref())?;
-        let data = File::open(path.join("db")).map_err(|error| error.to_string())?;
-        Ok(Database { db, data })
-    })
-}
-
-/// A stored checkpoint is its JSON behind the first eight bytes of the JSON's blake3 hash.
-fn decode(bytes: Option<&[u8]>) -> std::result::Result<Option<Checkpoint>, String> {
-    let Some(bytes) = bytes else { return Ok(None) };
-    let (sum, body) = bytes
-        .split_at_checked(8)
-        .ok_or("the stored checkpoint is too short")?;
-    if blake3::hash(body).as_bytes()[..8] != *sum {
-        return Err("the stored checkpoint's checksum is wrong".to_owned());
-    }
-    serde_json::from_slice(body)
-        .map(Some)
-        .map_err(|error| error.to_string())
-}
-
-impl Store for SledStore {
-    fn load(&self) -> Result<Option<Checkpoint>> {
-        self.on_database("read", |database| {
-            decode(
-                database
-                    .db
-                    .get(KEY)
-                    .map_err(|error| error.to_string())?
-                    .as_deref(),
-            )
-        })
-    }
-
-    fn commit(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let body = serde_json::to_vec(checkpoint).map_err(|error| self.error("write", error))?;
-        let mut bytes = blake3::hash(&body).as_bytes()[..8].to_vec();
-        bytes.extend_from_slice(&body);
-        self.on_database("write", |database| {
-            let failed = |error: sled::Error| error.to_string();
-            database.db.insert(KEY, bytes).map_err(failed)?;
-            abort::point("amid a commit");
-            // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after it.
-            database.db.flush().map_err(failed)?;
-            database.data.sync_data().map_err(|error| error.to_string())
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,42 +230,5 @@ mod tests {
             (checkpoint.bound(), checkpoint.floor),
             (Position(100), Position(300))
         );
-    }
-
-    #[test]
-    fn the_store_keeps_what_was_committed_and_has_one_owner() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store");
-        let mut checkpoint = Checkpoint::beginning(identity());
-        checkpoint.serial = 7;
-        {
-            let (store, aside) = SledStore::open(&path).unwrap();
-            assert!(aside.is_none());
-            store.commit(&checkpoint).unwrap();
-            let second = SledStore::open(&path).unwrap_err();
-            assert!(second.to_string().contains("another cloud-sync"), "{second}");
-        }
-        let (store, _) = SledStore::open(&path).unwrap();
-        assert_eq!(store.load().unwrap(), Some(checkpoint));
-    }
-
-    #[test]
-    fn a_broken_store_is_set_aside() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store");
-        {
-            let (store, _) = SledStore::open(&path).unwrap();
-            store.commit(&Checkpoint::beginning(identity())).unwrap();
-        }
-        for entry in std::fs::read_dir(&path).unwrap() {
-            let file = entry.unwrap().path();
-            if file.is_file() {
-                let length = std::fs::metadata(&file).unwrap().len() as usize;
-                std::fs::write(&file, vec![0xa5; length.max(64)]).unwrap();
-            }
-        }
-        let (store, aside) = SledStore::open(&path).unwrap();
-        assert!(aside.is_some_and(|other| other.exists()));
-        assert_eq!(store.load().unwrap(), None);
     }
 }

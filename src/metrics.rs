@@ -33,6 +33,8 @@ pub const BYTES_SENT: &str = "cloud_sync_bytes_sent";
 pub const LAG_CHANGES: &str = "cloud_sync_lag_changes";
 /// Age of the oldest change that the cloud has not accepted.
 pub const LAG_SECONDS: &str = "cloud_sync_lag_seconds";
+/// What the local checkpoint store takes on the disk.
+pub const STORE_BYTES: &str = "cloud_sync_store_bytes";
 /// The checkpoint's position.
 pub const CHECKPOINT_POSITION: &str = "cloud_sync_checkpoint_position";
 /// Refused changes that wait for a decision.
@@ -91,6 +93,8 @@ pub struct Metrics {
     pub lag_changes: Gauge,
     /// Age of the oldest of them, in seconds.
     pub lag_seconds: FractionGauge,
+    /// What the local checkpoint store takes on the disk, in bytes.
+    pub store_bytes: Gauge,
     /// The checkpoint's position.
     pub checkpoint_position: Gauge,
     /// Refused changes that wait for a decision.
@@ -250,6 +254,11 @@ impl Metrics {
                 "Changes that the cloud has not accepted",
             ),
             lag_seconds,
+            store_bytes: gauge(
+                &mut registry,
+                STORE_BYTES,
+                "What the local checkpoint store takes on the disk",
+            ),
             checkpoint_position: gauge(&mut registry, CHECKPOINT_POSITION, "The checkpoint's position"),
             quarantine: gauge(
                 &mut registry,

@@ -1,7 +1,7 @@
--- Takes an advisory lock until the transaction ends, and pins the planner to index lookups for as long.
--- $1 number of the lock.
+-- Takes a lock until the transaction ends, and pins the planner to index lookups for as long.
+-- $1 name of the lock.
 select
-    pg_advisory_xact_lock($1),
+    cloud_meta.take_lock($1),
     set_config('enable_seqscan', 'off', true),
     set_config('enable_hashjoin', 'off', true),
     set_config('enable_mergejoin', 'off', true),

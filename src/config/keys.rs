@@ -255,6 +255,15 @@ pub const KEYS: &[Key] = &[
         Shape::Address,
         "where the operator API listens",
     ),
+    key(
+        "control.lag_limit",
+        Some("15m"),
+        Shape::Duration {
+            min: 1_000,
+            max: 30 * 24 * HOUR,
+        },
+        "age of the oldest change that waits from which on /healthz fails",
+    ),
     secret(
         "control.token",
         Shape::Word,

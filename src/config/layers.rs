@@ -392,6 +392,7 @@ impl Layers {
             },
             control: ControlSettings {
                 listen: self.required("control.listen", value::address)?,
+                lag_limit: self.required("control.lag_limit", value::duration)?,
                 token: self.secret("control.token")?,
             },
             schedule: ScheduleSettings {

@@ -141,6 +141,8 @@ pub enum FileDriver {
 pub struct ControlSettings {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// The age of the oldest change that waits from which on `/healthz` fails.
+    pub lag_limit: Duration,
     /// The bearer token; none means one that is generated into the store's folder.
     pub token: Option<SecretString>,
 }

@@ -413,18 +413,7 @@ impl Reader {
                 _ => Err(Stop::Reshaped(TABLE_CHANGES.to_owned())),
             };
         }
-        let reader = match RowReader::prepare(self.session.client(), entity, table).await {
-            // A condition that does not fit the table is the entity's alone.
-            Err(Stop::Reshaped(why)) if entity.filter.is_some() => {
-                let checked = describe::check_condition(self.session.client(), entity, table).await;
-                return Err(match checked {
-                    Err(error) if error.kind() == Kind::Config => Stop::Entity(error),
-                    Err(error) => Stop::Session(error),
-                    Ok(()) => Stop::Reshaped(why),
-                });
-            }
-            reader => reader?,
-        };
+        let reader = RowReader::prepare(self.session.client(), entity, table).await?;
         self.rows.insert(place, reader);
         Ok(())
     }

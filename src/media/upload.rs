@@ -67,12 +67,35 @@ struct Desk<'a> {
     attached: Vec<Attached>,
 }
 
+/// How long a file may take after the end.
+const LEFT: Duration = Duration::from_secs(3);
+
 impl Uploads {
-    /// Runs until `shutdown`, through outages of the source and of the cloud.
+    /// Runs until `shutdown`, through outages of the source and of the cloud, on a thread of its own: a call
+    /// of a file that hangs, as on a dead mount, holds up files alone. One that still hangs a moment after
+    /// `shutdown` is left behind.
     ///
     /// # Errors
     /// Only what a person must mend first: configuration and identity.
-    pub async fn run(&self, shutdown: CancellationToken) -> Result<()> {
+    pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
+        let stop = shutdown.child_token();
+        let _stopped = stop.clone().drop_guard();
+        let runtime = tokio::runtime::Handle::current();
+        let lane = tokio::task::spawn_blocking(move || runtime.block_on(self.follow(stop)));
+        let left = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(LEFT).await;
+        };
+        tokio::select! {
+            ended = lane => ended.map_err(|error| Error::local("upload files", std::io::Error::other(error)))?,
+            () = left => {
+                tracing::warn!("a call of a file in the media root does not return: it is left behind");
+                Ok(())
+            }
+        }
+    }
+
+    async fn follow(&self, shutdown: CancellationToken) -> Result<()> {
         let mut backoff = Backoff::within(Duration::from_millis(200), Duration::from_secs(30));
         let mut repeats = Repeats::new("uploads");
         let mut watch = self.start_watch();

@@ -5,7 +5,7 @@
 //! - All rows of a batch have one version, (epoch, term, batch). A change takes effect where neither the row, its tombstone
 //!   nor the entity's truncate mark has a newer one. PostgreSQL checks that on the row's own key, whatever the request
 //!   says.
-//! - Requests of one site go one after another (a transaction's advisory lock), so what is read stays true until commit.
+//! - Requests of one site go one after another (a transaction's lock), so what is read stays true until commit.
 //! - A row that does not fit is rejected alone.
 //!
 //! The changes are sorted by entity: of each row the last change, of each entity its truncate, then its deletes, then its

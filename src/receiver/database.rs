@@ -5,12 +5,17 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
 use super::writers::Writers;
 use crate::error::{Error, Kind, Result, chain};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/receiver");
+/// The migrations, without sqlx's own lock: it is an advisory one, which any role could hold for ever.
+fn migrations() -> Migrator {
+    let mut migrations = sqlx::migrate!("migrations/receiver");
+    migrations.set_locking(false);
+    migrations
+}
 
 /// Connections in the pool, which serves all but changes.
 pub(super) const CONNECTIONS: u32 = 16;
@@ -33,7 +38,7 @@ pub(super) async fn open(url: &str) -> Result<(PgPool, Writers)> {
             ("TimeZone", "UTC"),
             ("DateStyle", "ISO,MDY"),
             ("IntervalStyle", "postgres"),
-            ("search_path", "pg_catalog"),
+            ("search_path", "pg_catalog,pg_temp"),
             ("standard_conforming_strings", "on"),
             ("lock_timeout", "30s"),
             ("statement_timeout", "5min"),
@@ -74,36 +79,45 @@ const MIGRATE: &str = "migrate the receiver's database";
 const IS_OLD: &str = "select exists (select from pg_attribute \
      where attrelid = to_regclass('cloud_meta.sources') and attname = 'position' and not attisdropped)";
 
+/// What lies there before the first migration: a table to lock, which no other role may take.
+const BEFORE: &str =
+    "create schema if not exists cloud_meta; create table if not exists cloud_meta.migrating ()";
+
 /// Runs the migrations under a lock, as two receivers may start at once; sqlx's own table lies in `cloud_meta`.
 async fn migrate(connection: &mut PgConnection) -> Result<()> {
-    let failed = |cause: String| {
-        Error::new(Kind::Local, MIGRATE, cause)
+    let failed = |error: sqlx::Error| {
+        Error::new(Kind::Local, MIGRATE, chain(&error))
             .remedy("the receiver's role must be allowed to create schemas in its database")
     };
-    let lock = format!("select pg_advisory_lock({})", lock_number("migrate", ""));
-    let run = async |connection: &mut PgConnection, step: String| {
-        sqlx::raw_sql(AssertSqlSafe(step))
-            .execute(connection)
-            .await
-            .map_err(|error| failed(chain(&error)))
-    };
-    run(connection, lock).await?;
     let is_old: bool = sqlx::query_scalar(IS_OLD)
         .fetch_one(&mut *connection)
         .await
-        .map_err(|error| failed(chain(&error)))?;
+        .map_err(failed)?;
     if is_old {
         return Err(other_tables());
     }
-    run(connection, "create schema if not exists cloud_meta".to_owned()).await?;
-    run(connection, "set search_path to cloud_meta".to_owned()).await?;
-    MIGRATIONS
-        .run_direct(None, &mut *connection, false)
-        .await
-        .map_err(|error| match error {
-            MigrateError::VersionMismatch(_) => other_tables(),
-            error => failed(chain(&error)),
-        })
+    let mut tries = 3;
+    while let Err(error) = sqlx::raw_sql(BEFORE).execute(&mut *connection).await {
+        tries -= 1;
+        let made = error.as_database_error().and_then(|error| error.code());
+        // Another receiver has made the same at the same time.
+        if tries == 0 || !matches!(made.as_deref(), Some("23505" | "42P06" | "42P07" | "XX000")) {
+            return Err(failed(error));
+        }
+    }
+    let mut transaction = connection.begin().await.map_err(failed)?;
+    sqlx::raw_sql(
+        "lock table cloud_meta.migrating in exclusive mode; set local search_path = cloud_meta, pg_temp",
+    )
+    .execute(&mut *transaction)
+    .await
+    .map_err(failed)?;
+    let migrated = migrations().run_direct(None, &mut *transaction, false).await;
+    migrated.map_err(|error| match error {
+        MigrateError::VersionMismatch(_) => other_tables(),
+        error => Error::new(Kind::Local, MIGRATE, chain(&error)),
+    })?;
+    transaction.commit().await.map_err(failed)
 }
 
 /// The database's tables cannot be brought up to date.
@@ -118,34 +132,31 @@ fn other_tables() -> Error {
     )
 }
 
-/// The number of an advisory lock.
-fn lock_number(class: &str, name: &str) -> i64 {
-    let digest = blake3::hash(format!("cloud-sync receiver\n{class}\n{name}").as_bytes());
-    let mut number = [0; 8];
-    number.copy_from_slice(&digest.as_bytes()[..8]);
-    i64::from_be_bytes(number)
-}
-
 /// The SQL that holds everyone else's writing of this site back until its transaction ends.
 pub(super) fn site_lock(site: &str) -> String {
-    format!("select pg_advisory_xact_lock({})", lock_number("site", site))
+    let name = site_lock_name(site).replace('\'', "''");
+    format!("select cloud_meta.take_lock('{name}')")
+}
+
+fn site_lock_name(site: &str) -> String {
+    format!("site {site}")
 }
 
 /// Holds everyone else's writing of this site back until the transaction ends.
 pub(super) async fn lock_site(connection: &mut PgConnection, site: &str) -> std::result::Result<(), Trouble> {
-    lock(connection, lock_number("site", site)).await
+    lock(connection, &site_lock_name(site)).await
 }
 
 /// Holds everyone else's changing of tables back until the transaction ends.
 pub(super) async fn lock_tables(connection: &mut PgConnection) -> std::result::Result<(), Trouble> {
-    lock(connection, lock_number("tables", "")).await
+    lock(connection, "tables").await
 }
 
 /// Takes the lock, and pins how the transaction's statements are planned: by index, once for all. They are prepared
 /// while a table is still empty, when a scan of it looks cheap, and they must not stay so while it fills.
-async fn lock(connection: &mut PgConnection, number: i64) -> std::result::Result<(), Trouble> {
+async fn lock(connection: &mut PgConnection, name: &str) -> std::result::Result<(), Trouble> {
     sqlx::query(include_str!("../../sql/receiver/lock.sql"))
-        .bind(number)
+        .bind(name)
         .execute(connection)
         .await?;
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - Of one site, one request at a time holds a connection, in the order in which they came; so a site that sends many
-//!   at once keeps no other waiting. Receivers that share a database are kept apart by the site's advisory lock.
+//!   at once keeps no other waiting. Receivers that share a database are kept apart by the site's lock.
 //! - A connection goes back only when what was asked on it has ended; one whose request broke off is closed.
 //! - Statements are planned by index on all of them, once for all: they are prepared while a table is still empty, when a
 //!   scan of it looks cheap, and they must not stay so while it fills.

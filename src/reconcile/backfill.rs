@@ -128,7 +128,7 @@ impl Reconcile {
         }
         let held = Held::learn(&self.cloud, place, days, None).await?;
         let mut touched = Touched::new(self, place);
-        let mut pages = Pages::new(client, entity, table, days, Read::Keys);
+        let mut pages = Pages::open(client, entity, table, days, Read::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
             let Some(mut from) = progress.begins(&leaf) else {
                 continue;

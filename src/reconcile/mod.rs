@@ -223,7 +223,7 @@ impl Reconcile {
         let mut held = Held::learn(&self.cloud, place, pass.days, columns.as_deref()).await?;
         let mut touched = Touched::new(self, place);
         let read = if columns.is_some() { Read::Rows } else { Read::Keys };
-        let mut pages = Pages::new(client, entity, table, pass.days, read);
+        let mut pages = Pages::open(client, entity, table, pass.days, read).await?;
         for leaf in pages::leaves(client, table).await? {
             let mut from = 0;
             while let Some((rows, next)) = pages.next(&leaf, from).await? {
@@ -263,7 +263,7 @@ impl Reconcile {
         if held.is_empty() {
             return Ok(());
         }
-        let mut pages = Pages::new(client, entity, table, None, Read::Keys);
+        let mut pages = Pages::open(client, entity, table, None, Read::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
             let mut from = 0;
             while let Some((rows, next)) = pages.next(&leaf, from).await? {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::error::{Error, Result};
-use crate::source::connect::Session;
+use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::identity;
 
 /// How often a replicator that stands by tries to take over.
@@ -31,7 +31,10 @@ impl Leader {
             .batch_execute("begin; lock table cloud_sync.leader in exclusive mode nowait")
             .await;
         match locked {
-            Ok(()) => Ok(Some(Self { session })),
+            Ok(()) => {
+                must_keep_sessions(url).await?;
+                Ok(Some(Self { session }))
+            }
             Err(error) => {
                 let error = Error::postgres("take the leader's lock", error);
                 match error.sqlstate() {

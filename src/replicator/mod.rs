@@ -88,6 +88,7 @@ pub struct Replicator {
     pulse: Arc<Pulse>,
     questions: Questions,
     started_at: Timestamp,
+    started: std::time::Instant,
     standby: Mutex<Option<String>>,
     gauges: Mutex<Gauges>,
     last_sync: Mutex<Option<LastSync>>,
@@ -120,6 +121,7 @@ impl Replicator {
             pulse: Arc::new(Pulse::new(metrics)),
             questions: Questions::new(settings)?,
             started_at: Timestamp::now(),
+            started: std::time::Instant::now(),
             standby: Mutex::default(),
             gauges: Mutex::default(),
             last_sync: Mutex::default(),
@@ -252,7 +254,12 @@ impl Replicator {
     async fn work(&self, store: Arc<SledStore>, shutdown: &CancellationToken) -> Result<()> {
         let mut replaced = self.live.subscribe();
         let live = replaced.borrow_and_update().clone();
-        let drain = drain(&live.settings, live.cloud.clone(), store, self.pulse.clone())?;
+        let drain = drain(
+            &live.settings,
+            live.cloud.clone(),
+            store.clone(),
+            self.pulse.clone(),
+        )?;
         let uploads = uploads(&live.settings, live.cloud.clone(), &self.pulse)?;
         let stop = shutdown.child_token();
         let replaced = async {
@@ -272,7 +279,7 @@ impl Replicator {
             replaced,
             async { ending(drain.run(stop.clone()).await) },
             async { ending(uploads.run(stop.clone()).await) },
-            self.watch_gauges(&stop),
+            self.watch_gauges(&store, &stop),
             self.guard_capture(&stop),
             self.follow_schedule(&live, &stop),
         );
@@ -297,10 +304,11 @@ impl Replicator {
         }
     }
 
-    async fn watch_gauges(&self, stop: &CancellationToken) {
+    async fn watch_gauges(&self, store: &SledStore, stop: &CancellationToken) {
         let mut repeats = Repeats::new("gauges");
         loop {
             let started = tokio::time::Instant::now();
+            self.pulse.metrics.store_bytes.set(store.bytes() as i64);
             let asked = tokio::select! {
                 () = stop.cancelled() => return,
                 asked = self.questions.gauges(self.pulse.checkpoint()) => asked,

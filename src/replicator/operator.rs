@@ -106,6 +106,9 @@ impl Operator for Replicator {
         }
         let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let waiting = gauges.lag.changes;
+        if let Some(reason) = self.overdue(&gauges) {
+            return Health::Still(reason);
+        }
         match self.pulse.condition() {
             Condition::Starting => Health::Starting("connecting".to_owned()),
             Condition::Replicating | Condition::BackingOff { .. } if self.guarded.reason().is_some() => {
@@ -135,5 +138,37 @@ impl Operator for Replicator {
 
     fn metrics(&self) -> String {
         self.pulse.metrics.encode()
+    }
+}
+
+impl Replicator {
+    /// Why too much time has passed since a change that the cloud has not accepted, whatever holds it up;
+    /// none where it has not. What is known better than that goes before it.
+    fn overdue(&self, gauges: &questions::Gauges) -> Option<String> {
+        let limit = self.live().settings.control.lag_limit;
+        let unasked = gauges
+            .at
+            .map_or_else(|| self.started.elapsed(), |asked| asked.elapsed());
+        let told = match self.pulse.condition() {
+            Condition::Starting | Condition::Replicating => self.guarded.reason(),
+            Condition::BackingOff { reason, .. }
+            | Condition::KeyRefused { reason }
+            | Condition::Stopped { reason } => Some(reason),
+        };
+        let (what, seconds) = if gauges.lag.changes > 0 {
+            let changes = gauges.lag.changes;
+            let what = format!("{changes} changes wait, and the oldest is");
+            (what, gauges.lag.seconds + unasked.as_secs_f64())
+        } else {
+            let what = "what the site's database last told of the changes that wait is".to_owned();
+            (what, unasked.as_secs_f64())
+        };
+        (seconds > limit.as_secs_f64()).then(|| {
+            let why = told.unwrap_or_else(|| "`cloud-sync status` and `cloud-sync check` say why".to_owned());
+            format!(
+                "{what} {seconds:.0} s old, where control.lag_limit is {} s: {why}",
+                limit.as_secs()
+            )
+        })
     }
 }

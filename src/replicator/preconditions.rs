@@ -1,5 +1,7 @@
 //! Every precondition of a site, each looked at on its own: ok, or what is wrong and the remedy.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::{cloud, connect};
@@ -9,7 +11,7 @@ use crate::config::Settings;
 use crate::deliver::{Hello, Origin};
 use crate::drain::wire_schema;
 use crate::error::{Error, Kind, Result};
-use crate::source::connect::Session;
+use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::describe::{self, Standing, Table};
 use crate::source::guard::{self, Watched};
 use crate::source::{identity, outbox, term};
@@ -75,6 +77,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
     let session = match connect(settings, "check").await {
         Ok(session) => {
             findings.push(Finding::new("site database", version(&session).await));
+            findings.push(Finding::new("sessions", sessions(settings).await));
             Some(session)
         }
         Err(error) => {
@@ -91,7 +94,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
     if let Some(session) = &session {
         captured = check_source(settings, session, &mut findings, &mut origin).await;
     }
-    findings.push(Finding::new("media root", media(settings)));
+    findings.push(Finding::new("media root", media(settings).await));
     findings.push(Finding::new(
         "checkpoint store",
         store(settings, session.as_ref()).await,
@@ -124,6 +127,11 @@ async fn check_schemas(settings: &Settings, origin: &Origin, captured: &[(&Entit
         findings.push(Finding::new("schemas", Ok(taken)));
     }
     findings
+}
+
+async fn sessions(settings: &Settings) -> Result<String> {
+    must_keep_sessions(settings.require_database_url()?).await?;
+    Ok("each keeps its server process".to_owned())
 }
 
 async fn version(session: &Session) -> Result<String> {
@@ -352,7 +360,10 @@ async fn disk(settings: &Settings, session: &Session) -> Result<String> {
     }
 }
 
-fn media(settings: &Settings) -> Result<String> {
+/// How long the media root may take to answer.
+const MEDIA: Duration = Duration::from_secs(5);
+
+async fn media(settings: &Settings) -> Result<String> {
     let root = &settings.media.root;
     if settings
         .catalogue
@@ -362,10 +373,24 @@ fn media(settings: &Settings) -> Result<String> {
     {
         return Ok("not needed: no entity names files".to_owned());
     }
-    std::fs::read_dir(root).map_err(|error| {
-        Error::local(format!("read the media root {}", root.display()), error)
-            .remedy("create the folder, make it readable, or set media.root")
-    })?;
+    let operation = format!("read the media root {}", root.display());
+    let folder = root.clone();
+    let read = tokio::task::spawn_blocking(move || std::fs::read_dir(folder).map(drop));
+    match tokio::time::timeout(MEDIA, read).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => {
+            return Err(Error::local(operation, error)
+                .remedy("create the folder, make it readable, or set media.root"));
+        }
+        Ok(Err(_)) | Err(_) => {
+            return Err(Error::new(
+                Kind::Media,
+                operation,
+                format!("its file system does not answer within {} s", MEDIA.as_secs()),
+            )
+            .remedy("mount it again, or set media.root; rows are replicated meanwhile"));
+        }
+    }
     Ok(root.display().to_string())
 }
 

@@ -1,5 +1,7 @@
 //! What the replicator asks its source about itself: for status, metrics and health.
 
+use std::time::Instant;
+
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
@@ -28,6 +30,8 @@ pub(super) struct Gauges {
     pub(super) quarantine: u64,
     pub(super) files: records::Counts,
     pub(super) growth: GrowthStatus,
+    /// When it was asked.
+    pub(super) at: Option<Instant>,
 }
 
 /// A session for questions, opened when it is needed.
@@ -63,7 +67,8 @@ impl Questions {
             .growth
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .note(std::time::Instant::now(), asked.outbox_bytes, room);
+            .note(Instant::now(), asked.outbox_bytes, room);
+        asked.at = Some(Instant::now());
         // A session on which something failed is not used again.
         *kept = Some(session);
         Ok(asked)
@@ -90,6 +95,7 @@ async fn gauges(
         quarantine: quarantine::count(client, None).await?,
         files: records::counts(client).await?,
         growth: GrowthStatus::default(),
+        at: None,
     })
 }
 

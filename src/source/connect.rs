@@ -12,24 +12,27 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::{AsyncMessage, Client, Config};
+use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{Error, Kind, Result};
 
-/// Settings of every session: a site's own defaults must not break the replicator, and values must read the same. What a
-/// role may not see under row-level security must fail, not be missing. Schemas of the site come after the system's own, so
-/// that a function there cannot pass for `now`. `transaction_timeout` is there from 17 on.
-const PIN: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = '30s'; \
+/// Settings of every session: a site's own defaults must not break the replicator, and values must read the
+/// same. What a role may not see under row-level security must fail, not be missing. First of all the search
+/// path: an operator, a function or a type that stands in a schema of the site is never one of ours, however
+/// well it fits; where the site looks for its tables, and what its conditions mean, is kept beside it.
+/// `transaction_timeout` is there from 17 on.
+const PIN: &str = "select pg_catalog.set_config('cloud_sync.path', pg_catalog.current_setting('search_path'), false), \
+         pg_catalog.set_config('cloud_sync.schemas', pg_catalog.current_schemas(false)::pg_catalog.text, false); \
+     set search_path = pg_catalog, pg_temp; \
+     set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = '30s'; \
      set idle_session_timeout = 0; set standard_conforming_strings = on; set synchronous_commit = on; \
      set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set extra_float_digits = 1; \
      set bytea_output = 'hex'; set xmlbinary = base64; set lc_monetary = 'C'; set quote_all_identifiers = off; set row_security = off; \
      set jit = off; set max_parallel_workers_per_gather = 0; set default_transaction_isolation = 'read committed'; \
      set default_transaction_read_only = off; set default_transaction_deferrable = off; \
      set client_min_messages = warning; \
-     select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog', \
-         nullif(pg_catalog.current_setting('search_path'), '')), false); \
      select set_config(name, '0', false) from pg_catalog.pg_settings where name = 'transaction_timeout'";
 
 /// An open session. Dropping it closes the connection.
@@ -118,6 +121,54 @@ impl Session {
     /// Waits until the connection has broken off.
     pub async fn closed(&self) {
         self.closed.cancelled().await;
+    }
+}
+
+/// How long a session that a pooler keeps takes to answer, at most.
+const POOLED: Duration = Duration::from_secs(5);
+
+/// Refuses a pooler that gives a session's next transaction to another server process, as PgBouncer does with
+/// `pool_mode = transaction`: settings, locks, prepared statements and notifications would be lost on the
+/// way.
+///
+/// # Errors
+/// As [`Session::open`]; a configuration error where it is such a pooler.
+pub async fn must_keep_sessions(url: &SecretString) -> Result<()> {
+    let operation = "use the site's database";
+    let refused = || {
+        Error::config(
+            operation,
+            "source.database_url leads through a pooler that gives each transaction another server process",
+        )
+        .remedy(
+            "connect directly: name the server's own host and port in source.database_url (or let PgBouncer pool by session, \
+             pool_mode = session)",
+        )
+    };
+    let (one, other) = tokio::try_join!(Session::open(url, "pooler"), Session::open(url, "pooler"))?;
+    let failed = |error| Error::postgres(operation, error);
+    let process = async |session: &Session| {
+        let asked = session
+            .client()
+            .simple_query("select pg_catalog.pg_backend_pid()");
+        match tokio::time::timeout(POOLED, asked).await {
+            Ok(rows) => Ok(rows.map_err(failed)?.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            })),
+            // All processes of the pool are taken.
+            Err(_) => Err(refused()),
+        }
+    };
+    let before = process(&one).await?;
+    // Where processes are given by transaction, this one takes the process that was asked last.
+    other.client().batch_execute("begin").await.map_err(failed)?;
+    let taken = process(&other).await?;
+    let after = process(&one).await?;
+    if before == after && after != taken {
+        Ok(())
+    } else {
+        Err(refused())
     }
 }
 
@@ -235,7 +286,12 @@ pub async fn pool(url: &SecretString) -> Result<sqlx::PgPool> {
                 Ok(())
             })
         })
-        .connect_with(options.application_name("cloud-sync questions"))
+        // PgBouncer refuses to start a session with this setting, which is pinned later anyway.
+        .connect_with(
+            options
+                .application_name("cloud-sync questions")
+                .extra_float_digits(None),
+        )
         .await
         .map_err(|error| Error::sqlx("connect to the site's database", error))
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::{Client, Row, Statement};
 
+use super::condition;
 use super::values;
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
@@ -128,10 +129,21 @@ pub struct Standing {
     pub renamed: bool,
 }
 
-/// The table, and a table that inherits from it although it is not partitioned.
+/// The oid of the table of this name, which may say its schema, else is looked for where the site looks for
+/// its tables; null where there is none.
+fn named(name: &str) -> String {
+    format!(
+        "coalesce(to_regclass({name}), case when cardinality(parse_ident({name})) = 1 then \
+         (select to_regclass(format('%I.%s', s.name, {name})) \
+          from unnest(current_setting('cloud_sync.schemas', true)::name[]) with ordinality s(name, place) \
+          where to_regclass(format('%I.%s', s.name, {name})) is not null order by s.place limit 1) end)"
+    )
+}
+
+/// The table, and a table that inherits from it although it is not partitioned. Ends before the table's oid.
 const FIND: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
      case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
-     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
+     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = ";
 
 const FIND_CAPTURED: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
      case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
@@ -189,7 +201,9 @@ pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>
         let table = table(client, entity).await?;
         check_columns(entity, &table)?;
         check_key(client, entity, &table).await?;
-        check_condition(client, entity, &table).await?;
+        condition::used(client, entity, &table)
+            .await
+            .map_err(|error| Error::postgres(format!("use where of entity {}", entity.name), error))??;
         check_policies(client, entity, &table).await?;
         tables.push(table);
     }
@@ -231,7 +245,8 @@ pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Standing>
     let operation = naming(entity);
     let failed = |error| Error::postgres(&operation, error);
     let mut renamed = false;
-    let mut found = client.query_opt(FIND, &[&entity.table]).await.map_err(failed)?;
+    let find = format!("{FIND}{}", named("$1::text"));
+    let mut found = client.query_opt(&find, &[&entity.table]).await.map_err(failed)?;
     if found.is_none() {
         found = client
             .query_opt(FIND_CAPTURED, &[&entity.name])
@@ -293,7 +308,7 @@ fn missing(entity: &Entity) -> Error {
 
 async fn table(client: &Client, entity: &Entity) -> Result<Table> {
     let found = client
-        .query_opt(FIND, &[&entity.table])
+        .query_opt(&format!("{FIND}{}", named("$1::text")), &[&entity.table])
         .await
         .map_err(|error| Error::postgres(naming(entity), error))?;
     match found {
@@ -553,52 +568,6 @@ fn check_children(entity: &Entity, table: &Table) -> Result<()> {
     .remedy("make the table a partitioned one, or detach the child by `alter table … no inherit` and make an entity of it"))
 }
 
-/// Checks that the entity's condition is one of the row's own columns and of immutable functions: else a row could come to meet
-/// it, or no longer meet it, without being written. PostgreSQL asks the same of the condition of a partial index, so one is
-/// made on an empty temporary table of the same columns, which goes at once.
-///
-/// # Errors
-/// The source's; a configuration error with PostgreSQL's words.
-pub(crate) async fn check_condition(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
-    let Some(filter) = &entity.filter else {
-        return Ok(());
-    };
-    let operation = format!("use where of entity {}", entity.name);
-    let failed = |error| Error::postgres(&operation, error);
-    let right = client
-        .query_one(
-            "select has_database_privilege(current_database(), 'temporary')",
-            &[],
-        )
-        .await
-        .map_err(failed)?;
-    if !right.get::<_, bool>(0) {
-        tracing::warn!(
-            entity = entity.name,
-            "its condition is not checked: this role may create no temporary table"
-        );
-        return Ok(());
-    }
-    // By the name that the condition sees when rows are read.
-    let prepared = format!("begin; create temporary table t (like {})", table.sql_name);
-    if let Err(error) = client.batch_execute(&prepared).await {
-        client.batch_execute("rollback").await.map_err(failed)?;
-        return Err(failed(error));
-    }
-    // Not more than one statement.
-    let index = format!("create index on pg_temp.t ((1)) where ({filter})");
-    let made = client.execute(&index, &[]).await;
-    client.batch_execute("rollback").await.map_err(failed)?;
-    let Err(error) = made else { return Ok(()) };
-    let Some(words) = error.as_db_error().map(|error| error.message().to_owned()) else {
-        return Err(failed(error));
-    };
-    Err(Error::config(&operation, format!("the condition {filter:?} cannot be used: {words}")).remedy(
-        "write a condition of the table's own columns with immutable operators and functions only: no time of day, no other \
-         table, no setting of a session",
-    ))
-}
-
 /// The role, and the table or partition of the entity whose row-level security applies to it.
 const POLICIES: &str = "\
 select current_user::text, min(t.relid::regclass::text)
@@ -692,8 +661,8 @@ fn circle(parents: &BTreeMap<usize, Vec<usize>>) -> Option<Vec<usize>> {
         .find_map(|&start| visit(start, parents, &mut Vec::new(), &mut done))
 }
 
-/// A number for each table, and the table that has each name now. A value of a column can change without a touch only by
-/// what changes its row in the catalog, which `xmin` tells.
+/// A number for each table, and the table that has each name now. Ends before the latter. A value of a column
+/// can change without a touch only by what changes its row in the catalog, which `xmin` tells.
 const FINGERPRINT: &str = "\
 select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull || '.' || xmin, 0))
                  from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped), 0)
@@ -702,7 +671,7 @@ select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.
                select inhrelid from pg_inherits where inhparent = any($1)
                union all select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.member)
            select bit_xor(hashtextextended('partition ' || member, 0)) from tree), 0) else 0 end,
-       array(select to_regclass(name)::oid from unnest($2::text[]) with ordinality n(name, nth) order by nth)";
+       array(select ";
 
 /// Prepares [`fingerprint`] on a session: it is asked for with each batch.
 ///
@@ -710,7 +679,10 @@ select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.
 /// The source's.
 pub async fn prepare_fingerprint(client: &Client) -> Result<Statement> {
     client
-        .prepare(FINGERPRINT)
+        .prepare(&format!(
+            "{FINGERPRINT}{}::oid from unnest($2::text[]) with ordinality n(name, nth) order by n.nth)",
+            named("n.name")
+        ))
         .await
         .map_err(|error| Error::postgres("prepare to read columns", error))
 }

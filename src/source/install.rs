@@ -30,7 +30,16 @@ const FUNCTIONS: [&str; 3] = [
 /// Segments that are there from the beginning.
 const SEGMENTS: i64 = 4;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/source");
+/// Of two `init`s at once one waits for the other's lock on this table, which no other role may take.
+const MIGRATING: &str = "create table if not exists cloud_sync.migrating (); begin; \
+    lock table cloud_sync.migrating in exclusive mode";
+
+/// The migrations, without sqlx's own lock: it is an advisory one, which any role could hold for ever.
+fn migrations() -> sqlx::migrate::Migrator {
+    let mut migrations = sqlx::migrate!("migrations/source");
+    migrations.set_locking(false);
+    migrations
+}
 
 /// An entity's place in the outbox: its number and whether its triggers are the ones that the catalogue asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +72,7 @@ pub struct Installed {
 pub async fn init(url: &SecretString, catalogue: &Catalogue, declared: Declared) -> Result<Installed> {
     let session = Session::open(url, "init").await?;
     check_version(session.client()).await?;
+    super::connect::must_keep_sessions(url).await?;
     let tables = describe::tables(session.client(), catalogue).await?;
     migrate(url, session.client()).await?;
     let epoch = super::identity::establish(session.client(), declared).await?;
@@ -338,18 +348,26 @@ async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
             )
         })?;
     must_be_current(client).await?;
+    client.batch_execute(MIGRATING).await.map_err(|error| {
+        Error::postgres("migrate the outbox", error)
+            .remedy("wait until the other `cloud-sync init` has ended")
+    })?;
     let pool: PgPool = super::connect::pool(url).await?;
     let mut connection = pool
         .acquire()
         .await
         .map_err(|error| Error::sqlx("migrate the outbox", error))?;
-    sqlx::raw_sql("set search_path = cloud_sync")
+    sqlx::raw_sql("set search_path = cloud_sync, pg_temp")
         .execute(&mut *connection)
         .await
         .map_err(|error| Error::sqlx("migrate the outbox", error))?;
-    let migrated = MIGRATIONS.run(&mut *connection).await;
+    let migrated = migrations().run(&mut *connection).await;
     drop(connection);
     pool.close().await;
+    client
+        .batch_execute("commit")
+        .await
+        .map_err(|error| Error::postgres("migrate the outbox", error))?;
     migrated.map_err(|error| {
         Error::new(Kind::Source, "migrate the outbox", crate::error::chain(&error))
             .remedy("a newer cloud-sync may have migrated it: use that version")

@@ -9,6 +9,7 @@
 //! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
 
 pub mod capture;
+pub(crate) mod condition;
 pub mod connect;
 pub mod describe;
 pub mod guard;
@@ -23,6 +24,7 @@ pub mod term;
 pub mod touch;
 pub(crate) mod values;
 pub mod wake;
+mod written;
 
 /// Quotes a name for SQL.
 pub fn quote_name(name: &str) -> String {

@@ -6,6 +6,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use super::condition;
 use super::describe::Table;
 use super::projection::{Present, Projection, Scratch};
 use super::quote_name;
@@ -119,15 +120,27 @@ fn within(entity: &Entity, days: Option<u32>) -> String {
 
 impl<'a> Pages<'a> {
     /// Reads rows within `days` of the entity's retention; none means all.
-    pub fn new(client: &'a Client, entity: &'a Entity, table: &Table, days: Option<u32>, read: Read) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The source's; a configuration error where the entity's condition does not fit the table.
+    pub async fn open(
+        client: &'a Client,
+        entity: &'a Entity,
+        table: &Table,
+        days: Option<u32>,
+        read: Read,
+    ) -> Result<Self> {
+        let condition = condition::used(client, entity, table)
+            .await
+            .map_err(|error| Error::postgres(format!("use where of entity {}", entity.name), error))??;
+        Ok(Self {
             client,
             entity,
-            projection: Projection::new(entity, table),
+            projection: Projection::new(entity, table, condition),
             within: within(entity, days),
             read,
             step: 1,
-        }
+        })
     }
 
     /// The rows of the leaf from this page on, as many pages as suit, and the page to go on at; none at the leaf's end.
@@ -145,10 +158,9 @@ impl<'a> Pages<'a> {
             .iter()
             .map(|name| format!("t.{}", quote_name(name)))
             .collect();
-        let list = match (self.read, &self.entity.filter) {
-            (Read::Rows, _) => self.projection.list(false),
-            (Read::Keys, Some(filter)) => format!("({filter}) is true, {}", self.projection.key_list(&keys)),
-            (Read::Keys, None) => format!("true, {}", self.projection.key_list(&keys)),
+        let list = match self.read {
+            Read::Rows => self.projection.list(false),
+            Read::Keys => format!("{}, {}", self.projection.met(), self.projection.key_list(&keys)),
         };
         let sql = format!(
             "select {list} from only {} t where t.ctid >= '({from},0)'::pg_catalog.tid and t.ctid < '({to},0)'::pg_catalog.tid \

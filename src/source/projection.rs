@@ -122,7 +122,8 @@ pub(crate) enum Present {
 }
 
 impl Projection {
-    pub(crate) fn new(entity: &Entity, table: &Table) -> Self {
+    /// Of rows that meet the condition of this name: see [`super::condition`].
+    pub(crate) fn new(entity: &Entity, table: &Table, condition: Option<String>) -> Self {
         let columns: Vec<_> = table
             .columns
             .iter()
@@ -137,19 +138,17 @@ impl Projection {
             } else {
                 entity.exclude.clone()
             },
-            filter: entity.filter.clone(),
+            filter: condition,
             columns,
         }
     }
 
     /// The select list over a table `t`; where rows may be `optional`, nothing is evaluated of one that is not there.
     pub(crate) fn list(&self, optional: bool) -> String {
-        let mut list = vec![match (&self.filter, optional) {
-            (None, _) => "true".to_owned(),
-            (Some(filter), false) => format!("({filter}) is true"),
-            (Some(filter), true) => {
-                format!("case when t.tableoid is not null then ({filter}) is true end")
-            }
+        let mut list = vec![if optional && self.filter.is_some() {
+            format!("case when t.tableoid is not null then {} end", self.met())
+        } else {
+            self.met()
         }];
         list.extend(
             self.columns
@@ -159,6 +158,13 @@ impl Projection {
         let secret = |name: &String| format!("t.{}::pg_catalog.text", quote_name(name));
         list.extend(self.secrets.iter().map(secret));
         list.join(", ")
+    }
+
+    /// The SQL of whether a row meets the condition.
+    pub(crate) fn met(&self) -> String {
+        self.filter
+            .as_ref()
+            .map_or("true".to_owned(), |filter| format!("({filter}) is true"))
     }
 
     /// The select list of the key's columns, given as values of their types.

@@ -16,8 +16,10 @@ use futures::future::{BoxFuture, FutureExt};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, RowStream, Statement};
 
+use super::condition;
 use super::describe::Table;
 use super::projection::{Present, Projection, Scratch};
+use super::written::Written;
 use super::{pages, quote_name};
 use crate::catalogue::Entity;
 use crate::error::Error;
@@ -64,10 +66,15 @@ impl Stop {
             "0A000" | "42703" | "42P01" | "42804" | "42883" | "42704" | "3F000" | "26000" => {
                 Self::Reshaped(Error::postgres(reading(entity), error).to_string())
             }
-            "42501" | "55P03" | "42P17" => Self::Entity(Error::postgres(reading(entity), error)),
+            "55P03" => Self::Entity(Error::postgres(reading(entity), error).remedy(
+                "another session holds a lock on its table: pg_locks says which, pg_terminate_backend(its pid) ends it",
+            )),
+            "42501" | "42P17" => Self::Entity(Error::postgres(reading(entity), error)),
             _ => match state.get(..2).unwrap_or_default() {
                 // XX000 is what PostgreSQL says of a row of more than a gigabyte; 53200 of one that memory does not hold.
                 "22" | "54" | "XX" | "38" | "P0" | "23" => Self::Row(format!("{state}: {}", words(state))),
+                // The statement has no meaning now: a cast that somebody made leaves two to choose from.
+                "42" => Self::Entity(Error::postgres(reading(entity), error)),
                 _ if state == "53200" => Self::Row(format!("{state}: {}", words(state))),
                 _ => Self::Session(Error::postgres(reading(entity), error)),
             },
@@ -116,8 +123,13 @@ pub(crate) struct RowReader {
 impl RowReader {
     /// Prepares the statements.
     pub(crate) async fn prepare(client: &Client, entity: &Entity, table: &Table) -> Result<Self, Stop> {
-        let projection = Projection::new(entity, table);
         let stop = |error| Stop::of(entity, error);
+        // A condition that does not fit the table is the entity's alone.
+        let condition = condition::used(client, entity, table)
+            .await
+            .map_err(stop)?
+            .map_err(Stop::Entity)?;
+        let projection = Projection::new(entity, table, condition);
         let by_text = client.prepare(&by_text(table, &projection)).await.map_err(stop)?;
         let numbers = if table.number_key().is_some() {
             let (each, range) = (by_number(table, &projection), by_range(table, &projection));
@@ -202,10 +214,11 @@ impl RowReader {
             .projection
             .key_types()
             .zip(1..)
-            .map(|(of, nth)| format!("(${nth}::pg_catalog.text)::{of} is null"))
+            .map(|(of, nth)| format!("${nth}::{of} is null"))
             .collect();
+        let values: Vec<_> = texts.iter().cloned().map(Written).collect();
         let parameters: Vec<&(dyn ToSql + Sync)> =
-            texts.iter().map(|text| text as &(dyn ToSql + Sync)).collect();
+            values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
         let castable = client
             .query_one(&format!("select {}", checks.join(" or ")), &parameters)
             .await;
@@ -299,10 +312,9 @@ impl RowReader {
         read: &mut Vec<(usize, State)>,
     ) -> Result<(), Stop> {
         let stop = |error| Stop::of(&self.entity, error);
-        let columns: Vec<Vec<Option<&str>>> = (0..self.keys)
-            .map(|column| keys.iter().map(|texts| texts.get(column)?.as_deref()).collect())
-            .collect();
-        let rows = client.query_raw(&self.by_text, &columns).await.map_err(stop)?;
+        let columns = (0..self.keys)
+            .map(|column| Written::list(keys.iter().map(|texts| texts.get(column)?.as_deref())));
+        let rows = client.query_raw(&self.by_text, columns).await.map_err(stop)?;
         let find = |row: &Row| place(row, keys.len());
         let key = |nth: usize, row: &Row, present: Option<&Present>| {
             let key = self.projection.key(row, 2);
@@ -421,17 +433,23 @@ fn by_range(table: &Table, projection: &Projection) -> String {
 
 /// $1, $2, … the texts of each key column. Returns a key's place, the oid of its row's table, null where it is not there, the key, and the row.
 fn by_text(table: &Table, projection: &Projection) -> String {
-    let columns = 0..table.key.len();
-    let arrays: Vec<_> = columns
-        .clone()
-        .map(|nth| format!("${}::pg_catalog.text[]", nth + 1))
-        .collect();
-    let names: Vec<_> = columns.map(|nth| format!("cs_key{nth}")).collect();
-    let values: Vec<_> = names
+    let names: Vec<_> = (0..table.key.len()).map(|nth| format!("cs_key{nth}")).collect();
+    // Of arrays there are no arrays. In a select list, a value of a composite type stays one value.
+    let (arrays, values): (Vec<_>, Vec<_>) = names
         .iter()
+        .zip(1..)
         .zip(projection.key_types())
-        .map(|(name, of)| format!("(k.{name})::{of}"))
-        .collect();
+        .map(|((name, nth), of)| match of.ends_with("[]") {
+            true => (
+                format!("pg_catalog.unnest(${nth}::pg_catalog.text[]) {name}"),
+                format!("(k.{name})::{of}"),
+            ),
+            false => (
+                format!("pg_catalog.unnest(${nth}::{of}[]) {name}"),
+                format!("k.{name}"),
+            ),
+        })
+        .unzip();
     let same: Vec<_> = table
         .key
         .iter()
@@ -439,12 +457,12 @@ fn by_text(table: &Table, projection: &Projection) -> String {
         .map(|(key, value)| format!("t.{} {} {value}", quote_name(&key.name), key.equals))
         .collect();
     format!(
-        "select k.cs_nth, t.tableoid, {}, {} from unnest({}) with ordinality k({}, cs_nth) \
+        "select k.cs_nth, t.tableoid, {}, {} \
+         from (select {}, pg_catalog.generate_subscripts($1, 1)::pg_catalog.int8 cs_nth) k \
          left join {} t on {}",
         projection.key_list(&values),
         projection.list(true),
         arrays.join(", "),
-        names.join(", "),
         table.sql_name,
         same.join(" and "),
     )

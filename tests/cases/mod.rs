@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::site::{Cloud, KEY, Running, Site, connect, whole};
 
 /// An `[[entity]]` on a table, with further lines.
-fn entity(name: &str, table: &str, key: &[&str], more: &str) -> String {
+pub(crate) fn entity(name: &str, table: &str, key: &[&str], more: &str) -> String {
     format!("[[entity]]\nname = \"{name}\"\ntable = \"{table}\"\nkey = {key:?}\n{more}\n")
 }
 
@@ -165,7 +165,7 @@ async fn backfill_all(site: &Site) -> BackfillReport {
 }
 
 /// Replaces a text of the configuration file, which is then read again.
-fn reconfigure(site: &mut Site, from: &str, to: &str) {
+pub(crate) fn reconfigure(site: &mut Site, from: &str, to: &str) {
     let path = site.folder.path().join("cloud-sync.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(from), "no {from:?} in {text}");
@@ -180,7 +180,7 @@ fn reconfigure(site: &mut Site, from: &str, to: &str) {
 }
 
 /// What `init` says to a catalogue that it refuses.
-async fn refusal(hint: &str, tables: &str, config: &str) -> String {
+pub(crate) async fn refusal(hint: &str, tables: &str, config: &str) -> String {
     let site = Site::bare(hint, "http://127.0.0.1:9/api", KEY, tables, config).await;
     let url = site.settings.require_database_url().unwrap();
     let refused = install::init(url, &site.settings.catalogue, Declared::Nothing).await;
@@ -190,7 +190,7 @@ async fn refusal(hint: &str, tables: &str, config: &str) -> String {
 }
 
 /// Asserts that a text has each of these words.
-fn says(text: &str, words: &[&str]) {
+pub(crate) fn says(text: &str, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "no {word:?} in: {text}");
     }

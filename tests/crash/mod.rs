@@ -1,6 +1,7 @@
 //! Crashes and outages: the real binary is killed, its store is lost, the cloud goes away, and nothing is lost.
 
 mod abort;
+mod opening;
 mod recovery;
 mod storm;
 

@@ -148,11 +148,11 @@ async fn a_lone_change_costs_one_message() {
         let last: String = cloud
             .scalar(
                 "select string_agg(query, E'\\n') from pg_stat_activity where datname = current_database() \
-                 and application_name = 'cloud-sync receiver' and query ~ 'advisory'",
+                 and application_name = 'cloud-sync receiver' and query ~ 'take_lock'",
             )
             .await;
         assert!(
-            last.starts_with("select pg_advisory_xact_lock(") && last.contains("; execute "),
+            last.starts_with("select cloud_meta.take_lock(") && last.contains("; execute "),
             "{last}"
         );
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cloud_sync::control::status::State;
+use cloud_sync::source::connect::Session;
 use cloud_sync::source::guard;
 use tokio_postgres::Client;
 
@@ -77,7 +78,13 @@ impl World<'_> {
     /// Why there is still something to do for the replicator; none where nothing waits, capture is in place, every gap is closed,
     /// and the columns of every table are those that it has seen.
     async fn unsettled(&self, which: usize) -> Option<String> {
-        let client = &self.site.client;
+        let url = self.site.database_url.as_str().into();
+        // Types are called in a session of the program's as the program calls them.
+        let session = match Session::open(&url, "test").await {
+            Ok(session) => session,
+            Err(error) => return Some(error.to_string()),
+        };
+        let client = session.client();
         let catalogue = &self.site.settings.catalogue;
         let watched = match guard::watch(client, catalogue).await {
             Ok(watched) => watched,

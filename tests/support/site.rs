@@ -16,6 +16,7 @@ use cloud_sync::error::Result;
 use cloud_sync::metrics::Metrics;
 use cloud_sync::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
 use cloud_sync::replicator::{self, Replicator};
+use cloud_sync::source::connect::Session;
 use cloud_sync::source::identity::Declared;
 use cloud_sync::source::{guard, install};
 use tokio::task::JoinHandle;
@@ -348,15 +349,18 @@ impl Running {
 /// included, whether or not the replicator has looked at them since.
 pub(crate) async fn whole(site: &Site, running: &Running) -> StatusReport {
     let catalogue = &site.settings.catalogue;
-    for (standing, watched) in guard::watch(&site.client, catalogue).await.unwrap() {
-        guard::note_shape(&site.client, watched.id, &standing.table)
+    // Types are called in a session of the program's as the program calls them.
+    let url = site.database_url.as_str().into();
+    let session = Session::open(&url, "test").await.unwrap();
+    for (standing, watched) in guard::watch(session.client(), catalogue).await.unwrap() {
+        guard::note_shape(session.client(), watched.id, &standing.table)
             .await
             .unwrap();
     }
     let start = std::time::Instant::now();
     loop {
         let status = running.replicator.status().await.unwrap();
-        let watched = guard::watch(&site.client, catalogue).await.unwrap();
+        let watched = guard::watch(session.client(), catalogue).await.unwrap();
         let well = watched
             .iter()
             .all(|(_, watched)| watched.wrong.is_none() && watched.gap.is_none());

@@ -7,6 +7,7 @@ mod json;
 mod keys;
 mod names;
 mod operator;
+pub(crate) mod takeover;
 
 use std::time::Duration;
 

@@ -2,6 +2,8 @@
 
 mod clock;
 mod disk;
+mod locks;
+mod mount;
 mod reload;
 mod shutdown;
 mod standby;

@@ -3,6 +3,7 @@
 mod failover;
 mod full;
 mod outages;
+mod pooler;
 mod settings;
 mod values;
 
