@@ -266,7 +266,8 @@ fn readable(path: &Path) -> std::result::Result<Database, String> {
         let db = sled::Config::new()
             .path(path)
             .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(Some(500))
+            // Each commit flushes.
+            .flush_every_ms(None)
             .open()
             .map_err(|error| error.to_string())?;
         decode(db.get(KEY).map_err(|error| error.to_string())?.as_deref())?;

@@ -158,6 +158,11 @@ impl Pulse {
         });
     }
 
+    /// Tells when the checkpoint comes on.
+    pub fn checkpoints(&self) -> watch::Receiver<Option<Checkpoint>> {
+        self.accepted.subscribe()
+    }
+
     /// Ends a back-off early: someone asked for a sync.
     pub fn kick(&self) {
         self.kick.notify_waiters();

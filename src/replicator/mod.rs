@@ -54,6 +54,12 @@ pub use replay::{ReplayFrom, Replayed, replay};
 /// How long a sync waits for a drain that is not well.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How often the site's database is asked what waits.
+const GAUGES_EVERY: Duration = Duration::from_secs(5);
+
+/// The same while nothing waits and nothing is delivered.
+const STILL_GAUGES_EVERY: Duration = Duration::from_secs(60);
+
 /// How long the tasks may take to end.
 const END: Duration = Duration::from_secs(8);
 
@@ -306,26 +312,39 @@ impl Replicator {
 
     async fn watch_gauges(&self, store: &SledStore, stop: &CancellationToken) {
         let mut repeats = Repeats::new("gauges");
+        let mut checkpoints = self.pulse.checkpoints();
         loop {
             let started = tokio::time::Instant::now();
+            checkpoints.mark_unchanged();
             self.pulse.metrics.store_bytes.set(store.bytes() as i64);
             let asked = tokio::select! {
                 () = stop.cancelled() => return,
                 asked = self.questions.gauges(self.pulse.checkpoint()) => asked,
             };
+            // Counting a long backlog is work: at most a twentieth of the time is spent on it.
+            let rest = (started.elapsed() * 19).max(GAUGES_EVERY);
+            let mut still = false;
             match asked {
                 Ok(gauges) => {
                     repeats.recovered();
+                    still = gauges.lag.changes == 0 && gauges.files.waiting == 0;
                     self.note(gauges);
                 }
                 Err(error) => {
                     repeats.failed(&error);
                 }
             }
-            // Counting a long backlog is work: at most a twentieth of the time is spent on it.
-            let rest = (started.elapsed() * 19).max(Duration::from_secs(5));
             if wait(rest, stop).await {
                 return;
+            }
+            if still {
+                // Where nothing happens, there is little to ask; health wants to hear of it in time.
+                let longer = STILL_GAUGES_EVERY.min(self.live().settings.control.lag_limit / 3);
+                tokio::select! {
+                    // The sender lives as long as the replicator does.
+                    _ = checkpoints.changed() => {}
+                    stopped = wait(longer.saturating_sub(rest), stop) => if stopped { return },
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ mod aside;
 mod cloud;
 mod conditions;
 mod keys;
+mod others;
 mod redaction;
 mod reports;
 mod schemas;

@@ -5,6 +5,7 @@ pub(crate) mod batches;
 pub(crate) mod fault;
 pub(crate) mod gate;
 #[allow(dead_code, reason = "each group of tests uses its own part")]
+pub(crate) mod lone;
 pub(crate) mod machine;
 #[allow(dead_code, reason = "for the counts")]
 pub(crate) mod meter;

@@ -6,6 +6,7 @@ use cloud_sync::control::status::State;
 
 use crate::cases::entity;
 use crate::faults::attack::takeover::sources;
+use crate::support::lone;
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
@@ -134,6 +135,7 @@ async fn locks_of_another_role_hold_up_its_own_entity_alone_and_are_told() {
         text.contains("own") && text.contains("pg_terminate_backend"),
         "{text}"
     );
+    lone::commits("a role that holds every lock", &site, &cloud, "other", "other").await;
     second.batch_execute("commit").await.unwrap();
     arrived("select count(*) from cloud.own", 3).await;
     until_health(&daemon, 200, &[]).await;

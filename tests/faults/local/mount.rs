@@ -95,6 +95,7 @@ async fn rows_wait_for_no_file_system_that_does_not_answer() {
         // then rows arrive, those too that name files,
         arrived(id).await;
     }
+    crate::support::lone::commits("a dead mount", &site, &cloud, "u", "y").await;
     // `check` says what is wrong, and the replicator ends when it is told to.
     let check = daemon.ask(&["check"]);
     assert!(!check.status.success(), "{check:?}");
