@@ -31,6 +31,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) media: Option<&'a Path>,
     /// The base URL of another cloud than the receiver.
     pub(crate) cloud: Option<&'a str>,
+    /// Whether changes are compressed: else they are not, as the cloud is on this machine.
+    pub(crate) compress: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -40,6 +42,7 @@ impl<'a> Plan<'a> {
             tables,
             media: None,
             cloud: None,
+            compress: false,
         }
     }
 }
@@ -88,6 +91,7 @@ impl<'a> Site<'a> {
             "[source]\ndatabase_url = {source:?}\nsource_id = \"figures\"\n\
              [cloud]\nurl = {url:?}\nkey = {KEY:?}\n\
              [store]\npath = {store:?}\n[media]\nroot = {media:?}\n\
+             [delivery]\ncompress = {compress}\n\
              [control]\nlisten = \"{control}\"\ntoken = \"figures\"\n[schedule]\nsync = \"off\"\n\
              [receiver]\nlisten = \"{address}\"\ndatabase_url = {cloud:?}\nfiles = {files:?}\n\
              [receiver.keys]\nfigures = [{KEY:?}]\n{entities}",
@@ -95,6 +99,7 @@ impl<'a> Site<'a> {
             cloud = world.cloud.url(&name),
             store = folder.join("store"),
             control = free_address(),
+            compress = plan.compress,
             files = folder.join("files"),
             entities = plan.entities,
         );

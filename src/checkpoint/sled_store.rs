@@ -203,6 +203,8 @@ fn opened(path: &Path) -> std::result::Result<Database, String> {
     let remove = |suffix| remove_snapshots(path, suffix).map_err(|error| error.to_string());
     remove(".generating")?;
     readable(path).or_else(|cause| {
+        // Nothing does on a full disk.
+        takes_bytes(path).map_err(|error| error.to_string())?;
         if remove("")? == 0 {
             return Err(cause);
         }

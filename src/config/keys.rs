@@ -225,6 +225,12 @@ pub const KEYS: &[Key] = &[
         Shape::Count { min: 1, max: 256 },
         "requests at a time, at most",
     ),
+    key(
+        "delivery.compress",
+        None,
+        Shape::Bool,
+        "compress the bodies of changes; where it is not set, unless the cloud is on this machine",
+    ),
     legacy(
         key(
             "files.driver",

@@ -384,6 +384,7 @@ impl Layers {
                 batch_rows: self.number("delivery.batch_rows", value::count)?,
                 batch_bytes: self.number("delivery.batch_bytes", value::size)?,
                 in_flight: self.number("delivery.in_flight", value::count)?,
+                compress: self.optional("delivery.compress", value::boolean)?,
             },
             files: FileSettings {
                 driver: self.required("files.driver", value::driver)?,

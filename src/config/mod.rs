@@ -116,6 +116,8 @@ pub struct DeliverySettings {
     pub batch_bytes: usize,
     /// Requests at a time, at most.
     pub in_flight: usize,
+    /// Whether bodies of changes are compressed; none means unless the cloud is on this machine.
+    pub compress: Option<bool>,
 }
 
 /// `[files]`: uploads of media files.

@@ -39,8 +39,8 @@ pub fn obtain(settings: &Settings) -> Result<SecretString> {
 
 /// Moves what is in the file's place out of the way, for a new token. Returns whether that was possible.
 fn set_aside(path: &Path, why: &Error) -> bool {
-    let seconds = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-    let aside = path.with_extension(format!("token.broken-{seconds}"));
+    let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
+    let aside = path.with_extension(format!("token.broken-{now}"));
     let moved = std::fs::rename(path, &aside).is_ok();
     if moved {
         tracing::warn!(

@@ -422,7 +422,8 @@ impl Cloud {
     /// How many batches are worth being in flight at once.
     pub fn depth(&self) -> usize {
         let depth = self.inner.depth.lock();
-        depth.unwrap_or_else(PoisonError::into_inner).batches()
+        let depth = depth.unwrap_or_else(PoisonError::into_inner).batches();
+        depth.min(self.inner.in_flight)
     }
 
     /// Tells the cloud an entity's columns: `PUT /schema/{path}`. Only where `schema` is listed.

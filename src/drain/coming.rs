@@ -113,7 +113,8 @@ impl Coming {
         loop {
             if let Some(nth) = self.taken.iter().position(|taken| !in_flight(taken)) {
                 let number = first + 1 + nth as i64;
-                if !self.send(numbering, number, nth).await {
+                // It and the batch that is delivered count too.
+                if nth + 2 > self.cloud.depth() || !self.send(numbering, number, nth).await {
                     return pending().await;
                 }
                 abort::point("after a batch behind another");

@@ -453,8 +453,7 @@ pub fn cloud(settings: &Settings) -> Result<Cloud> {
             CapabilityChoice::Only(names) => Some(names.clone()),
         },
         in_flight: settings.delivery.in_flight,
-        // On loopback there is no link to spare.
-        compress: !loopback(url),
+        compress: settings.delivery.compress.unwrap_or(!loopback(url)),
     };
     Cloud::new(options, Arc::new(settings.catalogue.clone()))
 }

@@ -522,7 +522,7 @@ async fn check_proves_each_precondition_and_names_the_remedies_in_their_order() 
         (
             "create table lone_child () inherits (lone)",
             "catalogue",
-            "child lone_child",
+            "child public.lone_child",
             "drop table lone_child",
         ),
         (

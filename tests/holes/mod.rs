@@ -21,6 +21,7 @@ use std::time::Instant;
 use cloud_sync::checkpoint::{Checkpoint, Store};
 use cloud_sync::drain::{Drain, Limits, Stages, Step};
 use cloud_sync::error::Result;
+use cloud_sync::source::connect::Session;
 use cloud_sync::source::guard;
 use tokio_postgres::Client;
 
@@ -151,8 +152,12 @@ async fn settled(stages: &mut Stages, site: &Site) {
 /// Waits until nothing waits, capture is in place, and nothing is left to compare.
 async fn whole(site: &Site, running: &Running) {
     let start = Instant::now();
+    // Types have other names in a session with another path.
+    let session = Session::open(&site.database_url.as_str().into(), "test")
+        .await
+        .unwrap();
     loop {
-        let well = guard::watch(&site.client, &site.settings.catalogue)
+        let well = guard::watch(session.client(), &site.settings.catalogue)
             .await
             .unwrap()
             .iter()

@@ -24,6 +24,7 @@ pub(crate) async fn link(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
     let url = format!("http://{}/api", line.address);
     let plan = Plan {
         cloud: Some(&url),
+        compress: true,
         ..Plan::of(&entities, &tables)
     };
     let site = Site::new(world, &plan).await?;
