@@ -216,6 +216,7 @@ impl Courier {
         {
             return Ok(Some(Ended::Stopped));
         }
+        let mut again = false;
         loop {
             let pending = portion.batch.count(&Fate::Pending);
             let attempt = tokio::select! {
@@ -234,7 +235,9 @@ impl Courier {
                 // Nothing newer was sent: it goes again as it is, under a new term.
                 self.numbering = None;
                 self.hello = None;
-                tokio::time::sleep(self.backoff.next(None)).await;
+                if std::mem::replace(&mut again, true) {
+                    tokio::time::sleep(self.backoff.next(None)).await;
+                }
                 continue;
             }
             if portion.batch.count(&Fate::Pending) < pending {
@@ -334,7 +337,10 @@ impl Courier {
             self.note_unanswered(batch).await?;
         }
         if let Err(failure) = delivered {
-            return Err(self.set_aside(batch, failure).await);
+            let failure = self.set_aside(batch, failure).await;
+            if !batch.pending().is_empty() {
+                return Err(failure);
+            }
         }
         if tells && batch.has_untold() {
             tracing::warn!("the cloud has forgotten columns that it was told: it is told again");

@@ -9,10 +9,13 @@ use tokio::time::Instant;
 
 use super::reader::{PROBE, Parked, Reader};
 use crate::change::Position;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::source::outbox::{KeptTouch, Page, TouchOp};
 use crate::source::rows::{Room, Stop, TouchKey, join_array};
 use crate::source::{guard, outbox};
+
+/// How long a look at a parked entity waits for a lock.
+const PROBE_LOCK: &str = "20ms";
 
 impl Reader {
     /// Parks entities, each with the reason; after `wait` it is tried whether they can be read.
@@ -120,6 +123,13 @@ impl Reader {
         waits.map(|(_, parked)| parked.probe_at).min()
     }
 
+    /// Sets how long the session waits for a lock.
+    async fn wait_for_locks(&self, time: &str) -> Result<()> {
+        let sql = format!("set lock_timeout = '{time}'");
+        let set = self.session.client().batch_execute(&sql).await;
+        set.map_err(|error| Error::postgres("set how long to wait for a lock", error))
+    }
+
     /// Tries whether parked entities can be read, each after its time, and touches the rows of those that can again.
     pub(super) async fn probe_parked(&mut self) -> Result<()> {
         let now = Instant::now();
@@ -141,6 +151,8 @@ impl Reader {
         }
         self.reshape().await?;
         for place in due {
+            // It may still be locked: the others wait for this look.
+            self.wait_for_locks(PROBE_LOCK).await?;
             let readable = match self.prepare(place).await {
                 Ok(()) => {
                     let room = Room::new(usize::MAX);
@@ -158,6 +170,7 @@ impl Reader {
                 Err(Stop::Entity(error)) => Err(error.to_string()),
                 Err(Stop::Row(error) | Stop::Reshaped(error)) => Err(error),
             };
+            self.wait_for_locks(outbox::LOCK).await?;
             if readable.is_ok() {
                 outbox::unpark(self.session.client(), &self.fence, self.shapes.numbers[place]).await?;
                 self.parked.remove(&place);

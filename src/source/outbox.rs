@@ -23,6 +23,9 @@ const WINDOW: &str = include_str!("../../sql/window.sql");
 const WINDOW_OPEN: &str = include_str!("../../sql/window_open.sql");
 const LAG: &str = include_str!("../../sql/lag.sql");
 
+/// How long a session that reads windows waits for a lock: see [`READING`].
+pub(crate) const LOCK: &str = "2s";
+
 /// Settings of a session that reads windows. A page is the beginning of a long window, in the order of the segments' indexes, and
 /// rows are found by their keys. With statistics from an unlucky moment the planner would rather sort or scan. There is one
 /// such plan, and planning it again for each batch would cost a lone commit more than reading it. A locked table must not

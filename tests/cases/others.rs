@@ -69,6 +69,9 @@ async fn a_refused_schema_holds_no_other_entity_up() {
         .await;
     lone::commits("a refused schema", &site, &cloud, "u", "y").await;
     gate.clear_faults();
+    daemon
+        .until("no longer parked", LIMIT, |status| status.capture.is_empty())
+        .await;
     daemon.caught_up().await;
     site.assert_equal(&cloud).await;
     assert!(process.terminate().await.success());
