@@ -12,7 +12,10 @@ use crate::config::{Loaded, Settings};
 use crate::error::Result;
 
 /// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How long they must stay as they are before they are read.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Follows the settings for as long as it is polled. `take` is given those that a running program can take.
 pub(super) async fn follow(
@@ -26,7 +29,7 @@ pub(super) async fn follow(
     loop {
         let asked = tokio::select! {
             asked = hangup(&mut hangups) => asked,
-            () = tokio::time::sleep(LOOK) => false,
+            () = tokio::time::sleep(if seen == read { LOOK } else { SETTLE }) => false,
         };
         let found = content(context, &now);
         // A file that still changes is being written.
