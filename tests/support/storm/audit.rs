@@ -47,16 +47,21 @@ pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
                 "with c as (select (b->>'lo')::pg_snapshot as lo, (b->'window'->>'hi')::pg_snapshot as hi, \
                      (b->'window'->>'position')::bigint as position \
                      from cloud_sync.checkpoint, lateral (select body::json as b) b where source_id = '{SITE}'), \
-                 parked as (select entity, key, max(parked_at) as parked_at from audit_parked group by 1, 2) \
-                 select e.name, k.key, max(a.position), extract(epoch from max(a.captured_at))::float8 \
-                 from audit a join cloud_sync.entity e on e.id = a.entity \
-                 join unnest($1::text[], $2::boolean[]) known (name, composite) on known.name = e.name \
-                 left join cloud_sync.outbox o on o.position = a.position \
-                 left join parked p on p.entity = a.entity and p.key is not distinct from a.key \
-                 left join c on true, \
-                 lateral (select case when a.op = 't' then '' \
+                 known as (select e.id, e.name, k.composite from unnest($1::text[], $2::boolean[]) k (name, composite) \
+                     join cloud_sync.entity e using (name)), \
+                 parked as (select p.entity, k.key, max(p.parked_at) as parked_at \
+                     from audit_parked p join known on known.id = p.entity, \
+                     lateral (select case when p.key is null then '' \
+                                     when known.composite then to_jsonb(p.key::text[])::text \
+                                     else jsonb_build_array(p.key)::text end) k (key) group by 1, 2) \
+                 select known.name, k.key, max(a.position), extract(epoch from max(a.captured_at))::float8 \
+                 from audit a join known on known.id = a.entity \
+                 cross join lateral (select case when a.op = 't' then '' \
                                  when known.composite then to_jsonb(a.key::text[])::text \
                                  else jsonb_build_array(a.key)::text end) k (key) \
+                 left join cloud_sync.outbox o on o.position = a.position \
+                 left join parked p on p.entity = a.entity and p.key = k.key \
+                 left join c on true \
                  where (a.op = 't' or a.key is not null) and (p.parked_at is null or a.captured_at > p.parked_at) \
                      and (o.position is null or pg_visible_in_snapshot(o.xid, c.lo) \
                           or (pg_visible_in_snapshot(o.xid, c.hi) and o.position <= c.position)) \
