@@ -30,7 +30,8 @@ create trigger audit after insert on cloud_sync.parked_key referencing new table
 /// refused it. Holds at any moment.
 ///
 /// A touch that was parked has left the outbox without being accepted; when its entity flows again, the row is touched again,
-/// and that touch is in the audit too. A touch of a partition's truncate names no row.
+/// and that touch is in the audit too. A truncate that was parked stands for all touches before it. A touch of a partition's
+/// truncate names no row.
 pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
     // A key of one column is the text itself, that of several an array of texts.
     let (names, composite): (Vec<String>, Vec<bool>) = site
@@ -61,8 +62,9 @@ pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
                                  else jsonb_build_array(a.key)::text end) k (key) \
                  left join cloud_sync.outbox o on o.position = a.position \
                  left join parked p on p.entity = a.entity and p.key = k.key \
+                 left join parked t on t.entity = a.entity and t.key = '' \
                  left join c on true \
-                 where (a.op = 't' or a.key is not null) and (p.parked_at is null or a.captured_at > p.parked_at) \
+                 where (a.op = 't' or a.key is not null) and a.captured_at > coalesce(greatest(p.parked_at, t.parked_at), '-infinity') \
                      and (o.position is null or pg_visible_in_snapshot(o.xid, c.lo) \
                           or (pg_visible_in_snapshot(o.xid, c.hi) and o.position <= c.position)) \
                  group by 1, 2"
