@@ -124,6 +124,9 @@ impl Session {
     }
 }
 
+/// How often it is looked whether a session keeps its server process.
+const TRIES: usize = 8;
+
 /// How long a session that a pooler keeps takes to answer, at most.
 const POOLED: Duration = Duration::from_secs(5);
 
@@ -160,16 +163,19 @@ pub async fn must_keep_sessions(url: &SecretString) -> Result<()> {
             Err(_) => Err(refused()),
         }
     };
-    let before = process(&one).await?;
-    // Where processes are given by transaction, this one takes the process that was asked last.
-    other.client().batch_execute("begin").await.map_err(failed)?;
-    let taken = process(&other).await?;
-    let after = process(&one).await?;
-    if before == after && after != taken {
-        Ok(())
-    } else {
-        Err(refused())
+    // More than once: a process that another session gives back in between may be taken in place of the one that was asked.
+    for _ in 0..TRIES {
+        let before = process(&one).await?;
+        // Where processes are given by transaction, this one takes the process that was asked last.
+        other.client().batch_execute("begin").await.map_err(failed)?;
+        let taken = process(&other).await?;
+        let after = process(&one).await?;
+        other.client().batch_execute("rollback").await.map_err(failed)?;
+        if before != after || after == taken {
+            return Err(refused());
+        }
     }
+    Ok(())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
