@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::change::{Change, Position};
 use crate::latency::Answered;
+use crate::media::Named;
 
 /// What became of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub enum Fate {
     Kept,
     /// It was not sent, since its entity is parked: its touch is kept in the site's database.
     Parked,
+    /// It was not sent, since the cloud does not have its file yet: it is touched again when it has.
+    Held,
 }
 
 /// How many changes may go in one request, by how often these have failed; beyond that each goes alone.
@@ -49,6 +52,8 @@ pub struct Failing {
     pub times: u32,
     /// Whether the last request had no other change.
     pub alone: bool,
+    /// Whether the server's application itself said last that it does not take the row.
+    pub told: bool,
     /// Whether the row is in quarantine already for such a failure.
     pub known: bool,
     /// How many changes of the batch were accepted before its first failure.
@@ -64,6 +69,7 @@ pub struct Batch {
     untold: Vec<usize>,
     unanswered: Vec<(usize, Box<str>)>,
     failing: HashMap<usize, Failing>,
+    named: HashMap<usize, Vec<Named>>,
     answered: Option<Answered>,
 }
 
@@ -83,6 +89,7 @@ impl Batch {
             untold: Vec::new(),
             unanswered: Vec::new(),
             failing: HashMap::new(),
+            named: HashMap::new(),
             answered: None,
         }
     }
@@ -118,6 +125,16 @@ impl Batch {
         !self.untold.is_empty()
     }
 
+    /// Notes what the file columns of the `nth` change name, where their values are no longer the site's own.
+    pub(crate) fn note_named(&mut self, nth: usize, named: Vec<Named>) {
+        self.named.insert(nth, named);
+    }
+
+    /// What was noted so.
+    pub(crate) fn named(&self, nth: usize) -> Option<&[Named]> {
+        self.named.get(&nth).map(Vec::as_slice)
+    }
+
     /// Makes the changes pending again that were refused for what the cloud was not told; answers their
     /// places.
     pub fn revive_untold(&mut self) -> Vec<usize> {
@@ -146,7 +163,14 @@ impl Batch {
 
     /// Notes that a request with these changes failed in a way that may be the fault of one of them, and how
     /// many changes were accepted before it was sent.
-    pub fn note_failing(&mut self, places: &[usize], status: u16, error: &str, accepted_before: usize) {
+    pub fn note_failing(
+        &mut self,
+        places: &[usize],
+        status: u16,
+        error: &str,
+        told: bool,
+        accepted_before: usize,
+    ) {
         let error: Arc<str> = error.into();
         for &nth in places {
             let failing = self.failing.entry(nth).or_insert_with(|| Failing {
@@ -154,11 +178,12 @@ impl Batch {
                 error: error.clone(),
                 times: 0,
                 alone: false,
+                told,
                 known: false,
                 accepted_before,
             });
             failing.times += 1;
-            (failing.status, failing.error) = (status, error.clone());
+            (failing.status, failing.error, failing.told) = (status, error.clone(), told);
             failing.alone = places.len() == 1;
         }
     }
@@ -170,6 +195,7 @@ impl Batch {
             error: "".into(),
             times: MAX_TOGETHER.len() as u32,
             alone: false,
+            told: false,
             known: true,
             accepted_before: 0,
         };

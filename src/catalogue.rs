@@ -4,11 +4,14 @@
 //! entities ([`Catalogue::builtin`]) or the one that the configuration lists under `[[entity]]`. Order is push order:
 //! parents stand before their children. Whether the catalogue fits a database is checked by `source::describe`.
 
-use std::collections::HashSet;
+pub mod server;
+
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use server::{ColumnForm, ColumnValue, Unconfirmed};
 
 /// What happens in the cloud when a row is deleted on the site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +31,9 @@ pub struct Window {
     pub column: String,
     /// Age in days.
     pub days: u32,
+    /// The column of the table by which the server of the cloud counts the days of its lists, where that is another one.
+    #[serde(default)]
+    pub cloud_days_by: Option<String>,
 }
 
 /// A column that names media files, and where their cloud URLs go.
@@ -36,13 +42,20 @@ pub struct Window {
 pub struct FileColumn {
     /// The column with a path below the media root, or with a JSON array of such paths.
     pub column: String,
-    /// The column that the row has in the cloud for the URL, or for the JSON array of URLs in the same order.
+    /// The column that the row has in the cloud for the URL, or for the JSON array of URLs in the same order. It may be the
+    /// column itself where `column_value` is set.
     pub url_column: String,
     /// The upload directory: the last part of `POST /upload/{directory}`.
     pub directory: String,
     /// True where the column holds a JSON array of paths.
     #[serde(default)]
     pub many: bool,
+    /// What the URL column gets of the upload's answer; none means the URL.
+    #[serde(default)]
+    pub column_value: Option<ColumnValue>,
+    /// What becomes of a row whose file is not confirmed yet; none means that it is sent.
+    #[serde(default)]
+    pub until_uploaded: Option<Unconfirmed>,
 }
 
 /// One replicated kind of row.
@@ -76,6 +89,29 @@ pub struct Entity {
     /// Columns that name media files.
     #[serde(default)]
     pub files: Vec<FileColumn>,
+    /// The path of a delete, with `{key}` in it; only for a server without `changes`. None means `{path}/{key}`.
+    #[serde(default)]
+    pub delete_path: Option<String>,
+    /// The path of a bulk request; only for a server without `changes`. None means `bulk/{path}`.
+    #[serde(default)]
+    pub bulk_path: Option<String>,
+    /// Columns that have another name in the cloud; only for a server without `changes`.
+    #[serde(default)]
+    pub rename: BTreeMap<String, String>,
+    /// Columns that the cloud wants in another form; only for a server without `changes`.
+    #[serde(default)]
+    pub columns: BTreeMap<String, ColumnForm>,
+    /// Columns that each row has in the cloud with a fixed value; only for a server without `changes`.
+    #[serde(default)]
+    pub constants: BTreeMap<String, serde_json::Value>,
+    /// Whether a comparison goes by the cloud's list of the entity; else by what this site remembers that the cloud has
+    /// accepted. Only for a server without `changes`.
+    #[serde(default = "yes")]
+    pub trust_list: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Entity {
@@ -92,6 +128,12 @@ impl Entity {
             filter: None,
             deletes: None,
             files: Vec::new(),
+            delete_path: None,
+            bulk_path: None,
+            rename: BTreeMap::new(),
+            columns: BTreeMap::new(),
+            constants: BTreeMap::new(),
+            trust_list: true,
         }
     }
 
@@ -108,6 +150,7 @@ impl Entity {
         self.window = Some(Window {
             column: "created_at".to_owned(),
             days,
+            cloud_days_by: None,
         });
         self
     }
@@ -118,6 +161,8 @@ impl Entity {
             url_column: url_column.to_owned(),
             directory: directory.to_owned(),
             many,
+            column_value: None,
+            until_uploaded: None,
         });
         self
     }
@@ -312,7 +357,9 @@ fn check(entity: &Entity) -> Result<()> {
             )
             .remedy("give each file column a url_column of its own"));
         }
-        let mut kept = entity.files.iter().map(|file| &file.column).chain(&entity.key);
+        let others = entity.files.iter().enumerate();
+        let others = others.filter(|(other, _)| *other != nth || file.column_value.is_none());
+        let mut kept = others.map(|(_, file)| &file.column).chain(&entity.key);
         let is_window = entity
             .window
             .as_ref()
@@ -322,7 +369,10 @@ fn check(entity: &Entity) -> Result<()> {
                 entity,
                 format!("its url_column {url_column} is a file column, of the key or of the window, and would overwrite it"),
             )
-            .remedy("name another url_column, which need not be in the table"));
+            .remedy(
+                "name another url_column, which need not be in the table; \
+                 or set column_value, where the cloud wants the file's address in the file column itself",
+            ));
         }
         if !plain(&file.directory) {
             return Err(wrong(
@@ -341,7 +391,7 @@ fn check(entity: &Entity) -> Result<()> {
             );
         }
     }
-    Ok(())
+    server::check(entity)
 }
 
 #[cfg(test)]

@@ -69,7 +69,8 @@ pub enum Cause {
     Moved,
     /// The row does not meet the entity's condition.
     Unmet,
-    /// The table finds the row by this key, and the key reads differently: it is deleted before the row is sent.
+    /// It is deleted before the row is sent: the table finds the row by this key, and the key reads differently; or the row belongs to
+    /// another entity of its table now.
     ReadsOtherwise,
 }
 

@@ -13,6 +13,8 @@ mod canonical;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
+use serde_json::value::RawValue;
+
 use crate::deliver::{Cloud, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::fields::{pick, plain};
@@ -56,7 +58,7 @@ impl Held {
     }
 
     /// Asks the cloud for all its rows of the entity, or those of the last `days` days; with content digests where
-    /// `columns` are given.
+    /// `columns` are given. Its keys are the cloud's: see [`Cloud::cloud_key_of`].
     ///
     /// # Errors
     /// The cloud's; a row without the key is a breach of its contract.
@@ -67,9 +69,10 @@ impl Held {
         columns: Option<&[String]>,
     ) -> Outcome<Self> {
         let about = &cloud.catalogue().entities()[entity];
+        let key = about.cloud_key();
         let mut held = match columns {
-            Some(columns) => Self::contents(&about.key, columns),
-            None => Self::keys(&about.key),
+            Some(columns) => Self::contents(&key, columns),
+            None => Self::keys(&key),
         };
         cloud
             .list(entity, days, |row| {
@@ -79,7 +82,10 @@ impl Held {
                         format!("list {} in the cloud", about.name),
                         error.cause(),
                     )
-                    .remedy(format!("each object must hold {}", about.key.join(", ")))
+                    .remedy(format!(
+                        "each object must hold {}; where the server has other names for them, set rename",
+                        key.join(", ")
+                    ))
                 })
             })
             .await?;
@@ -179,11 +185,20 @@ fn id(object: &str, key: &[String]) -> Result<Id> {
     for value in values {
         let value = value.ok_or_else(|| not_a_row("an object lacks a key column"))?;
         let text = plain(value).ok_or_else(|| not_a_row("an object's key column is null"))?;
-        field(&mut hasher, &text);
+        field(&mut hasher, whole(value, &text));
     }
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     Ok(Id(id))
+}
+
+/// A whole number that is written with a fraction, `1.0`, as one without; all else as it is.
+fn whole<'t>(value: &RawValue, text: &'t str) -> &'t str {
+    let is_number = !value.get().starts_with('"');
+    match text.split_once('.') {
+        Some((whole, fraction)) if is_number && fraction.bytes().all(|digit| digit == b'0') => whole,
+        _ => text,
+    }
 }
 
 /// Length first, so that two fields never read like two others.
@@ -243,6 +258,8 @@ mod tests {
         let mut held = Held::keys(&columns(&["term", "no"]));
         held.insert(r#"{"no":"1","term":"é","name":"x"}"#).unwrap();
         assert!(held.contains("{\"term\" : \"\\u00e9\", \"no\" : 1}"));
+        assert!(held.contains(r#"{"term":"é","no":1.0}"#) && !held.contains(r#"{"term":"é","no":1.5}"#));
+        assert!(!held.contains(r#"{"term":"é","no":"1.0"}"#));
         assert!(!held.contains(r#"{"term":"é","no":2}"#));
         assert!(!held.contains(r#"{"term":"é1","no":""}"#));
         assert_eq!((held.len(), held.content(r#"{"term":"é","no":1}"#)), (1, None));

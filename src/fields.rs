@@ -21,6 +21,17 @@ pub(crate) fn pick<'a, C: AsRef<str>>(
     Ok(found)
 }
 
+/// All fields of the object, in their order, with their names.
+///
+/// # Errors
+/// Where the text is not a JSON object.
+pub(crate) fn all(object: &str) -> Result<Vec<(String, &RawValue)>, serde_json::Error> {
+    let mut parser = serde_json::Deserializer::from_str(object);
+    let found = parser.deserialize_map(All)?;
+    parser.end()?;
+    Ok(found)
+}
+
 /// A field's value as plain text: a string without its quotes, null as nothing, all else as it is written.
 pub(crate) fn plain(value: &RawValue) -> Option<String> {
     match value.get() {
@@ -52,6 +63,24 @@ impl<'de, C: AsRef<str>> Visitor<'de> for Fields<'_, C> {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
+        }
+        Ok(found)
+    }
+}
+
+struct All;
+
+impl<'de> Visitor<'de> for All {
+    type Value = Vec<(String, &'de RawValue)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            found.push(field);
         }
         Ok(found)
     }

@@ -32,14 +32,9 @@ async fn notes(hint: &str, tables: &str) -> (Site, Gate, Cloud) {
 async fn sent(site: &Site, gate: &Gate) -> HashMap<String, String> {
     let mut drain = site.drain();
     let options = CloudOptions {
-        url: site.settings.cloud.url.clone().unwrap(),
-        key: SecretString::from(KEY),
         timeout: site.settings.cloud.timeout,
-        allow_insecure_http: false,
-        ca_file: None,
-        forced: None,
         in_flight: site.settings.delivery.in_flight,
-        compress: false,
+        ..CloudOptions::new(site.settings.cloud.url.clone().unwrap(), SecretString::from(KEY))
     };
     drain.cloud = Destination::new(options, drain.catalogue.clone()).unwrap();
     drain.drain_all().await.unwrap();

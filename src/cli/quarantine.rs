@@ -4,15 +4,17 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::{Context, SiteFlags, output};
+use crate::catalogue::Entity;
 use crate::change::Position;
 use crate::error::{Error, Result};
 use crate::quarantine::{self, Entry};
 use crate::replicator::connect;
-use crate::source::{describe, install};
+use crate::source::describe::{self, Table};
+use crate::source::install;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,7 +23,8 @@ Examples:
   cloud-sync quarantine show 120017
   cloud-sync quarantine retry 120017 120018
   cloud-sync quarantine retry --all
-  cloud-sync quarantine discard 120017";
+  cloud-sync quarantine discard 120017
+  cloud-sync quarantine add leaves 42";
 
 /// Entries that are touched again at once.
 const PAGE: u32 = 2_000;
@@ -56,6 +59,13 @@ pub(super) enum Action {
     Retry(Chosen),
     /// Give changes up: the cloud stays without them
     Discard(Chosen),
+    /// Set a row aside by hand: it is not sent until it is retried or discarded
+    Add {
+        /// The row's entity
+        entity: String,
+        /// The row's key: a JSON object, or the value of a key of one column
+        key: String,
+    },
 }
 
 /// Which refused changes are meant.
@@ -140,8 +150,75 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
                 |_| format!("{count} refused changes are given up"),
             )?;
         }
+        Action::Add { entity, key } => {
+            let place = settings.catalogue.select(std::slice::from_ref(&entity))?[0];
+            let tables = describe::tables_as_they_stand(client, &settings.catalogue).await?;
+            let key = row_key(&settings.catalogue.entities()[place], &tables[place], &key)?;
+            quarantine::add(client, &entity, &key).await?;
+            output::show(
+                context.json,
+                &json!({"success": true, "entity": entity, "key": key}),
+                |_| {
+                    format!(
+                        "row {key} of {entity} is set aside: `cloud-sync quarantine retry` sends it again"
+                    )
+                },
+            )?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The types whose values stand in JSON without quotes.
+const BARE: [&str; 7] = [
+    "smallint",
+    "integer",
+    "bigint",
+    "numeric",
+    "real",
+    "double precision",
+    "boolean",
+];
+
+/// A key as the operator writes it, as the quarantine has it: a JSON object of the key columns, in their order.
+fn row_key(entity: &Entity, table: &Table, text: &str) -> Result<String> {
+    let wrong = || {
+        let example: Vec<String> = entity
+            .key
+            .iter()
+            .map(|column| format!("\"{column}\": 42"))
+            .collect();
+        Error::config(
+            format!("use the key {text} of {}", entity.name),
+            format!("it is no JSON object of {}", entity.key.join(", ")),
+        )
+        .remedy(format!("write it as in '{{{}}}'", example.join(", ")))
+    };
+    let value: Value = match serde_json::from_str(text) {
+        Ok(value) => value,
+        Err(_) => Value::from(text),
+    };
+    let mut pairs = Vec::with_capacity(entity.key.len());
+    for column in &entity.key {
+        let part = match &value {
+            Value::Object(fields) => fields
+                .get(column)
+                .filter(|part| !part.is_null())
+                .ok_or_else(wrong)?,
+            single if entity.key.len() == 1 => single,
+            _ => return Err(wrong()),
+        };
+        let is_text = !table
+            .column(column)
+            .is_some_and(|column| BARE.contains(&column.base_type.as_str()));
+        let part = match part {
+            Value::String(text) if !is_text => text.clone(),
+            Value::Number(_) | Value::Bool(_) if is_text => Value::from(part.to_string()).to_string(),
+            part => part.to_string(),
+        };
+        pairs.push(format!("{}:{part}", Value::from(column.as_str())));
+    }
+    Ok(format!("{{{}}}", pairs.join(",")))
 }
 
 fn nothing(position: Position) -> Error {
@@ -191,7 +268,7 @@ fn listed(entries: &[Entry], all: usize) -> String {
 /// The cloud's answer, or why the row cannot be read.
 fn answer(entry: &Entry) -> String {
     match entry.code {
-        0 => entry.error.clone(),
+        0..=2 => entry.error.clone(),
         code => format!("{code} {}", entry.error),
     }
 }

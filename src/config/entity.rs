@@ -9,11 +9,34 @@ use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 
 /// The keys of an entity, of its window, and of each of its files.
-pub(super) const ENTITY: [&str; 10] = [
-    "name", "table", "key", "path", "window", "exclude", "redact", "where", "deletes", "files",
+pub(super) const ENTITY: [&str; 16] = [
+    "name",
+    "table",
+    "key",
+    "path",
+    "window",
+    "exclude",
+    "redact",
+    "where",
+    "deletes",
+    "files",
+    "delete_path",
+    "bulk_path",
+    "rename",
+    "columns",
+    "constants",
+    "trust_list",
 ];
-pub(super) const WINDOW: [&str; 2] = ["column", "days"];
-pub(super) const FILE: [&str; 4] = ["column", "url_column", "directory", "many"];
+pub(super) const WINDOW: [&str; 3] = ["column", "days", "cloud_days_by"];
+pub(super) const FILE: [&str; 6] = [
+    "column",
+    "url_column",
+    "directory",
+    "many",
+    "column_value",
+    "until_uploaded",
+];
+pub(super) const COLUMN: [&str; 2] = ["as", "zone"];
 
 /// Reads the list of entities.
 pub(super) fn read(place: &Place<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<Entity>> {
@@ -43,6 +66,20 @@ fn one(place: &Place<'_>, value: &Spanned<DeValue<'_>>) -> Result<Entity> {
     for file in files.into_iter().flat_map(|files| files.iter()) {
         if let Some(file) = file.get_ref().as_table() {
             known(place, &name, "files.", file, &FILE)?;
+        }
+    }
+    let columns = table
+        .get("columns")
+        .and_then(|columns| columns.get_ref().as_table());
+    for (column, form) in columns.into_iter().flat_map(|columns| columns.iter()) {
+        if let Some(form) = form.get_ref().as_table() {
+            known(
+                place,
+                &name,
+                &format!("columns.{}.", column.get_ref()),
+                form,
+                &COLUMN,
+            )?;
         }
     }
     serde::Deserialize::deserialize(ValueDeserializer::from(value.clone())).map_err(

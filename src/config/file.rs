@@ -141,6 +141,7 @@ fn text_of(shape: Shape, value: &DeValue<'_>) -> Parsed<String> {
         }
         (Shape::SiteKeys, DeValue::Table(sites)) => site_keys(sites),
         (Shape::SiteKeys, _) => Err("must be a section, [receiver.keys], with site = [\"key\"]".to_owned()),
+        (Shape::FormFields, DeValue::Table(fields)) => form_fields(fields),
         (_, DeValue::String(text)) => Ok(text.clone().into_owned()),
         (Shape::Duration { .. }, _) => Err("must be a time span in quotes, such as \"30s\"".to_owned()),
         (Shape::Size { .. }, _) => Err("must be a size in quotes, such as \"8MiB\"".to_owned()),
@@ -166,6 +167,26 @@ fn site_keys(sites: &DeTable<'_>) -> Parsed<String> {
             return Err(format!("must not hold , or ; in a key of the site {site}"));
         }
         text.push(format!("{site}={}", keys.join(",")));
+    }
+    Ok(text.join(";"))
+}
+
+/// The fields in the form that [`super::value::form_fields`] reads, in which `;` is no part of a value.
+fn form_fields(fields: &DeTable<'_>) -> Parsed<String> {
+    let mut text = Vec::with_capacity(fields.len());
+    for (name, value) in fields {
+        let name = name.get_ref();
+        match value.get_ref().as_str() {
+            Some(value) if !value.contains(';') && !name.contains(['=', ';']) => {
+                text.push(format!("{name}={value}"))
+            }
+            Some(_) => return Err(format!("must not hold ; in the field {name}")),
+            None => {
+                return Err(format!(
+                    "must be text in quotes for each field: {name} = \"value\""
+                ));
+            }
+        }
     }
     Ok(text.join(";"))
 }

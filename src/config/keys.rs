@@ -46,6 +46,12 @@ pub enum Shape {
     Cron,
     /// Each site's API keys.
     SiteKeys,
+    /// The kind of server that the cloud is.
+    Profile,
+    /// A path below the cloud's URL.
+    UrlPath,
+    /// Further fields of a form, each with its value.
+    FormFields,
 }
 
 /// One thing that can be set.
@@ -181,6 +187,24 @@ pub const KEYS: &[Key] = &[
         "CLOUD_API_KEY",
     ),
     key(
+        "cloud.profile",
+        Some("contract"),
+        Shape::Profile,
+        "the kind of server: contract, or laravel for the server of the old script",
+    ),
+    key(
+        "cloud.prefix",
+        None,
+        Shape::UrlPath,
+        "a path below cloud.url that all calls lie below, as in sync",
+    ),
+    key(
+        "cloud.status_path",
+        Some("sync-status"),
+        Shape::UrlPath,
+        "the path of the status call; any call that answers JSON to GET will do",
+    ),
+    key(
         "cloud.timeout",
         Some("30s"),
         Shape::Duration { min: 1, max: HOUR },
@@ -191,6 +215,12 @@ pub const KEYS: &[Key] = &[
         Some("auto"),
         Shape::Capabilities,
         "auto, or the list to use whatever the server says",
+    ),
+    key(
+        "cloud.delete_moved",
+        Some("true"),
+        Shape::Bool,
+        "delete a row under its old path when it moves to another entity of its table; false where the new path replaces it",
     ),
     key(
         "cloud.allow_insecure_http",
@@ -248,6 +278,18 @@ pub const KEYS: &[Key] = &[
             "the object storage's bucket; the api driver needs none",
         ),
         "CLOUD_STORAGE_BUCKET",
+    ),
+    key(
+        "files.field",
+        Some("file"),
+        Shape::Word,
+        "the name of the part with the file in an upload's form",
+    ),
+    key(
+        "files.fields",
+        None,
+        Shape::FormFields,
+        "further fields of an upload's form: [files.fields] visibility = \"public\", or visibility=public;folder=slips",
     ),
     key(
         "files.upload_videos",

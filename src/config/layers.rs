@@ -50,6 +50,8 @@ impl LoadOptions {
 pub enum Origin {
     /// No layer sets it.
     Default,
+    /// No layer sets it but the profile of the cloud's server.
+    Profile,
     /// The configuration file, at this line.
     File(PathBuf, usize),
     /// A variable of the `.env` file.
@@ -64,6 +66,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::Profile => f.write_str("cloud.profile"),
             Self::File(path, line) => write!(f, "{} line {line}", path.display()),
             Self::DotEnv(name) => write!(f, "{name} in .env"),
             Self::Environment(name) => write!(f, "{name} in the environment"),
@@ -95,7 +98,7 @@ impl Value {
 
     fn wrong(&self, why: &str) -> Error {
         let place = match &self.origin {
-            Origin::Default => format!("the default of {}", self.key.name),
+            Origin::Default | Origin::Profile => format!("the default of {}", self.key.name),
             Origin::File(path, line) => format!("{} in {}, line {line}", self.key.name, path.display()),
             Origin::DotEnv(name) | Origin::Environment(name) if *name == self.key.variable() => {
                 self.origin.to_string()
@@ -189,6 +192,7 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
     layers.add_variables(&dot_env, Origin::DotEnv)?;
     layers.add_variables(&options.env, Origin::Environment)?;
     layers.add_flags(&options.overrides)?;
+    layers.add_profile()?;
     for value in &layers.values {
         if let Some(text) = &value.text {
             value::check(value.key.shape, text).map_err(|why| value.wrong(&why))?;
@@ -329,6 +333,17 @@ impl Layers {
         Ok(())
     }
 
+    /// What the profile of the server gives goes below all other layers.
+    fn add_profile(&mut self) -> Result<()> {
+        let profile = self.required("cloud.profile", value::profile)?;
+        for (name, text) in profile.settings() {
+            if self.value(name)?.origin == Origin::Default {
+                self.set(name, (*text).to_owned(), Origin::Profile);
+            }
+        }
+        Ok(())
+    }
+
     fn value(&self, name: &str) -> Result<&Value> {
         self.values
             .iter()
@@ -389,6 +404,10 @@ impl Layers {
             files: FileSettings {
                 driver: self.required("files.driver", value::driver)?,
                 bucket: self.optional("files.bucket", text)?,
+                field: self.required("files.field", text)?,
+                fields: self
+                    .optional("files.fields", value::form_fields)?
+                    .unwrap_or_default(),
                 upload_videos: self.required("files.upload_videos", value::boolean)?,
             },
             control: ControlSettings {
@@ -418,7 +437,13 @@ impl Layers {
             url: self.optional("cloud.url", value::http_url)?,
             key: self.secret("cloud.key")?,
             timeout: self.required("cloud.timeout", value::duration)?,
+            profile: self.required("cloud.profile", value::profile)?,
+            prefix: self
+                .optional("cloud.prefix", value::url_path)?
+                .unwrap_or_default(),
+            status_path: self.required("cloud.status_path", value::url_path)?,
             capabilities: self.required("cloud.capabilities", value::capabilities)?,
+            delete_moved: self.required("cloud.delete_moved", value::boolean)?,
             allow_insecure_http: self.required("cloud.allow_insecure_http", value::boolean)?,
             ca_file: self.optional("cloud.ca_file", |text| Ok(PathBuf::from(text)))?,
         };

@@ -90,12 +90,43 @@ pub struct CloudSettings {
     pub key: Option<SecretString>,
     /// How long one request may take without progress.
     pub timeout: Duration,
+    /// The kind of server that it is.
+    pub profile: Profile,
+    /// The path below the URL that all calls lie below; none where it is empty.
+    pub prefix: String,
+    /// The path of the status call.
+    pub status_path: String,
     /// Which capabilities of the server are used.
     pub capabilities: CapabilityChoice,
+    /// Whether a row that moves to another entity of its table is deleted under the old path first.
+    pub delete_moved: bool,
     /// Whether a non-loopback `http://` URL is allowed.
     pub allow_insecure_http: bool,
     /// A PEM file with further certificate authorities to trust.
     pub ca_file: Option<PathBuf>,
+}
+
+/// The kind of server that the cloud is: what is set where nothing else sets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// One that keeps the contract of the documents.
+    Contract,
+    /// The server of the old script: all calls below `sync`, the status call `status`, deletes, though it lists no capability.
+    Laravel,
+}
+
+impl Profile {
+    /// The settings that it gives, by name.
+    fn settings(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Contract => &[],
+            Self::Laravel => &[
+                ("cloud.prefix", "sync"),
+                ("cloud.status_path", "status"),
+                ("cloud.capabilities", "delete"),
+            ],
+        }
+    }
 }
 
 /// Which capabilities of the server are used.
@@ -127,6 +158,10 @@ pub struct FileSettings {
     pub driver: FileDriver,
     /// The object storage's bucket; kept for drivers that need one.
     pub bucket: Option<String>,
+    /// The name of the part with the file in an upload's form.
+    pub field: String,
+    /// Further fields of that form, with their values.
+    pub fields: Vec<(String, String)>,
     /// Whether videos are uploaded; their rows always are.
     pub upload_videos: bool,
 }

@@ -374,12 +374,15 @@ fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
     entity.window = Some(crate::catalogue::Window {
         column: "c".into(),
         days: 1,
+        cloud_days_by: None,
     });
     entity.files = vec![crate::catalogue::FileColumn {
         column: "c".into(),
         url_column: "u".into(),
         directory: "d".into(),
         many: true,
+        column_value: None,
+        until_uploaded: None,
     }];
     let json = serde_json::to_value(&entity).unwrap();
     let keys = |value: &serde_json::Value| -> std::collections::BTreeSet<String> {

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::keys::{Shape, near};
-use super::{CAPABILITIES, CapabilityChoice, FileDriver};
+use super::{CAPABILITIES, CapabilityChoice, FileDriver, Profile};
 
 /// What a value must be, and why this one is not.
 pub(super) type Parsed<T> = std::result::Result<T, String>;
@@ -47,7 +47,44 @@ pub(super) fn check(shape: Shape, text: &str) -> Parsed<()> {
         Shape::Driver => driver(text).map(drop),
         Shape::Cron => cron(text).map(drop),
         Shape::SiteKeys => site_keys(text).map(drop),
+        Shape::Profile => profile(text).map(drop),
+        Shape::UrlPath => url_path(text).map(drop),
+        Shape::FormFields => form_fields(text).map(drop),
     }
+}
+
+pub(super) fn profile(text: &str) -> Parsed<Profile> {
+    match text {
+        "contract" => Ok(Profile::Contract),
+        "laravel" => Ok(Profile::Laravel),
+        _ => Err("must be \"contract\" or \"laravel\"".to_owned()),
+    }
+}
+
+/// A path in its one form, without a slash at its ends.
+pub(super) fn url_path(text: &str) -> Parsed<String> {
+    let path = text.trim().trim_matches('/');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~/%".contains(&byte);
+    if path.is_empty()
+        || !path.bytes().all(plain)
+        || path.split('/').any(|part| matches!(part, "" | "." | ".."))
+    {
+        return Err("must be a path below cloud.url, as in sync or v1/sync".to_owned());
+    }
+    Ok(path.to_owned())
+}
+
+/// Fields of a form, `name=value;name=value`.
+pub(super) fn form_fields(text: &str) -> Parsed<Vec<(String, String)>> {
+    let fields = text.split(';').map(str::trim).filter(|field| !field.is_empty());
+    fields
+        .map(|field| match field.split_once('=') {
+            Some((name, value)) if !name.trim().is_empty() => {
+                Ok((name.trim().to_owned(), value.trim().to_owned()))
+            }
+            _ => Err("must be fields with their values, as in visibility=public;folder=slips".to_owned()),
+        })
+        .collect()
 }
 
 pub(super) fn boolean(text: &str) -> Parsed<bool> {

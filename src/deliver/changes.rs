@@ -74,7 +74,7 @@ pub(super) async fn deliver(
         {
             let accepted = batch.count(&Fate::Accepted);
             let status = failure.status().unwrap_or(500);
-            batch.note_failing(piece, status, failure.error().cause(), accepted);
+            batch.note_failing(piece, status, failure.error().cause(), false, accepted);
         }
         match sent? {
             Sent::Answered(rejections) => {

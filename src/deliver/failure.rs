@@ -19,6 +19,7 @@ pub struct Failure {
     capability: Option<&'static str>,
     under_way: bool,
     new_term: bool,
+    words: Option<String>,
 }
 
 impl Failure {
@@ -55,6 +56,23 @@ impl Failure {
         failure
     }
 
+    /// The cloud answered a 2xx, and says in these words that it did not do what was asked.
+    pub(super) fn failed(operation: &str, status: u16, words: String) -> Self {
+        Self::unreachable(
+            operation,
+            format!("the cloud answered {status}, and that it has failed"),
+            "it is tried again; if it lasts, look at the cloud's own logs",
+        )
+        .with_status(status)
+        .saying(words)
+    }
+
+    /// The cloud's own words for it.
+    pub(super) fn saying(mut self, words: String) -> Self {
+        self.words = Some(words);
+        self
+    }
+
     pub(super) fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
         self
@@ -86,9 +104,21 @@ impl Failure {
         self.status
     }
 
-    /// Whether it may be the fault of a row in the request: the server answers 5xx, or a firewall before it 403.
+    /// The cloud's own words for it, which may hold values of rows: they are not for the log.
+    pub fn words(&self) -> Option<&str> {
+        self.words.as_deref()
+    }
+
+    /// Whether it may be the fault of a row in the request: the server answers 5xx, a firewall before it 403, or either of them a
+    /// 2xx that does not accept it.
     pub fn may_be_a_rows_fault(&self) -> bool {
-        self.retry_after.is_none() && matches!(self.status, Some(403 | 500..=599))
+        self.retry_after.is_none() && matches!(self.status, Some(200..=299 | 403 | 500..=599))
+    }
+
+    /// The same where the server's application says so itself, in words.
+    pub fn is_told(&self) -> bool {
+        let by_the_application = matches!(self.status, Some(200..=299 | 500));
+        by_the_application && self.retry_after.is_none() && self.words.is_some()
     }
 
     /// The same failure of a cloud that takes the key elsewhere: the request is refused, and not the key.
@@ -132,6 +162,7 @@ impl From<Error> for Failure {
             capability: None,
             under_way: false,
             new_term: false,
+            words: None,
         }
     }
 }

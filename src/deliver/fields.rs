@@ -21,10 +21,11 @@ pub(super) fn segment(key: &str, columns: &[String]) -> Option<String> {
     (!matches!(segment.as_str(), "" | "." | "..")).then_some(segment)
 }
 
-/// The key of a row as a JSON object in one line. None where a column is missing, or its value takes several lines.
-pub(super) fn key_line(row: &str, columns: &[String]) -> Option<String> {
+/// The key of a row of the cloud as a JSON object in one line, with the site's names: `columns` in `row`, `names` in the key. None
+/// where a column is missing, or its value takes several lines.
+pub(super) fn key_line(row: &str, columns: &[String], names: &[String]) -> Option<String> {
     let mut key = String::from("{");
-    for (column, value) in columns.iter().zip(pick(row, columns).ok()?) {
+    for (column, value) in names.iter().zip(pick(row, columns).ok()?) {
         if key.len() > 1 {
             key.push(',');
         }
@@ -56,10 +57,12 @@ mod tests {
         );
         let row = "{\"no\" : 1, \"name\":\"x\",\n\"term\":\"a\\n\\t\"}";
         assert_eq!(
-            key_line(row, &two).as_deref(),
+            key_line(row, &two, &two).as_deref(),
             Some("{\"term\":\"a\\n\\t\",\"no\":1}")
         );
-        assert_eq!(key_line("{\"no\":1}", &two), None);
+        assert_eq!(key_line("{\"no\":1}", &two, &two), None);
+        let renamed = key_line("{\"id\":7}", &one, &columns(&["room_id"]));
+        assert_eq!(renamed.as_deref(), Some("{\"room_id\":7}"));
         for none in [
             "{\"id\":null}",
             "{}",

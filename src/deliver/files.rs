@@ -23,7 +23,8 @@ use super::broken::broken;
 use super::failure::{Failure, Outcome};
 use super::link::{Answer, Link, encode_into, time_for};
 use super::pieces::{self, Pieces};
-use super::{Done, refused};
+use super::refused;
+use super::reply::Verdict;
 use crate::abort;
 use crate::error::{Error, Kind};
 
@@ -57,6 +58,24 @@ impl UploadFile {
     }
 }
 
+/// The form of an upload, for a server that wants another one than the contract's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadForm {
+    /// The name of the file's part.
+    pub field: String,
+    /// Further fields, by name.
+    pub fields: Vec<(String, String)>,
+}
+
+impl Default for UploadForm {
+    fn default() -> Self {
+        Self {
+            field: "file".to_owned(),
+            fields: Vec::new(),
+        }
+    }
+}
+
 /// A file that the cloud has taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uploaded {
@@ -72,18 +91,25 @@ pub struct Uploaded {
     pub confirmed: bool,
 }
 
+/// An answer to an upload; some servers wrap it in `data`.
 #[derive(Deserialize)]
 struct Answered {
-    #[serde(flatten)]
-    done: Done,
-    url: String,
+    #[serde(default)]
+    url: Option<String>,
     #[serde(default)]
     path: Option<String>,
     #[serde(default)]
     hash: Option<String>,
+    #[serde(default)]
+    data: Option<Box<Answered>>,
 }
 
-pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Outcome<Uploaded> {
+pub(super) async fn upload(
+    link: &Link,
+    form: &UploadForm,
+    directory: &str,
+    file: UploadFile,
+) -> Outcome<Uploaded> {
     let operation = format!("upload {} to {directory}", file.name);
     let media = |error: &io::Error| Failure::new(Kind::Media, &operation, error.to_string());
     let Pieces {
@@ -102,9 +128,14 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
         .file_name(file.name.clone())
         .mime_str(kind.essence_str())
         .map_err(|error| broken(&operation, error))?;
+    // The file comes last: some servers read the other fields before it.
+    let mut fields = Form::new();
+    for (name, value) in &form.fields {
+        fields = fields.text(name.clone(), value.clone());
+    }
     let request = link
         .request(Method::POST, &path_of(directory))
-        .multipart(Form::new().part("file", part));
+        .multipart(fields.part(form.field.clone(), part));
     let exchange = async {
         let response = request.send().await.map_err(|error| broken(&operation, error))?;
         let answer = link.answer(&operation, response).await;
@@ -126,8 +157,18 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
         Answer::Accepted(reply) => reply,
         Answer::Refused { status, words, .. } => return Err(refused(&operation, status, &words)),
     };
+    if let Verdict::Failed(words) = reply.verdict(&operation, None)? {
+        return Err(Failure::failed(
+            &operation,
+            reply.status.as_u16(),
+            link.clean(&words),
+        ));
+    }
     let answered: Answered = reply.json(&operation)?;
-    answered.done.check(&operation)?;
+    let answered = match answered.data {
+        Some(data) if answered.url.is_none() && answered.path.is_none() => *data,
+        _ => answered,
+    };
     let Some(hash) = hash else {
         return Err(Failure::protocol(
             &operation,
@@ -135,13 +176,18 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
             "look at the cloud's own logs",
         ));
     };
-    if answered.url.is_empty() {
+    let path = answered.path.filter(|path| !path.is_empty());
+    let Some(url) = answered
+        .url
+        .filter(|url| !url.is_empty())
+        .or_else(|| path.clone())
+    else {
         return Err(Failure::protocol(
             &operation,
             "the cloud answered without a URL",
             "look at the cloud's own logs",
         ));
-    }
+    };
     let theirs = answered
         .hash
         .as_deref()
@@ -151,8 +197,8 @@ pub(super) async fn upload(link: &Link, directory: &str, file: UploadFile) -> Ou
         return Err(Failure::new(Kind::Media, &operation, cause));
     }
     Ok(Uploaded {
-        url: answered.url,
-        path: answered.path,
+        url,
+        path,
         hash,
         bytes,
         confirmed: theirs.is_some(),

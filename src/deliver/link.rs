@@ -7,22 +7,24 @@
 //! [`SLOWEST`], so that a full batch gets through a slow uplink. A dead connection is noticed sooner, by TCP's user
 //! timeout.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret, SecretString};
+use url::Url;
 
 use super::CloudOptions;
 use super::broken::{Resolver, broken};
 use super::failure::{Failure, Outcome};
+use super::reply::{Reply, is_html, looks_like_html};
 use super::secure::{check, is_loopback, tls};
-use super::timing;
+use super::words::{messages, own_code, words};
 use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
-use crate::latency::Answered;
 use crate::retry;
 
 /// The slowest uplink that a body's time is reckoned with, in bytes a second.
@@ -31,10 +33,13 @@ const SLOWEST: u64 = 16 * 1024;
 /// The longest answer that is read. Lists are streamed and have no such bound.
 const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 
+/// The longest body of a refusal that is read, in bytes.
+const LONGEST_REFUSAL: usize = 64 * 1024;
+
 /// The longest text of a refusal that is kept, in characters.
 const LONGEST_WORDS: usize = 300;
 
-const CAPTIVE: &str =
+pub(super) const CAPTIVE: &str =
     "check that cloud.url is the API's base URL and that no portal or proxy answers in its place";
 
 /// What came back, after the statuses that stop a call have become failures.
@@ -51,65 +56,13 @@ pub(super) enum Answer {
     },
 }
 
-/// A 2xx answer, read to its end.
-pub(super) struct Reply {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-}
-
-impl Reply {
-    /// The body as JSON of the contract's form.
-    pub(super) fn json<'a, T: serde::Deserialize<'a>>(&'a self, operation: &str) -> Outcome<T> {
-        serde_json::from_slice(&self.body).map_err(|error| {
-            let what = if looks_like_html(&self.body) {
-                "an HTML page".to_owned()
-            } else {
-                format!(
-                    "something else ({:?} at column {})",
-                    error.classify(),
-                    error.column()
-                )
-            };
-            Failure::protocol(
-                operation,
-                format!(
-                    "the cloud answered {} with {what} in place of the contract's JSON",
-                    self.status.as_u16()
-                ),
-                CAPTIVE,
-            )
-        })
-    }
-
-    /// How long the answer took, and what of that the server says that it took itself.
-    pub(super) fn answered(&self, took: Duration) -> Answered {
-        let applied = timing::applied(&self.headers);
-        Answered {
-            took,
-            applied: applied.map(|applied| applied.min(took)),
-        }
-    }
-
-    /// Fails where a page came in place of an API's answer. Some servers label JSON as HTML: those pass.
-    pub(super) fn not_a_page(&self, operation: &str) -> Outcome<()> {
-        let labelled = self.status != StatusCode::NO_CONTENT && is_html(&self.headers);
-        let json = || serde_json::from_slice::<serde::de::IgnoredAny>(&self.body).is_ok();
-        if looks_like_html(&self.body) || (labelled && !json()) {
-            return Err(Failure::protocol(
-                operation,
-                format!("the cloud answered {} with an HTML page", self.status.as_u16()),
-                CAPTIVE,
-            ));
-        }
-        Ok(())
-    }
-}
-
 /// One client and where it speaks to.
 pub(super) struct Link {
     client: Client,
     base: String,
+    status_path: String,
+    /// Whether the server wants a slash at the end of each path: learnt from its redirects.
+    slash: AtomicBool,
     key: SecretString,
     timeout: Duration,
 }
@@ -146,7 +99,9 @@ impl Link {
             client: builder
                 .build()
                 .map_err(|error| Error::config(operation, chain(&error.without_url())))?,
-            base: options.url.as_str().trim_end_matches('/').to_owned(),
+            base: base(options),
+            status_path: options.status_path.trim_matches('/').to_owned(),
+            slash: AtomicBool::new(false),
             key: options.key.clone(),
             timeout: options.timeout,
         })
@@ -160,9 +115,58 @@ impl Link {
         self.timeout
     }
 
+    /// The path of the status call.
+    pub(super) fn status_path(&self) -> &str {
+        &self.status_path
+    }
+
     /// A request to `path`, whose segments are already encoded, below the base URL.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("{}/{path}", self.base))
+        self.client.request(method, self.address(path))
+    }
+
+    /// A request to an address that the server gave, which must be on its own origin: the key goes nowhere else. Where only
+    /// the scheme or a missing port differs, as behind a proxy that ends TLS, the base URL's is taken.
+    pub(super) fn request_to(&self, operation: &str, address: &Url) -> Outcome<RequestBuilder> {
+        let mut own: Url = self
+            .base
+            .parse()
+            .map_err(|_| Error::config(operation, "cloud.url is no URL"))?;
+        let same = own.host_str() == address.host_str()
+            && (own.port_or_known_default() == address.port_or_known_default() || address.port().is_none());
+        if !same {
+            return Err(Failure::protocol(
+                operation,
+                format!("the next page lies on another server, {}", host(address)),
+                "pages are followed on the cloud's own server only: correct the address that it gives",
+            ));
+        }
+        own.set_path(address.path());
+        own.set_query(address.query());
+        Ok(self.client.get(own))
+    }
+
+    fn address(&self, path: &str) -> String {
+        let base = &self.base;
+        if !self.slash.load(Ordering::Relaxed) {
+            return format!("{base}/{path}");
+        }
+        match path.split_once('?') {
+            Some((path, query)) => format!("{base}/{}/?{query}", path.trim_end_matches('/')),
+            None => format!("{base}/{}/", path.trim_end_matches('/')),
+        }
+    }
+
+    /// Whether a redirect leads to the same address with a slash at its end. From now on requests have it.
+    fn learn_slash(&self, response: &Response) -> bool {
+        let Some(target) = target(response) else {
+            return false;
+        };
+        let from = response.url();
+        let same = target.host_str() == from.host_str()
+            && target.path().strip_suffix('/') == Some(from.path())
+            && !from.path().ends_with('/');
+        same && !self.slash.swap(true, Ordering::Relaxed)
     }
 
     /// Sends a request with a body of `bytes` bytes, and reads the whole answer.
@@ -220,6 +224,12 @@ impl Link {
         let status = response.status();
         let code = status.as_u16();
         match code {
+            301 | 302 | 307 | 308 if self.learn_slash(&response) => Err(Failure::unreachable(
+                operation,
+                format!("the cloud answered {status}: it wants a slash at the end of its addresses"),
+                "it is sent again so",
+            )
+            .with_status(code)),
             300..=399 => Err(Failure::protocol(
                 operation,
                 match location(&response) {
@@ -244,9 +254,15 @@ impl Link {
                     408 | 425 | 429 => "it asks for patience: it is tried again, no sooner than it wants",
                     _ => "it is tried again; if it lasts, look at the cloud's own logs and at the proxies before it",
                 };
-                Err(Failure::unreachable(operation, format!("the cloud answered {status}"), remedy)
+                let body = read(operation, response, LONGEST_REFUSAL).await.unwrap_or_default();
+                let told = serde_json::from_slice(&body).ok().and_then(|value| messages(&value));
+                let failure = Failure::unreachable(operation, format!("the cloud answered {status}"), remedy)
                     .with_status(code)
-                    .with_retry_after(wait))
+                    .with_retry_after(wait);
+                Err(match told {
+                    Some(words) => failure.saying(self.clean(&words)),
+                    None => failure,
+                })
             }
             // It comes from between here and the cloud, and says nothing about the request.
             407 => Err(Failure::unreachable(
@@ -258,7 +274,7 @@ impl Link {
             400..=499 => {
                 let page = is_html(response.headers());
                 // What cannot be read of a refusal changes nothing about it.
-                let body = read(operation, response, 64 * 1024).await.unwrap_or_default();
+                let body = read(operation, response, LONGEST_REFUSAL).await.unwrap_or_default();
                 let words = match words(&body) {
                     Some(words) if !page && !looks_like_html(&body) => self.clean(&words),
                     _ => status.canonical_reason().unwrap_or("refused").to_owned(),
@@ -341,58 +357,32 @@ async fn read(operation: &str, mut response: Response, limit: usize) -> Outcome<
 }
 
 fn location(response: &Response) -> Option<String> {
+    target(response).map(|target| host(&target))
+}
+
+/// Where a redirect leads.
+fn target(response: &Response) -> Option<Url> {
     let target = response.headers().get(LOCATION)?.to_str().ok()?;
-    let target = response.url().join(target).ok()?;
-    let host = target.host_str()?;
-    Some(match target.port() {
+    response.url().join(target).ok()
+}
+
+fn host(address: &Url) -> String {
+    let host = address.host_str().unwrap_or_default();
+    match address.port() {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
-    })
+    }
 }
 
-pub(super) fn is_html(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| {
-            let kind = value.split(';').next().unwrap_or_default().trim();
-            kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case("application/xhtml+xml")
-        })
-}
-
-fn looks_like_html(body: &[u8]) -> bool {
-    let start = body.trim_ascii_start();
-    ["<!doctype html", "<html"].iter().any(|mark| {
-        start
-            .get(..mark.len())
-            .is_some_and(|text| text.eq_ignore_ascii_case(mark.as_bytes()))
-    })
-}
-
-/// The member `code` of a refusal's body.
-fn own_code(body: &[u8]) -> Option<String> {
-    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
-    Some(body.get("code")?.as_str()?.chars().take(40).collect())
-}
-
-/// What a refusal's body says: the message of a JSON object, else its text.
-fn words(body: &[u8]) -> Option<String> {
-    use serde_json::Value;
-    let text = match serde_json::from_slice::<Value>(body) {
-        Ok(Value::Object(fields)) => {
-            ["error", "message", "detail", "title"]
-                .iter()
-                .find_map(|name| match fields.get(*name)? {
-                    Value::String(text) => Some(text.clone()),
-                    Value::Object(inner) => Some(inner.get("message")?.as_str()?.to_owned()),
-                    _ => None,
-                })
-        }
-        Ok(Value::String(text)) => Some(text),
-        _ => None,
-    };
-    let text = text.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    (!text.trim().is_empty()).then_some(text)
+/// The URL that all paths lie below, without a slash at its end.
+fn base(options: &CloudOptions) -> String {
+    let mut base = options.url.as_str().trim_end_matches('/').to_owned();
+    let prefix = options.prefix.trim_matches('/');
+    if !prefix.is_empty() {
+        base.push('/');
+        base.push_str(prefix);
+    }
+    base
 }
 
 #[cfg(test)]
@@ -400,16 +390,7 @@ mod tests {
     use super::*;
 
     fn options(url: &str) -> CloudOptions {
-        CloudOptions {
-            url: url.parse().unwrap(),
-            key: "sesame-1234".to_owned().into(),
-            timeout: Duration::from_secs(1),
-            allow_insecure_http: false,
-            ca_file: None,
-            forced: None,
-            in_flight: 4,
-            compress: false,
-        }
+        CloudOptions::new(url.parse().unwrap(), "sesame-1234".to_owned().into())
     }
 
     #[test]
@@ -418,10 +399,6 @@ mod tests {
         let long = "é".repeat(1000);
         assert_eq!(link.clean(&long).chars().count(), LONGEST_WORDS);
         assert_eq!(link.clean("a\u{1b}[31m\nb sesame-1234"), "a [31m b [the key]");
-        assert_eq!(words(br#"{"message":"no","errors":{}}"#).as_deref(), Some("no"));
-        assert_eq!(words(br#"{"error":{"message":"no"}}"#).as_deref(), Some("no"));
-        assert_eq!(words(b"plain").as_deref(), Some("plain"));
-        assert_eq!(words(b"  ").as_deref(), None);
     }
 
     #[test]

@@ -1,253 +1,214 @@
-//! `GET /{path}`: what the cloud holds of an entity, element by element.
+//! `GET /{path}`: what the cloud holds of an entity, row by row, page by page.
 //!
-//! The body is never held: [`Elements`] cuts the array into its objects as the chunks arrive, and keeps only the one
-//! that a chunk's end cut in two. So a list of millions of rows costs the memory of one row.
+//! The body is never held: rows are cut out of it as the chunks arrive ([`super::page`]). So a list of millions of rows costs the
+//! memory of one row. A list that breaks off, repeats, or is shorter than it says, is an error: what it does not list would
+//! be taken for missing.
 
-use reqwest::Method;
+use std::collections::HashSet;
+
+use reqwest::header::{HeaderMap, LINK};
+use reqwest::{Method, Response};
+use serde_json::Value;
 use serde_json::value::RawValue;
+use url::Url;
 
 use super::broken::broken;
 use super::failure::{Failure, Outcome};
 use super::link::Link;
-use crate::error::{self, Error, Kind};
+use super::page::{Next, Page};
+use super::reply::says_failure;
+use super::words::messages;
+use crate::catalogue::Entity;
+use crate::error::{self, Kind};
 
-/// The longest row that is taken from a list.
-const LONGEST_ROW: usize = 64 * 1024 * 1024;
+/// Pages of one list, at most.
+const PAGES: usize = 100_000;
 
-const REMEDY: &str = "the contract wants a JSON array of objects: check cloud.url and the cloud's server";
+const REMEDY: &str = "look at how the cloud's server makes pages; or set trust_list = false for this entity, so that its list is \
+                      not used";
 
-/// Calls `row` for each element. The time limit holds for the start of the answer and then for each part of it.
+/// Calls `row` for each element. The time limit holds for the start of each page and then for each part of it. Returns in how many
+/// pages it came.
 pub(super) async fn list(
     link: &Link,
     operation: &str,
-    path: &str,
+    entity: &Entity,
     days: Option<u32>,
     mut row: impl FnMut(&RawValue) -> error::Result<()>,
-) -> Outcome<()> {
-    let path = match days {
-        Some(days) => format!("{path}?days={days}"),
-        None => path.to_owned(),
+) -> Outcome<usize> {
+    let names = [
+        entity.name.clone(),
+        entity.path.clone(),
+        entity.path.replace('-', "_"),
+    ];
+    let first = match days {
+        Some(days) => format!("{}?days={days}", entity.path),
+        None => entity.path.clone(),
     };
-    let limit = link.timeout();
-    let late = |_| link.too_late(operation, limit);
-    let start = link.request(Method::GET, &path).send();
-    let mut response = tokio::time::timeout(limit, start)
-        .await
-        .map_err(late)?
-        .map_err(|error| broken(operation, error))?;
-    if !response.status().is_success() {
-        let refused = tokio::time::timeout(limit, link.refused(operation, response));
-        let (status, words, _) = refused.await.map_err(late)??;
-        let cause = format!("the cloud answered {status}: {words}");
-        return Err(Failure::new(Kind::CloudRefused, operation, cause).with_status(status));
-    }
-    let mut elements = Elements::default();
-    loop {
-        let chunk = tokio::time::timeout(limit, response.chunk())
+    let mut request = link.request(Method::GET, &first);
+    let (mut addresses, mut digests) = (HashSet::new(), HashSet::new());
+    let mut listed = 0;
+    for pages in 1..=PAGES {
+        let late = |_| link.too_late(operation, link.timeout());
+        let start = tokio::time::timeout(link.timeout(), request.send());
+        let mut response = start
             .await
-            .map_err(late)?;
-        let Some(chunk) = chunk.map_err(|error| broken(operation, error))? else {
-            break;
+            .map_err(late)?
+            .map_err(|error| broken(operation, error))?;
+        if !response.status().is_success() {
+            return Err(refused(link, operation, response).await?);
+        }
+        let address = response.url().clone();
+        let linked = next_of(response.headers());
+        let mut page = Page::new(&names);
+        loop {
+            let chunk = tokio::time::timeout(link.timeout(), response.chunk());
+            let chunk = chunk
+                .await
+                .map_err(late)?
+                .map_err(|error| broken(operation, error))?;
+            let Some(chunk) = chunk else { break };
+            page.feed(&chunk, &mut row)
+                .map_err(|stop| stop.failure(operation))?;
+        }
+        let (members, rows, digest) = page.finish().map_err(|stop| stop.failure(operation))?;
+        let outer = Value::Object(members.outer.clone());
+        if says_failure(&outer, None) {
+            let words = messages(&outer).unwrap_or_default();
+            return Err(Failure::failed(
+                operation,
+                response.status().as_u16(),
+                link.clean(&words),
+            ));
+        }
+        listed += rows;
+        let next = linked.map_or_else(|| members.next(), Next::Address);
+        let next = match next {
+            Next::None => {
+                return match members.total() {
+                    Some(total) if total > listed => Err(wrong(
+                        operation,
+                        format!("the cloud's list says that it has {total} rows, and ends after {listed}"),
+                    )),
+                    _ => Ok(pages),
+                };
+            }
+            Next::Unknown => {
+                return Err(wrong(
+                    operation,
+                    "the cloud's list goes on at a page whose address it does not tell",
+                ));
+            }
+            Next::Address(next) => address
+                .join(&next)
+                .map_err(|_| wrong(operation, "the address of the list's next page is no URL"))?,
+            Next::Number(number) => with(address.clone(), "page", &number.to_string()),
         };
-        elements
-            .feed(&chunk, &mut row)
-            .map_err(|stop| stop.failure(operation))?;
-    }
-    elements.finish().map_err(|stop| stop.failure(operation))
-}
-
-/// Why the cutting stopped.
-enum Stop {
-    /// The text is not an array of objects.
-    Form(&'static str),
-    /// The caller does not want any more.
-    Row(Error),
-}
-
-impl Stop {
-    fn failure(self, operation: &str) -> Failure {
-        match self {
-            Self::Form(cause) => Failure::protocol(operation, cause, REMEDY),
-            Self::Row(error) => Failure::from(error),
+        let next = match days {
+            Some(days) if next.query_pairs().all(|(name, _)| name != "days") => {
+                with(next, "days", &days.to_string())
+            }
+            _ => next,
+        };
+        if !addresses.insert(next.clone()) || (rows > 0 && !digests.insert(digest)) {
+            return Err(wrong(
+                operation,
+                format!("the cloud's list repeats itself after {listed} rows"),
+            ));
         }
+        request = link.request_to(operation, &next)?;
     }
+    Err(wrong(
+        operation,
+        format!("the cloud's list has more than {PAGES} pages"),
+    ))
 }
 
-#[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    #[default]
-    BeforeArray,
-    /// After `[`: an element or the end.
-    First,
-    /// After a comma.
-    Next,
-    Inside,
-    /// After an element: a comma or the end.
-    Between,
-    AfterArray,
+async fn refused(link: &Link, operation: &str, response: Response) -> Outcome<Failure> {
+    let refused = tokio::time::timeout(link.timeout(), link.refused(operation, response));
+    let late = |_| link.too_late(operation, link.timeout());
+    let (status, words, _) = refused.await.map_err(late)??;
+    let cause = format!("the cloud answered {status}: {words}");
+    Ok(Failure::new(Kind::CloudRefused, operation, cause).with_status(status))
 }
 
-/// Cuts a JSON array of objects, arriving in chunks, into its elements.
-#[derive(Default)]
-struct Elements {
-    place: Place,
-    depth: usize,
-    in_string: bool,
-    escaped: bool,
-    /// The start of the element that the last chunk cut in two.
-    begun: Vec<u8>,
+fn wrong(operation: &str, cause: impl Into<String>) -> Failure {
+    Failure::protocol(operation, cause, REMEDY)
 }
 
-impl Elements {
-    fn feed(
-        &mut self,
-        chunk: &[u8],
-        row: &mut impl FnMut(&RawValue) -> error::Result<()>,
-    ) -> Result<(), Stop> {
-        let mut at = 0;
-        while at < chunk.len() {
-            if self.place == Place::Inside {
-                let end = self.end_of_element(&chunk[at..]);
-                let part = &chunk[at..end.map_or(chunk.len(), |end| at + end)];
-                at += part.len();
-                if end.is_none() || !self.begun.is_empty() {
-                    if self.begun.len() + part.len() > LONGEST_ROW {
-                        return Err(Stop::Form("an element of the array is longer than 64 MiB"));
-                    }
-                    self.begun.extend_from_slice(part);
-                }
-                if end.is_none() {
-                    return Ok(());
-                }
-                let element = if self.begun.is_empty() { part } else { &self.begun };
-                let element: &RawValue = serde_json::from_slice(element)
-                    .map_err(|_| Stop::Form("an element of the array is not valid JSON"))?;
-                row(element).map_err(Stop::Row)?;
-                self.begun.clear();
-                self.place = Place::Between;
-                continue;
-            }
-            let byte = chunk[at];
-            if matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
-                at += 1;
-                continue;
-            }
-            self.place = match (self.place, byte) {
-                (Place::BeforeArray, b'[') => Place::First,
-                (Place::First | Place::Next, b'{') => {
-                    self.depth = 0;
-                    self.place = Place::Inside;
-                    // The brace belongs to the element.
-                    continue;
-                }
-                (Place::First | Place::Between, b']') => Place::AfterArray,
-                (Place::Between, b',') => Place::Next,
-                (Place::BeforeArray, b'<') => return Err(Stop::Form("the answer is a page, not JSON")),
-                (Place::BeforeArray, _) => return Err(Stop::Form("the answer is not a JSON array")),
-                (Place::First | Place::Next, _) => {
-                    return Err(Stop::Form("an element of the array is not an object"));
-                }
-                _ => return Err(Stop::Form("the answer is not one valid JSON array")),
+/// The address with this value of a parameter.
+fn with(mut address: Url, name: &str, value: &str) -> Url {
+    let others: Vec<(String, String)> = address
+        .query_pairs()
+        .filter(|(other, _)| other != name)
+        .map(|(name, value)| (name.into_owned(), value.into_owned()))
+        .collect();
+    address
+        .query_pairs_mut()
+        .clear()
+        .extend_pairs(others)
+        .append_pair(name, value);
+    address
+}
+
+/// The address with `rel="next"` in the `Link` headers.
+///
+/// Source: RFC 8288, section 3.
+fn next_of(headers: &HeaderMap) -> Option<String> {
+    let values = headers
+        .get_all(LINK)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    for value in values {
+        let mut rest = value;
+        while let Some((_, after)) = rest.split_once('<') {
+            let (address, parameters) = after.split_once('>')?;
+            let (own, others) = match parameters.split_once('<') {
+                Some((own, _)) => (own, &parameters[own.len()..]),
+                None => (parameters, ""),
             };
-            at += 1;
-        }
-        Ok(())
-    }
-
-    /// One past the closing brace of the current element, where it lies in `text`.
-    fn end_of_element(&mut self, text: &[u8]) -> Option<usize> {
-        for (nth, &byte) in text.iter().enumerate() {
-            if self.in_string {
-                if self.escaped {
-                    self.escaped = false;
-                } else if byte == b'\\' {
-                    self.escaped = true;
-                } else if byte == b'"' {
-                    self.in_string = false;
-                }
-                continue;
+            let is_next = own.split(';').any(|parameter| {
+                let Some((name, value)) = parameter.split_once('=') else {
+                    return false;
+                };
+                let value = value.trim().trim_end_matches(',').trim().trim_matches('"');
+                name.trim().eq_ignore_ascii_case("rel")
+                    && value
+                        .split_whitespace()
+                        .any(|kind| kind.eq_ignore_ascii_case("next"))
+            });
+            if is_next {
+                return Some(address.to_owned());
             }
-            match byte {
-                b'"' => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => {
-                    self.depth -= 1;
-                    if self.depth == 0 {
-                        return Some(nth + 1);
-                    }
-                }
-                _ => {}
-            }
-        }
-        None
-    }
-
-    fn finish(self) -> Result<(), Stop> {
-        if self.place == Place::AfterArray {
-            Ok(())
-        } else {
-            Err(Stop::Form("the array breaks off before its end"))
+            rest = others;
         }
     }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn cut(text: &str, chunk: usize) -> Option<Vec<String>> {
-        let mut elements = Elements::default();
-        let mut found = Vec::new();
-        for part in text.as_bytes().chunks(chunk) {
-            let mut keep = |row: &RawValue| {
-                found.push(row.get().to_owned());
-                Ok(())
-            };
-            elements.feed(part, &mut keep).ok()?;
-        }
-        elements.finish().ok()?;
-        Some(found)
+    #[test]
+    fn the_next_page_is_found_in_the_link_header() {
+        let next = |text: &str| next_of(&HeaderMap::from_iter([(LINK, text.parse().unwrap())]));
+        assert_eq!(
+            next("<https://c/rooms?page=2>; rel=\"next\"").as_deref(),
+            Some("https://c/rooms?page=2")
+        );
+        let several = "<https://c/a,b>; rel=prev, <https://c/rooms?page=3>; title=\"x\"; rel=\"next last\"";
+        assert_eq!(next(several).as_deref(), Some("https://c/rooms?page=3"));
+        assert_eq!(next("<https://c/rooms>; rel=\"first\""), None);
+        assert_eq!(next("nothing"), None);
     }
 
     #[test]
-    fn elements_are_found_wherever_the_chunks_end() {
-        let text = " [ {\"id\":1,\"t\":\"a]}\\\"é\\\\\"} ,\n{\"n\":[{},{\"x\":[]}]},{} ]\n";
-        let expected = [
-            "{\"id\":1,\"t\":\"a]}\\\"é\\\\\"}",
-            "{\"n\":[{},{\"x\":[]}]}",
-            "{}",
-        ];
-        for chunk in 1..=text.len() {
-            assert_eq!(
-                cut(text, chunk).as_deref(),
-                Some(expected.map(str::to_owned).as_slice()),
-                "{chunk}"
-            );
-        }
-        assert_eq!(cut("[]", 1), Some(vec![]));
-    }
-
-    #[test]
-    fn what_is_not_an_array_of_objects_is_refused() {
-        for text in [
-            "",
-            "[",
-            "[{}",
-            "[{},]",
-            "[,{}]",
-            "[1]",
-            "[{}{}]",
-            "[{}] x",
-            "{\"data\":[]}",
-            "null",
-            "<html></html>",
-            "[{\"a\":}]",
-            "[{\"a\":1]]",
-            "[{\"a\" 1}]",
-        ] {
-            for chunk in [1, 3, 100] {
-                assert_eq!(cut(text, chunk), None, "{text}");
-            }
-        }
+    fn a_parameter_is_set_once() {
+        let address: Url = "http://c/rooms?page=2&days=7".parse().unwrap();
+        assert_eq!(
+            with(address, "page", "3").as_str(),
+            "http://c/rooms?days=7&page=3"
+        );
     }
 }

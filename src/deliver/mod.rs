@@ -11,21 +11,28 @@
 mod baseline;
 mod broken;
 mod changes;
+mod elements;
 mod failure;
 mod fields;
 mod files;
+mod form;
 mod in_flight;
 mod link;
 mod list;
+mod page;
+mod partial;
 mod pieces;
+mod reply;
 mod rows;
 mod secure;
 mod timing;
+mod words;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -37,7 +44,7 @@ use tokio::sync::watch;
 use url::Url;
 
 pub use failure::{Failure, Outcome};
-pub use files::{Pace, UploadFile, Uploaded};
+pub use files::{Pace, UploadFile, UploadForm, Uploaded};
 pub use in_flight::InFlight;
 
 use crate::batch::Batch;
@@ -46,11 +53,16 @@ use crate::change::Epoch;
 use crate::checkpoint::Version;
 use crate::error::{Error, Kind, Result};
 use crate::fields::plain;
+use form::RowForm;
 use in_flight::{Depth, Pipeline, Uplink};
 use link::{Answer, Link};
+use reply::Verdict;
 
 /// The smallest request that a 413 makes this client fall back to, in bytes.
 const SMALLEST_REQUEST: usize = 16 * 1024;
+
+/// Rows of one bulk request, at most.
+const BULK_ROWS: usize = 500;
 
 /// How to reach the cloud.
 #[derive(Clone)]
@@ -71,6 +83,35 @@ pub struct CloudOptions {
     pub in_flight: usize,
     /// Whether to compress the bodies of `POST /changes`.
     pub compress: bool,
+    /// The path below the URL that all calls lie below; none where it is empty.
+    pub prefix: String,
+    /// The path of the status call.
+    pub status_path: String,
+    /// The form of an upload.
+    pub upload: UploadForm,
+    /// Whether a row that belongs to another entity of its table now is deleted under the old path before it is sent under the
+    /// new one; else the new one alone is sent.
+    pub delete_moved: bool,
+}
+
+impl CloudOptions {
+    /// A server of the contract, with the defaults of the settings.
+    pub fn new(url: Url, key: SecretString) -> Self {
+        Self {
+            url,
+            key,
+            timeout: Duration::from_secs(30),
+            allow_insecure_http: false,
+            ca_file: None,
+            forced: None,
+            in_flight: 16,
+            compress: false,
+            prefix: String::new(),
+            status_path: STATUS_PATH.to_owned(),
+            upload: UploadForm::default(),
+            delete_moved: true,
+        }
+    }
 }
 
 /// What a server can do beside the baseline.
@@ -267,6 +308,12 @@ pub struct Cloud {
 struct Inner {
     link: Link,
     catalogue: Arc<Catalogue>,
+    /// The forms of the entities' rows, where the server wants another one than ours.
+    forms: Vec<Option<RowForm>>,
+    /// How many rows of each entity go in one bulk request: fewer where the server left some out.
+    bulk_rows: Vec<AtomicUsize>,
+    upload: UploadForm,
+    delete_moved: bool,
     forced: Option<Capabilities>,
     in_flight: usize,
     /// Turned off where the server answers that it does not know zstd.
@@ -300,7 +347,15 @@ impl Cloud {
         Ok(Self {
             inner: Arc::new(Inner {
                 link: Link::new(&options)?,
+                forms: catalogue.entities().iter().map(RowForm::of).collect(),
+                bulk_rows: catalogue
+                    .entities()
+                    .iter()
+                    .map(|_| AtomicUsize::new(BULK_ROWS))
+                    .collect(),
                 catalogue,
+                upload: options.upload,
+                delete_moved: options.delete_moved,
                 forced,
                 in_flight: options.in_flight.max(1),
                 compress: AtomicBool::new(options.compress),
@@ -312,37 +367,65 @@ impl Cloud {
         })
     }
 
-    /// Asks the cloud who it is and what it can do: `GET /sync-status`.
+    /// Asks the cloud who it is and what it can do: `GET /sync-status`, or the path that the configuration names in its place.
     pub async fn hello(&self, origin: &Origin) -> Outcome<Hello> {
         let operation = "ask the cloud for its status";
         let link = &self.inner.link;
-        let reply = match link
-            .call(operation, link.request(Method::GET, "sync-status"), 0)
-            .await?
+        let path = link.status_path();
+        let ask = || link.call(operation, link.request(Method::GET, path), 0);
+        let mut answer = ask().await;
+        if answer
+            .as_ref()
+            .is_err_and(|failure| matches!(failure.status(), Some(300..=399)) && failure.is_passing())
         {
+            // It wants a slash at the end of its addresses, and has it from now on.
+            answer = ask().await;
+        }
+        let reply = match answer? {
             Answer::Accepted(reply) => reply,
             Answer::Refused { status, .. } => {
                 return Err(Failure::protocol(
                     operation,
-                    format!("the cloud answered {status} to GET /sync-status"),
-                    "check cloud.url: it must be the API's base URL, as in https://cloud.example/api",
+                    format!("the cloud answered {status} to GET /{path}"),
+                    "check cloud.url: it must be the API's base URL, as in https://cloud.example/api; a server with another \
+                     status call needs cloud.prefix and cloud.status_path, see `cloud-sync check --cloud`",
                 )
                 .with_status(status));
             }
         };
-        let status: Status<'_> = reply.json(operation)?;
-        if status.status != "ok" {
+        let is_contract = path == STATUS_PATH;
+        let status: Status<'_> = match reply.json(operation) {
+            Ok(status) => status,
+            // Another server's status may be of any form that says no failure.
+            Err(failure) => match reply.verdict(operation, None)? {
+                Verdict::Accepted if !is_contract => Status::default(),
+                _ => return Err(failure),
+            },
+        };
+        let is_well = match &status.status {
+            Some(word) => {
+                word == "ok" || (!is_contract && reply.verdict(operation, None)? == Verdict::Accepted)
+            }
+            None => !is_contract && reply.verdict(operation, None)? == Verdict::Accepted,
+        };
+        if !is_well {
+            let word = status.status.as_deref().unwrap_or("missing");
             return Err(Failure::protocol(
                 operation,
-                format!("its status is {:?}, not \"ok\"", link.clean(&status.status)),
+                format!("its status is {:?}, not \"ok\"", link.clean(word)),
                 "look at the cloud's own logs",
             ));
         }
         let listed = status.capabilities.unwrap_or_default();
-        let capabilities = self
+        let mut capabilities = self
             .inner
             .forced
             .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(|name| &**name)).0);
+        let mut entities = self.catalogue().entities().iter();
+        if entities.any(|entity| entity.server_setting().is_some()) {
+            // Rows in a form of the server's own go by the calls that have one.
+            (capabilities.changes, capabilities.schema) = (false, false);
+        }
         let tells_version = capabilities.changes && status.sources.is_some();
         let sources: BTreeMap<String, Source> = match status.sources {
             Some(sources) if tells_version => serde_json::from_str(sources.get()).map_err(|_| {
@@ -421,9 +504,7 @@ impl Cloud {
 
     /// How many batches are worth being in flight at once.
     pub fn depth(&self) -> usize {
-        let depth = self.inner.depth.lock();
-        let depth = depth.unwrap_or_else(PoisonError::into_inner).batches();
-        depth.min(self.inner.in_flight)
+        self.lock_depth().batches().min(self.inner.in_flight)
     }
 
     /// Tells the cloud an entity's columns: `PUT /schema/{path}`. Only where `schema` is listed.
@@ -456,16 +537,16 @@ impl Cloud {
     }
 
     /// Calls `row` for each object that the cloud has of the entity, or of its last `days` days. The list is streamed:
-    /// one row is held at a time. An error of `row` ends it.
+    /// one row is held at a time. An error of `row` ends it. Returns in how many pages it came.
     pub async fn list(
         &self,
         entity: usize,
         days: Option<u32>,
         row: impl FnMut(&RawValue) -> Result<()>,
-    ) -> Outcome<()> {
+    ) -> Outcome<usize> {
         let entity = self.entity(entity);
         let operation = format!("list {} in the cloud", entity.name);
-        list::list(&self.inner.link, &operation, &entity.path, days, row).await
+        list::list(&self.inner.link, &operation, entity, days, row).await
     }
 
     /// Sends a file to `POST /upload/{directory}`, read and hashed as it goes.
@@ -474,7 +555,7 @@ impl Cloud {
     /// Beside the cloud's: [`Kind::Media`] where the file cannot be read, changed meanwhile, or arrived with another
     /// content hash.
     pub async fn upload(&self, directory: &str, file: UploadFile) -> Outcome<Uploaded> {
-        files::upload(&self.inner.link, directory, file).await
+        files::upload(&self.inner.link, &self.inner.upload, directory, file).await
     }
 
     /// The URL of the content with this hash, where the cloud already has it: `HEAD /upload/{directory}?hash=…`. Only
@@ -500,6 +581,40 @@ impl Cloud {
 
     fn entity(&self, entity: usize) -> &Entity {
         &self.inner.catalogue.entities()[entity]
+    }
+
+    /// A key of the site, a JSON object, as the cloud has it: with its names and in its forms. One that has no such form stays.
+    pub fn cloud_key_of<'k>(&self, entity: usize, key: &'k str) -> Cow<'k, str> {
+        match self.form(entity).map(|form| form.shape(key)) {
+            Some(Ok(key)) => Cow::Owned(key),
+            _ => Cow::Borrowed(key),
+        }
+    }
+
+    /// Whether a row that belongs to another entity of its table now is deleted under the old path.
+    pub fn deletes_moved(&self) -> bool {
+        self.inner.delete_moved
+    }
+
+    fn form(&self, entity: usize) -> Option<&RowForm> {
+        self.inner.forms[entity].as_ref()
+    }
+
+    fn bulk_rows(&self, entity: usize) -> &AtomicUsize {
+        &self.inner.bulk_rows[entity]
+    }
+
+    /// Notes whether a bulk request was taken as a whole. Where rows are left out, they are found by sending the others again:
+    /// the fewer go together, the less that is.
+    fn note_bulk(&self, entity: usize, whole: bool) {
+        let rows = self.bulk_rows(entity);
+        let now = rows.load(Ordering::Relaxed);
+        let next = if whole {
+            (now * 2).min(BULK_ROWS)
+        } else {
+            (now / 4).max(1)
+        };
+        rows.store(next, Ordering::Relaxed);
     }
 
     /// What a delivery of these changes is called in messages.
@@ -538,10 +653,11 @@ impl Cloud {
 
     /// Notes an answer to changes: see [`Depth::answered`].
     fn answered(&self, begun: tokio::time::Instant, alone: bool, applied: Option<Duration>) {
-        let depth = self.inner.depth.lock();
-        depth
-            .unwrap_or_else(PoisonError::into_inner)
-            .answered(begun, alone, applied);
+        self.lock_depth().answered(begun, alone, applied);
+    }
+
+    fn lock_depth(&self) -> MutexGuard<'_, Depth> {
+        self.inner.depth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that the server found a request of this many bytes of text too long.
@@ -578,10 +694,14 @@ fn refused(operation: &str, status: u16, words: &str) -> Failure {
     .with_status(status)
 }
 
+/// The contract's status call.
+pub const STATUS_PATH: &str = "sync-status";
+
 /// `GET /sync-status`, as far as it matters.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct Status<'a> {
-    status: String,
+    #[serde(default)]
+    status: Option<String>,
     #[serde(default, borrow)]
     last_sync: Option<&'a RawValue>,
     #[serde(default)]

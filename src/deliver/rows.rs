@@ -7,8 +7,8 @@
 
 use std::collections::HashSet;
 use std::future::Future;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,8 +21,12 @@ use tokio::time::Instant;
 use super::failure::{Failure, Outcome};
 use super::fields::{key_line, segment};
 use super::link::Answer;
-use super::{Cloud, Done, split_by_bytes};
+use super::partial;
+use super::reply::{BulkVerdict, Reply, Verdict};
+use super::words::without_row;
+use super::{Cloud, split_by_bytes};
 use crate::batch::{Batch, Fate};
+use crate::catalogue::Entity;
 use crate::error::Kind;
 use crate::retry::Backoff;
 
@@ -32,8 +36,7 @@ const ATTEMPTS: u32 = 4;
 /// How long one delivery tries a request; a longer wait is the caller's.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The bounds of one bulk request.
-const BULK_ROWS: usize = 500;
+/// How long one bulk request may be, in bytes.
 const BULK_BYTES: usize = 1024 * 1024;
 
 /// What came of one request: the fates it decided, and what stopped it.
@@ -62,27 +65,56 @@ impl<'c> Sender<'c> {
         places: &[usize],
     ) -> Outcome<()> {
         let operation = self.cloud.pushing(entity);
-        let path = &self.cloud.entity(entity).path;
         let places = batch.failing_last(places);
-        let row = |batch: &Batch, nth: usize| {
-            let row = batch.changes()[nth].row.as_deref().unwrap_or("{}");
-            Bytes::copy_from_slice(row.as_bytes())
-        };
         if !bulk {
-            let start = |batch: &Batch, nth| self.post(&operation, path, nth, row(batch, nth));
+            let start = |batch: &Batch, nth: usize| {
+                let row = self.body(batch, nth);
+                let operation = &operation;
+                async move {
+                    match row {
+                        Ok(row) => self.post(operation, entity, nth, row).await,
+                        Err(unfit) => (vec![(nth, unfit)], Ok(())),
+                    }
+                }
+            };
             return self.run_changes(batch, places, start).await;
         }
         let limit = BULK_BYTES.min(self.cloud.request_bytes());
+        let together = self.cloud.bulk_rows(entity).load(Ordering::Relaxed);
         let chunks: Vec<&[usize]> = split_by_bytes(&places, limit, |nth| batch.changes()[nth].bytes())
             .into_iter()
-            .flat_map(|piece| piece.chunks(BULK_ROWS))
+            .flat_map(|piece| piece.chunks(together))
             .flat_map(|piece| batch.cut_by_failures(piece))
             .collect();
         let start = |batch: &Batch, chunk: &[usize]| {
-            let rows = chunk.iter().map(|&nth| (nth, row(batch, nth))).collect();
-            self.post_bulk(&operation, path, rows)
+            let (mut rows, mut unfit) = (Vec::with_capacity(chunk.len()), Vec::new());
+            for &nth in chunk {
+                match self.body(batch, nth) {
+                    Ok(row) => rows.push((nth, row)),
+                    Err(fate) => unfit.push((nth, fate)),
+                }
+            }
+            let operation = &operation;
+            async move {
+                let (mut fates, end) = self.post_bulk(operation, entity, rows).await;
+                fates.append(&mut unfit);
+                (fates, end)
+            }
         };
         self.run_changes(batch, chunks, start).await
+    }
+
+    /// A change's row in the form that the server wants; where it has none, what becomes of it.
+    fn body(&self, batch: &Batch, nth: usize) -> Result<Bytes, Fate> {
+        let change = &batch.changes()[nth];
+        let row = change.row.as_deref().unwrap_or("{}");
+        match self.cloud.form(change.entity) {
+            None => Ok(Bytes::copy_from_slice(row.as_bytes())),
+            Some(form) => form
+                .shape(row)
+                .map(Bytes::from)
+                .map_err(|error| refusal(422, &error)),
+        }
     }
 
     /// Deletes rows of one entity, in any order.
@@ -90,10 +122,14 @@ impl<'c> Sender<'c> {
         let operation = self.cloud.pushing(entity);
         let entity = self.cloud.entity(entity);
         let start = |batch: &Batch, nth: usize| {
-            let key = segment(&batch.changes()[nth].key, &entity.key);
+            let change = &batch.changes()[nth];
+            let key = segment(
+                &self.cloud.cloud_key_of(change.entity, &change.key),
+                &entity.cloud_key(),
+            );
             let operation = &operation;
             async move {
-                match self.delete_one(operation, &entity.path, nth, key).await {
+                match self.delete_one(operation, entity, nth, key).await {
                     Ok(fate) => (vec![(nth, fate)], Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
                 }
@@ -108,12 +144,13 @@ impl<'c> Sender<'c> {
         let place = batch.changes()[nth].entity;
         let operation = self.cloud.pushing(place);
         let entity = self.cloud.entity(place);
+        let cloud_key = entity.cloud_key();
         // One text for all the keys, a line each: the key as a path segment, which is encoded and has no tab, a tab, and the
         // key as JSON.
         let mut keys = String::new();
         let mut odd = false;
         let listed = self.cloud.list(place, None, |row| {
-            match segment(row.get(), &entity.key).zip(key_line(row.get(), &entity.key)) {
+            match segment(row.get(), &cloud_key).zip(key_line(row.get(), &cloud_key, &entity.key)) {
                 Some((segment, key)) => {
                     for part in [&*segment, "\t", &*key, "\n"] {
                         keys.push_str(part);
@@ -131,7 +168,7 @@ impl<'c> Sender<'c> {
                 );
                 return Ok(());
             }
-            other => other?,
+            other => drop(other?),
         }
         if odd {
             batch.set_fate(
@@ -144,7 +181,7 @@ impl<'c> Sender<'c> {
             let segment = line.split_once('\t').map(|(segment, _)| segment.to_owned());
             let operation = &operation;
             async move {
-                match self.delete_one(operation, &entity.path, number, segment).await {
+                match self.delete_one(operation, entity, number, segment).await {
                     Ok(Fate::Accepted) => (Vec::new(), Ok(())),
                     Ok(fate) => (vec![(nth, fate)], Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
@@ -211,7 +248,18 @@ impl<'c> Sender<'c> {
         let accepted_before = batch.count(&Fate::Accepted);
         let end = self.run(batch, jobs, start).await;
         for failed in self.gate.take_failed() {
-            batch.note_failing(&failed.numbers, failed.status, &failed.error, accepted_before);
+            let mut error = failed.error;
+            if let ([nth], Some(words)) = (failed.numbers.as_slice(), &failed.words) {
+                let row = batch.changes()[*nth].row.as_deref().unwrap_or("{}");
+                error = format!("{error}: {}", without_row(words, row));
+            }
+            batch.note_failing(
+                &failed.numbers,
+                failed.status,
+                &error,
+                failed.told,
+                accepted_before,
+            );
         }
         for nth in self.gate.take_unanswered() {
             let change = &batch.changes()[nth];
@@ -221,7 +269,8 @@ impl<'c> Sender<'c> {
         end
     }
 
-    async fn post(&self, operation: &str, path: &str, nth: usize, row: Bytes) -> Answered {
+    async fn post(&self, operation: &str, entity: usize, nth: usize, row: Bytes) -> Answered {
+        let path = &self.cloud.entity(entity).path;
         let request = || {
             self.cloud
                 .inner
@@ -230,22 +279,43 @@ impl<'c> Sender<'c> {
                 .header(CONTENT_TYPE, "application/json")
                 .body(row.clone())
         };
-        match self.attempt(operation, row.len(), &[nth], request).await {
-            Ok(Answer::Accepted(reply)) => match reply.not_a_page(operation) {
-                Ok(()) => (vec![(nth, Fate::Accepted)], Ok(())),
-                Err(failure) => (Vec::new(), Err(failure)),
-            },
-            Ok(Answer::Refused { status, words, .. }) => (vec![(nth, refusal(status, &words))], Ok(())),
+        let text = std::str::from_utf8(&row).unwrap_or_default();
+        let answer = match self.attempt(operation, row.len(), &[nth], request).await {
+            Ok(Answer::Refused { status, words, .. }) => {
+                return (vec![(nth, refusal(status, &without_row(&words, text)))], Ok(()));
+            }
+            Ok(Answer::Accepted(reply)) => self.accepted(operation, &reply, &[nth], Some(text)),
+            Err(failure) => Err(failure),
+        };
+        match answer {
+            Ok(()) => (vec![(nth, Fate::Accepted)], Ok(())),
             Err(failure) => (Vec::new(), Err(failure)),
         }
     }
 
-    /// One bulk request, bisected where it is refused as a whole.
-    async fn post_bulk(&self, operation: &str, path: &str, rows: Vec<(usize, Bytes)>) -> Answered {
-        let path = format!("bulk/{path}");
+    /// Whether a 2xx says that the rows with these numbers were accepted; where it does not, they are in [`Gate::take_failed`].
+    fn accepted(&self, operation: &str, reply: &Reply, numbers: &[usize], row: Option<&str>) -> Outcome<()> {
+        let failure = match reply.verdict(operation, row) {
+            Ok(Verdict::Accepted) => return Ok(()),
+            Ok(Verdict::Failed(words)) => {
+                let words = self.cloud.inner.link.clean(&words);
+                Failure::failed(operation, reply.status.as_u16(), words)
+            }
+            Err(failure) => failure,
+        };
+        self.gate.failed(numbers, &failure);
+        Err(failure)
+    }
+
+    /// One bulk request, halved where it is refused as a whole or in part.
+    async fn post_bulk(&self, operation: &str, entity: usize, rows: Vec<(usize, Bytes)>) -> Answered {
+        let path = self.cloud.entity(entity).bulk_path();
         let mut fates = Vec::with_capacity(rows.len());
         let mut pieces = vec![rows.as_slice()];
         while let Some(piece) = pieces.pop() {
+            if piece.is_empty() {
+                continue;
+            }
             let body = records(piece);
             let request = || {
                 self.cloud
@@ -258,36 +328,66 @@ impl<'c> Sender<'c> {
             let all: Vec<usize> = piece.iter().map(|(nth, _)| *nth).collect();
             let answer = self.attempt(operation, body.len(), &all, request).await;
             self.cloud.went(body.len(), &answer);
-            let done = match answer {
-                Ok(Answer::Accepted(reply)) => {
-                    let done = reply
-                        .json::<Done>(operation)
-                        .and_then(|done| done.check(operation));
-                    if done.is_ok() {
+            let (status, words) = match answer {
+                Ok(Answer::Accepted(reply)) => match reply.bulk_verdict(operation, piece.len()) {
+                    Ok(BulkVerdict::All) => {
+                        self.cloud.note_bulk(entity, true);
                         fates.extend(piece.iter().map(|&(nth, _)| (nth, Fate::Accepted)));
+                        continue;
                     }
-                    done
-                }
+                    Ok(BulkVerdict::NotAll { errors, left_out }) => {
+                        self.cloud.note_bulk(entity, false);
+                        let key = self.cloud.entity(entity).cloud_key();
+                        if let Some(refused) = partial::refused(piece, &key, &errors, left_out) {
+                            let link = &self.cloud.inner.link;
+                            fates.extend(piece.iter().enumerate().map(|(at, (nth, row))| {
+                                let Some(words) = refused.get(&at) else {
+                                    return (*nth, Fate::Accepted);
+                                };
+                                let text = std::str::from_utf8(row).unwrap_or_default();
+                                (
+                                    *nth,
+                                    refusal(reply.status.as_u16(), &without_row(&link.clean(words), text)),
+                                )
+                            }));
+                            continue;
+                        }
+                        (reply.status.as_u16(), None)
+                    }
+                    Err(failure) => {
+                        self.gate.failed(&all, &failure);
+                        return (fates, Err(failure));
+                    }
+                },
                 Ok(Answer::Refused { status, .. }) if matches!(status, 404 | 405) => {
-                    Err(Failure::capability(operation, "bulk", status))
+                    return (fates, Err(Failure::capability(operation, "bulk", status)));
                 }
                 Ok(Answer::Refused { status, words, .. }) => {
                     if status == 413 {
                         self.cloud.too_long(body.len());
                     }
-                    if let [(nth, _)] = piece {
-                        fates.push((*nth, refusal(status, &words)));
-                    } else {
-                        let (first, second) = piece.split_at(piece.len() / 2);
-                        pieces.push(second);
-                        pieces.push(first);
-                    }
-                    Ok(())
+                    (status, Some(words))
                 }
-                Err(failure) => Err(failure),
+                Err(failure) => return (fates, Err(failure)),
             };
-            if let Err(failure) = done {
-                return (fates, Err(failure));
+            match (piece, words) {
+                ([(nth, row)], Some(words)) => {
+                    let text = std::str::from_utf8(row).unwrap_or_default();
+                    fates.push((*nth, refusal(status, &without_row(&words, text))));
+                }
+                // Its own call says whether this row was taken: how servers count rows in bulk differs.
+                ([(nth, row)], None) => {
+                    let (mut fate, end) = self.post(operation, entity, *nth, row.clone()).await;
+                    fates.append(&mut fate);
+                    if end.is_err() {
+                        return (fates, end);
+                    }
+                }
+                _ => {
+                    let (first, second) = piece.split_at(piece.len() / 2);
+                    pieces.push(second);
+                    pieces.push(first);
+                }
             }
         }
         (fates, Ok(()))
@@ -296,17 +396,19 @@ impl<'c> Sender<'c> {
     async fn delete_one(
         &self,
         operation: &str,
-        path: &str,
+        entity: &Entity,
         number: usize,
         key: Option<String>,
     ) -> Outcome<Fate> {
         let Some(key) = key else {
             return Ok(refusal(422, "its key has no form in a URL"));
         };
-        let path = format!("{path}/{key}");
+        let path = entity.delete_path(&key);
         let request = || self.cloud.inner.link.request(Method::DELETE, &path);
         match self.attempt(operation, 0, &[number], request).await? {
-            Answer::Accepted(reply) => reply.not_a_page(operation).map(|()| Fate::Accepted),
+            Answer::Accepted(reply) => self
+                .accepted(operation, &reply, &[number], None)
+                .map(|()| Fate::Accepted),
             Answer::Refused { status: 404, .. } => Ok(Fate::Accepted),
             Answer::Refused { status: 405, .. } => Ok(Fate::Unsupported),
             Answer::Refused { status, words, .. } => Ok(refusal(status, &words)),
@@ -334,7 +436,9 @@ impl<'c> Sender<'c> {
                 self.gate.unanswered(numbers);
             }
             let wait = backoff.next(failure.retry_after());
+            // What the server's application has said, it will say again in a moment.
             if !failure.is_passing()
+                || failure.is_told()
                 || backoff.failures() >= ATTEMPTS
                 || begun.elapsed() + wait > PATIENCE
                 || self.gate.is_closed()
@@ -365,6 +469,10 @@ struct Failed {
     numbers: Vec<usize>,
     status: u16,
     error: String,
+    /// The server's own words.
+    words: Option<String>,
+    /// Whether they are its application's.
+    told: bool,
 }
 
 impl Gate {
@@ -374,19 +482,11 @@ impl Gate {
     }
 
     fn unanswered(&self, numbers: &[usize]) {
-        self.unanswered
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .extend_from_slice(numbers);
+        locked(&self.unanswered).extend_from_slice(numbers);
     }
 
     fn take_unanswered(&self) -> Vec<usize> {
-        std::mem::take(
-            &mut *self
-                .unanswered
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()),
-        )
+        std::mem::take(&mut *locked(&self.unanswered))
     }
 
     fn failed(&self, numbers: &[usize], failure: &Failure) {
@@ -397,20 +497,14 @@ impl Gate {
             numbers: numbers.to_vec(),
             status,
             error: failure.error().cause().to_owned(),
+            words: failure.words().map(str::to_owned),
+            told: failure.is_told(),
         };
-        self.failed
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .push(failed);
+        locked(&self.failed).push(failed);
     }
 
     fn take_failed(&self) -> Vec<Failed> {
-        std::mem::take(
-            &mut *self
-                .failed
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()),
-        )
+        std::mem::take(&mut *locked(&self.failed))
     }
 
     fn is_closed(&self) -> bool {
@@ -420,22 +514,20 @@ impl Gate {
     /// Keeps all requests back for a while: the server asked one of them to.
     fn hold(&self, wait: Duration) {
         let until = Instant::now() + wait;
-        let mut not_before = self
-            .not_before
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut not_before = locked(&self.not_before);
         *not_before = Some(not_before.map_or(until, |earlier| earlier.max(until)));
     }
 
     async fn pass(&self) {
-        let until = *self
-            .not_before
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let until = *locked(&self.not_before);
         if let Some(until) = until {
             tokio::time::sleep_until(until).await;
         }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn refusal(code: u16, error: &str) -> Fate {

@@ -1,5 +1,6 @@
 //! Sets rows aside that the cloud does not take and does not refuse either: each of their requests gets 5xx,
-//! or a firewall's 403, while the cloud takes others.
+//! a firewall's 403, or a 2xx that says it has failed, while the cloud takes others. Where the server's
+//! application says so itself, in words, once is enough: the row is tried again soon in any case.
 //!
 //! Such a row goes into quarantine, and is touched again by itself, less and less often; so nothing is lost
 //! where the server was at fault. As long as the cloud is not seen to take anything else, one batch at most
@@ -14,6 +15,7 @@ use super::courier::Courier;
 use crate::batch::{Batch, Fate};
 use crate::deliver::Failure;
 use crate::error::Result;
+use crate::existence::Held;
 use crate::quarantine;
 use crate::source::touch;
 
@@ -42,10 +44,13 @@ impl Courier {
             .keys()
             .map(|&(entity, key)| (self.catalogue.entities()[entity].name.as_str(), key));
         let keys: Vec<_> = keys.collect();
-        let failing = quarantine::failing(self.session.client(), &keys).await?;
+        let expected = quarantine::expected(self.session.client(), &keys).await?;
         let places: Vec<usize> = rows.into_values().collect();
-        for nth in failing {
+        for nth in expected.failing {
             batch.expect_failing(places[nth]);
+        }
+        for nth in expected.by_hand {
+            batch.set_fate(places[nth], quarantine::by_hand());
         }
         Ok(())
     }
@@ -68,7 +73,7 @@ impl Courier {
         for (nth, failing, others) in batch.failing() {
             let enough = match (failing.known, others) {
                 (true, _) => failing.status != 0,
-                (false, true) => failing.times >= BESIDE_OTHERS,
+                (false, true) => failing.told || failing.times >= BESIDE_OTHERS,
                 // 503 is a service's that is away as a whole.
                 (false, false) => failing.times >= ALONE && !unproven && failing.status != 503,
             };
@@ -100,8 +105,10 @@ impl Courier {
 
     /// Touches the rows again whose time has come, and sets the time of the next greeting by the next one's.
     pub(super) async fn touch_failing(&mut self) -> Result<()> {
-        let client = self.session.client();
+        let session = self.session.clone();
+        let client = session.client();
         let due = quarantine::due(client, CHUNK).await?;
+        self.bring_parents(&due.rows).await?;
         touch::rows(client, &self.catalogue, &due.rows).await?;
         quarantine::put_off(client, &due.rows).await?;
         self.failing = due.all;
@@ -114,6 +121,49 @@ impl Courier {
         if let Some(seconds) = next {
             let next = Instant::now() + Duration::from_secs_f64(seconds.clamp(0.1, 3600.0));
             self.greet_at = self.greet_at.min(next);
+        }
+        Ok(())
+    }
+
+    /// Touches the parents again that the cloud does not list, of rows that were refused for the first time. Only at a server
+    /// without `changes`: it may have a foreign key where the site has one.
+    pub(super) async fn bring_parents(&mut self, rows: &[(String, String)]) -> Result<()> {
+        let baseline = self
+            .hello
+            .as_ref()
+            .is_some_and(|hello| !hello.capabilities.changes);
+        let (true, Some(shapes)) = (baseline && !rows.is_empty(), self.shapes.clone()) else {
+            return Ok(());
+        };
+        let session = self.session.clone();
+        let images = quarantine::first_images(session.client(), rows).await?;
+        if images.is_empty() {
+            return Ok(());
+        }
+        let orphans = self.orphans(&shapes).await?;
+        for (parent, keys) in orphans.parents(&self.catalogue, &images) {
+            let entity = &self.catalogue.entities()[parent];
+            let held = match Held::learn(&self.cloud, parent, None, None).await {
+                Ok(held) => held,
+                Err(failure) => {
+                    tracing::debug!(entity = entity.name, %failure, "it is not known which parents the cloud lacks");
+                    continue;
+                }
+            };
+            let waiting = quarantine::refused(session.client(), &entity.name, &keys).await?;
+            let lacking: Vec<&String> = keys
+                .iter()
+                .filter(|key| !waiting.rows.contains_key(*key))
+                .filter(|key| !held.contains(&self.cloud.cloud_key_of(parent, key)))
+                .collect();
+            if !lacking.is_empty() {
+                tracing::info!(
+                    entity = entity.name,
+                    rows = lacking.len(),
+                    "the cloud lacks parents of refused rows: they are sent again"
+                );
+                touch::keys(session.client(), entity, shapes.numbers[parent], &lacking).await?;
+            }
         }
         Ok(())
     }

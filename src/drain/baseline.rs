@@ -1,6 +1,6 @@
 //! What a server without `changes` needs beside its requests: it has no versions and remembers nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,7 +16,8 @@ use crate::source::{sent, touch};
 const CHUNK: i64 = 5_000;
 
 impl Courier {
-    /// Notes which rows of entities with a condition go to the cloud, and leaves the deletes of those out that never went.
+    /// Notes which rows of entities with a condition go to the cloud, and leaves the deletes of those out that never went. So it does
+    /// for entities whose list is not trusted: a comparison goes by these notes.
     pub(super) async fn settle_conditions(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
         let client = self.session.client();
         let mut upserts: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
@@ -24,7 +25,7 @@ impl Courier {
         let pending = batch.pending();
         for &nth in &pending {
             let change = &batch.changes()[nth];
-            if self.catalogue.entities()[change.entity].filter.is_none() {
+            if !self.is_noted(change.entity) {
                 continue;
             }
             if change.op == Op::Upsert {
@@ -49,6 +50,63 @@ impl Courier {
         for nth in never {
             batch.set_fate(nth, Fate::Kept);
         }
+        self.settle_moves(batch, shapes).await
+    }
+
+    fn is_noted(&self, entity: usize) -> bool {
+        let entity = &self.catalogue.entities()[entity];
+        entity.filter.is_some() || !entity.trust_list
+    }
+
+    /// Sees to rows that moved to another entity of the same table: the two may be paths over one table of the cloud's too, and a
+    /// delete under the old path must not take away what was sent under the new one. It goes before that, or is left out where
+    /// the settings say that the new path replaces the row. Where the row's new state is not in this batch, it is touched again
+    /// before the delete goes.
+    async fn settle_moves(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
+        let oid = |entity: usize| shapes.tables[entity].oid;
+        let siblings = |entity: usize| {
+            (0..self.catalogue.entities().len())
+                .filter(move |&other| other != entity && oid(other) == oid(entity))
+        };
+        let pending = batch.pending();
+        let mut sent: HashSet<(u32, &str)> = HashSet::new();
+        let mut moved = Vec::new();
+        for &nth in &pending {
+            let change = &batch.changes()[nth];
+            if siblings(change.entity).next().is_none() {
+                continue;
+            }
+            if change.op == Op::Upsert {
+                sent.insert((oid(change.entity), &change.key));
+            } else if change.cause == Cause::Unmet {
+                moved.push(nth);
+            }
+        }
+        let (here, elsewhere): (Vec<usize>, Vec<usize>) = moved.into_iter().partition(|&nth| {
+            let change = &batch.changes()[nth];
+            sent.contains(&(oid(change.entity), &change.key))
+        });
+        let mut again: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+        for &nth in &elsewhere {
+            let change = &batch.changes()[nth];
+            for sibling in siblings(change.entity) {
+                again.entry(sibling).or_default().push(&change.key);
+            }
+        }
+        for (sibling, keys) in again {
+            let entity = &self.catalogue.entities()[sibling];
+            touch::keys(self.session.client(), entity, shapes.numbers[sibling], &keys).await?;
+        }
+        for nth in here {
+            if self.cloud.deletes_moved() {
+                batch.changes_mut()[nth].cause = Cause::ReadsOtherwise;
+            } else {
+                batch.set_fate(nth, Fate::Kept);
+            }
+        }
+        for nth in elsewhere {
+            batch.changes_mut()[nth].cause = Cause::ReadsOtherwise;
+        }
         Ok(())
     }
 
@@ -56,8 +114,8 @@ impl Courier {
     pub(super) async fn forget_deleted(&self, batch: &Batch, shapes: &Shapes) -> Result<()> {
         let mut deleted: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for (nth, change) in batch.changes().iter().enumerate() {
-            let entity = &self.catalogue.entities()[change.entity];
-            if entity.filter.is_some() && change.op == Op::Delete && *batch.fate(nth) == Fate::Accepted {
+            let deleted_there = change.op == Op::Delete && *batch.fate(nth) == Fate::Accepted;
+            if self.is_noted(change.entity) && deleted_there {
                 deleted.entry(change.entity).or_default().push(&change.key);
             }
         }

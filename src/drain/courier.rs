@@ -65,7 +65,7 @@ pub(super) struct Courier {
     pub(super) ended_before: bool,
     pub(super) stored: Stored,
     pub(super) shapes: Option<Arc<Shapes>>,
-    hello: Option<Hello>,
+    pub(super) hello: Option<Hello>,
     /// When the cloud is greeted next.
     pub(super) greet_at: Instant,
     greet_every: Duration,
@@ -74,7 +74,7 @@ pub(super) struct Courier {
     backoff: Backoff,
     repeats: Repeats,
     /// The foreign keys of these shapes.
-    orphans: Option<(Arc<Shapes>, Orphans)>,
+    orphans: Option<(Arc<Shapes>, Arc<Orphans>)>,
     /// What the cloud was told of the entities' columns.
     pub(super) announced: Arc<Announced>,
     /// When refused schemas are sent again.
@@ -439,6 +439,12 @@ impl Courier {
             self.adopt(batch, shapes, &settled.occupied).await?;
         }
         // A row that was refused once may have come before what it needs: it counts when it is refused behind the rest.
+        let again: Vec<(String, String)> = settled
+            .again
+            .iter()
+            .map(|(place, key)| (self.catalogue.entities()[*place].name.clone(), key.clone()))
+            .collect();
+        self.bring_parents(&again).await?;
         for (place, key) in settled.again {
             let entity = &self.catalogue.entities()[place];
             touch::keys(self.session.client(), entity, shapes.numbers[place], &[key]).await?;
@@ -475,7 +481,7 @@ impl Courier {
                     let first = (change.position, 0);
                     refused.entry((change.entity, *code)).or_insert(first).1 += 1;
                 }
-                Fate::Kept | Fate::Unsupported => {
+                Fate::Kept | Fate::Unsupported | Fate::Held => {
                     metrics.not_sent.inc();
                 }
                 Fate::Parked | Fate::Pending => {}
@@ -505,18 +511,25 @@ impl Courier {
 
     /// Touches the rows in quarantine again whose parents the cloud has just accepted.
     async fn adopt(&mut self, batch: &Batch, shapes: &Arc<Shapes>, occupied: &[usize]) -> Result<()> {
-        let client = self.session.client();
-        let orphans = match &mut self.orphans {
-            Some((of, orphans)) if Arc::ptr_eq(of, shapes) => orphans,
-            kept => {
-                let read = Orphans::read(client, &shapes.tables).await?;
-                &mut kept.insert((shapes.clone(), read)).1
-            }
-        };
+        let session = self.session.clone();
+        let catalogue = self.catalogue.clone();
+        let orphans = self.orphans(shapes).await?;
         orphans
-            .adopt(client, &self.catalogue, &shapes.numbers, batch, occupied)
+            .adopt(session.client(), &catalogue, &shapes.numbers, batch, occupied)
             .await?;
         Ok(())
+    }
+
+    /// The foreign keys of these shapes.
+    pub(super) async fn orphans(&mut self, shapes: &Arc<Shapes>) -> Result<Arc<Orphans>> {
+        if let Some((of, orphans)) = &self.orphans
+            && Arc::ptr_eq(of, shapes)
+        {
+            return Ok(orphans.clone());
+        }
+        let read = Arc::new(Orphans::read(self.session.client(), &shapes.tables).await?);
+        self.orphans = Some((shapes.clone(), read.clone()));
+        Ok(read)
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
@@ -17,7 +18,7 @@ use super::paths::{self, Where};
 use super::records::{Look, Wanted};
 use super::upload::Uploads;
 use super::watch::Watch;
-use crate::deliver::{Capabilities, UploadFile, Uploaded};
+use crate::deliver::{Capabilities, Failure, Origin, UploadFile, Uploaded};
 use crate::error::{Error, Kind, Result};
 
 /// Small files under way at once.
@@ -31,6 +32,10 @@ const BUSY: usize = 1024;
 
 /// How often a missing file is looked for although nothing was seen.
 const MISSING_EVERY: f64 = 60.0;
+
+/// How many seconds a file waits that the cloud fails to take: at first, and at most.
+const FAILING_FIRST: f64 = 10.0;
+const FAILING_LAST: f64 = 3600.0;
 
 /// File name endings of videos.
 const VIDEOS: [&str; 10] = [
@@ -79,6 +84,17 @@ impl Later {
         }
     }
 
+    /// The cloud fails to take it, while it is there.
+    fn failing(why: String, attempts: i32) -> Self {
+        let doubled = FAILING_FIRST * 2_f64.powi(attempts.clamp(0, 20));
+        Self {
+            state: "failing",
+            why,
+            seconds: doubled.min(FAILING_LAST),
+            counts: true,
+        }
+    }
+
     fn missing(why: String) -> Self {
         Self {
             state: "missing",
@@ -99,11 +115,12 @@ impl Later {
 }
 
 /// What an upload needs to know.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Ground<'a> {
     pub(super) uploads: &'a Uploads,
     pub(super) watch: &'a Watch,
     pub(super) capabilities: Capabilities,
+    pub(super) origin: Arc<Origin>,
 }
 
 /// A file that is ready, with its look.
@@ -250,7 +267,7 @@ impl<'a> Flights<'a> {
     }
 
     fn launch(&self, ready: Ready, large: bool) {
-        let ground = self.ground;
+        let ground = self.ground.clone();
         self.under_way
             .push(Box::pin(async move { (large, ground.upload(ready).await) }));
     }
@@ -260,7 +277,10 @@ impl Ground<'_> {
     /// Uploads one file. An error says that the cloud takes none now: the file keeps its turn.
     async fn upload(self, ready: Ready) -> Result<Ended> {
         let Ready { wanted, file, before } = ready;
-        let sent = UploadFile::new(&file);
+        let mut sent = UploadFile::new(&file);
+        if let Some(name) = &wanted.sent_as {
+            sent.name.clone_from(name);
+        }
         let sent = self.uploads.cloud.upload(&wanted.directory, sent).await;
         let end = match sent {
             Ok(uploaded) if look(&file).ok() != Some(before) || uploaded.bytes != before.size as u64 => {
@@ -278,8 +298,20 @@ impl Ground<'_> {
                     tracing::warn!(path = wanted.path, "{}", failure.error());
                     End::Later(Later::refused(failure.error().cause().to_owned()))
                 }
-                // The cloud is away: the lane waits.
-                _ => return Err(failure.into()),
+                _ => match self.is_this_files(&failure).await {
+                    true => {
+                        self.uploads.metrics.files.failed.inc();
+                        let cause = failure.error().cause();
+                        let why = match failure.words() {
+                            Some(words) => format!("{cause}: {words}"),
+                            None => cause.to_owned(),
+                        };
+                        tracing::warn!(path = wanted.path, "{}", failure.error());
+                        End::Later(Later::failing(why, wanted.attempts))
+                    }
+                    // The cloud is away: the lane waits.
+                    false => return Err(failure.into()),
+                },
             },
         };
         Ok(Ended {
@@ -288,8 +320,13 @@ impl Ground<'_> {
         })
     }
 
+    /// Whether a failure is about the file: the cloud is there, and takes the key.
+    async fn is_this_files(&self, failure: &Failure) -> bool {
+        failure.may_be_a_rows_fault() && self.uploads.cloud.hello(&self.origin).await.is_ok()
+    }
+
     /// Where the file lies and how it looks, if it can be uploaded now.
-    fn look(self, wanted: &Wanted) -> std::result::Result<(PathBuf, Look), Later> {
+    fn look(&self, wanted: &Wanted) -> std::result::Result<(PathBuf, Look), Later> {
         let ready = self.ready(&wanted.path).and_then(|file| match look(&file) {
             Ok(look) => Ok((file, look)),
             Err(error) => Err(Later::missing(error.to_string())),
@@ -307,7 +344,7 @@ impl Ground<'_> {
         ready
     }
 
-    fn ready(self, path: &str) -> std::result::Result<PathBuf, Later> {
+    fn ready(&self, path: &str) -> std::result::Result<PathBuf, Later> {
         let path = paths::below(&self.uploads.root, path).map_err(|why| Later::refused(why.into()))?;
         let ending = Path::new(&path)
             .extension()

@@ -16,4 +16,5 @@ pub mod upload;
 mod urls;
 mod watch;
 
+pub(crate) use paths::Named;
 pub use urls::{References, attach_urls, note_references};

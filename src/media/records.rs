@@ -18,6 +18,8 @@ pub struct Wanted {
     pub directory: String,
     /// Failed attempts so far.
     pub attempts: i32,
+    /// The name that the cloud is told, where it is not the file's own.
+    pub sent_as: Option<String>,
 }
 
 /// What a file looked like when it was uploaded.
@@ -34,6 +36,8 @@ pub struct Look {
 pub struct Counts {
     /// Waiting for their upload.
     pub waiting: u64,
+    /// Failed at the cloud while it is there: tried again less and less often.
+    pub failing: u64,
     /// Named by a row and not there.
     pub missing: u64,
     /// Uploaded.
@@ -48,8 +52,8 @@ pub struct Counts {
 pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Vec<Wanted>> {
     let rows = client
         .query(
-            "select path, directory, attempts from cloud_sync.media \
-             where state in ('waiting', 'missing') and next_attempt <= now() and path <> all($1) \
+            "select path, directory, attempts, sent_as from cloud_sync.media \
+             where state in ('waiting', 'failing', 'missing') and next_attempt <= now() and path <> all($1) \
              order by next_attempt limit $2",
             &[&busy, &limit],
         )
@@ -61,6 +65,7 @@ pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Ve
             path: row.get(0),
             directory: row.get(1),
             attempts: row.get(2),
+            sent_as: row.get(3),
         })
         .collect())
 }
@@ -70,7 +75,7 @@ pub(super) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f6
     let row = client
         .query_one(
             "select extract(epoch from min(next_attempt) - now())::float8 from cloud_sync.media \
-             where state in ('waiting', 'missing') and path <> all($1)",
+             where state in ('waiting', 'failing', 'missing') and path <> all($1)",
             &[&busy],
         )
         .await
@@ -131,6 +136,8 @@ pub(super) struct Done<'a> {
     /// In hexadecimal.
     pub(super) hash: String,
     pub(super) url: &'a str,
+    /// The path on the server, where it says so.
+    pub(super) remote_path: Option<&'a str>,
 }
 
 /// Writes uploads down. In the caller's transaction.
@@ -138,8 +145,9 @@ pub(super) async fn uploaded(client: &Client, files: &[Done<'_>]) -> Result<()> 
     client
         .execute(
             "update cloud_sync.media m set state = 'uploaded', size = f.size, modified_us = f.modified_us, hash = f.hash, \
-             url = f.url, error = null, attempts = 0, uploaded_at = now() \
-             from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[]) f (path, size, modified_us, hash, url) \
+             url = f.url, remote_path = f.remote_path, error = null, attempts = 0, uploaded_at = now() \
+             from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[]) \
+             f (path, size, modified_us, hash, url, remote_path) \
              where m.path = f.path",
             &[
                 &files.iter().map(|file| file.path).collect::<Vec<_>>(),
@@ -147,11 +155,43 @@ pub(super) async fn uploaded(client: &Client, files: &[Done<'_>]) -> Result<()> 
                 &files.iter().map(|file| file.look.modified_us).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.hash.as_str()).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.url).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.remote_path).collect::<Vec<_>>(),
             ],
         )
         .await
         .map_err(failed("write"))?;
     Ok(())
+}
+
+/// Gives files their turn again whose address is another file's too, with other content: the server keeps one of them. Those that
+/// came just now go under names of their own. In the caller's transaction. Returns their paths.
+pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec<String>> {
+    let rows = client
+        .query(
+            "with clash as ( \
+                 select m.path as later, o.path as earlier from cloud_sync.media m \
+                 join cloud_sync.media o on md5(o.url) = md5(m.url) and o.url = m.url and o.path <> m.path and o.hash <> m.hash \
+                 where m.path = any($1) and m.state = 'uploaded' and o.state = 'uploaded' \
+                 and (o.path <> all($1) or o.path < m.path)), \
+             renamed as (update cloud_sync.media m set sent_as = left(md5(m.path), 8) || '-' || regexp_replace(m.path, '^.*/', '') \
+                         where m.path in (select later from clash) and m.sent_as is null) \
+             select path from (select later from clash union select earlier from clash) c (path)",
+            &[&paths],
+        )
+        .await
+        .map_err(failed("compare"))?;
+    let clashing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    if !clashing.is_empty() {
+        client
+            .execute(
+                "update cloud_sync.media set state = 'waiting', url = null, remote_path = null, next_attempt = now(), \
+                 error = 'the cloud gave it the address of another file' where path = any($1)",
+                &[&clashing],
+            )
+            .await
+            .map_err(failed("write"))?;
+    }
+    Ok(clashing)
 }
 
 /// The rows that name the files, each once, as entity and key.
@@ -225,7 +265,7 @@ pub async fn call_all(client: &Client, refused_too: bool) -> Result<()> {
     client
         .execute(
             "with late as (select path from cloud_sync.media \
-                           where state in ('waiting', 'missing') or ($1 and state = 'refused') \
+                           where state in ('waiting', 'failing', 'missing') or ($1 and state = 'refused') \
                            order by path for no key update) \
              update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path from late)",
             &[&refused_too],
@@ -252,6 +292,7 @@ pub async fn counts(client: &Client) -> Result<Counts> {
         let number = row.get::<_, i64>(1) as u64;
         match row.get(0) {
             "waiting" => counts.waiting = number,
+            "failing" => counts.failing = number,
             "missing" => counts.missing = number,
             "uploaded" => {
                 counts.uploaded = number;
@@ -263,20 +304,18 @@ pub async fn counts(client: &Client) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Files that are not uploaded and why, at most `limit`.
+/// Files that the cloud does not take, and why, at most `limit`.
 ///
 /// # Errors
 /// The source's.
-pub async fn troubles(client: &Client, limit: i64) -> Result<Vec<(String, String, Option<String>)>> {
+pub async fn not_taken(client: &Client, limit: i64) -> Result<Vec<(String, String)>> {
     let rows = client
         .query(
-            "select path, state, error from cloud_sync.media where state <> 'uploaded' order by path limit $1",
+            "select path, coalesce(error, 'refused') from cloud_sync.media where state in ('failing', 'refused') \
+             order by path limit $1",
             &[&limit],
         )
         .await
         .map_err(failed("read"))?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.get(0), row.get(1), row.get(2)))
-        .collect())
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }

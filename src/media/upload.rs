@@ -152,6 +152,7 @@ impl Uploads {
             database: identity.system_id,
         };
         let capabilities = self.cloud.hello(&origin).await?.capabilities;
+        let origin = Arc::new(origin);
         Ok(Lane {
             desk: Desk {
                 uploads: self,
@@ -162,6 +163,7 @@ impl Uploads {
                 uploads: self,
                 watch,
                 capabilities,
+                origin,
             }),
             watch,
             seen: Vec::new(),
@@ -320,6 +322,7 @@ impl Desk<'_> {
                     look: *look,
                     hash: uploaded.hash.to_string(),
                     url: &uploaded.url,
+                    remote_path: uploaded.path.as_deref(),
                 }),
                 End::Later(later) => late.push(records::PutOff {
                     path: &one.path,
@@ -349,7 +352,15 @@ impl Desk<'_> {
         }
         if !done.is_empty() {
             records::uploaded(client, &done).await?;
-            let paths: Vec<&str> = done.iter().map(|one| one.path).collect();
+            let mut paths: Vec<&str> = done.iter().map(|one| one.path).collect();
+            let clashing = records::part_clashing(client, &paths).await?;
+            if !clashing.is_empty() {
+                tracing::warn!(
+                    files = clashing.len(),
+                    "the cloud gave several files one address: those that came later go up again under other names"
+                );
+                paths.retain(|path| clashing.iter().all(|clash| clash != path));
+            }
             let references = records::references(client, &paths).await?;
             for (place, entity) in self.uploads.catalogue.entities().iter().enumerate() {
                 // A row that was noted before the entity's key columns changed is no longer found by that key.
@@ -384,7 +395,7 @@ impl Desk<'_> {
             .metrics
             .files
             .waiting
-            .set((counts.waiting + counts.missing) as i64);
+            .set((counts.waiting + counts.failing + counts.missing) as i64);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Adds URLs to rows on their way, and notes which rows name which files.
 //!
 //! The URL column is always part of a row that has files, null where the file is not uploaded, so that a row reads the
-//! same whether it is delivered or compared.
+//! same whether it is delivered or compared. Where it is the file column itself, the site's own value stands in it until then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -11,18 +11,27 @@ use tokio_postgres::Client;
 
 use super::paths::{self, Named};
 use crate::batch::{Batch, Fate};
-use crate::catalogue::{Catalogue, Entity, FileColumn};
-use crate::change::Change;
+use crate::catalogue::server::{ColumnValue, Unconfirmed};
+use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
 use crate::fields::pick;
 
-type Urls = HashMap<String, String>;
+/// Where the cloud has a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Address {
+    url: String,
+    /// The path on the server, where it says so.
+    path: Option<String>,
+}
 
-const URLS: &str = "select path, url from cloud_sync.media where path = any($1) and url is not null";
+type Urls = HashMap<String, Address>;
+
+const URLS: &str =
+    "select path, url, remote_path from cloud_sync.media where path = any($1) and url is not null";
 
 /// The same, once whoever writes one of these files down has ended.
 const URLS_SETTLED: &str =
-    "select path, url from cloud_sync.media where path = any($1) order by path for share";
+    "select path, url, remote_path from cloud_sync.media where path = any($1) order by path for share";
 
 /// What a delivered batch said about files.
 #[derive(Debug, Default)]
@@ -46,16 +55,64 @@ pub async fn attach_urls(
     if !has_files(catalogue, batch) {
         return Ok(());
     }
-    let urls = known_urls(client, root, catalogue, batch.changes(), URLS).await?;
-    for change in batch.changes_mut() {
+    let rows = rows_with_files(catalogue, batch, |_| true)?;
+    let urls = known_urls(client, root, &rows, URLS).await?;
+    for NamedRow { nth, named } in rows {
+        let change = &batch.changes()[nth];
         let entity = &catalogue.entities()[change.entity];
-        if let Some(row) = &change.row
-            && !entity.files.is_empty()
-        {
-            change.row = Some(with_urls(root, entity, row, &urls)?.into());
+        let Some(row) = &change.row else { continue };
+        let row = with_urls(root, entity, row, &named, &urls)?;
+        batch.changes_mut()[nth].row = Some(row.into());
+        if is_held(root, entity, &named, &urls) && *batch.fate(nth) == Fate::Pending {
+            batch.set_fate(nth, Fate::Held);
+        }
+        if entity.files.iter().any(|file| file.url_column == file.column) {
+            batch.note_named(nth, named);
         }
     }
     Ok(())
+}
+
+/// A row and what its file columns name.
+struct NamedRow {
+    nth: usize,
+    named: Vec<Named>,
+}
+
+/// The batch's rows of entities with files, and what their columns name.
+fn rows_with_files(
+    catalogue: &Catalogue,
+    batch: &Batch,
+    wanted: impl Fn(&Fate) -> bool,
+) -> Result<Vec<NamedRow>> {
+    let mut rows = Vec::new();
+    for (nth, change) in batch.changes().iter().enumerate() {
+        let entity = &catalogue.entities()[change.entity];
+        let Some(row) = change.row.as_deref().filter(|_| !entity.files.is_empty()) else {
+            continue;
+        };
+        if wanted(batch.fate(nth)) {
+            let named = match batch.named(nth) {
+                Some(named) => named.to_vec(),
+                None => columns(entity, row)?,
+            };
+            rows.push(NamedRow { nth, named });
+        }
+    }
+    Ok(rows)
+}
+
+/// Whether the row waits for a file that the cloud does not have yet.
+fn is_held(root: &Path, entity: &Entity, named: &[Named], urls: &Urls) -> bool {
+    let mut files = entity.files.iter().zip(named);
+    files.any(|(file, named)| {
+        file.until_uploaded == Some(Unconfirmed::Hold)
+            && named
+                .paths
+                .iter()
+                .flatten()
+                .any(|path| paths::below(root, path).is_ok_and(|path| !urls.contains_key(&path)))
+    })
 }
 
 /// Notes which files the batch's accepted rows name. Called once the cloud has accepted them, before the checkpoint.
@@ -74,17 +131,16 @@ pub async fn note_references(
     }
     let (mut all, mut directories) = (Vec::new(), Vec::new());
     let (mut entities, mut keys) = (Vec::new(), Vec::new());
-    let mut accepted = Vec::new();
-    for (nth, change) in batch.changes().iter().enumerate() {
+    // A row that waits for its file names it too.
+    let rows = rows_with_files(catalogue, batch, |fate| {
+        matches!(fate, Fate::Accepted | Fate::Held)
+    })?;
+    for NamedRow { nth, named } in &rows {
+        let change = &batch.changes()[*nth];
         let entity = &catalogue.entities()[change.entity];
-        if *batch.fate(nth) != Fate::Accepted || entity.files.is_empty() {
-            continue;
-        }
-        let Some(row) = &change.row else { continue };
-        accepted.push(change);
-        for (file, named) in entity.files.iter().zip(columns(entity, row)?) {
-            for path in named.paths.into_iter().flatten() {
-                all.push(paths::recorded(root, path));
+        for (file, named) in entity.files.iter().zip(named) {
+            for path in named.paths.iter().flatten() {
+                all.push(paths::recorded(root, path.clone()));
                 directories.push(file.directory.as_str());
                 entities.push(entity.name.as_str());
                 keys.push(&*change.key);
@@ -116,11 +172,16 @@ pub async fn note_references(
         .map_err(|error| Error::postgres("note the rows that name files", error))?;
     // From here on an upload touches these rows again. One that is being written down at this moment may have looked for
     // them before they were noted: the lock waits for it, and what it wrote is made up for.
-    let urls = known_urls(client, root, catalogue, accepted.iter().copied(), URLS_SETTLED).await?;
-    for change in accepted {
+    let urls = known_urls(client, root, &rows, URLS_SETTLED).await?;
+    for NamedRow { nth, named } in &rows {
+        let change = &batch.changes()[*nth];
         let entity = &catalogue.entities()[change.entity];
+        let held = *batch.fate(*nth) == Fate::Held;
         if let Some(row) = &change.row
-            && is_outdated(root, entity, row, &urls)?
+            && match held {
+                true => !is_held(root, entity, named, &urls),
+                false => is_outdated(root, entity, row, named, &urls)?,
+            }
         {
             found.outdated.push((change.entity, change.key.to_string()));
         }
@@ -142,28 +203,10 @@ fn columns(entity: &Entity, row: &str) -> Result<Vec<Named>> {
     Ok(values.into_iter().map(paths::named).collect())
 }
 
-async fn known_urls<'a>(
-    client: &Client,
-    root: &Path,
-    catalogue: &Catalogue,
-    changes: impl IntoIterator<Item = &'a Change>,
-    query: &str,
-) -> Result<Urls> {
-    let mut all = Vec::new();
-    for change in changes {
-        let entity = &catalogue.entities()[change.entity];
-        if let (Some(row), false) = (&change.row, entity.files.is_empty()) {
-            for named in columns(entity, row)? {
-                all.extend(
-                    named
-                        .paths
-                        .into_iter()
-                        .flatten()
-                        .filter_map(|path| paths::below(root, &path).ok()),
-                );
-            }
-        }
-    }
+async fn known_urls(client: &Client, root: &Path, rows: &[NamedRow], query: &str) -> Result<Urls> {
+    let named = rows.iter().flat_map(|row| &row.named);
+    let paths = named.flat_map(|named| named.paths.iter().flatten());
+    let all: Vec<String> = paths.filter_map(|path| paths::below(root, path).ok()).collect();
     if all.is_empty() {
         return Ok(Urls::new());
     }
@@ -173,34 +216,55 @@ async fn known_urls<'a>(
         .map_err(|error| Error::postgres("read the URLs of media files", error))?;
     Ok(rows
         .iter()
-        .filter_map(|row| Some((row.get(0), row.get::<_, Option<String>>(1)?)))
+        .filter_map(|row| {
+            let address = Address {
+                url: row.get::<_, Option<String>>(1)?,
+                path: row.get(2),
+            };
+            Some((row.get(0), address))
+        })
         .collect())
 }
 
-/// The JSON value of each of the entity's URL columns, as far as URLs are known.
-fn url_values(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<Vec<String>> {
-    let url = |path: &Option<String>| {
-        path.as_ref()
-            .and_then(|path| paths::below(root, path).ok())
-            .and_then(|path| urls.get(&path))
-    };
-    let value = |file: &FileColumn, named: &Named| {
-        if file.many || named.list {
-            serde_json::to_string(&named.paths.iter().map(url).collect::<Vec<_>>())
-        } else {
-            serde_json::to_string(&named.paths.first().and_then(url))
+/// The JSON value of each of the entity's URL columns, as far as addresses are known.
+fn url_values(root: &Path, entity: &Entity, row: &str, named: &[Named], urls: &Urls) -> Result<Vec<String>> {
+    let names: Vec<&str> = entity.files.iter().map(|file| file.column.as_str()).collect();
+    let own = pick(row, &names).map_err(|_| broken(entity))?;
+    let mut values = Vec::with_capacity(own.len());
+    for ((file, named), own) in entity.files.iter().zip(named).zip(own) {
+        let in_place = file.url_column == file.column;
+        let known = |path: &Option<String>| {
+            let path = path.as_ref()?;
+            urls.get(&paths::below(root, path).ok()?)
+        };
+        let told = |path: &Option<String>| -> Option<String> {
+            match (known(path), file.column_value) {
+                (Some(address), None | Some(ColumnValue::Url)) => Some(address.url.clone()),
+                (Some(address), _) => Some(address.path.clone().unwrap_or_else(|| address.url.clone())),
+                // The site's own value stays where it is.
+                (None, _) => path.clone().filter(|_| in_place),
+            }
+        };
+        if in_place && !named.paths.iter().any(|path| known(path).is_some()) {
+            values.push(own.map_or("null", RawValue::get).to_owned());
+            continue;
         }
-    };
-    entity
-        .files
-        .iter()
-        .zip(&columns(entity, row)?)
-        .map(|(file, named)| value(file, named).map_err(|_| broken(entity)))
-        .collect()
+        let list: Vec<Option<String>> = named.paths.iter().map(told).collect();
+        let value = match file.column_value {
+            Some(ColumnValue::Json) => {
+                serde_json::to_string(&list).and_then(|list| serde_json::to_string(&list))
+            }
+            _ if file.many || named.list => serde_json::to_string(&list),
+            _ => serde_json::to_string(&list.first().cloned().flatten()),
+        };
+        values.push(value.map_err(|_| broken(entity))?);
+    }
+    Ok(values)
 }
 
 /// The row with its URL columns, which take the place of columns of the same name.
-fn with_urls(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<String> {
+fn with_urls(root: &Path, entity: &Entity, row: &str, named: &[Named], urls: &Urls) -> Result<String> {
+    let values = url_values(root, entity, row, named, urls)?;
     let mut text = if url_columns(entity, row)?.iter().any(Option::is_some) {
         let mut fields: BTreeMap<String, &RawValue> =
             serde_json::from_str(row).map_err(|_| broken(entity))?;
@@ -212,17 +276,19 @@ fn with_urls(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<Str
     if text.pop() != Some('}') {
         return Err(broken(entity));
     }
-    for (file, value) in entity.files.iter().zip(url_values(root, entity, row, urls)?) {
+    for (file, value) in entity.files.iter().zip(values) {
         let name = serde_json::to_string(&file.url_column).map_err(|_| broken(entity))?;
-        text.push_str(&format!(",{name}:{value}"));
+        let comma = if text.trim_end().ends_with('{') { "" } else { "," };
+        text.push_str(&format!("{comma}{name}:{value}"));
     }
     text.push('}');
     Ok(text)
 }
 
 /// Whether the row was delivered without a URL that is known now.
-fn is_outdated(root: &Path, entity: &Entity, row: &str, urls: &Urls) -> Result<bool> {
-    let now = url_values(root, entity, row, urls)?;
+fn is_outdated(root: &Path, entity: &Entity, row: &str, named: &[Named], urls: &Urls) -> Result<bool> {
+    // Only what is known now: a value that is the site's own is no other one.
+    let now = url_values(root, entity, row, named, urls)?;
     let sent = url_columns(entity, row)?;
     Ok(sent
         .iter()
@@ -253,52 +319,82 @@ mod tests {
         let leaves = &builtin.entities()[builtin.find("leaves").unwrap()];
         let root = Path::new("/m");
         let row = "{\"leave_id\":1,\"leave_slip_image\":\"s.jpg\"}";
-        let urls: Urls = [("s.jpg".to_owned(), "http://c/s".to_owned())].into();
-        let before = with_urls(root, leaves, row, &Urls::new()).unwrap();
-        let after = with_urls(root, leaves, row, &urls).unwrap();
-        assert!(is_outdated(root, leaves, &before, &urls).unwrap());
-        assert!(!is_outdated(root, leaves, &after, &urls).unwrap());
-        assert!(!is_outdated(root, leaves, &before, &Urls::new()).unwrap());
+        let urls: Urls = [known("s.jpg", "http://c/s")].into();
+        let named = columns(leaves, row).unwrap();
+        let before = with_urls(root, leaves, row, &named, &Urls::new()).unwrap();
+        let after = with_urls(root, leaves, row, &named, &urls).unwrap();
+        assert!(is_outdated(root, leaves, &before, &named, &urls).unwrap());
+        assert!(!is_outdated(root, leaves, &after, &named, &urls).unwrap());
+        assert!(!is_outdated(root, leaves, &before, &named, &Urls::new()).unwrap());
+    }
+
+    fn known(path: &str, url: &str) -> (String, Address) {
+        let address = Address {
+            url: url.to_owned(),
+            path: Some(format!("/storage/{path}")),
+        };
+        (path.to_owned(), address)
+    }
+
+    fn sent(entity: &Entity, row: &str, urls: &Urls) -> String {
+        let named = columns(entity, row).unwrap();
+        with_urls(Path::new("/m"), entity, row, &named, urls).unwrap()
     }
 
     #[test]
     fn urls_are_added_in_the_order_of_paths() {
         let builtin = Catalogue::builtin();
         let of = |name: &str| &builtin.entities()[builtin.find(name).unwrap()];
-        let urls: Urls = [("a.jpg", "http://c/a"), ("s.jpg", "http://c/s")]
-            .into_iter()
-            .map(|(path, url)| (path.to_owned(), url.to_owned()))
-            .collect();
-        let root = Path::new("/m");
-        assert_eq!(
-            with_urls(
-                root,
-                of("faculties"),
-                "{\"faculty_id\":1,\"faculty_images\":\"[\\\"b.jpg\\\",\\\"a.jpg\\\"]\"}",
-                &urls
-            )
-            .unwrap(),
-            "{\"faculty_id\":1,\"faculty_images\":\"[\\\"b.jpg\\\",\\\"a.jpg\\\"]\",\"cloud_image_urls\":[null,\"http://c/a\"]}"
+        let urls: Urls = [known("a.jpg", "http://c/a"), known("s.jpg", "http://c/s")].into();
+        for (entity, row, expected) in [
+            (
+                "faculties",
+                r#"{"faculty_id":1,"faculty_images":"[\"b.jpg\",\"a.jpg\"]"}"#,
+                r#"{"faculty_id":1,"faculty_images":"[\"b.jpg\",\"a.jpg\"]","cloud_image_urls":[null,"http://c/a"]}"#,
+            ),
+            (
+                "leaves",
+                r#"{"leave_id":1,"leave_slip_image":"./s.jpg","leave_slip_cloud_url":"old"}"#,
+                r#"{"leave_id":1,"leave_slip_image":"./s.jpg","leave_slip_cloud_url":"http://c/s"}"#,
+            ),
+            (
+                "leaves",
+                r#"{"leave_id":1,"leave_slip_image":null}"#,
+                r#"{"leave_id":1,"leave_slip_image":null,"leave_slip_cloud_url":null}"#,
+            ),
+        ] {
+            assert_eq!(sent(of(entity), row, &urls), expected);
+        }
+    }
+
+    #[test]
+    fn the_file_column_itself_has_the_address_once_it_is_known() {
+        let mut entity = Entity::new("x", "t", &["id"]);
+        let mut file = Catalogue::builtin().entities()[2].files[0].clone();
+        (file.column, file.url_column, file.many) = ("f".into(), "f".into(), false);
+        let mut expect = |value, row: &str, urls: &Urls, expected: &str| {
+            file.column_value = Some(value);
+            entity.files = vec![file.clone()];
+            assert_eq!(sent(&entity, row, urls), expected);
+        };
+        let urls: Urls = [known("a.jpg", "http://c/a")].into();
+        let row = r#"{"f":"a.jpg"}"#;
+        expect(ColumnValue::Path, row, &Urls::new(), row);
+        expect(ColumnValue::Path, row, &urls, r#"{"f":"/storage/a.jpg"}"#);
+        expect(ColumnValue::Url, row, &urls, r#"{"f":"http://c/a"}"#);
+        expect(ColumnValue::Json, row, &urls, r#"{"f":"[\"/storage/a.jpg\"]"}"#);
+        let two = r#"{"f":["b.jpg","a.jpg"]}"#;
+        expect(
+            ColumnValue::Path,
+            two,
+            &urls,
+            r#"{"f":["b.jpg","/storage/a.jpg"]}"#,
         );
-        assert_eq!(
-            with_urls(
-                root,
-                of("leaves"),
-                "{\"leave_id\":1,\"leave_slip_image\":\"./s.jpg\",\"leave_slip_cloud_url\":\"old\"}",
-                &urls
-            )
-            .unwrap(),
-            "{\"leave_id\":1,\"leave_slip_image\":\"./s.jpg\",\"leave_slip_cloud_url\":\"http://c/s\"}"
-        );
-        assert_eq!(
-            with_urls(
-                root,
-                of("leaves"),
-                "{\"leave_id\":1,\"leave_slip_image\":null}",
-                &urls
-            )
-            .unwrap(),
-            "{\"leave_id\":1,\"leave_slip_image\":null,\"leave_slip_cloud_url\":null}"
+        expect(
+            ColumnValue::Json,
+            two,
+            &urls,
+            r#"{"f":"[\"b.jpg\",\"/storage/a.jpg\"]"}"#,
         );
     }
 }

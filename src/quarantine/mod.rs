@@ -36,7 +36,8 @@ pub struct Entry {
     pub position: i64,
     /// `u` upsert, `d` delete, `t` truncate, `r` cannot be read.
     pub op: String,
-    /// The HTTP status or the receiver's code; 0 for a row that cannot be read.
+    /// The HTTP status or the receiver's code; 0 for a row that cannot be read, 1 for one that was set aside by hand, 2 for such a
+    /// one that is sent again.
     pub code: i32,
     /// The cloud's words.
     pub error: String,
@@ -57,13 +58,19 @@ const COLUMNS: &str = "entity, key, position, op::text, code, error, attempts, \
 /// The code of a row that cannot be read.
 const UNREADABLE: u16 = 0;
 
+/// The code of a row that an operator has set aside: it is not sent.
+const BY_HAND: i32 = 1;
+
+/// The code of such a row that is to be sent again.
+const RELEASED: i32 = 2;
+
 /// How long a row waits in quarantine for the first time before it is touched again by itself; then twice as long each time, up
 /// to an hour.
 pub const FIRST_WAIT: Duration = Duration::from_secs(10);
 
 /// Whether what was answered so may be accepted later, although nobody mends the row.
 pub fn may_pass(code: u16) -> bool {
-    code == 403 || code >= 500
+    matches!(code, 200..=299 | 403 | 500..)
 }
 
 fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
@@ -117,7 +124,7 @@ pub async fn settle(
         columns.code.push(i32::from(code));
         columns.error.push(error);
         // What may pass has had its further tries.
-        let settled_at_once = code == UNREADABLE || may_pass(code);
+        let settled_at_once = code == UNREADABLE || i32::from(code) == BY_HAND || may_pass(code);
         columns.provisional.push(provisional && !settled_at_once);
         columns
             .waits
@@ -247,7 +254,7 @@ pub(crate) struct Due {
     pub(crate) rows: Vec<(String, String)>,
     /// Seconds until the next one's time.
     pub(crate) next: Option<f64>,
-    /// How many there are in all.
+    /// How many there are in all, with those that were set aside by hand.
     pub(crate) all: i64,
 }
 
@@ -259,8 +266,8 @@ pub(crate) async fn due(client: &Client, limit: i64) -> Result<Due> {
     let all = client
         .query_one(
             "select extract(epoch from min(next_attempt) filter (where next_attempt > now()) - now())::float8, count(*) \
-             from cloud_sync.quarantine where next_attempt is not null",
-            &[],
+             from cloud_sync.quarantine where next_attempt is not null or code = $1",
+            &[&BY_HAND],
         )
         .await
         .map_err(failed("look into"))?;
@@ -305,25 +312,89 @@ pub(crate) async fn put_off(client: &Client, rows: &[(String, String)]) -> Resul
     Ok(())
 }
 
-/// Which of these rows, by entity and key, are to be touched again by themselves; their places.
+/// Rows that are in quarantine for another reason than a refusal, by their places among those that were asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    /// They are touched again by themselves, and are expected to fail.
+    pub(crate) failing: Vec<usize>,
+    /// An operator has set them aside.
+    pub(crate) by_hand: Vec<usize>,
+}
+
+/// Which of these rows, by entity and key, are not to be sent like others.
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn failing(client: &Client, rows: &[(&str, &str)]) -> Result<Vec<usize>> {
+pub(crate) async fn expected(client: &Client, rows: &[(&str, &str)]) -> Result<Expected> {
     let (entities, keys): (Vec<&str>, Vec<&str>) = rows.iter().copied().unzip();
     let found = client
         .query(
-            "select a.nth from unnest($1::text[], $2::text[]) with ordinality a (entity, key, nth) \
+            "select a.nth, q.code = $3 from unnest($1::text[], $2::text[]) with ordinality a (entity, key, nth) \
              join cloud_sync.quarantine q on q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key \
-             where q.next_attempt is not null",
+             where q.next_attempt is not null or q.code = $3",
+            &[&entities, &keys, &BY_HAND],
+        )
+        .await
+        .map_err(failed("look into"))?;
+    let mut expected = Expected::default();
+    for row in &found {
+        let place = row.get::<_, i64>(0) as usize - 1;
+        if row.get(1) {
+            expected.by_hand.push(place);
+        } else {
+            expected.failing.push(place);
+        }
+    }
+    Ok(expected)
+}
+
+/// What becomes of a change whose row an operator has set aside.
+pub(crate) fn by_hand() -> Fate {
+    Fate::Refused {
+        code: BY_HAND as u16,
+        error: "set aside by hand".to_owned(),
+    }
+}
+
+/// Sets a row aside by hand: from the next delivery on it is not sent, until it is retried or discarded.
+///
+/// # Errors
+/// The source's.
+pub async fn add(client: &Client, entity: &str, key: &str) -> Result<()> {
+    client
+        .execute(
+            "insert into cloud_sync.quarantine (entity, key, position, op, code, error) \
+             values ($1, $2, (select last_value from cloud_sync.position), 'u', $3, 'set aside by hand') \
+             on conflict (entity, md5(key)) do update set code = excluded.code, error = excluded.error, \
+             provisional = false, next_attempt = null",
+            &[&entity, &key, &BY_HAND],
+        )
+        .await
+        .map_err(failed("write to"))?;
+    Ok(())
+}
+
+/// The images of first refusals of these rows, by entity and key: what they lack may be brought to the cloud before they are tried
+/// again.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn first_images(
+    client: &Client,
+    rows: &[(String, String)],
+) -> Result<Vec<(String, String)>> {
+    let (entities, keys): (Vec<&str>, Vec<&str>) =
+        rows.iter().map(|(entity, key)| (&**entity, &**key)).unzip();
+    let rows = client
+        .query(
+            "select q.entity, q.image from unnest($1::text[], $2::text[]) a (entity, key) \
+             join cloud_sync.quarantine q on q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key \
+             where q.attempts <= 1 and q.op = 'u' and q.image is not null",
             &[&entities, &keys],
         )
         .await
         .map_err(failed("look into"))?;
-    Ok(found
-        .iter()
-        .map(|row| row.get::<_, i64>(0) as usize - 1)
-        .collect())
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Lists the entries, the oldest first: of one entity or of all.
@@ -451,6 +522,7 @@ pub async fn retry(
     entries: &[Entry],
 ) -> Result<usize> {
     let mut touched = 0;
+    release_by_hand(client, entries).await?;
     for (entity, attached) in catalogue.entities().iter().zip(attached) {
         let of_entity = entries
             .iter()
@@ -470,6 +542,27 @@ pub async fn retry(
         touched += keys.len();
     }
     Ok(touched)
+}
+
+/// Lets rows go again that an operator has set aside.
+async fn release_by_hand(client: &Client, entries: &[Entry]) -> Result<()> {
+    let by_hand = entries.iter().filter(|entry| entry.code == BY_HAND);
+    let (entities, keys): (Vec<&str>, Vec<&str>) = by_hand
+        .map(|entry| (entry.entity.as_str(), entry.key.as_str()))
+        .unzip();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    client
+        .execute(
+            "update cloud_sync.quarantine q set code = $4, error = 'it is sent again' \
+             from unnest($1::text[], $2::text[]) a (entity, key) \
+             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key and q.code = $3",
+            &[&entities, &keys, &BY_HAND, &RELEASED],
+        )
+        .await
+        .map_err(failed("write to"))?;
+    Ok(())
 }
 
 /// What is in quarantine of these rows, provisional entries too.

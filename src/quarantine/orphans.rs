@@ -4,6 +4,8 @@
 //! refused, of the accepted parent as it was sent. A child that is refused again and again although its parent comes is
 //! left alone for an hour after its tenth refusal, so that a row which is bad for another reason costs no more than that.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
@@ -65,6 +67,32 @@ impl Orphans {
         })
     }
 
+    /// The keys of the parents of refused rows, by the parents' entities. `images` are the rows' entities and the rows as they were
+    /// refused. Only parents that are referred to by their entity's key.
+    pub(crate) fn parents(
+        &self,
+        catalogue: &Catalogue,
+        images: &[(String, String)],
+    ) -> BTreeMap<usize, Vec<String>> {
+        let mut parents: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+        for (name, image) in images {
+            let Some(child) = catalogue.find(name) else {
+                continue;
+            };
+            for reference in self.references.iter().filter(|one| one.child == child) {
+                let key = &catalogue.entities()[reference.parent].key;
+                if let Some(parent) = referred_key(reference, key, image) {
+                    parents.entry(reference.parent).or_default().push(parent);
+                }
+            }
+        }
+        for keys in parents.values_mut() {
+            keys.sort_unstable();
+            keys.dedup();
+        }
+        parents
+    }
+
     /// Touches the quarantined rows again whose parents are among the batch's accepted rows. `occupied` are the entities
     /// that have entries in quarantine, `numbers` the entities' numbers in the outbox. Returns how many.
     ///
@@ -103,6 +131,18 @@ impl Orphans {
         }
         Ok(touched)
     }
+}
+
+/// The key of the parent that a row refers to, a JSON object; none where it refers to none, or not by the key.
+fn referred_key(reference: &Reference, key: &[String], image: &str) -> Option<String> {
+    let values = pick(image, &reference.columns).ok()?;
+    let mut pairs = Vec::with_capacity(key.len());
+    for name in key {
+        let at = reference.referred.iter().position(|referred| referred == name)?;
+        let value = values[at].filter(|value| value.get() != "null")?;
+        pairs.push(format!("{}:{}", serde_json::to_string(name).ok()?, value.get()));
+    }
+    (reference.referred.len() == key.len()).then(|| format!("{{{}}}", pairs.join(",")))
 }
 
 /// For each column that the reference refers to, its values in the batch's accepted rows.

@@ -14,7 +14,6 @@ use super::{Observer, Reconcile, short};
 use crate::abort;
 use crate::drain::wire_schema;
 use crate::error::{Error, Result};
-use crate::existence::Held;
 use crate::source::pages::{self, Leaf, Pages, Read};
 
 /// Rows that are touched before progress is kept.
@@ -126,7 +125,7 @@ impl Reconcile {
                 .put_schema(&self.origin, &wire_schema(entity, table))
                 .await?;
         }
-        let held = Held::learn(&self.cloud, place, days, None).await?;
+        let mut there = self.there(place, days, None).await?;
         let mut touched = Touched::new(self, place);
         let mut pages = Pages::open(client, entity, table, days, Read::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
@@ -140,11 +139,8 @@ impl Reconcile {
                 from = next;
                 let looked = rows.len();
                 // A row that does not meet the condition is nobody's here: a sync takes it away.
-                let lacking: Vec<String> = rows
-                    .into_iter()
-                    .filter(|row| row.met && !held.contains(&row.key))
-                    .map(|row| row.key.into())
-                    .collect();
+                let rows = rows.into_iter().filter(|row| row.met).collect();
+                let lacking = self.differing(place, rows, None, false, &mut there).await?;
                 done.held += (looked - lacking.len()) as u64;
                 observer.advance(looked as u64, lacking.len() as u64);
                 touched.add(lacking).await?;

@@ -27,6 +27,7 @@ use crate::error::{Error, Kind, Result};
 use crate::existence::{self, Held};
 use crate::fields::pick;
 use crate::media;
+use crate::quarantine;
 use crate::source::connect::Session;
 use crate::source::describe::{self, Table};
 use crate::source::guard;
@@ -36,6 +37,9 @@ use crate::source::pages::{self, Found, Pages, Read};
 use crate::source::sent;
 use report::SyncReport;
 use touched::Touched;
+
+/// Pushed rows of an entity that are looked for in the cloud's list afterwards, at most.
+const SAMPLE: usize = 1_000;
 
 /// Touched rows that may wait for their delivery at once.
 const PACE: usize = 20_000;
@@ -216,23 +220,32 @@ impl Reconcile {
                 .put_schema(&self.origin, &wire_schema(entity, table))
                 .await?;
         }
-        if !self.capabilities.changes && self.capabilities.delete && entity.filter.is_some() {
+        if !self.capabilities.changes
+            && self.capabilities.delete
+            && entity.filter.is_some()
+            && entity.trust_list
+        {
             self.note_held(place).await?;
         }
         let columns = self.compared(entity, table);
-        let mut held = Held::learn(&self.cloud, place, pass.days, columns.as_deref()).await?;
+        let mut there = self.there(place, pass.days, columns.as_deref()).await?;
         let mut touched = Touched::new(self, place);
         let read = if columns.is_some() { Read::Rows } else { Read::Keys };
-        let mut pages = Pages::open(client, entity, table, pass.days, read).await?;
+        let mut pages = match columns {
+            Some(_) => Pages::open(client, entity, table, pass.days, read).await?,
+            None => Pages::open_listed(client, entity, table, pass.days, read).await?,
+        };
+        let mut sample = Vec::new();
         for leaf in pages::leaves(client, table).await? {
             let mut from = 0;
             while let Some((rows, next)) = pages.next(&leaf, from).await? {
                 from = next;
                 let looked = rows.len();
                 let keys = self
-                    .differing(place, rows, columns.as_deref(), pass.force, &mut held)
+                    .differing(place, rows, columns.as_deref(), pass.force, &mut there)
                     .await?;
                 let count = keys.len();
+                sample.extend(keys.iter().take(SAMPLE - sample.len().min(SAMPLE)).cloned());
                 touched.add(keys).await?;
                 if count > 0 {
                     abort::point("amid a sync");
@@ -244,13 +257,86 @@ impl Reconcile {
             }
         }
         // Only where the list is this site's alone, as the receiver's is.
-        if columns.is_some() && entity.deletes() == Deletes::Propagate && !held.is_empty() {
-            self.touch_extra(place, pass.days, &held, &mut touched).await?;
+        if let There::Listed(held) = &there
+            && columns.is_some()
+            && entity.deletes() == Deletes::Propagate
+            && !held.is_empty()
+        {
+            self.touch_extra(place, pass.days, held, &mut touched).await?;
         }
         abort::point("after a sync's capture");
         // Whatever becomes of the drain, all that was found lies in the outbox.
-        touched.settle_reporting(report).await?;
+        let gets_on = touched.settle_reporting(report).await?;
+        if gets_on && columns.is_none() && entity.trust_list && !sample.is_empty() {
+            self.must_list(place, pass.days, &sample, report).await?;
+        }
         Ok(true)
+    }
+
+    /// What the cloud has of the entity, as far as it is to be compared.
+    async fn there(&self, place: usize, days: Option<u32>, columns: Option<&[String]>) -> Result<There> {
+        if self.capabilities.changes || self.catalogue.entities()[place].trust_list {
+            return Ok(There::Listed(
+                Held::learn(&self.cloud, place, days, columns).await?,
+            ));
+        }
+        Ok(There::Remembered)
+    }
+
+    /// Reports rows that the cloud has just accepted, and does not list: each sync would push them again.
+    async fn must_list(
+        &self,
+        place: usize,
+        days: Option<u32>,
+        pushed: &[String],
+        report: &mut SyncReport,
+    ) -> Result<()> {
+        let entity = &self.catalogue.entities()[place];
+        let client = self.session.client();
+        let refused = quarantine::refused(client, &entity.name, pushed).await?;
+        let held = Held::learn(&self.cloud, place, days, None).await?;
+        let unlisted: HashSet<&str> = pushed
+            .iter()
+            .filter(|key| !refused.rows.contains_key(*key))
+            .filter(|key| !held.contains(&self.cloud.cloud_key_of(place, key)))
+            .map(String::as_str)
+            .collect();
+        // Some may have gone meanwhile, on this side.
+        let unlisted = self.still_there(place, days, unlisted).await?;
+        let Some(first) = unlisted.first() else {
+            return Ok(());
+        };
+        report.fail(
+            &entity.name,
+            format!(
+                "the cloud does not list {} of {} rows that it has just accepted, as {first}: each sync pushes them again. It may \
+                 tell the key in another form (1.0, or rounded beyond 2^53), leave rows out of its list, or count its days by \
+                 another column (window.cloud_days_by). Where its list cannot be mended, set trust_list = false",
+                unlisted.len(),
+                pushed.len(),
+            ),
+        );
+        Ok(())
+    }
+
+    /// Which of these keys are rows of the entity now.
+    async fn still_there(&self, place: usize, days: Option<u32>, keys: HashSet<&str>) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        if keys.is_empty() {
+            return Ok(found);
+        }
+        let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
+        let client = self.session.client();
+        let mut pages = Pages::open_listed(client, entity, table, days, Read::Keys).await?;
+        for leaf in pages::leaves(client, table).await? {
+            let mut from = 0;
+            while let Some((rows, next)) = pages.next(&leaf, from).await? {
+                from = next;
+                let here = rows.iter().filter(|row| row.met && keys.contains(&*row.key));
+                found.extend(here.map(|row| row.key.to_string()));
+            }
+        }
+        Ok(found)
     }
 
     /// Notes which of the site's rows the cloud holds, of whatever age: when a row no longer meets the entity's condition, the
@@ -271,7 +357,7 @@ impl Reconcile {
                 let keys: Vec<&str> = rows
                     .iter()
                     .map(|row| &*row.key)
-                    .filter(|key| held.contains(key))
+                    .filter(|key| held.contains(&self.cloud.cloud_key_of(place, key)))
                     .collect();
                 sent::note(client, None, self.attached[place].id, &keys).await?;
             }
@@ -302,7 +388,7 @@ impl Reconcile {
         rows: Vec<Found>,
         columns: Option<&[String]>,
         force: bool,
-        held: &mut Held,
+        there: &mut There,
     ) -> Result<Vec<String>> {
         let met: Vec<bool> = rows.iter().map(|row| row.met).collect();
         let changes = rows.into_iter().map(|row| Change {
@@ -319,9 +405,19 @@ impl Reconcile {
             let client = self.session.client();
             media::attach_urls(client, &self.media_root, &self.catalogue, &mut page).await?;
         }
+        let remembered = match there {
+            There::Listed(_) => HashSet::new(),
+            There::Remembered => {
+                let keys: Vec<&str> = page.changes().iter().map(|change| &*change.key).collect();
+                sent::known(self.session.client(), self.attached[place].id, &keys).await?
+            }
+        };
         let mut keys = Vec::new();
         for (change, met) in page.changes().iter().zip(met) {
-            let there = held.remove(&change.key);
+            let there = match there {
+                There::Listed(held) => held.remove(&self.cloud.cloud_key_of(place, &change.key)),
+                There::Remembered => remembered.contains(&*change.key).then_some(None),
+            };
             let same = match (met, columns, &change.row) {
                 (false, ..) => there.is_none(),
                 (true, Some(columns), Some(row)) => there.flatten() == Some(existence::digest(row, columns)?),
@@ -354,6 +450,14 @@ impl Reconcile {
             .await?;
         touched.add(keys).await
     }
+}
+
+/// What the cloud has of an entity.
+enum There {
+    /// What it lists.
+    Listed(Held),
+    /// What this site remembers that it sent there, since the list cannot be trusted.
+    Remembered,
 }
 
 /// How one entity is compared.

@@ -32,7 +32,7 @@ use crate::checkpoint::SledStore;
 use crate::config::{CapabilityChoice, Loaded, Settings};
 use crate::control::status::LastSync;
 use crate::control::{Server, SyncRequest, Token, token};
-use crate::deliver::{Cloud, CloudOptions};
+use crate::deliver::{Cloud, CloudOptions, UploadForm};
 use crate::drain::{Drain, GREET_EVERY, Limits, Pulse, Recording};
 use crate::error::{Class, Error, Result};
 use crate::media::records;
@@ -443,8 +443,6 @@ impl Replicator {
 pub fn cloud(settings: &Settings) -> Result<Cloud> {
     let (url, key) = settings.require_cloud()?;
     let options = CloudOptions {
-        url: url.clone(),
-        key: key.clone(),
         timeout: settings.cloud.timeout,
         allow_insecure_http: settings.cloud.allow_insecure_http,
         ca_file: settings.cloud.ca_file.clone(),
@@ -454,6 +452,14 @@ pub fn cloud(settings: &Settings) -> Result<Cloud> {
         },
         in_flight: settings.delivery.in_flight,
         compress: settings.delivery.compress.unwrap_or(!loopback(url)),
+        prefix: settings.cloud.prefix.clone(),
+        status_path: settings.cloud.status_path.clone(),
+        upload: UploadForm {
+            field: settings.files.field.clone(),
+            fields: settings.files.fields.clone(),
+        },
+        delete_moved: settings.cloud.delete_moved,
+        ..CloudOptions::new(url.clone(), key.clone())
     };
     Cloud::new(options, Arc::new(settings.catalogue.clone()))
 }

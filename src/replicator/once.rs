@@ -14,9 +14,13 @@ use crate::config::Settings;
 use crate::control::SyncRequest;
 use crate::drain::{Condition, Pulse, Recording};
 use crate::error::{Error, Kind, Result};
+use crate::media::records;
 use crate::reconcile::Observer;
 use crate::reconcile::backfill::{BackfillReport, Span};
 use crate::reconcile::report::SyncReport;
+
+/// Files that the cloud does not take, told in a report at most.
+const FILES_TOLD: i64 = 100;
 
 /// A replicator for one pass.
 pub struct Once {
@@ -26,6 +30,7 @@ pub struct Once {
     recording: Recording,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<Result<()>>>,
+    settings: Settings,
 }
 
 impl Once {
@@ -79,6 +84,7 @@ impl Once {
             recording,
             stop,
             tasks,
+            settings: settings.clone(),
         }))
     }
 
@@ -93,6 +99,10 @@ impl Once {
             .await?;
         if let Err(reason) = self.settle().await {
             report.error(reason);
+        }
+        let session = super::connect(&self.settings, "files").await?;
+        for (path, why) in records::not_taken(session.client(), FILES_TOLD).await? {
+            report.error(format!("Failed to upload {path}: {why}"));
         }
         Ok(report)
     }

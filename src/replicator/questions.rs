@@ -116,7 +116,7 @@ pub(super) fn fill(status: &mut StatusReport, gauges: &Gauges) {
         waiting: gauges.files.waiting,
         uploaded: gauges.files.uploaded,
         missing: gauges.files.missing,
-        failed: gauges.files.refused,
+        failed: gauges.files.refused + gauges.files.failing,
         bytes: gauges.files.bytes,
     };
 }

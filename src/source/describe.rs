@@ -458,6 +458,9 @@ fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
         .iter()
         .map(|name| (name, "key"))
         .chain(entity.window.iter().map(|window| (&window.column, "window")))
+        .chain(cloud_days_by(entity).map(|column| (column, "cloud_days_by")))
+        .chain(entity.rename.keys().map(|name| (name, "rename")))
+        .chain(entity.columns.keys().map(|name| (name, "columns")))
         .chain(entity.exclude.iter().map(|name| (name, "exclude")))
         .chain(entity.redact.iter().map(|name| (name, "redact")))
         .chain(entity.files.iter().map(|file| (&file.column, "files")));
@@ -492,11 +495,13 @@ fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
         )
         .remedy("name columns of text, json or arrays of text under redact; name this one under exclude"));
     }
-    let window = entity
+    let windows = entity
         .window
-        .as_ref()
-        .and_then(|window| table.column(&window.column));
-    if let Some(column) = window.filter(|column| !TIMES.contains(&column.base_type.as_str())) {
+        .iter()
+        .map(|window| &window.column)
+        .chain(cloud_days_by(entity));
+    let mut windows = windows.filter_map(|name| table.column(name));
+    if let Some(column) = windows.find(|column| !TIMES.contains(&column.base_type.as_str())) {
         return Err(Error::config(
             format!("use entity {}", entity.name),
             format!(
@@ -507,6 +512,13 @@ fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
         .remedy("name a column of type date, timestamp or timestamptz under window, or take the window out"));
     }
     Ok(())
+}
+
+fn cloud_days_by(entity: &Entity) -> impl Iterator<Item = &String> {
+    entity
+        .window
+        .iter()
+        .filter_map(|window| window.cloud_days_by.as_ref())
 }
 
 /// The types by which a retention can be measured.

@@ -110,12 +110,30 @@ pub async fn count(client: &Client, entity: &Entity, table: &Table, days: Option
 /// The SQL condition that a row of `t` lies within `days` of the entity's retention.
 fn within(entity: &Entity, days: Option<u32>) -> String {
     match (&entity.window, days) {
-        (Some(window), Some(days)) => format!(
-            "t.{} >= pg_catalog.now() - interval '{days} days'",
-            quote_name(&window.column)
-        ),
+        (Some(window), Some(days)) => younger(&window.column, days),
         _ => "true".to_owned(),
     }
+}
+
+/// The same for a row that the cloud counts too, by its own column. There a day less counts: where the last one ends, the two
+/// sides may not agree.
+fn within_both(entity: &Entity, days: Option<u32>) -> String {
+    let own = within(entity, days);
+    let by = entity
+        .window
+        .as_ref()
+        .and_then(|window| window.cloud_days_by.as_ref());
+    match (by, days) {
+        (Some(column), Some(days)) => format!("{own} and {}", younger(column, days.saturating_sub(1))),
+        _ => own,
+    }
+}
+
+fn younger(column: &str, days: u32) -> String {
+    format!(
+        "t.{} >= pg_catalog.now() - interval '{days} days'",
+        quote_name(column)
+    )
 }
 
 impl<'a> Pages<'a> {
@@ -141,6 +159,22 @@ impl<'a> Pages<'a> {
             read,
             step: 1,
         })
+    }
+
+    /// The same, of rows that the cloud's list of so many days has too.
+    ///
+    /// # Errors
+    /// As [`Pages::open`].
+    pub async fn open_listed(
+        client: &'a Client,
+        entity: &'a Entity,
+        table: &Table,
+        days: Option<u32>,
+        read: Read,
+    ) -> Result<Self> {
+        let mut pages = Self::open(client, entity, table, days, read).await?;
+        pages.within = within_both(entity, days);
+        Ok(pages)
     }
 
     /// The rows of the leaf from this page on, as many pages as suit, and the page to go on at; none at the leaf's end.

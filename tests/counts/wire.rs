@@ -46,14 +46,13 @@ async fn deliver(hint: &str, compress: bool) -> (Count, u64) {
         .get(0);
     let mut drain = metered.site.drain();
     let options = CloudOptions {
-        url: metered.site.settings.cloud.url.clone().unwrap(),
-        key: SecretString::from(KEY),
         timeout: metered.site.settings.cloud.timeout,
-        allow_insecure_http: false,
-        ca_file: None,
-        forced: None,
         in_flight: metered.site.settings.delivery.in_flight,
         compress,
+        ..CloudOptions::new(
+            metered.site.settings.cloud.url.clone().unwrap(),
+            SecretString::from(KEY),
+        )
     };
     drain.cloud = Cloud::new(options, drain.catalogue.clone()).unwrap();
     drain.drain_all().await.unwrap();

@@ -56,7 +56,7 @@ async fn an_upload_is_believed_only_with_a_url_and_the_same_hash() {
             json!({"success": true, "url": "u", "hash": other}),
             Err(Kind::Media),
         ),
-        (json!({"success": false, "url": "u"}), Err(Kind::CloudProtocol)),
+        (json!({"success": false, "url": "u"}), Err(Kind::CloudUnreachable)),
         (json!({"success": true, "url": ""}), Err(Kind::CloudProtocol)),
         (json!({"success": true}), Err(Kind::CloudProtocol)),
     ] {

@@ -49,15 +49,13 @@ async fn a_list_that_is_none_is_not_believed() {
             count += 1;
             Ok(())
         });
-        end.await
-            .map(|()| count)
-            .map_err(|failure| failure.error().kind())
+        end.await.map(|_| count).map_err(|failure| failure.error().kind())
     };
     assert_eq!(count().await, Ok(1));
     for (fault, kind) in [
         (Fault::page(), Kind::CloudProtocol),
         (
-            Fault::answer(200, "application/json", "{\"data\":[]}"),
+            Fault::answer(200, "application/json", "{\"rows\":7}"),
             Kind::CloudProtocol,
         ),
         (

@@ -55,14 +55,9 @@ const LOGS: usize = 7;
 
 fn options(url: &str) -> CloudOptions {
     CloudOptions {
-        url: url.parse().unwrap(),
-        key: KEY.to_owned().into(),
         timeout: Duration::from_secs(20),
-        allow_insecure_http: false,
-        ca_file: None,
-        forced: None,
         in_flight: 8,
-        compress: false,
+        ..CloudOptions::new(url.parse().unwrap(), KEY.to_owned().into())
     }
 }
 

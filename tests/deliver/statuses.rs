@@ -55,7 +55,13 @@ async fn each_status_means_one_thing() {
             (Some(status), Class::Retry)
         );
         assert_eq!(fates(&batch), [Fate::Pending]);
-        assert!(server.requests().len() > 1, "it is tried again, {status}");
+        // What the application itself has said, it would say again at once.
+        let is_told = status == 500;
+        assert_eq!(
+            server.requests().len() > 1,
+            !is_told,
+            "it is tried again, {status}"
+        );
     }
     for status in [301, 302, 307, 308, 304] {
         let server = baseline(&[]).await;
@@ -152,8 +158,9 @@ async fn the_key_never_follows_a_redirect() {
 async fn a_page_is_no_acceptance() {
     for fault in [
         Fault::page(),
-        Fault::answer(200, "text/html", ""),
         Fault::answer(200, "text/plain", " <HTML><body>"),
+        Fault::answer(200, "text/plain", "Please log in to use this network"),
+        Fault::answer(200, "application/json", "{\"success\":tr"),
     ] {
         let server = baseline(&[]).await;
         server.fault(fault);
@@ -167,18 +174,34 @@ async fn a_page_is_no_acceptance() {
         assert_eq!(fates(&batch), [Fate::Pending]);
     }
     // PHP labels everything as HTML unless told otherwise.
-    let server = baseline(&[]).await;
-    server.fault(Fault::answer(
-        200,
-        "text/html; charset=UTF-8",
-        "{\"success\":true}",
-    ));
-    let mut batch = rooms([1]);
-    client(&server.url())
-        .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
-        .await
-        .unwrap();
-    assert_eq!(fates(&batch), [Fate::Accepted]);
+    for body in ["", "{\"success\":true}"] {
+        let server = baseline(&[]).await;
+        server.fault(Fault::answer(200, "text/html; charset=UTF-8", body));
+        let mut batch = rooms([1]);
+        client(&server.url())
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap();
+        assert_eq!(fates(&batch), [Fate::Accepted]);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_in_a_200_is_no_acceptance() {
+    for words in [
+        r#"{"success":false,"message":"no"}"#,
+        r#"{"errors":{"room_no":["no"]}}"#,
+    ] {
+        let server = baseline(&[]).await;
+        server.fault(Fault::answer(200, "application/json", words).when(|row| row["room_id"] == 2));
+        let mut batch = rooms([1, 2, 3]);
+        let failure = client(&server.url())
+            .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
+            .await
+            .unwrap_err();
+        assert!(failure.is_told() && failure.words().is_some_and(|words| words.ends_with("no")));
+        assert_eq!(fates(&batch), [Fate::Accepted, Fate::Pending, Fate::Accepted]);
+    }
 }
 
 #[tokio::test]

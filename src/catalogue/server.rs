@@ -1,0 +1,218 @@
+//! How a server without `changes` wants an entity's rows: under which paths, under which names, in which forms.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Entity, wrong};
+use crate::error::Result;
+
+/// The form in which the cloud wants a column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnForm {
+    /// The form.
+    #[serde(rename = "as")]
+    pub form: Form,
+    /// The time zone of a local date or time, by its name in the IANA database; none means UTC.
+    #[serde(default)]
+    pub zone: Option<String>,
+}
+
+/// A form that a value can be brought into. Null stays null.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Form {
+    /// A JSON text.
+    #[serde(rename = "text")]
+    Text,
+    /// A JSON number: out of a text that is one, or 1 and 0 out of a boolean.
+    #[serde(rename = "number")]
+    Number,
+    /// `YYYY-MM-DD hh:mm:ss`, without an offset, out of a date with a time.
+    #[serde(rename = "local datetime")]
+    LocalDatetime,
+    /// `YYYY-MM-DD`, out of a date with or without a time.
+    #[serde(rename = "date")]
+    Date,
+    /// A JSON text that holds the JSON of an array or an object.
+    #[serde(rename = "json text")]
+    JsonText,
+}
+
+/// What a file's column gets of the upload's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ColumnValue {
+    /// The file's URL; where there are several, an array of them.
+    Url,
+    /// The file's path on the server; where there are several, an array of them.
+    Path,
+    /// A text with the JSON array of the paths.
+    Json,
+}
+
+/// What becomes of a row whose file the cloud has not confirmed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unconfirmed {
+    /// It is sent, with null in the URL column, or with the site's own value where that is the file column itself.
+    Send,
+    /// It is held back until its file is there.
+    Hold,
+}
+
+impl Entity {
+    /// The key columns by their names in the cloud.
+    pub fn cloud_key(&self) -> Vec<String> {
+        self.key
+            .iter()
+            .map(|column| self.cloud_name(column).to_owned())
+            .collect()
+    }
+
+    /// A column's name in the cloud.
+    pub fn cloud_name<'a>(&'a self, column: &'a str) -> &'a str {
+        self.rename.get(column).map_or(column, String::as_str)
+    }
+
+    /// The path of a bulk request.
+    pub fn bulk_path(&self) -> String {
+        match &self.bulk_path {
+            Some(path) => path.trim_matches('/').to_owned(),
+            None => format!("bulk/{}", self.path),
+        }
+    }
+
+    /// The path of a delete; `key` is encoded.
+    pub fn delete_path(&self, key: &str) -> String {
+        match &self.delete_path {
+            Some(path) => path.trim_matches('/').replace("{key}", key),
+            None => format!("{}/{key}", self.path),
+        }
+    }
+
+    /// What is set that only a server without `changes` can be served with; none where nothing is.
+    pub fn server_setting(&self) -> Option<&'static str> {
+        let set = [
+            (self.delete_path.is_some(), "delete_path"),
+            (self.bulk_path.is_some(), "bulk_path"),
+            (!self.rename.is_empty(), "rename"),
+            (!self.columns.is_empty(), "columns"),
+            (!self.constants.is_empty(), "constants"),
+            (!self.trust_list, "trust_list"),
+        ];
+        set.into_iter().find_map(|(is_set, name)| is_set.then_some(name))
+    }
+}
+
+/// Checks what can be checked without a database.
+pub(super) fn check(entity: &Entity) -> Result<()> {
+    if let Some(path) = &entity.delete_path
+        && (!path.contains("{key}") || path.contains(['?', '#']))
+    {
+        return Err(wrong(
+            entity,
+            format!("its delete_path {path:?} is no path with {{key}} in it"),
+        )
+        .remedy("write it as in rooms/by-number/{key}"));
+    }
+    if let Some(path) = &entity.bulk_path
+        && (path.trim_matches('/').is_empty() || path.contains(['?', '#', '{']))
+    {
+        return Err(
+            wrong(entity, format!("its bulk_path {path:?} is no path")).remedy("write it as in rooms/bulk")
+        );
+    }
+    let mut names: Vec<&str> = entity.rename.values().map(String::as_str).collect();
+    names.extend(entity.constants.keys().map(String::as_str));
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(wrong(
+            entity,
+            format!("two of its columns have the name {} in the cloud", twice[0]),
+        )
+        .remedy("give each column of rename and constants a name of its own"));
+    }
+    if let Some((column, value)) = entity
+        .constants
+        .iter()
+        .find(|(_, value)| value.is_array() || value.is_object())
+    {
+        return Err(wrong(
+            entity,
+            format!("its constant {column} is {value}, and not one value"),
+        )
+        .remedy("set a text, a number, true or false"));
+    }
+    for (column, form) in &entity.columns {
+        let dated = matches!(form.form, Form::LocalDatetime | Form::Date);
+        match &form.zone {
+            Some(zone) if !dated => {
+                return Err(wrong(
+                    entity,
+                    format!("its column {column} has the zone {zone} and is no date"),
+                )
+                .remedy("set zone for \"local datetime\" and \"date\" only"));
+            }
+            Some(zone) if jiff::tz::TimeZone::get(zone).is_err() => {
+                return Err(wrong(
+                    entity,
+                    format!("its column {column} has the zone {zone:?}, which is not known"),
+                )
+                .remedy(
+                    "name one of the IANA database, as in Asia/Manila; on Debian it is in the package tzdata",
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Catalogue;
+
+    #[test]
+    fn paths_and_names_are_those_of_the_server() {
+        let mut rooms = Entity::new("rooms", "tbl_room", &["room_no"]);
+        assert_eq!(rooms.delete_path("A%201"), "rooms/A%201");
+        assert_eq!(rooms.bulk_path(), "bulk/rooms");
+        assert_eq!(rooms.server_setting(), None);
+        rooms.delete_path = Some("/rooms/by-number/{key}".into());
+        rooms.bulk_path = Some("rooms/bulk".into());
+        rooms.rename = [("room_no".to_owned(), "number".to_owned())].into();
+        assert_eq!(rooms.delete_path("A%201"), "rooms/by-number/A%201");
+        assert_eq!(rooms.bulk_path(), "rooms/bulk");
+        assert_eq!(rooms.cloud_key(), ["number"]);
+        assert_eq!(rooms.server_setting(), Some("delete_path"));
+    }
+
+    #[test]
+    fn what_no_server_can_want_is_refused() {
+        let refusal = |change: fn(&mut Entity)| {
+            let mut entity = Entity::new("rooms", "tbl_room", &["room_no"]);
+            change(&mut entity);
+            Catalogue::new(vec![entity]).unwrap_err().to_string()
+        };
+        let zone = |form, zone: &str| ColumnForm {
+            form,
+            zone: Some(zone.to_owned()),
+        };
+        assert!(refusal(|one| one.delete_path = Some("rooms".into())).contains("{key}"));
+        assert!(refusal(|one| one.bulk_path = Some("/".into())).contains("bulk_path"));
+        let twice = |one: &mut Entity| {
+            one.rename = [("a".to_owned(), "x".to_owned())].into();
+            one.constants = [("x".to_owned(), true.into())].into();
+        };
+        assert!(refusal(twice).contains("the name x"));
+        assert!(
+            refusal(|one| one.constants = [("x".to_owned(), Vec::<u8>::new().into())].into())
+                .contains("one value")
+        );
+        let mut entity = Entity::new("rooms", "tbl_room", &["room_no"]);
+        entity.columns = [("at".to_owned(), zone(Form::LocalDatetime, "Asia/Nowhere"))].into();
+        assert!(check(&entity).unwrap_err().to_string().contains("Asia/Nowhere"));
+        entity.columns = [("at".to_owned(), zone(Form::Text, "Asia/Manila"))].into();
+        assert!(check(&entity).unwrap_err().to_string().contains("no date"));
+    }
+}

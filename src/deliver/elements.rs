@@ -1,0 +1,217 @@
+//! Cuts a JSON array of objects, arriving in chunks, into its elements: only the one that a chunk's end cut in two is kept.
+
+use serde_json::value::RawValue;
+
+use super::failure::Failure;
+use crate::error::{self, Error};
+
+/// The longest row that is taken from a list.
+const LONGEST_ROW: usize = 64 * 1024 * 1024;
+
+const REMEDY: &str = "a list is a JSON array of objects, or an object with such an array under data, results or the entity's \
+                      name: check cloud.url and the cloud's server";
+
+/// Why the cutting stopped.
+pub(super) enum Stop {
+    /// The text is not an array of objects.
+    Form(String),
+    /// The caller does not want any more.
+    Row(Error),
+}
+
+impl Stop {
+    pub(super) fn failure(self, operation: &str) -> Failure {
+        match self {
+            Self::Form(cause) => Failure::protocol(operation, cause, REMEDY),
+            Self::Row(error) => Failure::from(error),
+        }
+    }
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    #[default]
+    BeforeArray,
+    /// After `[`: an element or the end.
+    First,
+    /// After a comma.
+    Next,
+    Inside,
+    /// After an element: a comma or the end.
+    Between,
+    AfterArray,
+}
+
+/// Cuts a JSON array of objects, arriving in chunks, into its elements.
+#[derive(Default)]
+pub(super) struct Elements {
+    place: Place,
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+    /// The start of the element that the last chunk cut in two.
+    begun: Vec<u8>,
+    rows: u64,
+    digest: blake3::Hasher,
+}
+
+impl Elements {
+    /// Takes a part in, up to the array's end. Returns how many bytes that were.
+    pub(super) fn feed(
+        &mut self,
+        chunk: &[u8],
+        row: &mut impl FnMut(&RawValue) -> error::Result<()>,
+    ) -> Result<usize, Stop> {
+        let form = |words: &str| Stop::Form(words.to_owned());
+        let mut at = 0;
+        while at < chunk.len() && self.place != Place::AfterArray {
+            if self.place == Place::Inside {
+                let end = self.end_of_element(&chunk[at..]);
+                let part = &chunk[at..end.map_or(chunk.len(), |end| at + end)];
+                at += part.len();
+                if end.is_none() || !self.begun.is_empty() {
+                    if self.begun.len() + part.len() > LONGEST_ROW {
+                        return Err(form("an element of the array is longer than 64 MiB"));
+                    }
+                    self.begun.extend_from_slice(part);
+                }
+                if end.is_none() {
+                    return Ok(at);
+                }
+                let element = if self.begun.is_empty() { part } else { &self.begun };
+                let element: &RawValue = serde_json::from_slice(element)
+                    .map_err(|_| form("an element of the array is not valid JSON"))?;
+                self.rows += 1;
+                self.digest.update(element.get().as_bytes());
+                row(element).map_err(Stop::Row)?;
+                self.begun.clear();
+                self.place = Place::Between;
+                continue;
+            }
+            let byte = chunk[at];
+            if matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
+                at += 1;
+                continue;
+            }
+            self.place = match (self.place, byte) {
+                (Place::BeforeArray, b'[') => Place::First,
+                (Place::First | Place::Next, b'{') => {
+                    self.depth = 0;
+                    self.place = Place::Inside;
+                    // The brace belongs to the element.
+                    continue;
+                }
+                (Place::First | Place::Between, b']') => Place::AfterArray,
+                (Place::Between, b',') => Place::Next,
+                (Place::BeforeArray, b'<') => return Err(form("the answer is a page, not JSON")),
+                (Place::BeforeArray, _) => return Err(form("the answer is not a JSON array")),
+                (Place::First | Place::Next, _) => {
+                    return Err(form("an element of the array is not an object"));
+                }
+                _ => return Err(form("the answer is not one valid JSON array")),
+            };
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    /// Whether the array has ended.
+    pub(super) fn is_whole(&self) -> bool {
+        self.place == Place::AfterArray
+    }
+
+    /// How many rows it had, and a digest of their texts.
+    pub(super) fn counted(&self) -> (u64, blake3::Hash) {
+        (self.rows, self.digest.finalize())
+    }
+
+    /// One past the closing brace of the current element, where it lies in `text`.
+    fn end_of_element(&mut self, text: &[u8]) -> Option<usize> {
+        for (nth, &byte) in text.iter().enumerate() {
+            if self.in_string {
+                if self.escaped {
+                    self.escaped = false;
+                } else if byte == b'\\' {
+                    self.escaped = true;
+                } else if byte == b'"' {
+                    self.in_string = false;
+                }
+                continue;
+            }
+            match byte {
+                b'"' => self.in_string = true,
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => {
+                    self.depth -= 1;
+                    if self.depth == 0 {
+                        return Some(nth + 1);
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(text: &str, chunk: usize) -> Option<Vec<String>> {
+        let mut elements = Elements::default();
+        let mut found = Vec::new();
+        for part in text.as_bytes().chunks(chunk) {
+            let mut keep = |row: &RawValue| {
+                found.push(row.get().to_owned());
+                Ok(())
+            };
+            if elements.feed(part, &mut keep).ok()? < part.len() {
+                return None;
+            }
+        }
+        elements.is_whole().then_some(found)
+    }
+
+    #[test]
+    fn elements_are_found_wherever_the_chunks_end() {
+        let text = " [ {\"id\":1,\"t\":\"a]}\\\"é\\\\\"} ,\n{\"n\":[{},{\"x\":[]}]},{} ]";
+        let expected = [
+            "{\"id\":1,\"t\":\"a]}\\\"é\\\\\"}",
+            "{\"n\":[{},{\"x\":[]}]}",
+            "{}",
+        ];
+        for chunk in 1..=text.len() {
+            assert_eq!(
+                cut(text, chunk).as_deref(),
+                Some(expected.map(str::to_owned).as_slice()),
+                "{chunk}"
+            );
+        }
+        assert_eq!(cut("[]", 1), Some(vec![]));
+    }
+
+    #[test]
+    fn what_is_not_an_array_of_objects_is_refused() {
+        for text in [
+            "",
+            "[",
+            "[{}",
+            "[{},]",
+            "[,{}]",
+            "[1]",
+            "[{}{}]",
+            "[{}] x",
+            "{\"data\":[]}",
+            "null",
+            "<html></html>",
+            "[{\"a\":}]",
+            "[{\"a\":1]]",
+            "[{\"a\" 1}]",
+        ] {
+            for chunk in [1, 3, 100] {
+                assert_eq!(cut(text, chunk), None, "{text}");
+            }
+        }
+    }
+}

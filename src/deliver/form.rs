@@ -1,0 +1,186 @@
+//! The form in which a server without `changes` wants an entity's rows: names, values, constants.
+//!
+//! What the configuration does not name stays as it is, byte by byte.
+
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use serde_json::value::RawValue;
+
+use crate::catalogue::Entity;
+use crate::catalogue::server::Form;
+use crate::fields::{all, plain};
+
+/// An entity's form.
+#[derive(Debug)]
+pub(super) struct RowForm {
+    columns: Vec<(String, Form, TimeZone)>,
+    rename: Vec<(String, String)>,
+    /// `"name":value` of each constant.
+    constants: Vec<String>,
+    /// The names that constants give, which no column of the row may have too.
+    given: Vec<String>,
+}
+
+impl RowForm {
+    /// The form of an entity; none where rows go as they are.
+    pub(super) fn of(entity: &Entity) -> Option<Self> {
+        if entity.columns.is_empty() && entity.rename.is_empty() && entity.constants.is_empty() {
+            return None;
+        }
+        let zone = |name: &Option<String>| {
+            let zone = name.as_ref().and_then(|name| TimeZone::get(name).ok());
+            zone.unwrap_or(TimeZone::UTC)
+        };
+        Some(Self {
+            columns: entity
+                .columns
+                .iter()
+                .map(|(column, form)| (column.clone(), form.form, zone(&form.zone)))
+                .collect(),
+            rename: entity.rename.clone().into_iter().collect(),
+            constants: entity
+                .constants
+                .iter()
+                .map(|(name, value)| format!("{}:{value}", quoted(name)))
+                .collect(),
+            given: entity.constants.keys().cloned().collect(),
+        })
+    }
+
+    /// The row, a JSON object, in this form.
+    ///
+    /// # Errors
+    /// The column whose value has no such form, in words without the value.
+    pub(super) fn shape(&self, row: &str) -> Result<String, String> {
+        let fields = all(row).map_err(|_| "the row is no JSON object".to_owned())?;
+        let mut text = String::with_capacity(row.len() + 64);
+        text.push('{');
+        for (name, value) in &fields {
+            let cloud = self.rename.iter().find(|(column, _)| column == name);
+            let cloud = cloud.map_or(&**name, |(_, cloud)| cloud.as_str());
+            if self.given.iter().any(|given| given == cloud) {
+                continue;
+            }
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(&quoted(cloud));
+            text.push(':');
+            match self.columns.iter().find(|(column, ..)| column == name) {
+                None => text.push_str(value.get()),
+                Some((_, form, zone)) => match brought(value, *form, zone) {
+                    Some(brought) => text.push_str(&brought),
+                    None => {
+                        return Err(format!(
+                            "the value of column {name} cannot be brought into the form {form:?}"
+                        ));
+                    }
+                },
+            }
+        }
+        for constant in &self.constants {
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(constant);
+        }
+        text.push('}');
+        Ok(text)
+    }
+}
+
+/// A value in a form, as JSON text.
+fn brought(value: &RawValue, form: Form, zone: &TimeZone) -> Option<String> {
+    if value.get() == "null" {
+        return Some("null".to_owned());
+    }
+    let text = plain(value)?;
+    Some(match form {
+        Form::Text | Form::JsonText => quoted(&text),
+        Form::Number => match text.as_str() {
+            "true" => "1".to_owned(),
+            "false" => "0".to_owned(),
+            // A number of JSON: no sign before it, no letters.
+            number => serde_json::from_str::<serde_json::Number>(number)
+                .ok()
+                .map(|_| number.to_owned())?,
+        },
+        Form::LocalDatetime => quoted(&local(&text, zone)?.strftime("%Y-%m-%d %H:%M:%S").to_string()),
+        Form::Date => quoted(&match text.parse::<Date>() {
+            Ok(date) if text.len() == 10 => date.to_string(),
+            _ => local(&text, zone)?.date().to_string(),
+        }),
+    })
+}
+
+/// The date and time in the zone; one without an offset is taken as it is.
+fn local(text: &str, zone: &TimeZone) -> Option<DateTime> {
+    match text.parse::<Timestamp>() {
+        Ok(moment) => Some(moment.to_zoned(zone.clone()).datetime()),
+        Err(_) => text.parse::<DateTime>().ok(),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::server::ColumnForm;
+
+    fn form(columns: &[(&str, Form)]) -> RowForm {
+        let mut entity = Entity::new("rooms", "tbl_room", &["room_no"]);
+        let form = |&(name, form): &(&str, Form)| {
+            let dated = matches!(form, Form::LocalDatetime | Form::Date);
+            let zone = dated.then(|| "Asia/Manila".to_owned());
+            (name.to_owned(), ColumnForm { form, zone })
+        };
+        entity.columns = columns.iter().map(form).collect();
+        entity.rename = [("room_no".to_owned(), "number".to_owned())].into();
+        entity.constants = [("type".to_owned(), "leave".into())].into();
+        RowForm::of(&entity).unwrap()
+    }
+
+    #[test]
+    fn rows_go_as_they_are_where_nothing_is_configured() {
+        assert!(RowForm::of(&Entity::new("rooms", "tbl_room", &["room_no"])).is_none());
+    }
+
+    #[test]
+    fn names_values_and_constants_are_the_servers() {
+        let form = form(&[
+            ("room_no", Form::Text),
+            ("seats", Form::Number),
+            ("open", Form::Number),
+            ("at", Form::LocalDatetime),
+            ("day", Form::Date),
+            ("tags", Form::JsonText),
+            ("none", Form::Text),
+        ]);
+        let row = r#"{"room_no":12,"seats":"30","open":true,"at":"2026-11-29T20:15:00.5+00:00","day":"2026-11-29T20:15:00Z","tags":["a"],"none":null,"type":"x","rest":1.50}"#;
+        assert_eq!(
+            form.shape(row).unwrap(),
+            r#"{"number":"12","seats":30,"open":1,"at":"2026-11-30 04:15:00","day":"2026-11-30","tags":"[\"a\"]","none":null,"rest":1.50,"type":"leave"}"#
+        );
+        let plain = r#"{"at":"2026-11-29T08:00:00","day":"2026-11-29"}"#;
+        assert_eq!(
+            form.shape(plain).unwrap(),
+            r#"{"at":"2026-11-29 08:00:00","day":"2026-11-29","type":"leave"}"#
+        );
+    }
+
+    #[test]
+    fn what_has_no_such_form_is_said_without_the_value() {
+        let form = form(&[("seats", Form::Number), ("at", Form::LocalDatetime)]);
+        for row in [r#"{"seats":"many"}"#, r#"{"at":"infinity"}"#] {
+            let error = form.shape(row).unwrap_err();
+            assert!(
+                error.contains("column") && !error.contains("many") && !error.contains("infinity"),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! One page of a list, as it arrives: the array of rows, or an object that wraps it and says where the next page is.
+//!
+//! Servers wrap a list as `{"data":[…]}`, `{"results":[…]}`, `{"rooms":[…]}`, some twice: `{"data":{"data":[…]}}`. What stands
+//! beside the rows is small: it is kept, and says whether the request failed, how many rows there are, and what comes next.
+
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::elements::{Elements, Stop};
+use crate::error;
+
+/// The names under which any entity's rows stand.
+const LISTS: [&str; 4] = ["data", "results", "items", "records"];
+
+/// The objects that are looked into.
+const WRAPPERS: [&str; 6] = ["data", "links", "meta", "pagination", "paging", "page"];
+
+/// The longest member beside the rows that is kept, in bytes.
+const LONGEST_MEMBER: usize = 16 * 1024;
+
+/// How deep objects are looked into.
+const DEEP: usize = 3;
+
+/// A page that is being read.
+pub(super) struct Page<'n> {
+    /// The entity's own names.
+    names: &'n [String],
+    at: At,
+    /// The objects that are open, by their names in the one around them.
+    within: Vec<String>,
+    name: Vec<u8>,
+    capture: Vec<u8>,
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+    elements: Option<Elements>,
+    members: Members,
+}
+
+/// What stands beside the rows.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// The members of the outermost object that are no rows.
+    pub(super) outer: Map<String, Value>,
+    /// All members, wherever they stand: a name that comes twice is the outermost one's.
+    all: Map<String, Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Start,
+    /// Before a member's name, or the end of an object without any.
+    FirstName,
+    Name,
+    InName,
+    Colon,
+    Value,
+    /// In a text, a list or an object that is kept.
+    Kept,
+    /// In a number or a word that is kept.
+    Scalar,
+    Rows,
+    AfterValue,
+    End,
+}
+
+impl<'n> Page<'n> {
+    pub(super) fn new(names: &'n [String]) -> Self {
+        Self {
+            names,
+            at: At::Start,
+            within: Vec::new(),
+            name: Vec::new(),
+            capture: Vec::new(),
+            depth: 0,
+            in_string: false,
+            escaped: false,
+            elements: None,
+            members: Members::default(),
+        }
+    }
+
+    /// Takes a part of the page in, and calls `row` for each row that it completes.
+    pub(super) fn feed(
+        &mut self,
+        chunk: &[u8],
+        row: &mut impl FnMut(&RawValue) -> error::Result<()>,
+    ) -> Result<(), Stop> {
+        let mut rest = chunk;
+        while let Some(&byte) = rest.first() {
+            if self.at == At::Rows {
+                let elements = self.elements.get_or_insert_default();
+                let used = elements.feed(rest, row)?;
+                rest = &rest[used..];
+                if elements.is_whole() {
+                    self.at = self.after();
+                }
+                continue;
+            }
+            let blank = matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
+            let inside = matches!(self.at, At::InName | At::Kept | At::Scalar);
+            if (!blank || inside) && !self.step(byte)? {
+                continue;
+            }
+            rest = &rest[1..];
+        }
+        Ok(())
+    }
+
+    /// Takes one byte in; false where it is to be looked at again.
+    fn step(&mut self, byte: u8) -> Result<bool, Stop> {
+        match (self.at, byte) {
+            (At::Start, b'[') => {
+                self.at = At::Rows;
+                return Ok(false);
+            }
+            (At::Start, b'{') => self.at = At::FirstName,
+            (At::Start, 0xef | 0xbb | 0xbf) => {}
+            (At::Start, b'<') => return Err(Stop::Form("the answer is a page, not JSON".into())),
+            (At::Start, _) => return Err(Stop::Form("the answer is not JSON".into())),
+            (At::FirstName | At::AfterValue, b'}') => self.close(),
+            (At::FirstName | At::Name, b'"') => {
+                self.name.clear();
+                self.at = At::InName;
+            }
+            (At::InName, b'"') if !self.escaped => self.at = At::Colon,
+            (At::InName, _) => {
+                self.escaped = byte == b'\\' && !self.escaped;
+                if self.name.len() < LONGEST_MEMBER {
+                    self.name.push(byte);
+                }
+            }
+            (At::Colon, b':') => self.at = At::Value,
+            (At::Value, _) => return self.begin(byte),
+            (At::Kept, _) => {
+                self.keep(byte);
+                if self.ends(byte) {
+                    self.kept()?;
+                }
+            }
+            (At::Scalar, b',' | b'}' | b' ' | b'\n' | b'\r' | b'\t') => {
+                self.kept()?;
+                return Ok(false);
+            }
+            (At::Scalar, _) => self.keep(byte),
+            (At::AfterValue, b',') => self.at = At::Name,
+            _ => return Err(Stop::Form("the answer is not valid JSON".into())),
+        }
+        Ok(true)
+    }
+
+    /// A member's value begins.
+    fn begin(&mut self, byte: u8) -> Result<bool, Stop> {
+        let name = String::from_utf8_lossy(&self.name).into_owned();
+        match byte {
+            b'[' if self.elements.is_none() && self.is_list(&name) => {
+                self.at = At::Rows;
+                return Ok(false);
+            }
+            b'{' if self.within.len() < DEEP && WRAPPERS.contains(&name.as_str()) => {
+                self.within.push(name);
+                self.at = At::FirstName;
+                return Ok(true);
+            }
+            b'"' | b'{' | b'[' => {
+                self.at = At::Kept;
+                self.in_string = byte == b'"';
+                self.depth = usize::from(byte != b'"');
+            }
+            _ => self.at = At::Scalar,
+        }
+        self.escaped = false;
+        self.capture.clear();
+        self.keep(byte);
+        Ok(true)
+    }
+
+    fn is_list(&self, name: &str) -> bool {
+        LISTS.contains(&name) || self.names.iter().any(|own| own == name)
+    }
+
+    fn keep(&mut self, byte: u8) {
+        if self.capture.len() <= LONGEST_MEMBER {
+            self.capture.push(byte);
+        }
+    }
+
+    /// Whether the byte ends a text, a list or an object that is kept.
+    fn ends(&mut self, byte: u8) -> bool {
+        if self.in_string {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => {
+                    self.in_string = false;
+                    return self.depth == 0;
+                }
+                _ => {}
+            }
+            return false;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// A member that is kept has ended.
+    fn kept(&mut self) -> Result<(), Stop> {
+        self.at = At::AfterValue;
+        // What is longer says nothing about the list.
+        if self.capture.len() > LONGEST_MEMBER {
+            return Ok(());
+        }
+        let value: Value = serde_json::from_slice(&self.capture)
+            .map_err(|_| Stop::Form("a member beside the rows is not valid JSON".into()))?;
+        let name = String::from_utf8_lossy(&self.name).into_owned();
+        if self.within.is_empty() {
+            self.members.outer.insert(name.clone(), value.clone());
+            self.members.all.insert(name, value);
+        } else {
+            self.members.all.entry(name).or_insert(value);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.at = match self.within.pop() {
+            Some(_) => At::AfterValue,
+            None => At::End,
+        };
+    }
+
+    /// Where it stands behind the rows.
+    fn after(&self) -> At {
+        // A list that nothing wraps has no name before it.
+        if self.within.is_empty() && self.name.is_empty() {
+            At::End
+        } else {
+            At::AfterValue
+        }
+    }
+
+    /// What stood beside the rows, and the rows' count and digest, once the page has ended.
+    pub(super) fn finish(self) -> Result<(Members, u64, blake3::Hash), Stop> {
+        if self.at != At::End {
+            return Err(Stop::Form("the list breaks off before its end".into()));
+        }
+        match self.elements {
+            Some(elements) => {
+                let (rows, digest) = elements.counted();
+                Ok((self.members, rows, digest))
+            }
+            None if super::reply::says_failure(&Value::Object(self.members.outer.clone()), None) => {
+                Ok((self.members, 0, blake3::hash(b"")))
+            }
+            None => {
+                let names: Vec<&str> = self.members.all.keys().map(String::as_str).take(8).collect();
+                Err(Stop::Form(format!(
+                    "the answer is an object without a list of rows: its members are {}",
+                    names.join(", ")
+                )))
+            }
+        }
+    }
+}
+
+/// What a page says about the next one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    /// This is the last page.
+    None,
+    /// Its address.
+    Address(String),
+    /// Its number.
+    Number(u64),
+    /// It goes on in a way that cannot be followed.
+    Unknown,
+}
+
+impl Members {
+    /// Where the next page is.
+    pub(super) fn next(&self) -> Next {
+        for name in ["next_page_url", "next"] {
+            match self.all.get(name) {
+                Some(Value::String(address)) if !address.is_empty() => return Next::Address(address.clone()),
+                Some(Value::Object(link)) => {
+                    if let Some(Value::String(address)) = link.get("href") {
+                        return Next::Address(address.clone());
+                    }
+                }
+                Some(Value::Number(_) | Value::Bool(true)) => return Next::Unknown,
+                _ => {}
+            }
+        }
+        match (self.number("current_page"), self.number("last_page")) {
+            (Some(current), Some(last)) if current < last => Next::Number(current + 1),
+            _ => Next::None,
+        }
+    }
+
+    /// How many rows the whole list has, where it is told.
+    pub(super) fn total(&self) -> Option<u64> {
+        self.number("total").or_else(|| self.number("count"))
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.all.get(name)?.as_u64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, chunk: usize) -> Result<(Vec<String>, Members), String> {
+        let names = ["rooms".to_owned()];
+        let mut page = Page::new(&names);
+        let mut found = Vec::new();
+        let said = |stop| match stop {
+            Stop::Form(cause) => cause,
+            Stop::Row(error) => error.to_string(),
+        };
+        for part in text.as_bytes().chunks(chunk) {
+            let mut keep = |row: &RawValue| {
+                found.push(row.get().to_owned());
+                Ok(())
+            };
+            page.feed(part, &mut keep).map_err(said)?;
+        }
+        let (members, rows, _) = page.finish().map_err(said)?;
+        assert_eq!(rows as usize, found.len());
+        Ok((found, members))
+    }
+
+    #[test]
+    fn rows_are_found_in_all_wrappers_wherever_the_chunks_end() {
+        let rows = r#"[{"id":1,"data":[{"x":"]}\""}]}, {"id":2}]"#;
+        for (text, next, total) in [
+            (rows.to_owned(), Next::None, None),
+            (format!("\u{feff}{rows}\n"), Next::None, None),
+            (format!(r#"{{"data":{rows}}}"#), Next::None, None),
+            (
+                format!(r#"{{"count":7,"next":"/rooms?page=2","previous":null,"results":{rows}}}"#),
+                Next::Address("/rooms?page=2".into()),
+                Some(7),
+            ),
+            (
+                format!(
+                    r#"{{"success":true,"data":{{"current_page":1,"data":{rows},"links":[{{"url":null}}],"next_page_url":"http://c/rooms?page=2","total":9}}}}"#
+                ),
+                Next::Address("http://c/rooms?page=2".into()),
+                Some(9),
+            ),
+            (
+                format!(
+                    r#"{{"rooms" : {rows} , "links":{{"next":{{"href":"/p2"}}}}, "meta" : {{ "total" : 4 }} }}"#
+                ),
+                Next::Address("/p2".into()),
+                Some(4),
+            ),
+            (
+                format!(r#"{{"data":{rows},"meta":{{"current_page":2,"last_page":3}},"links":{{}}}}"#),
+                Next::Number(3),
+                None,
+            ),
+            (format!(r#"{{"results":{rows},"next":2}}"#), Next::Unknown, None),
+        ] {
+            for chunk in 1..=text.len() {
+                let (found, members) = read(&text, chunk).unwrap();
+                assert_eq!(
+                    found,
+                    [r#"{"id":1,"data":[{"x":"]}\""}]}"#, r#"{"id":2}"#],
+                    "{text}"
+                );
+                assert_eq!((members.next(), members.total()), (next.clone(), total), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_whole_list_is_an_error_in_words() {
+        for (text, said) in [
+            ("", "breaks off"),
+            ("[", "breaks off"),
+            ("[{}", "breaks off"),
+            (r#"{"data":[{}]"#, "breaks off"),
+            (r#"{"data":[{}],"#, "breaks off"),
+            ("[{}] x", "not valid JSON"),
+            ("<html></html>", "page"),
+            ("null", "not JSON"),
+            ("[1]", "not an object"),
+            (r#"{"list":[],"note":"x"}"#, "its members are list, note"),
+            (r#"{"data":[{"a":}]}"#, "not valid JSON"),
+            (r#"{"data":[{}{}]}"#, "valid JSON"),
+        ] {
+            for chunk in [1, 3, 100] {
+                let error = read(text, chunk).map(|(rows, _)| rows).unwrap_err();
+                assert!(error.contains(said), "{text}: {error}");
+            }
+        }
+    }
+}

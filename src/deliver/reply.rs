@@ -1,0 +1,360 @@
+//! What a 2xx answer says: that the request was accepted, that it failed all the same, or nothing, since it is not the cloud's.
+//!
+//! A request counts as accepted where the body is empty, or is JSON that says no failure. Portals, firewalls and proxies answer
+//! with pages and texts; and many servers answer 200 with a failure in the body. Believing either would lose the row.
+
+use bytes::Bytes;
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use serde_json::Value;
+use std::time::Duration;
+
+use super::failure::{Failure, Outcome};
+use super::link::CAPTIVE;
+use super::timing;
+use super::words::messages;
+use crate::latency::Answered;
+
+/// How many characters of a foreign answer are told.
+const SHOWN: usize = 80;
+
+/// A 2xx answer, read to its end.
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// What the cloud says about a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It has done what was asked.
+    Accepted,
+    /// It has not, and says so in these words.
+    Failed(String),
+}
+
+/// What the cloud says about a request with several rows.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum BulkVerdict {
+    /// It has taken all of them.
+    All,
+    /// It has not taken some of them; the errors that it lists, unparsed, and how many rows it says it left out.
+    NotAll {
+        /// One value each, as the server lists them.
+        errors: Vec<Value>,
+        /// How many rows were left out; none where it does not say.
+        left_out: Option<usize>,
+    },
+}
+
+impl Reply {
+    /// The body as JSON of the contract's form.
+    pub(super) fn json<'a, T: serde::Deserialize<'a>>(&'a self, operation: &str) -> Outcome<T> {
+        serde_json::from_slice(self.text()).map_err(|error| match self.value(operation) {
+            Ok(_) => Failure::protocol(
+                operation,
+                format!(
+                    "the cloud answered {} with something else ({:?} at column {}) in place of the contract's JSON",
+                    self.status.as_u16(),
+                    error.classify(),
+                    error.column()
+                ),
+                CAPTIVE,
+            ),
+            Err(foreign) => foreign,
+        })
+    }
+
+    /// How long the answer took, and what of that the server says that it took itself.
+    pub(super) fn answered(&self, took: Duration) -> Answered {
+        let applied = timing::applied(&self.headers);
+        Answered {
+            took,
+            applied: applied.map(|applied| applied.min(took)),
+        }
+    }
+
+    /// What it says about a request that brought `row`, a JSON object, or none.
+    ///
+    /// # Errors
+    /// The answer is not the cloud's.
+    pub(super) fn verdict(&self, operation: &str, row: Option<&str>) -> Outcome<Verdict> {
+        let Some(value) = self.value(operation)? else {
+            return Ok(Verdict::Accepted);
+        };
+        if !says_failure(&value, row) {
+            return Ok(Verdict::Accepted);
+        }
+        let words = messages(&value).unwrap_or_else(|| "it says no reason".to_owned());
+        Ok(Verdict::Failed(words))
+    }
+
+    /// What it says about a request with so many rows.
+    ///
+    /// # Errors
+    /// The answer is not the cloud's.
+    pub(super) fn bulk_verdict(&self, operation: &str, rows: usize) -> Outcome<BulkVerdict> {
+        let Some(value) = self.value(operation)? else {
+            return Ok(BulkVerdict::All);
+        };
+        let counted = |name: &str| match value.get(name)? {
+            Value::Array(all) => Some(all.len()),
+            number => usize::try_from(number.as_u64()?).ok(),
+        };
+        let (upserted, skipped) = (counted("upserted"), counted("skipped"));
+        let too_few = upserted.is_some_and(|upserted| upserted < rows);
+        if !says_failure(&value, None) && !too_few && skipped.unwrap_or(0) == 0 {
+            return Ok(BulkVerdict::All);
+        }
+        let errors = match value.get("errors") {
+            Some(Value::Array(errors)) => errors.clone(),
+            _ => Vec::new(),
+        };
+        // Where both numbers are told they must agree: some servers count an updated row twice, or an unchanged one not at all.
+        let left_out = match (upserted, skipped) {
+            (Some(upserted), Some(skipped)) => (upserted + skipped == rows).then_some(skipped),
+            (_, skipped) => skipped,
+        };
+        Ok(BulkVerdict::NotAll { errors, left_out })
+    }
+
+    /// The body without a byte order mark.
+    fn text(&self) -> &[u8] {
+        self.body
+            .strip_prefix("\u{feff}".as_bytes())
+            .unwrap_or(&self.body)
+    }
+
+    /// The body as JSON; none where it is empty.
+    fn value(&self, operation: &str) -> Outcome<Option<Value>> {
+        let text = self.text();
+        if text.trim_ascii().is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(text).map(Some).map_err(|_| {
+            Failure::protocol(
+                operation,
+                format!(
+                    "the cloud answered {} with {}",
+                    self.status.as_u16(),
+                    foreign(text, &self.headers)
+                ),
+                CAPTIVE,
+            )
+            .with_status(self.status.as_u16())
+        })
+    }
+}
+
+/// What an answer is that is no JSON, in words.
+fn foreign(text: &[u8], headers: &HeaderMap) -> String {
+    if text.starts_with(&[0x1f, 0x8b]) || text.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        return "a compressed body, which was not asked for".to_owned();
+    }
+    if is_html(headers) || looks_like_html(text) {
+        // A notice of PHP is written as HTML, and the answer stands behind it.
+        return match json_within(text) {
+            true => "a page or a notice before the JSON: turn the server's display of errors off".to_owned(),
+            false => "an HTML page".to_owned(),
+        };
+    }
+    let start: String = String::from_utf8_lossy(text)
+        .chars()
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .take(SHOWN)
+        .collect();
+    match json_within(text) {
+        true => format!("something before the JSON, which begins {:?}", start.trim()),
+        false => format!("text that is no JSON, which begins {:?}", start.trim()),
+    }
+}
+
+/// Whether the end of the text is a JSON object or array.
+fn json_within(text: &[u8]) -> bool {
+    let mut starts = text.iter().enumerate().filter(|(_, byte)| b"{[".contains(byte));
+    // The first ones may belong to the words before it.
+    starts
+        .by_ref()
+        .take(8)
+        .any(|(at, _)| serde_json::from_slice::<serde::de::IgnoredAny>(&text[at..]).is_ok())
+}
+
+/// Whether a JSON answer says that the request failed, in any of the usual forms. A member that is the row's own column with
+/// the value that was sent says nothing: many servers answer with the row.
+pub(super) fn says_failure(value: &Value, row: Option<&str>) -> bool {
+    let fields = match value {
+        Value::Bool(done) => return !done,
+        Value::Object(fields) => fields,
+        _ => return false,
+    };
+    let sent: Value = row
+        .and_then(|row| serde_json::from_str(row).ok())
+        .unwrap_or_default();
+    fields.iter().any(|(name, value)| {
+        let says = match name.to_ascii_lowercase().as_str() {
+            "success" | "ok" | "succeeded" => is_no(value),
+            "status" | "result" => is_no(value) || is_bad(value),
+            "error" | "errors" | "exception" => is_something(value),
+            "failed" => is_something(value) && !value.is_string(),
+            _ => false,
+        };
+        says && sent.get(name) != Some(value)
+    })
+}
+
+fn is_no(value: &Value) -> bool {
+    match value {
+        Value::Bool(yes) => !yes,
+        Value::String(text) => text.eq_ignore_ascii_case("false") || text == "0",
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        _ => false,
+    }
+}
+
+fn is_bad(value: &Value) -> bool {
+    const BAD: [&str; 6] = ["error", "fail", "failed", "failure", "fault", "ko"];
+    match value {
+        Value::String(text) => BAD.iter().any(|word| text.eq_ignore_ascii_case(word)),
+        Value::Number(number) => number.as_u64().is_some_and(|code| (400..600).contains(&code)),
+        _ => false,
+    }
+}
+
+fn is_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(yes) => *yes,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !matches!(text.trim(), "" | "0" | "false" | "none" | "null"),
+        Value::Array(values) => !values.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+    }
+}
+
+pub(super) fn is_html(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| {
+            let kind = value.split(';').next().unwrap_or_default().trim();
+            kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case("application/xhtml+xml")
+        })
+}
+
+/// Whether the text begins as a page or a document of tags does.
+pub(super) fn looks_like_html(text: &[u8]) -> bool {
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
+    text.trim_ascii_start().starts_with(b"<")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(body: &str) -> Reply {
+        Reply {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        }
+    }
+
+    #[test]
+    fn a_row_is_accepted_by_nothing_or_by_json_without_a_failure() {
+        for body in [
+            "",
+            " \n",
+            "{}",
+            "[]",
+            "null",
+            "true",
+            "\"created\"",
+            "\u{feff}{\"success\":true}",
+            r#"{"success":true,"error":null,"errors":[],"failed":0}"#,
+            r#"{"status":"ok"}"#,
+            r#"{"status":201,"error":false}"#,
+            r#"{"id":7,"name":"error"}"#,
+        ] {
+            assert_eq!(
+                reply(body).verdict("push", None).unwrap(),
+                Verdict::Accepted,
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failure_in_a_200_is_one_in_any_of_the_usual_forms() {
+        for (body, words) in [
+            (r#"{"success":false,"message":"no room"}"#, "no room"),
+            (r#"{"Success":"false","error":"no"}"#, "no"),
+            (r#"{"ok":false}"#, "it says no reason"),
+            (r#"{"status":"error","message":"no"}"#, "no"),
+            (r#"{"status":422,"title":"no"}"#, "no"),
+            (r#"{"error":{"message":"no"}}"#, "no"),
+            (r#"{"errors":{"name":["too long"]}}"#, "name: too long"),
+            (r#"{"failed":1}"#, "it says no reason"),
+            ("false", "it says no reason"),
+        ] {
+            let verdict = reply(body).verdict("push", None).unwrap();
+            assert_eq!(verdict, Verdict::Failed(words.to_owned()), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_comes_back_says_no_failure_by_its_own_columns() {
+        let row = r#"{"id":1,"status":"failed","error":"camera off"}"#;
+        let verdict = |body| reply(body).verdict("push", Some(row)).unwrap();
+        assert_eq!(verdict(row), Verdict::Accepted);
+        let other = r#"{"id":1,"status":"failed","error":"duplicate"}"#;
+        assert_eq!(verdict(other), Verdict::Failed("duplicate".to_owned()));
+    }
+
+    #[test]
+    fn what_is_not_the_clouds_is_said_in_its_own_words() {
+        for (body, said) in [
+            ("<HEAD><TITLE>Login", "an HTML page"),
+            ("<!-- x --><html>", "an HTML page"),
+            ("\u{feff}<!doctype html>", "an HTML page"),
+            ("<?xml version=\"1.0\"?><portal/>", "an HTML page"),
+            ("<script>location.href='x'</script>", "an HTML page"),
+            ("Please log in to use this network", "Please log in"),
+            (
+                "<b>Notice</b>: x in /a.php {\"success\":true}",
+                "turn the server's display",
+            ),
+            ("Warning: x [1] {\"success\":true}", "something before the JSON"),
+            ("\u{1f}\u{8b}\u{8}", "no JSON"),
+            ("{\"success\":tr", "no JSON"),
+        ] {
+            let failure = reply(body).verdict("push", None).unwrap_err().to_string();
+            assert!(failure.contains(said), "{body}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_bulk_answer_must_account_for_all_rows() {
+        let verdict = |body: &str| reply(body).bulk_verdict("push", 3).unwrap();
+        for body in [
+            "",
+            r#"{"success":true}"#,
+            r#"{"success":true,"upserted":3,"skipped":0,"errors":[]}"#,
+        ] {
+            assert_eq!(verdict(body), BulkVerdict::All, "{body}");
+        }
+        for (body, left_out) in [
+            (r#"{"success":true,"upserted":2}"#, None),
+            (
+                r#"{"success":true,"upserted":2,"skipped":1,"errors":[]}"#,
+                Some(1),
+            ),
+            (r#"{"success":true,"upserted":6,"skipped":1}"#, None),
+            (r#"{"success":true,"skipped":[{"id":1}]}"#, Some(1)),
+            (r#"{"success":false}"#, None),
+        ] {
+            let errors = Vec::new();
+            assert_eq!(verdict(body), BulkVerdict::NotAll { errors, left_out }, "{body}");
+        }
+    }
+}
