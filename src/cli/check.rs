@@ -7,21 +7,30 @@ use clap::Args;
 use super::{Context, SiteFlags, output};
 use crate::error::Result;
 use crate::replicator::preconditions::{self, Finding};
+use crate::replicator::probe;
 
 const EXAMPLES: &str = "\
 Examples:
   cloud-sync check                 before the first start, and when something is wrong
+  cloud-sync check --cloud         what the cloud's server is like, and which settings it needs
   cloud-sync check --json";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CheckArgs {
+    /// Look at the cloud's server alone: its status, its capabilities, its list of each entity. Nothing there is changed
+    #[arg(long)]
+    pub(super) cloud: bool,
     #[command(flatten)]
     pub(super) site: SiteFlags,
 }
 
-pub(super) async fn execute(context: &Context, _args: CheckArgs) -> Result<ExitCode> {
-    let findings = preconditions::check(context.settings()).await;
+pub(super) async fn execute(context: &Context, args: CheckArgs) -> Result<ExitCode> {
+    let findings = if args.cloud {
+        probe::check(context.settings()).await
+    } else {
+        preconditions::check(context.settings()).await
+    };
     output::show(context.json, &findings, |findings| {
         findings.iter().map(line).collect::<Vec<_>>().join("\n")
     })?;
@@ -33,8 +42,9 @@ pub(super) async fn execute(context: &Context, _args: CheckArgs) -> Result<ExitC
 }
 
 fn line(finding: &Finding) -> String {
-    match finding.error() {
-        None => format!("ok     {}: {}", finding.subject(), finding.detail()),
-        Some(error) => format!("WRONG  {}: {error}", finding.subject()),
+    match (finding.error(), finding.advised()) {
+        (None, None) => format!("ok     {}: {}", finding.subject(), finding.detail()),
+        (None, Some(advice)) => format!("advice {}: {}; {advice}", finding.subject(), finding.detail()),
+        (Some(error), _) => format!("WRONG  {}: {error}", finding.subject()),
     }
 }

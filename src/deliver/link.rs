@@ -59,6 +59,7 @@ pub(super) enum Answer {
 /// One client and where it speaks to.
 pub(super) struct Link {
     client: Client,
+    url: String,
     base: String,
     status_path: String,
     /// Whether the server wants a slash at the end of each path: learnt from its redirects.
@@ -99,6 +100,7 @@ impl Link {
             client: builder
                 .build()
                 .map_err(|error| Error::config(operation, chain(&error.without_url())))?,
+            url: options.url.as_str().trim_end_matches('/').to_owned(),
             base: base(options),
             status_path: options.status_path.trim_matches('/').to_owned(),
             slash: AtomicBool::new(false),
@@ -144,6 +146,11 @@ impl Link {
         own.set_path(address.path());
         own.set_query(address.query());
         Ok(self.client.get(own))
+    }
+
+    /// A request to `path` below the configured URL itself, whatever the prefix is.
+    pub(super) fn request_below_url(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}/{path}", self.url))
     }
 
     fn address(&self, path: &str) -> String {
@@ -341,7 +348,7 @@ pub(super) fn encode_into(segment: &mut String, text: &str) {
 }
 
 /// Reads a body of at most `limit` bytes.
-async fn read(operation: &str, mut response: Response, limit: usize) -> Outcome<Bytes> {
+pub(super) async fn read(operation: &str, mut response: Response, limit: usize) -> Outcome<Bytes> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| broken(operation, error))? {
         if body.len() + chunk.len() > limit {

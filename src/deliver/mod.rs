@@ -22,6 +22,7 @@ mod list;
 mod page;
 mod partial;
 mod pieces;
+mod probe;
 mod reply;
 mod rows;
 mod secure;
@@ -46,6 +47,7 @@ use url::Url;
 pub use failure::{Failure, Outcome};
 pub use files::{Pace, UploadFile, UploadForm, Uploaded};
 pub use in_flight::InFlight;
+pub use probe::Probed;
 
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Entity};

@@ -18,6 +18,7 @@ mod leader;
 mod once;
 mod operator;
 pub mod preconditions;
+pub mod probe;
 mod questions;
 mod replay;
 

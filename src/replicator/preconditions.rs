@@ -27,27 +27,44 @@ pub struct Finding {
     subject: String,
     ok: bool,
     detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
     #[serde(skip)]
     exit_code: Option<u8>,
 }
 
 impl Finding {
-    fn new(subject: impl Into<String>, found: Result<String>) -> Self {
+    pub(super) fn new(subject: impl Into<String>, found: Result<String>) -> Self {
         let subject = subject.into();
         match found {
             Ok(detail) => Self {
                 subject,
                 ok: true,
                 detail,
+                advice: None,
                 exit_code: None,
             },
             Err(error) => Self {
                 subject,
                 ok: false,
                 detail: error.to_string(),
+                advice: None,
                 exit_code: Some(error.exit_code()),
             },
         }
+    }
+
+    /// Nothing is wrong, and something would be better.
+    pub(super) fn advice(subject: impl Into<String>, detail: String, advice: String) -> Self {
+        Self {
+            advice: Some(advice),
+            ..Self::new(subject, Ok(detail))
+        }
+    }
+
+    /// What would be better.
+    pub fn advised(&self) -> Option<&str> {
+        self.advice.as_deref()
     }
 
     /// What was looked at.

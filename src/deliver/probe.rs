@@ -1,0 +1,71 @@
+//! Calls that find out what a server is like, and change nothing there.
+
+use reqwest::Method;
+use reqwest::header::{ALLOW, CONTENT_TYPE};
+use serde_json::Value;
+
+use super::Cloud;
+use super::broken::broken;
+use super::failure::Outcome;
+use super::link::read;
+use super::reply::says_failure;
+
+/// The longest answer that is looked at, in bytes.
+const LONGEST: usize = 1024 * 1024;
+
+/// What a server answered.
+#[derive(Debug)]
+pub struct Probed {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, where it is JSON.
+    pub json: Option<Value>,
+    /// The methods that its `Allow` header names.
+    pub allows: Vec<String>,
+}
+
+impl Probed {
+    /// Whether it is a 2xx with JSON that says no failure.
+    pub fn is_well(&self) -> bool {
+        let json = self.json.as_ref();
+        (200..300).contains(&self.status) && json.is_some_and(|json| !says_failure(json, None))
+    }
+}
+
+impl Cloud {
+    /// Asks for a path below `cloud.url` itself, whatever the prefix is.
+    ///
+    /// # Errors
+    /// There is no answer, or it is too long to look at.
+    pub async fn probe(&self, method: Method, path: &str, body: Option<&Value>) -> Outcome<Probed> {
+        let operation = format!("ask the cloud for /{path}");
+        let link = &self.inner.link;
+        let mut request = link.request_below_url(method, path);
+        if let Some(body) = body {
+            request = request
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.to_string());
+        }
+        let asked = async {
+            let response = request.send().await.map_err(|error| broken(&operation, error))?;
+            let status = response.status().as_u16();
+            let allows = response
+                .headers()
+                .get_all(ALLOW)
+                .iter()
+                .filter_map(|value| value.to_str().ok())
+                .flat_map(|value| value.split(','))
+                .map(|method| method.trim().to_ascii_uppercase())
+                .collect();
+            let body = read(&operation, response, LONGEST).await.unwrap_or_default();
+            Ok(Probed {
+                status,
+                json: serde_json::from_slice(&body).ok(),
+                allows,
+            })
+        };
+        tokio::time::timeout(link.timeout(), asked)
+            .await
+            .unwrap_or_else(|_| Err(link.too_late(&operation, link.timeout())))
+    }
+}
