@@ -12,7 +12,10 @@ use crate::cases::entity;
 use crate::support::postgres::free_port;
 use crate::support::site::{LIMIT, Running, Site, provider};
 
-const KEY: &str = "a-key-for-the-smallest";
+/// The key of the guide's lines.
+const KEY: &str = "a-long-secret";
+
+const GUIDE: &str = include_str!("../../docs/guide/connect-an-existing-cloud-server.md");
 
 const TABLES: &str = "
     create table room (room_id bigint primary key, room_no text, area numeric);
@@ -33,23 +36,23 @@ struct Smallest {
 impl Smallest {
     /// Starts it; `None` if what runs it is not on this machine, which is said.
     async fn start(program: &str, arguments: &[&str]) -> Option<Self> {
-        let found = Command::new(program).arg("--version").output().is_ok();
-        let sqlite = || {
-            let modules = Command::new(program).arg("-m").output();
-            program != "php"
-                || modules.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains("pdo_sqlite"))
+        let probe = match program {
+            "php" => [
+                "-r",
+                "exit(PHP_VERSION_ID >= 80100 && extension_loaded('pdo_sqlite') ? 0 : 1);",
+            ],
+            _ => ["-c", "import sqlite3, sys; sys.exit(sys.version_info < (3, 10))"],
         };
-        if !found || !sqlite() {
-            println!("skipped: no {program} here, or none that knows SQLite");
+        let found = Command::new(program).args(probe).output();
+        if !found.is_ok_and(|found| found.status.success()) {
+            println!("skipped: no {program} here that is new enough (PHP 8.1, Python 3.10) and has SQLite");
             return None;
         }
         provider();
         let folder = tempfile::tempdir().unwrap();
-        let entities = json!({
-            "rooms": {"key": ["room_id"]},
-            "seats": {"key": ["room_no", "seat_no"]},
-            "leaves": {"key": ["leave_id"], "days": "created_at"},
-        });
+        let entities = std::fs::read_to_string(example("entities.json")).unwrap();
+        let mut entities: Value = serde_json::from_str(&entities).unwrap();
+        entities["seats"] = json!({"key": ["room_no", "seat_no"]});
         std::fs::write(folder.path().join("entities.json"), entities.to_string()).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let port = free_port();
@@ -223,4 +226,42 @@ async fn carries_a_site(hint: &str, server: &Smallest) {
         (600, 5)
     );
     running.end().await;
+}
+
+// The calls of the guide, with the answers that it shows.
+#[tokio::test]
+async fn the_guides_calls_are_answered_as_it_says() {
+    let path = example("server.py");
+    let Some(server) = Smallest::start("python3", &[path.to_str().unwrap()]).await else {
+        return;
+    };
+    if Command::new("curl").arg("--version").output().is_err() {
+        println!("skipped: no curl here");
+        return;
+    }
+    let address = server.url.trim_start_matches("http://").trim_end_matches("/api");
+    let guide = GUIDE.replace("127.0.0.1:8080", address);
+    let script = guide
+        .split("```sh\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let shown: Vec<&str> = script
+        .lines()
+        .filter_map(|line| line.strip_prefix("#> "))
+        .collect();
+    let run = Command::new("sh")
+        .args(["-e", "-c", script])
+        .current_dir(server.folder.path())
+        .output();
+    let run = run.unwrap();
+    let answered = String::from_utf8(run.stdout).unwrap();
+    assert!(
+        run.status.success() && shown.len() > 10,
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    assert_eq!(answered.lines().collect::<Vec<_>>(), shown);
 }

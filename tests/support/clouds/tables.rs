@@ -326,21 +326,20 @@ impl Tables {
             }
         }
         let columns = &entities[*path].key;
-        let kept_beside: HashSet<String> = beside.iter().filter_map(|row| key_of(row, columns)).collect();
         for [of, column] in &rules.uniques {
             if of != path || row[column].is_null() {
                 continue;
             }
+            let others: Vec<(String, &Value)> = beside
+                .iter()
+                .filter_map(|row| Some((key_of(row, columns)?, row)))
+                .filter(|(other, _)| other != key)
+                .collect();
+            let replaced: HashSet<&str> = others.iter().map(|(other, _)| other.as_str()).collect();
             let rows = self.rows.get(quirks.table(path).0).into_iter().flatten();
-            let mut holders = rows
-                .filter(|(other, _)| *other != key && !kept_beside.contains(*other))
-                .map(|(_, row)| row)
-                .chain(
-                    beside
-                        .iter()
-                        .filter(|row| key_of(row, columns).as_deref() != Some(key)),
-                );
-            if holders.any(|other| other[column] == row[column]) {
+            let mut stay = rows.filter(|(other, _)| *other != key && !replaced.contains(other.as_str()));
+            let is_same = |other: &Value| other[column] == row[column];
+            if stay.any(|(_, other)| is_same(other)) || others.iter().any(|(_, other)| is_same(other)) {
                 let column = column.clone();
                 return Err(Refused::Taken { column });
             }
