@@ -2,6 +2,7 @@
 
 mod cases;
 mod cli;
+mod clouds;
 mod control;
 mod counts;
 mod crash;

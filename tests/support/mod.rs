@@ -2,6 +2,7 @@
 
 pub(crate) mod baseline;
 pub(crate) mod batches;
+pub(crate) mod clouds;
 pub(crate) mod fault;
 pub(crate) mod gate;
 #[allow(dead_code, reason = "each group of tests uses its own part")]
