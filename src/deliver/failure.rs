@@ -20,6 +20,7 @@ pub struct Failure {
     under_way: bool,
     new_term: bool,
     words: Option<String>,
+    told: bool,
 }
 
 impl Failure {
@@ -64,12 +65,12 @@ impl Failure {
             "it is tried again; if it lasts, look at the cloud's own logs",
         )
         .with_status(status)
-        .saying(words)
+        .saying(words, true)
     }
 
-    /// The cloud's own words for it.
-    pub(super) fn saying(mut self, words: String) -> Self {
-        self.words = Some(words);
+    /// The cloud's own words for it, and whether they are its application's.
+    pub(super) fn saying(mut self, words: String, told: bool) -> Self {
+        (self.words, self.told) = (Some(words), told);
         self
     }
 
@@ -118,7 +119,7 @@ impl Failure {
     /// The same where the server's application says so itself, in words.
     pub fn is_told(&self) -> bool {
         let by_the_application = matches!(self.status, Some(200..=299 | 500));
-        by_the_application && self.retry_after.is_none() && self.words.is_some()
+        by_the_application && self.retry_after.is_none() && self.told
     }
 
     /// The same failure of a cloud that takes the key elsewhere: the request is refused, and not the key.
@@ -163,6 +164,7 @@ impl From<Error> for Failure {
             under_way: false,
             new_term: false,
             words: None,
+            told: false,
         }
     }
 }

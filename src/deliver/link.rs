@@ -22,7 +22,7 @@ use super::broken::{Resolver, broken};
 use super::failure::{Failure, Outcome};
 use super::reply::{Reply, is_html, looks_like_html};
 use super::secure::{check, is_loopback, tls};
-use super::words::{messages, own_code, words};
+use super::words::{messages, own_code, without_tags, words};
 use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
 use crate::retry;
@@ -246,11 +246,12 @@ impl Link {
                 "set cloud.url to the final address: redirects are not followed, so that the key stays with its host",
             )
             .with_status(code)),
-            401 | 403 => Err(Failure::from(
-                Error::new(Kind::CloudAuth, operation, format!("the cloud refused the key ({status})"))
-                    .remedy("set cloud.key (CLOUD_API_KEY) to a key that is valid there; capture goes on meanwhile"),
-            )
-            .with_status(code)),
+            401 | 403 => {
+                let error = Error::new(Kind::CloudAuth, operation, format!("the cloud refused the key ({status})"))
+                    .remedy("set cloud.key (CLOUD_API_KEY) to a key that is valid there; capture goes on meanwhile");
+                let failure = Failure::from(error).with_status(code);
+                Err(self.in_its_words(operation, response, failure).await)
+            }
             408 | 425 | 429 | 500..=599 => {
                 let wait = response
                     .headers()
@@ -261,15 +262,10 @@ impl Link {
                     408 | 425 | 429 => "it asks for patience: it is tried again, no sooner than it wants",
                     _ => "it is tried again; if it lasts, look at the cloud's own logs and at the proxies before it",
                 };
-                let body = read(operation, response, LONGEST_REFUSAL).await.unwrap_or_default();
-                let told = serde_json::from_slice(&body).ok().and_then(|value| messages(&value));
                 let failure = Failure::unreachable(operation, format!("the cloud answered {status}"), remedy)
                     .with_status(code)
                     .with_retry_after(wait);
-                Err(match told {
-                    Some(words) => failure.saying(self.clean(&words)),
-                    None => failure,
-                })
+                Err(self.in_its_words(operation, response, failure).await)
             }
             // It comes from between here and the cloud, and says nothing about the request.
             407 => Err(Failure::unreachable(
@@ -293,6 +289,23 @@ impl Link {
                 format!("the cloud answered {status}"),
                 CAPTIVE,
             )),
+        }
+    }
+
+    /// The failure with the words that the answer has, if any.
+    async fn in_its_words(&self, operation: &str, response: Response, failure: Failure) -> Failure {
+        let body = read(operation, response, LONGEST_REFUSAL)
+            .await
+            .unwrap_or_default();
+        match serde_json::from_slice(&body) {
+            Ok(value) => match messages(&value) {
+                Some(words) => failure.saying(self.clean(&words), true),
+                None => failure,
+            },
+            Err(_) => match self.clean(&without_tags(&String::from_utf8_lossy(&body))) {
+                words if words.is_empty() => failure,
+                words => failure.saying(words, false),
+            },
         }
     }
 

@@ -67,6 +67,31 @@ fn listed(all: &mut Vec<String>, name: Option<&str>, value: &Value) {
     }
 }
 
+/// The text of a page, without its tags, its scripts and its styles; white space in one form.
+pub(super) fn without_tags(page: &str) -> String {
+    let mut text = String::new();
+    let mut rest = page;
+    while let Some((before, after)) = rest.split_once('<') {
+        text.push_str(before);
+        text.push(' ');
+        let hidden = ["script", "style", "head"].into_iter().find(|name| {
+            let tag = after.get(..name.len());
+            tag.is_some_and(|tag| tag.eq_ignore_ascii_case(name))
+        });
+        let end = match hidden {
+            Some(name) => after.to_ascii_lowercase().find(&format!("</{name}")),
+            None => Some(0),
+        };
+        let Some(tag) = end.and_then(|end| after[end..].find('>').map(|close| end + close + 1)) else {
+            rest = "";
+            break;
+        };
+        rest = &after[tag..];
+    }
+    text.push_str(rest);
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The words without the values of the row, a JSON object: each is replaced by three dots, the longest first.
 pub(super) fn without_row(words: &str, row: &str) -> String {
     let Ok(Value::Object(fields)) = serde_json::from_str(row) else {
@@ -128,6 +153,15 @@ mod tests {
         ] {
             assert_eq!(words(body.as_bytes()).as_deref(), expected, "{body}");
         }
+    }
+
+    #[test]
+    fn the_text_of_a_page_is_found() {
+        let page = "<!DOCTYPE html><html><head><title>x</title></head><style>b{}</style><body>\n<h1>403  Forbidden</h1>Blocked.";
+        assert_eq!(without_tags(page), "403 Forbidden Blocked.");
+        assert_eq!(without_tags("<pre>Error: é\n at x"), "Error: é at x");
+        assert_eq!(without_tags("plain < 3"), "plain");
+        assert_eq!(without_tags("<script>var x"), "");
     }
 
     #[test]

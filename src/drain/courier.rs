@@ -69,6 +69,8 @@ pub(super) struct Courier {
     /// When the cloud is greeted next.
     pub(super) greet_at: Instant,
     greet_every: Duration,
+    /// A greeting has begun, and has not ended: it may have been given up for a batch that came.
+    greeting: bool,
     /// The cloud asked for nothing before.
     asked: Option<Instant>,
     backoff: Backoff,
@@ -114,6 +116,7 @@ impl Courier {
             hello: None,
             greet_at: Instant::now(),
             greet_every: drain.greet_every,
+            greeting: false,
             asked: None,
             backoff: Backoff::within(Duration::from_millis(100), Duration::from_secs(30)),
             repeats: Repeats::new("delivery"),
@@ -299,9 +302,11 @@ impl Courier {
 
     /// Waits until the cloud is to be greeted, or someone asks for a sync, and greets it.
     async fn greet_when_due(&mut self) -> std::result::Result<(), Failure> {
-        tokio::select! {
-            () = tokio::time::sleep_until(self.greet_at) => {}
-            () = self.pulse.kicked() => {}
+        if !self.greeting {
+            tokio::select! {
+                () = tokio::time::sleep_until(self.greet_at) => {}
+                () = self.pulse.kicked() => {}
+            }
         }
         self.greet().await.map(|_| ())
     }
@@ -316,7 +321,7 @@ impl Courier {
             return Ok(());
         }
         let hello = match self.hello.clone() {
-            Some(hello) if Instant::now() < self.greet_at => hello,
+            Some(hello) if !self.greeting && Instant::now() < self.greet_at => hello,
             _ => self.greet().await?,
         };
         if self.numbering.is_none() {
@@ -385,6 +390,13 @@ impl Courier {
     }
 
     async fn greet(&mut self) -> std::result::Result<Hello, Failure> {
+        self.greeting = true;
+        let greeted = self.greet_whole().await;
+        self.greeting = false;
+        greeted
+    }
+
+    async fn greet_whole(&mut self) -> std::result::Result<Hello, Failure> {
         let hello = self.cloud.hello(&self.origin).await?;
         self.pulse.greeted(Some(hello.capabilities));
         // Another server may answer now, or the same one with an older state.
@@ -454,6 +466,9 @@ impl Courier {
         }
         self.note_files(batch, shapes).await?;
         self.note_set_aside(batch);
+        if settled.put_forward {
+            self.greet_at = Instant::now();
+        }
         self.pulse.delivered(batch);
         let after = &mut portion.after;
         after.identity = self.resume.identity.clone();

@@ -68,6 +68,9 @@ const RELEASED: i32 = 2;
 /// to an hour.
 pub const FIRST_WAIT: Duration = Duration::from_secs(10);
 
+/// How many rows are put forward for each that the cloud accepts unchanged.
+const PUT_FORWARD: i64 = 20;
+
 /// Whether what was answered so may be accepted later, although nobody mends the row.
 pub fn may_pass(code: u16) -> bool {
     matches!(code, 200..=299 | 403 | 500..)
@@ -84,6 +87,8 @@ pub struct Settled {
     pub occupied: Vec<usize>,
     /// Rows whose refusal is provisional, as place and key: they are to be touched again.
     pub again: Vec<(usize, String)>,
+    /// Whether others were put forward, since the cloud has accepted a row unchanged that had failed.
+    pub put_forward: bool,
 }
 
 /// Keeps the batch's refused changes, and takes away the entries that its accepted ones supersede, while `term` is the term
@@ -103,10 +108,11 @@ pub async fn settle(
 ) -> Result<Settled> {
     let mut settled = Settled {
         occupied: occupied(client, catalogue).await?,
-        again: Vec::new(),
+        ..Settled::default()
     };
     if !settled.occupied.is_empty() {
-        release(client, term, catalogue, batch, &settled.occupied).await?;
+        let passed = release(client, term, catalogue, batch, &settled.occupied).await?;
+        settled.put_forward = put_forward(client, passed * PUT_FORWARD).await? > 0;
     }
     let mut columns = Columns::default();
     for (change, code, error) in batch.refused() {
@@ -190,15 +196,16 @@ async fn occupied(client: &Client, catalogue: &Catalogue) -> Result<Vec<usize>> 
     Ok(rows.iter().filter_map(|row| catalogue.find(row.get(0))).collect())
 }
 
-/// Takes away what the batch's settled changes supersede: each that of its row, a truncate all of its entity.
+/// Takes away what the batch's settled changes supersede: each that of its row, a truncate all of its entity. Returns how many rows
+/// the cloud has accepted as they were when they failed: it was at fault, and may take others now.
 async fn release(
     client: &Client,
     term: i64,
     catalogue: &Catalogue,
     batch: &Batch,
     occupied: &[usize],
-) -> Result<()> {
-    let (mut entities, mut keys) = (Vec::new(), Vec::new());
+) -> Result<i64> {
+    let (mut entities, mut keys, mut images) = (Vec::new(), Vec::new(), Vec::new());
     for (nth, change) in batch.changes().iter().enumerate() {
         let settled = matches!(batch.fate(nth), Fate::Accepted | Fate::Kept | Fate::Unsupported);
         if !settled || !occupied.contains(&change.entity) {
@@ -217,20 +224,37 @@ async fn release(
         }
         entities.push(entity);
         keys.push(&*change.key);
+        images.push(change.row.as_deref());
     }
     if keys.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
-    client
-        .execute(
+    let released = client
+        .query(
             "with mine as materialized (select cloud_sync.hold_term($3)) \
-             delete from cloud_sync.quarantine q using mine, unnest($1::text[], $2::text[]) a (entity, key) \
-             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key",
-            &[&entities, &keys, &term],
+             delete from cloud_sync.quarantine q using mine, unnest($1::text[], $2::text[], $4::text[]) a (entity, key, image) \
+             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key \
+             returning coalesce(q.next_attempt is not null and q.image = a.image, false)",
+            &[&entities, &keys, &term, &images],
         )
         .await
         .map_err(failed("clear"))?;
-    Ok(())
+    Ok(released.iter().filter(|row| row.get(0)).count() as i64)
+}
+
+/// Lets the next rows be touched again now that wait for their time, so many at most. Returns how many.
+async fn put_forward(client: &Client, limit: i64) -> Result<u64> {
+    if limit == 0 {
+        return Ok(0);
+    }
+    client
+        .execute(
+            "update cloud_sync.quarantine set next_attempt = now() where (entity, md5(key)) in (\
+                 select entity, md5(key) from cloud_sync.quarantine where next_attempt > now() order by next_attempt limit $1)",
+            &[&limit],
+        )
+        .await
+        .map_err(failed("write to"))
 }
 
 #[derive(Default)]
@@ -572,6 +596,32 @@ pub(crate) struct Refused {
     pub(crate) rows: HashMap<String, (i32, String)>,
     /// Whether some of them are provisional: they are still to be tried again.
     pub(crate) provisional: bool,
+}
+
+/// Which of these rows of an entity were refused since that time, in microseconds since 1970.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn refused_since(
+    client: &Client,
+    entity: &str,
+    keys: &[String],
+    since: i64,
+) -> Result<Refused> {
+    let rows = client
+        .query(
+            "select q.key, q.code, q.error from unnest($2::text[]) a (key) \
+             join cloud_sync.quarantine q on q.entity = $1 and md5(q.key) = md5(a.key) and q.key = a.key \
+             where not q.provisional and q.refused_at >= to_timestamp($3::bigint / 1e6)",
+            &[&entity, &keys, &since],
+        )
+        .await
+        .map_err(failed("look into"))?;
+    let rows = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2))));
+    Ok(Refused {
+        provisional: false,
+        rows: rows.collect(),
+    })
 }
 
 /// Looks for these rows of an entity.

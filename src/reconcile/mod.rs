@@ -76,6 +76,8 @@ pub struct Reconcile {
     pulse: Arc<Pulse>,
     media_root: PathBuf,
     patience: Duration,
+    /// When the pass began, in the source's time, in microseconds since 1970.
+    began: i64,
 }
 
 impl Reconcile {
@@ -103,6 +105,12 @@ impl Reconcile {
             database: identity.system_id,
         };
         let capabilities = cloud.hello(&origin).await?.capabilities;
+        let began = session
+            .client()
+            .query_one("select (extract(epoch from now()) * 1e6)::bigint", &[])
+            .await
+            .map_err(|error| Error::postgres("read the source's time", error))?
+            .get(0);
         Ok(Self {
             session,
             catalogue,
@@ -114,6 +122,7 @@ impl Reconcile {
             pulse,
             media_root,
             patience,
+            began,
         })
     }
 
@@ -244,6 +253,7 @@ impl Reconcile {
                 let keys = self
                     .differing(place, rows, columns.as_deref(), pass.force, &mut there)
                     .await?;
+                let keys = self.without_refused(place, keys, report).await?;
                 let count = keys.len();
                 sample.extend(keys.iter().take(SAMPLE - sample.len().min(SAMPLE)).cloned());
                 touched.add(keys).await?;

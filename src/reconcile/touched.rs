@@ -111,18 +111,7 @@ impl<'a> Touched<'a> {
         let name = &self.reconcile.catalogue.entities()[self.place].name;
         match self.settle().await {
             Ok(refused) => {
-                let mut rows: Vec<_> = refused.rows.into_iter().collect();
-                rows.sort_unstable();
-                for (key, (code, error)) in rows {
-                    // The cloud's own words may hold values of the row: they stay in the quarantine.
-                    let why = match code {
-                        0 => format!("row {key} cannot be read: {error}"),
-                        code => {
-                            format!("row {key} was refused by {code}: `cloud-sync quarantine list` tells why")
-                        }
-                    };
-                    report.fail(name, why);
-                }
+                tell(refused, name, report);
                 Ok(true)
             }
             Err(error) if error.kind() == Kind::CloudUnreachable => {
@@ -134,7 +123,42 @@ impl<'a> Touched<'a> {
     }
 }
 
+/// Tells refused rows of an entity to the report.
+fn tell(refused: Refused, entity: &str, report: &mut SyncReport) {
+    let mut rows: Vec<_> = refused.rows.into_iter().collect();
+    rows.sort_unstable();
+    for (key, (code, error)) in rows {
+        // The cloud's own words may hold values of the row: they stay in the quarantine.
+        let why = match code {
+            0 => format!("row {key} cannot be read: {error}"),
+            1 => format!("row {key} is set aside by hand: `cloud-sync quarantine retry` sends it"),
+            code => format!("row {key} was refused by {code}: `cloud-sync quarantine list` tells why"),
+        };
+        report.fail(entity, why);
+    }
+}
+
 impl Reconcile {
+    /// Leaves rows out that were refused since the pass began, by the drain beside it, and tells them to the report: they have had
+    /// their try.
+    pub(super) async fn without_refused(
+        &self,
+        place: usize,
+        keys: Vec<String>,
+        report: &mut SyncReport,
+    ) -> Result<Vec<String>> {
+        if keys.is_empty() {
+            return Ok(keys);
+        }
+        let name = &self.catalogue.entities()[place].name;
+        let client = self.session.client();
+        let refused = quarantine::refused_since(client, name, &keys, self.began).await?;
+        let left = keys.into_iter().filter(|key| !refused.rows.contains_key(key));
+        let left = left.collect();
+        tell(refused, name, report);
+        Ok(left)
+    }
+
     /// Waits until what waits in the outbox now is delivered, or the drain is not well: a row on its way is no row that the
     /// cloud lacks, and would be sent twice.
     pub(super) async fn let_drain(&self) -> Result<()> {

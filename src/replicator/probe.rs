@@ -50,7 +50,10 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
     let path = at(settings, &settings.cloud.status_path);
     let mut findings = vec![Finding::new(
         "status",
-        Ok(format!("GET /{path} is answered in {} ms, and the key is taken", began.elapsed().as_millis())),
+        Ok(format!(
+            "GET /{path} is answered in {} ms, and the key is taken",
+            began.elapsed().as_millis()
+        )),
     )];
     findings.push(capabilities(settings, &cloud, hello.capabilities).await);
     for (place, entity) in settings.catalogue.entities().iter().enumerate() {
@@ -74,7 +77,9 @@ async fn elsewhere(cloud: &Cloud) -> Option<Finding> {
         for status in STATUSES {
             let path = [prefix, status].join("/");
             let path = path.trim_start_matches('/');
-            let Ok(probed) = cloud.probe(Method::GET, path, None).await else { continue };
+            let Ok(probed) = cloud.probe(Method::GET, path, None).await else {
+                continue;
+            };
             if probed.is_well() {
                 return Some(Finding::advice(
                     "status",
@@ -106,7 +111,9 @@ async fn capabilities(settings: &Settings, cloud: &Cloud, used: Capabilities) ->
             more.push("delete");
         }
         let none = json!({"records": []});
-        let bulk = cloud.probe(Method::POST, &at(settings, &entity.bulk_path()), Some(&none)).await;
+        let bulk = cloud
+            .probe(Method::POST, &at(settings, &entity.bulk_path()), Some(&none))
+            .await;
         if !used.bulk && bulk.is_ok_and(|probed| probed.is_well()) {
             more.push("bulk");
         }
@@ -114,7 +121,11 @@ async fn capabilities(settings: &Settings, cloud: &Cloud, used: Capabilities) ->
     if more.is_empty() {
         return Finding::new("capabilities", Ok(detail));
     }
-    let all: Vec<String> = names.iter().chain(&more).map(|name| format!("\"{name}\"")).collect();
+    let all: Vec<String> = names
+        .iter()
+        .chain(&more)
+        .map(|name| format!("\"{name}\""))
+        .collect();
     let advice = format!(
         "it seems to know {} too: set cloud.capabilities = [{}]",
         more.join(" and "),
@@ -142,14 +153,19 @@ impl Seen {
         let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(row) else {
             return;
         };
-        if key.iter().any(|column| fields.get(column).is_none_or(Value::is_null)) {
+        if key
+            .iter()
+            .any(|column| fields.get(column).is_none_or(Value::is_null))
+        {
             self.without_key += 1;
         }
         if self.names.is_empty() {
             self.names = fields.keys().cloned().collect();
         }
         for (name, value) in &fields {
-            let Some(date) = value.as_str().and_then(day) else { continue };
+            let Some(date) = value.as_str().and_then(day) else {
+                continue;
+            };
             let (oldest, newest) = self.dates.entry(name.clone()).or_insert((date, date));
             (*oldest, *newest) = ((*oldest).min(date), (*newest).max(date));
         }
@@ -176,7 +192,10 @@ async fn list(cloud: &Cloud, place: usize, entity: &Entity, capabilities: Capabi
     let pages = match listed.await {
         Ok(pages) => pages,
         Err(failure) if failure.status() == Some(404) && capabilities.schema => {
-            return Finding::new(subject, Ok("none yet: it is made from the first schema".to_owned()));
+            return Finding::new(
+                subject,
+                Ok("none yet: it is made from the first schema".to_owned()),
+            );
         }
         Err(failure) if failure.status() == Some(404) => {
             let cause = format!("the cloud has no path {}", entity.path);
@@ -219,7 +238,10 @@ fn without_key(entity: &Entity, key: &[String], seen: &Seen) -> Error {
 
 /// Advice where the list has rows that are older by the window's column than what was asked for.
 fn otherwise_counted(entity: &Entity, seen: &Seen) -> Option<String> {
-    let window = entity.window.as_ref().filter(|window| window.cloud_days_by.is_none())?;
+    let window = entity
+        .window
+        .as_ref()
+        .filter(|window| window.cloud_days_by.is_none())?;
     // A day of grace: the two sides may be in different zones.
     let today = Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
     let first = today.checked_sub((i64::from(window.days) + 2).days()).ok()?;

@@ -18,6 +18,7 @@ fn catalogue() -> Catalogue {
     leaves.window = Some(Window {
         column: "created_at".to_owned(),
         days: 90,
+        cloud_days_by: None,
     });
     let passes = Entity {
         name: "passes".to_owned(),
