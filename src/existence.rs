@@ -97,7 +97,7 @@ impl Held {
     /// # Errors
     /// Where the text is not a JSON object that holds the key.
     pub fn insert(&mut self, row: &str) -> Result<()> {
-        let id = id(row, &self.key)?;
+        let id = self.id(row)?;
         match &mut self.rows {
             Rows::Keys(ids) => {
                 ids.insert(id);
@@ -113,7 +113,7 @@ impl Held {
     /// Takes a row out, given as a JSON object that has the key's columns. None if it was not held; else the digest of its
     /// content, where contents were learnt.
     pub fn remove(&mut self, key: &str) -> Option<Option<u64>> {
-        let id = id(key, &self.key).ok()?;
+        let id = self.id(key).ok()?;
         match &mut self.rows {
             Rows::Keys(ids) => ids.remove(&id).then_some(None),
             Rows::Contents { digests, .. } => digests.remove(&id).map(Some),
@@ -122,7 +122,7 @@ impl Held {
 
     /// Whether the cloud holds the row with this key: a JSON object that has the key's columns, a whole row included.
     pub fn contains(&self, key: &str) -> bool {
-        id(key, &self.key).is_ok_and(|id| match &self.rows {
+        self.id(key).is_ok_and(|id| match &self.rows {
             Rows::Keys(ids) => ids.contains(&id),
             Rows::Contents { digests, .. } => digests.contains_key(&id),
         })
@@ -133,8 +133,13 @@ impl Held {
     pub fn content(&self, key: &str) -> Option<u64> {
         match &self.rows {
             Rows::Keys(_) => None,
-            Rows::Contents { digests, .. } => digests.get(&id(key, &self.key).ok()?).copied(),
+            Rows::Contents { digests, .. } => digests.get(&self.id(key).ok()?).copied(),
         }
+    }
+
+    /// Where contents are compared, the server is the receiver: it writes keys as they were sent.
+    fn id(&self, object: &str) -> Result<Id> {
+        id(object, &self.key, matches!(self.rows, Rows::Keys(_)))
     }
 
     /// How many rows it holds.
@@ -178,25 +183,25 @@ pub fn digest<C: AsRef<str> + Ord>(row: &str, columns: &[C]) -> Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// The hash of the key's values, in the key's order.
-fn id(object: &str, key: &[String]) -> Result<Id> {
+/// The hash of the key's values, in the key's order; `loosely` where `1.0` is `1`.
+fn id(object: &str, key: &[String], loosely: bool) -> Result<Id> {
     let values = pick(object, key).map_err(|_| not_a_row("it is not a JSON object"))?;
     let mut hasher = blake3::Hasher::new();
     for value in values {
         let value = value.ok_or_else(|| not_a_row("an object lacks a key column"))?;
         let text = plain(value).ok_or_else(|| not_a_row("an object's key column is null"))?;
-        field(&mut hasher, whole(value, &text));
+        field(&mut hasher, if loosely { whole(value, &text) } else { &text });
     }
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     Ok(Id(id))
 }
 
-/// A whole number that is written with a fraction, `1.0`, as one without; all else as it is.
+/// A whole number that is written as `1.0` as one without the fraction, as servers write it whose language knows no whole numbers;
+/// all else as it is.
 fn whole<'t>(value: &RawValue, text: &'t str) -> &'t str {
-    let is_number = !value.get().starts_with('"');
-    match text.split_once('.') {
-        Some((whole, fraction)) if is_number && fraction.bytes().all(|digit| digit == b'0') => whole,
+    match text.strip_suffix(".0") {
+        Some(whole) if !value.get().starts_with('"') => whole,
         _ => text,
     }
 }

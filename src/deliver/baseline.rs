@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use super::failure::Outcome;
+use super::failure::{Failure, Outcome};
 use super::rows::Sender;
 use super::{Capabilities, Cloud};
 use crate::batch::{Batch, Fate};
@@ -94,12 +94,22 @@ async fn deliver_rows(
     for (&entity, places) in &by_entity(batch, &early, Op::Delete) {
         sender.delete(batch, entity, places).await?;
     }
+    // What may be the fault of one entity's rows keeps those of others back no longer than that: the first such failure is the
+    // delivery's, once all have had their turn.
+    let mut failed = None;
     for (&entity, places) in &upserts {
-        sender.upsert(capabilities.bulk, batch, entity, places).await?;
-        upsert_again(sender, capabilities, batch, entity, places).await?;
+        let mut sent = sender.upsert(capabilities.bulk, batch, entity, places).await;
+        if sent.is_ok() {
+            sent = upsert_again(sender, capabilities, batch, entity, places).await;
+        }
+        go_on(sender, sent, &mut failed)?;
     }
     for (&entity, places) in deletes.iter().rev() {
-        sender.delete(batch, entity, places).await?;
+        let sent = sender.delete(batch, entity, places).await;
+        go_on(sender, sent, &mut failed)?;
+    }
+    if let Some(failure) = failed {
+        return Err(failure);
     }
     // An upsert may have been refused for a unique value that a row held which is deleted only now.
     for (entity, places) in &upserts {
@@ -113,6 +123,18 @@ async fn deliver_rows(
         }
     }
     Ok(())
+}
+
+/// Keeps a failure that may be the fault of an entity's rows, and fails with any other.
+fn go_on(sender: &Sender<'_>, sent: Outcome<()>, failed: &mut Option<Failure>) -> Outcome<()> {
+    match sent {
+        Err(failure) if failure.is_told() => {
+            failed.get_or_insert(failure);
+            sender.reopen();
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// The changes whose turn is not before that of all others.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rustls::CertificateError;
+use url::Url;
 
 use super::failure::Failure;
 use crate::error::{Kind, chain};
@@ -26,6 +27,68 @@ pub(super) fn broken(operation: &str, error: reqwest::Error) -> Failure {
     let (cause, remedy) = read(&error);
     let failure = Failure::unreachable(operation, cause, remedy);
     if under_way { failure.under_way() } else { failure }
+}
+
+/// A proxy that the environment names for the cloud.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EnvironmentProxy {
+    variable: &'static str,
+    /// Host and port.
+    address: String,
+}
+
+impl EnvironmentProxy {
+    /// The one that requests to this URL go through; none where there is none, or `NO_PROXY` excepts the host.
+    pub(super) fn of(url: &Url, variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let host = url.host_str()?;
+        let excepted = set("no_proxy").or_else(|| set("NO_PROXY")).unwrap_or_default();
+        let mut excepted = excepted
+            .split(',')
+            .map(|name| name.trim().trim_start_matches('.'));
+        if excepted.any(|name| name == "*" || host == name || host.ends_with(&format!(".{name}"))) {
+            return None;
+        }
+        let names = match url.scheme() {
+            "https" => ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"],
+            _ => ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"],
+        };
+        let (variable, value) = names.into_iter().find_map(|name| Some((name, set(name)?)))?;
+        let proxy = Url::parse(&value)
+            .or_else(|_| Url::parse(&format!("http://{value}")))
+            .ok()?;
+        let address = match (proxy.host_str()?, proxy.port()) {
+            (host, Some(port)) => format!("{host}:{port}"),
+            (host, None) => host.to_owned(),
+        };
+        Some(Self { variable, address })
+    }
+
+    /// What became of a request that did not get to it.
+    fn unreached(&self, operation: &str, cause: &str) -> Failure {
+        Failure::unreachable(
+            operation,
+            format!(
+                "no connection to the proxy {} that {} names ({cause})",
+                self.address, self.variable
+            ),
+            "check that proxy; or take the variable out of the service's environment, or name the cloud's host in NO_PROXY",
+        )
+    }
+}
+
+/// The same as [`broken`] for a request that goes through this proxy.
+pub(super) fn broken_through(
+    proxy: Option<&EnvironmentProxy>,
+    operation: &str,
+    error: reqwest::Error,
+) -> Failure {
+    match proxy {
+        Some(proxy) if error.is_connect() && find::<rustls::Error>(&error).is_none() => {
+            proxy.unreached(operation, &root(&error.without_url()))
+        }
+        _ => broken(operation, error),
+    }
 }
 
 /// The cause in words, and the remedy.

@@ -137,7 +137,7 @@ pub(super) async fn upload(
         .request(Method::POST, &path_of(directory))
         .multipart(fields.part(form.field.clone(), part));
     let exchange = async {
-        let response = request.send().await.map_err(|error| broken(&operation, error))?;
+        let response = link.send(&operation, request).await?;
         let answer = link.answer(&operation, response).await;
         abort::point("after an upload");
         answer

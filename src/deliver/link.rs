@@ -18,7 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::CloudOptions;
-use super::broken::{Resolver, broken};
+use super::broken::{EnvironmentProxy, Resolver, broken, broken_through};
 use super::failure::{Failure, Outcome};
 use super::reply::{Reply, is_html, looks_like_html};
 use super::secure::{check, is_loopback, tls};
@@ -66,6 +66,8 @@ pub(super) struct Link {
     slash: AtomicBool,
     key: SecretString,
     timeout: Duration,
+    /// The proxy on the way, where the environment names one.
+    proxy: Option<EnvironmentProxy>,
 }
 
 impl Link {
@@ -93,8 +95,11 @@ impl Link {
         {
             builder = builder.tcp_user_timeout(options.timeout);
         }
+        let mut proxy = None;
         if is_loopback(&options.url) {
             builder = builder.no_proxy();
+        } else {
+            proxy = EnvironmentProxy::of(&options.url, |name| std::env::var(name).ok());
         }
         Ok(Self {
             client: builder
@@ -106,6 +111,7 @@ impl Link {
             slash: AtomicBool::new(false),
             key: options.key.clone(),
             timeout: options.timeout,
+            proxy,
         })
     }
 
@@ -187,9 +193,15 @@ impl Link {
             .await
     }
 
+    /// Sends a request, and waits for the start of the answer.
+    pub(super) async fn send(&self, operation: &str, request: RequestBuilder) -> Outcome<Response> {
+        let sent = request.send().await;
+        sent.map_err(|error| broken_through(self.proxy.as_ref(), operation, error))
+    }
+
     /// The same, however long it takes.
     pub(super) async fn exchange(&self, operation: &str, request: RequestBuilder) -> Outcome<Answer> {
-        let response = request.send().await.map_err(|error| broken(operation, error))?;
+        let response = self.send(operation, request).await?;
         abort::point("amid the answer");
         self.answer(operation, response).await
     }

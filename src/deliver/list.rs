@@ -50,11 +50,8 @@ pub(super) async fn list(
     let mut listed = 0;
     for pages in 1..=PAGES {
         let late = |_| link.too_late(operation, link.timeout());
-        let start = tokio::time::timeout(link.timeout(), request.send());
-        let mut response = start
-            .await
-            .map_err(late)?
-            .map_err(|error| broken(operation, error))?;
+        let start = tokio::time::timeout(link.timeout(), link.send(operation, request));
+        let mut response = start.await.map_err(late)??;
         if !response.status().is_success() {
             return Err(refused(link, operation, response).await?);
         }

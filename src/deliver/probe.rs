@@ -5,7 +5,6 @@ use reqwest::header::{ALLOW, CONTENT_TYPE};
 use serde_json::Value;
 
 use super::Cloud;
-use super::broken::broken;
 use super::failure::Outcome;
 use super::link::read;
 use super::reply::says_failure;
@@ -47,7 +46,7 @@ impl Cloud {
                 .body(body.to_string());
         }
         let asked = async {
-            let response = request.send().await.map_err(|error| broken(&operation, error))?;
+            let response = link.send(&operation, request).await?;
             let status = response.status().as_u16();
             let allows = response
                 .headers()

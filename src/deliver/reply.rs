@@ -188,19 +188,24 @@ pub(super) fn says_failure(value: &Value, row: Option<&str>) -> bool {
         Value::Object(fields) => fields,
         _ => return false,
     };
-    let sent: Value = row
-        .and_then(|row| serde_json::from_str(row).ok())
-        .unwrap_or_default();
-    fields.iter().any(|(name, value)| {
-        let says = match name.to_ascii_lowercase().as_str() {
+    let says = fields
+        .iter()
+        .filter(|(name, value)| match name.to_ascii_lowercase().as_str() {
             "success" | "ok" | "succeeded" => is_no(value),
-            "status" | "result" => is_no(value) || is_bad(value),
+            "status" | "result" => (is_no(value) && !value.is_number()) || is_bad(value),
             "error" | "errors" | "exception" => is_something(value),
             "failed" => is_something(value) && !value.is_string(),
             _ => false,
-        };
-        says && sent.get(name) != Some(value)
-    })
+        });
+    let says: Vec<(&String, &Value)> = says.collect();
+    if says.is_empty() {
+        return false;
+    }
+    let sent: Value = row
+        .and_then(|row| serde_json::from_str(row).ok())
+        .unwrap_or_default();
+    says.into_iter()
+        .any(|(name, value)| sent.get(name) != Some(value))
 }
 
 fn is_no(value: &Value) -> bool {

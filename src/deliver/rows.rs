@@ -36,6 +36,9 @@ const ATTEMPTS: u32 = 4;
 /// How long one delivery tries a request; a longer wait is the caller's.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How many more requests than are accepted may fail of one entity's in a delivery, where the server's application says so itself.
+const TOLD: usize = 50;
+
 /// How long one bulk request may be, in bytes.
 const BULK_BYTES: usize = 1024 * 1024;
 
@@ -54,6 +57,11 @@ impl<'c> Sender<'c> {
             cloud,
             gate: Gate::default(),
         }
+    }
+
+    /// Lets requests go again after rows of one entity have failed: those of others may not.
+    pub(super) fn reopen(&self) {
+        self.gate.closed.store(false, Ordering::Relaxed);
     }
 
     /// Upserts rows of one entity, in any order.
@@ -229,7 +237,9 @@ impl<'c> Sender<'c> {
             }
             if let Err(failure) = end {
                 failed += 1;
-                if !failure.is_passing() || !failure.may_be_a_rows_fault() || failed > accepted {
+                // Where the application itself refuses row by row, a few more show which ones.
+                let most = accepted + if failure.is_told() { TOLD } else { 0 };
+                if !failure.is_passing() || !failure.may_be_a_rows_fault() || failed > most {
                     self.gate.close();
                 }
                 stopped.get_or_insert(failure);

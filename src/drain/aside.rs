@@ -25,9 +25,19 @@ const BESIDE_OTHERS: u32 = 3;
 /// The same where nothing else was accepted or refused since.
 const ALONE: u32 = 6;
 
+/// How long the server's application refuses whatever is sent, before rows are set aside for that.
+const TOLD_ALONE: Duration = Duration::from_secs(2);
+
+/// Rows that are set aside for what the application says while nothing else is accepted, at most: it may be at fault as a whole, and
+/// then all of them come again.
+const MOST_UNPROVEN: i64 = 10_000;
+
 /// Rows that are touched again at once: should they fail again, each costs a request of its own, and others
 /// wait for it.
 const CHUNK: i64 = 20;
+
+/// The same after one of them was accepted unchanged.
+const CHUNK_MENDED: i64 = 500;
 
 impl Courier {
     /// Lets rows that are in quarantine for such a failure go alone and behind the others.
@@ -69,11 +79,21 @@ impl Courier {
             }
             failure = failure.not_the_key();
         }
+        let all = batch.failing();
+        if !failure.is_told() || all.iter().any(|(_, _, others)| *others) {
+            self.told_since = None;
+        }
+        let since = failure
+            .is_told()
+            .then(|| *self.told_since.get_or_insert_with(Instant::now));
+        let lasts = since.is_some_and(|since| since.elapsed() >= TOLD_ALONE);
         let unproven = self.set_aside_alone && batch.count(&Fate::Accepted) == 0;
-        for (nth, failing, others) in batch.failing() {
+        for (nth, failing, others) in all {
             let enough = match (failing.known, others) {
                 (true, _) => failing.status != 0,
                 (false, true) => failing.told || failing.times >= BESIDE_OTHERS,
+                // Its status call is answered all the while: as a whole it is there.
+                (false, false) if failing.told => lasts && self.failing < MOST_UNPROVEN,
                 // 503 is a service's that is away as a whole.
                 (false, false) => failing.times >= ALONE && !unproven && failing.status != 503,
             };
@@ -107,13 +127,18 @@ impl Courier {
     pub(super) async fn touch_failing(&mut self) -> Result<()> {
         let session = self.session.clone();
         let client = session.client();
-        let due = quarantine::due(client, CHUNK).await?;
+        let chunk = if std::mem::take(&mut self.mended) {
+            CHUNK_MENDED
+        } else {
+            CHUNK
+        };
+        let due = quarantine::due(client, chunk).await?;
         self.bring_parents(&due.rows).await?;
         touch::rows(client, &self.catalogue, &due.rows).await?;
         quarantine::put_off(client, &due.rows).await?;
         self.failing = due.all;
         // More may be due.
-        let next = if due.rows.len() as i64 == CHUNK {
+        let next = if due.rows.len() as i64 == chunk {
             Some(1.0)
         } else {
             due.next

@@ -83,6 +83,10 @@ pub(super) struct Courier {
     pub(super) refused_backoff: Backoff,
     /// How many rows are in quarantine whose requests failed.
     pub(super) failing: i64,
+    /// Whether a row that had failed was accepted unchanged, since rows were last touched again.
+    pub(super) mended: bool,
+    /// Since when the server's application has refused whatever was sent, in words.
+    pub(super) told_since: Option<Instant>,
     /// Whether rows were set aside and nothing was accepted since.
     pub(super) set_aside_alone: bool,
     media_root: PathBuf,
@@ -124,6 +128,8 @@ impl Courier {
             announced: Arc::new(Announced::new(drain.catalogue.clone(), refused)),
             refused_backoff: Backoff::within(Duration::from_millis(500), Duration::from_secs(30)),
             failing: 0,
+            mended: false,
+            told_since: None,
             set_aside_alone: false,
             media_root: drain.media_root.clone(),
             in_flight_bytes: drain.limits.bytes,
@@ -467,6 +473,7 @@ impl Courier {
         self.note_files(batch, shapes).await?;
         self.note_set_aside(batch);
         if settled.put_forward {
+            self.mended = true;
             self.greet_at = Instant::now();
         }
         self.pulse.delivered(batch);

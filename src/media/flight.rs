@@ -33,8 +33,9 @@ const BUSY: usize = 1024;
 /// How often a missing file is looked for although nothing was seen.
 const MISSING_EVERY: f64 = 60.0;
 
-/// How many seconds a file waits that the cloud fails to take: at first, and at most.
+/// How many seconds a file waits at first that the cloud fails to take (5xx), and one that it refuses (4xx); and any at most.
 const FAILING_FIRST: f64 = 10.0;
+const REFUSED_FIRST: f64 = 600.0;
 const FAILING_LAST: f64 = 3600.0;
 
 /// File name endings of videos.
@@ -84,9 +85,9 @@ impl Later {
         }
     }
 
-    /// The cloud fails to take it, while it is there.
-    fn failing(why: String, attempts: i32) -> Self {
-        let doubled = FAILING_FIRST * 2_f64.powi(attempts.clamp(0, 20));
+    /// The cloud does not take it, while it is there: it is tried again after `first` seconds, then after twice that.
+    fn failing(why: String, first: f64, attempts: i32) -> Self {
+        let doubled = first * 2_f64.powi(attempts.clamp(0, 20));
         Self {
             state: "failing",
             why,
@@ -296,7 +297,8 @@ impl Ground<'_> {
                 Kind::CloudRefused => {
                     self.uploads.metrics.files.failed.inc();
                     tracing::warn!(path = wanted.path, "{}", failure.error());
-                    End::Later(Later::refused(failure.error().cause().to_owned()))
+                    let why = failure.error().cause().to_owned();
+                    End::Later(Later::failing(why, REFUSED_FIRST, wanted.attempts))
                 }
                 _ => match self.is_this_files(&failure).await {
                     true => {
@@ -307,7 +309,7 @@ impl Ground<'_> {
                             None => cause.to_owned(),
                         };
                         tracing::warn!(path = wanted.path, "{}", failure.error());
-                        End::Later(Later::failing(why, wanted.attempts))
+                        End::Later(Later::failing(why, FAILING_FIRST, wanted.attempts))
                     }
                     // The cloud is away: the lane waits.
                     false => return Err(failure.into()),

@@ -36,13 +36,13 @@ pub struct Look {
 pub struct Counts {
     /// Waiting for their upload.
     pub waiting: u64,
-    /// Failed at the cloud while it is there: tried again less and less often.
+    /// Refused by the cloud, or failed there while it takes others: tried again less and less often.
     pub failing: u64,
     /// Named by a row and not there.
     pub missing: u64,
     /// Uploaded.
     pub uploaded: u64,
-    /// Refused by the cloud, or not to be opened.
+    /// Not to be opened: it lies elsewhere, or is no file.
     pub refused: u64,
     /// Bytes uploaded.
     pub bytes: u64,

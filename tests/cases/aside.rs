@@ -122,7 +122,8 @@ async fn a_row_that_a_firewall_refuses_is_found_in_a_batch() {
 // The status call answers well all the while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cloud_that_takes_no_row_at_all_is_waited_for() {
-    for (fault, words) in [(Fault::status(500), "500"), (firewall(), "takes the key")] {
+    let gateway = Fault::answer(502, "text/html", "<h1>Bad Gateway</h1>");
+    for (fault, words) in [(gateway, "502"), (firewall(), "takes the key")] {
         let server = Baseline::start(&catalogue(), &[]).await;
         let config = entity("x", "t", &["id"], "");
         let site = Site::bare("takes_nothing", &server.url(), baseline::KEY, TABLE, &config).await;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::connected;
 use crate::cases::entity;
-use crate::support::clouds::{Bulk, KEY, Names, Quirks, Refusal, Uploads};
+use crate::support::clouds::{Bulk, Names, Quirks, Refusal, Uploads};
 use crate::support::fault::Fault;
 use crate::support::process::Daemon;
 
@@ -318,5 +318,57 @@ async fn check_finds_out_what_a_server_is_like() {
     }
     assert_eq!(server.count("rooms"), 1);
     assert!(server.calls().iter().all(|call| !call.contains("DELETE")));
-    assert_eq!(KEY, crate::support::clouds::KEY);
+}
+
+/// As where the server's table lacks a column.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entity_that_is_refused_as_a_whole_stops_no_other() {
+    let quirks = Quirks {
+        refused: Refusal::Error500,
+        ..Quirks::from(&["delete"])
+    };
+    let (site, server) = connected("whole_entity", quirks, "", TABLES, &config("")).await;
+    server.refuse(|path, _| (path == "rooms").then(|| "Unknown column 'v' in 'field list'".to_owned()));
+    let running = site.replicate();
+    // Given many rows of the entity, alone and then among others,
+    site.run("insert into room select n, 'v' from generate_series(1, 600) n")
+        .await;
+    site.run("insert into room select n, 'v' from generate_series(601, 1200) n")
+        .await;
+    site.run("insert into seat select n, n, 'v' from generate_series(1, 500) n")
+        .await;
+    let still = |aside| {
+        move |status: &cloud_sync::control::StatusReport| {
+            status.quarantine == Some(aside) && status.lag.is_some_and(|lag| lag.changes == 0)
+        }
+    };
+    running.until("set aside", still(1200)).await;
+    // then the others are there, and it is told why,
+    assert_eq!((server.count("rooms"), server.count("seats")), (0, 500));
+    let entries = quarantine::list(&site.client, None).await.unwrap();
+    assert!(entries.iter().all(|entry| entry.error.contains("Unknown column")));
+    // and all come by themselves when the server is mended.
+    server.clear_rules();
+    running.until("all there", still(0)).await;
+    assert_eq!(server.count("rooms"), 1200);
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_proxy_is_named_as_the_proxy() {
+    let (site, _server) = connected("dead_proxy", Quirks::contract(), "", TABLES, &config("")).await;
+    let config = site.folder.path().join("cloud-sync.toml");
+    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_cloud-sync"));
+    check.args(["check", "--cloud", "--config"]).arg(config);
+    // An address that no route leads to but the proxy's.
+    for set in ["cloud.url=http://192.0.2.1/api", "cloud.allow_insecure_http=true"] {
+        check.args(["--set", set]);
+    }
+    let told = check.env("http_proxy", "http://127.0.0.1:1").output().unwrap();
+    let text = String::from_utf8_lossy(&told.stdout);
+    assert_eq!(told.status.code(), Some(4), "{told:?}");
+    assert!(
+        text.contains("the proxy 127.0.0.1:1 that http_proxy names"),
+        "{text}"
+    );
 }
