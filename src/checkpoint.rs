@@ -196,7 +196,8 @@ pub trait Store: Send + Sync {
 mod tests {
     use super::*;
 
-    fn identity() -> Identity {
+    /// An outbox's identity.
+    pub(super) fn identity() -> Identity {
         Identity {
             source_id: "college".into(),
             outbox_id: "o".into(),

@@ -318,17 +318,7 @@ impl Store for SledStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::Epoch;
-    use crate::checkpoint::Identity;
-
-    fn identity() -> Identity {
-        Identity {
-            source_id: "college".into(),
-            outbox_id: "o".into(),
-            system_id: "1/d".into(),
-            epoch: Epoch(1),
-        }
-    }
+    use crate::checkpoint::tests::identity;
 
     fn checkpoint(serial: u64) -> Checkpoint {
         Checkpoint {

@@ -67,6 +67,8 @@ pub enum Health {
     Starting(String),
     /// It makes progress, or there is nothing to do.
     Well,
+    /// The same, and a person has something to decide on, which holds nothing up.
+    Noted(String),
     /// It stands still while changes wait, for this reason.
     Still(String),
 }

@@ -198,6 +198,7 @@ async fn status<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
 async fn healthz<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
     match desk.operator.health() {
         Health::Well => (StatusCode::OK, "ok\n").into_response(),
+        Health::Noted(what) => (StatusCode::OK, format!("ok, but {what}\n")).into_response(),
         Health::Starting(reason) => (StatusCode::OK, format!("starting: {reason}\n")).into_response(),
         Health::Still(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
@@ -205,7 +206,7 @@ async fn healthz<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
 
 async fn readyz<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
     match desk.operator.health() {
-        Health::Well => (StatusCode::OK, "ready\n").into_response(),
+        Health::Well | Health::Noted(_) => (StatusCode::OK, "ready\n").into_response(),
         Health::Starting(reason) | Health::Still(reason) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
         }

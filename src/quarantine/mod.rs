@@ -462,6 +462,24 @@ pub async fn count(client: &Client, entity: Option<&str>) -> Result<u64> {
     Ok(row.get::<_, i64>(0) as u64)
 }
 
+/// How many entries each entity has that has some.
+///
+/// # Errors
+/// The source's.
+pub async fn counts(client: &Client) -> Result<Vec<(String, u64)>> {
+    let rows = client
+        .query(
+            "select entity, count(*) from cloud_sync.quarantine where not provisional group by entity order by entity",
+            &[],
+        )
+        .await
+        .map_err(failed("count"))?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get(0), row.get::<_, i64>(1) as u64))
+        .collect())
+}
+
 /// The next entries after an entity and key, in the order of the entities and of their keys' hashes, so many at most: to go
 /// through all of them with bounded memory, whatever becomes of them meanwhile.
 ///

@@ -121,7 +121,7 @@ impl Operator for Replicator {
                 reason,
             } => Health::Still(reason),
             Condition::BackingOff { reason, .. } if waiting > 0 => Health::Still(reason),
-            Condition::BackingOff { .. } => Health::Well,
+            Condition::BackingOff { .. } => well(&gauges),
             Condition::Replicating => {
                 let since = self.pulse.progressed_at().elapsed();
                 if waiting > 0 && since > STILL && gauges.lag.seconds > STILL.as_secs_f64() {
@@ -130,7 +130,7 @@ impl Operator for Replicator {
                         since.as_secs()
                     ))
                 } else {
-                    Health::Well
+                    well(&gauges)
                 }
             }
         }
@@ -138,6 +138,16 @@ impl Operator for Replicator {
 
     fn metrics(&self) -> String {
         self.pulse.metrics.encode()
+    }
+}
+
+/// Well; where rows are in quarantine, with a word of it.
+fn well(gauges: &questions::Gauges) -> Health {
+    match gauges.quarantine {
+        0 => Health::Well,
+        count => Health::Noted(format!(
+            "{count} refused changes are in quarantine: see cloud-sync quarantine list"
+        )),
     }
 }
 

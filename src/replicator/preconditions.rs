@@ -11,6 +11,7 @@ use crate::config::Settings;
 use crate::deliver::{Hello, Origin};
 use crate::drain::wire_schema;
 use crate::error::{Error, Kind, Result};
+use crate::quarantine;
 use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::describe::{self, Standing, Table};
 use crate::source::guard::{self, Watched};
@@ -213,7 +214,25 @@ async fn check_source<'a>(
         }
         Err(error) => findings.push(Finding::new("capture", Err(error))),
     }
+    findings.push(Finding::new("quarantine", quarantined(session).await));
     captured
+}
+
+/// Rows that the cloud refused, or that cannot be read. They hold no other row up.
+async fn quarantined(session: &Session) -> Result<String> {
+    let counts = quarantine::counts(session.client()).await?;
+    if counts.is_empty() {
+        return Ok("empty".to_owned());
+    }
+    let rows: Vec<String> = counts
+        .iter()
+        .map(|(entity, count)| format!("{count} {} of {entity}", if *count == 1 { "row" } else { "rows" }))
+        .collect();
+    Ok(format!(
+        "take care, the cloud is without the present state of {}: `cloud-sync quarantine list` says why; correct the row, or \
+         the cloud and then run `cloud-sync quarantine retry`, or give the change up by `cloud-sync quarantine discard`",
+        rows.join(", ")
+    ))
 }
 
 async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {

@@ -1,11 +1,10 @@
-//! What the tables of the catalogue look like, and whether the catalogue fits the database.
+//! What the tables of the catalogue look like. Whether the catalogue fits them is [`super::fit`]'s to say.
 
-use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
 
 use tokio_postgres::{Client, Row, Statement};
 
-use super::condition;
-use super::values;
+use super::{condition, fit, values};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
 
@@ -140,10 +139,15 @@ fn named(name: &str) -> String {
     )
 }
 
-/// The table, and a table that inherits from it although it is not partitioned. Ends before the table's oid.
-const FIND: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
-     case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
-     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = ";
+/// The table of a name, and a table that inherits from it although it is not partitioned.
+static FIND: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
+         case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = {}",
+        named("$1::text")
+    )
+});
 
 const FIND_CAPTURED: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
      case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
@@ -185,10 +189,6 @@ const STALE_DEFAULT: &str = "\
 select format('default of database %I', datname) from pg_database
 where datname = current_database() and datcollversion <> pg_database_collation_actual_version(oid)";
 
-const REFERENCES: &str = "\
-select conrelid, confrelid from pg_constraint
-where contype = 'f' and conrelid <> confrelid and conrelid = any($1) and confrelid = any($1)";
-
 /// Reads the tables of the catalogue, in its order, and checks that the catalogue fits them.
 ///
 /// # Errors
@@ -199,15 +199,15 @@ pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>
     let mut tables = Vec::with_capacity(catalogue.entities().len());
     for entity in catalogue.entities() {
         let table = table(client, entity).await?;
-        check_columns(entity, &table)?;
-        check_key(client, entity, &table).await?;
+        fit::check_columns(entity, &table)?;
+        fit::check_key(client, entity, &table).await?;
         condition::used(client, entity, &table)
             .await
             .map_err(|error| Error::postgres(format!("use where of entity {}", entity.name), error))??;
-        check_policies(client, entity, &table).await?;
+        fit::check_policies(client, entity, &table).await?;
         tables.push(table);
     }
-    check_order(client, catalogue, &tables).await?;
+    fit::check_order(client, catalogue, &tables).await?;
     Ok(tables)
 }
 
@@ -245,8 +245,10 @@ pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Standing>
     let operation = naming(entity);
     let failed = |error| Error::postgres(&operation, error);
     let mut renamed = false;
-    let find = format!("{FIND}{}", named("$1::text"));
-    let mut found = client.query_opt(&find, &[&entity.table]).await.map_err(failed)?;
+    let mut found = client
+        .query_opt(FIND.as_str(), &[&entity.table])
+        .await
+        .map_err(failed)?;
     if found.is_none() {
         found = client
             .query_opt(FIND_CAPTURED, &[&entity.name])
@@ -272,8 +274,8 @@ pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Standing>
         }
         Err(error) => return Err(error),
     };
-    let unfit = match check_columns(entity, &table) {
-        Ok(()) => check_key(client, entity, &table).await,
+    let unfit = match fit::check_columns(entity, &table) {
+        Ok(()) => fit::check_key(client, entity, &table).await,
         unfit => unfit,
     };
     let unfit = match unfit {
@@ -308,7 +310,7 @@ fn missing(entity: &Entity) -> Error {
 
 async fn table(client: &Client, entity: &Entity) -> Result<Table> {
     let found = client
-        .query_opt(&format!("{FIND}{}", named("$1::text")), &[&entity.table])
+        .query_opt(FIND.as_str(), &[&entity.table])
         .await
         .map_err(|error| Error::postgres(naming(entity), error))?;
     match found {
@@ -395,9 +397,9 @@ fn column(row: &Row, entity: &Entity) -> Column {
 const FIRST_NORMAL_OID: u32 = 16_384;
 
 /// A unique index: its key columns, and the collation of one of them that is stale.
-struct UniqueKey {
-    primary: bool,
-    columns: Vec<KeyColumn>,
+pub(super) struct UniqueKey {
+    pub(super) primary: bool,
+    pub(super) columns: Vec<KeyColumn>,
     stale_collation: Option<String>,
 }
 
@@ -414,7 +416,7 @@ impl UniqueKey {
 }
 
 /// The table's unique indexes, the primary key first.
-async fn unique_keys(client: &Client, entity: &Entity, oid: u32) -> Result<Vec<UniqueKey>> {
+pub(super) async fn unique_keys(client: &Client, entity: &Entity, oid: u32) -> Result<Vec<UniqueKey>> {
     let failed = |error| Error::postgres(naming(entity), error);
     let rows = client.query(UNIQUE_KEYS, &[&oid]).await.map_err(failed)?;
     let mut stale_default = None;
@@ -452,230 +454,11 @@ async fn unique_keys(client: &Client, entity: &Entity, oid: u32) -> Result<Vec<U
     Ok(keys.into_iter().map(|(_, unique)| unique).collect())
 }
 
-fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
-    let need = entity
-        .key
-        .iter()
-        .map(|name| (name, "key"))
-        .chain(entity.window.iter().map(|window| (&window.column, "window")))
-        .chain(cloud_days_by(entity).map(|column| (column, "cloud_days_by")))
-        .chain(entity.rename.keys().map(|name| (name, "rename")))
-        .chain(entity.columns.keys().map(|name| (name, "columns")))
-        .chain(entity.exclude.iter().map(|name| (name, "exclude")))
-        .chain(entity.redact.iter().map(|name| (name, "redact")))
-        .chain(entity.files.iter().map(|file| (&file.column, "files")));
-    for (name, what) in need {
-        if table.column(name).is_none() {
-            let near = table
-                .columns
-                .iter()
-                .max_by(|a, b| strsim::jaro(&a.name, name).total_cmp(&strsim::jaro(&b.name, name)));
-            let hint = near.map_or(String::new(), |column| format!(" (is {} meant?)", column.name));
-            return Err(Error::config(
-                format!("use entity {}", entity.name),
-                format!(
-                    "table {} has no column {name}, which the entity names under {what}",
-                    entity.table
-                ),
-            )
-            .remedy(format!("add the column, or correct {what} of the entity{hint}")));
-        }
-    }
-    let redacted = table
-        .columns
-        .iter()
-        .filter(|column| entity.redact.contains(&column.name));
-    if let Some(column) = redacted.into_iter().find(|column| !column.can_be_redacted()) {
-        return Err(Error::config(
-            format!("use entity {}", entity.name),
-            format!(
-                "column {} of table {} is {}, which cannot be redacted",
-                column.name, entity.table, column.sql_type
-            ),
-        )
-        .remedy("name columns of text, json or arrays of text under redact; name this one under exclude"));
-    }
-    let windows = entity
-        .window
-        .iter()
-        .map(|window| &window.column)
-        .chain(cloud_days_by(entity));
-    let mut windows = windows.filter_map(|name| table.column(name));
-    if let Some(column) = windows.find(|column| !TIMES.contains(&column.base_type.as_str())) {
-        return Err(Error::config(
-            format!("use entity {}", entity.name),
-            format!(
-                "its retention is measured by column {} of table {}, which is {}: neither a date nor a timestamp",
-                column.name, entity.table, column.sql_type
-            ),
-        )
-        .remedy("name a column of type date, timestamp or timestamptz under window, or take the window out"));
-    }
-    Ok(())
-}
-
-fn cloud_days_by(entity: &Entity) -> impl Iterator<Item = &String> {
-    entity
-        .window
-        .iter()
-        .filter_map(|window| window.cloud_days_by.as_ref())
-}
-
-/// The types by which a retention can be measured.
-const TIMES: [&str; 3] = ["date", "timestamp without time zone", "timestamp with time zone"];
-
-async fn check_key(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
-    check_children(entity, table)?;
-    let operation = format!("use entity {}", entity.name);
-    if table.key.is_empty() {
-        let keys = unique_keys(client, entity, table.oid).await?;
-        let primary = keys.iter().find(|unique| unique.primary).map(|unique| {
-            let names: Vec<_> = unique.columns.iter().map(|column| column.name.as_str()).collect();
-            names.join(", ")
-        });
-        let remedy = match primary {
-            Some(columns) => format!("its primary key is ({columns}): name that as the entity's key"),
-            None => {
-                "add a primary key to the table: without one, no change can be told from another".to_owned()
-            }
-        };
-        return Err(Error::config(
-            operation,
-            format!(
-                "table {} has no primary or unique key on ({})",
-                entity.table,
-                entity.key.join(", ")
-            ),
-        )
-        .remedy(remedy));
-    }
-    if let Some(name) = entity
-        .key
-        .iter()
-        .find(|name| table.column(name).is_some_and(|column| column.nullable))
-    {
-        return Err(Error::config(
-            operation,
-            format!("key column {name} of table {} may be null", entity.table),
-        )
-        .remedy(format!(
-            "alter table {} alter column {name} set not null",
-            entity.table
-        )));
-    }
-    Ok(())
-}
-
-/// Rows of a child are not in the parent's unique index, a write to the child touches nothing, and a write to the parent fails
-/// where a child is a foreign table.
-fn check_children(entity: &Entity, table: &Table) -> Result<()> {
-    let Some(child) = &table.child else { return Ok(()) };
-    Err(Error::config(
-        format!("use entity {}", entity.name),
-        format!(
-            "child {child} inherits from table {}: what is written there cannot be captured",
-            entity.table
-        ),
-    )
-    .remedy("make the table a partitioned one, or detach the child by `alter table … no inherit` and make an entity of it"))
-}
-
-/// The role, and the table or partition of the entity whose row-level security applies to it.
-const POLICIES: &str = "\
-select current_user::text, min(t.relid::regclass::text)
-from (select $1::oid as relid union select relid::oid from pg_partition_tree($1::oid::regclass)) t
-where row_security_active(t.relid) having count(*) > 0";
-
-/// Checks that the role sees all rows: one that a policy hides would count as deleted, so reading fails instead.
-async fn check_policies(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
-    let operation = format!("use entity {}", entity.name);
-    let found = client
-        .query_opt(POLICIES, &[&table.oid])
-        .await
-        .map_err(|error| Error::postgres(&operation, error))?;
-    let Some(row) = found else { return Ok(()) };
-    let (role, table): (&str, &str) = (row.get(0), row.get(1));
-    Err(Error::config(
-        operation,
-        format!("row-level security of table {table} applies to role {role}, which must see all rows"),
-    )
-    .remedy(format!(
-        "run `alter role {role} bypassrls` as a superuser, or `alter table {table} no force row level security`"
-    )))
-}
-
-async fn check_order(client: &Client, catalogue: &Catalogue, tables: &[Table]) -> Result<()> {
-    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
-    let place: HashMap<u32, usize> = oids.iter().enumerate().map(|(nth, &oid)| (oid, nth)).collect();
-    let rows = client
-        .query(REFERENCES, &[&oids])
-        .await
-        .map_err(|error| Error::postgres("read the foreign keys of the catalogue's tables", error))?;
-    let mut parents: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for row in &rows {
-        let (child, parent) = (place[&row.get::<_, u32>(0)], place[&row.get::<_, u32>(1)]);
-        parents.entry(child).or_default().push(parent);
-    }
-    let name = |place: usize| catalogue.entities()[place].name.as_str();
-    if let Some(circle) = circle(&parents) {
-        let names: Vec<_> = circle.iter().map(|&place| name(place)).collect();
-        return Err(Error::config(
-            "order the catalogue",
-            format!("entities refer to each other in a circle: {}", names.join(" -> ")),
-        )
-        .remedy("no order has parents before children: take one of them out of the catalogue, or drop one foreign key"));
-    }
-    for (&child, parents) in &parents {
-        if let Some(&parent) = parents.iter().find(|&&parent| parent > child) {
-            return Err(Error::config(
-                "order the catalogue",
-                format!(
-                    "entity {} refers to {}, which comes after it",
-                    name(child),
-                    name(parent)
-                ),
-            )
-            .remedy(format!("list {} before {}", name(parent), name(child))));
-        }
-    }
-    Ok(())
-}
-
-/// A circle of references, its first member repeated at the end; none where there is an order.
-fn circle(parents: &BTreeMap<usize, Vec<usize>>) -> Option<Vec<usize>> {
-    fn visit(
-        at: usize,
-        parents: &BTreeMap<usize, Vec<usize>>,
-        path: &mut Vec<usize>,
-        done: &mut Vec<usize>,
-    ) -> Option<Vec<usize>> {
-        if let Some(start) = path.iter().position(|&place| place == at) {
-            let mut circle = path[start..].to_vec();
-            circle.push(at);
-            return Some(circle);
-        }
-        if done.contains(&at) {
-            return None;
-        }
-        path.push(at);
-        for &parent in parents.get(&at).into_iter().flatten() {
-            if let Some(circle) = visit(parent, parents, path, done) {
-                return Some(circle);
-            }
-        }
-        path.pop();
-        done.push(at);
-        None
-    }
-    let mut done = Vec::new();
-    parents
-        .keys()
-        .find_map(|&start| visit(start, parents, &mut Vec::new(), &mut done))
-}
-
-/// A number for each table, and the table that has each name now. Ends before the latter. A value of a column
+/// A number for each table, and the table that has each name now. A value of a column
 /// can change without a touch only by what changes its row in the catalog, which `xmin` tells.
-const FINGERPRINT: &str = "\
+static FINGERPRINT: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "\
 select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull || '.' || xmin, 0))
                  from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped), 0)
        # case when exists (select from pg_class where oid = any($1) and relkind = 'p') then coalesce((
@@ -683,7 +466,10 @@ select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.
                select inhrelid from pg_inherits where inhparent = any($1)
                union all select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.member)
            select bit_xor(hashtextextended('partition ' || member, 0)) from tree), 0) else 0 end,
-       array(select ";
+       array(select {}::oid from unnest($2::text[]) with ordinality n(name, nth) order by n.nth)",
+        named("n.name")
+    )
+});
 
 /// Prepares [`fingerprint`] on a session: it is asked for with each batch.
 ///
@@ -691,10 +477,7 @@ select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.
 /// The source's.
 pub async fn prepare_fingerprint(client: &Client) -> Result<Statement> {
     client
-        .prepare(&format!(
-            "{FINGERPRINT}{}::oid from unnest($2::text[]) with ordinality n(name, nth) order by n.nth)",
-            named("n.name")
-        ))
+        .prepare(&FINGERPRINT)
         .await
         .map_err(|error| Error::postgres("prepare to read columns", error))
 }
@@ -715,22 +498,4 @@ pub async fn fingerprint(
         .await
         .map_err(|error| Error::postgres("read the columns of the catalogue's tables", error))?;
     Ok((row.get(0), row.get(1)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn circles_are_found_and_orders_are_not() {
-        let of = |pairs: &[(usize, usize)]| {
-            let mut parents: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-            for &(child, parent) in pairs {
-                parents.entry(child).or_default().push(parent);
-            }
-            circle(&parents)
-        };
-        assert_eq!(of(&[(1, 0), (2, 0), (2, 1)]), None);
-        assert_eq!(of(&[(0, 1), (1, 2), (2, 0)]), Some(vec![0, 1, 2, 0]));
-    }
 }

@@ -1,10 +1,12 @@
-//! The site's database: capture is installed in it, touches and rows are read from it, and nothing in it is ever blocked.
+//! The site's database: capture is installed in it, touches and rows are read from it, and nothing in it is
+//! ever blocked.
 //!
-//! [`connect`] holds the sessions. [`describe`] knows the tables, [`capture`] writes the SQL of the triggers, [`install`] puts them
-//! in place and takes them away, [`guard`] notices what escapes them. [`identity`] says whose outbox it is, [`term`] who drains
-//! it. [`wake`] sleeps until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present
-//! state of touched rows, by a [`projection`] and the codec of [`values`]. [`touch`] touches rows again, [`sent`] remembers what some servers have, [`pages`] reads whole
-//! tables.
+//! [`connect`] holds the sessions. [`describe`] knows the tables, [`fit`] whether the catalogue fits them.
+//! [`capture`] writes the SQL of the triggers, [`install`] puts them in place and takes them away, [`guard`]
+//! notices what escapes them. [`identity`] says whose outbox it is, [`term`] who drains it. [`wake`] sleeps
+//! until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present state
+//! of touched rows, by a [`projection`] and the codec of [`values`]. [`touch`] touches rows again, [`sent`]
+//! remembers what some servers have, [`pages`] reads whole tables.
 //!
 //! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
 
@@ -12,6 +14,7 @@ pub mod capture;
 pub(crate) mod condition;
 pub mod connect;
 pub mod describe;
+pub(crate) mod fit;
 pub mod guard;
 pub mod identity;
 pub mod install;
@@ -40,7 +43,8 @@ pub fn quote_text(text: &str) -> String {
     }
 }
 
-/// The SQL expression of a value's text as its type's output function writes it; null for null. A row of nulls is no null.
+/// The SQL expression of a value's text as its type's output function writes it; null for null. A row of
+/// nulls is no null.
 fn output(value: &str) -> String {
     format!("case when {value} is distinct from null then pg_catalog.format('%s', {value}) end")
 }

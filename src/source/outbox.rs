@@ -23,16 +23,15 @@ const WINDOW: &str = include_str!("../../sql/window.sql");
 const WINDOW_OPEN: &str = include_str!("../../sql/window_open.sql");
 const LAG: &str = include_str!("../../sql/lag.sql");
 
-/// How long a session that reads windows waits for a lock: see [`READING`].
+/// How long a session that reads windows waits for a lock: a locked table must not hold up the others.
 pub(crate) const LOCK: &str = "2s";
 
 /// Settings of a session that reads windows. A page is the beginning of a long window, in the order of the segments' indexes, and
 /// rows are found by their keys. With statistics from an unlucky moment the planner would rather sort or scan. There is one
-/// such plan, and planning it again for each batch would cost a lone commit more than reading it. A locked table must not
-/// hold up the others.
+/// such plan, and planning it again for each batch would cost a lone commit more than reading it.
 #[doc(hidden)]
 pub const READING: &str = "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; \
-     set enable_mergejoin = off; set plan_cache_mode = force_generic_plan; set lock_timeout = '2s'";
+     set enable_mergejoin = off; set plan_cache_mode = force_generic_plan";
 
 /// What a touch says of its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +103,10 @@ impl Outbox {
                 .remedy("if schema cloud_sync is of an older version, run `cloud-sync init`")
         };
         let client = session.client();
-        client.batch_execute(READING).await.map_err(failed)?;
+        client
+            .batch_execute(&format!("{READING}; set lock_timeout = '{LOCK}'"))
+            .await
+            .map_err(failed)?;
         let (window, window_open, last, fence) = futures::try_join!(
             client.prepare(WINDOW),
             client.prepare(WINDOW_OPEN),

@@ -2,14 +2,15 @@
 
 use axum::http::Method;
 
-use super::entity;
+use super::{entity, says};
 use crate::support::fault::Fault;
 use crate::support::gate::Gate;
 use crate::support::lone;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 
-/// A site with tables `t` and `u` as entities `x` and `y`, a gate before its cloud, and its replicator's settings.
+/// A site with tables `t` and `u` as entities `x` and `y`, a gate before its cloud, and its replicator's
+/// settings.
 async fn two(hint: &str) -> (Cloud, Gate, Site, Daemon) {
     let cloud = Cloud::start(hint).await;
     let gate = Gate::before(&cloud.url).await;
@@ -21,38 +22,86 @@ async fn two(hint: &str) -> (Cloud, Gate, Site, Daemon) {
     (cloud, gate, site, daemon)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_row_holds_no_other_entity_up() {
-    let (cloud, _gate, site, daemon) = two("beside_row").await;
+/// One row that the cloud answers by this status, as `spoil` makes it: those of another entity arrive as
+/// ever, and it is said everywhere what is wrong and what to do.
+async fn one_row(hint: &str, what: &str, status: i32, spoil: impl AsyncFnOnce(&Cloud, &Gate)) {
+    let (cloud, gate, site, daemon) = two(hint).await;
     let process = daemon.start();
     site.run("insert into t values (1, 'good'); insert into u values (1)")
         .await;
     daemon.caught_up().await;
-    let there = connect(&cloud.database_url).await;
-    there
-        .batch_execute("alter table cloud.x add check (v <> 'bad')")
-        .await
-        .unwrap();
+    assert_eq!(daemon.healthz().await, (200, "ok\n".to_owned()));
+    // Given a cloud that does not take one row
+    spoil(&cloud, &gate).await;
+    // When it is written
     site.run("insert into t values (2, 'bad')").await;
     daemon
-        .until("refused", LIMIT, |status| status.quarantine == Some(1))
+        .until("in quarantine", LIMIT, |status| status.quarantine == Some(1))
         .await;
-    lone::commits("a refused row", &site, &cloud, "u", "y").await;
+    // Then the rows of another entity arrive,
+    lone::commits(what, &site, &cloud, "u", "y").await;
+    // and each place says what is wrong and what to do.
+    let ask = |arguments: &[&str]| {
+        let output = daemon.ask(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    says(
+        &ask(&["status"]),
+        &["1 refused changes: see cloud-sync quarantine list"],
+    );
+    says(
+        &ask(&["check"]),
+        &[
+            "ok     quarantine: take care, the cloud is without the present state of 1 row of x: ",
+            "`cloud-sync quarantine list` says why; correct the row, or the cloud and then run `cloud-sync \
+             quarantine retry`",
+        ],
+    );
+    let (code, text) = daemon.healthz().await;
+    assert_eq!(code, 200, "{text}");
+    says(
+        &text,
+        &["1 refused changes are in quarantine: see cloud-sync quarantine list"],
+    );
+    says(
+        &ask(&["quarantine", "list"]),
+        &[&status.to_string(), "{\"id\":2}"],
+    );
+    // When the row is corrected, then nobody speaks of it any more.
+    site.run("update t set v = 'good' where id = 2").await;
+    daemon
+        .until("out of quarantine", LIMIT, |status| status.quarantine == Some(0))
+        .await;
+    says(&ask(&["status"]), &["quarantine  empty"]);
+    says(&ask(&["check"]), &["ok     quarantine: empty"]);
+    assert_eq!(daemon.healthz().await, (200, "ok\n".to_owned()));
     assert!(process.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_that_always_gets_500_holds_no_other_entity_up() {
-    let (cloud, gate, site, daemon) = two("beside_500").await;
-    gate.fault(Fault::status(500).on("changes").when(|row| row["v"] == "bad"));
-    let process = daemon.start();
-    site.run("insert into t values (1, 'bad'); insert into u values (1)")
-        .await;
-    daemon
-        .until("set aside", LIMIT, |status| status.quarantine == Some(1))
-        .await;
-    lone::commits("a row that always gets 500", &site, &cloud, "u", "y").await;
-    assert!(process.terminate().await.success());
+async fn a_refused_row_holds_no_other_entity_up_and_is_told() {
+    one_row("beside_row", "a refused row", 422, async |cloud, _| {
+        let there = connect(&cloud.database_url).await;
+        there
+            .batch_execute("alter table cloud.x add check (v <> 'bad')")
+            .await
+            .unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_always_gets_500_holds_no_other_entity_up_and_is_told() {
+    one_row(
+        "beside_500",
+        "a row that always gets 500",
+        500,
+        async |_, gate| {
+            gate.fault(Fault::status(500).on("changes").when(|row| row["v"] == "bad"));
+        },
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

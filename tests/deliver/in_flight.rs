@@ -75,11 +75,26 @@ impl Slow {
 /// The numbers of a term whose first batch the cloud has, which takes batches in their order.
 async fn second(cloud: &Cloud) -> Numbering {
     let mut numbers = numbering().in_order();
+    first(cloud, &mut numbers).await;
+    numbers
+}
+
+/// Delivers the first batch under these numbers.
+async fn first(cloud: &Cloud, numbers: &mut Numbering) {
     cloud
-        .deliver(CHANGES, &origin(), &mut numbers, &mut rooms([1]))
+        .deliver(CHANGES, &origin(), numbers, &mut rooms([1]))
         .await
         .unwrap();
-    numbers
+}
+
+/// A server that has the first batch of a term and reads no other body until the sender says so.
+async fn shut() -> (watch::Sender<bool>, Slow, Cloud, Numbering) {
+    let (open, opened) = watch::channel(true);
+    let server = Slow::start(opened).await;
+    let cloud = client(&server.url);
+    let numbers = second(&cloud).await;
+    open.send_replace(false);
+    (open, server, cloud, numbers)
 }
 
 /// What goes behind the next batch.
@@ -96,11 +111,7 @@ fn numbers_of(seen: &[Seen]) -> Vec<String> {
 
 #[tokio::test]
 async fn a_batch_goes_whole_before_the_one_before_it_is_answered() {
-    let (open, opened) = watch::channel(true);
-    let mut server = Slow::start(opened).await;
-    let cloud = client(&server.url);
-    let mut numbers = second(&cloud).await;
-    open.send_replace(false);
+    let (open, mut server, cloud, mut numbers) = shut().await;
     let (mut first, mut next) = (rooms(1..=3), rooms(4..=6));
     let mut watched = numbers.watch().unwrap();
     let origin = origin();
@@ -147,28 +158,18 @@ async fn nothing_goes_before_its_turn_where_the_cloud_would_take_it() {
     let cloud = client(&server.url);
     let mut numbers = numbering();
     assert!(numbers.watch().is_none());
-    cloud
-        .deliver(CHANGES, &origin(), &mut numbers, &mut rooms([1]))
-        .await
-        .unwrap();
+    first(&cloud, &mut numbers).await;
     assert!(behind(&cloud, &numbers, &rooms([2])).await.is_none());
     // The first batch of a term goes alone: the cloud does not know the term.
     let mut numbers = numbering().in_order();
     let watched = numbers.watch().unwrap();
-    cloud
-        .deliver(CHANGES, &origin(), &mut numbers, &mut rooms([1]))
-        .await
-        .unwrap();
+    first(&cloud, &mut numbers).await;
     assert!(!watched.has_changed().unwrap());
 }
 
 #[tokio::test]
 async fn what_was_in_flight_and_given_up_goes_again_as_it_was() {
-    let (open, opened) = watch::channel(true);
-    let server = Slow::start(opened).await;
-    let cloud = client(&server.url);
-    let mut numbers = second(&cloud).await;
-    open.send_replace(false);
+    let (open, _server, cloud, mut numbers) = shut().await;
     let mut next = rooms(1..=3);
     let (in_flight, hash) = cloud
         .send_behind(&origin(), &numbers, 2, &next, None)
@@ -238,11 +239,7 @@ async fn nothing_goes_behind_a_body_that_is_under_way() {
         batch.changes_mut()[0].row = Some(row.into());
         batch
     };
-    let (open, opened) = watch::channel(true);
-    let server = Slow::start(opened).await;
-    let cloud = client(&server.url);
-    let mut numbers = second(&cloud).await;
-    open.send_replace(false);
+    let (open, _server, cloud, mut numbers) = shut().await;
     let (mut first, next) = (wide(1), rooms([2]));
     let origin = origin();
     let following = numbers.clone();

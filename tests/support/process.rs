@@ -75,7 +75,6 @@ impl Daemon {
     }
 
     /// Starts another command of the command line.
-    #[allow(dead_code, reason = "for the soak")]
     pub(crate) fn begin(&self, arguments: &[&str]) -> Process<'_> {
         self.spawn(arguments, &[], |_| {})
     }
@@ -127,8 +126,14 @@ impl Daemon {
 
     /// The HTTP status that `/healthz` answers.
     pub(crate) async fn health(&self) -> u16 {
+        self.healthz().await.0
+    }
+
+    /// The HTTP status that `/healthz` answers, and its text.
+    pub(crate) async fn healthz(&self) -> (u16, String) {
         let url = format!("http://{}/healthz", self.settings.control.listen);
-        reqwest::get(url).await.unwrap().status().as_u16()
+        let answer = reqwest::get(url).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     /// Waits until the running daemon's status is so.

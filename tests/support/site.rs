@@ -109,6 +109,11 @@ impl Cloud {
         self.settings.body_limit = bytes;
     }
 
+    /// Whether it keeps a history once it serves again.
+    pub(crate) fn set_history(&mut self, history: bool) {
+        self.settings.history = history;
+    }
+
     /// Where it finds its database once it serves again; tests go on using [`Cloud::database_url`].
     pub(crate) fn set_database(&mut self, url: String) {
         self.settings.database_url = url;

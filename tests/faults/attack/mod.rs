@@ -7,6 +7,9 @@ mod json;
 mod keys;
 mod names;
 mod operator;
+mod path;
+mod roads;
+mod statements;
 pub(crate) mod takeover;
 
 use std::time::Duration;
