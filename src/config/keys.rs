@@ -220,7 +220,7 @@ pub const KEYS: &[Key] = &[
         "cloud.delete_moved",
         Some("true"),
         Shape::Bool,
-        "delete a row under its old path when it moves to another entity of its table; false where the new path replaces it",
+        "whether a row that moves to another entity of its table is deleted under its old path first; false where the new path replaces it",
     ),
     key(
         "cloud.allow_insecure_http",

@@ -376,7 +376,7 @@ pub(crate) async fn expected(client: &Client, rows: &[(&str, &str)]) -> Result<E
 pub(crate) fn by_hand() -> Fate {
     Fate::Refused {
         code: BY_HAND as u16,
-        error: "set aside by hand".to_owned(),
+        error: "an operator has set it aside".to_owned(),
     }
 }
 
@@ -388,7 +388,7 @@ pub async fn add(client: &Client, entity: &str, key: &str) -> Result<()> {
     client
         .execute(
             "insert into cloud_sync.quarantine (entity, key, position, op, code, error) \
-             values ($1, $2, (select last_value from cloud_sync.position), 'u', $3, 'set aside by hand') \
+             values ($1, $2, (select last_value from cloud_sync.position), 'u', $3, 'an operator has set it aside') \
              on conflict (entity, md5(key)) do update set code = excluded.code, error = excluded.error, \
              provisional = false, next_attempt = null",
             &[&entity, &key, &BY_HAND],

@@ -85,8 +85,10 @@ async fn elsewhere(cloud: &Cloud) -> Option<Finding> {
                     "status",
                     format!("GET /{path} answers JSON"),
                     match prefix {
-                        "" => format!("set cloud.status_path = \"{status}\""),
-                        _ => format!("set cloud.prefix = \"{prefix}\" and cloud.status_path = \"{status}\""),
+                        "" => format!("it needs cloud.status_path = \"{status}\""),
+                        _ => format!(
+                            "it needs cloud.prefix = \"{prefix}\" and cloud.status_path = \"{status}\""
+                        ),
                     },
                 ));
             }

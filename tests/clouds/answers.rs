@@ -159,7 +159,7 @@ async fn a_row_is_set_aside_by_hand_until_it_is_retried() {
     assert!(server.row("rooms", "3").is_none() && server.row("rooms", "4").unwrap()["v"] == "new");
     let list = daemon.ask(&["quarantine", "list"]);
     assert!(
-        String::from_utf8_lossy(&list.stdout).contains("set aside by hand"),
+        String::from_utf8_lossy(&list.stdout).contains("an operator has set it aside"),
         "{list:?}"
     );
     // until it is retried.

@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 
 use crate::cases::{entity, reconfigure};
 use crate::support::baseline::{self, Baseline};
+use crate::support::clouds::{Names, Quirks};
 use crate::support::fault::Fault;
 use crate::support::gate::Gate;
 use crate::support::postgres::Server;
@@ -495,7 +496,8 @@ pub(super) async fn with_baseline(server: &Server) -> BTreeSet<String> {
     let database = server.database("baseline_site").await;
     let tables = "create table p (id int primary key, v pg_catalog.text); \
                   create table c (id int primary key, p int references p, v pg_catalog.text); \
-                  create table x (id int primary key, kind varchar)";
+                  create table x (id int primary key, kind varchar); \
+                  create table f (id int primary key, picture pg_catalog.text)";
     let config = [
         entity("p", "p", &["id"], ""),
         entity("c", "c", &["id"], ""),
@@ -505,11 +507,19 @@ pub(super) async fn with_baseline(server: &Server) -> BTreeSet<String> {
             &["id"],
             "where = \"kind operator(pg_catalog.=) 'public'\"",
         ),
+        entity(
+            "f",
+            "f",
+            &["id"],
+            "files = [{ column = \"picture\", url_column = \"url\", directory = \"pictures\" }]",
+        ),
     ];
     let nowhere = "http://127.0.0.1:9/api";
     let url = as_role(&database, "program");
     let mut site = Site::at(url, nowhere, baseline::KEY, tables, &config.concat()).await;
-    let cloud = Baseline::start(&site.settings.catalogue, &["delete"]).await;
+    let mut quirks = Quirks::from(&["delete"]);
+    quirks.uploads.as_mut().unwrap().names = Names::BaseName;
+    let cloud = Baseline::start(&site.settings.catalogue, quirks).await;
     reconfigure(&mut site, nowhere, &cloud.url());
     reconfigure(&mut site, "timeout = \"5s\"", "timeout = \"1s\"");
     let here = looker(&database).await;
@@ -537,6 +547,23 @@ pub(super) async fn with_baseline(server: &Server) -> BTreeSet<String> {
     .await;
     running.caught_up().await;
     assert_eq!(cloud.count("x"), 0);
+    // one that is set aside by hand,
+    commands.ask(&["quarantine", "add", "x", "3"]).await;
+    commands.ask(&["quarantine", "retry", "--all"]).await;
+    run(&here, "insert into public.x values (3, 'public')").await;
+    quarantined(&running, 0).await;
+    // files that get one address,
+    for folder in ["a", "b"] {
+        std::fs::create_dir(site.media().join(folder)).unwrap();
+        std::fs::write(site.media().join(folder).join("x.jpg"), folder).unwrap();
+    }
+    run(
+        &here,
+        "insert into public.f values (1, 'a/x.jpg'), (2, 'b/x.jpg')",
+    )
+    .await;
+    let parted = "select count(*) = 2 and count(sent_as) = 1 from cloud_sync.media where state = 'uploaded'";
+    until(&here, parted).await;
     // and a request without an answer.
     cloud.fault(Fault::stall().on("c").method(Method::POST).times(1));
     run(&here, "insert into public.c values (2, 1, 'late')").await;
