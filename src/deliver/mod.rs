@@ -16,9 +16,11 @@ mod failure;
 mod fields;
 mod files;
 mod form;
+mod hello;
 mod in_flight;
 mod link;
 mod list;
+mod numbering;
 mod page;
 mod partial;
 mod pieces;
@@ -30,7 +32,6 @@ mod timing;
 mod words;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,24 +42,22 @@ use reqwest::header::CONTENT_TYPE;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
-use tokio::sync::watch;
 use url::Url;
 
 pub use failure::{Failure, Outcome};
 pub use files::{Pace, UploadFile, UploadForm, Uploaded};
+pub use hello::{Capabilities, Hello, STATUS_PATH};
 pub use in_flight::InFlight;
+pub use numbering::Numbering;
 pub use probe::Probed;
 
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Entity};
 use crate::change::Epoch;
-use crate::checkpoint::Version;
 use crate::error::{Error, Kind, Result};
-use crate::fields::plain;
 use form::RowForm;
-use in_flight::{Depth, Pipeline, Uplink};
+use in_flight::{Depth, Uplink};
 use link::{Answer, Link};
-use reply::Verdict;
 
 /// The smallest request that a 413 makes this client fall back to, in bytes.
 const SMALLEST_REQUEST: usize = 16 * 1024;
@@ -116,58 +115,6 @@ impl CloudOptions {
     }
 }
 
-/// What a server can do beside the baseline.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize)]
-pub struct Capabilities {
-    /// `POST /bulk/{path}`.
-    pub bulk: bool,
-    /// `DELETE /{path}/{key}`.
-    pub delete: bool,
-    /// `POST /changes`.
-    pub changes: bool,
-    /// `PUT /schema/{path}`.
-    pub schema: bool,
-    /// Resumable uploads at `/files`.
-    pub tus: bool,
-    /// `HEAD /upload/{directory}?hash=…`.
-    pub content_hash: bool,
-}
-
-impl Capabilities {
-    /// The capabilities with these names on the wire; answers also the names that it does not know.
-    pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> (Self, Vec<&'a str>) {
-        let mut known = Self::default();
-        let mut unknown = Vec::new();
-        for name in names {
-            match name {
-                "bulk" => known.bulk = true,
-                "delete" => known.delete = true,
-                "changes" => known.changes = true,
-                "schema" => known.schema = true,
-                "tus" => known.tus = true,
-                "content-hash" => known.content_hash = true,
-                _ => unknown.push(name),
-            }
-        }
-        (known, unknown)
-    }
-
-    /// Their names on the wire.
-    pub fn names(self) -> Vec<&'static str> {
-        [
-            (self.bulk, "bulk"),
-            (self.delete, "delete"),
-            (self.changes, "changes"),
-            (self.schema, "schema"),
-            (self.tus, "tus"),
-            (self.content_hash, "content-hash"),
-        ]
-        .into_iter()
-        .filter_map(|(has, name)| has.then_some(name))
-        .collect()
-    }
-}
-
 /// Where changes come from: versions are ordered within one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -177,111 +124,6 @@ pub struct Origin {
     pub epoch: Epoch,
     /// Which database of which server it is.
     pub database: String,
-}
-
-/// Under which numbers batches go to a cloud that orders them: contiguous in a term.
-#[derive(Debug, Clone)]
-pub struct Numbering {
-    /// The term.
-    pub term: i64,
-    /// Its random name.
-    pub nonce: String,
-    /// The nonce of the term that the cloud has, for the first batch.
-    pub previous_nonce: Option<String>,
-    /// The number of the next batch.
-    pub next: i64,
-    /// The number and the body's hash of what was sent last, whether or not it was answered.
-    sent: Option<(i64, blake3::Hash)>,
-    /// What is in flight; none where the cloud would take batches in any order.
-    pipeline: Option<Arc<Pipeline>>,
-}
-
-impl Numbering {
-    /// The numbers of a term, from 1. `previous_nonce` names the term that the cloud has.
-    pub fn new(term: i64, nonce: String, previous_nonce: Option<String>) -> Self {
-        Self {
-            term,
-            nonce,
-            previous_nonce,
-            next: 1,
-            sent: None,
-            pipeline: None,
-        }
-    }
-
-    /// The same at a cloud that takes batches in the order of their numbers only: several may be in flight.
-    pub fn in_order(mut self) -> Self {
-        self.pipeline = Some(Arc::new(Pipeline::new()));
-        self
-    }
-
-    /// Shows behind which batch others may go now; none where none ever may.
-    pub fn watch(&self) -> Option<watch::Receiver<Option<i64>>> {
-        self.pipeline.as_ref().map(|pipeline| pipeline.watch())
-    }
-
-    /// Whether anything went under a number behind the next one.
-    pub fn is_followed(&self) -> bool {
-        self.went_behind(self.next)
-    }
-
-    /// Whether anything went under a number behind the last one that was taken.
-    pub fn was_followed(&self) -> bool {
-        self.went_behind(self.next - 1)
-    }
-
-    fn went_behind(&self, number: i64) -> bool {
-        self.pipeline
-            .as_ref()
-            .is_some_and(|pipeline| pipeline.went_behind(number))
-    }
-
-    /// Notes what went under the next number, and was in flight.
-    pub fn note_sent(&mut self, hash: blake3::Hash) {
-        self.sent = Some((self.next, hash));
-    }
-
-    /// Whether a body with this hash may go under the next number: another one that went under it may have been taken.
-    fn admits(&mut self, hash: blake3::Hash) -> bool {
-        let admits = self
-            .sent
-            .is_none_or(|(number, sent)| number != self.next || sent == hash);
-        if admits {
-            self.sent = Some((self.next, hash));
-        }
-        admits
-    }
-
-    /// The cloud has answered that it does not take what went under the next number: other changes may go under it.
-    fn refused(&mut self) {
-        self.sent = None;
-    }
-
-    fn accepted(&mut self) {
-        self.next += 1;
-        self.previous_nonce = None;
-    }
-}
-
-/// What the cloud says about itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hello {
-    /// What to use: what it lists, or what the configuration forces.
-    pub capabilities: Capabilities,
-    /// The site that the key belongs to, where the server says so.
-    pub site: Option<String>,
-    /// The server's own identity, where it says so.
-    pub receiver: Option<String>,
-    /// The last batch that it has taken from our source, where it says so.
-    pub version: Option<Version>,
-    /// The database that our source was when that batch came.
-    pub database: Option<String>,
-    /// The highest epoch of any source of the site.
-    pub highest_epoch: i64,
-    /// Whether it says how far each source has come: then no version means that it has nothing of ours.
-    pub tells_version: bool,
-    /// When it last took something in, in its own words.
-    pub last_sync: Option<String>,
 }
 
 /// An entity's columns, for servers that build their tables from it.
@@ -366,93 +208,6 @@ impl Cloud {
                 uplink: Uplink::new(),
                 depth: Mutex::default(),
             }),
-        })
-    }
-
-    /// Asks the cloud who it is and what it can do: `GET /sync-status`, or the path that the configuration names in its place.
-    pub async fn hello(&self, origin: &Origin) -> Outcome<Hello> {
-        let operation = "ask the cloud for its status";
-        let link = &self.inner.link;
-        let path = link.status_path();
-        let ask = || link.call(operation, link.request(Method::GET, path), 0);
-        let mut answer = ask().await;
-        if answer
-            .as_ref()
-            .is_err_and(|failure| matches!(failure.status(), Some(300..=399)) && failure.is_passing())
-        {
-            // It wants a slash at the end of its addresses, and has it from now on.
-            answer = ask().await;
-        }
-        let reply = match answer? {
-            Answer::Accepted(reply) => reply,
-            Answer::Refused { status, .. } => {
-                return Err(Failure::protocol(
-                    operation,
-                    format!("the cloud answered {status} to GET /{path}"),
-                    "check cloud.url: it must be the API's base URL, as in https://cloud.example/api; a server with another \
-                     status call needs cloud.prefix and cloud.status_path, see `cloud-sync check --cloud`",
-                )
-                .with_status(status));
-            }
-        };
-        let is_contract = path == STATUS_PATH;
-        let status: Status<'_> = match reply.json(operation) {
-            Ok(status) => status,
-            // Another server's status may be of any form that says no failure.
-            Err(failure) => match reply.verdict(operation, None)? {
-                Verdict::Accepted if !is_contract => Status::default(),
-                _ => return Err(failure),
-            },
-        };
-        let is_well = match &status.status {
-            Some(word) => {
-                word == "ok" || (!is_contract && reply.verdict(operation, None)? == Verdict::Accepted)
-            }
-            None => !is_contract && reply.verdict(operation, None)? == Verdict::Accepted,
-        };
-        if !is_well {
-            let word = status.status.as_deref().unwrap_or("missing");
-            return Err(Failure::protocol(
-                operation,
-                format!("its status is {:?}, not \"ok\"", link.clean(word)),
-                "look at the cloud's own logs",
-            ));
-        }
-        let listed = status.capabilities.unwrap_or_default();
-        let mut capabilities = self
-            .inner
-            .forced
-            .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(|name| &**name)).0);
-        let mut entities = self.catalogue().entities().iter();
-        if entities.any(|entity| entity.server_setting().is_some()) {
-            // Rows in a form of the server's own go by the calls that have one.
-            (capabilities.changes, capabilities.schema) = (false, false);
-        }
-        let tells_version = capabilities.changes && status.sources.is_some();
-        let sources: BTreeMap<String, Source> = match status.sources {
-            Some(sources) if tells_version => serde_json::from_str(sources.get()).map_err(|_| {
-                Failure::protocol(
-                    operation,
-                    "its list of sources does not say epoch, term and batch",
-                    "check the cloud's server",
-                )
-            })?,
-            _ => BTreeMap::new(),
-        };
-        let own = sources.get(&origin.source_id);
-        Ok(Hello {
-            capabilities,
-            site: status.site.map(|site| link.clean(&site)),
-            receiver: status.receiver.map(|receiver| link.clean(&receiver)),
-            version: own.map(|own| Version {
-                epoch: own.epoch,
-                term: own.term,
-                batch: own.batch,
-            }),
-            database: own.and_then(|own| own.database.clone()),
-            highest_epoch: sources.values().map(|source| source.epoch).max().unwrap_or(0),
-            tells_version,
-            last_sync: status.last_sync.and_then(plain).map(|text| link.clean(&text)),
         })
     }
 
@@ -694,36 +449,6 @@ fn refused(operation: &str, status: u16, words: &str) -> Failure {
         format!("the cloud answered {status}: {words}"),
     )
     .with_status(status)
-}
-
-/// The contract's status call.
-pub const STATUS_PATH: &str = "sync-status";
-
-/// `GET /sync-status`, as far as it matters.
-#[derive(Deserialize, Default)]
-struct Status<'a> {
-    #[serde(default)]
-    status: Option<String>,
-    #[serde(default, borrow)]
-    last_sync: Option<&'a RawValue>,
-    #[serde(default)]
-    capabilities: Option<Vec<String>>,
-    #[serde(default)]
-    site: Option<String>,
-    #[serde(default, borrow)]
-    sources: Option<&'a RawValue>,
-    #[serde(default)]
-    receiver: Option<String>,
-}
-
-/// How far a source has come.
-#[derive(Deserialize)]
-struct Source {
-    epoch: i64,
-    term: i64,
-    batch: i64,
-    #[serde(default)]
-    database: Option<String>,
 }
 
 /// `{"success":true, …}`.

@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 
 use super::paths::{self, Where};
-use super::records::{Look, Wanted};
+use super::records::{Look, NO_VIDEOS, SETTLING, Wanted};
 use super::upload::Uploads;
 use super::watch::Watch;
 use crate::deliver::{Capabilities, Failure, Origin, UploadFile, Uploaded};
@@ -352,10 +352,7 @@ impl Ground<'_> {
             .extension()
             .map(|ending| ending.to_string_lossy().to_lowercase());
         if !self.uploads.videos && ending.is_some_and(|ending| VIDEOS.contains(&ending.as_str())) {
-            return Err(Later::waiting(
-                "videos are not uploaded (files.upload_videos = false)",
-                3600.0,
-            ));
+            return Err(Later::waiting(NO_VIDEOS, 3600.0));
         }
         let file = paths::locate(&self.uploads.root, &path).map_err(|why| match why {
             Where::Missing => Later::missing("the file is not there".into()),
@@ -380,7 +377,7 @@ impl Ground<'_> {
             && age < self.uploads.settle
         {
             let left = (self.uploads.settle - age).as_secs_f64() + 0.01;
-            return Err(Later::waiting("the file was written a moment ago", left));
+            return Err(Later::waiting(SETTLING, left));
         }
         if self.watch.is_written(&path) {
             return Err(Later::waiting("the file is being written", 1.0));

@@ -9,6 +9,12 @@ fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
     move |error| Error::postgres(format!("{action} the state of media files"), error)
 }
 
+/// Why a file waits that may not be finished.
+pub(super) const SETTLING: &str = "the file was written a moment ago";
+
+/// Why a video waits that is not to be uploaded.
+pub(super) const NO_VIDEOS: &str = "videos are not uploaded (files.upload_videos = false)";
+
 /// A file to upload.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -36,6 +42,8 @@ pub struct Look {
 pub struct Counts {
     /// Waiting for their upload.
     pub waiting: u64,
+    /// Those of them whose turn is now or in a moment; the others are empty, or are not to be uploaded.
+    pub soon: u64,
     /// Refused by the cloud, or failed there while it takes others: tried again less and less often.
     pub failing: u64,
     /// Named by a row and not there.
@@ -282,8 +290,10 @@ pub async fn call_all(client: &Client, refused_too: bool) -> Result<()> {
 pub async fn counts(client: &Client) -> Result<Counts> {
     let rows = client
         .query(
-            "select state, count(*), coalesce(sum(size), 0)::bigint from cloud_sync.media group by state",
-            &[],
+            "select state, count(*), coalesce(sum(size), 0)::bigint, \
+                    count(*) filter (where next_attempt <= now() + interval '3 s' or error = $1) \
+             from cloud_sync.media group by state",
+            &[&SETTLING],
         )
         .await
         .map_err(failed("count"))?;
@@ -291,7 +301,10 @@ pub async fn counts(client: &Client) -> Result<Counts> {
     for row in &rows {
         let number = row.get::<_, i64>(1) as u64;
         match row.get(0) {
-            "waiting" => counts.waiting = number,
+            "waiting" => {
+                counts.waiting = number;
+                counts.soon = row.get::<_, i64>(3) as u64;
+            }
             "failing" => counts.failing = number,
             "missing" => counts.missing = number,
             "uploaded" => {
@@ -304,7 +317,7 @@ pub async fn counts(client: &Client) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Files that the cloud does not take, and why, at most `limit`.
+/// Files that the cloud does not take or that cannot be sent, and why, at most `limit`; without videos that are not to be uploaded.
 ///
 /// # Errors
 /// The source's.
@@ -312,8 +325,8 @@ pub async fn not_taken(client: &Client, limit: i64) -> Result<Vec<(String, Strin
     let rows = client
         .query(
             "select path, coalesce(error, 'refused') from cloud_sync.media where state in ('failing', 'refused') \
-             order by path limit $1",
-            &[&limit],
+             or (state = 'waiting' and error <> all($2) and next_attempt > now() + interval '3 s') order by path limit $1",
+            &[&limit, &[NO_VIDEOS, SETTLING].as_slice()],
         )
         .await
         .map_err(failed("read"))?;

@@ -120,7 +120,7 @@ impl Once {
                 .gauges(replicator.pulse.checkpoint())
                 .await
                 .map_err(|error| error.to_string())?;
-            if gauges.lag.changes == 0 && gauges.files.waiting == 0 {
+            if gauges.lag.changes == 0 && gauges.files.soon == 0 {
                 return Ok(());
             }
             match replicator.pulse.condition() {

@@ -276,6 +276,34 @@ async fn a_file_that_the_server_does_not_take_stops_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_one_shot_sync_ends_whatever_its_files_are() {
+    let config = format!("[files]\nupload_videos = false\n{}", images(""));
+    let (site, server) = connected("odd_files", Quirks::from(&["delete"]), "", TABLES, &config).await;
+    let daemon = Daemon::of(&site, "store");
+    let sync = |code: i32| {
+        let report = daemon.ask(&["sync", "--json"]);
+        assert_eq!(report.status.code(), Some(code), "{report:?}");
+        String::from_utf8_lossy(&report.stdout).into_owned()
+    };
+    // Given a video that is not to be uploaded, then nothing is wrong;
+    std::fs::write(site.media().join("lesson.mp4"), "a video").unwrap();
+    std::fs::write(site.media().join("good.jpg"), "a picture").unwrap();
+    site.run("insert into room values (1, 'v', 'lesson.mp4'), (2, 'v', 'good.jpg')")
+        .await;
+    sync(0);
+    assert_eq!((server.count("rooms"), server.files().len()), (2, 1));
+    // an empty file is told.
+    std::fs::write(site.media().join("empty.jpg"), "").unwrap();
+    site.run("insert into room values (3, 'v', 'empty.jpg')").await;
+    let told = sync(1);
+    assert!(
+        told.contains("empty.jpg: the file is empty") && !told.contains("lesson"),
+        "{told}"
+    );
+    assert_eq!(server.count("rooms"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn check_finds_out_what_a_server_is_like() {
     let windows = "window = { column = \"created_at\", days = 30 }";
     let tables =
