@@ -1,11 +1,12 @@
 //! What the cloud already holds of an entity, learnt from the cloud itself and kept compactly in memory.
 //!
-//! A row costs 16 bytes: a truncated hash of its key. Where the comparison goes by content too, another 8: a digest of
-//! the columns that the site sends. Two rows share a 16-byte hash with a probability that can be left out of account;
-//! two contents of one row share an 8-byte digest once in 2^64, and then a difference stays unseen until the row
-//! changes again.
+//! A row costs 16 bytes: a truncated hash of its key. Where the comparison goes by content too, another 8: a
+//! digest of the columns that the site sends. Two rows share a 16-byte hash with a probability that can be
+//! left out of account; two contents of one row share an 8-byte digest once in 2^64, and then a difference
+//! stays unseen until the row changes again.
 //!
-//! Each side writes a value in its own way, and the cloud may keep it in a wider type. A key's value counts as its plain text:
+//! Each side writes a value in its own way, and the cloud may keep it in a wider type. A key's value counts
+//! as its plain text:
 //! `1` and `"1"` are the same key. A content's values count in a canonical form: see [`digest`].
 
 mod canonical;
@@ -57,7 +58,8 @@ impl Held {
         }
     }
 
-    /// Asks the cloud for all its rows of the entity, or those of the last `days` days; with content digests where
+    /// Asks the cloud for all its rows of the entity, or those of the last `days` days; with content digests
+    /// where
     /// `columns` are given. Its keys are the cloud's: see [`Cloud::cloud_key_of`].
     ///
     /// # Errors
@@ -110,8 +112,8 @@ impl Held {
         Ok(())
     }
 
-    /// Takes a row out, given as a JSON object that has the key's columns. None if it was not held; else the digest of its
-    /// content, where contents were learnt.
+    /// Takes a row out, given as a JSON object that has the key's columns. None if it was not held; else the
+    /// digest of its content, where contents were learnt.
     pub fn remove(&mut self, key: &str) -> Option<Option<u64>> {
         let id = self.id(key).ok()?;
         match &mut self.rows {
@@ -120,7 +122,8 @@ impl Held {
         }
     }
 
-    /// Whether the cloud holds the row with this key: a JSON object that has the key's columns, a whole row included.
+    /// Whether the cloud holds the row with this key: a JSON object that has the key's columns, a whole row
+    /// included.
     pub fn contains(&self, key: &str) -> bool {
         self.id(key).is_ok_and(|id| match &self.rows {
             Rows::Keys(ids) => ids.contains(&id),
@@ -128,8 +131,8 @@ impl Held {
         })
     }
 
-    /// The digest of what the cloud holds of the row: to compare with [`digest`] of the site's row over the same
-    /// columns. None where it does not hold the row, or only keys were learnt.
+    /// The digest of what the cloud holds of the row: to compare with [`digest`] of the site's row over the
+    /// same columns. None where it does not hold the row, or only keys were learnt.
     pub fn content(&self, key: &str) -> Option<u64> {
         match &self.rows {
             Rows::Keys(_) => None,
@@ -156,10 +159,10 @@ impl Held {
     }
 }
 
-/// A digest of the row's content in these columns, in whatever order they are named: the same for two texts that say the
-/// same. Null and a missing column are the same. A string, a number and a boolean count as their plain text, numbers by their
-/// value, dates and times by the moment; of arrays and objects white space and the way a string is escaped do not count, and a
-/// text that holds such JSON is the same as that JSON.
+/// A digest of the row's content in these columns, in whatever order they are named: the same for two texts
+/// that say the same. Null and a missing column are the same. A string, a number and a boolean count as their
+/// plain text, numbers by their value, dates and times by the moment; of arrays and objects white space and
+/// the way a string is escaped do not count, and a text that holds such JSON is the same as that JSON.
 ///
 /// # Errors
 /// Where the text is not a JSON object.
@@ -197,8 +200,8 @@ fn id(object: &str, key: &[String], loosely: bool) -> Result<Id> {
     Ok(Id(id))
 }
 
-/// A whole number that is written as `1.0` as one without the fraction, as servers write it whose language knows no whole numbers;
-/// all else as it is.
+/// A whole number that is written as `1.0` as one without the fraction, as servers write it whose language
+/// knows no whole numbers; all else as it is.
 fn whole<'t>(value: &RawValue, text: &'t str) -> &'t str {
     match text.strip_suffix(".0") {
         Some(whole) if !value.get().starts_with('"') => whole,

@@ -1,4 +1,5 @@
-//! How a server without `changes` wants an entity's rows: under which paths, under which names, in which forms.
+//! How a server without `changes` wants an entity's rows: under which paths, under which names, in which
+//! forms.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,7 @@ use crate::error::Result;
 pub struct ColumnForm {
     /// The form.
     #[serde(rename = "as")]
-    pub form: Form,
+    pub form: ValueForm,
     /// The time zone of a local date or time, by its name in the IANA database; none means UTC.
     #[serde(default)]
     pub zone: Option<String>,
@@ -19,7 +20,7 @@ pub struct ColumnForm {
 
 /// A form that a value can be brought into. Null stays null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Form {
+pub enum ValueForm {
     /// A JSON text.
     #[serde(rename = "text")]
     Text,
@@ -35,6 +36,19 @@ pub enum Form {
     /// A JSON text that holds the JSON of an array or an object.
     #[serde(rename = "json text")]
     JsonText,
+}
+
+impl ValueForm {
+    /// Its word in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Number => "number",
+            Self::LocalDatetime => "local datetime",
+            Self::Date => "date",
+            Self::JsonText => "json text",
+        }
+    }
 }
 
 /// What a file's column gets of the upload's answer.
@@ -53,7 +67,8 @@ pub enum ColumnValue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unconfirmed {
-    /// It is sent, with null in the URL column, or with the site's own value where that is the file column itself.
+    /// It is sent, with null in the URL column, or with the site's own value where that is the file column
+    /// itself.
     Send,
     /// It is held back until its file is there.
     Hold,
@@ -143,7 +158,7 @@ pub(super) fn check(entity: &Entity) -> Result<()> {
         .remedy("set a text, a number, true or false"));
     }
     for (column, form) in &entity.columns {
-        let dated = matches!(form.form, Form::LocalDatetime | Form::Date);
+        let dated = matches!(form.form, ValueForm::LocalDatetime | ValueForm::Date);
         match &form.zone {
             Some(zone) if !dated => {
                 return Err(wrong(
@@ -210,9 +225,9 @@ mod tests {
                 .contains("one value")
         );
         let mut entity = Entity::new("rooms", "tbl_room", &["room_no"]);
-        entity.columns = [("at".to_owned(), zone(Form::LocalDatetime, "Asia/Nowhere"))].into();
+        entity.columns = [("at".to_owned(), zone(ValueForm::LocalDatetime, "Asia/Nowhere"))].into();
         assert!(check(&entity).unwrap_err().to_string().contains("Asia/Nowhere"));
-        entity.columns = [("at".to_owned(), zone(Form::Text, "Asia/Manila"))].into();
+        entity.columns = [("at".to_owned(), zone(ValueForm::Text, "Asia/Manila"))].into();
         assert!(check(&entity).unwrap_err().to_string().contains("no date"));
     }
 }

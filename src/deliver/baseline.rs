@@ -1,10 +1,11 @@
-//! Delivery to a server without `changes`: row by row or in bulk, each row's order kept, parents before children.
+//! Delivery to a server without `changes`: row by row or in bulk, each row's order kept, parents before
+//! children.
 //!
-//! A batch is cut into steps. A step of rows holds each row once: its upserts go entity by entity in catalogue order,
-//! many at once within an entity, then its deletes in reverse order. Only the delete of a key that the table finds equal to the
-//! key of a row that is there comes before that row: for the cloud both may be one. A truncate is a step of its own. A step begins when
-//! all of the one before it is answered; so does an entity within a step. What is pending keeps all after it from being
-//! sent.
+//! A batch is cut into steps. A step of rows holds each row once: its upserts go entity by entity in
+//! catalogue order, many at once within an entity, then its deletes in reverse order. Only the delete of a
+//! key that the table finds equal to the key of a row that is there comes before that row: for the cloud both
+//! may be one. A truncate is a step of its own. A step begins when all of the one before it is answered; so
+//! does an entity within a step. What is pending keeps all after it from being sent.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
@@ -94,8 +95,8 @@ async fn deliver_rows(
     for (&entity, places) in &by_entity(batch, &early, Op::Delete) {
         sender.delete(batch, entity, places).await?;
     }
-    // What may be the fault of one entity's rows keeps those of others back no longer than that: the first such failure is the
-    // delivery's, once all have had their turn.
+    // What may be the fault of one entity's rows keeps those of others back no longer than that: the first
+    // such failure is the delivery's, once all have had their turn.
     let mut failed = None;
     for (&entity, places) in &upserts {
         let mut sent = sender.upsert(capabilities.bulk, batch, entity, places).await;
@@ -143,8 +144,9 @@ fn late(batch: &Batch, rows: &[usize]) -> Vec<usize> {
     rows.iter().copied().filter(late).collect()
 }
 
-/// Sends refused rows of an entity again, as long as that helps any of them: rows go side by side, and one may have been
-/// refused for what another brought or gave up only a moment later, be it a parent in the same table or a unique value.
+/// Sends refused rows of an entity again, as long as that helps any of them: rows go side by side, and one
+/// may have been refused for what another brought or gave up only a moment later, be it a parent in the same
+/// table or a unique value.
 async fn upsert_again(
     sender: &Sender<'_>,
     capabilities: Capabilities,

@@ -1,4 +1,5 @@
-//! Cuts a JSON array of objects, arriving in chunks, into its elements: only the one that a chunk's end cut in two is kept.
+//! Cuts a JSON array of objects, arriving in chunks, into its elements: only the one that a chunk's end cut
+//! in two is kept.
 
 use serde_json::value::RawValue;
 

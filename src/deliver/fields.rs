@@ -3,8 +3,9 @@
 use super::link::encode_into;
 use crate::fields::{pick, plain};
 
-/// The key as the last segment of `DELETE /{path}/{key}`: the values in the key's order, each percent-encoded, joined
-/// by commas. None where the key has no such form: a column is missing, null or empty, or the segment would be `.` or
+/// The key as the last segment of `DELETE /{path}/{key}`: the values in the key's order, each
+/// percent-encoded, joined by commas. None where the key has no such form: a column is missing, null or
+/// empty, or the segment would be `.` or
 /// `..`, which every URL parser takes away.
 pub(super) fn segment(key: &str, columns: &[String]) -> Option<String> {
     let mut segment = String::new();
@@ -21,8 +22,8 @@ pub(super) fn segment(key: &str, columns: &[String]) -> Option<String> {
     (!matches!(segment.as_str(), "" | "." | "..")).then_some(segment)
 }
 
-/// The key of a row of the cloud as a JSON object in one line, with the site's names: `columns` in `row`, `names` in the key. None
-/// where a column is missing, or its value takes several lines.
+/// The key of a row of the cloud as a JSON object in one line, with the site's names: `columns` in `row`,
+/// `names` in the key. None where a column is missing, or its value takes several lines.
 pub(super) fn key_line(row: &str, columns: &[String], names: &[String]) -> Option<String> {
     let mut key = String::from("{");
     for (column, value) in names.iter().zip(pick(row, columns).ok()?) {

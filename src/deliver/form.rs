@@ -8,13 +8,13 @@ use jiff::tz::TimeZone;
 use serde_json::value::RawValue;
 
 use crate::catalogue::Entity;
-use crate::catalogue::server::Form;
+use crate::catalogue::server::ValueForm;
 use crate::fields::{all, plain};
 
 /// An entity's form.
 #[derive(Debug)]
 pub(super) struct RowForm {
-    columns: Vec<(String, Form, TimeZone)>,
+    columns: Vec<(String, ValueForm, TimeZone)>,
     rename: Vec<(String, String)>,
     /// `"name":value` of each constant.
     constants: Vec<String>,
@@ -72,9 +72,8 @@ impl RowForm {
                 Some((_, form, zone)) => match brought(value, *form, zone) {
                     Some(brought) => text.push_str(&brought),
                     None => {
-                        return Err(format!(
-                            "the value of column {name} cannot be brought into the form {form:?}"
-                        ));
+                        let word = form.word();
+                        return Err(format!("the value of column {name} has no form {word:?}"));
                     }
                 },
             }
@@ -91,14 +90,14 @@ impl RowForm {
 }
 
 /// A value in a form, as JSON text.
-fn brought(value: &RawValue, form: Form, zone: &TimeZone) -> Option<String> {
+fn brought(value: &RawValue, form: ValueForm, zone: &TimeZone) -> Option<String> {
     if value.get() == "null" {
         return Some("null".to_owned());
     }
     let text = plain(value)?;
     Some(match form {
-        Form::Text | Form::JsonText => quoted(&text),
-        Form::Number => match text.as_str() {
+        ValueForm::Text | ValueForm::JsonText => quoted(&text),
+        ValueForm::Number => match text.as_str() {
             "true" => "1".to_owned(),
             "false" => "0".to_owned(),
             // A number of JSON: no sign before it, no letters.
@@ -106,8 +105,8 @@ fn brought(value: &RawValue, form: Form, zone: &TimeZone) -> Option<String> {
                 .ok()
                 .map(|_| number.to_owned())?,
         },
-        Form::LocalDatetime => quoted(&local(&text, zone)?.strftime("%Y-%m-%d %H:%M:%S").to_string()),
-        Form::Date => quoted(&match text.parse::<Date>() {
+        ValueForm::LocalDatetime => quoted(&local(&text, zone)?.strftime("%Y-%m-%d %H:%M:%S").to_string()),
+        ValueForm::Date => quoted(&match text.parse::<Date>() {
             Ok(date) if text.len() == 10 => date.to_string(),
             _ => local(&text, zone)?.date().to_string(),
         }),
@@ -131,10 +130,10 @@ mod tests {
     use super::*;
     use crate::catalogue::server::ColumnForm;
 
-    fn form(columns: &[(&str, Form)]) -> RowForm {
+    fn form(columns: &[(&str, ValueForm)]) -> RowForm {
         let mut entity = Entity::new("rooms", "tbl_room", &["room_no"]);
-        let form = |&(name, form): &(&str, Form)| {
-            let dated = matches!(form, Form::LocalDatetime | Form::Date);
+        let form = |&(name, form): &(&str, ValueForm)| {
+            let dated = matches!(form, ValueForm::LocalDatetime | ValueForm::Date);
             let zone = dated.then(|| "Asia/Manila".to_owned());
             (name.to_owned(), ColumnForm { form, zone })
         };
@@ -152,13 +151,13 @@ mod tests {
     #[test]
     fn names_values_and_constants_are_the_servers() {
         let form = form(&[
-            ("room_no", Form::Text),
-            ("seats", Form::Number),
-            ("open", Form::Number),
-            ("at", Form::LocalDatetime),
-            ("day", Form::Date),
-            ("tags", Form::JsonText),
-            ("none", Form::Text),
+            ("room_no", ValueForm::Text),
+            ("seats", ValueForm::Number),
+            ("open", ValueForm::Number),
+            ("at", ValueForm::LocalDatetime),
+            ("day", ValueForm::Date),
+            ("tags", ValueForm::JsonText),
+            ("none", ValueForm::Text),
         ]);
         let row = r#"{"room_no":12,"seats":"30","open":true,"at":"2026-11-29T20:15:00.5+00:00","day":"2026-11-29T20:15:00Z","tags":["a"],"none":null,"type":"x","rest":1.50}"#;
         assert_eq!(
@@ -174,7 +173,7 @@ mod tests {
 
     #[test]
     fn what_has_no_such_form_is_said_without_the_value() {
-        let form = form(&[("seats", Form::Number), ("at", Form::LocalDatetime)]);
+        let form = form(&[("seats", ValueForm::Number), ("at", ValueForm::LocalDatetime)]);
         for row in [r#"{"seats":"many"}"#, r#"{"at":"infinity"}"#] {
             let error = form.shape(row).unwrap_err();
             assert!(

@@ -87,7 +87,8 @@ pub struct Hello {
 }
 
 impl Cloud {
-    /// Asks the cloud who it is and what it can do: `GET /sync-status`, or the path that the configuration names in its place.
+    /// Asks the cloud who it is and what it can do: `GET /sync-status`, or the path that the configuration
+    /// names in its place.
     pub async fn hello(&self, origin: &Origin) -> Outcome<Hello> {
         let operation = "ask the cloud for its status";
         let link = &self.inner.link;

@@ -1,8 +1,8 @@
 //! `GET /{path}`: what the cloud holds of an entity, row by row, page by page.
 //!
-//! The body is never held: rows are cut out of it as the chunks arrive ([`super::page`]). So a list of millions of rows costs the
-//! memory of one row. A list that breaks off, repeats, or is shorter than it says, is an error: what it does not list would
-//! be taken for missing.
+//! The body is never held: rows are cut out of it as the chunks arrive ([`super::page`]). So a list of
+//! millions of rows costs the memory of one row. A list that breaks off, repeats, or is shorter than it says,
+//! is an error: what it does not list would be taken for missing.
 
 use std::collections::HashSet;
 
@@ -15,7 +15,7 @@ use url::Url;
 use super::broken::broken;
 use super::failure::{Failure, Outcome};
 use super::link::Link;
-use super::page::{Next, Page};
+use super::page::{ListPage, Next};
 use super::reply::says_failure;
 use super::words::messages;
 use crate::catalogue::Entity;
@@ -27,8 +27,8 @@ const PAGES: usize = 100_000;
 const REMEDY: &str = "look at how the cloud's server makes pages; or set trust_list = false for this entity, so that its list is \
                       not used";
 
-/// Calls `row` for each element. The time limit holds for the start of each page and then for each part of it. Returns in how many
-/// pages it came.
+/// Calls `row` for each element. The time limit holds for the start of each page and then for each part of
+/// it. Returns in how many pages it came.
 pub(super) async fn list(
     link: &Link,
     operation: &str,
@@ -57,7 +57,7 @@ pub(super) async fn list(
         }
         let address = response.url().clone();
         let linked = next_of(response.headers());
-        let mut page = Page::new(&names);
+        let mut page = ListPage::new(&names);
         loop {
             let chunk = tokio::time::timeout(link.timeout(), response.chunk());
             let chunk = chunk

@@ -1,12 +1,12 @@
 //! The cloud's client: it brings batches and files to the cloud, and asks what the cloud has.
 //!
-//! [`Cloud::hello`] learns what the server can do; [`Cloud::deliver`] then takes the best road: `POST /changes` where it
-//! is listed, else row by row (or in bulk), parents before children. Either marks the fate of each change in the batch as
-//! its answer comes, so that a delivery that broke off, or whose future was dropped, goes on with what is pending; what
-//! was sent and not answered is sent again, which is harmless.
+//! [`Cloud::hello`] learns what the server can do; [`Cloud::deliver`] then takes the best road: `POST
+//! /changes` where it is listed, else row by row (or in bulk), parents before children. Either marks the fate
+//! of each change in the batch as its answer comes, so that a delivery that broke off, or whose future was
+//! dropped, goes on with what is pending; what was sent and not answered is sent again, which is harmless.
 //!
-//! Every status means what DESIGN section 4 says, in one place: `link`. A failure says whether it passes, how long the
-//! server asks to wait, and whether a capability is gone ([`Failure`]).
+//! Every status means what DESIGN section 4 says, in one place: `link`. A failure says whether it passes, how
+//! long the server asks to wait, and whether a capability is gone ([`Failure`]).
 
 mod baseline;
 mod broken;
@@ -90,8 +90,8 @@ pub struct CloudOptions {
     pub status_path: String,
     /// The form of an upload.
     pub upload: UploadForm,
-    /// Whether a row that belongs to another entity of its table now is deleted under the old path before it is sent under the
-    /// new one; else the new one alone is sent.
+    /// Whether a row that belongs to another entity of its table now is deleted under the old path before it
+    /// is sent under the new one; else the new one alone is sent.
     pub delete_moved: bool,
 }
 
@@ -245,9 +245,10 @@ impl Cloud {
         }
     }
 
-    /// Sends a batch before the one before it is answered, for [`Cloud::deliver_in_flight`] to end. Only at a cloud that takes
-    /// batches in order ([`Numbering::in_order`]); nothing where the batch does not go in one request, or went under this number
-    /// with another body than `sent`. The second value is the body's hash.
+    /// Sends a batch before the one before it is answered, for [`Cloud::deliver_in_flight`] to end. Only at a
+    /// cloud that takes batches in order ([`Numbering::in_order`]); nothing where the batch does not go in
+    /// one request, or went under this number with another body than `sent`. The second value is the body's
+    /// hash.
     pub async fn send_behind(
         &self,
         origin: &Origin,
@@ -293,8 +294,8 @@ impl Cloud {
         }
     }
 
-    /// Calls `row` for each object that the cloud has of the entity, or of its last `days` days. The list is streamed:
-    /// one row is held at a time. An error of `row` ends it. Returns in how many pages it came.
+    /// Calls `row` for each object that the cloud has of the entity, or of its last `days` days. The list is
+    /// streamed: one row is held at a time. An error of `row` ends it. Returns in how many pages it came.
     pub async fn list(
         &self,
         entity: usize,
@@ -315,8 +316,8 @@ impl Cloud {
         files::upload(&self.inner.link, &self.inner.upload, directory, file).await
     }
 
-    /// The URL of the content with this hash, where the cloud already has it: `HEAD /upload/{directory}?hash=…`. Only
-    /// where `content-hash` is listed.
+    /// The URL of the content with this hash, where the cloud already has it: `HEAD
+    /// /upload/{directory}?hash=…`. Only where `content-hash` is listed.
     pub async fn find_content(&self, directory: &str, hash: &blake3::Hash) -> Outcome<Option<String>> {
         files::find(&self.inner.link, directory, hash).await
     }
@@ -340,7 +341,8 @@ impl Cloud {
         &self.inner.catalogue.entities()[entity]
     }
 
-    /// A key of the site, a JSON object, as the cloud has it: with its names and in its forms. One that has no such form stays.
+    /// A key of the site, a JSON object, as the cloud has it: with its names and in its forms. One that has
+    /// no such form stays.
     pub fn cloud_key_of<'k>(&self, entity: usize, key: &'k str) -> Cow<'k, str> {
         match self.form(entity).map(|form| form.shape(key)) {
             Some(Ok(key)) => Cow::Owned(key),
@@ -361,8 +363,8 @@ impl Cloud {
         &self.inner.bulk_rows[entity]
     }
 
-    /// Notes whether a bulk request was taken as a whole. Where rows are left out, they are found by sending the others again:
-    /// the fewer go together, the less that is.
+    /// Notes whether a bulk request was taken as a whole. Where rows are left out, they are found by sending
+    /// the others again: the fewer go together, the less that is.
     fn note_bulk(&self, entity: usize, whole: bool) {
         let rows = self.bulk_rows(entity);
         let now = rows.load(Ordering::Relaxed);
@@ -392,9 +394,9 @@ impl Cloud {
         self.inner.request_bytes.load(Ordering::Relaxed).min(stride)
     }
 
-    /// Notes what became of a request of this many bytes of text. A link that drops every minute would never see the end
-    /// of a request that takes longer: each that breaks off under way halves the next ones, and each that gets through
-    /// doubles them again.
+    /// Notes what became of a request of this many bytes of text. A link that drops every minute would never
+    /// see the end of a request that takes longer: each that breaks off under way halves the next ones, and
+    /// each that gets through doubles them again.
     fn went<T>(&self, bytes: usize, outcome: &Outcome<T>) {
         let stride = &self.inner.stride;
         let now = stride.load(Ordering::Relaxed);

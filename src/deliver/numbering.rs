@@ -68,7 +68,8 @@ impl Numbering {
         self.sent = Some((self.next, hash));
     }
 
-    /// Whether a body with this hash may go under the next number: another one that went under it may have been taken.
+    /// Whether a body with this hash may go under the next number: another one that went under it may have
+    /// been taken.
     pub(super) fn admits(&mut self, hash: blake3::Hash) -> bool {
         let admits = self
             .sent
@@ -79,7 +80,8 @@ impl Numbering {
         admits
     }
 
-    /// The cloud has answered that it does not take what went under the next number: other changes may go under it.
+    /// The cloud has answered that it does not take what went under the next number: other changes may go
+    /// under it.
     pub(super) fn refused(&mut self) {
         self.sent = None;
     }

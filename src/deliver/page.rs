@@ -1,7 +1,9 @@
-//! One page of a list, as it arrives: the array of rows, or an object that wraps it and says where the next page is.
+//! One page of a list, as it arrives: the array of rows, or an object that wraps it and says where the next
+//! page is.
 //!
-//! Servers wrap a list as `{"data":[…]}`, `{"results":[…]}`, `{"rooms":[…]}`, some twice: `{"data":{"data":[…]}}`. What stands
-//! beside the rows is small: it is kept, and says whether the request failed, how many rows there are, and what comes next.
+//! Servers wrap a list as `{"data":[…]}`, `{"results":[…]}`, `{"rooms":[…]}`, some twice:
+//! `{"data":{"data":[…]}}`. What stands beside the rows is small: it is kept, and says whether the request
+//! failed, how many rows there are, and what comes next.
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -22,7 +24,7 @@ const LONGEST_MEMBER: usize = 16 * 1024;
 const DEEP: usize = 3;
 
 /// A page that is being read.
-pub(super) struct Page<'n> {
+pub(super) struct ListPage<'n> {
     /// The entity's own names.
     names: &'n [String],
     at: At,
@@ -34,12 +36,12 @@ pub(super) struct Page<'n> {
     in_string: bool,
     escaped: bool,
     elements: Option<Elements>,
-    members: Members,
+    members: PageMembers,
 }
 
 /// What stands beside the rows.
 #[derive(Debug, Default)]
-pub(super) struct Members {
+pub(super) struct PageMembers {
     /// The members of the outermost object that are no rows.
     pub(super) outer: Map<String, Value>,
     /// All members, wherever they stand: a name that comes twice is the outermost one's.
@@ -64,7 +66,7 @@ enum At {
     End,
 }
 
-impl<'n> Page<'n> {
+impl<'n> ListPage<'n> {
     pub(super) fn new(names: &'n [String]) -> Self {
         Self {
             names,
@@ -76,7 +78,7 @@ impl<'n> Page<'n> {
             in_string: false,
             escaped: false,
             elements: None,
-            members: Members::default(),
+            members: PageMembers::default(),
         }
     }
 
@@ -248,7 +250,7 @@ impl<'n> Page<'n> {
     }
 
     /// What stood beside the rows, and the rows' count and digest, once the page has ended.
-    pub(super) fn finish(self) -> Result<(Members, u64, blake3::Hash), Stop> {
+    pub(super) fn finish(self) -> Result<(PageMembers, u64, blake3::Hash), Stop> {
         if self.at != At::End {
             return Err(Stop::Form("the list breaks off before its end".into()));
         }
@@ -284,7 +286,7 @@ pub(super) enum Next {
     Unknown,
 }
 
-impl Members {
+impl PageMembers {
     /// Where the next page is.
     pub(super) fn next(&self) -> Next {
         for name in ["next_page_url", "next"] {
@@ -319,9 +321,9 @@ impl Members {
 mod tests {
     use super::*;
 
-    fn read(text: &str, chunk: usize) -> Result<(Vec<String>, Members), String> {
+    fn read(text: &str, chunk: usize) -> Result<(Vec<String>, PageMembers), String> {
         let names = ["rooms".to_owned()];
-        let mut page = Page::new(&names);
+        let mut page = ListPage::new(&names);
         let mut found = Vec::new();
         let said = |stop| match stop {
             Stop::Form(cause) => cause,

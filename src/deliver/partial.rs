@@ -11,8 +11,8 @@ use crate::fields::{pick, plain};
 /// How deep in an error the row's key is looked for.
 const DEEP: usize = 2;
 
-/// The refused rows by their places, with the server's words; none where the errors do not account for all that was left out, each
-/// by the key of one of the rows.
+/// The refused rows by their places, with the server's words; none where the errors do not account for all
+/// that was left out, each by the key of one of the rows.
 pub(super) fn refused(
     rows: &[(usize, Bytes)],
     key: &[String],

@@ -1,7 +1,9 @@
-//! What a 2xx answer says: that the request was accepted, that it failed all the same, or nothing, since it is not the cloud's.
+//! What a 2xx answer says: that the request was accepted, that it failed all the same, or nothing, since it
+//! is not the cloud's.
 //!
-//! A request counts as accepted where the body is empty, or is JSON that says no failure. Portals, firewalls and proxies answer
-//! with pages and texts; and many servers answer 200 with a failure in the body. Believing either would lose the row.
+//! A request counts as accepted where the body is empty, or is JSON that says no failure. Portals, firewalls
+//! and proxies answer with pages and texts; and many servers answer 200 with a failure in the body. Believing
+//! either would lose the row.
 
 use bytes::Bytes;
 use reqwest::StatusCode;
@@ -39,7 +41,8 @@ pub(super) enum Verdict {
 pub(super) enum BulkVerdict {
     /// It has taken all of them.
     All,
-    /// It has not taken some of them; the errors that it lists, unparsed, and how many rows it says it left out.
+    /// It has not taken some of them; the errors that it lists, unparsed, and how many rows it says it left
+    /// out.
     NotAll {
         /// One value each, as the server lists them.
         errors: Vec<Value>,
@@ -111,7 +114,8 @@ impl Reply {
             Some(Value::Array(errors)) => errors.clone(),
             _ => Vec::new(),
         };
-        // Where both numbers are told they must agree: some servers count an updated row twice, or an unchanged one not at all.
+        // Where both numbers are told they must agree: some servers count an updated row twice, or an
+        // unchanged one not at all.
         let left_out = match (upserted, skipped) {
             (Some(upserted), Some(skipped)) => (upserted + skipped == rows).then_some(skipped),
             (_, skipped) => skipped,
@@ -180,8 +184,8 @@ fn json_within(text: &[u8]) -> bool {
         .any(|(at, _)| serde_json::from_slice::<serde::de::IgnoredAny>(&text[at..]).is_ok())
 }
 
-/// Whether a JSON answer says that the request failed, in any of the usual forms. A member that is the row's own column with
-/// the value that was sent says nothing: many servers answer with the row.
+/// Whether a JSON answer says that the request failed, in any of the usual forms. A member that is the row's
+/// own column with the value that was sent says nothing: many servers answer with the row.
 pub(super) fn says_failure(value: &Value, row: Option<&str>) -> bool {
     let fields = match value {
         Value::Bool(done) => return !done,

@@ -1,9 +1,10 @@
 //! The calls of a server without `changes`: `POST /{path}`, `POST /bulk/{path}`, `DELETE /{path}/{key}`.
 //!
-//! Many requests are under way at once, over kept connections: as soon as one is answered the next one starts. A request
-//! that fails in a way that passes is tried a few times, for a few seconds; a longer outage, or a server that asks for a
-//! longer wait, is the caller's affair. After the first failure nothing new starts, and what is under way is finished. Only
-//! where the server answers 5xx, which may be the fault of one row, the others go on as long as it does not do so to most.
+//! Many requests are under way at once, over kept connections: as soon as one is answered the next one
+//! starts. A request that fails in a way that passes is tried a few times, for a few seconds; a longer
+//! outage, or a server that asks for a longer wait, is the caller's affair. After the first failure nothing
+//! new starts, and what is under way is finished. Only where the server answers 5xx, which may be the fault
+//! of one row, the others go on as long as it does not do so to most.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -36,7 +37,8 @@ const ATTEMPTS: u32 = 4;
 /// How long one delivery tries a request; a longer wait is the caller's.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How many more requests than are accepted may fail of one entity's in a delivery, where the server's application says so itself.
+/// How many more requests than are accepted may fail of one entity's in a delivery, where the server's
+/// application says so itself.
 const TOLD: usize = 50;
 
 /// How long one bulk request may be, in bytes.
@@ -153,8 +155,8 @@ impl<'c> Sender<'c> {
         let operation = self.cloud.pushing(place);
         let entity = self.cloud.entity(place);
         let cloud_key = entity.cloud_key();
-        // One text for all the keys, a line each: the key as a path segment, which is encoded and has no tab, a tab, and the
-        // key as JSON.
+        // One text for all the keys, a line each: the key as a path segment, which is encoded and has no tab,
+        // a tab, and the key as JSON.
         let mut keys = String::new();
         let mut odd = false;
         let listed = self.cloud.list(place, None, |row| {
@@ -248,7 +250,8 @@ impl<'c> Sender<'c> {
         stopped.map_or(Ok(()), Err)
     }
 
-    /// The same for jobs of the batch's own changes; those whose requests got no answer are noted in the batch.
+    /// The same for jobs of the batch's own changes; those whose requests got no answer are noted in the
+    /// batch.
     async fn run_changes<J, F: Future<Output = Answered>>(
         &self,
         batch: &mut Batch,
@@ -303,7 +306,8 @@ impl<'c> Sender<'c> {
         }
     }
 
-    /// Whether a 2xx says that the rows with these numbers were accepted; where it does not, they are in [`Gate::take_failed`].
+    /// Whether a 2xx says that the rows with these numbers were accepted; where it does not, they are in
+    /// [`Gate::take_failed`].
     fn accepted(&self, operation: &str, reply: &Reply, numbers: &[usize], row: Option<&str>) -> Outcome<()> {
         let failure = match reply.verdict(operation, row) {
             Ok(Verdict::Accepted) => return Ok(()),
@@ -425,8 +429,9 @@ impl<'c> Sender<'c> {
         }
     }
 
-    /// One request, tried again while its failure passes soon. `numbers` are those that the caller knows its rows by: where a try
-    /// gets no answer, they are in [`Gate::take_unanswered`]; where the failure may be the fault of one, in [`Gate::take_failed`].
+    /// One request, tried again while its failure passes soon. `numbers` are those that the caller knows its
+    /// rows by: where a try gets no answer, they are in [`Gate::take_unanswered`]; where the failure may be
+    /// the fault of one, in [`Gate::take_failed`].
     async fn attempt(
         &self,
         operation: &str,
@@ -464,7 +469,8 @@ impl<'c> Sender<'c> {
     }
 }
 
-/// What the requests of one delivery know of each other: that one has failed, and when the server wants the next one.
+/// What the requests of one delivery know of each other: that one has failed, and when the server wants the
+/// next one.
 #[derive(Default)]
 struct Gate {
     closed: AtomicBool,

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-/// The shortest value that is taken out of a server's words: a shorter one says nothing, and would tear the words apart.
+/// The shortest value that is taken out of a server's words: a shorter one says nothing, and would tear the
+/// words apart.
 const SHORTEST_VALUE: usize = 4;
 
 /// Messages that are joined at most.
@@ -24,8 +25,8 @@ pub(super) fn words(body: &[u8]) -> Option<String> {
     (!text.trim().is_empty()).then_some(text)
 }
 
-/// The messages of a JSON answer, as servers word them: a text; `error`, `message`, `detail` or `title`, each a text or an
-/// object with a message; and what `errors` lists.
+/// The messages of a JSON answer, as servers word them: a text; `error`, `message`, `detail` or `title`, each
+/// a text or an object with a message; and what `errors` lists.
 pub(super) fn messages(value: &Value) -> Option<String> {
     let fields = match value {
         Value::String(text) => return Some(text.clone()),

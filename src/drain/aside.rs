@@ -28,8 +28,8 @@ const ALONE: u32 = 6;
 /// How long the server's application refuses whatever is sent, before rows are set aside for that.
 const TOLD_ALONE: Duration = Duration::from_secs(2);
 
-/// Rows that are set aside for what the application says while nothing else is accepted, at most: it may be at fault as a whole, and
-/// then all of them come again.
+/// Rows that are set aside for what the application says while nothing else is accepted, at most: it may be
+/// at fault as a whole, and then all of them come again.
 const MOST_UNPROVEN: i64 = 10_000;
 
 /// Rows that are touched again at once: should they fail again, each costs a request of its own, and others
@@ -150,8 +150,8 @@ impl Courier {
         Ok(())
     }
 
-    /// Touches the parents again that the cloud does not list, of rows that were refused for the first time. Only at a server
-    /// without `changes`: it may have a foreign key where the site has one.
+    /// Touches the parents again that the cloud does not list, of rows that were refused for the first time.
+    /// Only at a server without `changes`: it may have a foreign key where the site has one.
     pub(super) async fn bring_parents(&mut self, rows: &[(String, String)]) -> Result<()> {
         let baseline = self
             .hello

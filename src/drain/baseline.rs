@@ -16,8 +16,8 @@ use crate::source::{sent, touch};
 const CHUNK: i64 = 5_000;
 
 impl Courier {
-    /// Notes which rows of entities with a condition go to the cloud, and leaves the deletes of those out that never went. So it does
-    /// for entities whose list is not trusted: a comparison goes by these notes.
+    /// Notes which rows of entities with a condition go to the cloud, and leaves the deletes of those out
+    /// that never went. So it does for entities whose list is not trusted: a comparison goes by these notes.
     pub(super) async fn settle_conditions(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
         let client = self.session.client();
         let mut upserts: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
@@ -58,10 +58,10 @@ impl Courier {
         entity.filter.is_some() || !entity.trust_list
     }
 
-    /// Sees to rows that moved to another entity of the same table: the two may be paths over one table of the cloud's too, and a
-    /// delete under the old path must not take away what was sent under the new one. It goes before that, or is left out where
-    /// the settings say that the new path replaces the row. Where the row's new state is not in this batch, it is touched again
-    /// before the delete goes.
+    /// Sees to rows that moved to another entity of the same table: the two may be paths over one table of
+    /// the cloud's too, and a delete under the old path must not take away what was sent under the new one.
+    /// It goes before that, or is left out where the settings say that the new path replaces the row. Where
+    /// the row's new state is not in this batch, it is touched again before the delete goes.
     async fn settle_moves(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
         let oid = |entity: usize| shapes.tables[entity].oid;
         let siblings = |entity: usize| {

@@ -1,8 +1,9 @@
 //! Files on their way: many small ones at once, one large one beside them.
 //!
-//! Large files go one after another: side by side on a slow uplink that drops, none would come to its end. Small ones do
-//! not wait for them. What a file's turn ended with is kept until it is taken and written down; until then the file is
-//! busy, and has no other turn. After the first sign that the cloud is away nothing new starts, and what is under way ends.
+//! Large files go one after another: side by side on a slow uplink that drops, none would come to its end.
+//! Small ones do not wait for them. What a file's turn ended with is kept until it is taken and written down;
+//! until then the file is busy, and has no other turn. After the first sign that the cloud is away nothing
+//! new starts, and what is under way ends.
 
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ const BUSY: usize = 1024;
 /// How often a missing file is looked for although nothing was seen.
 const MISSING_EVERY: f64 = 60.0;
 
-/// How many seconds a file waits at first that the cloud fails to take (5xx), and one that it refuses (4xx); and any at most.
+/// How many seconds a file waits at first that the cloud fails to take (5xx), and one that it refuses (4xx);
+/// and any at most.
 const FAILING_FIRST: f64 = 10.0;
 const REFUSED_FIRST: f64 = 600.0;
 const FAILING_LAST: f64 = 3600.0;
@@ -85,7 +87,8 @@ impl Later {
         }
     }
 
-    /// The cloud does not take it, while it is there: it is tried again after `first` seconds, then after twice that.
+    /// The cloud does not take it, while it is there: it is tried again after `first` seconds, then after
+    /// twice that.
     fn failing(why: String, first: f64, attempts: i32) -> Self {
         let doubled = first * 2_f64.powi(attempts.clamp(0, 20));
         Self {

@@ -1,14 +1,15 @@
 //! The paths that a column names: one, or a JSON array of them; and where such a path lies on this machine.
 //!
-//! A path counts by what it means below the media root: `./slips//a.jpg` and `<root>/slips/a.jpg` are `slips/a.jpg`.
-//! Nothing outside the root is ever opened, by `..`, by an absolute path, or through a symbolic link.
+//! A path counts by what it means below the media root: `./slips//a.jpg` and `<root>/slips/a.jpg` are
+//! `slips/a.jpg`. Nothing outside the root is ever opened, by `..`, by an absolute path, or through a
+//! symbolic link.
 
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::value::RawValue;
 
-/// The paths in a column's JSON value, in order: a text with one path, a text that holds a JSON array, or an array.
-/// Empty texts and nulls name no file, and keep their place as none.
+/// The paths in a column's JSON value, in order: a text with one path, a text that holds a JSON array, or an
+/// array. Empty texts and nulls name no file, and keep their place as none.
 pub(crate) fn named(value: Option<&RawValue>) -> Named {
     let Some(value) = value.filter(|value| value.get() != "null") else {
         return Named::default();
@@ -59,8 +60,8 @@ impl Named {
 /// The longest path below the root, in bytes. An index of the records holds little more.
 const LONGEST: usize = 2_000;
 
-/// The path as its record has it: below the media root; one that is no path as it is written, so that it is said what is wrong
-/// with it, but no longer than an index can hold.
+/// The path as its record has it: below the media root; one that is no path as it is written, so that it is
+/// said what is wrong with it, but no longer than an index can hold.
 pub(crate) fn recorded(root: &Path, path: String) -> String {
     below(root, &path).unwrap_or_else(|_| match path.char_indices().find(|(at, _)| *at > LONGEST) {
         Some((end, _)) => path[..end].to_owned(),

@@ -1,5 +1,5 @@
-//! What is known of each file that a row names, in the source database: the state outlives the local store, and every
-//! command sees it.
+//! What is known of each file that a row names, in the source database: the state outlives the local store,
+//! and every command sees it.
 
 use tokio_postgres::Client;
 
@@ -91,7 +91,8 @@ pub(super) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f6
     Ok(row.get(0))
 }
 
-/// Locks the files' records in the order of their paths, as all do that lock several. In the caller's transaction.
+/// Locks the files' records in the order of their paths, as all do that lock several. In the caller's
+/// transaction.
 pub(super) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
     client
         .execute(
@@ -171,8 +172,9 @@ pub(super) async fn uploaded(client: &Client, files: &[Done<'_>]) -> Result<()> 
     Ok(())
 }
 
-/// Gives files their turn again whose address is another file's too, with other content: the server keeps one of them. Those that
-/// came just now go under names of their own. In the caller's transaction. Returns their paths.
+/// Gives files their turn again whose address is another file's too, with other content: the server keeps one
+/// of them. Those that came just now go under names of their own. In the caller's transaction. Returns their
+/// paths.
 pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec<String>> {
     let rows = client
         .query(
@@ -317,7 +319,8 @@ pub async fn counts(client: &Client) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Files that the cloud does not take or that cannot be sent, and why, at most `limit`; without videos that are not to be uploaded.
+/// Files that the cloud does not take or that cannot be sent, and why, at most `limit`; without videos that
+/// are not to be uploaded.
 ///
 /// # Errors
 /// The source's.

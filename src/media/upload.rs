@@ -1,7 +1,8 @@
 //! The upload lane: takes the files whose turn has come, and brings each to the cloud once.
 //!
-//! Files go up side by side ([`super::flight`]), and the database is spoken to meanwhile: what has ended is written down
-//! group by group, each group in one transaction, as large as it has become while the one before it was written.
+//! Files go up side by side ([`super::flight`]), and the database is spoken to meanwhile: what has ended is
+//! written down group by group, each group in one transaction, as large as it has become while the one before
+//! it was written.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -295,8 +296,8 @@ impl Desk<'_> {
         records::call(self.session.client(), &changed, 0.0).await
     }
 
-    /// Writes down what files' turns ended with, and touches the rows that name the uploaded ones again. Where a group
-    /// cannot be written as one, for a row that is locked, its files are written one by one.
+    /// Writes down what files' turns ended with, and touches the rows that name the uploaded ones again.
+    /// Where a group cannot be written as one, for a row that is locked, its files are written one by one.
     async fn write_down(&mut self, ended: &[Ended]) -> Result<()> {
         let Err(error) = self.write_group(ended).await else {
             return Ok(());
@@ -363,7 +364,8 @@ impl Desk<'_> {
             }
             let references = records::references(client, &paths).await?;
             for (place, entity) in self.uploads.catalogue.entities().iter().enumerate() {
-                // A row that was noted before the entity's key columns changed is no longer found by that key.
+                // A row that was noted before the entity's key columns changed is no longer found by that
+                // key.
                 let keys: Vec<&str> = references
                     .iter()
                     .filter(|(name, _)| *name == entity.name)

@@ -1,7 +1,8 @@
 //! Adds URLs to rows on their way, and notes which rows name which files.
 //!
-//! The URL column is always part of a row that has files, null where the file is not uploaded, so that a row reads the
-//! same whether it is delivered or compared. Where it is the file column itself, the site's own value stands in it until then.
+//! The URL column is always part of a row that has files, null where the file is not uploaded, so that a row
+//! reads the same whether it is delivered or compared. Where it is the file column itself, the site's own
+//! value stands in it until then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -115,7 +116,8 @@ fn is_held(root: &Path, entity: &Entity, named: &[Named], urls: &Urls) -> bool {
     })
 }
 
-/// Notes which files the batch's accepted rows name. Called once the cloud has accepted them, before the checkpoint.
+/// Notes which files the batch's accepted rows name. Called once the cloud has accepted them, before the
+/// checkpoint.
 ///
 /// # Errors
 /// The source's.
@@ -170,8 +172,8 @@ pub async fn note_references(
         )
         .await
         .map_err(|error| Error::postgres("note the rows that name files", error))?;
-    // From here on an upload touches these rows again. One that is being written down at this moment may have looked for
-    // them before they were noted: the lock waits for it, and what it wrote is made up for.
+    // From here on an upload touches these rows again. One that is being written down at this moment may have
+    // looked for them before they were noted: the lock waits for it, and what it wrote is made up for.
     let urls = known_urls(client, root, &rows, URLS_SETTLED).await?;
     for NamedRow { nth, named } in &rows {
         let change = &batch.changes()[*nth];

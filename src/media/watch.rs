@@ -1,7 +1,7 @@
 //! Watches the media root: says which files came or changed, and which are being written.
 //!
-//! A finished file shows as a close after writing, or as a rename into the folder. Between its first sign and that a file
-//! counts as being written. Where the watch breaks or overflows, everything is looked at again.
+//! A finished file shows as a close after writing, or as a rename into the folder. Between its first sign and
+//! that a file counts as being written. Where the watch breaks or overflows, everything is looked at again.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

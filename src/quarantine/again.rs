@@ -71,7 +71,8 @@ pub(crate) async fn put_off(client: &Client, rows: &[(String, String)]) -> Resul
     Ok(())
 }
 
-/// Rows that are in quarantine for another reason than a refusal, by their places among those that were asked for.
+/// Rows that are in quarantine for another reason than a refusal, by their places among those that were asked
+/// for.
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
     /// They are touched again by themselves, and are expected to fail.
@@ -133,8 +134,8 @@ pub async fn add(client: &Client, entity: &str, key: &str) -> Result<()> {
     Ok(())
 }
 
-/// The images of first refusals of these rows, by entity and key: what they lack may be brought to the cloud before they are tried
-/// again.
+/// The images of first refusals of these rows, by entity and key: what they lack may be brought to the cloud
+/// before they are tried again.
 ///
 /// # Errors
 /// The source's.

@@ -1,12 +1,17 @@
-//! Rows that the cloud refused for good, or that cannot be read, kept durably in the source database until someone decides.
+//! Rows that the cloud refused for good, or that cannot be read, kept durably in the source database until
+//! someone decides.
 //!
-//! One entry a row: its last refusal. A later change of the row that the cloud accepts supersedes the entry and takes it away.
-//! What failed rather than was refused, by 5xx or a firewall's 403, is touched again by itself: [`due`].
-//! `retry` touches the row again, so that its present state travels the same road as any change; the entry stays until the
-//! cloud has accepted. What was refused for want of a parent row is retried by itself when the parent is accepted: [`orphans`].
+//! One entry a row: its last refusal. A later change of the row that the cloud accepts supersedes the entry
+//! and takes it away. What failed rather than was refused, by 5xx or a firewall's 403, is touched again by
+//! itself: [`due`].
+//! `retry` touches the row again, so that its present state travels the same road as any change; the entry
+//! stays until the cloud has accepted. What was refused for want of a parent row is retried by itself when
+//! the parent is accepted: [`orphans`].
 //!
-//! A server without `changes` may refuse a row because an earlier request of another row arrived late. There a first refusal is
-//! *provisional*: it is kept, but the row counts as quarantined only when it is refused again behind the rest of its window.
+//! A server without `changes` may refuse a row because an earlier request of another row arrived late. There
+//! a first refusal is
+//! *provisional*: it is kept, but the row counts as quarantined only when it is refused again behind the rest
+//! of its window.
 
 mod again;
 pub mod orphans;
@@ -41,8 +46,8 @@ pub struct Entry {
     pub position: i64,
     /// `u` upsert, `d` delete, `t` truncate, `r` cannot be read.
     pub op: String,
-    /// The HTTP status or the receiver's code; 0 for a row that cannot be read, 1 for one that was set aside by hand, 2 for such a
-    /// one that is sent again.
+    /// The HTTP status or the receiver's code; 0 for a row that cannot be read, 1 for one that was set aside
+    /// by hand, 2 for such a one that is sent again.
     pub code: i32,
     /// The cloud's words.
     pub error: String,
@@ -69,8 +74,8 @@ const BY_HAND: i32 = 1;
 /// The code of such a row that is to be sent again.
 const RELEASED: i32 = 2;
 
-/// How long a row waits in quarantine for the first time before it is touched again by itself; then twice as long each time, up
-/// to an hour.
+/// How long a row waits in quarantine for the first time before it is touched again by itself; then twice as
+/// long each time, up to an hour.
 pub const FIRST_WAIT: Duration = Duration::from_secs(10);
 
 /// How many rows are put forward for each that the cloud accepts unchanged.
@@ -96,11 +101,12 @@ pub struct Settled {
     pub put_forward: bool,
 }
 
-/// Keeps the batch's refused changes, and takes away the entries that its accepted ones supersede, while `term` is the term
-/// of the drain. Must succeed before the batch's checkpoint is committed. Where a first refusal is `provisional`, the caller
-/// touches these rows again.
+/// Keeps the batch's refused changes, and takes away the entries that its accepted ones supersede, while
+/// `term` is the term of the drain. Must succeed before the batch's checkpoint is committed. Where a first
+/// refusal is `provisional`, the caller touches these rows again.
 ///
-/// Nothing is remembered from batch to batch: others write here too, and the quarantine may be larger than memory.
+/// Nothing is remembered from batch to batch: others write here too, and the quarantine may be larger than
+/// memory.
 ///
 /// # Errors
 /// The source's, and that another drain has begun a term.
@@ -201,8 +207,9 @@ async fn occupied(client: &Client, catalogue: &Catalogue) -> Result<Vec<usize>> 
     Ok(rows.iter().filter_map(|row| catalogue.find(row.get(0))).collect())
 }
 
-/// Takes away what the batch's settled changes supersede: each that of its row, a truncate all of its entity. Returns how many rows
-/// the cloud has accepted as they were when they failed: it was at fault, and may take others now.
+/// Takes away what the batch's settled changes supersede: each that of its row, a truncate all of its entity.
+/// Returns how many rows the cloud has accepted as they were when they failed: it was at fault, and may take
+/// others now.
 async fn release(
     client: &Client,
     term: i64,
@@ -320,8 +327,8 @@ pub async fn counts(client: &Client) -> Result<Vec<(String, u64)>> {
         .collect())
 }
 
-/// The next entries after an entity and key, in the order of the entities and of their keys' hashes, so many at most: to go
-/// through all of them with bounded memory, whatever becomes of them meanwhile.
+/// The next entries after an entity and key, in the order of the entities and of their keys' hashes, so many
+/// at most: to go through all of them with bounded memory, whatever becomes of them meanwhile.
 ///
 /// # Errors
 /// The source's.
@@ -392,8 +399,8 @@ fn entry(row: &tokio_postgres::Row, image: Option<String>) -> Entry {
     }
 }
 
-/// Touches the entries' rows again, so that their present states are delivered. Returns how many. A refused truncate is passed
-/// over: sent now, it would delete rows that came after it.
+/// Touches the entries' rows again, so that their present states are delivered. Returns how many. A refused
+/// truncate is passed over: sent now, it would delete rows that came after it.
 ///
 /// # Errors
 /// The source's.

@@ -1,8 +1,9 @@
 //! Rows that wait in quarantine for a parent: they are touched again when the cloud has accepted the parent.
 //!
-//! Which row is whose parent is read from the source's foreign keys, and from the rows: of the refused child as it was
-//! refused, of the accepted parent as it was sent. A child that is refused again and again although its parent comes is
-//! left alone for an hour after its tenth refusal, so that a row which is bad for another reason costs no more than that.
+//! Which row is whose parent is read from the source's foreign keys, and from the rows: of the refused child
+//! as it was refused, of the accepted parent as it was sent. A child that is refused again and again although
+//! its parent comes is left alone for an hour after its tenth refusal, so that a row which is bad for another
+//! reason costs no more than that.
 
 use std::collections::BTreeMap;
 
@@ -67,8 +68,8 @@ impl Orphans {
         })
     }
 
-    /// The keys of the parents of refused rows, by the parents' entities. `images` are the rows' entities and the rows as they were
-    /// refused. Only parents that are referred to by their entity's key.
+    /// The keys of the parents of refused rows, by the parents' entities. `images` are the rows' entities and
+    /// the rows as they were refused. Only parents that are referred to by their entity's key.
     pub(crate) fn parents(
         &self,
         catalogue: &Catalogue,
@@ -93,8 +94,9 @@ impl Orphans {
         parents
     }
 
-    /// Touches the quarantined rows again whose parents are among the batch's accepted rows. `occupied` are the entities
-    /// that have entries in quarantine, `numbers` the entities' numbers in the outbox. Returns how many.
+    /// Touches the quarantined rows again whose parents are among the batch's accepted rows. `occupied` are
+    /// the entities that have entries in quarantine, `numbers` the entities' numbers in the outbox. Returns
+    /// how many.
     ///
     /// # Errors
     /// The source's.
@@ -133,7 +135,8 @@ impl Orphans {
     }
 }
 
-/// The key of the parent that a row refers to, a JSON object; none where it refers to none, or not by the key.
+/// The key of the parent that a row refers to, a JSON object; none where it refers to none, or not by the
+/// key.
 fn referred_key(reference: &Reference, key: &[String], image: &str) -> Option<String> {
     let values = pick(image, &reference.columns).ok()?;
     let mut pairs = Vec::with_capacity(key.len());

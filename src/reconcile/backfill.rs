@@ -1,8 +1,9 @@
 //! Backfill: pushes the rows that stood before capture, within each entity's retention, once.
 //!
-//! It walks the pages of each table and touches the rows that the cloud does not hold; the drain delivers them among the other
-//! changes. It goes on where it was interrupted, since how far each entity has come is kept in the source database: a page is
-//! behind it once the drain has settled the rows that were touched up to there.
+//! It walks the pages of each table and touches the rows that the cloud does not hold; the drain delivers
+//! them among the other changes. It goes on where it was interrupted, since how far each entity has come is
+//! kept in the source database: a page is behind it once the drain has settled the rows that were touched up
+//! to there.
 
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -240,7 +241,8 @@ impl Progress {
         Ok(())
     }
 
-    /// The page of the leaf to begin at; none where the leaf is behind. A leaf whose file is another one has other pages.
+    /// The page of the leaf to begin at; none where the leaf is behind. A leaf whose file is another one has
+    /// other pages.
     fn begins(&self, leaf: &Leaf) -> Option<u64> {
         match leaf.oid.cmp(&self.relid) {
             std::cmp::Ordering::Less => None,

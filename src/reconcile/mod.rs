@@ -1,8 +1,8 @@
 //! Sync and backfill: what the cloud lacks is found by comparing, and brought there.
 //!
-//! Repair goes the same road as any change: a row that the cloud lacks, or has in another state, is touched again in the
-//! outbox, and the drain delivers its present state. Touches are paced: after [`PACE`] of them the pass waits until these are
-//! delivered, so that live changes do not wait behind them.
+//! Repair goes the same road as any change: a row that the cloud lacks, or has in another state, is touched
+//! again in the outbox, and the drain delivers its present state. Touches are paced: after [`PACE`] of them
+//! the pass waits until these are delivered, so that live changes do not wait behind them.
 //!
 //! An entity that fails is reported and the next one goes on.
 
@@ -81,8 +81,8 @@ pub struct Reconcile {
 }
 
 impl Reconcile {
-    /// Connects with the source, and asks the cloud what it can do. `patience` is how long the drain may be unwell before
-    /// an entity is given up.
+    /// Connects with the source, and asks the cloud what it can do. `patience` is how long the drain may be
+    /// unwell before an entity is given up.
     ///
     /// # Errors
     /// The source's or the cloud's.
@@ -128,10 +128,10 @@ impl Reconcile {
 
     /// Compares the entities at `places` with the cloud, in push order, and pushes what it lacks.
     ///
-    /// Where the cloud tells a row's content, a row that differs is pushed too, and a row that the site has not is deleted
-    /// where deletes propagate. Where it tells only keys, a row with a known key counts as held; `force` pushes it all the
-    /// same. The report has every row of these entities that the cloud accepted since `recording` began, also those that waited
-    /// before.
+    /// Where the cloud tells a row's content, a row that differs is pushed too, and a row that the site has
+    /// not is deleted where deletes propagate. Where it tells only keys, a row with a known key counts as
+    /// held; `force` pushes it all the same. The report has every row of these entities that the cloud
+    /// accepted since `recording` began, also those that waited before.
     pub async fn sync(
         &self,
         places: &[usize],
@@ -166,8 +166,8 @@ impl Reconcile {
         report
     }
 
-    /// Syncs one entity. Where its content was compared, or pushed without asking, that closes its gap: what the cloud lacked
-    /// lies in the outbox now.
+    /// Syncs one entity. Where its content was compared, or pushed without asking, that closes its gap: what
+    /// the cloud lacked lies in the outbox now.
     async fn sync_closing(
         &self,
         place: usize,
@@ -208,7 +208,8 @@ impl Reconcile {
         }))
     }
 
-    /// Compares one entity. Returns whether all of it was compared: where the drain does not get on, the rest is left.
+    /// Compares one entity. Returns whether all of it was compared: where the drain does not get on, the rest
+    /// is left.
     async fn sync_one(
         &self,
         place: usize,
@@ -349,9 +350,9 @@ impl Reconcile {
         Ok(found)
     }
 
-    /// Notes which of the site's rows the cloud holds, of whatever age: when a row no longer meets the entity's condition, the
-    /// drain deletes it from a server without `changes` only where it is noted. Nothing else knows of rows that went there
-    /// before this site was replicated.
+    /// Notes which of the site's rows the cloud holds, of whatever age: when a row no longer meets the
+    /// entity's condition, the drain deletes it from a server without `changes` only where it is noted.
+    /// Nothing else knows of rows that went there before this site was replicated.
     async fn note_held(&self, place: usize) -> Result<()> {
         let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
         let client = self.session.client();
@@ -375,8 +376,8 @@ impl Reconcile {
         Ok(())
     }
 
-    /// The columns whose content is compared; none where the server tells keys only. An excluded column is among them: the
-    /// site's row has no value there, so that a cloud which still holds one differs.
+    /// The columns whose content is compared; none where the server tells keys only. An excluded column is
+    /// among them: the site's row has no value there, so that a cloud which still holds one differs.
     fn compared(&self, entity: &Entity, table: &Table) -> Option<Vec<String>> {
         self.capabilities.changes.then(|| {
             let sent = wire_schema(entity, table)
@@ -390,8 +391,8 @@ impl Reconcile {
         })
     }
 
-    /// The keys of these rows that are to be touched: those that the cloud lacks, holds in another state, or should not hold.
-    /// Takes the rows out of `held`.
+    /// The keys of these rows that are to be touched: those that the cloud lacks, holds in another state, or
+    /// should not hold. Takes the rows out of `held`.
     async fn differing(
         &self,
         place: usize,
@@ -440,7 +441,8 @@ impl Reconcile {
         Ok(keys)
     }
 
-    /// Touches what the cloud holds and the comparison has not met: `extra`. A row that is there after all is only sent again.
+    /// Touches what the cloud holds and the comparison has not met: `extra`. A row that is there after all is
+    /// only sent again.
     async fn touch_extra(
         &self,
         place: usize,

@@ -1,8 +1,8 @@
 //! The report of a sync, the same from the API, the command line and the library.
 //!
-//! Every entity of the catalogue is always in it, in push order. It succeeded where it has no error. A row's key is
-//! told as it stands in the row: a number or a text for a key of one column, an object for a composite one. Keys stay
-//! the text that the database wrote, so that no number loses a digit.
+//! Every entity of the catalogue is always in it, in push order. It succeeded where it has no error. A row's
+//! key is told as it stands in the row: a number or a text for a key of one column, an object for a composite
+//! one. Keys stay the text that the database wrote, so that no number loses a digit.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -105,7 +105,8 @@ impl SyncReport {
         }
     }
 
-    /// Notes that a row of the entity at `place` in the catalogue was pushed. `key` is its key as a JSON object.
+    /// Notes that a row of the entity at `place` in the catalogue was pushed. `key` is its key as a JSON
+    /// object.
     ///
     /// # Errors
     /// The key is no JSON object.

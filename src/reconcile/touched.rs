@@ -1,4 +1,5 @@
-//! The rows of one entity that a pass has touched: written to the outbox, and waited for until the drain has settled them.
+//! The rows of one entity that a pass has touched: written to the outbox, and waited for until the drain has
+//! settled them.
 
 use std::time::Duration;
 
@@ -139,8 +140,8 @@ fn tell(refused: Refused, entity: &str, report: &mut SyncReport) {
 }
 
 impl Reconcile {
-    /// Leaves rows out that were refused since the pass began, by the drain beside it, and tells them to the report: they have had
-    /// their try.
+    /// Leaves rows out that were refused since the pass began, by the drain beside it, and tells them to the
+    /// report: they have had their try.
     pub(super) async fn without_refused(
         &self,
         place: usize,
@@ -159,8 +160,8 @@ impl Reconcile {
         Ok(left)
     }
 
-    /// Waits until what waits in the outbox now is delivered, or the drain is not well: a row on its way is no row that the
-    /// cloud lacks, and would be sent twice.
+    /// Waits until what waits in the outbox now is delivered, or the drain is not well: a row on its way is
+    /// no row that the cloud lacks, and would be sent twice.
     pub(super) async fn let_drain(&self) -> Result<()> {
         let failed = |error| Error::postgres("see what is on its way", error);
         let client = self.session.client();
@@ -169,7 +170,8 @@ impl Reconcile {
             .await
             .map_err(failed)?;
         let now = row.get::<_, i64>(0) as u64;
-        // A drain that found nothing more has no checkpoint that would see this transaction: then nothing waits.
+        // A drain that found nothing more has no checkpoint that would see this transaction: then nothing
+        // waits.
         let idle = async {
             let mut pause = Duration::from_millis(50);
             loop {

@@ -1,6 +1,7 @@
 //! `check --cloud`: what the cloud's server is like, line by line, and which settings it needs.
 //!
-//! Nothing there is changed: lists are read, a bulk request has no rows, and methods are asked for by `OPTIONS`.
+//! Nothing there is changed: lists are read, a bulk request has no rows, and methods are asked for by
+//! `OPTIONS`.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -138,7 +139,7 @@ async fn capabilities(settings: &Settings, cloud: &Cloud, used: Capabilities) ->
 
 /// What was seen of a list.
 #[derive(Default)]
-struct Seen {
+struct SeenList {
     rows: u64,
     without_key: u64,
     names: Vec<String>,
@@ -146,7 +147,7 @@ struct Seen {
     dates: BTreeMap<String, (Date, Date)>,
 }
 
-impl Seen {
+impl SeenList {
     fn note(&mut self, row: &str, key: &[String]) {
         self.rows += 1;
         if self.rows as usize > LOOKED_AT {
@@ -185,7 +186,7 @@ async fn list(cloud: &Cloud, place: usize, entity: &Entity, capabilities: Capabi
     let subject = format!("list of {}", entity.name);
     let key = entity.cloud_key();
     let days = entity.window.as_ref().map(|window| window.days);
-    let mut seen = Seen::default();
+    let mut seen = SeenList::default();
     let began = Instant::now();
     let listed = cloud.list(place, days, |row| {
         seen.note(row.get(), &key);
@@ -225,7 +226,7 @@ async fn list(cloud: &Cloud, place: usize, entity: &Entity, capabilities: Capabi
     }
 }
 
-fn without_key(entity: &Entity, key: &[String], seen: &Seen) -> Error {
+fn without_key(entity: &Entity, key: &[String], seen: &SeenList) -> Error {
     let cause = format!(
         "{} of its rows have no {}; a row has {}",
         seen.without_key,
@@ -239,7 +240,7 @@ fn without_key(entity: &Entity, key: &[String], seen: &Seen) -> Error {
 }
 
 /// Advice where the list has rows that are older by the window's column than what was asked for.
-fn otherwise_counted(entity: &Entity, seen: &Seen) -> Option<String> {
+fn otherwise_counted(entity: &Entity, seen: &SeenList) -> Option<String> {
     let window = entity
         .window
         .as_ref()

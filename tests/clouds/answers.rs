@@ -1,4 +1,5 @@
-//! Answers that accept nothing, rows that are set aside, parents that the cloud lacks, files that share an address.
+//! Answers that accept nothing, rows that are set aside, parents that the cloud lacks, files that share an
+//! address.
 
 use cloud_sync::quarantine;
 use cloud_sync::source::{describe, install};

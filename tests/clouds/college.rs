@@ -1,5 +1,5 @@
-//! The college of the old script at the server of the old script: 14 tables, 20,000 rows, refused rows, a firewall, files that are
-//! too large.
+//! The college of the old script at the server of the old script: 14 tables, 20,000 rows, refused rows, a
+//! firewall, files that are too large.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! The program serves each kind of server: rows, updates, deletes, moves between two paths, files, refused rows, and a sync that
-//! finds nothing to do.
+//! The program serves each kind of server: rows, updates, deletes, moves between two paths, files, refused
+//! rows, and a sync that finds nothing to do.
 
 use cloud_sync::control::StatusReport;
 use cloud_sync::quarantine;

@@ -1,5 +1,5 @@
-//! Cloud servers that sites have: what the one for tests does by its switches, whether the program serves each of them, and the
-//! smallest ones in `examples/servers`.
+//! Cloud servers that sites have: what the one for tests does by its switches, whether the program serves
+//! each of them, and the smallest ones in `examples/servers`.
 
 mod answers;
 mod college;
