@@ -334,11 +334,22 @@ mod tests {
                 "turn the server's display",
             ),
             ("Warning: x [1] {\"success\":true}", "something before the JSON"),
-            ("\u{1f}\u{8b}\u{8}", "no JSON"),
             ("{\"success\":tr", "no JSON"),
         ] {
             let failure = reply(body).verdict("push", None).unwrap_err().to_string();
             assert!(failure.contains(said), "{body}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_body_that_was_not_asked_for_is_said() {
+        for body in [&[0x1f, 0x8b, 8, 0][..], &[0x28, 0xb5, 0x2f, 0xfd]] {
+            let reply = Reply {
+                body: Bytes::copy_from_slice(body),
+                ..reply("")
+            };
+            let failure = reply.verdict("push", None).unwrap_err().to_string();
+            assert!(failure.contains("compressed"), "{failure}");
         }
     }
 

@@ -326,6 +326,7 @@ impl<'c> Sender<'c> {
         let path = self.cloud.entity(entity).bulk_path();
         let mut fates = Vec::with_capacity(rows.len());
         let mut pieces = vec![rows.as_slice()];
+        let mut told = None;
         while let Some(piece) = pieces.pop() {
             if piece.is_empty() {
                 continue;
@@ -393,8 +394,11 @@ impl<'c> Sender<'c> {
                 ([(nth, row)], None) => {
                     let (mut fate, end) = self.post(operation, entity, *nth, row.clone()).await;
                     fates.append(&mut fate);
-                    if end.is_err() {
-                        return (fates, end);
+                    match end {
+                        // The other pieces have had nothing to do with it.
+                        Err(failure) if failure.is_told() => drop(told.get_or_insert(failure)),
+                        Err(failure) => return (fates, Err(failure)),
+                        Ok(()) => {}
                     }
                 }
                 _ => {
@@ -404,7 +408,7 @@ impl<'c> Sender<'c> {
                 }
             }
         }
-        (fates, Ok(()))
+        (fates, told.map_or(Ok(()), Err))
     }
 
     async fn delete_one(
