@@ -19,6 +19,7 @@ use secrecy::SecretString;
 
 use crate::abort;
 use crate::batch::Batch;
+use crate::catalogue::server::Unconfirmed;
 use crate::catalogue::{Catalogue, Deletes, Entity};
 use crate::change::{Cause, Change, Op, Position};
 use crate::deliver::{Capabilities, Cloud, Origin};
@@ -278,7 +279,10 @@ impl Reconcile {
         abort::point("after a sync's capture");
         // Whatever becomes of the drain, all that was found lies in the outbox.
         let gets_on = touched.settle_reporting(report).await?;
-        if gets_on && columns.is_none() && entity.trust_list && !sample.is_empty() {
+        // A row that waits for its file was not accepted.
+        let mut files = entity.files.iter();
+        let holds = files.any(|file| file.until_uploaded == Some(Unconfirmed::Hold));
+        if gets_on && columns.is_none() && entity.trust_list && !holds && !sample.is_empty() {
             self.must_list(place, pass.days, &sample, report).await?;
         }
         Ok(true)
