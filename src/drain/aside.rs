@@ -136,7 +136,7 @@ impl Courier {
         self.bring_parents(&due.rows).await?;
         touch::rows(client, &self.catalogue, &due.rows).await?;
         quarantine::put_off(client, &due.rows).await?;
-        self.failing = due.all;
+        (self.failing, self.by_hand) = (due.all, due.by_hand);
         // More may be due.
         let next = if due.rows.len() as i64 == chunk {
             Some(1.0)

@@ -83,6 +83,9 @@ pub(super) struct Courier {
     pub(super) refused_backoff: Backoff,
     /// How many rows are in quarantine whose requests failed.
     pub(super) failing: i64,
+    /// How many rows are in quarantine since an operator has set them aside. While there are any, no batch is
+    /// sent behind another: each is looked at first.
+    pub(super) by_hand: i64,
     /// Whether a row that had failed was accepted unchanged, since rows were last touched again.
     pub(super) mended: bool,
     /// Since when the server's application has refused whatever was sent, in words.
@@ -128,6 +131,7 @@ impl Courier {
             announced: Arc::new(Announced::new(drain.catalogue.clone(), refused)),
             refused_backoff: Backoff::within(Duration::from_millis(500), Duration::from_secs(30)),
             failing: 0,
+            by_hand: 0,
             mended: false,
             told_since: None,
             set_aside_alone: false,
@@ -187,7 +191,7 @@ impl Courier {
                 return Ok(Ended::Stopped);
             };
             self.shapes = Some(portion.shapes.clone());
-            let numbering = self.numbering.clone();
+            let numbering = self.numbering.clone().filter(|_| self.by_hand == 0);
             let ended = tokio::select! {
                 biased;
                 ended = self.persist(&mut portion, sent, shutdown) => ended?,

@@ -15,6 +15,8 @@ pub(crate) struct Due {
     pub(crate) next: Option<f64>,
     /// How many there are in all, with those that were set aside by hand.
     pub(crate) all: i64,
+    /// How many of them were set aside by hand.
+    pub(crate) by_hand: i64,
 }
 
 /// Looks for rows that are to be touched again by themselves.
@@ -24,8 +26,8 @@ pub(crate) struct Due {
 pub(crate) async fn due(client: &Client, limit: i64) -> Result<Due> {
     let all = client
         .query_one(
-            "select extract(epoch from min(next_attempt) filter (where next_attempt > now()) - now())::float8, count(*) \
-             from cloud_sync.quarantine where next_attempt is not null or code = $1",
+            "select extract(epoch from min(next_attempt) filter (where next_attempt > now()) - now())::float8, count(*), \
+             count(*) filter (where code = $1) from cloud_sync.quarantine where next_attempt is not null or code = $1",
             &[&BY_HAND],
         )
         .await
@@ -33,6 +35,7 @@ pub(crate) async fn due(client: &Client, limit: i64) -> Result<Due> {
     let mut due = Due {
         next: all.get(0),
         all: all.get(1),
+        by_hand: all.get(2),
         ..Due::default()
     };
     if due.all > 0 {

@@ -220,3 +220,27 @@ async fn keys_as_long_as_an_index_can_hold_stop_nothing() {
     assert_eq!(held("v = 'short'").await.len(), 3);
     case.running.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_was_set_aside_by_hand_is_in_no_batch() {
+    let case = Case::start("by_hand_batch", TABLE, &entity("x", "t", &["id"], "")).await;
+    quarantine::add(&case.site.client, "x", "{\"id\":3}")
+        .await
+        .unwrap();
+    // A sync has the replicator look.
+    case.nothing_to_sync().await;
+    for round in 0..5 {
+        case.run(&format!(
+            "insert into t select n, 'v{round}' from generate_series(1, 2000) n on conflict (id) do update set v = excluded.v"
+        ))
+        .await;
+    }
+    case.running
+        .until("still", |status| {
+            status.quarantine == Some(1) && status.lag.is_some_and(|lag| lag.changes == 0)
+        })
+        .await;
+    assert_eq!(texts(&case.there, "cloud.x", "id", "true").await.len(), 1999);
+    assert!(texts(&case.there, "cloud.x", "id", "id = 3").await.is_empty());
+    case.running.end().await;
+}
