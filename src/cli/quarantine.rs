@@ -160,7 +160,8 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
                 &json!({"success": true, "entity": entity, "key": key}),
                 |_| {
                     format!(
-                        "row {key} of {entity} is set aside: `cloud-sync quarantine retry` sends it again"
+                        "row {key} of {entity} is set aside, within a minute where a replicator runs: \
+                         `cloud-sync quarantine retry` sends it again"
                     )
                 },
             )?;
