@@ -12,6 +12,7 @@ use rustls::CertificateError;
 use url::Url;
 
 use super::failure::Failure;
+use super::link::host;
 use crate::error::{Kind, chain};
 
 const NETWORK: &str =
@@ -41,12 +42,12 @@ impl EnvironmentProxy {
     /// The one that requests to this URL go through; none where there is none, or `NO_PROXY` excepts the host.
     pub(super) fn of(url: &Url, variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let host = url.host_str()?;
+        let own = url.host_str()?;
         let excepted = set("no_proxy").or_else(|| set("NO_PROXY")).unwrap_or_default();
         let mut excepted = excepted
             .split(',')
             .map(|name| name.trim().trim_start_matches('.'));
-        if excepted.any(|name| name == "*" || host == name || host.ends_with(&format!(".{name}"))) {
+        if excepted.any(|name| name == "*" || own == name || own.ends_with(&format!(".{name}"))) {
             return None;
         }
         let names = match url.scheme() {
@@ -54,14 +55,13 @@ impl EnvironmentProxy {
             _ => ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"],
         };
         let (variable, value) = names.into_iter().find_map(|name| Some((name, set(name)?)))?;
-        let proxy = Url::parse(&value)
-            .or_else(|_| Url::parse(&format!("http://{value}")))
-            .ok()?;
-        let address = match (proxy.host_str()?, proxy.port()) {
-            (host, Some(port)) => format!("{host}:{port}"),
-            (host, None) => host.to_owned(),
-        };
-        Some(Self { variable, address })
+        // Without a scheme, the host's name is read as one.
+        let proxy = Url::parse(&value).ok().filter(Url::has_host);
+        let proxy = proxy.or_else(|| Url::parse(&format!("http://{value}")).ok())?;
+        Some(Self {
+            variable,
+            address: host(&proxy),
+        })
     }
 
     /// What became of a request that did not get to it.
@@ -267,5 +267,36 @@ mod tests {
         remedies.sort_unstable();
         remedies.dedup();
         assert_eq!(remedies.len(), 6);
+    }
+
+    #[test]
+    fn the_environments_proxy_is_named_without_its_credentials() {
+        let of = |url: &str, set: &[(&str, &str)]| {
+            EnvironmentProxy::of(&url.parse().unwrap(), |name| {
+                let found = set.iter().find(|(other, _)| *other == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let set = [
+            ("HTTPS_PROXY", "http://user:secret@10.0.0.1:3128"),
+            ("http_proxy", "squid:3128"),
+        ];
+        let told = of("https://cloud.example/api", &set)
+            .unwrap()
+            .unreached("push", "refused")
+            .to_string();
+        assert!(
+            told.contains("the proxy 10.0.0.1:3128 that HTTPS_PROXY names") && !told.contains("secret"),
+            "{told}"
+        );
+        assert_eq!(
+            of("http://cloud.example/api", &set).unwrap().address,
+            "squid:3128"
+        );
+        assert_eq!(of("https://cloud.example/api", &[]), None);
+        for except in ["*", "cloud.example", "other, .example"] {
+            let set = [("all_proxy", "http://10.0.0.1"), ("no_proxy", except)];
+            assert_eq!(of("https://cloud.example/api", &set), None, "{except}");
+        }
     }
 }

@@ -398,7 +398,8 @@ fn target(response: &Response) -> Option<Url> {
     response.url().join(target).ok()
 }
 
-fn host(address: &Url) -> String {
+/// The host of an address, and its port where that is not the usual one.
+pub(super) fn host(address: &Url) -> String {
     let host = address.host_str().unwrap_or_default();
     match address.port() {
         Some(port) => format!("{host}:{port}"),
