@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::change::{Change, Position};
-use crate::latency::Answered;
-use crate::media::Named;
+use crate::latency::AnswerTimes;
+use crate::media::NamedFile;
 
 /// What became of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,8 +69,8 @@ pub struct Batch {
     untold: Vec<usize>,
     unanswered: Vec<(usize, Box<str>)>,
     failing: HashMap<usize, Failing>,
-    named: HashMap<usize, Vec<Named>>,
-    answered: Option<Answered>,
+    named: HashMap<usize, Vec<NamedFile>>,
+    answered: Option<AnswerTimes>,
 }
 
 impl Batch {
@@ -126,12 +126,12 @@ impl Batch {
     }
 
     /// Notes what the file columns of the `nth` change name, where their values are no longer the site's own.
-    pub(crate) fn note_named(&mut self, nth: usize, named: Vec<Named>) {
+    pub(crate) fn note_named(&mut self, nth: usize, named: Vec<NamedFile>) {
         self.named.insert(nth, named);
     }
 
     /// What was noted so.
-    pub(crate) fn named(&self, nth: usize) -> Option<&[Named]> {
+    pub(crate) fn named(&self, nth: usize) -> Option<&[NamedFile]> {
         self.named.get(&nth).map(Vec::as_slice)
     }
 
@@ -243,12 +243,12 @@ impl Batch {
     }
 
     /// Notes how long the cloud took to answer a request with some of the changes.
-    pub fn note_answer(&mut self, answer: Answered) {
+    pub fn note_answer(&mut self, answer: AnswerTimes) {
         self.answered = Some(self.answered.unwrap_or_default().and(answer));
     }
 
     /// All the answers together; none where nothing was answered.
-    pub fn answered(&self) -> Option<Answered> {
+    pub fn answered(&self) -> Option<AnswerTimes> {
         self.answered
     }
 

@@ -26,7 +26,7 @@ pub enum Deletes {
 /// Bounds backfill and sync to rows whose `column` is at most `days` old.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Window {
+pub struct Retention {
     /// A `timestamptz`, `timestamp` or `date` column of the table.
     pub column: String,
     /// Age in days.
@@ -73,7 +73,7 @@ pub struct Entity {
     pub path: String,
     /// The retention window; none means every row.
     #[serde(default)]
-    pub window: Option<Window>,
+    pub window: Option<Retention>,
     /// Columns that are never read, and so never leave the site.
     #[serde(default)]
     pub exclude: Vec<String>,
@@ -147,7 +147,7 @@ impl Entity {
     }
 
     fn window(mut self, days: u32) -> Self {
-        self.window = Some(Window {
+        self.window = Some(Retention {
             column: "created_at".to_owned(),
             days,
             cloud_days_by: None,

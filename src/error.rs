@@ -47,9 +47,9 @@ pub enum Class {
 }
 
 /// An error: what was tried, on what, why it failed, and the remedy.
-pub struct Error(Box<Inner>);
+pub struct Error(Box<ErrorInner>);
 
-struct Inner {
+struct ErrorInner {
     kind: Kind,
     operation: String,
     cause: String,
@@ -61,7 +61,7 @@ struct Inner {
 impl Error {
     /// An error of `kind` while doing `operation` (for instance `read table tbl_room`), because of `cause`.
     pub fn new(kind: Kind, operation: impl Into<String>, cause: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
+        Self(Box::new(ErrorInner {
             kind,
             operation: operation.into(),
             cause: cause.into(),

@@ -16,32 +16,32 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use serde_json::value::RawValue;
 
-use crate::deliver::{Cloud, Outcome};
+use crate::deliver::{Cloud, CloudResult};
 use crate::error::{Error, Kind, Result};
 use crate::fields::{pick, plain};
 
 /// The rows that the cloud holds of one entity.
 #[derive(Debug)]
-pub struct Held {
+pub struct CloudRows {
     key: Vec<String>,
-    rows: Rows,
+    rows: RowSet,
 }
 
 #[derive(Debug)]
-enum Rows {
-    Keys(HashSet<Id, Plain>),
+enum RowSet {
+    Keys(HashSet<KeyHash, KeyHashBuilder>),
     Contents {
         columns: Vec<String>,
-        digests: HashMap<Id, u64, Plain>,
+        digests: HashMap<KeyHash, u64, KeyHashBuilder>,
     },
 }
 
-impl Held {
+impl CloudRows {
     /// Nothing yet, for an entity with this key; keys only.
     pub fn keys(key: &[String]) -> Self {
         Self {
             key: key.to_owned(),
-            rows: Rows::Keys(HashSet::default()),
+            rows: RowSet::Keys(HashSet::default()),
         }
     }
 
@@ -51,7 +51,7 @@ impl Held {
         columns.sort_unstable();
         Self {
             key: key.to_owned(),
-            rows: Rows::Contents {
+            rows: RowSet::Contents {
                 columns,
                 digests: HashMap::default(),
             },
@@ -69,7 +69,7 @@ impl Held {
         entity: usize,
         days: Option<u32>,
         columns: Option<&[String]>,
-    ) -> Outcome<Self> {
+    ) -> CloudResult<Self> {
         let about = &cloud.catalogue().entities()[entity];
         let key = about.cloud_key();
         let mut held = match columns {
@@ -101,10 +101,10 @@ impl Held {
     pub fn insert(&mut self, row: &str) -> Result<()> {
         let id = self.id(row)?;
         match &mut self.rows {
-            Rows::Keys(ids) => {
+            RowSet::Keys(ids) => {
                 ids.insert(id);
             }
-            Rows::Contents { columns, digests } => {
+            RowSet::Contents { columns, digests } => {
                 let digest = digest(row, columns)?;
                 digests.insert(id, digest);
             }
@@ -117,8 +117,8 @@ impl Held {
     pub fn remove(&mut self, key: &str) -> Option<Option<u64>> {
         let id = self.id(key).ok()?;
         match &mut self.rows {
-            Rows::Keys(ids) => ids.remove(&id).then_some(None),
-            Rows::Contents { digests, .. } => digests.remove(&id).map(Some),
+            RowSet::Keys(ids) => ids.remove(&id).then_some(None),
+            RowSet::Contents { digests, .. } => digests.remove(&id).map(Some),
         }
     }
 
@@ -126,8 +126,8 @@ impl Held {
     /// included.
     pub fn contains(&self, key: &str) -> bool {
         self.id(key).is_ok_and(|id| match &self.rows {
-            Rows::Keys(ids) => ids.contains(&id),
-            Rows::Contents { digests, .. } => digests.contains_key(&id),
+            RowSet::Keys(ids) => ids.contains(&id),
+            RowSet::Contents { digests, .. } => digests.contains_key(&id),
         })
     }
 
@@ -135,21 +135,21 @@ impl Held {
     /// same columns. None where it does not hold the row, or only keys were learnt.
     pub fn content(&self, key: &str) -> Option<u64> {
         match &self.rows {
-            Rows::Keys(_) => None,
-            Rows::Contents { digests, .. } => digests.get(&self.id(key).ok()?).copied(),
+            RowSet::Keys(_) => None,
+            RowSet::Contents { digests, .. } => digests.get(&self.id(key).ok()?).copied(),
         }
     }
 
     /// Where contents are compared, the server is the receiver: it writes keys as they were sent.
-    fn id(&self, object: &str) -> Result<Id> {
-        id(object, &self.key, matches!(self.rows, Rows::Keys(_)))
+    fn id(&self, object: &str) -> Result<KeyHash> {
+        id(object, &self.key, matches!(self.rows, RowSet::Keys(_)))
     }
 
     /// How many rows it holds.
     pub fn len(&self) -> usize {
         match &self.rows {
-            Rows::Keys(ids) => ids.len(),
-            Rows::Contents { digests, .. } => digests.len(),
+            RowSet::Keys(ids) => ids.len(),
+            RowSet::Contents { digests, .. } => digests.len(),
         }
     }
 
@@ -187,7 +187,7 @@ pub fn digest<C: AsRef<str> + Ord>(row: &str, columns: &[C]) -> Result<u64> {
 }
 
 /// The hash of the key's values, in the key's order; `loosely` where `1.0` is `1`.
-fn id(object: &str, key: &[String], loosely: bool) -> Result<Id> {
+fn id(object: &str, key: &[String], loosely: bool) -> Result<KeyHash> {
     let values = pick(object, key).map_err(|_| not_a_row("it is not a JSON object"))?;
     let mut hasher = blake3::Hasher::new();
     for value in values {
@@ -197,7 +197,7 @@ fn id(object: &str, key: &[String], loosely: bool) -> Result<Id> {
     }
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-    Ok(Id(id))
+    Ok(KeyHash(id))
 }
 
 /// A whole number that is written as `1.0` as one without the fraction, as servers write it whose language
@@ -221,9 +221,9 @@ fn not_a_row(cause: &str) -> Error {
 
 /// A truncated hash of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Id([u8; 16]);
+struct KeyHash([u8; 16]);
 
-impl Hash for Id {
+impl Hash for KeyHash {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&self.0[..8]);
@@ -231,13 +231,13 @@ impl Hash for Id {
     }
 }
 
-/// An [`Id`] is a hash already.
-type Plain = BuildHasherDefault<Already>;
+/// An [`KeyHash`] is a hash already.
+type KeyHashBuilder = BuildHasherDefault<IdentityHasher>;
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Already(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for Already {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_key_is_found_however_it_is_written() {
-        let mut held = Held::keys(&columns(&["term", "no"]));
+        let mut held = CloudRows::keys(&columns(&["term", "no"]));
         held.insert(r#"{"no":"1","term":"é","name":"x"}"#).unwrap();
         assert!(held.contains("{\"term\" : \"\\u00e9\", \"no\" : 1}"));
         assert!(held.contains(r#"{"term":"é","no":1.0}"#) && !held.contains(r#"{"term":"é","no":1.5}"#));
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn objects_without_their_key_are_refused() {
-        let mut held = Held::keys(&columns(&["id"]));
+        let mut held = CloudRows::keys(&columns(&["id"]));
         for row in ["{}", "{\"id\":null}", "[]", "", "{\"id\":1"] {
             assert!(held.insert(row).is_err(), "{row}");
             assert!(!held.contains(row));
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn contents_are_kept_by_key() {
         let all = columns(&["id", "name"]);
-        let mut held = Held::contents(&columns(&["id"]), &all);
+        let mut held = CloudRows::contents(&columns(&["id"]), &all);
         held.insert(r#"{"id":"1","name":"a"}"#).unwrap();
         let row = r#"{"name":"a","id":"1","_version":7}"#;
         assert_eq!(held.content(r#"{"id":1}"#), Some(digest(row, &all).unwrap()));

@@ -16,7 +16,7 @@ pub(crate) fn pick<'a, C: AsRef<str>>(
     columns: &[C],
 ) -> Result<Vec<Option<&'a RawValue>>, serde_json::Error> {
     let mut parser = serde_json::Deserializer::from_str(object);
-    let found = parser.deserialize_map(Fields { columns })?;
+    let found = parser.deserialize_map(WantedFields { columns })?;
     parser.end()?;
     Ok(found)
 }
@@ -27,7 +27,7 @@ pub(crate) fn pick<'a, C: AsRef<str>>(
 /// Where the text is not a JSON object.
 pub(crate) fn all(object: &str) -> Result<Vec<(String, &RawValue)>, serde_json::Error> {
     let mut parser = serde_json::Deserializer::from_str(object);
-    let found = parser.deserialize_map(All)?;
+    let found = parser.deserialize_map(AllFields)?;
     parser.end()?;
     Ok(found)
 }
@@ -41,11 +41,11 @@ pub(crate) fn plain(value: &RawValue) -> Option<String> {
     }
 }
 
-struct Fields<'c, C> {
+struct WantedFields<'c, C> {
     columns: &'c [C],
 }
 
-impl<'de, C: AsRef<str>> Visitor<'de> for Fields<'_, C> {
+impl<'de, C: AsRef<str>> Visitor<'de> for WantedFields<'_, C> {
     type Value = Vec<Option<&'de RawValue>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,7 +54,7 @@ impl<'de, C: AsRef<str>> Visitor<'de> for Fields<'_, C> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = vec![None; self.columns.len()];
-        while let Some(place) = map.next_key_seed(Place {
+        while let Some(place) = map.next_key_seed(FieldIndex {
             columns: self.columns,
         })? {
             match place {
@@ -68,9 +68,9 @@ impl<'de, C: AsRef<str>> Visitor<'de> for Fields<'_, C> {
     }
 }
 
-struct All;
+struct AllFields;
 
-impl<'de> Visitor<'de> for All {
+impl<'de> Visitor<'de> for AllFields {
     type Value = Vec<(String, &'de RawValue)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,11 +87,11 @@ impl<'de> Visitor<'de> for All {
 }
 
 /// The place of a field's name among the wanted ones.
-struct Place<'c, C> {
+struct FieldIndex<'c, C> {
     columns: &'c [C],
 }
 
-impl<'de, C: AsRef<str>> DeserializeSeed<'de> for Place<'_, C> {
+impl<'de, C: AsRef<str>> DeserializeSeed<'de> for FieldIndex<'_, C> {
     type Value = Option<usize>;
 
     fn deserialize<D: Deserializer<'de>>(self, name: D) -> Result<Self::Value, D::Error> {
@@ -99,7 +99,7 @@ impl<'de, C: AsRef<str>> DeserializeSeed<'de> for Place<'_, C> {
     }
 }
 
-impl<C: AsRef<str>> Visitor<'_> for Place<'_, C> {
+impl<C: AsRef<str>> Visitor<'_> for FieldIndex<'_, C> {
     type Value = Option<usize>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// Something for each step of a batch's way, and for the whole way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Steps<T> {
+pub struct PerStep<T> {
     /// From the capture of the batch's oldest change until the batch is read: the commit, the wake-up, the snapshot, and
     /// under load the batches before it. Zero where the two machines' clocks say less than nothing.
     pub wake: T,
@@ -27,7 +27,7 @@ pub struct Steps<T> {
     pub total: T,
 }
 
-impl<T> Steps<T> {
+impl<T> PerStep<T> {
     /// The steps by name, in order, without the total.
     pub fn named(&self) -> [(&'static str, &T); 5] {
         [
@@ -40,8 +40,8 @@ impl<T> Steps<T> {
     }
 
     /// Something else made of each.
-    pub fn map<U>(&self, make: impl Fn(&T) -> U) -> Steps<U> {
-        Steps {
+    pub fn map<U>(&self, make: impl Fn(&T) -> U) -> PerStep<U> {
+        PerStep {
             wake: make(&self.wake),
             read: make(&self.read),
             push: make(&self.push),
@@ -54,14 +54,14 @@ impl<T> Steps<T> {
 
 /// The answers to a batch's requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Answered {
+pub struct AnswerTimes {
     /// From sending each to its answer.
     pub took: Duration,
     /// What the server says that it took of that; none where it says nothing.
     pub applied: Option<Duration>,
 }
 
-impl Answered {
+impl AnswerTimes {
     /// The two together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -78,7 +78,7 @@ impl Answered {
 pub struct Stopwatch {
     began: Instant,
     began_at: SystemTime,
-    steps: Steps<Option<Duration>>,
+    steps: PerStep<Option<Duration>>,
 }
 
 impl Stopwatch {
@@ -87,7 +87,7 @@ impl Stopwatch {
         Self {
             began: Instant::now(),
             began_at: SystemTime::now(),
-            steps: Steps::default(),
+            steps: PerStep::default(),
         }
     }
 
@@ -104,8 +104,8 @@ impl Stopwatch {
 
     /// The cloud has answered; none where nothing was sent.
     #[must_use]
-    pub fn pushed(mut self, answered: Option<Answered>) -> Self {
-        if let Some(Answered { took, applied }) = answered {
+    pub fn pushed(mut self, answered: Option<AnswerTimes>) -> Self {
+        if let Some(AnswerTimes { took, applied }) = answered {
             self.steps.push = Some(took.saturating_sub(applied.unwrap_or_default()));
             self.steps.apply = applied;
         }
@@ -114,7 +114,7 @@ impl Stopwatch {
 
     /// The checkpoint is committed, which took so long: all that the batch took.
     #[must_use]
-    pub fn committed(mut self, took: Duration) -> Steps<Option<Duration>> {
+    pub fn committed(mut self, took: Duration) -> PerStep<Option<Duration>> {
         self.steps.commit = Some(took);
         self.steps.total = self.steps.wake.map(|wake| wake + self.began.elapsed());
         self.steps
@@ -135,10 +135,10 @@ const SAMPLES: usize = 4096;
 
 /// The last 4096 latencies, for percentiles of what happens now.
 #[derive(Debug, Default)]
-pub struct Latency(Mutex<Ring>);
+pub struct Latency(Mutex<LatencyRing>);
 
 #[derive(Debug, Default)]
-struct Ring {
+struct LatencyRing {
     samples: Vec<Duration>,
     next: usize,
 }
@@ -226,11 +226,11 @@ mod tests {
 
     #[test]
     fn what_the_server_took_is_no_part_of_the_push() {
-        let said = Answered {
+        let said = AnswerTimes {
             took: 10 * MS,
             applied: Some(4 * MS),
         };
-        let silent = Answered {
+        let silent = AnswerTimes {
             took: 5 * MS,
             applied: None,
         };

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
-            let code = runtime.block_on(cli::run(cli));
+            let code = runtime.block_on(cli::run_command(cli));
             // Work that cannot be broken off, such as asking for a name's address, must not hold the end up.
             runtime.shutdown_timeout(Duration::from_secs(1));
             code

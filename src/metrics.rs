@@ -15,7 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::error::Kind;
-use crate::latency::{Latency, Percentiles, Steps};
+use crate::latency::{Latency, PerStep, Percentiles};
 
 /// Changes that the cloud accepted, by entity.
 pub const CHANGES_ACCEPTED: &str = "cloud_sync_changes_accepted";
@@ -174,7 +174,7 @@ struct StepLabel {
 #[derive(Debug)]
 struct StepMetrics {
     seconds: Family<StepLabel, Histogram>,
-    recent: Steps<Latency>,
+    recent: PerStep<Latency>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -330,12 +330,12 @@ impl Metrics {
     }
 
     /// Notes what the steps of a batch's way took, those that it had.
-    pub fn batch_took(&self, steps: &Steps<Option<Duration>>) {
+    pub fn batch_took(&self, steps: &PerStep<Option<Duration>>) {
         self.steps.note(steps);
     }
 
     /// What the steps took, over the recent batches; none for a step that no batch had.
-    pub fn steps(&self) -> Steps<Option<Percentiles>> {
+    pub fn steps(&self) -> PerStep<Option<Percentiles>> {
         self.steps.recent.map(Latency::percentiles)
     }
 
@@ -384,14 +384,14 @@ impl StepMetrics {
         let buckets = || Histogram::new((0..13).map(|nth| 0.000_125 * 4_f64.powi(nth)));
         let seconds = Family::new_with_constructor(buckets as fn() -> Histogram);
         registry.register(STEP, "What the steps of a batch's way took", seconds.clone());
-        let recent = Steps::<Latency>::default();
+        let recent = PerStep::<Latency>::default();
         for (step, _) in recent.named() {
             seconds.get_or_create_owned(&StepLabel { step });
         }
         Self { seconds, recent }
     }
 
-    fn note(&self, took: &Steps<Option<Duration>>) {
+    fn note(&self, took: &PerStep<Option<Duration>>) {
         for ((step, took), (_, recent)) in took.named().into_iter().zip(self.recent.named()) {
             if let Some(took) = took {
                 let seconds = self.seconds.get_or_create(&StepLabel { step });
@@ -453,10 +453,10 @@ mod tests {
         metrics.cloud_error(Kind::Store);
         metrics.lag_seconds.set(1.5);
         metrics.delivered_after(Duration::from_millis(2));
-        metrics.batch_took(&Steps {
+        metrics.batch_took(&PerStep {
             wake: Some(Duration::from_millis(3)),
             total: Some(Duration::from_millis(9)),
-            ..Steps::default()
+            ..PerStep::default()
         });
         let text = metrics.encode();
         for line in [
@@ -492,13 +492,13 @@ mod tests {
     #[test]
     fn steps_that_no_batch_had_are_not_known() {
         let metrics = Metrics::new(["rooms"]);
-        assert_eq!(metrics.steps(), Steps::default());
+        assert_eq!(metrics.steps(), PerStep::default());
         for ms in [5, 7] {
-            metrics.batch_took(&Steps {
+            metrics.batch_took(&PerStep {
                 push: Some(Duration::from_millis(ms)),
                 apply: None,
                 total: Some(Duration::from_millis(2 * ms)),
-                ..Steps::default()
+                ..PerStep::default()
             });
         }
         let steps = metrics.steps();

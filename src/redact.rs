@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 /// The text without credentials and without any of the secrets.
-pub(crate) fn text<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
+pub(crate) fn redact_text<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {
@@ -52,7 +52,7 @@ pub(crate) fn json(text_: &str, secrets: &[&str]) -> Option<String> {
         let token = &text_[open..=close];
         match serde_json::from_str::<String>(token) {
             Ok(string) => {
-                let redacted = text(&string, secrets);
+                let redacted = redact_text(&string, secrets);
                 if redacted == string {
                     out.push_str(token);
                 } else {
@@ -227,9 +227,12 @@ mod tests {
             ("plain", "plain"),
             ("x <rtsp://a:b@c/d> y", "x <rtsp://c/d> y"),
         ] {
-            assert_eq!(text(before, &[]), after, "{before}");
+            assert_eq!(redact_text(before, &[]), after, "{before}");
         }
-        assert_eq!(text("the pass is hunter2", &["hunter2", ""]), "the pass is ");
+        assert_eq!(
+            redact_text("the pass is hunter2", &["hunter2", ""]),
+            "the pass is "
+        );
     }
 
     #[test]

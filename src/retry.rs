@@ -1,7 +1,7 @@
 //! When to try again, and how often to say that something keeps failing.
 //!
 //! All of it is arithmetic: nothing here sleeps or sends. The loops that try again ask [`Backoff`] how long to wait,
-//! and [`Repeats`] whether a failure is worth another line in the log.
+//! and [`FailureLog`] whether a failure is worth another line in the log.
 
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,7 @@ pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
 /// Keeps a failure that repeats from filling the log: the first of each kind is said, then one a minute, and the
 /// recovery once.
 #[derive(Debug)]
-pub struct Repeats {
+pub struct FailureLog {
     lane: &'static str,
     every: Duration,
     said: Vec<(Kind, Instant)>,
@@ -113,7 +113,7 @@ pub struct Repeats {
     since: Option<Instant>,
 }
 
-impl Repeats {
+impl FailureLog {
     /// For one lane of work; the name (for instance `delivery`) stands in the log lines.
     pub fn new(lane: &'static str) -> Self {
         Self {
@@ -252,7 +252,7 @@ mod tests {
         let refused = Error::new(Kind::CloudAuth, "push rooms to the cloud", "the key is refused");
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut repeats = Repeats::new("delivery");
+        let mut repeats = FailureLog::new("delivery");
         assert_eq!(repeats.recovered_at(at(0)), None);
         assert!(repeats.failed_at(&away, at(0)));
         for second in 1..60 {

@@ -1,6 +1,6 @@
 //! When the next sync is due: a cron expression in local time.
 //!
-//! [`run`] looks at the clock at least every 30 seconds, so that a clock set forward makes a sync late by that at most,
+//! [`run_schedule`] looks at the clock at least every 30 seconds, so that a clock set forward makes a sync late by that at most,
 //! and one set backward does not put it off. However many times were missed meanwhile, it is run once. An hour that a
 //! daylight saving change repeats or skips is counted as cron does: see croner.
 
@@ -40,7 +40,7 @@ impl Schedule {
 
 /// Calls `due` each time that the schedule says so, until shutdown. `clock` tells the wall clock's time, as
 /// [`Zoned::now`] does. `due` itself must hear shutdown: it is not broken off.
-pub async fn run<F: Future<Output = ()>>(
+pub async fn run_schedule<F: Future<Output = ()>>(
     schedule: &Schedule,
     clock: impl Fn() -> Zoned,
     shutdown: &CancellationToken,
@@ -135,7 +135,7 @@ mod tests {
         let wall = Wall::new("2026-11-22T08:58:30Z");
         let shutdown = CancellationToken::new();
         let mut seen = Vec::new();
-        run(
+        run_schedule(
             &Schedule::new("0 * * * *").unwrap(),
             || wall.now(),
             &shutdown,
@@ -163,7 +163,7 @@ mod tests {
             }
             wall.now()
         };
-        run(&schedule, clock, &shutdown, || {
+        run_schedule(&schedule, clock, &shutdown, || {
             seen.push(wall.now().strftime("%H:%M").to_string());
             if seen.len() == 2 {
                 shutdown.cancel();
@@ -185,7 +185,7 @@ mod tests {
             }
             wall.now()
         };
-        run(&schedule, clock, &shutdown, || {
+        run_schedule(&schedule, clock, &shutdown, || {
             shutdown.cancel();
             std::future::ready(())
         })
@@ -202,7 +202,7 @@ mod tests {
             shutdown.cancel();
         };
         tokio::join!(
-            run(&schedule, Zoned::now, &shutdown, || std::future::ready(())),
+            run_schedule(&schedule, Zoned::now, &shutdown, || std::future::ready(())),
             stop
         );
     }

@@ -1,6 +1,6 @@
 //! Accepts HTTP connections and serves them until it is told to stop; what is under way then may end in time.
 //!
-//! A connection is a stranger's until a request on it has shown a valid key ([`Caller::trust`]). A stranger must bring its
+//! A connection is a stranger's until a request on it has shown a valid key ([`RemoteClient::trust`]). A stranger must bring its
 //! first request soon. When every place is taken, the stranger that has been there longest gives its place to the
 //! newcomer, so that whoever opens connections and says nothing, or says it slowly, keeps nobody out who has a key.
 
@@ -37,14 +37,14 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// How a server treats its connections.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct ConnectionLimits {
     /// Connections at once. More wait in the listener's queue.
     pub(crate) places: usize,
     /// What is under way when the server stops has this long.
     pub(crate) drain: Duration,
 }
 
-impl Limits {
+impl ConnectionLimits {
     /// So many connections, but half of the files that the process may have open at most: the others are needed too.
     pub(crate) fn new(places: usize, drain: Duration) -> Self {
         let places = open_files().map_or(places, |files| places.min(files / 2).max(1));
@@ -63,13 +63,13 @@ fn open_files() -> Option<usize> {
 
 /// Who is at the other end of a request's connection. It stands in the request's extensions.
 #[derive(Debug, Clone)]
-pub(crate) struct Caller {
+pub(crate) struct RemoteClient {
     /// Where it calls from.
     pub(crate) address: SocketAddr,
-    seat: Arc<Seat>,
+    seat: Arc<ConnectionSlot>,
 }
 
-impl Caller {
+impl RemoteClient {
     /// Whether it is no stranger any more.
     pub(crate) fn is_trusted(&self) -> bool {
         self.seat.trusted.get().is_some()
@@ -84,7 +84,7 @@ impl Caller {
 
 /// A connection's place.
 #[derive(Debug, Default)]
-struct Seat {
+struct ConnectionSlot {
     asked: AtomicBool,
     /// Set when it has shown a key.
     trusted: OnceLock<Option<OwnedSemaphorePermit>>,
@@ -95,11 +95,11 @@ struct Seat {
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
-    limits: Limits,
+    limits: ConnectionLimits,
     shutdown: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(limits.places));
-    let mut strangers: VecDeque<Weak<Seat>> = VecDeque::new();
+    let mut strangers: VecDeque<Weak<ConnectionSlot>> = VecDeque::new();
     let mut connections = JoinSet::new();
     let mut said: Option<Instant> = None;
     loop {
@@ -135,12 +135,17 @@ pub(crate) async fn serve(
             () = shutdown.cancelled() => break,
             permit = Arc::clone(&room).acquire_owned() => permit,
         };
-        let seat = Arc::new(Seat::default());
+        let seat = Arc::new(ConnectionSlot::default());
         if strangers.len() > 2 * limits.places {
             strangers.retain(|seat| seat.upgrade().is_some_and(|seat| seat.trusted.get().is_none()));
         }
         strangers.push_back(Arc::downgrade(&seat));
-        let served = connection(stream, router.clone(), Caller { address, seat }, shutdown.clone());
+        let served = connection(
+            stream,
+            router.clone(),
+            RemoteClient { address, seat },
+            shutdown.clone(),
+        );
         connections.spawn(async move {
             served.await;
             drop(permit);
@@ -155,7 +160,7 @@ pub(crate) async fn serve(
 }
 
 /// Sends the stranger away that has been there longest.
-fn make_room(strangers: &mut VecDeque<Weak<Seat>>) {
+fn make_room(strangers: &mut VecDeque<Weak<ConnectionSlot>>) {
     while let Some(seat) = strangers.pop_front() {
         if let Some(seat) = seat.upgrade()
             && seat.trusted.get().is_none()
@@ -166,7 +171,7 @@ fn make_room(strangers: &mut VecDeque<Weak<Seat>>) {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, caller: Caller, shutdown: CancellationToken) {
+async fn connection(stream: TcpStream, router: Router, caller: RemoteClient, shutdown: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection sends with delay");
     }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use cloud_sync::catalogue::Catalogue;
 use cloud_sync::config::{LoadOptions, Settings};
-use cloud_sync::control::client::Client;
-use cloud_sync::control::status::{Lag, State};
-use cloud_sync::control::{Health, Operator, Server, StatusReport, SyncReport, SyncRequest, token};
+use cloud_sync::control::client::ControlClient;
+use cloud_sync::control::status::{LagStatus, ReplicatorState};
+use cloud_sync::control::{ControlServer, Health, Operator, StatusReport, SyncReport, SyncRequest, token};
 use cloud_sync::error::{Error, Kind, Result};
 use cloud_sync::metrics::Metrics;
 use reqwest::StatusCode;
@@ -28,8 +28,8 @@ struct Scripted {
 
 impl Operator for Scripted {
     async fn status(&self) -> Result<StatusReport> {
-        let mut status = StatusReport::unknown(State::Replicating);
-        status.lag = Some(Lag {
+        let mut status = StatusReport::unknown(ReplicatorState::Replicating);
+        status.lag = Some(LagStatus {
             changes: 2,
             age_seconds: 0.5,
         });
@@ -110,7 +110,7 @@ async fn daemon() -> Daemon {
         health: Mutex::new(Health::Well),
         metrics: Metrics::new(["rooms"]),
     });
-    let server = Server::bind(settings.control.listen, secret.clone(), Arc::clone(&operator))
+    let server = ControlServer::bind(settings.control.listen, secret.clone(), Arc::clone(&operator))
         .await
         .unwrap();
     let address = server.address();
@@ -280,8 +280,11 @@ async fn a_caller_who_hangs_up_breaks_nothing_off() {
 async fn the_command_lines_client_finds_token_and_daemon() {
     let daemon = daemon().await;
     daemon.operator.may_end.add_permits(10);
-    let client = Client::new(&daemon.settings).unwrap();
-    assert_eq!(client.status().await.unwrap().unwrap().state, State::Replicating);
+    let client = ControlClient::new(&daemon.settings).unwrap();
+    assert_eq!(
+        client.status().await.unwrap().unwrap().state,
+        ReplicatorState::Replicating
+    );
     let report = client.sync_now(&SyncRequest::default()).await.unwrap().unwrap();
     assert!(report.success());
     let away = SyncRequest {
@@ -294,12 +297,12 @@ async fn the_command_lines_client_finds_token_and_daemon() {
 
     let mut wrong = daemon.settings.clone();
     wrong.control.token = Some("wrong".into());
-    let error = Client::new(&wrong).unwrap().status().await.unwrap_err();
+    let error = ControlClient::new(&wrong).unwrap().status().await.unwrap_err();
     assert_eq!(error.exit_code(), 2);
 
     let settings = daemon.settings.clone();
     daemon.stop().await;
-    let client = Client::new(&settings).unwrap();
+    let client = ControlClient::new(&settings).unwrap();
     assert!(
         client.status().await.unwrap().is_none(),
         "nothing listens any more"
@@ -309,7 +312,7 @@ async fn the_command_lines_client_finds_token_and_daemon() {
 #[tokio::test]
 async fn a_taken_port_is_told_with_its_remedy() {
     let daemon = daemon().await;
-    let again = Server::bind(
+    let again = ControlServer::bind(
         daemon.settings.control.listen,
         "t".into(),
         Arc::clone(&daemon.operator),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cloud_sync::catalogue::Catalogue;
 use cloud_sync::demo::equality::{self, EqualityReport};
 use cloud_sync::demo::postgres::PrivateServer;
-use cloud_sync::demo::school::{self, Plan};
+use cloud_sync::demo::school::{self, SchoolSize};
 use cloud_sync::demo::traffic::{self, Rates};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -75,7 +75,7 @@ async fn a_sample_school_lives_and_is_compared() {
     server.create_database("college").await.unwrap();
     let url = server.url("college");
 
-    let plan = Plan::small();
+    let plan = SchoolSize::small();
     let counts = school::create_planned(&plan, &url, &media, 7, |_| {})
         .await
         .unwrap();
@@ -91,7 +91,12 @@ async fn a_sample_school_lives_and_is_compared() {
     server.stop().await.unwrap();
 }
 
-async fn the_school_is_as_planned(client: &Client, media: &Path, plan: &Plan, counts: &school::SchoolCounts) {
+async fn the_school_is_as_planned(
+    client: &Client,
+    media: &Path,
+    plan: &SchoolSize,
+    counts: &school::SchoolCounts,
+) {
     assert_eq!(counts.rows.len(), 9);
     for (table, rows) in &counts.rows {
         assert_eq!(

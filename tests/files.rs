@@ -67,7 +67,7 @@ async fn files_arrive_once_and_their_rows_get_urls() {
     // The watcher may have seen the new folder too late: a sync looks for what is missing.
     replicator
         .replicator
-        .sync(&Default::default(), &cloud_sync::reconcile::Unobserved)
+        .sync(&Default::default(), &cloud_sync::reconcile::NoObserver)
         .await
         .unwrap();
     replicator

@@ -2,14 +2,14 @@
 
 use cloud_sync::catalogue::Catalogue;
 use cloud_sync::control::Operator;
-use cloud_sync::latency::{Percentiles, Steps};
+use cloud_sync::latency::{PerStep, Percentiles};
 
 use crate::support::baseline::{self, Baseline};
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, Running, Site};
 
 /// What the status tells of each step once a room has arrived, and the metrics' text.
-async fn steps(site: &Site) -> (Steps<Option<Percentiles>>, String) {
+async fn steps(site: &Site) -> (PerStep<Option<Percentiles>>, String) {
     let replicator: Running = site.replicate();
     site.run("insert into tbl_room (room_no) values ('R1')").await;
     let status = replicator

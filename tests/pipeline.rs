@@ -1,6 +1,6 @@
 //! Changes on their way, end to end: from committed statements to the receiver's tables.
 
-use cloud_sync::drain::Step;
+use cloud_sync::drain::DrainStep;
 
 use crate::support::site::{Cloud, KEY, Site, connect};
 
@@ -33,7 +33,7 @@ async fn a_transaction_that_commits_late_below_the_read_position_is_not_lost() {
     // When the first one commits
     late.batch_execute("commit").await.unwrap();
     // Then its change arrives too.
-    assert_eq!(drain.drain_once().await.unwrap(), Step::Delivered);
+    assert_eq!(drain.drain_once().await.unwrap(), DrainStep::Delivered);
     assert_eq!(room_name(&cloud, 1).await.as_deref(), Some("late"));
     site.assert_equal(&cloud).await;
 }
@@ -51,13 +51,13 @@ async fn a_transaction_that_no_snapshot_lists_is_read_from_its_first_change() {
         .await
         .unwrap();
     // and a window that ends while it is amid its changes,
-    assert_eq!(stages.step().await.unwrap(), Step::Idle);
+    assert_eq!(stages.step().await.unwrap(), DrainStep::Idle);
     newest
         .batch_execute(&format!("{ROOM} (2, 'A2', 'second'); commit"))
         .await
         .unwrap();
     // then the changes before that window arrive too.
-    while stages.step().await.unwrap() == Step::Delivered {}
+    while stages.step().await.unwrap() == DrainStep::Delivered {}
     assert_eq!(room_name(&cloud, 1).await.as_deref(), Some("first"));
     assert_eq!(room_name(&cloud, 2).await.as_deref(), Some("second"));
     site.assert_equal(&cloud).await;
@@ -89,7 +89,7 @@ async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
         .await
         .unwrap();
     // When a window ends between the two updates
-    assert_eq!(drain.drain_once().await.unwrap(), Step::Delivered);
+    assert_eq!(drain.drain_once().await.unwrap(), DrainStep::Delivered);
     assert_eq!(room_name(&cloud, 1).await.as_deref(), Some("earlier"));
     second
         .batch_execute("update tbl_room set room_name = 'later' where room_id = 1; commit")
@@ -263,7 +263,7 @@ async fn a_cloud_that_comes_back_is_greeted_with_what_was_sent_meanwhile() {
     site.run(&format!("{ROOM} (2, 'A2', 'meanwhile')")).await;
     replicator
         .until("backing off", |status| {
-            status.state == cloud_sync::control::status::State::BackingOff
+            status.state == cloud_sync::control::status::ReplicatorState::BackingOff
         })
         .await;
     cloud.back().await;

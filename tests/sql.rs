@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use cloud_sync::error::Kind;
-use cloud_sync::source::identity::Declared;
+use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::{install, outbox};
 use futures::StreamExt;
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
@@ -17,7 +17,7 @@ const NOWHERE: &str = "http://127.0.0.1:9/api";
 async fn refusal(hint: &str, tables: &str, entities: &str) -> String {
     let site = Site::bare(hint, NOWHERE, KEY, tables, entities).await;
     let url = site.settings.require_database_url().unwrap();
-    let error = install::init(url, &site.settings.catalogue, Declared::Nothing)
+    let error = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing)
         .await
         .unwrap_err();
     assert_eq!(error.kind(), Kind::Config, "{error}");
@@ -131,7 +131,7 @@ async fn odd_tables_composite_keys_filters_and_roles_without_rights_are_captured
 async fn init_and_uninstall_can_be_run_again() {
     let site = Site::school("again", NOWHERE, KEY).await;
     let url = site.settings.require_database_url().unwrap();
-    let again = install::init(url, &site.settings.catalogue, Declared::Nothing)
+    let again = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing)
         .await
         .unwrap();
     assert_eq!(
@@ -141,11 +141,11 @@ async fn init_and_uninstall_can_be_run_again() {
     // A trigger that someone disabled is put right.
     site.run("alter table tbl_room disable trigger cloud_sync_1_update")
         .await;
-    let mended = install::init(url, &site.settings.catalogue, Declared::Nothing)
+    let mended = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing)
         .await
         .unwrap();
     assert_eq!(mended.attached, ["rooms"]);
-    let renewed = install::init(url, &site.settings.catalogue, Declared::NewEpoch)
+    let renewed = install::init(url, &site.settings.catalogue, OutboxDeclaration::NewEpoch)
         .await
         .unwrap();
     assert_eq!(renewed.epoch, 2);
@@ -1037,12 +1037,12 @@ async fn a_dump_restored_elsewhere_is_noticed_and_the_remedy_works() {
     site.run("update cloud_sync.identity set system_id = 'another server/db'")
         .await;
     let url = site.settings.require_database_url().unwrap();
-    let error = install::init(url, &site.settings.catalogue, Declared::Nothing)
+    let error = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing)
         .await
         .unwrap_err();
     assert_eq!(error.kind(), Kind::Identity);
     assert!(error.to_string().contains("init --new-epoch"), "{error}");
-    let renewed = install::init(url, &site.settings.catalogue, Declared::NewEpoch)
+    let renewed = install::init(url, &site.settings.catalogue, OutboxDeclaration::NewEpoch)
         .await
         .unwrap();
     assert_eq!(renewed.epoch, 2);
@@ -1064,13 +1064,13 @@ async fn an_outbox_behind_its_checkpoint_is_noticed_and_the_remedy_works() {
     assert!(error.to_string().contains("init --new-epoch"), "{error}");
     // When the outbox is declared a new one, and both sides are compared
     let url = site.settings.require_database_url().unwrap();
-    install::init(url, &site.settings.catalogue, Declared::NewEpoch)
+    install::init(url, &site.settings.catalogue, OutboxDeclaration::NewEpoch)
         .await
         .unwrap();
     let replicator = site.replicate();
     let synced = replicator
         .replicator
-        .sync(&Default::default(), &cloud_sync::reconcile::Unobserved)
+        .sync(&Default::default(), &cloud_sync::reconcile::NoObserver)
         .await
         .unwrap();
     // Then all is there.

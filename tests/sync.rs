@@ -2,9 +2,9 @@
 
 use cloud_sync::control::SyncRequest;
 use cloud_sync::quarantine;
-use cloud_sync::reconcile::Unobserved;
-use cloud_sync::reconcile::backfill::Span;
-use cloud_sync::replicator::{self, Once};
+use cloud_sync::reconcile::NoObserver;
+use cloud_sync::reconcile::backfill::RowSpan;
+use cloud_sync::replicator::{self, OneShot};
 use cloud_sync::source::{describe, install};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -26,8 +26,8 @@ const ROWS: &str = "
         from generate_series(1, 140) n;";
 
 async fn sync(site: &Site, request: &SyncRequest) -> cloud_sync::control::SyncReport {
-    let once = Once::start(&site.settings).await.unwrap();
-    let report = once.sync(request, &Unobserved).await.unwrap();
+    let once = OneShot::start(&site.settings).await.unwrap();
+    let report = once.sync(request, &NoObserver).await.unwrap();
     once.finish().await.unwrap();
     report
 }
@@ -204,7 +204,7 @@ async fn private_columns_leave_neither_for_the_cloud_nor_for_the_outbox() {
         force: true,
         entities: vec!["cameras".into()],
     };
-    let report = replicator.replicator.sync(&request, &Unobserved).await.unwrap();
+    let report = replicator.replicator.sync(&request, &NoObserver).await.unwrap();
     assert_eq!(report.summary().get("cameras"), Some(&8));
     outbox.extend(in_outbox().await);
     let bodies: Vec<String> = server
@@ -253,9 +253,9 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
     let report = replicator::backfill(
         &site.settings,
         &[],
-        Span::Window,
+        RowSpan::Window,
         false,
-        &Unobserved,
+        &NoObserver,
         &CancellationToken::new(),
     )
     .await
@@ -291,9 +291,9 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
             replicator::backfill(
                 &settings,
                 &[],
-                Span::Window,
+                RowSpan::Window,
                 restart,
-                &Unobserved,
+                &NoObserver,
                 &CancellationToken::new(),
             )
             .await
@@ -328,7 +328,7 @@ async fn a_sync_repairs_rows_that_the_receiver_lost_changed_or_has_too_many_of()
         .unwrap();
     let report = replicator
         .replicator
-        .sync(&SyncRequest::default(), &Unobserved)
+        .sync(&SyncRequest::default(), &NoObserver)
         .await
         .unwrap();
     assert!(report.success(), "{:?}", report.errors());
@@ -336,7 +336,7 @@ async fn a_sync_repairs_rows_that_the_receiver_lost_changed_or_has_too_many_of()
     site.assert_equal(&cloud).await;
     let second = replicator
         .replicator
-        .sync(&SyncRequest::default(), &Unobserved)
+        .sync(&SyncRequest::default(), &NoObserver)
         .await
         .unwrap();
     assert!(

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::progress::Progress;
+use super::progress::ProgressDisplay;
 use super::{Context, SiteFlags, output};
 use crate::error::Result;
-use crate::reconcile::backfill::{BackfillReport, Span};
+use crate::reconcile::backfill::{BackfillReport, RowSpan};
 use crate::replicator;
 use crate::shutdown::Shutdown;
 
@@ -39,9 +39,9 @@ pub(super) struct BackfillArgs {
 
 pub(super) async fn execute(context: &Context, args: BackfillArgs) -> Result<ExitCode> {
     let span = match args.days {
-        _ if args.all => Span::All,
-        Some(days) => Span::Days(days),
-        None => Span::Window,
+        _ if args.all => RowSpan::All,
+        Some(days) => RowSpan::Days(days),
+        None => RowSpan::Window,
     };
     let shutdown = Shutdown::listen()?;
     let report = replicator::backfill(
@@ -49,7 +49,7 @@ pub(super) async fn execute(context: &Context, args: BackfillArgs) -> Result<Exi
         &args.entity,
         span,
         args.restart,
-        &Progress::new("backfilled"),
+        &ProgressDisplay::new("backfilled"),
         &shutdown.token(),
     )
     .await?;

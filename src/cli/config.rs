@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Context, SiteFlags, output};
 use crate::config::keys::KEYS;
-use crate::config::{Loaded, Value};
+use crate::config::{EffectiveValue, Loaded};
 use crate::error::Result;
 
 const EXAMPLES: &str = "\
@@ -54,7 +54,7 @@ struct Setting {
 }
 
 impl Setting {
-    fn of(value: &Value) -> Self {
+    fn of(value: &EffectiveValue) -> Self {
         Self {
             key: value.key.name,
             value: value.shown().map(str::to_owned),

@@ -32,12 +32,12 @@ pub(super) struct DemoArgs {
 
 pub(super) async fn execute(context: &Context, args: DemoArgs) -> Result<ExitCode> {
     let shutdown = Shutdown::listen()?;
-    let plan = demo::Plan {
+    let plan = demo::DemoOptions {
         folder: args.keep,
         seed: args.seed,
         once: args.once,
     };
-    let report = demo::run(plan, shutdown.token(), |line| eprintln!("{line}")).await?;
+    let report = demo::run_demo(plan, shutdown.token(), |line| eprintln!("{line}")).await?;
     let Some(report) = report else {
         return Ok(ExitCode::SUCCESS);
     };

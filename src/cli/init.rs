@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Context, SiteFlags, output};
 use crate::error::Result;
-use crate::source::identity::Declared;
+use crate::source::identity::OutboxDeclaration;
 use crate::source::install::{self, Installed};
 
 const EXAMPLES: &str = "\
@@ -32,7 +32,7 @@ pub(super) struct InitArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct InitAnswer {
     epoch: i64,
     attached: Vec<String>,
     unchanged: Vec<String>,
@@ -42,9 +42,9 @@ struct Answer {
 pub(super) async fn execute(context: &Context, args: InitArgs) -> Result<ExitCode> {
     let settings = context.settings();
     let declared = match (args.new_epoch, args.same_outbox) {
-        (true, _) => Declared::NewEpoch,
-        (false, true) => Declared::Same,
-        (false, false) => Declared::Nothing,
+        (true, _) => OutboxDeclaration::NewEpoch,
+        (false, true) => OutboxDeclaration::Same,
+        (false, false) => OutboxDeclaration::Nothing,
     };
     let Installed {
         attached,
@@ -52,7 +52,7 @@ pub(super) async fn execute(context: &Context, args: InitArgs) -> Result<ExitCod
         detached,
         epoch,
     } = install::init(settings.require_database_url()?, &settings.catalogue, declared).await?;
-    let answer = Answer {
+    let answer = InitAnswer {
         epoch,
         attached,
         unchanged,
@@ -62,7 +62,7 @@ pub(super) async fn execute(context: &Context, args: InitArgs) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(answer: &Answer) -> String {
+fn describe(answer: &InitAnswer) -> String {
     let mut lines = Vec::new();
     for (names, what) in [
         (&answer.attached, "capture installed"),

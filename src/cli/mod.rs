@@ -198,7 +198,7 @@ impl Command {
 }
 
 /// Runs the command and answers the process's exit code. An error is told on stderr, and with `--json` on stdout too.
-pub async fn run(cli: Cli) -> ExitCode {
+pub async fn run_command(cli: Cli) -> ExitCode {
     let json = cli.global.json;
     match execute(cli).await {
         Ok(code) => code,

@@ -8,20 +8,20 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::reconcile::Observer;
 
 /// Shows a pass; `verb` is what happens to rows: `compared`, `backfilled`.
-pub(super) struct Progress {
+pub(super) struct ProgressDisplay {
     verb: &'static str,
     bars: bool,
-    now: Mutex<Option<Entity>>,
+    now: Mutex<Option<EntityProgress>>,
 }
 
-struct Entity {
+struct EntityProgress {
     name: String,
     bar: Option<ProgressBar>,
     looked: u64,
     pushed: u64,
 }
 
-impl Progress {
+impl ProgressDisplay {
     pub(super) fn new(verb: &'static str) -> Self {
         Self {
             verb,
@@ -30,12 +30,12 @@ impl Progress {
         }
     }
 
-    fn now(&self) -> std::sync::MutexGuard<'_, Option<Entity>> {
+    fn now(&self) -> std::sync::MutexGuard<'_, Option<EntityProgress>> {
         self.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-impl Observer for Progress {
+impl Observer for ProgressDisplay {
     fn begin(&self, entity: &str, rows: u64) {
         let bar = self.bars.then(|| {
             let style = ProgressStyle::with_template("{msg:<20} {bar:30} {pos}/{len} rows  {per_sec}  {eta}")
@@ -44,7 +44,7 @@ impl Observer for Progress {
                 .with_style(style)
                 .with_message(entity.to_owned())
         });
-        *self.now() = Some(Entity {
+        *self.now() = Some(EntityProgress {
             name: entity.to_owned(),
             bar,
             looked: 0,

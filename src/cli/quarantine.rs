@@ -11,9 +11,9 @@ use super::{Context, SiteFlags, output};
 use crate::catalogue::Entity;
 use crate::change::Position;
 use crate::error::{Error, Result};
-use crate::quarantine::{self, Entry};
+use crate::quarantine::{self, QuarantineEntry};
 use crate::replicator::connect;
-use crate::source::describe::{self, Table};
+use crate::source::describe::{self, SourceTable};
 use crate::source::install;
 
 const EXAMPLES: &str = "\
@@ -56,9 +56,9 @@ pub(super) enum Action {
         position: Position,
     },
     /// Send changes again: each row's present state
-    Retry(Chosen),
+    Retry(ChangeSelection),
     /// Give changes up: the cloud stays without them
-    Discard(Chosen),
+    Discard(ChangeSelection),
     /// Set a row aside by hand: it is not sent until it is retried or discarded
     Add {
         /// The row's entity
@@ -71,7 +71,7 @@ pub(super) enum Action {
 /// Which refused changes are meant.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-pub(super) struct Chosen {
+pub(super) struct ChangeSelection {
     /// Their positions, as list tells them
     #[arg(value_name = "POSITION", value_parser = position)]
     pub(super) positions: Vec<Position>,
@@ -114,7 +114,7 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
         Action::Retry(chosen) => {
             let tables = describe::tables_as_they_stand(client, &settings.catalogue).await?;
             let attached = install::attached(client, &settings.catalogue, &tables).await?;
-            let touch = async |entries: Vec<Entry>| {
+            let touch = async |entries: Vec<QuarantineEntry>| {
                 quarantine::retry(client, &settings.catalogue, &attached, &entries).await
             };
             let count = if chosen.all {
@@ -182,7 +182,7 @@ const BARE: [&str; 7] = [
 ];
 
 /// A key as the operator writes it, as the quarantine has it: a JSON object of the key columns, in their order.
-fn row_key(entity: &Entity, table: &Table, text: &str) -> Result<String> {
+fn row_key(entity: &Entity, table: &SourceTable, text: &str) -> Result<String> {
     let wrong = || {
         let example: Vec<String> = entity
             .key
@@ -231,7 +231,7 @@ fn nothing(position: Position) -> Error {
 }
 
 /// The chosen entries; every given position must be one's.
-async fn choose(client: &Client, positions: &[Position]) -> Result<Vec<Entry>> {
+async fn choose(client: &Client, positions: &[Position]) -> Result<Vec<QuarantineEntry>> {
     let entries = quarantine::at(client, positions).await?;
     match positions
         .iter()
@@ -242,7 +242,7 @@ async fn choose(client: &Client, positions: &[Position]) -> Result<Vec<Entry>> {
     }
 }
 
-fn listed(entries: &[Entry], all: usize) -> String {
+fn listed(entries: &[QuarantineEntry], all: usize) -> String {
     if entries.is_empty() {
         return "the quarantine is empty".to_owned();
     }
@@ -267,14 +267,14 @@ fn listed(entries: &[Entry], all: usize) -> String {
 }
 
 /// The cloud's answer, or why the row cannot be read.
-fn answer(entry: &Entry) -> String {
+fn answer(entry: &QuarantineEntry) -> String {
     match entry.code {
         0..=2 => entry.error.clone(),
         code => format!("{code} {}", entry.error),
     }
 }
 
-fn shown(entry: &Entry) -> String {
+fn shown(entry: &QuarantineEntry) -> String {
     format!(
         "position   {}\nentity     {}\nkey        {}\noperation  {}\nrefused    {} times, first {}, last {}\nreason     {}\nrow        {}",
         entry.position,

@@ -26,21 +26,21 @@ Examples:
 pub(super) struct ReplayArgs {
     /// A position, or a time: with an offset, or in local time
     #[arg(long, value_name = "POSITION|TIME")]
-    pub(super) from: From,
+    pub(super) from: ReplayPoint,
     #[command(flatten)]
     pub(super) site: SiteFlags,
 }
 
 /// Where a replay begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum ReplayPoint {
     /// At this position.
     Position(Position),
     /// At the first change that was captured at this time or later.
     Time(Timestamp),
 }
 
-impl FromStr for From {
+impl FromStr for ReplayPoint {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
@@ -63,8 +63,8 @@ impl FromStr for From {
 
 pub(super) async fn execute(context: &Context, args: ReplayArgs) -> Result<ExitCode> {
     let from = match args.from {
-        From::Position(position) => ReplayFrom::Position(position),
-        From::Time(time) => ReplayFrom::Time(time),
+        ReplayPoint::Position(position) => ReplayFrom::Position(position),
+        ReplayPoint::Time(time) => ReplayFrom::Time(time),
     };
     let replayed = replicator::replay(context.settings(), from).await?;
     let answer = json!({"success": true, "from": replayed.from, "changes": replayed.changes});
@@ -83,14 +83,14 @@ mod tests {
 
     #[test]
     fn positions_and_times_are_told_apart() {
-        assert_eq!("120000".parse(), Ok(From::Position(Position(120_000))));
+        assert_eq!("120000".parse(), Ok(ReplayPoint::Position(Position(120_000))));
         let noon: Timestamp = "2026-11-22T04:00:00Z".parse().unwrap();
-        assert_eq!("2026-11-22T12:00:00+08:00".parse(), Ok(From::Time(noon)));
+        assert_eq!("2026-11-22T12:00:00+08:00".parse(), Ok(ReplayPoint::Time(noon)));
         for text in ["2026-11-22 08:00", "2026-11-22", "2026-11-22T08:00:30"] {
-            assert!(matches!(text.parse(), Ok(From::Time(_))), "{text}");
+            assert!(matches!(text.parse(), Ok(ReplayPoint::Time(_))), "{text}");
         }
         for text in ["", "yesterday", "-5", "99999999999999999999"] {
-            assert!(text.parse::<From>().is_err(), "{text}");
+            assert!(text.parse::<ReplayPoint>().is_err(), "{text}");
         }
     }
 }

@@ -8,7 +8,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::{Context, SiteFlags, output};
 use crate::control::StatusReport;
-use crate::control::client::Client;
+use crate::control::client::ControlClient;
 use crate::control::status::LatencyStatus;
 use crate::error::Result;
 use crate::replicator::offline_status;
@@ -26,7 +26,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) async fn execute(context: &Context, _args: StatusArgs) -> Result<ExitCode> {
-    let status = match Client::new(context.settings())?.status().await? {
+    let status = match ControlClient::new(context.settings())?.status().await? {
         Some(status) => status,
         None => offline_status(context.settings()).await?,
     };
@@ -38,7 +38,7 @@ pub(super) async fn execute(context: &Context, _args: StatusArgs) -> Result<Exit
 
 /// The status for people: one line a subject, times in `zone`.
 fn describe(status: &StatusReport, zone: &TimeZone) -> String {
-    let mut lines = Lines(String::new());
+    let mut lines = StatusLines(String::new());
     let since = status
         .running_since
         .map_or(String::new(), |since| format!(", since {}", local(since, zone)));
@@ -132,9 +132,9 @@ fn steps(latency: &LatencyStatus) -> Option<String> {
     (!known.is_empty()).then(|| format!("{known} ms a batch, p50/p99"))
 }
 
-struct Lines(String);
+struct StatusLines(String);
 
-impl Lines {
+impl StatusLines {
     fn add(&mut self, subject: &str, text: impl AsRef<str>) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{subject:<11} {}", text.as_ref());
@@ -233,18 +233,18 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Lag, State};
-    use crate::latency::{Percentiles, Steps};
+    use crate::control::status::{LagStatus, ReplicatorState};
+    use crate::latency::{PerStep, Percentiles};
 
     #[test]
     fn people_see_each_subject_on_a_line() {
-        let mut status = StatusReport::unknown(State::BackingOff);
+        let mut status = StatusReport::unknown(ReplicatorState::BackingOff);
         status.running_since = Some("2026-11-22T00:00:00Z".parse().unwrap());
         status.reason = Some("the cloud is away".into());
         status.cloud.url = Some("https://cloud.example/api".into());
         status.cloud.reachable = Some(false);
         status.cloud.last_error = Some("connection refused".into());
-        status.lag = Some(Lag {
+        status.lag = Some(LagStatus {
             changes: 12,
             age_seconds: 7200.0,
         });
@@ -255,7 +255,7 @@ mod tests {
             room_bytes: Some(7200 * 1024),
             full_in_seconds: Some(7200.0),
         });
-        status.capture = vec![crate::control::status::CaptureTrouble {
+        status.capture = vec![crate::control::status::CaptureProblem {
             entity: "rooms".into(),
             broken: true,
             reason: "cannot capture rooms: a trigger is gone; run `cloud-sync init`".into(),
@@ -268,11 +268,11 @@ mod tests {
         status.latency = Some(LatencyStatus {
             p50_ms,
             p99_ms,
-            steps: Steps {
+            steps: PerStep {
                 wake: took,
                 apply: None,
                 commit: took,
-                ..Steps::default()
+                ..PerStep::default()
             },
         });
         let text = describe(&status, &TimeZone::UTC);

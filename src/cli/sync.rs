@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::progress::Progress;
+use super::progress::ProgressDisplay;
 use super::{Context, SiteFlags, output};
-use crate::control::client::Client;
+use crate::control::client::ControlClient;
 use crate::control::{SyncReport, SyncRequest};
 use crate::error::Result;
-use crate::replicator::Once;
+use crate::replicator::OneShot;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,12 +37,12 @@ pub(super) async fn execute(context: &Context, args: SyncArgs) -> Result<ExitCod
         force: args.force,
         entities: args.entity,
     };
-    let report = match Client::new(settings)?.sync_now(&request).await? {
+    let report = match ControlClient::new(settings)?.sync_now(&request).await? {
         Some(report) => report,
         // No daemon answers: this process drains while it compares.
         None => {
-            let once = Once::start(settings).await?;
-            let report = once.sync(&request, &Progress::new("compared")).await;
+            let once = OneShot::start(settings).await?;
+            let report = once.sync(&request, &ProgressDisplay::new("compared")).await;
             once.finish().await?;
             report?
         }

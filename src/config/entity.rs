@@ -4,7 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::keys::near;
-use super::place::Place;
+use super::settings_text::SettingsText;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 
@@ -39,7 +39,7 @@ pub(super) const FILE: [&str; 6] = [
 pub(super) const COLUMN: [&str; 2] = ["as", "zone"];
 
 /// Reads the list of entities.
-pub(super) fn read(place: &Place<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<Entity>> {
+pub(super) fn parse_entities(place: &SettingsText<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<Entity>> {
     let Some(list) = value.get_ref().as_array() else {
         return Err(place
             .wrong("entity", &value.span(), "it is not a list")
@@ -48,7 +48,7 @@ pub(super) fn read(place: &Place<'_>, value: &Spanned<DeValue<'_>>) -> Result<Ve
     list.iter().map(|value| one(place, value)).collect()
 }
 
-fn one(place: &Place<'_>, value: &Spanned<DeValue<'_>>) -> Result<Entity> {
+fn one(place: &SettingsText<'_>, value: &Spanned<DeValue<'_>>) -> Result<Entity> {
     let Some(table) = value.get_ref().as_table() else {
         return Err(place
             .wrong("entity", &value.span(), "it is not a section")
@@ -92,7 +92,13 @@ fn one(place: &Place<'_>, value: &Spanned<DeValue<'_>>) -> Result<Entity> {
     )
 }
 
-fn known(place: &Place<'_>, entity: &str, prefix: &str, table: &DeTable<'_>, keys: &[&str]) -> Result<()> {
+fn known(
+    place: &SettingsText<'_>,
+    entity: &str,
+    prefix: &str,
+    table: &DeTable<'_>,
+    keys: &[&str],
+) -> Result<()> {
     let unknown = table.keys().find(|key| !keys.contains(&key.get_ref().as_ref()));
     let Some(unknown) = unknown else { return Ok(()) };
     let error: Error = place.wrong(

@@ -9,16 +9,16 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::entity;
-use super::keys::{self, KEYS, Key, Shape, near};
-use super::place::Place;
-use super::value::Parsed;
+use super::keys::{self, KEYS, SettingKey, ValueShape, near};
+use super::settings_text::SettingsText;
+use super::value::ParsedValue;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 
 /// What the file sets.
-pub(super) struct File {
+pub(super) struct SettingsFile {
     /// Each key that it sets, its value as text, and the line.
-    pub(super) values: Vec<(&'static Key, String, usize)>,
+    pub(super) values: Vec<(&'static SettingKey, String, usize)>,
     /// The entities of `[[entity]]`, where there are any.
     pub(super) entities: Option<Vec<Entity>>,
 }
@@ -27,8 +27,8 @@ pub(super) struct File {
 ///
 /// # Errors
 /// A configuration error that names the line: no TOML, an unknown section or key, a value of another type.
-pub(super) fn read(path: &Path, text: &str) -> Result<File> {
-    let place = Place { path, text };
+pub(super) fn parse_settings_file(path: &Path, text: &str) -> Result<SettingsFile> {
+    let place = SettingsText { path, text };
     let document = DeTable::parse(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         Error::config(
@@ -37,14 +37,14 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File> {
         )
         .remedy("write it as TOML: [section], then key = value, with text in quotes")
     })?;
-    let mut file = File {
+    let mut file = SettingsFile {
         values: Vec::new(),
         entities: None,
     };
     for (name, value) in document.get_ref() {
         let section = name.get_ref().as_ref();
         if section == "entity" {
-            file.entities = Some(entity::read(&place, value)?);
+            file.entities = Some(entity::parse_entities(&place, value)?);
             continue;
         }
         if !KEYS.iter().any(|key| key.section() == section) {
@@ -65,17 +65,17 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File> {
 }
 
 fn setting(
-    place: &Place<'_>,
+    place: &SettingsText<'_>,
     section: &str,
     name: &Spanned<toml::de::DeString<'_>>,
     value: &Spanned<DeValue<'_>>,
-) -> Result<(&'static Key, String, usize)> {
+) -> Result<(&'static SettingKey, String, usize)> {
     let dotted = format!("{section}.{}", name.get_ref());
     let Some(key) = keys::find(&dotted) else {
         let leaves: Vec<&str> = KEYS
             .iter()
             .filter(|key| key.section() == section)
-            .map(Key::leaf)
+            .map(SettingKey::leaf)
             .collect();
         let error = place.wrong(&dotted, &name.span(), "there is no such key");
         return Err(match near(name.get_ref(), leaves.iter().copied()) {
@@ -92,11 +92,11 @@ fn setting(
 }
 
 fn unknown_section(
-    place: &Place<'_>,
+    place: &SettingsText<'_>,
     name: &Spanned<toml::de::DeString<'_>>,
     value: &Spanned<DeValue<'_>>,
 ) -> Error {
-    let mut sections: Vec<&str> = KEYS.iter().map(Key::section).collect();
+    let mut sections: Vec<&str> = KEYS.iter().map(SettingKey::section).collect();
     sections.dedup();
     sections.push("entity");
     if value.get_ref().is_table() || value.get_ref().is_array() {
@@ -117,17 +117,17 @@ fn unknown_section(
     }
 }
 
-fn text_of(shape: Shape, value: &DeValue<'_>) -> Parsed<String> {
+fn text_of(shape: ValueShape, value: &DeValue<'_>) -> ParsedValue<String> {
     match (shape, value) {
-        (Shape::Bool, DeValue::Boolean(value)) => Ok(value.to_string()),
-        (Shape::Bool, _) => Err("must be true or false, without quotes".to_owned()),
-        (Shape::Count { .. } | Shape::Size { .. }, DeValue::Integer(value)) => {
+        (ValueShape::Bool, DeValue::Boolean(value)) => Ok(value.to_string()),
+        (ValueShape::Bool, _) => Err("must be true or false, without quotes".to_owned()),
+        (ValueShape::Count { .. } | ValueShape::Size { .. }, DeValue::Integer(value)) => {
             i128::from_str_radix(value.as_str(), value.radix())
                 .map(|value| value.to_string())
                 .map_err(|_| "must be a smaller number".to_owned())
         }
-        (Shape::Count { .. }, _) => Err("must be a whole number, without quotes".to_owned()),
-        (Shape::Capabilities, DeValue::Array(names)) => {
+        (ValueShape::Count { .. }, _) => Err("must be a whole number, without quotes".to_owned()),
+        (ValueShape::Capabilities, DeValue::Array(names)) => {
             let names: Option<Vec<&str>> = names.iter().map(|name| name.get_ref().as_str()).collect();
             names
                 .map(|names| {
@@ -139,18 +139,20 @@ fn text_of(shape: Shape, value: &DeValue<'_>) -> Parsed<String> {
                 })
                 .ok_or_else(|| "must be \"auto\" or a list of names in quotes".to_owned())
         }
-        (Shape::SiteKeys, DeValue::Table(sites)) => site_keys(sites),
-        (Shape::SiteKeys, _) => Err("must be a section, [receiver.keys], with site = [\"key\"]".to_owned()),
-        (Shape::FormFields, DeValue::Table(fields)) => form_fields(fields),
+        (ValueShape::SiteKeys, DeValue::Table(sites)) => site_keys(sites),
+        (ValueShape::SiteKeys, _) => {
+            Err("must be a section, [receiver.keys], with site = [\"key\"]".to_owned())
+        }
+        (ValueShape::FormFields, DeValue::Table(fields)) => form_fields(fields),
         (_, DeValue::String(text)) => Ok(text.clone().into_owned()),
-        (Shape::Duration { .. }, _) => Err("must be a time span in quotes, such as \"30s\"".to_owned()),
-        (Shape::Size { .. }, _) => Err("must be a size in quotes, such as \"8MiB\"".to_owned()),
+        (ValueShape::Duration { .. }, _) => Err("must be a time span in quotes, such as \"30s\"".to_owned()),
+        (ValueShape::Size { .. }, _) => Err("must be a size in quotes, such as \"8MiB\"".to_owned()),
         _ => Err("must be text in quotes".to_owned()),
     }
 }
 
 /// The sites' keys in the form that [`super::value::site_keys`] reads, in which `,` and `;` are no part of a key.
-fn site_keys(sites: &DeTable<'_>) -> Parsed<String> {
+fn site_keys(sites: &DeTable<'_>) -> ParsedValue<String> {
     let mut text = Vec::with_capacity(sites.len());
     for (site, keys) in sites {
         let site = site.get_ref();
@@ -172,7 +174,7 @@ fn site_keys(sites: &DeTable<'_>) -> Parsed<String> {
 }
 
 /// The fields in the form that [`super::value::form_fields`] reads, in which `;` is no part of a value.
-fn form_fields(fields: &DeTable<'_>) -> Parsed<String> {
+fn form_fields(fields: &DeTable<'_>) -> ParsedValue<String> {
     let mut text = Vec::with_capacity(fields.len());
     for (name, value) in fields {
         let name = name.get_ref();

@@ -2,7 +2,7 @@
 
 /// What a value must look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
+pub enum ValueShape {
     /// Any text.
     Text,
     /// A path of a file or a folder.
@@ -56,7 +56,7 @@ pub enum Shape {
 
 /// One thing that can be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Key {
+pub struct SettingKey {
     /// Its section and its name there: `cloud.url`.
     pub name: &'static str,
     /// The value where no layer sets it; none means unset.
@@ -66,12 +66,12 @@ pub struct Key {
     /// Whether its value is never shown.
     pub secret: bool,
     /// What a value must look like.
-    pub shape: Shape,
+    pub shape: ValueShape,
     /// What it is, in one line.
     pub help: &'static str,
 }
 
-impl Key {
+impl SettingKey {
     /// The variable that sets it: `CLOUD_SYNC_<SECTION>_<KEY>`.
     pub fn variable(&self) -> String {
         format!("CLOUD_SYNC_{}", self.name.replace('.', "_").to_ascii_uppercase())
@@ -101,8 +101,13 @@ impl Key {
     }
 }
 
-const fn key(name: &'static str, default: Option<&'static str>, shape: Shape, help: &'static str) -> Key {
-    Key {
+const fn key(
+    name: &'static str,
+    default: Option<&'static str>,
+    shape: ValueShape,
+    help: &'static str,
+) -> SettingKey {
+    SettingKey {
         name,
         default,
         legacy: None,
@@ -112,13 +117,13 @@ const fn key(name: &'static str, default: Option<&'static str>, shape: Shape, he
     }
 }
 
-const fn secret(name: &'static str, shape: Shape, help: &'static str) -> Key {
+const fn secret(name: &'static str, shape: ValueShape, help: &'static str) -> SettingKey {
     let mut key = key(name, None, shape, help);
     key.secret = true;
     key
 }
 
-const fn legacy(mut key: Key, variable: &'static str) -> Key {
+const fn legacy(mut key: SettingKey, variable: &'static str) -> SettingKey {
     key.legacy = Some(variable);
     key
 }
@@ -127,11 +132,11 @@ const HOUR: u64 = 3_600_000;
 
 /// Everything that can be set, in the order in which it is shown. `[[entity]]` stands beside it: see
 /// [`crate::catalogue::Entity`].
-pub const KEYS: &[Key] = &[
+pub const KEYS: &[SettingKey] = &[
     legacy(
         secret(
             "source.database_url",
-            Shape::DatabaseUrl,
+            ValueShape::DatabaseUrl,
             "the site's database, postgresql://user:password@host/database",
         ),
         "DATABASE_URL",
@@ -139,13 +144,13 @@ pub const KEYS: &[Key] = &[
     key(
         "source.source_id",
         None,
-        Shape::Word,
+        ValueShape::Word,
         "what the cloud knows this database by; made up by init where unset",
     ),
     key(
         "source.outbox_limit",
         None,
-        Shape::Size {
+        ValueShape::Size {
             min: 1 << 20,
             max: 1 << 50,
         },
@@ -154,26 +159,26 @@ pub const KEYS: &[Key] = &[
     key(
         "media.root",
         Some("storage/app/public"),
-        Shape::Path,
+        ValueShape::Path,
         "the folder that file columns are relative to",
     ),
     key(
         "media.settle",
         Some("2s"),
-        Shape::Duration { min: 0, max: HOUR },
+        ValueShape::Duration { min: 0, max: HOUR },
         "how long a file must stand still before it counts as finished",
     ),
     key(
         "store.path",
         Some("var/cloud-sync"),
-        Shape::Path,
+        ValueShape::Path,
         "the folder of the local checkpoint store",
     ),
     legacy(
         key(
             "cloud.url",
             None,
-            Shape::HttpUrl,
+            ValueShape::HttpUrl,
             "the cloud API's base URL, as in https://cloud.example/api",
         ),
         "CLOUD_API_URL",
@@ -181,7 +186,7 @@ pub const KEYS: &[Key] = &[
     legacy(
         secret(
             "cloud.key",
-            Shape::Word,
+            ValueShape::Word,
             "the API key that the cloud gave this site",
         ),
         "CLOUD_API_KEY",
@@ -189,61 +194,61 @@ pub const KEYS: &[Key] = &[
     key(
         "cloud.profile",
         Some("contract"),
-        Shape::Profile,
+        ValueShape::Profile,
         "the kind of server: contract, or laravel for the server of the old script",
     ),
     key(
         "cloud.prefix",
         None,
-        Shape::UrlPath,
+        ValueShape::UrlPath,
         "a path below cloud.url that all calls lie below, as in sync",
     ),
     key(
         "cloud.status_path",
         Some("sync-status"),
-        Shape::UrlPath,
+        ValueShape::UrlPath,
         "the path of the status call; any call that answers JSON to GET will do",
     ),
     key(
         "cloud.timeout",
         Some("30s"),
-        Shape::Duration { min: 1, max: HOUR },
+        ValueShape::Duration { min: 1, max: HOUR },
         "how long one request may take without progress",
     ),
     key(
         "cloud.capabilities",
         Some("auto"),
-        Shape::Capabilities,
+        ValueShape::Capabilities,
         "auto, or the list to use whatever the server says",
     ),
     key(
         "cloud.delete_moved",
         Some("true"),
-        Shape::Bool,
+        ValueShape::Bool,
         "whether a row that moves to another entity of its table is deleted under its old path first; false where the new path replaces it",
     ),
     key(
         "cloud.allow_insecure_http",
         Some("false"),
-        Shape::Bool,
+        ValueShape::Bool,
         "allow an http:// URL that is not loopback: key and rows go in the clear",
     ),
     key(
         "cloud.ca_file",
         None,
-        Shape::Path,
+        ValueShape::Path,
         "a PEM file with further certificate authorities to trust",
     ),
     key(
         "delivery.batch_rows",
         Some("5000"),
-        Shape::Count { min: 1, max: 100_000 },
+        ValueShape::Count { min: 1, max: 100_000 },
         "rows a batch, at most",
     ),
     key(
         "delivery.batch_bytes",
         Some("4MiB"),
-        Shape::Size {
+        ValueShape::Size {
             min: 1 << 10,
             max: 256 << 20,
         },
@@ -252,20 +257,20 @@ pub const KEYS: &[Key] = &[
     key(
         "delivery.in_flight",
         Some("16"),
-        Shape::Count { min: 1, max: 256 },
+        ValueShape::Count { min: 1, max: 256 },
         "requests at a time, at most",
     ),
     key(
         "delivery.compress",
         None,
-        Shape::Bool,
+        ValueShape::Bool,
         "compress the bodies of changes; where it is not set, unless the cloud is on this machine",
     ),
     legacy(
         key(
             "files.driver",
             Some("api"),
-            Shape::Driver,
+            ValueShape::Driver,
             "how files go to the cloud: api, through the cloud's own API",
         ),
         "CLOUD_STORAGE_DRIVER",
@@ -274,7 +279,7 @@ pub const KEYS: &[Key] = &[
         key(
             "files.bucket",
             None,
-            Shape::Text,
+            ValueShape::Text,
             "the object storage's bucket; the api driver needs none",
         ),
         "CLOUD_STORAGE_BUCKET",
@@ -282,31 +287,31 @@ pub const KEYS: &[Key] = &[
     key(
         "files.field",
         Some("file"),
-        Shape::Word,
+        ValueShape::Word,
         "the name of the part with the file in an upload's form",
     ),
     key(
         "files.fields",
         None,
-        Shape::FormFields,
+        ValueShape::FormFields,
         "further fields of an upload's form: [files.fields] visibility = \"public\", or visibility=public;folder=slips",
     ),
     key(
         "files.upload_videos",
         Some("true"),
-        Shape::Bool,
+        ValueShape::Bool,
         "whether videos are uploaded; their rows always are",
     ),
     key(
         "control.listen",
         Some("127.0.0.1:8787"),
-        Shape::Address,
+        ValueShape::Address,
         "where the operator API listens",
     ),
     key(
         "control.lag_limit",
         Some("15m"),
-        Shape::Duration {
+        ValueShape::Duration {
             min: 1_000,
             max: 30 * 24 * HOUR,
         },
@@ -314,53 +319,53 @@ pub const KEYS: &[Key] = &[
     ),
     secret(
         "control.token",
-        Shape::Word,
+        ValueShape::Word,
         "the operator API's bearer token; made up in the store's folder where unset",
     ),
     key(
         "schedule.sync",
         Some("0 * * * *"),
-        Shape::Cron,
+        ValueShape::Cron,
         "when a sync is due, as cron in local time, or off",
     ),
     key(
         "receiver.listen",
         Some("127.0.0.1:8080"),
-        Shape::Address,
+        ValueShape::Address,
         "where the reference cloud server listens",
     ),
     secret(
         "receiver.database_url",
-        Shape::DatabaseUrl,
+        ValueShape::DatabaseUrl,
         "the cloud's own database, postgresql://user:password@host/database",
     ),
     key(
         "receiver.files",
         Some("var/cloud-files"),
-        Shape::Path,
+        ValueShape::Path,
         "the folder of files that sites uploaded",
     ),
     key(
         "receiver.public_url",
         None,
-        Shape::HttpUrl,
+        ValueShape::HttpUrl,
         "the base of the URLs that it hands out",
     ),
     key(
         "receiver.history",
         Some("false"),
-        Shape::Bool,
+        ValueShape::Bool,
         "whether superseded versions of rows are kept",
     ),
     secret(
         "receiver.keys",
-        Shape::SiteKeys,
+        ValueShape::SiteKeys,
         "each site's valid keys: [receiver.keys] college = [\"key\"], or college=key,key;annex=key",
     ),
 ];
 
 /// The key with this dotted name.
-pub fn find(name: &str) -> Option<&'static Key> {
+pub fn find(name: &str) -> Option<&'static SettingKey> {
     KEYS.iter().find(|key| key.name == name)
 }
 

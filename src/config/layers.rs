@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use super::keys::{self, KEYS, Key, near};
-use super::value::{self, Parsed};
+use super::keys::{self, KEYS, SettingKey, near};
+use super::value::{self, ParsedValue};
 use super::{
     CloudSettings, ControlSettings, DeliverySettings, FileSettings, MediaSettings, ReceiverConfig,
     ScheduleSettings, Settings, SourceSettings, StoreSettings, file,
@@ -47,7 +47,7 @@ impl LoadOptions {
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum SettingOrigin {
     /// No layer sets it.
     Default,
     /// No layer sets it but the profile of the cloud's server.
@@ -62,7 +62,7 @@ pub enum Origin {
     Flag,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SettingOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
@@ -77,15 +77,15 @@ impl fmt::Display for Origin {
 
 /// One key's effective value and where it came from.
 #[derive(Clone)]
-pub struct Value {
+pub struct EffectiveValue {
     /// The key.
-    pub key: &'static Key,
+    pub key: &'static SettingKey,
     /// Where the value came from.
-    pub origin: Origin,
+    pub origin: SettingOrigin,
     text: Option<String>,
 }
 
-impl Value {
+impl EffectiveValue {
     /// The value as text, where it is set and no secret.
     pub fn shown(&self) -> Option<&str> {
         self.text.as_deref().filter(|_| !self.key.secret)
@@ -98,19 +98,25 @@ impl Value {
 
     fn wrong(&self, why: &str) -> Error {
         let place = match &self.origin {
-            Origin::Default | Origin::Profile => format!("the default of {}", self.key.name),
-            Origin::File(path, line) => format!("{} in {}, line {line}", self.key.name, path.display()),
-            Origin::DotEnv(name) | Origin::Environment(name) if *name == self.key.variable() => {
+            SettingOrigin::Default | SettingOrigin::Profile => format!("the default of {}", self.key.name),
+            SettingOrigin::File(path, line) => {
+                format!("{} in {}, line {line}", self.key.name, path.display())
+            }
+            SettingOrigin::DotEnv(name) | SettingOrigin::Environment(name)
+                if *name == self.key.variable() =>
+            {
                 self.origin.to_string()
             }
-            Origin::DotEnv(_) | Origin::Environment(_) => format!("{} ({})", self.origin, self.key.name),
-            Origin::Flag => format!("{} of the command line", self.key.name),
+            SettingOrigin::DotEnv(_) | SettingOrigin::Environment(_) => {
+                format!("{} ({})", self.origin, self.key.name)
+            }
+            SettingOrigin::Flag => format!("{} of the command line", self.key.name),
         };
         Error::config(format!("use {place}"), "its value does not fit").remedy(format!("it {why}"))
     }
 }
 
-impl fmt::Debug for Value {
+impl fmt::Debug for EffectiveValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Value")
             .field("key", &self.key.name)
@@ -126,7 +132,7 @@ pub struct Loaded {
     /// The typed settings.
     pub settings: Settings,
     /// Every key's effective value, in the table's order.
-    pub values: Vec<Value>,
+    pub values: Vec<EffectiveValue>,
     /// The configuration file that was read, where there was one.
     pub file: Option<PathBuf>,
     /// Whether the file lists its own entities.
@@ -137,8 +143,8 @@ pub struct Loaded {
 
 impl Loaded {
     /// What differs from `before`, by name: what a running program can take, and what only a restart brings about.
-    pub fn changes(&self, before: &Self) -> Changes {
-        let mut changes = Changes::default();
+    pub fn changes(&self, before: &Self) -> ChangedSettings {
+        let mut changes = ChangedSettings::default();
         for (now, then) in self.values.iter().zip(&before.values) {
             if now.text == then.text {
                 continue;
@@ -178,7 +184,7 @@ impl Loaded {
 
 /// The names of the settings that differ.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Changes {
+pub struct ChangedSettings {
     /// What a running program can take.
     pub taken: Vec<&'static str>,
     /// What only a restart brings about.
@@ -189,8 +195,8 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
     let mut layers = Layers::of_defaults();
     let (path, entities) = layers.add_file(&options)?;
     let dot_env = dot_env(&options.dir.join(".env"))?;
-    layers.add_variables(&dot_env, Origin::DotEnv)?;
-    layers.add_variables(&options.env, Origin::Environment)?;
+    layers.add_variables(&dot_env, SettingOrigin::DotEnv)?;
+    layers.add_variables(&options.env, SettingOrigin::Environment)?;
     layers.add_flags(&options.overrides)?;
     layers.add_profile()?;
     for value in &layers.values {
@@ -210,7 +216,7 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
 }
 
 struct Layers {
-    values: Vec<Value>,
+    values: Vec<EffectiveValue>,
     warnings: Vec<String>,
 }
 
@@ -218,9 +224,9 @@ impl Layers {
     fn of_defaults() -> Self {
         let values = KEYS
             .iter()
-            .map(|key| Value {
+            .map(|key| EffectiveValue {
                 key,
-                origin: Origin::Default,
+                origin: SettingOrigin::Default,
                 text: key.default.map(str::to_owned),
             })
             .collect();
@@ -230,7 +236,7 @@ impl Layers {
         }
     }
 
-    fn set(&mut self, name: &str, text: String, origin: Origin) {
+    fn set(&mut self, name: &str, text: String, origin: SettingOrigin) {
         if let Some(value) = self.values.iter_mut().find(|value| value.key.name == name) {
             value.text = Some(text);
             value.origin = origin;
@@ -256,9 +262,9 @@ impl Layers {
                 );
             }
         };
-        let file = file::read(&path, &text)?;
+        let file = file::parse_settings_file(&path, &text)?;
         for (key, text, line) in file.values {
-            self.set(key.name, text, Origin::File(path.clone(), line));
+            self.set(key.name, text, SettingOrigin::File(path.clone(), line));
         }
         Ok((Some(path), file.entities))
     }
@@ -267,7 +273,7 @@ impl Layers {
     fn add_variables(
         &mut self,
         variables: &BTreeMap<String, String>,
-        origin: impl Fn(String) -> Origin,
+        origin: impl Fn(String) -> SettingOrigin,
     ) -> Result<()> {
         for key in KEYS {
             let uniform = key.variable();
@@ -286,11 +292,11 @@ impl Layers {
 
     /// A variable that is a slip of one of ours is an error. Another one in our sections is worth a warning only:
     /// platforms add variables of such names by themselves.
-    fn look_at_stranger(&mut self, name: &str, origin: impl Fn(String) -> Origin) -> Result<()> {
+    fn look_at_stranger(&mut self, name: &str, origin: impl Fn(String) -> SettingOrigin) -> Result<()> {
         let Some(rest) = name.strip_prefix("CLOUD_SYNC_") else {
             return Ok(());
         };
-        let variables: Vec<String> = KEYS.iter().map(Key::variable).collect();
+        let variables: Vec<String> = KEYS.iter().map(SettingKey::variable).collect();
         if variables.iter().any(|variable| variable == name) {
             return Ok(());
         }
@@ -328,7 +334,7 @@ impl Layers {
                     None => error.remedy("cloud-sync config lists all settings"),
                 });
             };
-            self.set(key.name, text.clone(), Origin::Flag);
+            self.set(key.name, text.clone(), SettingOrigin::Flag);
         }
         Ok(())
     }
@@ -337,21 +343,21 @@ impl Layers {
     fn add_profile(&mut self) -> Result<()> {
         let profile = self.required("cloud.profile", value::profile)?;
         for (name, text) in profile.settings() {
-            if self.value(name)?.origin == Origin::Default {
-                self.set(name, (*text).to_owned(), Origin::Profile);
+            if self.value(name)?.origin == SettingOrigin::Default {
+                self.set(name, (*text).to_owned(), SettingOrigin::Profile);
             }
         }
         Ok(())
     }
 
-    fn value(&self, name: &str) -> Result<&Value> {
+    fn value(&self, name: &str) -> Result<&EffectiveValue> {
         self.values
             .iter()
             .find(|value| value.key.name == name)
             .ok_or_else(|| Error::config(format!("use {name}"), "the table of settings lacks it"))
     }
 
-    fn optional<T>(&self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Result<Option<T>> {
+    fn optional<T>(&self, name: &str, parse: impl Fn(&str) -> ParsedValue<T>) -> Result<Option<T>> {
         let value = self.value(name)?;
         value
             .text
@@ -360,7 +366,7 @@ impl Layers {
             .transpose()
     }
 
-    fn required<T>(&self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Result<T> {
+    fn required<T>(&self, name: &str, parse: impl Fn(&str) -> ParsedValue<T>) -> Result<T> {
         self.optional(name, parse)?
             .ok_or_else(|| Error::config(format!("use {name}"), "it is not set"))
     }
@@ -373,7 +379,7 @@ impl Layers {
         self.required(name, |text| Ok(PathBuf::from(text)))
     }
 
-    fn number(&self, name: &str, parse: impl Fn(&str) -> Parsed<u64>) -> Result<usize> {
+    fn number(&self, name: &str, parse: impl Fn(&str) -> ParsedValue<u64>) -> Result<usize> {
         self.required(name, |text| {
             usize::try_from(parse(text)?).map_err(|_| "must be a smaller number".to_owned())
         })

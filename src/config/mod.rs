@@ -10,7 +10,7 @@ mod entity;
 mod file;
 pub mod keys;
 mod layers;
-mod place;
+mod settings_text;
 mod value;
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ use url::Url;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 
-pub use self::layers::{Changes, LoadOptions, Loaded, Origin, Value};
+pub use self::layers::{ChangedSettings, EffectiveValue, LoadOptions, Loaded, SettingOrigin};
 
 /// The capabilities of DESIGN section 4 that a server can have.
 pub const CAPABILITIES: [&str; 6] = ["bulk", "delete", "changes", "schema", "tus", "content-hash"];

@@ -2,12 +2,12 @@ use secrecy::ExposeSecret;
 
 use super::*;
 
-struct Site {
+struct SettingsFolder {
     dir: tempfile::TempDir,
     options: LoadOptions,
 }
 
-impl Site {
+impl SettingsFolder {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = LoadOptions {
@@ -50,15 +50,20 @@ impl Site {
     }
 }
 
-fn origin(loaded: &Loaded, name: &str) -> Origin {
+fn origin(loaded: &Loaded, name: &str) -> SettingOrigin {
     let value = loaded.values.iter().find(|value| value.key.name == name);
     value.unwrap().origin.clone()
 }
 
 #[test]
 fn every_default_fits_and_every_key_is_unique() {
-    let loaded = Site::new().load().unwrap();
-    assert!(loaded.values.iter().all(|value| value.origin == Origin::Default));
+    let loaded = SettingsFolder::new().load().unwrap();
+    assert!(
+        loaded
+            .values
+            .iter()
+            .all(|value| value.origin == SettingOrigin::Default)
+    );
     let settings = loaded.settings;
     assert_eq!(settings.media.root, PathBuf::from("storage/app/public"));
     assert_eq!(settings.cloud.timeout, Duration::from_secs(30));
@@ -67,7 +72,7 @@ fn every_default_fits_and_every_key_is_unique() {
     assert_eq!(settings.schedule.sync.as_deref(), Some("0 * * * *"));
     assert_eq!(settings.control.listen.to_string(), "127.0.0.1:8787");
     assert_eq!(settings.catalogue, Catalogue::builtin());
-    let mut names: Vec<String> = keys::KEYS.iter().map(keys::Key::variable).collect();
+    let mut names: Vec<String> = keys::KEYS.iter().map(keys::SettingKey::variable).collect();
     names.sort();
     names.dedup();
     assert_eq!(names.len(), keys::KEYS.len());
@@ -75,11 +80,14 @@ fn every_default_fits_and_every_key_is_unique() {
 
 #[test]
 fn each_layer_goes_over_the_one_below_and_is_remembered() {
-    let site = Site::new().file("[delivery]\nin_flight = 2\nbatch_rows = 10\n");
+    let site = SettingsFolder::new().file("[delivery]\nin_flight = 2\nbatch_rows = 10\n");
     let loaded = site.load().unwrap();
     assert_eq!(loaded.settings.delivery.in_flight, 2);
     let path = site.dir.path().join("cloud-sync.toml");
-    assert_eq!(origin(&loaded, "delivery.in_flight"), Origin::File(path, 2));
+    assert_eq!(
+        origin(&loaded, "delivery.in_flight"),
+        SettingOrigin::File(path, 2)
+    );
 
     let site = site.dot_env("CLOUD_SYNC_DELIVERY_IN_FLIGHT=3\n");
     let loaded = site.load().unwrap();
@@ -87,7 +95,7 @@ fn each_layer_goes_over_the_one_below_and_is_remembered() {
     let variable = "CLOUD_SYNC_DELIVERY_IN_FLIGHT".to_owned();
     assert_eq!(
         origin(&loaded, "delivery.in_flight"),
-        Origin::DotEnv(variable.clone())
+        SettingOrigin::DotEnv(variable.clone())
     );
 
     let site = site.env("CLOUD_SYNC_DELIVERY_IN_FLIGHT", "4");
@@ -95,19 +103,19 @@ fn each_layer_goes_over_the_one_below_and_is_remembered() {
     assert_eq!(loaded.settings.delivery.in_flight, 4);
     assert_eq!(
         origin(&loaded, "delivery.in_flight"),
-        Origin::Environment(variable)
+        SettingOrigin::Environment(variable)
     );
 
     let site = site.flag("delivery.in_flight", "5");
     let loaded = site.load().unwrap();
     assert_eq!(loaded.settings.delivery.in_flight, 5);
-    assert_eq!(origin(&loaded, "delivery.in_flight"), Origin::Flag);
+    assert_eq!(origin(&loaded, "delivery.in_flight"), SettingOrigin::Flag);
     assert_eq!(loaded.settings.delivery.batch_rows, 10);
 }
 
 #[test]
 fn the_old_systems_variables_hold_and_the_uniform_ones_go_over_them() {
-    let site = Site::new()
+    let site = SettingsFolder::new()
         .env("DATABASE_URL", "postgresql://u:secret@h/d")
         .env("CLOUD_API_URL", "https://old.example/api")
         .env("CLOUD_SYNC_CLOUD_URL", "https://cloud.example/api")
@@ -138,7 +146,7 @@ fn the_old_systems_variables_hold_and_the_uniform_ones_go_over_them() {
 
 #[test]
 fn what_is_required_and_missing_is_told_with_its_remedy() {
-    let settings = Site::new().load().unwrap().settings;
+    let settings = SettingsFolder::new().load().unwrap().settings;
     assert!(
         settings
             .require_database_url()
@@ -153,7 +161,7 @@ fn what_is_required_and_missing_is_told_with_its_remedy() {
             .to_string()
             .contains("CLOUD_API_URL")
     );
-    let settings = Site::new()
+    let settings = SettingsFolder::new()
         .env("CLOUD_API_URL", "https://c.example")
         .load()
         .unwrap()
@@ -170,7 +178,7 @@ fn what_is_required_and_missing_is_told_with_its_remedy() {
 
 #[test]
 fn a_named_file_must_be_there() {
-    let mut site = Site::new();
+    let mut site = SettingsFolder::new();
     site.options.config = Some(site.dir.path().join("other.toml"));
     assert!(site.refusal().contains("other.toml"));
 }
@@ -199,20 +207,25 @@ fn unknown_names_are_refused_where_they_stand_with_the_near_one() {
             "files.url_column",
         ),
     ] {
-        let message = Site::new().file(text).refusal();
+        let message = SettingsFolder::new().file(text).refusal();
         assert!(
             message.contains(place) && message.contains(near),
             "{text}: {message}"
         );
     }
-    assert!(Site::new().flag("cloud.uri", "x").refusal().contains("cloud.url"));
-    let slip = Site::new().env("CLOUD_SYNC_CLOUD_TIMOUT", "3s");
+    assert!(
+        SettingsFolder::new()
+            .flag("cloud.uri", "x")
+            .refusal()
+            .contains("cloud.url")
+    );
+    let slip = SettingsFolder::new().env("CLOUD_SYNC_CLOUD_TIMOUT", "3s");
     assert!(slip.refusal().contains("CLOUD_SYNC_CLOUD_TIMEOUT"));
 }
 
 #[test]
 fn variables_that_a_platform_adds_are_only_warned_about() {
-    let site = Site::new()
+    let site = SettingsFolder::new()
         .env("CLOUD_SYNC_SERVICE_HOST", "10.0.0.1")
         .env("CLOUD_SYNC_RECEIVER_PORT_8080_TCP", "tcp://10.0.0.1:8080");
     let warnings = site.load().unwrap().warnings;
@@ -255,20 +268,22 @@ fn wrong_types_and_values_tell_where_and_what_would_be_right() {
         ("[cloud\nkey = \"hidden\"\n", "line 1", "[section]"),
         ("[cloud]\nkey = \"hidden\n", "line 2", "quotes"),
     ] {
-        let message = Site::new().file(text).refusal();
+        let message = SettingsFolder::new().file(text).refusal();
         assert!(
             message.contains(place) && message.contains(right),
             "{text}: {message}"
         );
         assert!(!message.contains("hidden"), "{message}");
     }
-    let message = Site::new().env("CLOUD_API_KEY", "hidden key").refusal();
+    let message = SettingsFolder::new().env("CLOUD_API_KEY", "hidden key").refusal();
     assert!(
         message.contains("CLOUD_API_KEY") && message.contains("cloud.key"),
         "{message}"
     );
     assert!(!message.contains("hidden"), "{message}");
-    let message = Site::new().dot_env("A=1\nCLOUD_API_KEY='hidden\n").refusal();
+    let message = SettingsFolder::new()
+        .dot_env("A=1\nCLOUD_API_KEY='hidden\n")
+        .refusal();
     assert!(
         message.contains("CLOUD_API_KEY") && !message.contains("hidden"),
         "{message}"
@@ -283,9 +298,12 @@ fn a_clear_http_url_is_for_loopback_or_on_demand() {
         "http://[::1]:80/",
         "https://c.example",
     ] {
-        assert!(Site::new().flag("cloud.url", url).load().is_ok(), "{url}");
+        assert!(
+            SettingsFolder::new().flag("cloud.url", url).load().is_ok(),
+            "{url}"
+        );
     }
-    let open = Site::new().flag("cloud.url", "http://cloud.example/api");
+    let open = SettingsFolder::new().flag("cloud.url", "http://cloud.example/api");
     assert!(open.refusal().contains("allow_insecure_http"));
     assert!(open.flag("cloud.allow_insecure_http", "true").load().is_ok());
     for url in [
@@ -295,7 +313,10 @@ fn a_clear_http_url_is_for_loopback_or_on_demand() {
         "https://c.example/?a=1",
     ] {
         assert!(
-            !Site::new().flag("cloud.url", url).refusal().contains("hidden"),
+            !SettingsFolder::new()
+                .flag("cloud.url", url)
+                .refusal()
+                .contains("hidden"),
             "{url}"
         );
     }
@@ -303,11 +324,11 @@ fn a_clear_http_url_is_for_loopback_or_on_demand() {
 
 #[test]
 fn lists_are_the_same_from_the_file_and_from_the_environment() {
-    let file = Site::new().file(
+    let file = SettingsFolder::new().file(
         "[cloud]\ncapabilities = [\"bulk\", \"delete\"]\n[schedule]\nsync = \"off\"\n[receiver.keys]\ncollege = \
          [\"new=\", \"old\"]\nannex = [\"a\"]\n",
     );
-    let env = Site::new()
+    let env = SettingsFolder::new()
         .env("CLOUD_SYNC_CLOUD_CAPABILITIES", "bulk, delete")
         .env("CLOUD_SYNC_SCHEDULE_SYNC", "off")
         .env("CLOUD_SYNC_RECEIVER_KEYS", "college=new=,old; annex=a");
@@ -324,7 +345,7 @@ fn lists_are_the_same_from_the_file_and_from_the_environment() {
         assert_eq!(settings.receiver.keys.len(), 2);
     }
     for list in ["[\"bulk\", \"delete\"]", "['bulk','delete']", "bulk,delete"] {
-        let settings = Site::new()
+        let settings = SettingsFolder::new()
             .flag("cloud.capabilities", list)
             .load()
             .unwrap()
@@ -332,7 +353,10 @@ fn lists_are_the_same_from_the_file_and_from_the_environment() {
         let chosen = CapabilityChoice::Only(vec!["bulk".into(), "delete".into()]);
         assert_eq!(settings.cloud.capabilities, chosen, "{list}");
     }
-    let none = Site::new().file("[cloud]\ncapabilities = []\n").load().unwrap();
+    let none = SettingsFolder::new()
+        .file("[cloud]\ncapabilities = []\n")
+        .load()
+        .unwrap();
     assert_eq!(
         none.settings.cloud.capabilities,
         CapabilityChoice::Only(Vec::new())
@@ -341,7 +365,7 @@ fn lists_are_the_same_from_the_file_and_from_the_environment() {
 
 #[test]
 fn entities_of_the_file_make_the_catalogue() {
-    let site = Site::new().file(
+    let site = SettingsFolder::new().file(
         "[[entity]]\nname = \"leaves\"\ntable = \"tbl_leave\"\nkey = [\"leave_id\"]\nwindow = { column = \
          \"created_at\", days = 90 }\nwhere = \"true\"\ndeletes = \"keep\"\nfiles = [{ column = \"a\", url_column = \
          \"b\", directory = \"c\" }]\n",
@@ -355,14 +379,14 @@ fn entities_of_the_file_make_the_catalogue() {
     );
     assert_eq!(leaves.window.as_ref().unwrap().days, 90);
 
-    let message = Site::new()
+    let message = SettingsFolder::new()
         .file("[[entity]]\nname = \"a\"\nkey = [\"k\"]\n")
         .refusal();
     assert!(
         message.contains("entity a") && message.contains("table"),
         "{message}"
     );
-    let message = Site::new()
+    let message = SettingsFolder::new()
         .file("[[entity]]\nname = \"a\"\ntable = \"t\"\nkey = \"k\"\n")
         .refusal();
     assert!(message.contains("line 4"), "{message}");
@@ -371,7 +395,7 @@ fn entities_of_the_file_make_the_catalogue() {
 #[test]
 fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
     let mut entity = crate::catalogue::Entity::new("a", "t", &["k"]);
-    entity.window = Some(crate::catalogue::Window {
+    entity.window = Some(crate::catalogue::Retention {
         column: "c".into(),
         days: 1,
         cloud_days_by: None,
@@ -396,11 +420,11 @@ fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
 
 #[test]
 fn a_reload_takes_what_it_can_and_names_what_needs_a_restart() {
-    let before = Site::new()
+    let before = SettingsFolder::new()
         .file("[cloud]\nkey = \"old\"\n[store]\npath = \"a\"\n[delivery]\nbatch_rows = 5\n")
         .load()
         .unwrap();
-    let after = Site::new()
+    let after = SettingsFolder::new()
         .file("[cloud]\nkey = \"new\"\n[store]\npath = \"b\"\n[control]\nlisten = \"127.0.0.1:9\"\n")
         .load()
         .unwrap();

@@ -11,23 +11,23 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use super::keys::{Shape, near};
+use super::keys::{ValueShape, near};
 use super::{CAPABILITIES, CapabilityChoice, FileDriver, Profile};
 
 /// What a value must be, and why this one is not.
-pub(super) type Parsed<T> = std::result::Result<T, String>;
+pub(super) type ParsedValue<T> = std::result::Result<T, String>;
 
 /// Checks a text against a shape and its bounds.
-pub(super) fn check(shape: Shape, text: &str) -> Parsed<()> {
+pub(super) fn check(shape: ValueShape, text: &str) -> ParsedValue<()> {
     match shape {
-        Shape::Text | Shape::Path if text.trim().is_empty() => Err("must not be empty".to_owned()),
-        Shape::Text | Shape::Path => Ok(()),
-        Shape::Bool => boolean(text).map(drop),
-        Shape::Count { min, max } => match count(text) {
+        ValueShape::Text | ValueShape::Path if text.trim().is_empty() => Err("must not be empty".to_owned()),
+        ValueShape::Text | ValueShape::Path => Ok(()),
+        ValueShape::Bool => boolean(text).map(drop),
+        ValueShape::Count { min, max } => match count(text) {
             Ok(count) if (min..=max).contains(&count) => Ok(()),
             _ => Err(format!("must be a whole number from {min} to {max}")),
         },
-        Shape::Duration { min, max } => match duration(text)?.as_millis() {
+        ValueShape::Duration { min, max } => match duration(text)?.as_millis() {
             span if (u128::from(min)..=u128::from(max)).contains(&span) => Ok(()),
             _ => Err(format!(
                 "must be from {} to {}",
@@ -35,25 +35,25 @@ pub(super) fn check(shape: Shape, text: &str) -> Parsed<()> {
                 milliseconds(max)
             )),
         },
-        Shape::Size { min, max } => match size(text)? {
+        ValueShape::Size { min, max } => match size(text)? {
             size if (min..=max).contains(&size) => Ok(()),
             _ => Err(format!("must be from {} to {}", bytes(min), bytes(max))),
         },
-        Shape::Address => address(text).map(drop),
-        Shape::HttpUrl => http_url(text).map(drop),
-        Shape::DatabaseUrl => database_url(text),
-        Shape::Word => word(text),
-        Shape::Capabilities => capabilities(text).map(drop),
-        Shape::Driver => driver(text).map(drop),
-        Shape::Cron => cron(text).map(drop),
-        Shape::SiteKeys => site_keys(text).map(drop),
-        Shape::Profile => profile(text).map(drop),
-        Shape::UrlPath => url_path(text).map(drop),
-        Shape::FormFields => form_fields(text).map(drop),
+        ValueShape::Address => address(text).map(drop),
+        ValueShape::HttpUrl => http_url(text).map(drop),
+        ValueShape::DatabaseUrl => database_url(text),
+        ValueShape::Word => word(text),
+        ValueShape::Capabilities => capabilities(text).map(drop),
+        ValueShape::Driver => driver(text).map(drop),
+        ValueShape::Cron => cron(text).map(drop),
+        ValueShape::SiteKeys => site_keys(text).map(drop),
+        ValueShape::Profile => profile(text).map(drop),
+        ValueShape::UrlPath => url_path(text).map(drop),
+        ValueShape::FormFields => form_fields(text).map(drop),
     }
 }
 
-pub(super) fn profile(text: &str) -> Parsed<Profile> {
+pub(super) fn profile(text: &str) -> ParsedValue<Profile> {
     match text {
         "contract" => Ok(Profile::Contract),
         "laravel" => Ok(Profile::Laravel),
@@ -62,7 +62,7 @@ pub(super) fn profile(text: &str) -> Parsed<Profile> {
 }
 
 /// A path in its one form, without a slash at its ends.
-pub(super) fn url_path(text: &str) -> Parsed<String> {
+pub(super) fn url_path(text: &str) -> ParsedValue<String> {
     let path = text.trim().trim_matches('/');
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~/%".contains(&byte);
     if path.is_empty()
@@ -75,7 +75,7 @@ pub(super) fn url_path(text: &str) -> Parsed<String> {
 }
 
 /// Fields of a form, `name=value;name=value`.
-pub(super) fn form_fields(text: &str) -> Parsed<Vec<(String, String)>> {
+pub(super) fn form_fields(text: &str) -> ParsedValue<Vec<(String, String)>> {
     let fields = text.split(';').map(str::trim).filter(|field| !field.is_empty());
     fields
         .map(|field| match field.split_once('=') {
@@ -87,7 +87,7 @@ pub(super) fn form_fields(text: &str) -> Parsed<Vec<(String, String)>> {
         .collect()
 }
 
-pub(super) fn boolean(text: &str) -> Parsed<bool> {
+pub(super) fn boolean(text: &str) -> ParsedValue<bool> {
     match text {
         "true" => Ok(true),
         "false" => Ok(false),
@@ -95,11 +95,11 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
     }
 }
 
-pub(super) fn count(text: &str) -> Parsed<u64> {
+pub(super) fn count(text: &str) -> ParsedValue<u64> {
     text.parse().map_err(|_| "must be a whole number".to_owned())
 }
 
-pub(super) fn duration(text: &str) -> Parsed<Duration> {
+pub(super) fn duration(text: &str) -> ParsedValue<Duration> {
     text.parse::<jiff::SignedDuration>()
         .ok()
         .and_then(|span| Duration::try_from(span).ok())
@@ -115,7 +115,7 @@ fn milliseconds(count: u64) -> String {
 }
 
 /// A number of bytes: digits, and one of the units B, kB, MB, GB, KiB, MiB, GiB.
-pub(super) fn size(text: &str) -> Parsed<u64> {
+pub(super) fn size(text: &str) -> ParsedValue<u64> {
     let text = text.trim();
     let end = text
         .find(|char: char| !char.is_ascii_digit())
@@ -144,12 +144,12 @@ fn bytes(count: u64) -> String {
     }
 }
 
-pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
+pub(super) fn address(text: &str) -> ParsedValue<SocketAddr> {
     text.parse()
         .map_err(|_| "must be an IP address and a port, as in 127.0.0.1:8787 or [::1]:8787".to_owned())
 }
 
-pub(super) fn http_url(text: &str) -> Parsed<Url> {
+pub(super) fn http_url(text: &str) -> ParsedValue<Url> {
     let url = Url::parse(text)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -173,7 +173,7 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-fn database_url(text: &str) -> Parsed<()> {
+fn database_url(text: &str) -> ParsedValue<()> {
     if text.starts_with("postgresql://") || text.starts_with("postgres://") {
         Ok(())
     } else {
@@ -181,7 +181,7 @@ fn database_url(text: &str) -> Parsed<()> {
     }
 }
 
-fn word(text: &str) -> Parsed<()> {
+fn word(text: &str) -> ParsedValue<()> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(())
     } else {
@@ -189,7 +189,7 @@ fn word(text: &str) -> Parsed<()> {
     }
 }
 
-pub(super) fn capabilities(text: &str) -> Parsed<CapabilityChoice> {
+pub(super) fn capabilities(text: &str) -> ParsedValue<CapabilityChoice> {
     match text.trim() {
         "auto" => return Ok(CapabilityChoice::Auto),
         "" | "none" | "[]" => return Ok(CapabilityChoice::Only(Vec::new())),
@@ -226,7 +226,7 @@ fn listed(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-pub(super) fn driver(text: &str) -> Parsed<FileDriver> {
+pub(super) fn driver(text: &str) -> ParsedValue<FileDriver> {
     match text {
         "api" => Ok(FileDriver::Api),
         "s3" | "gcs" | "azure" | "file" => Err(format!(
@@ -237,7 +237,7 @@ pub(super) fn driver(text: &str) -> Parsed<FileDriver> {
 }
 
 /// A cron expression; none for `off`.
-pub(super) fn cron(text: &str) -> Parsed<Option<String>> {
+pub(super) fn cron(text: &str) -> ParsedValue<Option<String>> {
     if text == "off" {
         return Ok(None);
     }
@@ -247,7 +247,7 @@ pub(super) fn cron(text: &str) -> Parsed<Option<String>> {
 }
 
 /// `site=key,key;site=key`, the text form of a table of lists.
-pub(super) fn site_keys(text: &str) -> Parsed<BTreeMap<String, Vec<SecretString>>> {
+pub(super) fn site_keys(text: &str) -> ParsedValue<BTreeMap<String, Vec<SecretString>>> {
     let shape = || "must be a list of keys for each site, as in college=new-key,old-key;annex=key".to_owned();
     let mut sites: BTreeMap<String, Vec<SecretString>> = BTreeMap::new();
     for entry in text.split(';').map(str::trim).filter(|entry| !entry.is_empty()) {

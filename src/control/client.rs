@@ -15,19 +15,19 @@ use crate::error::{Error, Kind, Result};
 const STATUS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Asks a running daemon. Each call answers none where no daemon listens.
-pub struct Client {
+pub struct ControlClient {
     http: reqwest::Client,
     address: SocketAddr,
     settings: Settings,
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorAnswer {
     errors: Vec<String>,
     exit_code: u8,
 }
 
-impl Client {
+impl ControlClient {
     /// A client of the daemon that these settings describe.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl Client {
             return Err(Error::config(operation, "the daemon knows another token")
                 .remedy("use the daemon's own configuration and working directory, or its control.token"));
         }
-        let refusal: Refusal = serde_json::from_slice(&body).map_err(|_| self.stranger(operation))?;
+        let refusal: ErrorAnswer = serde_json::from_slice(&body).map_err(|_| self.stranger(operation))?;
         let kind = match refusal.exit_code {
             2 => Kind::Config,
             3 => Kind::Source,

@@ -1,8 +1,8 @@
 //! The operator API: how people and programs on the site see the replicator and steer it.
 //!
-//! [`Server`] answers over HTTP and knows the replicator only as an [`Operator`]. Everything below `/api/` needs the
+//! [`ControlServer`] answers over HTTP and knows the replicator only as an [`Operator`]. Everything below `/api/` needs the
 //! bearer token ([`token`]). `/healthz` and `/readyz` are open; `/metrics` is open where the server listens on loopback
-//! and needs the token elsewhere. [`client::Client`] is the command line's side of it.
+//! and needs the token elsewhere. [`client::ControlClient`] is the command line's side of it.
 //!
 //! | call | answer |
 //! |---|---|
@@ -18,9 +18,9 @@
 pub mod client;
 
 mod server;
+mod single_flight;
 pub mod status;
 pub mod token;
-mod turns;
 
 use std::future::Future;
 
@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
-pub use self::server::Server;
-pub(crate) use self::server::Token;
+pub use self::server::ControlServer;
+pub(crate) use self::server::ServerToken;
 pub use self::status::StatusReport;
 pub use crate::reconcile::report;
 pub use crate::reconcile::report::SyncReport;

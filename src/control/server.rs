@@ -17,10 +17,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
-use super::turns::Turns;
+use super::single_flight::SingleFlight;
 use super::{Health, Operator, SyncRequest, token};
 use crate::error::{Error, Kind, Result};
-use crate::serve::{self, Caller, Limits};
+use crate::serve::{self, ConnectionLimits, RemoteClient};
 
 /// A request is small; nothing larger is read.
 const BODY_LIMIT: usize = 64 << 10;
@@ -35,17 +35,17 @@ const PLACES: usize = 64;
 const GRACE: Duration = Duration::from_secs(4);
 
 /// The operator API, bound to its port and not yet serving.
-pub struct Server<O> {
+pub struct ControlServer<O> {
     listener: TcpListener,
     address: SocketAddr,
-    desk: Arc<Desk<O>>,
+    desk: Arc<HandlerState<O>>,
 }
 
 /// The server's token, which can be replaced while it serves.
 #[derive(Clone)]
-pub(crate) struct Token(Arc<RwLock<SecretString>>);
+pub(crate) struct ServerToken(Arc<RwLock<SecretString>>);
 
-impl Token {
+impl ServerToken {
     /// From now on this one counts, and no other.
     pub(crate) fn replace(&self, token: SecretString) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = token;
@@ -57,14 +57,14 @@ impl Token {
 }
 
 /// What the handlers share.
-struct Desk<O> {
+struct HandlerState<O> {
     operator: Arc<O>,
-    token: Token,
-    turns: Turns,
+    token: ServerToken,
+    turns: SingleFlight,
     loopback: bool,
 }
 
-impl<O: Operator> Server<O> {
+impl<O: Operator> ControlServer<O> {
     /// Takes the port; port 0 takes any free one.
     ///
     /// # Errors
@@ -77,10 +77,10 @@ impl<O: Operator> Server<O> {
         let address = listener
             .local_addr()
             .map_err(|error| Error::local(operation(), error))?;
-        let desk = Desk {
+        let desk = HandlerState {
             operator,
-            token: Token(Arc::new(RwLock::new(token))),
-            turns: Turns::default(),
+            token: ServerToken(Arc::new(RwLock::new(token))),
+            turns: SingleFlight::default(),
             loopback: address.ip().is_loopback(),
         };
         Ok(Self {
@@ -96,7 +96,7 @@ impl<O: Operator> Server<O> {
     }
 
     /// The token that it asks for.
-    pub(crate) fn token(&self) -> Token {
+    pub(crate) fn token(&self) -> ServerToken {
         self.desk.token.clone()
     }
 
@@ -106,7 +106,13 @@ impl<O: Operator> Server<O> {
     /// None at present: what fails while serving fails a request or a connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let router = router(Arc::clone(&self.desk));
-        serve::serve(self.listener, router, Limits::new(PLACES, GRACE), shutdown).await;
+        serve::serve(
+            self.listener,
+            router,
+            ConnectionLimits::new(PLACES, GRACE),
+            shutdown,
+        )
+        .await;
         tokio::select! {
             () = self.desk.turns.ended() => {}
             () = tokio::time::sleep(GRACE) => tracing::warn!("a sync did not end in time"),
@@ -115,7 +121,7 @@ impl<O: Operator> Server<O> {
     }
 }
 
-fn router<O: Operator>(desk: Arc<Desk<O>>) -> Router {
+fn router<O: Operator>(desk: Arc<HandlerState<O>>) -> Router {
     let api = Router::new()
         .route("/cloud-sync/sync-now", post(sync_now::<O>))
         .route("/cloud-sync/status", get(status::<O>))
@@ -131,11 +137,15 @@ fn router<O: Operator>(desk: Arc<Desk<O>>) -> Router {
         .with_state(desk)
 }
 
-async fn authorize<O: Operator>(State(desk): State<Arc<Desk<O>>>, request: Request, next: Next) -> Response {
+async fn authorize<O: Operator>(
+    State(desk): State<Arc<HandlerState<O>>>,
+    request: Request,
+    next: Next,
+) -> Response {
     if !desk.knows(request.headers()) {
         return unauthorized();
     }
-    if let Some(caller) = request.extensions().get::<Caller>() {
+    if let Some(caller) = request.extensions().get::<RemoteClient>() {
         caller.trust(None);
     }
     let mut answer = next.run(request).await;
@@ -146,7 +156,7 @@ async fn authorize<O: Operator>(State(desk): State<Arc<Desk<O>>>, request: Reque
     answer
 }
 
-impl<O> Desk<O> {
+impl<O> HandlerState<O> {
     /// Whether the request carries the token.
     fn knows(&self, headers: &HeaderMap) -> bool {
         headers
@@ -169,7 +179,7 @@ fn unauthorized() -> Response {
         .into_response()
 }
 
-async fn sync_now<O: Operator>(State(desk): State<Arc<Desk<O>>>, body: Bytes) -> Response {
+async fn sync_now<O: Operator>(State(desk): State<Arc<HandlerState<O>>>, body: Bytes) -> Response {
     let request = if body.trim_ascii().is_empty() {
         SyncRequest::default()
     } else {
@@ -188,14 +198,14 @@ async fn sync_now<O: Operator>(State(desk): State<Arc<Desk<O>>>, body: Bytes) ->
     }
 }
 
-async fn status<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
+async fn status<O: Operator>(State(desk): State<Arc<HandlerState<O>>>) -> Response {
     match desk.operator.status().await {
         Ok(status) => Json(status).into_response(),
         Err(error) => refused(&error),
     }
 }
 
-async fn healthz<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
+async fn healthz<O: Operator>(State(desk): State<Arc<HandlerState<O>>>) -> Response {
     match desk.operator.health() {
         Health::Well => (StatusCode::OK, "ok\n").into_response(),
         Health::Noted(what) => (StatusCode::OK, format!("ok, but {what}\n")).into_response(),
@@ -204,7 +214,7 @@ async fn healthz<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
     }
 }
 
-async fn readyz<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
+async fn readyz<O: Operator>(State(desk): State<Arc<HandlerState<O>>>) -> Response {
     match desk.operator.health() {
         Health::Well | Health::Noted(_) => (StatusCode::OK, "ready\n").into_response(),
         Health::Starting(reason) | Health::Still(reason) => {
@@ -213,7 +223,7 @@ async fn readyz<O: Operator>(State(desk): State<Arc<Desk<O>>>) -> Response {
     }
 }
 
-async fn metrics<O: Operator>(State(desk): State<Arc<Desk<O>>>, headers: HeaderMap) -> Response {
+async fn metrics<O: Operator>(State(desk): State<Arc<HandlerState<O>>>, headers: HeaderMap) -> Response {
     if !desk.loopback && !desk.knows(&headers) {
         return unauthorized();
     }

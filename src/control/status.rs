@@ -5,12 +5,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::report::PerEntity;
-use crate::latency::{Percentiles, Steps};
+use crate::latency::{PerStep, Percentiles};
 
 /// What the replicator does at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum ReplicatorState {
     /// It connects and looks at what it finds.
     Starting,
     /// It delivers changes as they are captured.
@@ -27,7 +27,7 @@ pub enum State {
     Stopped,
 }
 
-impl State {
+impl ReplicatorState {
     /// The state in words.
     pub fn word(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ pub struct StatusReport {
     /// When the process started; null where it does not run.
     pub running_since: Option<Timestamp>,
     /// What it does.
-    pub state: State,
+    pub state: ReplicatorState,
     /// Why it does that, where it is not replicating; or what is wrong with the capture while it is.
     pub reason: Option<String>,
     /// The source database.
@@ -55,7 +55,7 @@ pub struct StatusReport {
     /// The cloud.
     pub cloud: CloudStatus,
     /// What the cloud has not accepted yet; null where the source cannot be asked.
-    pub lag: Option<Lag>,
+    pub lag: Option<LagStatus>,
     /// How far the cloud has accepted; null before the first batch.
     pub checkpoint: Option<CheckpointStatus>,
     /// The last sync; null before the first.
@@ -63,7 +63,7 @@ pub struct StatusReport {
     /// When the next sync is due; null where none is scheduled.
     pub next_sync: Option<Timestamp>,
     /// Counts since the process started.
-    pub counts: Counts,
+    pub counts: ChangeCounts,
     /// Accepted changes since the process started, by entity.
     pub entities: PerEntity<u64>,
     /// Refused changes that wait for a decision; null where the source cannot be asked.
@@ -77,7 +77,7 @@ pub struct StatusReport {
     pub outbox_growth: Option<GrowthStatus>,
     /// Entities whose changes may be missed now or wait for a person, or whose changes were missed and are not compared yet.
     #[serde(default)]
-    pub capture: Vec<CaptureTrouble>,
+    pub capture: Vec<CaptureProblem>,
     /// From capture to acceptance; null before the first change.
     pub latency: Option<LatencyStatus>,
 }
@@ -110,7 +110,7 @@ pub struct CloudStatus {
 
 /// What the cloud has not accepted yet.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Lag {
+pub struct LagStatus {
     /// How many changes.
     pub changes: u64,
     /// The oldest one's age; 0 where there is none.
@@ -143,7 +143,7 @@ pub struct LastSync {
 
 /// Counts since the process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Counts {
+pub struct ChangeCounts {
     /// Changes that the cloud accepted.
     pub accepted: u64,
     /// Changes that it refused for good.
@@ -185,7 +185,7 @@ pub struct GrowthStatus {
 
 /// An entity whose capture needs a person, or a sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CaptureTrouble {
+pub struct CaptureProblem {
     /// The entity.
     pub entity: String,
     /// Whether changes may be missed at this moment, or wait although the cloud takes others.
@@ -203,12 +203,12 @@ pub struct LatencyStatus {
     pub p99_ms: f64,
     /// The steps of the way, over the recent batches; a step is null before the first batch that had it.
     #[serde(default)]
-    pub steps: Steps<Option<Percentiles>>,
+    pub steps: PerStep<Option<Percentiles>>,
 }
 
 impl StatusReport {
     /// A report of a replicator of which nothing is known beyond its state.
-    pub fn unknown(state: State) -> Self {
+    pub fn unknown(state: ReplicatorState) -> Self {
         Self {
             running_since: None,
             state,
@@ -219,7 +219,7 @@ impl StatusReport {
             checkpoint: None,
             last_sync: None,
             next_sync: None,
-            counts: Counts::default(),
+            counts: ChangeCounts::default(),
             entities: PerEntity::default(),
             quarantine: None,
             files: FileCounts::default(),
@@ -237,8 +237,8 @@ mod tests {
 
     #[test]
     fn the_json_is_stable_and_comes_back() {
-        let mut status = StatusReport::unknown(State::BackingOff);
-        status.lag = Some(Lag {
+        let mut status = StatusReport::unknown(ReplicatorState::BackingOff);
+        status.lag = Some(LagStatus {
             changes: 3,
             age_seconds: 1.5,
         });
@@ -247,9 +247,9 @@ mod tests {
         status.latency = Some(LatencyStatus {
             p50_ms,
             p99_ms,
-            steps: Steps {
+            steps: PerStep {
                 read: Some(Percentiles { p50_ms, p99_ms }),
-                ..Steps::default()
+                ..PerStep::default()
             },
         });
         let json = serde_json::to_value(&status).unwrap();
@@ -268,11 +268,11 @@ mod tests {
         }
         assert_eq!(serde_json::from_value::<StatusReport>(json).unwrap(), status);
         for state in [
-            State::Starting,
-            State::Replicating,
-            State::KeyRefused,
-            State::Standby,
-            State::Stopped,
+            ReplicatorState::Starting,
+            ReplicatorState::Replicating,
+            ReplicatorState::KeyRefused,
+            ReplicatorState::Standby,
+            ReplicatorState::Stopped,
         ] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.word());
         }

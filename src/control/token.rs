@@ -24,7 +24,7 @@ pub fn obtain(settings: &Settings) -> Result<SecretString> {
         return Ok(token.clone());
     }
     let path = path(settings);
-    match read(&path) {
+    match read_token_file(&path) {
         Ok(Some(token)) => {
             close_to_others(&path)?;
             return Ok(token);
@@ -34,7 +34,8 @@ pub fn obtain(settings: &Settings) -> Result<SecretString> {
     }
     create(&settings.store.path, &path)?;
     // Another process may have been faster: what stands in the file counts.
-    read(&path)?.ok_or_else(|| Error::new(Kind::Local, operation("read", &path), "it is gone again"))
+    read_token_file(&path)?
+        .ok_or_else(|| Error::new(Kind::Local, operation("read", &path), "it is gone again"))
 }
 
 /// Moves what is in the file's place out of the way, for a new token. Returns whether that was possible.
@@ -62,7 +63,7 @@ pub fn find(settings: &Settings) -> Result<SecretString> {
         return Ok(token.clone());
     }
     let path = path(settings);
-    read(&path)?.ok_or_else(|| {
+    read_token_file(&path)?.ok_or_else(|| {
         Error::config(operation("read", &path), "there is no such file").remedy(
             "run this with the daemon's own configuration and working directory, or set control.token on both sides",
         )
@@ -84,7 +85,7 @@ fn operation(what: &str, path: &Path) -> String {
     format!("{what} the operator API's token {}", path.display())
 }
 
-fn read(path: &Path) -> Result<Option<SecretString>> {
+fn read_token_file(path: &Path) -> Result<Option<SecretString>> {
     match std::fs::read_to_string(path) {
         Ok(text) if !is_token(text.trim()) => {
             let cause = "it holds no token: 8 to 200 visible ASCII characters";

@@ -10,12 +10,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use super::failure::{Failure, Outcome};
-use super::rows::Sender;
+use super::failure::{CloudResult, Failure};
+use super::rows::RowSender;
 use super::{Capabilities, Cloud};
 use crate::batch::{Batch, Fate};
 use crate::change::{Cause, Op};
-use crate::latency::Answered;
+use crate::latency::AnswerTimes;
 
 /// Marks the deletes and truncates that are not sent, since the server has no call for them.
 pub(super) fn settle(capabilities: Capabilities, batch: &mut Batch) {
@@ -31,15 +31,15 @@ pub(super) fn settle(capabilities: Capabilities, batch: &mut Batch) {
 }
 
 /// Sends what is pending.
-pub(super) async fn deliver(cloud: &Cloud, capabilities: Capabilities, batch: &mut Batch) -> Outcome<()> {
-    let sender = Sender::new(cloud);
+pub(super) async fn deliver(cloud: &Cloud, capabilities: Capabilities, batch: &mut Batch) -> CloudResult<()> {
+    let sender = RowSender::new(cloud);
     for step in plan(batch) {
         let sent = Instant::now();
         match step {
-            Step::Rows(rows) => deliver_rows(&sender, capabilities, batch, &rows).await?,
-            Step::Truncate(nth) => sender.truncate(batch, nth).await?,
+            SendOrder::Rows(rows) => deliver_rows(&sender, capabilities, batch, &rows).await?,
+            SendOrder::Truncate(nth) => sender.truncate(batch, nth).await?,
         }
-        batch.note_answer(Answered {
+        batch.note_answer(AnswerTimes {
             took: sent.elapsed(),
             applied: None,
         });
@@ -48,14 +48,14 @@ pub(super) async fn deliver(cloud: &Cloud, capabilities: Capabilities, batch: &m
 }
 
 /// What is sent before anything after it.
-enum Step {
+enum SendOrder {
     /// Upserts and deletes, each row at most once, in the batch's order.
     Rows(Vec<usize>),
     /// One truncate.
     Truncate(usize),
 }
 
-fn plan(batch: &Batch) -> Vec<Step> {
+fn plan(batch: &Batch) -> Vec<SendOrder> {
     let mut steps = Vec::new();
     let mut rows = Vec::new();
     let mut seen = HashSet::new();
@@ -64,28 +64,28 @@ fn plan(batch: &Batch) -> Vec<Step> {
         // A collapsed batch has no row twice; one that is not collapsed keeps its order all the same.
         let again = change.op != Op::Truncate && !seen.insert((change.entity, &*change.key));
         if (again || change.op == Op::Truncate) && !rows.is_empty() {
-            steps.push(Step::Rows(std::mem::take(&mut rows)));
+            steps.push(SendOrder::Rows(std::mem::take(&mut rows)));
             seen.clear();
             seen.insert((change.entity, &change.key));
         }
         if change.op == Op::Truncate {
-            steps.push(Step::Truncate(nth));
+            steps.push(SendOrder::Truncate(nth));
         } else {
             rows.push(nth);
         }
     }
     if !rows.is_empty() {
-        steps.push(Step::Rows(rows));
+        steps.push(SendOrder::Rows(rows));
     }
     steps
 }
 
 async fn deliver_rows(
-    sender: &Sender<'_>,
+    sender: &RowSender<'_>,
     capabilities: Capabilities,
     batch: &mut Batch,
     rows: &[usize],
-) -> Outcome<()> {
+) -> CloudResult<()> {
     let (upserts, deletes) = (
         by_entity(batch, rows, Op::Upsert),
         by_entity(batch, &late(batch, rows), Op::Delete),
@@ -127,7 +127,7 @@ async fn deliver_rows(
 }
 
 /// Keeps a failure that may be the fault of an entity's rows, and fails with any other.
-fn go_on(sender: &Sender<'_>, sent: Outcome<()>, failed: &mut Option<Failure>) -> Outcome<()> {
+fn go_on(sender: &RowSender<'_>, sent: CloudResult<()>, failed: &mut Option<Failure>) -> CloudResult<()> {
     match sent {
         Err(failure) if failure.is_told() => {
             failed.get_or_insert(failure);
@@ -148,12 +148,12 @@ fn late(batch: &Batch, rows: &[usize]) -> Vec<usize> {
 /// may have been refused for what another brought or gave up only a moment later, be it a parent in the same
 /// table or a unique value.
 async fn upsert_again(
-    sender: &Sender<'_>,
+    sender: &RowSender<'_>,
     capabilities: Capabilities,
     batch: &mut Batch,
     entity: usize,
     places: &[usize],
-) -> Outcome<()> {
+) -> CloudResult<()> {
     let mut left = places.len();
     loop {
         let refused = |nth: &usize| matches!(batch.fate(*nth), Fate::Refused { code: 409 | 422, .. });
@@ -211,8 +211,8 @@ mod tests {
         let steps: Vec<Vec<usize>> = plan(&batch)
             .into_iter()
             .map(|step| match step {
-                Step::Rows(rows) => rows,
-                Step::Truncate(nth) => vec![nth],
+                SendOrder::Rows(rows) => rows,
+                SendOrder::Truncate(nth) => vec![nth],
             })
             .collect();
         assert_eq!(

@@ -17,10 +17,10 @@ use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::failure::{Failure, Outcome};
-use super::in_flight::{InFlight, Size};
-use super::link::Answer;
-use super::{Cloud, Numbering, Origin, split_by_bytes};
+use super::failure::{CloudResult, Failure};
+use super::http::HttpAnswer;
+use super::in_flight::{BodySize, InFlight};
+use super::{ChangeOrigin, Cloud, Numbering, split_by_bytes};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
@@ -40,11 +40,11 @@ const REMEDY: &str = "the cloud's server breaks the contract of POST /changes; n
 /// Sends what is pending; by the request that is in flight with it, where that serves. Behind one request that is all of it others may go.
 pub(super) async fn deliver(
     cloud: &Cloud,
-    origin: &Origin,
+    origin: &ChangeOrigin,
     numbering: &mut Numbering,
     batch: &mut Batch,
     mut in_flight: Option<InFlight>,
-) -> Outcome<()> {
+) -> CloudResult<()> {
     let mut pending = batch.pending();
     if pending.is_empty() {
         return Ok(());
@@ -77,7 +77,7 @@ pub(super) async fn deliver(
             batch.note_failing(piece, status, failure.error().cause(), false, accepted);
         }
         match sent? {
-            Sent::Answered(rejections) => {
+            SendOutcome::Answered(rejections) => {
                 numbering.accepted();
                 abort::point("after the answer");
                 for &nth in piece {
@@ -90,7 +90,7 @@ pub(super) async fn deliver(
                     batch.set_fate(rejection.nth, rejection.fate);
                 }
             }
-            Sent::Refused { status, words } if piece.len() == 1 => {
+            SendOutcome::Refused { status, words } if piece.len() == 1 => {
                 batch.set_fate(
                     piece[0],
                     Fate::Refused {
@@ -99,8 +99,8 @@ pub(super) async fn deliver(
                     },
                 );
             }
-            sent @ (Sent::Refused { .. } | Sent::Unclear) => {
-                if matches!(sent, Sent::Unclear) {
+            sent @ (SendOutcome::Refused { .. } | SendOutcome::Unclear) => {
+                if matches!(sent, SendOutcome::Unclear) {
                     numbering.accepted();
                     if numbering.was_followed() {
                         return Err(Failure::new_term(
@@ -126,7 +126,7 @@ struct Rejection {
     untold: bool,
 }
 
-enum Sent {
+enum SendOutcome {
     /// All are accepted but these.
     Answered(Vec<Rejection>),
     /// The whole request was refused.
@@ -137,13 +137,13 @@ enum Sent {
 
 async fn send(
     cloud: &Cloud,
-    origin: &Origin,
+    origin: &ChangeOrigin,
     numbering: &mut Numbering,
     operation: &str,
     batch: &mut Batch,
     piece: &[usize],
     mut in_flight: Option<InFlight>,
-) -> Outcome<Sent> {
+) -> CloudResult<SendOutcome> {
     let link = &cloud.inner.link;
     loop {
         let alone = in_flight.is_none();
@@ -151,7 +151,7 @@ async fn send(
             let (size, begun) = (in_flight.size, in_flight.begun);
             (size, begun, Either::Left(in_flight.finish(operation)))
         } else {
-            let packed = Packed::of(cloud, batch, piece).await;
+            let packed = EncodedBody::of(cloud, batch, piece).await;
             if !numbering.admits(packed.hash) {
                 return Err(Failure::new_term(
                     operation,
@@ -168,20 +168,20 @@ async fn send(
         let took = sent.elapsed();
         cloud.went(size.text, &answer);
         match answer? {
-            Answer::Accepted(reply) => {
+            HttpAnswer::Accepted(reply) => {
                 let answered = reply.answered(took);
                 batch.note_answer(answered);
                 cloud.answered(begun, alone, answered.applied);
-                let answer: Answered = reply.json(operation)?;
-                return read(operation, batch, piece, answer, |words| link.clean(words));
+                let answer: ChangesAnswer = reply.json(operation)?;
+                return read_answer(operation, batch, piece, answer, |words| link.clean(words));
             }
-            Answer::Refused { status: 415, .. } if size.squeezed => {
+            HttpAnswer::Refused { status: 415, .. } if size.squeezed => {
                 cloud.inner.compress.store(false, Ordering::Relaxed);
             }
-            Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
+            HttpAnswer::Refused { status, .. } if matches!(status, 404 | 405) => {
                 return Err(Failure::capability(operation, "changes", status));
             }
-            Answer::Refused { status, words, code } => {
+            HttpAnswer::Refused { status, words, code } => {
                 if status == 409
                     && let Some(code) = code.as_deref().and_then(TurnCode::of)
                 {
@@ -198,7 +198,7 @@ async fn send(
                     ));
                 }
                 numbering.refused();
-                return Ok(Sent::Refused { status, words });
+                return Ok(SendOutcome::Refused { status, words });
             }
         }
     }
@@ -223,7 +223,7 @@ fn out_of_turn(operation: &str, code: TurnCode, words: String) -> Failure {
 /// Begins to send what is pending under this number, where that is one request and the same as before; none otherwise.
 pub(super) async fn begin(
     cloud: &Cloud,
-    origin: &Origin,
+    origin: &ChangeOrigin,
     numbering: &Numbering,
     number: i64,
     batch: &Batch,
@@ -235,7 +235,7 @@ pub(super) async fn begin(
     if split_by_bytes(&pending, cloud.request_bytes(), bytes).len() != 1 {
         return None;
     }
-    let packed = Packed::of(cloud, batch, &pending).await;
+    let packed = EncodedBody::of(cloud, batch, &pending).await;
     if sent.is_some_and(|sent| sent != packed.hash) {
         return None;
     }
@@ -249,14 +249,14 @@ pub(super) async fn begin(
 }
 
 /// A request's body.
-struct Packed {
+struct EncodedBody {
     body: Bytes,
-    size: Size,
+    size: BodySize,
     /// Of the text.
     hash: blake3::Hash,
 }
 
-impl Packed {
+impl EncodedBody {
     async fn of(cloud: &Cloud, batch: &Batch, places: &[usize]) -> Self {
         let changes = places.iter().map(|&nth| &batch.changes()[nth]);
         let text = Bytes::from(encode(cloud.catalogue(), changes));
@@ -269,7 +269,7 @@ impl Packed {
         };
         let is_squeezed = squeezed.is_some();
         let body = squeezed.unwrap_or(text);
-        let size = Size {
+        let size = BodySize {
             text: length,
             bytes: body.len(),
             squeezed: is_squeezed,
@@ -277,7 +277,13 @@ impl Packed {
         Self { body, size, hash }
     }
 
-    fn request(&self, cloud: &Cloud, origin: &Origin, numbering: &Numbering, number: i64) -> RequestBuilder {
+    fn request(
+        &self,
+        cloud: &Cloud,
+        origin: &ChangeOrigin,
+        numbering: &Numbering,
+        number: i64,
+    ) -> RequestBuilder {
         let mut request = cloud
             .inner
             .link
@@ -364,14 +370,14 @@ async fn squeeze(text: Bytes) -> Option<Bytes> {
 }
 
 #[derive(Deserialize)]
-struct Answered {
+struct ChangesAnswer {
     applied: u64,
     skipped: u64,
-    rejected: Vec<Rejected>,
+    rejected: Vec<RejectedMember>,
 }
 
 #[derive(Deserialize)]
-struct Rejected {
+struct RejectedMember {
     position: i64,
     /// Counted from 1.
     #[serde(default)]
@@ -382,7 +388,7 @@ struct Rejected {
     error: Value,
 }
 
-impl Rejected {
+impl RejectedMember {
     /// Whether the cloud does not know the entity, or a column: by the codes that the receiver has for them.
     fn untold(&self) -> bool {
         matches!(self.code.as_str(), Some("unknown-entity" | "unknown-column"))
@@ -414,15 +420,15 @@ impl Rejected {
 }
 
 /// Checks the answer against what was sent, and finds the rejected changes.
-fn read(
+fn read_answer(
     operation: &str,
     batch: &Batch,
     piece: &[usize],
-    answer: Answered,
+    answer: ChangesAnswer,
     clean: impl Fn(&str) -> String,
-) -> Outcome<Sent> {
+) -> CloudResult<SendOutcome> {
     let wrong = |cause: String| Failure::protocol(operation, cause, REMEDY);
-    let Answered {
+    let ChangesAnswer {
         applied,
         skipped,
         rejected,
@@ -453,7 +459,7 @@ fn read(
                 nth.filter(|&nth| position(nth) == one.position)
             }
             None => match of_position.get(&one.position) {
-                Some(None) => return Ok(Sent::Unclear),
+                Some(None) => return Ok(SendOutcome::Unclear),
                 Some(nth) => *nth,
                 None => None,
             },
@@ -472,7 +478,7 @@ fn read(
     if rejections.windows(2).any(|pair| pair[0].nth == pair[1].nth) {
         return Err(wrong("it rejected one change twice".to_owned()));
     }
-    Ok(Sent::Answered(rejections))
+    Ok(SendOutcome::Answered(rejections))
 }
 
 #[cfg(test)]
@@ -541,8 +547,8 @@ mod tests {
         let piece = batch.pending();
         let answer = serde_json::from_str(answer).unwrap();
         Ok(
-            match read("push rooms to the cloud", &batch, &piece, answer, str::to_owned)? {
-                Sent::Answered(rejections) => {
+            match read_answer("push rooms to the cloud", &batch, &piece, answer, str::to_owned)? {
+                SendOutcome::Answered(rejections) => {
                     Some(rejections.into_iter().map(|one| (one.nth, one.fate)).collect())
                 }
                 _ => None,

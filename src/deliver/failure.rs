@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::{Class, Error, Kind};
 
 /// The result of a call to the cloud. `?` turns its failure into an [`Error`] where a function answers one.
-pub type Outcome<T> = Result<T, Failure>;
+pub type CloudResult<T> = Result<T, Failure>;
 
 /// Why a call to the cloud failed.
 ///

@@ -1,6 +1,6 @@
 //! A key as a path segment.
 
-use super::link::encode_into;
+use super::http::encode_into;
 use crate::fields::{pick, plain};
 
 /// The key as the last segment of `DELETE /{path}/{key}`: the values in the key's order, each

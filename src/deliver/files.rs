@@ -1,6 +1,6 @@
 //! Uploads in one request: `POST /upload/{directory}`, and whether the cloud already has a content.
 //!
-//! A file is read once and hashed as it is read ([`super::pieces`]); a few pieces of it are in memory at most. The request
+//! A file is read once and hashed as it is read ([`super::file_stream`]); a few pieces of it are in memory at most. The request
 //! is cut off when the file turns out shorter or longer than it was at the start, before its last piece is sent, so that
 //! the cloud never takes half a file for a whole one.
 
@@ -19,12 +19,12 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::broken::broken;
-use super::failure::{Failure, Outcome};
-use super::link::{Answer, Link, encode_into, time_for};
-use super::pieces::{self, Pieces};
+use super::failure::{CloudResult, Failure};
+use super::file_stream::{self, FileStream};
+use super::http::{HttpAnswer, HttpClient, encode_into, time_for};
 use super::refused;
 use super::reply::Verdict;
+use super::transport_error::broken;
 use crate::abort;
 use crate::error::{Error, Kind};
 
@@ -32,7 +32,7 @@ use crate::error::{Error, Kind};
 const SOCKET_BUFFER: u64 = 4 * 1024 * 1024;
 
 /// Asked before each piece, with its bytes: how long to wait first. For a bandwidth limit, and for progress.
-pub type Pace = Arc<dyn Fn(usize) -> Duration + Send + Sync>;
+pub type UploadThrottle = Arc<dyn Fn(usize) -> Duration + Send + Sync>;
 
 /// A file to upload.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub struct UploadFile {
     /// The file name that the cloud is told.
     pub name: String,
     /// Slows the upload down.
-    pub pace: Option<Pace>,
+    pub pace: Option<UploadThrottle>,
 }
 
 impl UploadFile {
@@ -78,7 +78,7 @@ impl Default for UploadForm {
 
 /// A file that the cloud has taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uploaded {
+pub struct UploadReceipt {
     /// Its URL there.
     pub url: String,
     /// Its path there, where the cloud says so.
@@ -93,7 +93,7 @@ pub struct Uploaded {
 
 /// An answer to an upload; some servers wrap it in `data`.
 #[derive(Deserialize)]
-struct Answered {
+struct UploadAnswer {
     #[serde(default)]
     url: Option<String>,
     #[serde(default)]
@@ -101,27 +101,27 @@ struct Answered {
     #[serde(default)]
     hash: Option<String>,
     #[serde(default)]
-    data: Option<Box<Answered>>,
+    data: Option<Box<UploadAnswer>>,
 }
 
 pub(super) async fn upload(
-    link: &Link,
+    link: &HttpClient,
     form: &UploadForm,
     directory: &str,
     file: UploadFile,
-) -> Outcome<Uploaded> {
+) -> CloudResult<UploadReceipt> {
     let operation = format!("upload {} to {directory}", file.name);
     let media = |error: &io::Error| Failure::new(Kind::Media, &operation, error.to_string());
-    let Pieces {
+    let FileStream {
         bytes,
         pieces,
         mut hash,
-    } = pieces::of(file.path.clone())
+    } = file_stream::of(file.path.clone())
         .await
         .map_err(|error| Error::local(operation.as_str(), io::Error::other(error)))?
         .map_err(|error| media(&error))?;
 
-    let pulse = Arc::new(Pulse::new());
+    let pulse = Arc::new(LastProgress::new());
     let body = Body::wrap_stream(paced(pieces, file.pace.clone(), Arc::clone(&pulse)));
     let kind = mime_guess::from_path(&file.name).first_or_octet_stream();
     let part = Part::stream_with_length(body, bytes)
@@ -154,8 +154,8 @@ pub(super) async fn upload(
         (_, Err(_)) => None,
     };
     let reply = match answer? {
-        Answer::Accepted(reply) => reply,
-        Answer::Refused { status, words, .. } => return Err(refused(&operation, status, &words)),
+        HttpAnswer::Accepted(reply) => reply,
+        HttpAnswer::Refused { status, words, .. } => return Err(refused(&operation, status, &words)),
     };
     if let Verdict::Failed(words) = reply.verdict(&operation, None)? {
         return Err(Failure::failed(
@@ -164,7 +164,7 @@ pub(super) async fn upload(
             link.clean(&words),
         ));
     }
-    let answered: Answered = reply.json(&operation)?;
+    let answered: UploadAnswer = reply.json(&operation)?;
     let answered = match answered.data {
         Some(data) if answered.url.is_none() && answered.path.is_none() => *data,
         _ => answered,
@@ -196,7 +196,7 @@ pub(super) async fn upload(
         let cause = "the cloud has another content than was sent";
         return Err(Failure::new(Kind::Media, &operation, cause));
     }
-    Ok(Uploaded {
+    Ok(UploadReceipt {
         url,
         path,
         hash,
@@ -205,14 +205,18 @@ pub(super) async fn upload(
     })
 }
 
-pub(super) async fn find(link: &Link, directory: &str, hash: &blake3::Hash) -> Outcome<Option<String>> {
+pub(super) async fn find(
+    link: &HttpClient,
+    directory: &str,
+    hash: &blake3::Hash,
+) -> CloudResult<Option<String>> {
     let operation = format!("ask the cloud for a file's content in {directory}");
     let path = format!("{}?hash=blake3:{}", path_of(directory), hash.to_hex());
     match link
         .call(&operation, link.request(Method::HEAD, &path), 0)
         .await?
     {
-        Answer::Accepted(reply) => match reply.headers.get(LOCATION).and_then(|url| url.to_str().ok()) {
+        HttpAnswer::Accepted(reply) => match reply.headers.get(LOCATION).and_then(|url| url.to_str().ok()) {
             Some(url) => Ok(Some(url.to_owned())),
             None => Err(Failure::protocol(
                 &operation,
@@ -220,9 +224,9 @@ pub(super) async fn find(link: &Link, directory: &str, hash: &blake3::Hash) -> O
                 "check the cloud's server",
             )),
         },
-        Answer::Refused { status: 404, .. } => Ok(None),
-        Answer::Refused { status: 405, .. } => Err(Failure::capability(&operation, "content-hash", 405)),
-        Answer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
+        HttpAnswer::Refused { status: 404, .. } => Ok(None),
+        HttpAnswer::Refused { status: 405, .. } => Err(Failure::capability(&operation, "content-hash", 405)),
+        HttpAnswer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
     }
 }
 
@@ -235,8 +239,8 @@ fn path_of(directory: &str) -> String {
 /// The pieces as they may be sent.
 fn paced(
     pieces: mpsc::Receiver<io::Result<Bytes>>,
-    pace: Option<Pace>,
-    pulse: Arc<Pulse>,
+    pace: Option<UploadThrottle>,
+    pulse: Arc<LastProgress>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::unfold((pieces, pace, pulse), |(mut pieces, pace, pulse)| async move {
         let piece = pieces.recv().await?;
@@ -252,12 +256,12 @@ fn paced(
 }
 
 /// When the request last moved: a long upload may take any time, but it may not stand still.
-struct Pulse {
+struct LastProgress {
     begun: Instant,
     last: AtomicU64,
 }
 
-impl Pulse {
+impl LastProgress {
     fn new() -> Self {
         Self {
             begun: Instant::now(),

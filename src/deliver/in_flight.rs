@@ -2,7 +2,7 @@
 //! batches in the order of their numbers only. So neither the uplink nor the cloud lies idle while the site hears of a batch and
 //! writes down that it was accepted, and yet the cloud never takes a batch before the one that it follows.
 //!
-//! How many are worth it is measured: as many as the cloud could take while an answer is on its way ([`Depth`]). On a slow uplink
+//! How many are worth it is measured: as many as the cloud could take while an answer is on its way ([`PipelineDepth`]). On a slow uplink
 //! nothing is gained by sending two batches at once, and the first one would be late: a batch begins when all that is under way
 //! has been handed to the network ([`Uplink`]).
 //!
@@ -21,8 +21,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::failure::Outcome;
-use super::link::Answer;
+use super::failure::CloudResult;
+use super::http::HttpAnswer;
 use crate::error::Error;
 use crate::wire;
 
@@ -36,16 +36,16 @@ const DELAYS: usize = 16;
 pub struct InFlight {
     /// The changes in it, by their places in the batch.
     pub(super) places: Vec<usize>,
-    pub(super) size: Size,
+    pub(super) size: BodySize,
     pub(super) begun: Instant,
-    answer: AbortOnDropHandle<Outcome<Answer>>,
+    answer: AbortOnDropHandle<CloudResult<HttpAnswer>>,
 }
 
 impl InFlight {
     pub(super) fn begin(
         places: Vec<usize>,
-        size: Size,
-        exchange: impl Future<Output = Outcome<Answer>> + Send + 'static,
+        size: BodySize,
+        exchange: impl Future<Output = CloudResult<HttpAnswer>> + Send + 'static,
     ) -> Self {
         Self {
             places,
@@ -56,7 +56,7 @@ impl InFlight {
     }
 
     /// Waits for the answer.
-    pub(super) async fn finish(self, operation: &str) -> Outcome<Answer> {
+    pub(super) async fn finish(self, operation: &str) -> CloudResult<HttpAnswer> {
         self.answer
             .await
             .unwrap_or_else(|error| Err(Error::local(operation, io::Error::other(error)).into()))
@@ -65,7 +65,7 @@ impl InFlight {
 
 /// How large a request's body is.
 #[derive(Clone, Copy)]
-pub(super) struct Size {
+pub(super) struct BodySize {
     /// Bytes of its text.
     pub(super) text: usize,
     /// Bytes that are sent.
@@ -92,9 +92,9 @@ impl Pipeline {
     }
 
     /// Lets others go behind this batch until the answer is dropped.
-    pub(super) fn open(&self, number: i64) -> Open<'_> {
+    pub(super) fn open(&self, number: i64) -> OpenBatch<'_> {
         self.open.send_replace(Some(number));
-        Open(self)
+        OpenBatch(self)
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Option<i64>> {
@@ -113,9 +113,9 @@ impl Pipeline {
 }
 
 /// A batch's request is under way, and others may go behind it.
-pub(super) struct Open<'a>(&'a Pipeline);
+pub(super) struct OpenBatch<'a>(&'a Pipeline);
 
-impl Drop for Open<'_> {
+impl Drop for OpenBatch<'_> {
     fn drop(&mut self) {
         self.0.open.send_replace(None);
     }
@@ -123,7 +123,7 @@ impl Drop for Open<'_> {
 
 /// How many batches are worth being in flight at once.
 #[derive(Debug, Default)]
-pub(super) struct Depth {
+pub(super) struct PipelineDepth {
     /// Of the last requests that went alone: from sending to the answer, less what the server itself took.
     delays: VecDeque<Duration>,
     /// From one answer to the next while requests follow each other: the mean of the last few.
@@ -131,7 +131,7 @@ pub(super) struct Depth {
     last: Option<Instant>,
 }
 
-impl Depth {
+impl PipelineDepth {
     /// Notes an answer that came now to what was sent then, and what the server says that it took itself.
     pub(super) fn answered(&mut self, begun: Instant, alone: bool, applied: Option<Duration>) {
         let now = Instant::now();
@@ -181,7 +181,7 @@ impl Uplink {
         if bytes.len() <= SHORT {
             return Body::from(bytes);
         }
-        let way = OnItsWay::new(self.0.clone());
+        let way = UnsentBody::new(self.0.clone());
         // Asked for more, the connection has taken what came before.
         let end = stream::once(async move {
             drop(way);
@@ -192,16 +192,16 @@ impl Uplink {
 }
 
 /// A body that is not yet handed to the network whole.
-struct OnItsWay(watch::Sender<usize>);
+struct UnsentBody(watch::Sender<usize>);
 
-impl OnItsWay {
+impl UnsentBody {
     fn new(bodies: watch::Sender<usize>) -> Self {
         bodies.send_modify(|bodies| *bodies += 1);
         Self(bodies)
     }
 }
 
-impl Drop for OnItsWay {
+impl Drop for UnsentBody {
     fn drop(&mut self) {
         self.0.send_modify(|bodies| *bodies -= 1);
     }
@@ -214,7 +214,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn depth(delay: Duration, interval: Duration) -> usize {
-        let depth = Depth {
+        let depth = PipelineDepth {
             delays: VecDeque::from([delay * 3, delay]),
             interval: Some(interval),
             last: None,
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn as_many_batches_are_in_flight_as_the_delay_asks_for() {
-        assert_eq!(Depth::default().batches(), 2);
+        assert_eq!(PipelineDepth::default().batches(), 2);
         // A server on the same machine, a slow uplink, and a fast one to the other side of the world.
         assert_eq!(depth(MS / 2, MS * 30), 2);
         assert_eq!(depth(MS * 100, MS * 160), 2);

@@ -12,11 +12,11 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use url::Url;
 
-use super::broken::broken;
-use super::failure::{Failure, Outcome};
-use super::link::Link;
-use super::page::{ListPage, Next};
+use super::failure::{CloudResult, Failure};
+use super::http::HttpClient;
+use super::page::{ListPage, NextPage};
 use super::reply::says_failure;
+use super::transport_error::broken;
 use super::words::messages;
 use crate::catalogue::Entity;
 use crate::error::{self, Kind};
@@ -30,12 +30,12 @@ const REMEDY: &str = "look at how the cloud's server makes pages; or set trust_l
 /// Calls `row` for each element. The time limit holds for the start of each page and then for each part of
 /// it. Returns in how many pages it came.
 pub(super) async fn list(
-    link: &Link,
+    link: &HttpClient,
     operation: &str,
     entity: &Entity,
     days: Option<u32>,
     mut row: impl FnMut(&RawValue) -> error::Result<()>,
-) -> Outcome<usize> {
+) -> CloudResult<usize> {
     let names = [
         entity.name.clone(),
         entity.path.clone(),
@@ -79,9 +79,9 @@ pub(super) async fn list(
             ));
         }
         listed += rows;
-        let next = linked.map_or_else(|| members.next(), Next::Address);
+        let next = linked.map_or_else(|| members.next(), NextPage::Address);
         let next = match next {
-            Next::None => {
+            NextPage::None => {
                 return match members.total() {
                     Some(total) if total > listed => Err(wrong(
                         operation,
@@ -90,16 +90,16 @@ pub(super) async fn list(
                     _ => Ok(pages),
                 };
             }
-            Next::Unknown => {
+            NextPage::Unknown => {
                 return Err(wrong(
                     operation,
                     "the cloud's list goes on at a page whose address it does not tell",
                 ));
             }
-            Next::Address(next) => address
+            NextPage::Address(next) => address
                 .join(&next)
                 .map_err(|_| wrong(operation, "the address of the list's next page is no URL"))?,
-            Next::Number(number) => with(address.clone(), "page", &number.to_string()),
+            NextPage::Number(number) => with(address.clone(), "page", &number.to_string()),
         };
         let next = match days {
             Some(days) if next.query_pairs().all(|(name, _)| name != "days") => {
@@ -121,7 +121,7 @@ pub(super) async fn list(
     ))
 }
 
-async fn refused(link: &Link, operation: &str, response: Response) -> Outcome<Failure> {
+async fn refused(link: &HttpClient, operation: &str, response: Response) -> CloudResult<Failure> {
     let refused = tokio::time::timeout(link.timeout(), link.refused(operation, response));
     let late = |_| link.too_late(operation, link.timeout());
     let (status, words, _) = refused.await.map_err(late)??;

@@ -8,27 +8,27 @@
 //! Every status means what DESIGN section 4 says, in one place: `link`. A failure says whether it passes, how
 //! long the server asks to wait, and whether a capability is gone ([`Failure`]).
 
+mod array_splitter;
 mod baseline;
-mod broken;
 mod changes;
-mod elements;
 mod failure;
 mod fields;
+mod file_stream;
 mod files;
-mod form;
-mod hello;
+mod handshake;
+mod http;
 mod in_flight;
-mod link;
 mod list;
 mod numbering;
 mod page;
 mod partial;
-mod pieces;
 mod probe;
 mod reply;
+mod row_form;
 mod rows;
 mod secure;
 mod timing;
+mod transport_error;
 mod words;
 
 use std::borrow::Cow;
@@ -44,20 +44,20 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use url::Url;
 
-pub use failure::{Failure, Outcome};
-pub use files::{Pace, UploadFile, UploadForm, Uploaded};
-pub use hello::{Capabilities, Hello, STATUS_PATH};
+pub use failure::{CloudResult, Failure};
+pub use files::{UploadFile, UploadForm, UploadReceipt, UploadThrottle};
+pub use handshake::{Capabilities, CloudInfo, STATUS_PATH};
 pub use in_flight::InFlight;
 pub use numbering::Numbering;
-pub use probe::Probed;
+pub use probe::ProbeAnswer;
 
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, Entity};
 use crate::change::Epoch;
 use crate::error::{Error, Kind, Result};
-use form::RowForm;
-use in_flight::{Depth, Uplink};
-use link::{Answer, Link};
+use http::{HttpAnswer, HttpClient};
+use in_flight::{PipelineDepth, Uplink};
+use row_form::RowForm;
 
 /// The smallest request that a 413 makes this client fall back to, in bytes.
 const SMALLEST_REQUEST: usize = 16 * 1024;
@@ -117,7 +117,7 @@ impl CloudOptions {
 
 /// Where changes come from: versions are ordered within one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub struct ChangeOrigin {
     /// The source database's id.
     pub source_id: String,
     /// Which outbox it is.
@@ -146,11 +146,11 @@ pub struct TableSchema {
 /// The client. Clones share one HTTP client with its kept connections.
 #[derive(Clone)]
 pub struct Cloud {
-    inner: Arc<Inner>,
+    inner: Arc<CloudInner>,
 }
 
-struct Inner {
-    link: Link,
+struct CloudInner {
+    link: HttpClient,
     catalogue: Arc<Catalogue>,
     /// The forms of the entities' rows, where the server wants another one than ours.
     forms: Vec<Option<RowForm>>,
@@ -167,7 +167,7 @@ struct Inner {
     /// How long a request's text had better be, after longer ones broke off under way.
     stride: AtomicUsize,
     uplink: Uplink,
-    depth: Mutex<Depth>,
+    depth: Mutex<PipelineDepth>,
 }
 
 impl Cloud {
@@ -189,8 +189,8 @@ impl Cloud {
             },
         };
         Ok(Self {
-            inner: Arc::new(Inner {
-                link: Link::new(&options)?,
+            inner: Arc::new(CloudInner {
+                link: HttpClient::new(&options)?,
                 forms: catalogue.entities().iter().map(RowForm::of).collect(),
                 bulk_rows: catalogue
                     .entities()
@@ -219,10 +219,10 @@ impl Cloud {
     pub async fn deliver(
         &self,
         capabilities: Capabilities,
-        origin: &Origin,
+        origin: &ChangeOrigin,
         numbering: &mut Numbering,
         batch: &mut Batch,
-    ) -> Outcome<()> {
+    ) -> CloudResult<()> {
         self.deliver_in_flight(capabilities, origin, numbering, batch, None)
             .await
     }
@@ -232,11 +232,11 @@ impl Cloud {
     pub async fn deliver_in_flight(
         &self,
         capabilities: Capabilities,
-        origin: &Origin,
+        origin: &ChangeOrigin,
         numbering: &mut Numbering,
         batch: &mut Batch,
         in_flight: Option<InFlight>,
-    ) -> Outcome<()> {
+    ) -> CloudResult<()> {
         baseline::settle(capabilities, batch);
         if capabilities.changes {
             changes::deliver(self, origin, numbering, batch, in_flight).await
@@ -251,7 +251,7 @@ impl Cloud {
     /// hash.
     pub async fn send_behind(
         &self,
-        origin: &Origin,
+        origin: &ChangeOrigin,
         numbering: &Numbering,
         number: i64,
         batch: &Batch,
@@ -266,7 +266,7 @@ impl Cloud {
     }
 
     /// Tells the cloud an entity's columns: `PUT /schema/{path}`. Only where `schema` is listed.
-    pub async fn put_schema(&self, origin: &Origin, schema: &TableSchema) -> Outcome<()> {
+    pub async fn put_schema(&self, origin: &ChangeOrigin, schema: &TableSchema) -> CloudResult<()> {
         let operation = format!("tell the cloud the columns of {}", schema.entity);
         let body = serde_json::to_vec(schema)
             .map_err(|error| Error::new(Kind::Local, operation.as_str(), error.to_string()))?;
@@ -278,8 +278,8 @@ impl Cloud {
             .header(crate::wire::SOURCE_ID, &origin.source_id)
             .body(body);
         match link.call(&operation, request, bytes).await? {
-            Answer::Accepted(reply) => reply.json::<Done>(&operation)?.check(&operation),
-            Answer::Refused { words, code, .. } if code.as_deref() == Some("other-source") => {
+            HttpAnswer::Accepted(reply) => reply.json::<SuccessAnswer>(&operation)?.check(&operation),
+            HttpAnswer::Refused { words, code, .. } if code.as_deref() == Some("other-source") => {
                 Err(Error::new(Kind::Identity, operation.as_str(), words)
                     .remedy(
                         "two databases must not share an entity's rows under one key: give the entity another name here, \
@@ -287,10 +287,10 @@ impl Cloud {
                     )
                     .into())
             }
-            Answer::Refused { status, .. } if matches!(status, 404 | 405) => {
+            HttpAnswer::Refused { status, .. } if matches!(status, 404 | 405) => {
                 Err(Failure::capability(&operation, "schema", status))
             }
-            Answer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
+            HttpAnswer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
         }
     }
 
@@ -301,7 +301,7 @@ impl Cloud {
         entity: usize,
         days: Option<u32>,
         row: impl FnMut(&RawValue) -> Result<()>,
-    ) -> Outcome<usize> {
+    ) -> CloudResult<usize> {
         let entity = self.entity(entity);
         let operation = format!("list {} in the cloud", entity.name);
         list::list(&self.inner.link, &operation, entity, days, row).await
@@ -312,13 +312,13 @@ impl Cloud {
     /// # Errors
     /// Beside the cloud's: [`Kind::Media`] where the file cannot be read, changed meanwhile, or arrived with another
     /// content hash.
-    pub async fn upload(&self, directory: &str, file: UploadFile) -> Outcome<Uploaded> {
+    pub async fn upload(&self, directory: &str, file: UploadFile) -> CloudResult<UploadReceipt> {
         files::upload(&self.inner.link, &self.inner.upload, directory, file).await
     }
 
     /// The URL of the content with this hash, where the cloud already has it: `HEAD
     /// /upload/{directory}?hash=…`. Only where `content-hash` is listed.
-    pub async fn find_content(&self, directory: &str, hash: &blake3::Hash) -> Outcome<Option<String>> {
+    pub async fn find_content(&self, directory: &str, hash: &blake3::Hash) -> CloudResult<Option<String>> {
         files::find(&self.inner.link, directory, hash).await
     }
 
@@ -397,7 +397,7 @@ impl Cloud {
     /// Notes what became of a request of this many bytes of text. A link that drops every minute would never
     /// see the end of a request that takes longer: each that breaks off under way halves the next ones, and
     /// each that gets through doubles them again.
-    fn went<T>(&self, bytes: usize, outcome: &Outcome<T>) {
+    fn went<T>(&self, bytes: usize, outcome: &CloudResult<T>) {
         let stride = &self.inner.stride;
         let now = stride.load(Ordering::Relaxed);
         match outcome {
@@ -410,12 +410,12 @@ impl Cloud {
         }
     }
 
-    /// Notes an answer to changes: see [`Depth::answered`].
+    /// Notes an answer to changes: see [`PipelineDepth::answered`].
     fn answered(&self, begun: tokio::time::Instant, alone: bool, applied: Option<Duration>) {
         self.lock_depth().answered(begun, alone, applied);
     }
 
-    fn lock_depth(&self) -> MutexGuard<'_, Depth> {
+    fn lock_depth(&self) -> MutexGuard<'_, PipelineDepth> {
         self.inner.depth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -455,12 +455,12 @@ fn refused(operation: &str, status: u16, words: &str) -> Failure {
 
 /// `{"success":true, …}`.
 #[derive(Deserialize)]
-struct Done {
+struct SuccessAnswer {
     success: bool,
 }
 
-impl Done {
-    fn check(&self, operation: &str) -> Outcome<()> {
+impl SuccessAnswer {
+    fn check(&self, operation: &str) -> CloudResult<()> {
         if self.success {
             return Ok(());
         }

@@ -8,7 +8,7 @@
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::elements::{Elements, Stop};
+use super::array_splitter::{ArraySplitter, SplitError};
 use crate::error;
 
 /// The names under which any entity's rows stand.
@@ -27,7 +27,7 @@ const DEEP: usize = 3;
 pub(super) struct ListPage<'n> {
     /// The entity's own names.
     names: &'n [String],
-    at: At,
+    at: PageState,
     /// The objects that are open, by their names in the one around them.
     within: Vec<String>,
     name: Vec<u8>,
@@ -35,7 +35,7 @@ pub(super) struct ListPage<'n> {
     depth: usize,
     in_string: bool,
     escaped: bool,
-    elements: Option<Elements>,
+    elements: Option<ArraySplitter>,
     members: PageMembers,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct PageMembers {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
+enum PageState {
     Start,
     /// Before a member's name, or the end of an object without any.
     FirstName,
@@ -70,7 +70,7 @@ impl<'n> ListPage<'n> {
     pub(super) fn new(names: &'n [String]) -> Self {
         Self {
             names,
-            at: At::Start,
+            at: PageState::Start,
             within: Vec::new(),
             name: Vec::new(),
             capture: Vec::new(),
@@ -87,10 +87,10 @@ impl<'n> ListPage<'n> {
         &mut self,
         chunk: &[u8],
         row: &mut impl FnMut(&RawValue) -> error::Result<()>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), SplitError> {
         let mut rest = chunk;
         while let Some(&byte) = rest.first() {
-            if self.at == At::Rows {
+            if self.at == PageState::Rows {
                 let elements = self.elements.get_or_insert_default();
                 let used = elements.feed(rest, row)?;
                 rest = &rest[used..];
@@ -100,7 +100,7 @@ impl<'n> ListPage<'n> {
                 continue;
             }
             let blank = matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
-            let inside = matches!(self.at, At::InName | At::Kept | At::Scalar);
+            let inside = matches!(self.at, PageState::InName | PageState::Kept | PageState::Scalar);
             if (!blank || inside) && !self.step(byte)? {
                 continue;
             }
@@ -110,66 +110,68 @@ impl<'n> ListPage<'n> {
     }
 
     /// Takes one byte in; false where it is to be looked at again.
-    fn step(&mut self, byte: u8) -> Result<bool, Stop> {
+    fn step(&mut self, byte: u8) -> Result<bool, SplitError> {
         match (self.at, byte) {
-            (At::Start, b'[') => {
-                self.at = At::Rows;
+            (PageState::Start, b'[') => {
+                self.at = PageState::Rows;
                 return Ok(false);
             }
-            (At::Start, b'{') => self.at = At::FirstName,
-            (At::Start, 0xef | 0xbb | 0xbf) => {}
-            (At::Start, b'<') => return Err(Stop::Form("the answer is a page, not JSON".into())),
-            (At::Start, _) => return Err(Stop::Form("the answer is not JSON".into())),
-            (At::FirstName | At::AfterValue, b'}') => self.close(),
-            (At::FirstName | At::Name, b'"') => {
-                self.name.clear();
-                self.at = At::InName;
+            (PageState::Start, b'{') => self.at = PageState::FirstName,
+            (PageState::Start, 0xef | 0xbb | 0xbf) => {}
+            (PageState::Start, b'<') => {
+                return Err(SplitError::Form("the answer is a page, not JSON".into()));
             }
-            (At::InName, b'"') if !self.escaped => self.at = At::Colon,
-            (At::InName, _) => {
+            (PageState::Start, _) => return Err(SplitError::Form("the answer is not JSON".into())),
+            (PageState::FirstName | PageState::AfterValue, b'}') => self.close(),
+            (PageState::FirstName | PageState::Name, b'"') => {
+                self.name.clear();
+                self.at = PageState::InName;
+            }
+            (PageState::InName, b'"') if !self.escaped => self.at = PageState::Colon,
+            (PageState::InName, _) => {
                 self.escaped = byte == b'\\' && !self.escaped;
                 if self.name.len() < LONGEST_MEMBER {
                     self.name.push(byte);
                 }
             }
-            (At::Colon, b':') => self.at = At::Value,
-            (At::Value, _) => return self.begin(byte),
-            (At::Kept, _) => {
+            (PageState::Colon, b':') => self.at = PageState::Value,
+            (PageState::Value, _) => return self.begin(byte),
+            (PageState::Kept, _) => {
                 self.keep(byte);
                 if self.ends(byte) {
                     self.kept()?;
                 }
             }
-            (At::Scalar, b',' | b'}' | b' ' | b'\n' | b'\r' | b'\t') => {
+            (PageState::Scalar, b',' | b'}' | b' ' | b'\n' | b'\r' | b'\t') => {
                 self.kept()?;
                 return Ok(false);
             }
-            (At::Scalar, _) => self.keep(byte),
-            (At::AfterValue, b',') => self.at = At::Name,
-            _ => return Err(Stop::Form("the answer is not valid JSON".into())),
+            (PageState::Scalar, _) => self.keep(byte),
+            (PageState::AfterValue, b',') => self.at = PageState::Name,
+            _ => return Err(SplitError::Form("the answer is not valid JSON".into())),
         }
         Ok(true)
     }
 
     /// A member's value begins.
-    fn begin(&mut self, byte: u8) -> Result<bool, Stop> {
+    fn begin(&mut self, byte: u8) -> Result<bool, SplitError> {
         let name = String::from_utf8_lossy(&self.name).into_owned();
         match byte {
             b'[' if self.elements.is_none() && self.is_list(&name) => {
-                self.at = At::Rows;
+                self.at = PageState::Rows;
                 return Ok(false);
             }
             b'{' if self.within.len() < DEEP && WRAPPERS.contains(&name.as_str()) => {
                 self.within.push(name);
-                self.at = At::FirstName;
+                self.at = PageState::FirstName;
                 return Ok(true);
             }
             b'"' | b'{' | b'[' => {
-                self.at = At::Kept;
+                self.at = PageState::Kept;
                 self.in_string = byte == b'"';
                 self.depth = usize::from(byte != b'"');
             }
-            _ => self.at = At::Scalar,
+            _ => self.at = PageState::Scalar,
         }
         self.escaped = false;
         self.capture.clear();
@@ -214,14 +216,14 @@ impl<'n> ListPage<'n> {
     }
 
     /// A member that is kept has ended.
-    fn kept(&mut self) -> Result<(), Stop> {
-        self.at = At::AfterValue;
+    fn kept(&mut self) -> Result<(), SplitError> {
+        self.at = PageState::AfterValue;
         // What is longer says nothing about the list.
         if self.capture.len() > LONGEST_MEMBER {
             return Ok(());
         }
         let value: Value = serde_json::from_slice(&self.capture)
-            .map_err(|_| Stop::Form("a member beside the rows is not valid JSON".into()))?;
+            .map_err(|_| SplitError::Form("a member beside the rows is not valid JSON".into()))?;
         let name = String::from_utf8_lossy(&self.name).into_owned();
         if self.within.is_empty() {
             self.members.outer.insert(name.clone(), value.clone());
@@ -234,25 +236,25 @@ impl<'n> ListPage<'n> {
 
     fn close(&mut self) {
         self.at = match self.within.pop() {
-            Some(_) => At::AfterValue,
-            None => At::End,
+            Some(_) => PageState::AfterValue,
+            None => PageState::End,
         };
     }
 
     /// Where it stands behind the rows.
-    fn after(&self) -> At {
+    fn after(&self) -> PageState {
         // A list that nothing wraps has no name before it.
         if self.within.is_empty() && self.name.is_empty() {
-            At::End
+            PageState::End
         } else {
-            At::AfterValue
+            PageState::AfterValue
         }
     }
 
     /// What stood beside the rows, and the rows' count and digest, once the page has ended.
-    pub(super) fn finish(self) -> Result<(PageMembers, u64, blake3::Hash), Stop> {
-        if self.at != At::End {
-            return Err(Stop::Form("the list breaks off before its end".into()));
+    pub(super) fn finish(self) -> Result<(PageMembers, u64, blake3::Hash), SplitError> {
+        if self.at != PageState::End {
+            return Err(SplitError::Form("the list breaks off before its end".into()));
         }
         match self.elements {
             Some(elements) => {
@@ -264,7 +266,7 @@ impl<'n> ListPage<'n> {
             }
             None => {
                 let names: Vec<&str> = self.members.all.keys().map(String::as_str).take(8).collect();
-                Err(Stop::Form(format!(
+                Err(SplitError::Form(format!(
                     "the answer is an object without a list of rows: its members are {}",
                     names.join(", ")
                 )))
@@ -275,7 +277,7 @@ impl<'n> ListPage<'n> {
 
 /// What a page says about the next one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum NextPage {
     /// This is the last page.
     None,
     /// Its address.
@@ -288,22 +290,24 @@ pub(super) enum Next {
 
 impl PageMembers {
     /// Where the next page is.
-    pub(super) fn next(&self) -> Next {
+    pub(super) fn next(&self) -> NextPage {
         for name in ["next_page_url", "next"] {
             match self.all.get(name) {
-                Some(Value::String(address)) if !address.is_empty() => return Next::Address(address.clone()),
+                Some(Value::String(address)) if !address.is_empty() => {
+                    return NextPage::Address(address.clone());
+                }
                 Some(Value::Object(link)) => {
                     if let Some(Value::String(address)) = link.get("href") {
-                        return Next::Address(address.clone());
+                        return NextPage::Address(address.clone());
                     }
                 }
-                Some(Value::Number(_) | Value::Bool(true)) => return Next::Unknown,
+                Some(Value::Number(_) | Value::Bool(true)) => return NextPage::Unknown,
                 _ => {}
             }
         }
         match (self.number("current_page"), self.number("last_page")) {
-            (Some(current), Some(last)) if current < last => Next::Number(current + 1),
-            _ => Next::None,
+            (Some(current), Some(last)) if current < last => NextPage::Number(current + 1),
+            _ => NextPage::None,
         }
     }
 
@@ -321,13 +325,13 @@ impl PageMembers {
 mod tests {
     use super::*;
 
-    fn read(text: &str, chunk: usize) -> Result<(Vec<String>, PageMembers), String> {
+    fn read_in_chunks(text: &str, chunk: usize) -> Result<(Vec<String>, PageMembers), String> {
         let names = ["rooms".to_owned()];
         let mut page = ListPage::new(&names);
         let mut found = Vec::new();
         let said = |stop| match stop {
-            Stop::Form(cause) => cause,
-            Stop::Row(error) => error.to_string(),
+            SplitError::Form(cause) => cause,
+            SplitError::Row(error) => error.to_string(),
         };
         for part in text.as_bytes().chunks(chunk) {
             let mut keep = |row: &RawValue| {
@@ -345,37 +349,41 @@ mod tests {
     fn rows_are_found_in_all_wrappers_wherever_the_chunks_end() {
         let rows = r#"[{"id":1,"data":[{"x":"]}\""}]}, {"id":2}]"#;
         for (text, next, total) in [
-            (rows.to_owned(), Next::None, None),
-            (format!("\u{feff}{rows}\n"), Next::None, None),
-            (format!(r#"{{"data":{rows}}}"#), Next::None, None),
+            (rows.to_owned(), NextPage::None, None),
+            (format!("\u{feff}{rows}\n"), NextPage::None, None),
+            (format!(r#"{{"data":{rows}}}"#), NextPage::None, None),
             (
                 format!(r#"{{"count":7,"next":"/rooms?page=2","previous":null,"results":{rows}}}"#),
-                Next::Address("/rooms?page=2".into()),
+                NextPage::Address("/rooms?page=2".into()),
                 Some(7),
             ),
             (
                 format!(
                     r#"{{"success":true,"data":{{"current_page":1,"data":{rows},"links":[{{"url":null}}],"next_page_url":"http://c/rooms?page=2","total":9}}}}"#
                 ),
-                Next::Address("http://c/rooms?page=2".into()),
+                NextPage::Address("http://c/rooms?page=2".into()),
                 Some(9),
             ),
             (
                 format!(
                     r#"{{"rooms" : {rows} , "links":{{"next":{{"href":"/p2"}}}}, "meta" : {{ "total" : 4 }} }}"#
                 ),
-                Next::Address("/p2".into()),
+                NextPage::Address("/p2".into()),
                 Some(4),
             ),
             (
                 format!(r#"{{"data":{rows},"meta":{{"current_page":2,"last_page":3}},"links":{{}}}}"#),
-                Next::Number(3),
+                NextPage::Number(3),
                 None,
             ),
-            (format!(r#"{{"results":{rows},"next":2}}"#), Next::Unknown, None),
+            (
+                format!(r#"{{"results":{rows},"next":2}}"#),
+                NextPage::Unknown,
+                None,
+            ),
         ] {
             for chunk in 1..=text.len() {
-                let (found, members) = read(&text, chunk).unwrap();
+                let (found, members) = read_in_chunks(&text, chunk).unwrap();
                 assert_eq!(
                     found,
                     [r#"{"id":1,"data":[{"x":"]}\""}]}"#, r#"{"id":2}"#],
@@ -403,7 +411,7 @@ mod tests {
             (r#"{"data":[{}{}]}"#, "valid JSON"),
         ] {
             for chunk in [1, 3, 100] {
-                let error = read(text, chunk).map(|(rows, _)| rows).unwrap_err();
+                let error = read_in_chunks(text, chunk).map(|(rows, _)| rows).unwrap_err();
                 assert!(error.contains(said), "{text}: {error}");
             }
         }

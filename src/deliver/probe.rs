@@ -5,8 +5,8 @@ use reqwest::header::{ALLOW, CONTENT_TYPE};
 use serde_json::Value;
 
 use super::Cloud;
-use super::failure::Outcome;
-use super::link::read;
+use super::failure::CloudResult;
+use super::http::read_body;
 use super::reply::says_failure;
 
 /// The longest answer that is looked at, in bytes.
@@ -14,7 +14,7 @@ const LONGEST: usize = 1024 * 1024;
 
 /// What a server answered.
 #[derive(Debug)]
-pub struct Probed {
+pub struct ProbeAnswer {
     /// The HTTP status.
     pub status: u16,
     /// The body, where it is JSON.
@@ -23,7 +23,7 @@ pub struct Probed {
     pub allows: Vec<String>,
 }
 
-impl Probed {
+impl ProbeAnswer {
     /// Whether it is a 2xx with JSON that says no failure.
     pub fn is_well(&self) -> bool {
         let json = self.json.as_ref();
@@ -36,7 +36,7 @@ impl Cloud {
     ///
     /// # Errors
     /// There is no answer, or it is too long to look at.
-    pub async fn probe(&self, method: Method, path: &str, body: Option<&Value>) -> Outcome<Probed> {
+    pub async fn probe(&self, method: Method, path: &str, body: Option<&Value>) -> CloudResult<ProbeAnswer> {
         let operation = format!("ask the cloud for /{path}");
         let link = &self.inner.link;
         let mut request = link.request_below_url(method, path);
@@ -56,8 +56,8 @@ impl Cloud {
                 .flat_map(|value| value.split(','))
                 .map(|method| method.trim().to_ascii_uppercase())
                 .collect();
-            let body = read(&operation, response, LONGEST).await.unwrap_or_default();
-            Ok(Probed {
+            let body = read_body(&operation, response, LONGEST).await.unwrap_or_default();
+            Ok(ProbeAnswer {
                 status,
                 json: serde_json::from_slice(&body).ok(),
                 allows,

@@ -11,17 +11,17 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
 use std::time::Duration;
 
-use super::failure::{Failure, Outcome};
-use super::link::CAPTIVE;
+use super::failure::{CloudResult, Failure};
+use super::http::CAPTIVE;
 use super::timing;
 use super::words::messages;
-use crate::latency::Answered;
+use crate::latency::AnswerTimes;
 
 /// How many characters of a foreign answer are told.
 const SHOWN: usize = 80;
 
 /// A 2xx answer, read to its end.
-pub(super) struct Reply {
+pub(super) struct CloudReply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
@@ -51,9 +51,9 @@ pub(super) enum BulkVerdict {
     },
 }
 
-impl Reply {
+impl CloudReply {
     /// The body as JSON of the contract's form.
-    pub(super) fn json<'a, T: serde::Deserialize<'a>>(&'a self, operation: &str) -> Outcome<T> {
+    pub(super) fn json<'a, T: serde::Deserialize<'a>>(&'a self, operation: &str) -> CloudResult<T> {
         serde_json::from_slice(self.text()).map_err(|error| match self.value(operation) {
             Ok(_) => Failure::protocol(
                 operation,
@@ -70,9 +70,9 @@ impl Reply {
     }
 
     /// How long the answer took, and what of that the server says that it took itself.
-    pub(super) fn answered(&self, took: Duration) -> Answered {
+    pub(super) fn answered(&self, took: Duration) -> AnswerTimes {
         let applied = timing::applied(&self.headers);
-        Answered {
+        AnswerTimes {
             took,
             applied: applied.map(|applied| applied.min(took)),
         }
@@ -82,7 +82,7 @@ impl Reply {
     ///
     /// # Errors
     /// The answer is not the cloud's.
-    pub(super) fn verdict(&self, operation: &str, row: Option<&str>) -> Outcome<Verdict> {
+    pub(super) fn verdict(&self, operation: &str, row: Option<&str>) -> CloudResult<Verdict> {
         let Some(value) = self.value(operation)? else {
             return Ok(Verdict::Accepted);
         };
@@ -97,7 +97,7 @@ impl Reply {
     ///
     /// # Errors
     /// The answer is not the cloud's.
-    pub(super) fn bulk_verdict(&self, operation: &str, rows: usize) -> Outcome<BulkVerdict> {
+    pub(super) fn bulk_verdict(&self, operation: &str, rows: usize) -> CloudResult<BulkVerdict> {
         let Some(value) = self.value(operation)? else {
             return Ok(BulkVerdict::All);
         };
@@ -131,7 +131,7 @@ impl Reply {
     }
 
     /// The body as JSON; none where it is empty.
-    fn value(&self, operation: &str) -> Outcome<Option<Value>> {
+    fn value(&self, operation: &str) -> CloudResult<Option<Value>> {
         let text = self.text();
         if text.trim_ascii().is_empty() {
             return Ok(None);
@@ -261,8 +261,8 @@ pub(super) fn looks_like_html(text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn reply(body: &str) -> Reply {
-        Reply {
+    fn reply(body: &str) -> CloudReply {
+        CloudReply {
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             body: Bytes::copy_from_slice(body.as_bytes()),
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn a_compressed_body_that_was_not_asked_for_is_said() {
         for body in [&[0x1f, 0x8b, 8, 0][..], &[0x28, 0xb5, 0x2f, 0xfd]] {
-            let reply = Reply {
+            let reply = CloudReply {
                 body: Bytes::copy_from_slice(body),
                 ..reply("")
             };

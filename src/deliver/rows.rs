@@ -19,11 +19,11 @@ use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, RequestBuilder};
 use tokio::time::Instant;
 
-use super::failure::{Failure, Outcome};
+use super::failure::{CloudResult, Failure};
 use super::fields::{key_line, segment};
-use super::link::Answer;
+use super::http::HttpAnswer;
 use super::partial;
-use super::reply::{BulkVerdict, Reply, Verdict};
+use super::reply::{BulkVerdict, CloudReply, Verdict};
 use super::words::without_row;
 use super::{Cloud, split_by_bytes};
 use crate::batch::{Batch, Fate};
@@ -45,19 +45,19 @@ const TOLD: usize = 50;
 const BULK_BYTES: usize = 1024 * 1024;
 
 /// What came of one request: the fates it decided, and what stopped it.
-type Answered = (Vec<(usize, Fate)>, Outcome<()>);
+type RequestOutcome = (Vec<(usize, Fate)>, CloudResult<()>);
 
 /// Sends the rows of one delivery.
-pub(super) struct Sender<'c> {
+pub(super) struct RowSender<'c> {
     cloud: &'c Cloud,
-    gate: Gate,
+    gate: RequestGate,
 }
 
-impl<'c> Sender<'c> {
+impl<'c> RowSender<'c> {
     pub(super) fn new(cloud: &'c Cloud) -> Self {
         Self {
             cloud,
-            gate: Gate::default(),
+            gate: RequestGate::default(),
         }
     }
 
@@ -73,7 +73,7 @@ impl<'c> Sender<'c> {
         batch: &mut Batch,
         entity: usize,
         places: &[usize],
-    ) -> Outcome<()> {
+    ) -> CloudResult<()> {
         let operation = self.cloud.pushing(entity);
         let places = batch.failing_last(places);
         if !bulk {
@@ -128,7 +128,7 @@ impl<'c> Sender<'c> {
     }
 
     /// Deletes rows of one entity, in any order.
-    pub(super) async fn delete(&self, batch: &mut Batch, entity: usize, places: &[usize]) -> Outcome<()> {
+    pub(super) async fn delete(&self, batch: &mut Batch, entity: usize, places: &[usize]) -> CloudResult<()> {
         let operation = self.cloud.pushing(entity);
         let entity = self.cloud.entity(entity);
         let start = |batch: &Batch, nth: usize| {
@@ -150,7 +150,7 @@ impl<'c> Sender<'c> {
     }
 
     /// Deletes every row that the cloud has of the truncated entity.
-    pub(super) async fn truncate(&self, batch: &mut Batch, nth: usize) -> Outcome<()> {
+    pub(super) async fn truncate(&self, batch: &mut Batch, nth: usize) -> CloudResult<()> {
         let place = batch.changes()[nth].entity;
         let operation = self.cloud.pushing(place);
         let entity = self.cloud.entity(place);
@@ -215,12 +215,12 @@ impl<'c> Sender<'c> {
     }
 
     /// Starts the jobs in order, as many at once as may be in flight, and marks the fates as they come.
-    async fn run<J, F: Future<Output = Answered>>(
+    async fn run<J, F: Future<Output = RequestOutcome>>(
         &self,
         batch: &mut Batch,
         jobs: impl IntoIterator<Item = J>,
         start: impl Fn(&Batch, J) -> F,
-    ) -> Outcome<()> {
+    ) -> CloudResult<()> {
         let mut jobs = jobs.into_iter();
         let mut under_way = FuturesUnordered::new();
         let mut stopped = None;
@@ -252,12 +252,12 @@ impl<'c> Sender<'c> {
 
     /// The same for jobs of the batch's own changes; those whose requests got no answer are noted in the
     /// batch.
-    async fn run_changes<J, F: Future<Output = Answered>>(
+    async fn run_changes<J, F: Future<Output = RequestOutcome>>(
         &self,
         batch: &mut Batch,
         jobs: impl IntoIterator<Item = J>,
         start: impl Fn(&Batch, J) -> F,
-    ) -> Outcome<()> {
+    ) -> CloudResult<()> {
         let accepted_before = batch.count(&Fate::Accepted);
         let end = self.run(batch, jobs, start).await;
         for failed in self.gate.take_failed() {
@@ -282,7 +282,7 @@ impl<'c> Sender<'c> {
         end
     }
 
-    async fn post(&self, operation: &str, entity: usize, nth: usize, row: Bytes) -> Answered {
+    async fn post(&self, operation: &str, entity: usize, nth: usize, row: Bytes) -> RequestOutcome {
         let path = &self.cloud.entity(entity).path;
         let request = || {
             self.cloud
@@ -294,10 +294,10 @@ impl<'c> Sender<'c> {
         };
         let text = std::str::from_utf8(&row).unwrap_or_default();
         let answer = match self.attempt(operation, row.len(), &[nth], request).await {
-            Ok(Answer::Refused { status, words, .. }) => {
+            Ok(HttpAnswer::Refused { status, words, .. }) => {
                 return (vec![(nth, refusal(status, &without_row(&words, text)))], Ok(()));
             }
-            Ok(Answer::Accepted(reply)) => self.accepted(operation, &reply, &[nth], Some(text)),
+            Ok(HttpAnswer::Accepted(reply)) => self.accepted(operation, &reply, &[nth], Some(text)),
             Err(failure) => Err(failure),
         };
         match answer {
@@ -307,8 +307,14 @@ impl<'c> Sender<'c> {
     }
 
     /// Whether a 2xx says that the rows with these numbers were accepted; where it does not, they are in
-    /// [`Gate::take_failed`].
-    fn accepted(&self, operation: &str, reply: &Reply, numbers: &[usize], row: Option<&str>) -> Outcome<()> {
+    /// [`RequestGate::take_failed`].
+    fn accepted(
+        &self,
+        operation: &str,
+        reply: &CloudReply,
+        numbers: &[usize],
+        row: Option<&str>,
+    ) -> CloudResult<()> {
         let failure = match reply.verdict(operation, row) {
             Ok(Verdict::Accepted) => return Ok(()),
             Ok(Verdict::Failed(words)) => {
@@ -322,7 +328,7 @@ impl<'c> Sender<'c> {
     }
 
     /// One bulk request, halved where it is refused as a whole or in part.
-    async fn post_bulk(&self, operation: &str, entity: usize, rows: Vec<(usize, Bytes)>) -> Answered {
+    async fn post_bulk(&self, operation: &str, entity: usize, rows: Vec<(usize, Bytes)>) -> RequestOutcome {
         let path = self.cloud.entity(entity).bulk_path();
         let mut fates = Vec::with_capacity(rows.len());
         let mut pieces = vec![rows.as_slice()];
@@ -344,7 +350,7 @@ impl<'c> Sender<'c> {
             let answer = self.attempt(operation, body.len(), &all, request).await;
             self.cloud.went(body.len(), &answer);
             let (status, words) = match answer {
-                Ok(Answer::Accepted(reply)) => match reply.bulk_verdict(operation, piece.len()) {
+                Ok(HttpAnswer::Accepted(reply)) => match reply.bulk_verdict(operation, piece.len()) {
                     Ok(BulkVerdict::All) => {
                         self.cloud.note_bulk(entity, true);
                         fates.extend(piece.iter().map(|&(nth, _)| (nth, Fate::Accepted)));
@@ -374,10 +380,10 @@ impl<'c> Sender<'c> {
                         return (fates, Err(failure));
                     }
                 },
-                Ok(Answer::Refused { status, .. }) if matches!(status, 404 | 405) => {
+                Ok(HttpAnswer::Refused { status, .. }) if matches!(status, 404 | 405) => {
                     return (fates, Err(Failure::capability(operation, "bulk", status)));
                 }
-                Ok(Answer::Refused { status, words, .. }) => {
+                Ok(HttpAnswer::Refused { status, words, .. }) => {
                     if status == 413 {
                         self.cloud.too_long(body.len());
                     }
@@ -417,32 +423,32 @@ impl<'c> Sender<'c> {
         entity: &Entity,
         number: usize,
         key: Option<String>,
-    ) -> Outcome<Fate> {
+    ) -> CloudResult<Fate> {
         let Some(key) = key else {
             return Ok(refusal(422, "its key has no form in a URL"));
         };
         let path = entity.delete_path(&key);
         let request = || self.cloud.inner.link.request(Method::DELETE, &path);
         match self.attempt(operation, 0, &[number], request).await? {
-            Answer::Accepted(reply) => self
+            HttpAnswer::Accepted(reply) => self
                 .accepted(operation, &reply, &[number], None)
                 .map(|()| Fate::Accepted),
-            Answer::Refused { status: 404, .. } => Ok(Fate::Accepted),
-            Answer::Refused { status: 405, .. } => Ok(Fate::Unsupported),
-            Answer::Refused { status, words, .. } => Ok(refusal(status, &words)),
+            HttpAnswer::Refused { status: 404, .. } => Ok(Fate::Accepted),
+            HttpAnswer::Refused { status: 405, .. } => Ok(Fate::Unsupported),
+            HttpAnswer::Refused { status, words, .. } => Ok(refusal(status, &words)),
         }
     }
 
     /// One request, tried again while its failure passes soon. `numbers` are those that the caller knows its
-    /// rows by: where a try gets no answer, they are in [`Gate::take_unanswered`]; where the failure may be
-    /// the fault of one, in [`Gate::take_failed`].
+    /// rows by: where a try gets no answer, they are in [`RequestGate::take_unanswered`]; where the failure may be
+    /// the fault of one, in [`RequestGate::take_failed`].
     async fn attempt(
         &self,
         operation: &str,
         bytes: usize,
         numbers: &[usize],
         request: impl Fn() -> RequestBuilder,
-    ) -> Outcome<Answer> {
+    ) -> CloudResult<HttpAnswer> {
         let mut backoff = Backoff::within(Duration::from_millis(50), Duration::from_secs(1));
         let begun = Instant::now();
         loop {
@@ -476,16 +482,16 @@ impl<'c> Sender<'c> {
 /// What the requests of one delivery know of each other: that one has failed, and when the server wants the
 /// next one.
 #[derive(Default)]
-struct Gate {
+struct RequestGate {
     closed: AtomicBool,
     not_before: Mutex<Option<Instant>>,
     /// The numbers of the rows whose requests got no answer.
     unanswered: Mutex<Vec<usize>>,
-    failed: Mutex<Vec<Failed>>,
+    failed: Mutex<Vec<FailedRequest>>,
 }
 
 /// A request that failed in a way that may be the fault of one of its rows.
-struct Failed {
+struct FailedRequest {
     numbers: Vec<usize>,
     status: u16,
     error: String,
@@ -495,7 +501,7 @@ struct Failed {
     told: bool,
 }
 
-impl Gate {
+impl RequestGate {
     /// Nothing is tried again from now on.
     fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
@@ -513,7 +519,7 @@ impl Gate {
         let Some(status) = failure.status().filter(|_| failure.may_be_a_rows_fault()) else {
             return;
         };
-        let failed = Failed {
+        let failed = FailedRequest {
             numbers: numbers.to_vec(),
             status,
             error: failure.error().cause().to_owned(),
@@ -523,7 +529,7 @@ impl Gate {
         locked(&self.failed).push(failed);
     }
 
-    fn take_failed(&self) -> Vec<Failed> {
+    fn take_failed(&self) -> Vec<FailedRequest> {
         std::mem::take(&mut *locked(&self.failed))
     }
 

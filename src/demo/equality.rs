@@ -112,7 +112,7 @@ async fn connect(url: &str) -> Result<Client> {
 }
 
 /// A file that a row names: where it lies on the site, and the URL that the cloud's row has for it.
-struct Named {
+struct FileOfRow {
     path: String,
     url: Option<String>,
 }
@@ -140,7 +140,7 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    async fn run(&self) -> std::result::Result<(EntityEquality, Vec<Named>), tokio_postgres::Error> {
+    async fn run(&self) -> std::result::Result<(EntityEquality, Vec<FileOfRow>), tokio_postgres::Error> {
         let entity = self.entity;
         let mut found = EntityEquality {
             entity: entity.name.clone(),
@@ -168,7 +168,7 @@ impl<'a> Comparison<'a> {
         }
         // What is left, the cloud does not have.
         for path in rows.into_values().flat_map(|row| row.paths).flatten() {
-            files.push(Named { path, url: None });
+            files.push(FileOfRow { path, url: None });
         }
         Ok((found, files))
     }
@@ -219,7 +219,7 @@ impl<'a> Comparison<'a> {
         kept: &[String],
         rows: &mut HashMap<Box<str>, SiteRow>,
         found: &mut EntityEquality,
-        files: &mut Vec<Named>,
+        files: &mut Vec<FileOfRow>,
     ) -> std::result::Result<(), tokio_postgres::Error> {
         let entity = self.entity;
         // A table that has not seen a file yet may lack the column for its URL.
@@ -251,7 +251,7 @@ impl<'a> Comparison<'a> {
             for ((nth, file), paths) in entity.files.iter().enumerate().zip(site.paths) {
                 let mut urls = list(file, row.get(2 + nth)).into_iter();
                 for path in paths {
-                    files.push(Named {
+                    files.push(FileOfRow {
                         path,
                         url: urls.next(),
                     });
@@ -312,7 +312,7 @@ fn list(file: &FileColumn, value: Option<&str>) -> Vec<String> {
 }
 
 /// Compares the content of each file with what lies under its URL.
-fn verify(files: &[Named], root: &Path, stored: &Path, found: &mut EntityEquality) -> Result<()> {
+fn verify(files: &[FileOfRow], root: &Path, stored: &Path, found: &mut EntityEquality) -> Result<()> {
     for file in files {
         found.files += 1;
         let Some((hash, bytes)) = below(root, &file.path).map_or(Ok(None), |path| content(&path))? else {
@@ -320,7 +320,7 @@ fn verify(files: &[Named], root: &Path, stored: &Path, found: &mut EntityEqualit
             continue;
         };
         found.file_bytes += bytes;
-        let copy = file.url.as_deref().and_then(|url| place(stored, url));
+        let copy = file.url.as_deref().and_then(|url| stored_path(stored, url));
         let copy = copy.map_or(Ok(None), |path| content(&path))?;
         if copy.is_some_and(|(copied, _)| copied == hash) {
             found.files_verified += 1;
@@ -339,7 +339,7 @@ fn below(folder: &Path, path: &str) -> Option<PathBuf> {
 }
 
 /// Where the receiver keeps what it serves as `…/media/<site>/<directory>/<name>`.
-fn place(stored: &Path, url: &str) -> Option<PathBuf> {
+fn stored_path(stored: &Path, url: &str) -> Option<PathBuf> {
     let path = match url::Url::parse(url) {
         Ok(url) => url.path().to_owned(),
         Err(_) => url.to_owned(),
@@ -434,7 +434,7 @@ mod tests {
             ("https://cloud.example/media/..%2f..%2fetc/passwd", None),
             ("https://cloud.example/elsewhere/a.jpg", None),
         ] {
-            assert_eq!(place(stored, url), path.map(PathBuf::from), "{url}");
+            assert_eq!(stored_path(stored, url), path.map(PathBuf::from), "{url}");
         }
     }
 

@@ -14,14 +14,14 @@ use super::postgres::PrivateServer;
 use super::school;
 use super::traffic::{self, Rates};
 use crate::config::{LoadOptions, Settings};
-use crate::control::status::State;
+use crate::control::status::ReplicatorState;
 use crate::control::{Operator, StatusReport};
 use crate::error::{Error, Kind, Result};
 use crate::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
-use crate::reconcile::Unobserved;
-use crate::reconcile::backfill::Span;
+use crate::reconcile::NoObserver;
+use crate::reconcile::backfill::RowSpan;
 use crate::replicator::{self, Replicator};
-use crate::source::identity::Declared;
+use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
 
 const SITE: &str = "college";
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the demo shall do.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct DemoOptions {
     /// Where databases and files go; a temporary folder where none is named.
     pub folder: Option<PathBuf>,
     /// The sample school's seed.
@@ -58,24 +58,24 @@ impl DemoReport {
     }
 }
 
-/// Runs the demo until `shutdown`, or with [`Plan::once`] until the cloud equals the site; then there is a report.
+/// Runs the demo until `shutdown`, or with [`DemoOptions::once`] until the cloud equals the site; then there is a report.
 ///
 /// # Errors
 /// Whatever keeps a part from starting, each with its remedy.
-pub async fn run(
-    plan: Plan,
+pub async fn run_demo(
+    plan: DemoOptions,
     shutdown: CancellationToken,
     say: impl Fn(&str) + Send + Sync + Clone + 'static,
 ) -> Result<Option<DemoReport>> {
     let (folder, _temporary) = folder(&plan)?;
     say(&format!("everything lies in {}", folder.display()));
-    let (stand, receiver) = Stand::start(&folder, &plan, &say).await?;
+    let (stand, receiver) = SiteAndCloud::start(&folder, &plan, &say).await?;
     let ended = stand.live(receiver, &plan, &shutdown, &say).await;
     stand.server.stop().await?;
     ended
 }
 
-fn folder(plan: &Plan) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
+fn folder(plan: &DemoOptions) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
     use std::os::unix::fs::PermissionsExt;
     let local = |error| Error::local("make the demo's folder", error);
     if let Some(folder) = &plan.folder {
@@ -92,15 +92,15 @@ fn folder(plan: &Plan) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
 }
 
 /// A site and its cloud, before the replicator starts.
-struct Stand {
+struct SiteAndCloud {
     server: PrivateServer,
     media: PathBuf,
     cloud_files: PathBuf,
     settings: Settings,
 }
 
-impl Stand {
-    async fn start(folder: &Path, plan: &Plan, say: &impl Fn(&str)) -> Result<(Self, Receiver)> {
+impl SiteAndCloud {
+    async fn start(folder: &Path, plan: &DemoOptions, say: &impl Fn(&str)) -> Result<(Self, Receiver)> {
         let server = PrivateServer::start(&folder.join("postgres")).await?;
         say("a private PostgreSQL server runs");
         server.create_database("college").await?;
@@ -152,7 +152,7 @@ impl Stand {
     async fn live(
         &self,
         receiver: Receiver,
-        plan: &Plan,
+        plan: &DemoOptions,
         shutdown: &CancellationToken,
         say: &(impl Fn(&str) + Send + Sync + Clone + 'static),
     ) -> Result<Option<DemoReport>> {
@@ -168,7 +168,7 @@ impl Stand {
         install::init(
             self.settings.require_database_url()?,
             &self.settings.catalogue,
-            Declared::Nothing,
+            OutboxDeclaration::Nothing,
         )
         .await?;
         say("capture is installed: every change from now on is in the outbox");
@@ -187,7 +187,7 @@ impl Stand {
                     .await
             }
         });
-        while replicator.status().await?.state == State::Starting && !replicating.is_finished() {
+        while replicator.status().await?.state == ReplicatorState::Starting && !replicating.is_finished() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let traffic_stop = stop.child_token();
@@ -207,7 +207,7 @@ impl Stand {
         });
         say("backfilling what stood before, while the school goes on");
         let backfilled =
-            replicator::backfill(&self.settings, &[], Span::Window, false, &Unobserved, &stop).await?;
+            replicator::backfill(&self.settings, &[], RowSpan::Window, false, &NoObserver, &stop).await?;
         let rows: u64 = backfilled.pushed.iter().map(|(_, rows)| rows).sum();
         say(&format!("backfilled {rows} rows"));
         let report = if plan.once {
@@ -250,7 +250,7 @@ impl Stand {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let status = replicator.status().await?;
-            let still = status.state == State::Replicating
+            let still = status.state == ReplicatorState::Replicating
                 && status.lag.is_some_and(|lag| lag.changes == 0)
                 && status.files.waiting == 0;
             if still {

@@ -1,6 +1,6 @@
 //! The demo: a whole site with its cloud on one machine, live, and the proof that both hold the same.
 //!
-//! [`run`] puts it together. Its parts, each of which stands alone:
+//! [`run_demo`] puts it together. Its parts, each of which stands alone:
 //!
 //! - [`postgres`] runs a private PostgreSQL server that never outlives this program;
 //! - [`school`] makes the sample school in an empty database: the rows of nine tables (`rows`, `campus`, `people`,
@@ -28,4 +28,4 @@ mod studio;
 pub mod traffic;
 mod video;
 
-pub use live::{DemoReport, Plan, run};
+pub use live::{DemoOptions, DemoReport, run_demo};

@@ -2,7 +2,7 @@
 
 /// How large a school is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct SchoolSize {
     /// Rooms.
     pub rooms: i64,
     /// Cameras, at most as many as rooms.
@@ -25,7 +25,7 @@ pub struct Plan {
     pub video_bytes: (u64, u64),
 }
 
-impl Plan {
+impl SchoolSize {
     /// The school of the demo: 30,830 rows, 590 files of about 140 MB.
     pub fn full() -> Self {
         Self {

@@ -11,8 +11,8 @@ use tokio_postgres::Transaction;
 
 use super::campus::{Room, Sighting, photo, recording_path, school_day, school_time};
 use super::people::{COURSES, DAYS, Person, age, pick, rng_for, seed_for};
-use super::plan::Plan;
-use super::slips::{Leave, Pass};
+use super::plan::SchoolSize;
+use super::slips::{Leave, PassSlip};
 use super::studio::{Picture, Shot};
 use super::video::SCHOOL_TIME;
 
@@ -66,14 +66,14 @@ impl Sheet {
 
 /// A school of a size, from a seed, at an hour.
 pub(super) struct School {
-    plan: Plan,
+    plan: SchoolSize,
     seed: u64,
     now: Timestamp,
 }
 
 impl School {
     /// The school of this hour.
-    pub(super) fn new(plan: Plan, seed: u64) -> Self {
+    pub(super) fn new(plan: SchoolSize, seed: u64) -> Self {
         let second = Timestamp::now().as_second();
         let now = Timestamp::from_second(second - second % 3600).unwrap_or_default();
         Self { plan, seed, now }
@@ -395,11 +395,16 @@ impl School {
         moments.map(|(at, id)| (at, Leave::new(self.seed, id, self.plan.faculties, school_day(at))))
     }
 
-    fn pass_slips(&self) -> impl Iterator<Item = (Timestamp, Pass)> {
+    fn pass_slips(&self) -> impl Iterator<Item = (Timestamp, PassSlip)> {
         let moments = self
             .moments("passes", self.plan.passes, 90, 240)
             .into_iter()
             .zip(1..);
-        moments.map(|(at, id)| (at, Pass::new(self.seed, id, self.plan.faculties, school_day(at))))
+        moments.map(|(at, id)| {
+            (
+                at,
+                PassSlip::new(self.seed, id, self.plan.faculties, school_day(at)),
+            )
+        })
     }
 }

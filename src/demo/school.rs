@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 use tokio_postgres::NoTls;
 
-pub use super::plan::Plan;
+pub use super::plan::SchoolSize;
 use super::rows::School;
 use super::studio::Studio;
 use crate::error::{Error, Result};
@@ -27,7 +27,7 @@ pub struct SchoolCounts {
     pub file_bytes: u64,
 }
 
-/// Makes the sample school of [`Plan::full`] in an empty database and below a media root.
+/// Makes the sample school of [`SchoolSize::full`] in an empty database and below a media root.
 ///
 /// # Errors
 /// As [`create_planned`].
@@ -37,7 +37,7 @@ pub async fn create(
     seed: u64,
     progress: impl Fn(&str),
 ) -> Result<SchoolCounts> {
-    create_planned(&Plan::full(), database_url, media_root, seed, progress).await
+    create_planned(&SchoolSize::full(), database_url, media_root, seed, progress).await
 }
 
 /// Makes a sample school of this size.
@@ -45,7 +45,7 @@ pub async fn create(
 /// # Errors
 /// The database cannot be reached or has such tables already; a file cannot be written. The database then stays empty.
 pub async fn create_planned(
-    plan: &Plan,
+    plan: &SchoolSize,
     database_url: &str,
     media_root: &Path,
     seed: u64,

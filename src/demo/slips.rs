@@ -71,7 +71,7 @@ impl Leave {
 
 /// Some hours off the campus.
 #[derive(Clone)]
-pub(super) struct Pass {
+pub(super) struct PassSlip {
     number: i64,
     /// Whose.
     pub(super) faculty: i64,
@@ -87,7 +87,7 @@ pub(super) struct Pass {
     pub(super) time_in: Time,
 }
 
-impl Pass {
+impl PassSlip {
     /// The pass with this number, for a day, of one of the first `faculties`.
     pub(super) fn new(seed: u64, number: i64, faculties: i64, date: Date) -> Self {
         let mut rng = rng_for(seed, "pass", number);

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::people::seed_for;
 use super::pictures::portrait;
-use super::slips::{Leave, Pass};
+use super::slips::{Leave, PassSlip};
 use super::video::{Facts, Recording};
 use crate::error::{Error, Kind, Result};
 
@@ -20,7 +20,7 @@ pub(super) enum Picture {
     /// A scanned leave slip.
     Leave(Leave),
     /// A scanned pass slip.
-    Pass(Pass),
+    Pass(PassSlip),
     /// A recording of at least so many bytes.
     Video {
         path: String,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::campus::{Sighting, recording_path, school_day, school_time};
 use super::people::{pick, rng_for, seed_for};
-use super::slips::{Leave, Pass};
+use super::slips::{Leave, PassSlip};
 use super::video::{RATE, Recording};
 use crate::error::{Error, Kind, Result};
 
@@ -55,7 +55,7 @@ impl Default for Rates {
 ///
 /// # Errors
 /// As [`run_at`].
-pub async fn run(
+pub async fn run_traffic(
     database_url: String,
     media_root: PathBuf,
     seed: u64,
@@ -100,7 +100,7 @@ pub async fn run_at(
         )
         .remedy("fill the sample school first"));
     };
-    let school = Live {
+    let school = OpenRecordings {
         client,
         media_root,
         seed,
@@ -134,7 +134,7 @@ enum Doing {
     Recording,
 }
 
-struct Live<F> {
+struct OpenRecordings<F> {
     client: Client,
     media_root: PathBuf,
     seed: u64,
@@ -146,7 +146,7 @@ struct Live<F> {
     observe: F,
 }
 
-impl<F: Fn(&str) + Send + Sync> Live<F> {
+impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
     /// Does one kind of thing again and again, until shutdown.
     async fn every(&self, kind: Doing) -> Result<()> {
         let mean = match kind {
@@ -260,7 +260,7 @@ impl<F: Fn(&str) + Send + Sync> Live<F> {
             let scan = draw(move || form.scan(seed)).await?;
             (leave.path(), scan, Paper::Leave(leave))
         } else {
-            let pass = Pass::new(seed, id, self.faculties, today);
+            let pass = PassSlip::new(seed, id, self.faculties, today);
             let form = pass.clone();
             let scan = draw(move || form.scan(seed)).await?;
             (pass.path(), scan, Paper::Pass(pass))
@@ -481,7 +481,7 @@ impl<F: Fn(&str) + Send + Sync> Live<F> {
 
 enum Paper {
     Leave(Leave),
-    Pass(Pass),
+    Pass(PassSlip),
 }
 
 /// How a file comes to its place.

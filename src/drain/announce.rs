@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::courier::Courier;
 use super::schema::RefusedSchemas;
-use super::shapes::Shapes;
+use super::sender::Sender;
+use super::table_schemas::TableSchemas;
 use super::wire_schema;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
@@ -19,10 +19,10 @@ use crate::change::{Cause, Change, Op};
 use crate::deliver::{Capabilities, Failure, TableSchema};
 use crate::error::{Kind, Result};
 use crate::source::outbox::{self, KeptTouch, TouchOp};
-use crate::source::{describe, guard, touch};
+use crate::source::{describe, drift, touch};
 
 /// What the cloud was told of the entities' columns.
-pub(super) struct Announced {
+pub(super) struct AnnouncedSchemas {
     catalogue: Arc<Catalogue>,
     /// By the entities' places.
     told: Mutex<Vec<Option<TableSchema>>>,
@@ -30,7 +30,7 @@ pub(super) struct Announced {
     pub(super) refused: watch::Sender<RefusedSchemas>,
 }
 
-impl Announced {
+impl AnnouncedSchemas {
     pub(super) fn new(catalogue: Arc<Catalogue>, refused: watch::Sender<RefusedSchemas>) -> Self {
         let told = Mutex::new(vec![None; catalogue.entities().len()]);
         Self {
@@ -56,7 +56,7 @@ impl Announced {
 
     /// The columns of the batch's entities that the cloud was not told yet, by the entities' places. Those that it refuses are asked
     /// about at a greeting only.
-    pub(super) fn untold(&self, batch: &Batch, shapes: &Shapes) -> Vec<(usize, TableSchema)> {
+    pub(super) fn untold(&self, batch: &Batch, shapes: &TableSchemas) -> Vec<(usize, TableSchema)> {
         let told = self.told();
         let mut seen = vec![false; told.len()];
         for change in batch.changes() {
@@ -79,7 +79,7 @@ impl Announced {
     }
 
     /// Whether the cloud was told all that the batch needs, and refuses none of it.
-    pub(super) fn knows(&self, batch: &Batch, shapes: &Shapes) -> bool {
+    pub(super) fn knows(&self, batch: &Batch, shapes: &TableSchemas) -> bool {
         let refused = |refused: &RefusedSchemas| {
             !refused.is_empty()
                 && batch
@@ -91,12 +91,12 @@ impl Announced {
     }
 }
 
-impl Courier {
+impl Sender {
     /// Sends the schemas that the batch needs, and parks what it has of entities whose schema the cloud refuses.
     pub(super) async fn tell(
         &mut self,
         batch: &mut Batch,
-        shapes: &Shapes,
+        shapes: &TableSchemas,
     ) -> std::result::Result<(), Failure> {
         let mut all_taken = true;
         for (place, schema) in self.announced.untold(batch, shapes) {
@@ -186,7 +186,7 @@ impl Courier {
     }
 
     /// Keeps the touches of what the batch has of entities whose schema is refused.
-    async fn park_refused(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
+    async fn park_refused(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
         let refused = self.announced.refused.borrow().clone();
         for (place, why) in refused {
             let mut pending = batch.pending();
@@ -209,7 +209,7 @@ impl Courier {
                 .collect();
             let number = shapes.numbers[place];
             if touches.len() < pending.len() {
-                guard::mark(self.session.client(), number, "rows were kept without their key").await?;
+                drift::mark(self.session.client(), number, "rows were kept without their key").await?;
             }
             outbox::park(self.session.client(), &self.fence, number, &why, &touches).await?;
             for nth in pending {

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::courier::Courier;
+use super::sender::Sender;
 use crate::batch::{Batch, Fate};
 use crate::deliver::Failure;
 use crate::error::Result;
-use crate::existence::Held;
+use crate::existence::CloudRows;
 use crate::quarantine;
 use crate::source::touch;
 
@@ -39,7 +39,7 @@ const CHUNK: i64 = 20;
 /// The same after one of them was accepted unchanged.
 const CHUNK_MENDED: i64 = 500;
 
-impl Courier {
+impl Sender {
     /// Lets rows that are in quarantine for such a failure go alone and behind the others.
     pub(super) async fn expect_failing(&self, batch: &mut Batch) -> Result<()> {
         if self.failing == 0 {
@@ -168,7 +168,7 @@ impl Courier {
         let orphans = self.orphans(&shapes).await?;
         for (parent, keys) in orphans.parents(&self.catalogue, &images) {
             let entity = &self.catalogue.entities()[parent];
-            let held = match Held::learn(&self.cloud, parent, None, None).await {
+            let held = match CloudRows::learn(&self.cloud, parent, None, None).await {
                 Ok(held) => held,
                 Err(failure) => {
                     tracing::debug!(entity = entity.name, %failure, "it is not known which parents the cloud lacks");

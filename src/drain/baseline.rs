@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::courier::Courier;
-use super::shapes::Shapes;
+use super::sender::Sender;
+use super::table_schemas::TableSchemas;
 use crate::batch::{Batch, Fate};
 use crate::change::{Cause, Op};
 use crate::error::Result;
@@ -15,10 +15,10 @@ use crate::source::{sent, touch};
 /// Rows that are touched again at once.
 const CHUNK: i64 = 5_000;
 
-impl Courier {
+impl Sender {
     /// Notes which rows of entities with a condition go to the cloud, and leaves the deletes of those out
     /// that never went. So it does for entities whose list is not trusted: a comparison goes by these notes.
-    pub(super) async fn settle_conditions(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
+    pub(super) async fn settle_conditions(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
         let client = self.session.client();
         let mut upserts: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         let mut unmet: BTreeMap<usize, Vec<(usize, &str)>> = BTreeMap::new();
@@ -62,7 +62,7 @@ impl Courier {
     /// the cloud's too, and a delete under the old path must not take away what was sent under the new one.
     /// It goes before that, or is left out where the settings say that the new path replaces the row. Where
     /// the row's new state is not in this batch, it is touched again before the delete goes.
-    async fn settle_moves(&self, batch: &mut Batch, shapes: &Shapes) -> Result<()> {
+    async fn settle_moves(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
         let oid = |entity: usize| shapes.tables[entity].oid;
         let siblings = |entity: usize| {
             (0..self.catalogue.entities().len())
@@ -111,7 +111,7 @@ impl Courier {
     }
 
     /// Forgets the rows whose delete the cloud has accepted.
-    pub(super) async fn forget_deleted(&self, batch: &Batch, shapes: &Shapes) -> Result<()> {
+    pub(super) async fn forget_deleted(&self, batch: &Batch, shapes: &TableSchemas) -> Result<()> {
         let mut deleted: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for (nth, change) in batch.changes().iter().enumerate() {
             let deleted_there = change.op == Op::Delete && *batch.fate(nth) == Fate::Accepted;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Accepted, Drain, Pulse};
+use super::{AcceptedBatch, Drain, ReplicationState};
 use crate::abort;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::error::{Error, Kind, Result};
@@ -21,7 +21,7 @@ const MIRROR_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Committer {
     session: Session,
     store: Arc<dyn Store>,
-    pulse: Arc<Pulse>,
+    pulse: Arc<ReplicationState>,
     fence: Fence,
     last: Option<Checkpoint>,
     /// The mirror that is known to be in the site's database: term and serial.
@@ -42,9 +42,9 @@ impl Committer {
 
     /// Commits one checkpoint in the store. What it stands for is on the source's disk: nothing else is sent.
     #[tracing::instrument(level = "debug", skip_all, fields(serial = accepted.checkpoint.serial))]
-    pub(super) async fn commit(&mut self, accepted: Accepted) -> Result<()> {
+    pub(super) async fn commit(&mut self, accepted: AcceptedBatch) -> Result<()> {
         let began = Instant::now();
-        let Accepted {
+        let AcceptedBatch {
             mut checkpoint,
             stopwatch,
         } = accepted;
@@ -81,7 +81,7 @@ impl Committer {
     }
 
     /// Commits what arrives until the sender is gone; the mirror follows within a second.
-    pub(super) async fn run(mut self, mut delivered: mpsc::Receiver<Accepted>) -> Result<()> {
+    pub(super) async fn run(mut self, mut delivered: mpsc::Receiver<AcceptedBatch>) -> Result<()> {
         let mut mirror_at: Option<Instant> = None;
         loop {
             tokio::select! {

@@ -3,9 +3,9 @@
 //! Invariants: batches leave in the order in which they were read; nothing leaves that is not on the source's disk; a checkpoint is committed only
 //! when all before it is accepted, kept by decision, or in quarantine; what is trimmed is below the checkpoint's mirror.
 //!
-//! Flow: [`reader`] reads batches, [`packer`] makes them ready, [`courier`] delivers them, [`committer`] commits; [`trimmer`] gives
+//! Flow: [`reader`] reads batches, [`prepare`] makes them ready, [`sender`] delivers them, [`committer`] commits; [`trimmer`] gives
 //! space back. Few batches wait between them, so that memory is bounded. Several are on their way to a cloud that takes them in
-//! order only ([`coming`]); at most these are sent again after a crash.
+//! order only ([`prefetch`]); at most these are sent again after a crash.
 //! [`Drain::drain_once`] is one step of all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
 //!
 //! Reach: an entity that cannot be read ([`parking`]), or whose schema the cloud refuses ([`announce`]), waits alone; its touches are
@@ -17,17 +17,17 @@
 mod announce;
 mod aside;
 mod baseline;
-mod coming;
 mod committer;
-mod courier;
-mod merge;
-mod packer;
+mod merged_touches;
 mod parking;
-mod pulse;
+mod prefetch;
+mod prepare;
 mod reader;
+mod replication_state;
 mod resume;
 mod schema;
-mod shapes;
+mod sender;
+mod table_schemas;
 mod terms;
 mod trimmer;
 
@@ -44,25 +44,25 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::Catalogue;
 use crate::checkpoint::{Checkpoint, Store};
-use crate::deliver::{Cloud, Origin};
+use crate::deliver::{ChangeOrigin, Cloud};
 use crate::error::{Class, Error, Kind, Result};
 use crate::latency::Stopwatch;
-use crate::retry::{Backoff, Repeats};
+use crate::retry::{Backoff, FailureLog};
 use crate::source::connect::Session;
 use crate::source::identity;
 
 use committer::Committer;
-use courier::Courier;
-use packer::Packer;
-pub use pulse::{Condition, Pulse, Recording, Side};
-use reader::Reader;
+use prepare::Preparer;
+use reader::OutboxReader;
+pub use replication_state::{AcceptedKeyRecorder, Condition, Peer, ReplicationState};
 use resume::same_server;
 pub use schema::wire_schema;
+use sender::Sender;
 use trimmer::Trimmer;
 
 /// The bounds of a batch.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct BatchLimits {
     /// Rows at most.
     pub rows: usize,
     /// Bytes at most, but one row in any case.
@@ -83,11 +83,11 @@ pub struct Drain {
     /// The checkpoint's store.
     pub store: Arc<dyn Store>,
     /// The bounds of a batch.
-    pub limits: Limits,
+    pub limits: BatchLimits,
     /// The media root: what file columns name lies below it.
     pub media_root: PathBuf,
     /// Where others see how it goes.
-    pub pulse: Arc<Pulse>,
+    pub pulse: Arc<ReplicationState>,
     /// How often the cloud is asked who it is and what it can do, beside after each failure.
     pub greet_every: Duration,
 }
@@ -100,7 +100,7 @@ pub const GREET_EVERY: Duration = Duration::from_secs(30);
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum DrainStep {
     /// A batch was delivered and its checkpoint committed.
     Delivered,
     /// Nothing waited.
@@ -108,20 +108,20 @@ pub enum Step {
 }
 
 /// A batch on its way through the drain.
-struct Portion {
+struct BatchInFlight {
     batch: crate::batch::Batch,
     /// The checkpoint once the batch is accepted.
     after: Checkpoint,
     /// The batch may be sent when the server's log is on its disk up to here; none where it is.
     wal: Option<PgLsn>,
     /// The tables as they were when the batch was read.
-    shapes: Arc<shapes::Shapes>,
+    shapes: Arc<table_schemas::TableSchemas>,
     stopwatch: Stopwatch,
 }
 
-impl Portion {
-    fn accepted(self) -> Accepted {
-        Accepted {
+impl BatchInFlight {
+    fn accepted(self) -> AcceptedBatch {
+        AcceptedBatch {
             checkpoint: self.after,
             stopwatch: self.stopwatch.pushed(self.batch.answered()),
         }
@@ -129,13 +129,13 @@ impl Portion {
 }
 
 /// What the cloud has accepted, to be committed.
-struct Accepted {
+struct AcceptedBatch {
     checkpoint: Checkpoint,
     stopwatch: Stopwatch,
 }
 
 /// Why a round of the stages ended without an error.
-enum Ended {
+enum RoundEnd {
     /// It was told to.
     Stopped,
     /// What waits has to be read again, and goes under a new term.
@@ -144,9 +144,9 @@ enum Ended {
 
 /// The stages, connected.
 pub struct Stages {
-    reader: Reader,
-    packer: Packer,
-    courier: Courier,
+    reader: OutboxReader,
+    packer: Preparer,
+    courier: Sender,
     committer: Committer,
     trimmer: Trimmer,
 }
@@ -171,7 +171,7 @@ impl Drain {
             self.pulse.mirrored(mirror.clone());
         }
         let identity = &start.checkpoint.identity;
-        let origin = Origin {
+        let origin = ChangeOrigin {
             source_id: identity.source_id.clone(),
             epoch: identity.epoch,
             database: identity.database(),
@@ -180,7 +180,7 @@ impl Drain {
         let window = start.checkpoint.window.as_ref();
         let expected = window.map_or(start.checkpoint.floor, |window| window.next_floor);
         let (refused, refusals) = watch::channel(BTreeMap::new());
-        let reader = Reader::open(
+        let reader = OutboxReader::open(
             session,
             self.catalogue.clone(),
             self.limits,
@@ -196,10 +196,10 @@ impl Drain {
             same_server(session.client(), &start.checkpoint).await?;
         }
         let delivery = Arc::new(delivery);
-        let packer = Packer::new(self, delivery.clone());
+        let packer = Preparer::new(self, delivery.clone());
         let committer = Committer::new(self, checkpoint, &start.checkpoint, start.fence.clone());
         let trimmer = Trimmer::new(space, self.pulse.clone(), start.fence.clone());
-        let courier = Courier::new(self, delivery, origin, start, refused);
+        let courier = Sender::new(self, delivery, origin, start, refused);
         Ok(Stages {
             reader,
             packer,
@@ -216,11 +216,11 @@ impl Drain {
     pub async fn run(&self, shutdown: CancellationToken) -> Result<()> {
         let mut backoff = Backoff::within(Duration::from_millis(100), Duration::from_secs(10));
         let mut terms = Backoff::within(Duration::from_millis(10), Duration::from_secs(10));
-        let mut repeats = Repeats::new("drain");
+        let mut repeats = FailureLog::new("drain");
         while !shutdown.is_cancelled() {
             let round = async {
                 let stages = tokio::select! {
-                    () = shutdown.cancelled() => return Ok(Ended::Stopped),
+                    () = shutdown.cancelled() => return Ok(RoundEnd::Stopped),
                     stages = self.open() => stages?,
                 };
                 backoff.reset();
@@ -229,8 +229,8 @@ impl Drain {
             };
             let began = Instant::now();
             let error = match round.await {
-                Ok(Ended::Stopped) => break,
-                Ok(Ended::NewTerm) => {
+                Ok(RoundEnd::Stopped) => break,
+                Ok(RoundEnd::NewTerm) => {
                     if began.elapsed() > LONG_ROUND {
                         terms.reset();
                     }
@@ -248,7 +248,7 @@ impl Drain {
             self.pulse.metrics.source_errors.inc();
             repeats.failed(&error);
             self.pulse.set(Condition::BackingOff {
-                away: Side::Source,
+                away: Peer::Source,
                 reason: error.to_string(),
             });
             wait(backoff.next(None), &shutdown).await;
@@ -260,7 +260,7 @@ impl Drain {
     ///
     /// # Errors
     /// Any stage's; the batch then is sent again by the next step.
-    pub async fn drain_once(&self) -> Result<Step> {
+    pub async fn drain_once(&self) -> Result<DrainStep> {
         self.open().await?.step().await
     }
 
@@ -270,7 +270,7 @@ impl Drain {
     /// Any stage's.
     pub async fn drain_all(&self) -> Result<()> {
         let mut stages = self.open().await?;
-        while stages.step().await? == Step::Delivered {}
+        while stages.step().await? == DrainStep::Delivered {}
         stages.courier.end().await;
         Ok(())
     }
@@ -281,23 +281,23 @@ impl Stages {
     ///
     /// # Errors
     /// Any stage's.
-    pub async fn step(&mut self) -> Result<Step> {
+    pub async fn step(&mut self) -> Result<DrainStep> {
         let Some(mut portion) = self.reader.next().await? else {
-            return Ok(Step::Idle);
+            return Ok(DrainStep::Idle);
         };
         self.packer.pack(&mut portion).await?;
         self.courier.deliver_once(&mut portion).await?;
         self.committer.commit(portion.accepted()).await?;
         self.committer.mirror().await?;
         self.trimmer.trim_once().await?;
-        Ok(Step::Delivered)
+        Ok(DrainStep::Delivered)
     }
 
     /// Runs the stages side by side until `shutdown`; what was accepted by then is committed and mirrored.
     ///
     /// # Errors
     /// The first stage's that fails.
-    async fn run(self, shutdown: &CancellationToken) -> Result<Ended> {
+    async fn run(self, shutdown: &CancellationToken) -> Result<RoundEnd> {
         let Self {
             reader,
             packer,

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::reader::{PROBE, Parked, Reader};
+use super::reader::{OutboxReader, PROBE, ParkedEntity};
 use crate::change::Position;
 use crate::error::{Error, Result};
-use crate::source::outbox::{KeptTouch, Page, TouchOp};
-use crate::source::rows::{Room, Stop, TouchKey, join_array};
-use crate::source::{guard, outbox};
+use crate::source::outbox::{KeptTouch, OutboxPage, TouchOp};
+use crate::source::rows::{ByteBudget, RowReadFailure, TouchKey, join_array};
+use crate::source::{drift, outbox};
 
 /// How long a look at a parked entity waits for a lock.
 const PROBE_LOCK: &str = "20ms";
 
-impl Reader {
+impl OutboxReader {
     /// Parks entities, each with the reason; after `wait` it is tried whether they can be read.
     pub(super) fn park_entities(&mut self, entities: Vec<(usize, String)>, wait: Duration) {
         for (place, why) in entities {
@@ -26,7 +26,7 @@ impl Reader {
                 "it cannot be read now, and its changes are kept: {why}"
             );
             self.rows.remove(&place);
-            self.parked.entry(place).or_insert_with(|| Parked {
+            self.parked.entry(place).or_insert_with(|| ParkedEntity {
                 why,
                 probe_at: Instant::now() + wait,
                 wait,
@@ -35,7 +35,7 @@ impl Reader {
     }
 
     /// Keeps the page's touches of parked entities, before the checkpoint can pass them.
-    pub(super) async fn keep_parked(&self, page: &Page, upto: Position) -> Result<()> {
+    pub(super) async fn keep_parked(&self, page: &OutboxPage, upto: Position) -> Result<()> {
         for (&place, parked) in &self.parked {
             let touches: Vec<_> = page
                 .touches
@@ -64,7 +64,7 @@ impl Reader {
 
     /// Notes that rows were touched and it is not known which: a comparison finds them. It is durable before the checkpoint can
     /// pass the touch.
-    pub(super) async fn mark_gaps(&self, page: &Page, upto: Position) -> Result<()> {
+    pub(super) async fn mark_gaps(&self, page: &OutboxPage, upto: Position) -> Result<()> {
         let mut gaps = BTreeMap::new();
         let read = || page.touches.iter().filter(|touch| touch.position <= upto);
         // A truncate of the whole table is one of each partition, too. What it has left has touches in this page.
@@ -99,7 +99,7 @@ impl Reader {
                 number,
                 "rows of an entity that the catalogue no longer has were written: they are compared should it come back"
             );
-            guard::mark(
+            drift::mark(
                 self.session.client(),
                 number,
                 "it was not in the catalogue while its rows changed",
@@ -108,7 +108,7 @@ impl Reader {
         }
         for (place, why) in gaps {
             tracing::error!(entity = self.catalogue.entities()[place].name, "{why}");
-            guard::mark(self.session.client(), self.shapes.numbers[place], why).await?;
+            drift::mark(self.session.client(), self.shapes.numbers[place], why).await?;
         }
         Ok(())
     }
@@ -139,11 +139,12 @@ impl Reader {
                 let parked = self
                     .parked
                     .entry(place)
-                    .or_insert_with(|| Parked::now(why.clone()));
+                    .or_insert_with(|| ParkedEntity::now(why.clone()));
                 parked.why.clone_from(why);
             }
-            let due =
-                |(place, parked): &(&usize, &Parked)| parked.probe_at <= now && !refused.contains_key(place);
+            let due = |(place, parked): &(&usize, &ParkedEntity)| {
+                parked.probe_at <= now && !refused.contains_key(place)
+            };
             self.parked.iter().filter(due).map(|(&place, _)| place).collect()
         };
         if due.is_empty() {
@@ -155,20 +156,20 @@ impl Reader {
             self.wait_for_locks(PROBE_LOCK).await?;
             let readable = match self.prepare(place).await {
                 Ok(()) => {
-                    let room = Room::new(usize::MAX);
+                    let room = ByteBudget::new(usize::MAX);
                     // Where the form of a key is wrong, the row is told apart later.
                     let none = [TouchKey::Number(0)];
                     match self.rows[&place].read(self.session.client(), &none, &room).await {
                         Ok(_) if self.shapes.tables[place].stale_collation.is_none() => Ok(()),
                         Ok(_) => Err("its index may be stale".to_owned()),
-                        Err(Stop::Session(error)) => return Err(error),
-                        Err(Stop::Entity(error)) => Err(error.to_string()),
-                        Err(Stop::Row(error) | Stop::Reshaped(error)) => Err(error),
+                        Err(RowReadFailure::Session(error)) => return Err(error),
+                        Err(RowReadFailure::Entity(error)) => Err(error.to_string()),
+                        Err(RowReadFailure::Row(error) | RowReadFailure::Reshaped(error)) => Err(error),
                     }
                 }
-                Err(Stop::Session(error)) => return Err(error),
-                Err(Stop::Entity(error)) => Err(error.to_string()),
-                Err(Stop::Row(error) | Stop::Reshaped(error)) => Err(error),
+                Err(RowReadFailure::Session(error)) => return Err(error),
+                Err(RowReadFailure::Entity(error)) => Err(error.to_string()),
+                Err(RowReadFailure::Row(error) | RowReadFailure::Reshaped(error)) => Err(error),
             };
             self.wait_for_locks(outbox::LOCK).await?;
             if readable.is_ok() {

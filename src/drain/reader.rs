@@ -19,10 +19,10 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span};
 
-use super::merge::{ReadPage, Touched, assemble};
+use super::merged_touches::{MergedTouches, ReadPage, assemble};
 use super::schema::RefusedSchemas;
-use super::shapes::Shapes;
-use super::{Limits, Portion};
+use super::table_schemas::TableSchemas;
+use super::{BatchInFlight, BatchLimits};
 use crate::abort;
 use crate::batch::Batch;
 use crate::catalogue::Catalogue;
@@ -32,11 +32,11 @@ use crate::error::{Error, Kind, Result};
 use crate::latency::Stopwatch;
 use crate::source::connect::Session;
 use crate::source::describe;
-use crate::source::outbox::{self, Outbox, Page, TouchOp};
-use crate::source::rows::{Room, RowReader, Stop, TouchKey};
+use crate::source::outbox::{self, Outbox, OutboxPage, TouchOp};
+use crate::source::rows::{ByteBudget, RowReadFailure, RowReader, TouchKey};
 use crate::source::term::Fence;
-use crate::source::wake::Wake;
-use crate::source::{guard, install};
+use crate::source::wake::SleepState;
+use crate::source::{drift, install};
 
 /// The rest after a window, by the changes in it: from 5,000 changes a second on, windows come as seldom as they may.
 const PER_CHANGE: Duration = Duration::from_micros(200);
@@ -60,26 +60,26 @@ const TABLE_CHANGES: &str = "its table changes";
 pub(super) const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// An entity that cannot be read or sent now.
-pub(super) struct Parked {
+pub(super) struct ParkedEntity {
     pub(super) why: String,
     pub(super) probe_at: Instant,
     pub(super) wait: Duration,
 }
 
 /// The first stage.
-pub(super) struct Reader {
+pub(super) struct OutboxReader {
     pub(super) session: Session,
     pub(super) catalogue: Arc<Catalogue>,
     outbox: Outbox,
     /// Tells whether a column has changed.
     fingerprint: Statement,
-    pub(super) shapes: Arc<Shapes>,
+    pub(super) shapes: Arc<TableSchemas>,
     /// Prepared when an entity is first read.
     pub(super) rows: HashMap<usize, RowReader>,
-    pub(super) parked: BTreeMap<usize, Parked>,
+    pub(super) parked: BTreeMap<usize, ParkedEntity>,
     /// The entities whose schema the cloud refuses: they are not read.
     pub(super) refused: watch::Receiver<RefusedSchemas>,
-    limits: Limits,
+    limits: BatchLimits,
     pub(super) fence: Fence,
     /// How far was read, as the checkpoint that it will be.
     cursor: Checkpoint,
@@ -87,7 +87,7 @@ pub(super) struct Reader {
     under_way: bool,
     /// The snapshot of the last window.
     looked: Option<Snapshot>,
-    wake: Wake,
+    wake: SleepState,
     /// Whether the next window must list every transaction that runs, as those may not know yet that they must notify.
     lying_down: bool,
     /// Bytes of a row, as the last batches had them.
@@ -95,7 +95,7 @@ pub(super) struct Reader {
 }
 
 /// Why a page is read again.
-enum Again {
+enum RereadReason {
     /// A table is not as it was described; the entities whose reading failed for it, and why.
     Reshaped(Vec<(usize, String)>),
     /// These entities cannot be read now.
@@ -104,22 +104,22 @@ enum Again {
     Smaller,
 }
 
-impl Reader {
+impl OutboxReader {
     pub(super) async fn open(
         session: Session,
         catalogue: Arc<Catalogue>,
-        limits: Limits,
+        limits: BatchLimits,
         cursor: Checkpoint,
         fence: Fence,
         refused: watch::Receiver<RefusedSchemas>,
     ) -> Result<Self> {
         let fingerprint = describe::prepare_fingerprint(session.client()).await?;
-        let mut shapes = Shapes::read(&session, &fingerprint, &catalogue).await?;
+        let mut shapes = TableSchemas::read(&session, &fingerprint, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
         let mut parked = BTreeMap::new();
         for (place, (entity, attached)) in catalogue.entities().iter().zip(&attached).enumerate() {
             if shapes.tables[place].oid != 0 {
-                guard::note_shape(session.client(), attached.id, &shapes.tables[place]).await?;
+                drift::note_shape(session.client(), attached.id, &shapes.tables[place]).await?;
             }
             if let Some(wrong) = &attached.wrong {
                 tracing::error!(
@@ -128,12 +128,12 @@ impl Reader {
                 );
             }
             if let Some(why) = &attached.parked {
-                parked.insert(place, Parked::now(why.clone()));
+                parked.insert(place, ParkedEntity::now(why.clone()));
             }
         }
         shapes.numbers = attached.iter().map(|attached| attached.id).collect();
         let outbox = Outbox::prepare(&session, &shapes.numbers).await?;
-        let wake = Wake::listen(&session).await?;
+        let wake = SleepState::listen(&session).await?;
         Ok(Self {
             under_way: cursor.window.is_some(),
             session,
@@ -160,7 +160,7 @@ impl Reader {
     }
 
     /// The next batch; none where nothing waits.
-    pub(super) async fn next(&mut self) -> Result<Option<Portion>> {
+    pub(super) async fn next(&mut self) -> Result<Option<BatchInFlight>> {
         let mut rows = (self.limits.bytes / self.row_bytes.max(1)).clamp(1, self.limits.rows.max(1));
         let mut tries = 0;
         loop {
@@ -186,11 +186,11 @@ impl Reader {
                     tries += 1;
                     match again {
                         // It is as it was described, and cannot be read all the same.
-                        Again::Reshaped(entities) if tries > TRIES && !entities.is_empty() => {
+                        RereadReason::Reshaped(entities) if tries > TRIES && !entities.is_empty() => {
                             self.park_entities(entities, PROBE.1);
                             tries = 0;
                         }
-                        Again::Parked(entities) => self.park_entities(entities, PROBE.0),
+                        RereadReason::Parked(entities) => self.park_entities(entities, PROBE.0),
                         _ if tries > TRIES => {
                             return Err(Error::new(
                                 Kind::SourceUnreachable,
@@ -199,8 +199,8 @@ impl Reader {
                             )
                             .remedy("it is tried again"));
                         }
-                        Again::Reshaped(_) => self.reshape().await?,
-                        Again::Smaller => rows = 1,
+                        RereadReason::Reshaped(_) => self.reshape().await?,
+                        RereadReason::Smaller => rows = 1,
                     }
                     continue;
                 }
@@ -224,9 +224,9 @@ impl Reader {
         }
     }
 
-    fn portion(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> Portion {
+    fn portion(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> BatchInFlight {
         self.cursor.serial += 1;
-        Portion {
+        BatchInFlight {
             stopwatch: stopwatch.read(batch.oldest()),
             batch,
             after: self.cursor.clone(),
@@ -236,7 +236,7 @@ impl Reader {
     }
 
     /// The next page of the window under way, or the first one of a new window.
-    async fn page(&mut self, rows: usize) -> Result<Page> {
+    async fn page(&mut self, rows: usize) -> Result<OutboxPage> {
         if self.cursor.window.is_none() {
             let fenced = if std::mem::take(&mut self.lying_down) {
                 Position(-1)
@@ -266,29 +266,29 @@ impl Reader {
                     .read(&self.session, &self.cursor.lo, window, rows)
                     .await
             }
-            None => Ok(Page::default()),
+            None => Ok(OutboxPage::default()),
         }
     }
 
     /// Reads the states of the page's rows.
-    async fn states(&mut self, page: &Page) -> Result<std::result::Result<ReadPage, Again>> {
+    async fn states(&mut self, page: &OutboxPage) -> Result<std::result::Result<ReadPage, RereadReason>> {
         let touched = self.touched(page);
         let (mut parked, mut reshaped) = (Vec::new(), Vec::new());
         for &place in touched.keys() {
             match self.prepare(place).await {
                 Ok(()) => {}
-                Err(Stop::Entity(error)) => parked.push((place, error.to_string())),
-                Err(Stop::Session(error)) => return Err(error),
-                Err(Stop::Reshaped(why) | Stop::Row(why)) => reshaped.push((place, why)),
+                Err(RowReadFailure::Entity(error)) => parked.push((place, error.to_string())),
+                Err(RowReadFailure::Session(error)) => return Err(error),
+                Err(RowReadFailure::Reshaped(why) | RowReadFailure::Row(why)) => reshaped.push((place, why)),
             }
         }
         if !parked.is_empty() {
-            return Ok(Err(Again::Parked(parked)));
+            return Ok(Err(RereadReason::Parked(parked)));
         }
         if !reshaped.is_empty() {
-            return Ok(Err(Again::Reshaped(reshaped)));
+            return Ok(Err(RereadReason::Reshaped(reshaped)));
         }
-        let room = Room::new(self.limits.bytes);
+        let room = ByteBudget::new(self.limits.bytes);
         let client = self.session.client();
         let oids: Vec<u32> = touched
             .keys()
@@ -325,9 +325,9 @@ impl Reader {
         for ((&place, of), states) in touched.iter().zip(states) {
             match states {
                 Ok(states) => all.push((place, of, states)),
-                Err(Stop::Entity(error)) => parked.push((place, error.to_string())),
-                Err(Stop::Session(error)) => return Err(error),
-                Err(Stop::Reshaped(why) | Stop::Row(why)) => reshaped.push((place, why)),
+                Err(RowReadFailure::Entity(error)) => parked.push((place, error.to_string())),
+                Err(RowReadFailure::Session(error)) => return Err(error),
+                Err(RowReadFailure::Reshaped(why) | RowReadFailure::Row(why)) => reshaped.push((place, why)),
             }
         }
         let known = touched.keys().map(|&place| self.shapes.fingerprints[place]);
@@ -340,7 +340,7 @@ impl Reader {
         let columns = distinct.values().fold(0, |sum, columns| sum ^ columns);
         let named: Vec<Option<u32>> = known.map(|(_, named)| named).collect();
         if !reshaped.is_empty() || fingerprint != (columns, named) {
-            return Ok(Err(Again::Reshaped(reshaped)));
+            return Ok(Err(RereadReason::Reshaped(reshaped)));
         }
         for (place, _, states) in &all {
             if let Some(collation) = &self.shapes.tables[*place].stale_collation
@@ -353,7 +353,7 @@ impl Reader {
             }
         }
         if !parked.is_empty() {
-            return Ok(Err(Again::Parked(parked)));
+            return Ok(Err(RereadReason::Parked(parked)));
         }
         let rows: usize = all
             .iter()
@@ -368,12 +368,12 @@ impl Reader {
                 read.wal = (flushed < written).then_some(written);
                 read
             })
-            .ok_or(Again::Smaller))
+            .ok_or(RereadReason::Smaller))
     }
 
     /// The page's touches of entities that are not parked, merged by key.
-    fn touched(&self, page: &Page) -> BTreeMap<usize, Touched> {
-        let mut touched: BTreeMap<usize, Touched> = BTreeMap::new();
+    fn touched(&self, page: &OutboxPage) -> BTreeMap<usize, MergedTouches> {
+        let mut touched: BTreeMap<usize, MergedTouches> = BTreeMap::new();
         for touch in &page.touches {
             if self.parked.contains_key(&touch.entity) {
                 continue;
@@ -399,7 +399,7 @@ impl Reader {
         touched
     }
 
-    pub(super) async fn prepare(&mut self, place: usize) -> std::result::Result<(), Stop> {
+    pub(super) async fn prepare(&mut self, place: usize) -> std::result::Result<(), RowReadFailure> {
         if self.rows.contains_key(&place) {
             return Ok(());
         }
@@ -407,10 +407,10 @@ impl Reader {
         if !table.fits(entity) {
             let standing = describe::stands(self.session.client(), entity)
                 .await
-                .map_err(Stop::Session)?;
+                .map_err(RowReadFailure::Session)?;
             return match standing.unfit {
-                Some(error) if !standing.table.fits(entity) => Err(Stop::Entity(error)),
-                _ => Err(Stop::Reshaped(TABLE_CHANGES.to_owned())),
+                Some(error) if !standing.table.fits(entity) => Err(RowReadFailure::Entity(error)),
+                _ => Err(RowReadFailure::Reshaped(TABLE_CHANGES.to_owned())),
             };
         }
         let reader = RowReader::prepare(self.session.client(), entity, table).await?;
@@ -420,11 +420,11 @@ impl Reader {
 
     /// Describes the tables again after a column changed. The triggers go on as they are until the guard re-creates them.
     pub(super) async fn reshape(&mut self) -> Result<()> {
-        let mut shapes = Shapes::read(&self.session, &self.fingerprint, &self.catalogue).await?;
+        let mut shapes = TableSchemas::read(&self.session, &self.fingerprint, &self.catalogue).await?;
         shapes.numbers.clone_from(&self.shapes.numbers);
         for (table, &number) in shapes.tables.iter().zip(&shapes.numbers) {
             if table.oid != 0 {
-                guard::note_shape(self.session.client(), number, table).await?;
+                drift::note_shape(self.session.client(), number, table).await?;
             }
         }
         self.rows.clear();
@@ -439,7 +439,7 @@ impl Reader {
     /// both about the same, however few changes are in it.
     pub(super) async fn run(
         mut self,
-        batches: mpsc::Sender<Portion>,
+        batches: mpsc::Sender<BatchInFlight>,
         shutdown: CancellationToken,
     ) -> Result<()> {
         self.read_until(batches, &shutdown).await?;
@@ -450,7 +450,7 @@ impl Reader {
 
     async fn read_until(
         &mut self,
-        batches: mpsc::Sender<Portion>,
+        batches: mpsc::Sender<BatchInFlight>,
         shutdown: &CancellationToken,
     ) -> Result<()> {
         let mut first = false;
@@ -502,7 +502,7 @@ impl Reader {
     }
 }
 
-impl Parked {
+impl ParkedEntity {
     /// It is tried at once whether it can be read.
     pub(super) fn now(why: String) -> Self {
         Self {

@@ -17,12 +17,12 @@ use super::Drain;
 use crate::checkpoint::{Checkpoint, Version};
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
-use crate::source::identity::{self, Identity, Stored};
-use crate::source::term::{self, Fence, Standing};
-use crate::source::{guard, outbox};
+use crate::source::identity::{self, Identity, StoredIdentity};
+use crate::source::term::{self, Fence, TermAtOpen};
+use crate::source::{drift, outbox};
 
 /// How a drain begins.
-pub(super) struct Start {
+pub(super) struct DrainStart {
     pub(super) checkpoint: Checkpoint,
     /// What the site's database has of it.
     pub(super) mirror: Option<Checkpoint>,
@@ -35,7 +35,7 @@ pub(super) struct Start {
     pub(super) ended: bool,
     /// Whether the server was promoted or recovered to another timeline since the checkpoint.
     pub(super) promoted: bool,
-    pub(super) stored: Stored,
+    pub(super) stored: StoredIdentity,
 }
 
 impl Drain {
@@ -43,13 +43,13 @@ impl Drain {
     ///
     /// # Errors
     /// The source's; an identity error where the store is of another outbox.
-    pub(super) async fn start(&self, session: &Session) -> Result<Start> {
+    pub(super) async fn start(&self, session: &Session) -> Result<DrainStart> {
         let client = session.client();
         let stored_identity = identity::stored(client, self.source_id.as_deref()).await?;
         let identity = &stored_identity.identity;
         let timeline = identity::timeline(client).await?;
         let incarnation = term::incarnation(client).await?;
-        let Standing { fence, ended } = term::read(client).await?;
+        let TermAtOpen { fence, ended } = term::term_at_open(client).await?;
         let mirrored = outbox::mirrored(session, identity).await?;
         let stored = self.of_this_outbox(identity)?;
         let mirror_place = mirrored.as_ref().map_or((0, 0), Checkpoint::place);
@@ -59,7 +59,7 @@ impl Drain {
             let why = "the site's database has gone back to an older state: a backup was restored, or a standby took over that \
                        had not received everything";
             tracing::error!("{why}; every entity is compared with the cloud");
-            guard::mark_all(client, why).await?;
+            drift::mark_all(client, why).await?;
         }
         let (nonce, accepted) = stored.as_ref().map_or_else(
             || ((0, String::new()), None),
@@ -92,7 +92,7 @@ impl Drain {
         };
         // Until a checkpoint names the new incarnation, each start notes it again.
         if !checkpoint.incarnation.is_empty() && checkpoint.incarnation != incarnation {
-            guard::mark_unlogged(
+            drift::mark_unlogged(
                 client,
                 "the server has recovered from a crash, or was promoted, and its unlogged tables are empty",
             )
@@ -100,7 +100,7 @@ impl Drain {
         }
         checkpoint.incarnation = incarnation;
         checkpoint.timeline = timeline;
-        Ok(Start {
+        Ok(DrainStart {
             checkpoint,
             mirror,
             accepted,

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use crate::catalogue::Entity;
 use crate::deliver::TableSchema;
-use crate::source::describe::Table;
+use crate::source::describe::SourceTable;
 
 /// The entities whose schema the cloud refuses, by their places in the catalogue, each with the reason. The sender knows them, and
 /// the reader parks them.
 pub(super) type RefusedSchemas = BTreeMap<usize, String>;
 
 /// The schema of an entity on the wire: no excluded column, and the URL columns of its files.
-pub fn wire_schema(entity: &Entity, table: &Table) -> TableSchema {
+pub fn wire_schema(entity: &Entity, table: &SourceTable) -> TableSchema {
     let mut columns: Vec<(String, String)> = table
         .columns
         .iter()

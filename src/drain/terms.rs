@@ -3,22 +3,22 @@
 //!
 //! What was lost on either side is noted durably, as a gap of every entity, before the term's first batch is sent.
 
-use super::courier::Courier;
+use super::sender::Sender;
 use crate::change::Epoch;
 use crate::checkpoint::Version;
-use crate::deliver::{Failure, Hello, Numbering};
+use crate::deliver::{CloudInfo, Failure, Numbering};
 use crate::error::{Error, Kind, Result};
-use crate::source::{guard, identity, term};
+use crate::source::{drift, identity, term};
 
-impl Courier {
+impl Sender {
     /// Whether the cloud is another one than before, or has less than it had accepted.
-    pub(super) fn has_changed(&self, hello: &Hello) -> bool {
+    pub(super) fn has_changed(&self, hello: &CloudInfo) -> bool {
         let cloud = self.cloud_name(hello);
         self.stored.cloud.as_ref().is_some_and(|before| *before != cloud) || self.lacks(hello).is_some()
     }
 
     /// The batch that the cloud had accepted and has not; none where it has all, or does not say.
-    fn lacks(&self, hello: &Hello) -> Option<Version> {
+    fn lacks(&self, hello: &CloudInfo) -> Option<Version> {
         if !hello.tells_version {
             return None;
         }
@@ -33,7 +33,7 @@ impl Courier {
     }
 
     /// What the cloud is told apart by: its own identity, else its address.
-    fn cloud_name(&self, hello: &Hello) -> String {
+    fn cloud_name(&self, hello: &CloudInfo) -> String {
         match &hello.receiver {
             Some(receiver) => format!("receiver {receiver}"),
             None => format!("server {}", self.cloud.url()),
@@ -44,7 +44,7 @@ impl Courier {
     ///
     /// # Errors
     /// The source's; an identity error where the cloud knows the source as another database, another machine or a newer outbox.
-    pub(super) async fn begin_term(&mut self, hello: &Hello) -> std::result::Result<(), Failure> {
+    pub(super) async fn begin_term(&mut self, hello: &CloudInfo) -> std::result::Result<(), Failure> {
         self.settle_epoch(hello).await?;
         let epoch = self.origin.epoch.0;
         if let Some(version) = hello.version.filter(|version| version.epoch > epoch) {
@@ -81,7 +81,7 @@ impl Courier {
     }
 
     /// Notes what the cloud does not have although it should, or has although the site does not.
-    async fn note_losses(&mut self, hello: &Hello, has: Option<Version>) -> Result<()> {
+    async fn note_losses(&mut self, hello: &CloudInfo, has: Option<Version>) -> Result<()> {
         let client = self.session.client();
         let cloud = self.cloud_name(hello);
         let another = self.stored.cloud.as_ref().is_some_and(|before| *before != cloud);
@@ -95,7 +95,7 @@ impl Courier {
         }
         if let Some(why) = why {
             tracing::error!("{why}: every entity is compared with it");
-            guard::mark_all(client, why).await?;
+            drift::mark_all(client, why).await?;
             self.resume.accepted = None;
             self.accepted_before = None;
         }
@@ -107,7 +107,7 @@ impl Courier {
     }
 
     /// Makes sure that the epoch lies above all that the cloud knows of the source, once for each outbox.
-    async fn settle_epoch(&mut self, hello: &Hello) -> Result<()> {
+    async fn settle_epoch(&mut self, hello: &CloudInfo) -> Result<()> {
         if self.stored.settled {
             return Ok(());
         }
@@ -132,7 +132,7 @@ impl Courier {
                 self.origin.epoch = Epoch(hello.highest_epoch.max(version.epoch) + 1);
             }
             let why = "the outbox is a new one, and the cloud has rows of the one before it";
-            guard::mark_all(self.session.client(), why).await?;
+            drift::mark_all(self.session.client(), why).await?;
         } else if hello.highest_epoch >= self.origin.epoch.0 {
             self.origin.epoch = Epoch(hello.highest_epoch + 1);
         }

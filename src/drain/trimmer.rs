@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::Pulse;
+use super::ReplicationState;
 use crate::abort;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::source::connect::Session;
-use crate::source::outbox::{self, Trimmed};
+use crate::source::outbox::{self, TrimOutcome};
 use crate::source::term::Fence;
 
 /// How long accepted touches may stay in the outbox.
@@ -26,12 +26,12 @@ const LEAVE_STEP: Duration = Duration::from_millis(10);
 /// Truncates what the checkpoint's mirror has accepted.
 pub(super) struct Trimmer {
     session: Session,
-    pulse: Arc<Pulse>,
+    pulse: Arc<ReplicationState>,
     fence: Fence,
 }
 
 impl Trimmer {
-    pub(super) fn new(session: Session, pulse: Arc<Pulse>, fence: Fence) -> Self {
+    pub(super) fn new(session: Session, pulse: Arc<ReplicationState>, fence: Fence) -> Self {
         Self {
             session,
             pulse,
@@ -39,7 +39,7 @@ impl Trimmer {
         }
     }
 
-    async fn trim(&self, checkpoint: &Checkpoint, rotate: bool) -> Result<Trimmed> {
+    async fn trim(&self, checkpoint: &Checkpoint, rotate: bool) -> Result<TrimOutcome> {
         abort::point("before a trim");
         let trimmed = outbox::trim(self.session.client(), &self.fence, checkpoint, rotate).await?;
         if trimmed.bytes > 0 {

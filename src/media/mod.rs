@@ -9,12 +9,12 @@
 //! [`records`] keeps that in the source database; [`watch`] sees files come and change; [`upload`] brings
 //! them to the cloud.
 
-mod flight;
 mod paths;
 pub mod records;
 pub mod upload;
+mod upload_pool;
 mod urls;
 mod watch;
 
-pub(crate) use paths::Named;
-pub use urls::{References, attach_urls, note_references};
+pub(crate) use paths::NamedFile;
+pub use urls::{FileReferences, attach_urls, note_references};

@@ -10,35 +10,35 @@ use serde_json::value::RawValue;
 
 /// The paths in a column's JSON value, in order: a text with one path, a text that holds a JSON array, or an
 /// array. Empty texts and nulls name no file, and keep their place as none.
-pub(crate) fn named(value: Option<&RawValue>) -> Named {
+pub(crate) fn named(value: Option<&RawValue>) -> NamedFile {
     let Some(value) = value.filter(|value| value.get() != "null") else {
-        return Named::default();
+        return NamedFile::default();
     };
     match serde_json::from_str::<Vec<Option<String>>>(value.get()) {
-        Ok(list) => Named::list(list),
+        Ok(list) => NamedFile::list(list),
         Err(_) => match serde_json::from_str::<String>(value.get()) {
             Ok(text) if text.trim_start().starts_with('[') => {
                 match serde_json::from_str::<Vec<Option<String>>>(&text) {
-                    Ok(list) => Named::list(list),
-                    Err(_) => Named::one(text),
+                    Ok(list) => NamedFile::list(list),
+                    Err(_) => NamedFile::one(text),
                 }
             }
-            Ok(text) => Named::one(text),
-            Err(_) => Named::default(),
+            Ok(text) => NamedFile::one(text),
+            Err(_) => NamedFile::default(),
         },
     }
 }
 
 /// What a column names.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Named {
+pub(crate) struct NamedFile {
     /// The paths in order, as the column writes them.
     pub(crate) paths: Vec<Option<String>>,
     /// Whether the column holds a list.
     pub(crate) list: bool,
 }
 
-impl Named {
+impl NamedFile {
     fn one(text: String) -> Self {
         Self {
             paths: vec![Some(text).filter(|text| !text.trim().is_empty())],
@@ -104,24 +104,24 @@ pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
 ///
 /// # Errors
 /// Not found, or a reason why it must not be opened.
-pub(crate) fn locate(root: &Path, path: &str) -> Result<PathBuf, Where> {
-    let root = root.canonicalize().map_err(Where::Unreadable)?;
+pub(crate) fn locate(root: &Path, path: &str) -> Result<PathBuf, OpenRefusal> {
+    let root = root.canonicalize().map_err(OpenRefusal::Unreadable)?;
     let file = root.join(path).canonicalize().map_err(|error| {
         if error.kind() == std::io::ErrorKind::NotFound || error.kind() == std::io::ErrorKind::NotADirectory {
-            Where::Missing
+            OpenRefusal::Missing
         } else {
-            Where::Unreadable(error)
+            OpenRefusal::Unreadable(error)
         }
     })?;
     if !file.starts_with(&root) {
-        return Err(Where::Outside);
+        return Err(OpenRefusal::Outside);
     }
     Ok(file)
 }
 
 /// Why a file cannot be opened.
 #[derive(Debug)]
-pub(crate) enum Where {
+pub(crate) enum OpenRefusal {
     /// There is no such file.
     Missing,
     /// A symbolic link leads outside the media root.
@@ -175,7 +175,7 @@ mod tests {
         std::os::unix::fs::symlink(folder.path().join("secret"), root.join("link")).unwrap();
         std::fs::write(root.join("slip"), "x").unwrap();
         assert!(locate(&root, "slip").is_ok());
-        assert!(matches!(locate(&root, "link"), Err(Where::Outside)));
-        assert!(matches!(locate(&root, "none"), Err(Where::Missing)));
+        assert!(matches!(locate(&root, "link"), Err(OpenRefusal::Outside)));
+        assert!(matches!(locate(&root, "none"), Err(OpenRefusal::Missing)));
     }
 }

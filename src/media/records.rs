@@ -17,7 +17,7 @@ pub(super) const NO_VIDEOS: &str = "videos are not uploaded (files.upload_videos
 
 /// A file to upload.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct PendingFile {
     /// Below the media root.
     pub path: String,
     /// The upload directory.
@@ -30,7 +30,7 @@ pub struct Wanted {
 
 /// What a file looked like when it was uploaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
+pub struct FileStamp {
     /// Bytes.
     pub size: i64,
     /// Microseconds since 1970.
@@ -39,7 +39,7 @@ pub struct Look {
 
 /// How many files are in which state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct FileStateCounts {
     /// Waiting for their upload.
     pub waiting: u64,
     /// Those of them whose turn is now or in a moment; the others are empty, or are not to be uploaded.
@@ -57,7 +57,7 @@ pub struct Counts {
 }
 
 /// Files whose turn has come, at most `limit`, without those that are `busy`.
-pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Vec<Wanted>> {
+pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Vec<PendingFile>> {
     let rows = client
         .query(
             "select path, directory, attempts, sent_as from cloud_sync.media \
@@ -69,7 +69,7 @@ pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Ve
         .map_err(failed("read"))?;
     Ok(rows
         .iter()
-        .map(|row| Wanted {
+        .map(|row| PendingFile {
             path: row.get(0),
             directory: row.get(1),
             attempts: row.get(2),
@@ -106,7 +106,7 @@ pub(super) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
 
 /// A file that is put off.
 #[derive(Debug)]
-pub(super) struct PutOff<'a> {
+pub(super) struct DeferredFile<'a> {
     pub(super) path: &'a str,
     pub(super) state: &'static str,
     pub(super) why: &'a str,
@@ -117,7 +117,7 @@ pub(super) struct PutOff<'a> {
 }
 
 /// Puts files off: their states, why, and when they are tried again. In the caller's transaction.
-pub(super) async fn put_off(client: &Client, files: &[PutOff<'_>]) -> Result<()> {
+pub(super) async fn put_off(client: &Client, files: &[DeferredFile<'_>]) -> Result<()> {
     client
         .execute(
             "update cloud_sync.media m set state = f.state, error = f.error, attempts = m.attempts + f.counts::integer, \
@@ -139,9 +139,9 @@ pub(super) async fn put_off(client: &Client, files: &[PutOff<'_>]) -> Result<()>
 
 /// A file that is uploaded.
 #[derive(Debug)]
-pub(super) struct Done<'a> {
+pub(super) struct UploadedFile<'a> {
     pub(super) path: &'a str,
-    pub(super) look: Look,
+    pub(super) look: FileStamp,
     /// In hexadecimal.
     pub(super) hash: String,
     pub(super) url: &'a str,
@@ -150,7 +150,7 @@ pub(super) struct Done<'a> {
 }
 
 /// Writes uploads down. In the caller's transaction.
-pub(super) async fn uploaded(client: &Client, files: &[Done<'_>]) -> Result<()> {
+pub(super) async fn uploaded(client: &Client, files: &[UploadedFile<'_>]) -> Result<()> {
     client
         .execute(
             "update cloud_sync.media m set state = 'uploaded', size = f.size, modified_us = f.modified_us, hash = f.hash, \
@@ -217,7 +217,10 @@ pub(super) async fn references(client: &Client, paths: &[&str]) -> Result<Vec<(S
 }
 
 /// Which of the paths are known, with their state and the look of their upload.
-pub(super) async fn known(client: &Client, paths: &[String]) -> Result<Vec<(String, String, Option<Look>)>> {
+pub(super) async fn known(
+    client: &Client,
+    paths: &[String],
+) -> Result<Vec<(String, String, Option<FileStamp>)>> {
     let rows = client
         .query(
             "select path, state, size, modified_us from cloud_sync.media where path = any($1)",
@@ -233,7 +236,7 @@ pub(super) async fn uploaded_after(
     client: &Client,
     after: &str,
     limit: i64,
-) -> Result<Vec<(String, String, Option<Look>)>> {
+) -> Result<Vec<(String, String, Option<FileStamp>)>> {
     let rows = client
         .query(
             "select path, state, size, modified_us from cloud_sync.media \
@@ -245,9 +248,9 @@ pub(super) async fn uploaded_after(
     Ok(rows.iter().map(known_row).collect())
 }
 
-fn known_row(row: &tokio_postgres::Row) -> (String, String, Option<Look>) {
+fn known_row(row: &tokio_postgres::Row) -> (String, String, Option<FileStamp>) {
     let look = match (row.get(2), row.get(3)) {
-        (Some(size), Some(modified_us)) => Some(Look { size, modified_us }),
+        (Some(size), Some(modified_us)) => Some(FileStamp { size, modified_us }),
         _ => None,
     };
     (row.get(0), row.get(1), look)
@@ -289,7 +292,7 @@ pub async fn call_all(client: &Client, refused_too: bool) -> Result<()> {
 ///
 /// # Errors
 /// The source's.
-pub async fn counts(client: &Client) -> Result<Counts> {
+pub async fn counts(client: &Client) -> Result<FileStateCounts> {
     let rows = client
         .query(
             "select state, count(*), coalesce(sum(size), 0)::bigint, \
@@ -299,7 +302,7 @@ pub async fn counts(client: &Client) -> Result<Counts> {
         )
         .await
         .map_err(failed("count"))?;
-    let mut counts = Counts::default();
+    let mut counts = FileStateCounts::default();
     for row in &rows {
         let number = row.get::<_, i64>(1) as u64;
         match row.get(0) {

@@ -1,6 +1,6 @@
 //! The upload lane: takes the files whose turn has come, and brings each to the cloud once.
 //!
-//! Files go up side by side ([`super::flight`]), and the database is spoken to meanwhile: what has ended is
+//! Files go up side by side ([`super::upload_pool`]), and the database is spoken to meanwhile: what has ended is
 //! written down group by group, each group in one transaction, as large as it has become while the one before
 //! it was written.
 
@@ -12,25 +12,25 @@ use secrecy::SecretString;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::flight::{End, Ended, Flights, Ground, look};
 use super::paths;
-use super::records::{self, Look};
-use super::watch::Watch;
+use super::records::{self, FileStamp};
+use super::upload_pool::{FileFate, FileOutcome, UploadContext, UploadPool, look};
+use super::watch::MediaWatch;
 use crate::abort;
 use crate::catalogue::Catalogue;
-use crate::deliver::{Cloud, Origin};
+use crate::deliver::{ChangeOrigin, Cloud};
 use crate::error::{Class, Error, Kind, Result};
 use crate::fields::pick;
 use crate::metrics::Metrics;
-use crate::retry::{Backoff, Repeats};
+use crate::retry::{Backoff, FailureLog};
 use crate::source::connect::Session;
 use crate::source::describe;
-use crate::source::install::{self, Attached};
+use crate::source::install::{self, AttachedEntity};
 use crate::source::{identity, touch};
 
 /// What the lane works on.
 #[derive(Clone)]
-pub struct Uploads {
+pub struct FileLane {
     /// The site's database.
     pub database_url: SecretString,
     /// The configured source id.
@@ -51,10 +51,10 @@ pub struct Uploads {
     pub wanted: Arc<Notify>,
 }
 
-struct Lane<'a> {
-    desk: Desk<'a>,
-    flights: Flights<'a>,
-    watch: &'a Watch,
+struct FileLaneRound<'a> {
+    desk: UploadJournal<'a>,
+    flights: UploadPool<'a>,
+    watch: &'a MediaWatch,
     /// What the watch saw of busy files: it is looked at when they have had their turn.
     seen: Vec<String>,
     /// Nothing more was due.
@@ -62,16 +62,16 @@ struct Lane<'a> {
 }
 
 /// The database's side of the lane.
-struct Desk<'a> {
-    uploads: &'a Uploads,
+struct UploadJournal<'a> {
+    uploads: &'a FileLane,
     session: Session,
-    attached: Vec<Attached>,
+    attached: Vec<AttachedEntity>,
 }
 
 /// How long a file may take after the end.
 const LEFT: Duration = Duration::from_secs(3);
 
-impl Uploads {
+impl FileLane {
     /// Runs until `shutdown`, through outages of the source and of the cloud, on a thread of its own: a call
     /// of a file that hangs, as on a dead mount, holds up files alone. One that still hangs a moment after
     /// `shutdown` is left behind.
@@ -98,7 +98,7 @@ impl Uploads {
 
     async fn follow(&self, shutdown: CancellationToken) -> Result<()> {
         let mut backoff = Backoff::within(Duration::from_millis(200), Duration::from_secs(30));
-        let mut repeats = Repeats::new("uploads");
+        let mut repeats = FailureLog::new("uploads");
         let mut watch = self.start_watch();
         while !shutdown.is_cancelled() {
             let round = async {
@@ -129,8 +129,8 @@ impl Uploads {
         Ok(())
     }
 
-    fn start_watch(&self) -> Watch {
-        let (watch, error) = Watch::start(&self.root);
+    fn start_watch(&self) -> MediaWatch {
+        let (watch, error) = MediaWatch::start(&self.root);
         if let Some(error) = error {
             tracing::warn!(
                 root = %self.root.display(),
@@ -142,25 +142,25 @@ impl Uploads {
         watch
     }
 
-    async fn open<'a>(&'a self, watch: &'a Watch) -> Result<Lane<'a>> {
+    async fn open<'a>(&'a self, watch: &'a MediaWatch) -> Result<FileLaneRound<'a>> {
         let session = Session::open(&self.database_url, "media").await?;
-        let identity = identity::read(session.client(), self.source_id.as_deref()).await?;
+        let identity = identity::stored_identity_of(session.client(), self.source_id.as_deref()).await?;
         let tables = describe::tables_as_they_stand(session.client(), &self.catalogue).await?;
         let attached = install::attached(session.client(), &self.catalogue, &tables).await?;
-        let origin = Origin {
+        let origin = ChangeOrigin {
             source_id: identity.source_id,
             epoch: identity.epoch,
             database: identity.system_id,
         };
         let capabilities = self.cloud.hello(&origin).await?.capabilities;
         let origin = Arc::new(origin);
-        Ok(Lane {
-            desk: Desk {
+        Ok(FileLaneRound {
+            desk: UploadJournal {
                 uploads: self,
                 session,
                 attached,
             },
-            flights: Flights::new(Ground {
+            flights: UploadPool::new(UploadContext {
                 uploads: self,
                 watch,
                 capabilities,
@@ -173,7 +173,7 @@ impl Uploads {
     }
 }
 
-impl Lane<'_> {
+impl FileLaneRound<'_> {
     async fn run(&mut self) -> Result<()> {
         records::call_all(self.desk.session.client(), false).await?;
         self.desk.look_at_uploaded().await?;
@@ -258,7 +258,7 @@ impl Lane<'_> {
     }
 }
 
-impl Desk<'_> {
+impl UploadJournal<'_> {
     /// Uploaded files that have changed since get their turn again.
     async fn look_at_uploaded(&self) -> Result<()> {
         let mut after = String::new();
@@ -272,7 +272,7 @@ impl Desk<'_> {
         }
     }
 
-    async fn call_changed(&self, known: Vec<(String, String, Option<Look>)>) -> Result<()> {
+    async fn call_changed(&self, known: Vec<(String, String, Option<FileStamp>)>) -> Result<()> {
         let root = self.uploads.root.clone();
         let changed = tokio::task::spawn_blocking(move || {
             known
@@ -298,7 +298,7 @@ impl Desk<'_> {
 
     /// Writes down what files' turns ended with, and touches the rows that name the uploaded ones again.
     /// Where a group cannot be written as one, for a row that is locked, its files are written one by one.
-    async fn write_down(&mut self, ended: &[Ended]) -> Result<()> {
+    async fn write_down(&mut self, ended: &[FileOutcome]) -> Result<()> {
         let Err(error) = self.write_group(ended).await else {
             return Ok(());
         };
@@ -313,19 +313,19 @@ impl Desk<'_> {
     }
 
     /// One transaction.
-    async fn write_group(&mut self, ended: &[Ended]) -> Result<()> {
+    async fn write_group(&mut self, ended: &[FileOutcome]) -> Result<()> {
         let failed = |error| Error::postgres("write down uploads", error);
         let (mut done, mut late) = (Vec::new(), Vec::new());
         for one in ended {
             match &one.end {
-                End::Uploaded(look, uploaded) => done.push(records::Done {
+                FileFate::Uploaded(look, uploaded) => done.push(records::UploadedFile {
                     path: &one.path,
                     look: *look,
                     hash: uploaded.hash.to_string(),
                     url: &uploaded.url,
                     remote_path: uploaded.path.as_deref(),
                 }),
-                End::Later(later) => late.push(records::PutOff {
+                FileFate::Later(later) => late.push(records::DeferredFile {
                     path: &one.path,
                     state: later.state,
                     why: &later.why,

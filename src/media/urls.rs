@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::value::RawValue;
 use tokio_postgres::Client;
 
-use super::paths::{self, Named};
+use super::paths::{self, NamedFile};
 use crate::batch::{Batch, Fate};
 use crate::catalogue::server::{ColumnValue, Unconfirmed};
 use crate::catalogue::{Catalogue, Entity};
@@ -19,13 +19,13 @@ use crate::fields::pick;
 
 /// Where the cloud has a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Address {
+struct FileAddress {
     url: String,
     /// The path on the server, where it says so.
     path: Option<String>,
 }
 
-type Urls = HashMap<String, Address>;
+type RowUrls = HashMap<String, FileAddress>;
 
 const URLS: &str =
     "select path, url, remote_path from cloud_sync.media where path = any($1) and url is not null";
@@ -36,7 +36,7 @@ const URLS_SETTLED: &str =
 
 /// What a delivered batch said about files.
 #[derive(Debug, Default)]
-pub struct References {
+pub struct FileReferences {
     /// Whether a file is to be uploaded.
     pub wanted: bool,
     /// Rows whose file was uploaded while they were on their way, as place and key: they lack its URL.
@@ -77,7 +77,7 @@ pub async fn attach_urls(
 /// A row and what its file columns name.
 struct NamedRow {
     nth: usize,
-    named: Vec<Named>,
+    named: Vec<NamedFile>,
 }
 
 /// The batch's rows of entities with files, and what their columns name.
@@ -104,7 +104,7 @@ fn rows_with_files(
 }
 
 /// Whether the row waits for a file that the cloud does not have yet.
-fn is_held(root: &Path, entity: &Entity, named: &[Named], urls: &Urls) -> bool {
+fn is_held(root: &Path, entity: &Entity, named: &[NamedFile], urls: &RowUrls) -> bool {
     let mut files = entity.files.iter().zip(named);
     files.any(|(file, named)| {
         file.until_uploaded == Some(Unconfirmed::Hold)
@@ -126,8 +126,8 @@ pub async fn note_references(
     root: &Path,
     catalogue: &Catalogue,
     batch: &Batch,
-) -> Result<References> {
-    let mut found = References::default();
+) -> Result<FileReferences> {
+    let mut found = FileReferences::default();
     if !has_files(catalogue, batch) {
         return Ok(found);
     }
@@ -199,18 +199,18 @@ fn has_files(catalogue: &Catalogue, batch: &Batch) -> bool {
 }
 
 /// What each of the entity's file columns names.
-fn columns(entity: &Entity, row: &str) -> Result<Vec<Named>> {
+fn columns(entity: &Entity, row: &str) -> Result<Vec<NamedFile>> {
     let names: Vec<&str> = entity.files.iter().map(|file| file.column.as_str()).collect();
     let values = pick(row, &names).map_err(|_| broken(entity))?;
     Ok(values.into_iter().map(paths::named).collect())
 }
 
-async fn known_urls(client: &Client, root: &Path, rows: &[NamedRow], query: &str) -> Result<Urls> {
+async fn known_urls(client: &Client, root: &Path, rows: &[NamedRow], query: &str) -> Result<RowUrls> {
     let named = rows.iter().flat_map(|row| &row.named);
     let paths = named.flat_map(|named| named.paths.iter().flatten());
     let all: Vec<String> = paths.filter_map(|path| paths::below(root, path).ok()).collect();
     if all.is_empty() {
-        return Ok(Urls::new());
+        return Ok(RowUrls::new());
     }
     let rows = client
         .query(query, &[&all])
@@ -219,7 +219,7 @@ async fn known_urls(client: &Client, root: &Path, rows: &[NamedRow], query: &str
     Ok(rows
         .iter()
         .filter_map(|row| {
-            let address = Address {
+            let address = FileAddress {
                 url: row.get::<_, Option<String>>(1)?,
                 path: row.get(2),
             };
@@ -229,7 +229,13 @@ async fn known_urls(client: &Client, root: &Path, rows: &[NamedRow], query: &str
 }
 
 /// The JSON value of each of the entity's URL columns, as far as addresses are known.
-fn url_values(root: &Path, entity: &Entity, row: &str, named: &[Named], urls: &Urls) -> Result<Vec<String>> {
+fn url_values(
+    root: &Path,
+    entity: &Entity,
+    row: &str,
+    named: &[NamedFile],
+    urls: &RowUrls,
+) -> Result<Vec<String>> {
     let names: Vec<&str> = entity.files.iter().map(|file| file.column.as_str()).collect();
     let own = pick(row, &names).map_err(|_| broken(entity))?;
     let mut values = Vec::with_capacity(own.len());
@@ -265,7 +271,7 @@ fn url_values(root: &Path, entity: &Entity, row: &str, named: &[Named], urls: &U
 }
 
 /// The row with its URL columns, which take the place of columns of the same name.
-fn with_urls(root: &Path, entity: &Entity, row: &str, named: &[Named], urls: &Urls) -> Result<String> {
+fn with_urls(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], urls: &RowUrls) -> Result<String> {
     let values = url_values(root, entity, row, named, urls)?;
     let mut text = if url_columns(entity, row)?.iter().any(Option::is_some) {
         let mut fields: BTreeMap<String, &RawValue> =
@@ -288,7 +294,7 @@ fn with_urls(root: &Path, entity: &Entity, row: &str, named: &[Named], urls: &Ur
 }
 
 /// Whether the row was delivered without a URL that is known now.
-fn is_outdated(root: &Path, entity: &Entity, row: &str, named: &[Named], urls: &Urls) -> Result<bool> {
+fn is_outdated(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], urls: &RowUrls) -> Result<bool> {
     // Only what is known now: a value that is the site's own is no other one.
     let now = url_values(root, entity, row, named, urls)?;
     let sent = url_columns(entity, row)?;
@@ -321,24 +327,24 @@ mod tests {
         let leaves = &builtin.entities()[builtin.find("leaves").unwrap()];
         let root = Path::new("/m");
         let row = "{\"leave_id\":1,\"leave_slip_image\":\"s.jpg\"}";
-        let urls: Urls = [known("s.jpg", "http://c/s")].into();
+        let urls: RowUrls = [known("s.jpg", "http://c/s")].into();
         let named = columns(leaves, row).unwrap();
-        let before = with_urls(root, leaves, row, &named, &Urls::new()).unwrap();
+        let before = with_urls(root, leaves, row, &named, &RowUrls::new()).unwrap();
         let after = with_urls(root, leaves, row, &named, &urls).unwrap();
         assert!(is_outdated(root, leaves, &before, &named, &urls).unwrap());
         assert!(!is_outdated(root, leaves, &after, &named, &urls).unwrap());
-        assert!(!is_outdated(root, leaves, &before, &named, &Urls::new()).unwrap());
+        assert!(!is_outdated(root, leaves, &before, &named, &RowUrls::new()).unwrap());
     }
 
-    fn known(path: &str, url: &str) -> (String, Address) {
-        let address = Address {
+    fn known(path: &str, url: &str) -> (String, FileAddress) {
+        let address = FileAddress {
             url: url.to_owned(),
             path: Some(format!("/storage/{path}")),
         };
         (path.to_owned(), address)
     }
 
-    fn sent(entity: &Entity, row: &str, urls: &Urls) -> String {
+    fn sent(entity: &Entity, row: &str, urls: &RowUrls) -> String {
         let named = columns(entity, row).unwrap();
         with_urls(Path::new("/m"), entity, row, &named, urls).unwrap()
     }
@@ -347,7 +353,7 @@ mod tests {
     fn urls_are_added_in_the_order_of_paths() {
         let builtin = Catalogue::builtin();
         let of = |name: &str| &builtin.entities()[builtin.find(name).unwrap()];
-        let urls: Urls = [known("a.jpg", "http://c/a"), known("s.jpg", "http://c/s")].into();
+        let urls: RowUrls = [known("a.jpg", "http://c/a"), known("s.jpg", "http://c/s")].into();
         for (entity, row, expected) in [
             (
                 "faculties",
@@ -374,14 +380,14 @@ mod tests {
         let mut entity = Entity::new("x", "t", &["id"]);
         let mut file = Catalogue::builtin().entities()[2].files[0].clone();
         (file.column, file.url_column, file.many) = ("f".into(), "f".into(), false);
-        let mut expect = |value, row: &str, urls: &Urls, expected: &str| {
+        let mut expect = |value, row: &str, urls: &RowUrls, expected: &str| {
             file.column_value = Some(value);
             entity.files = vec![file.clone()];
             assert_eq!(sent(&entity, row, urls), expected);
         };
-        let urls: Urls = [known("a.jpg", "http://c/a")].into();
+        let urls: RowUrls = [known("a.jpg", "http://c/a")].into();
         let row = r#"{"f":"a.jpg"}"#;
-        expect(ColumnValue::Path, row, &Urls::new(), row);
+        expect(ColumnValue::Path, row, &RowUrls::new(), row);
         expect(ColumnValue::Path, row, &urls, r#"{"f":"/storage/a.jpg"}"#);
         expect(ColumnValue::Url, row, &urls, r#"{"f":"http://c/a"}"#);
         expect(ColumnValue::Json, row, &urls, r#"{"f":"[\"/storage/a.jpg\"]"}"#);

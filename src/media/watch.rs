@@ -20,7 +20,7 @@ const REMEMBERED: usize = 10_000;
 
 /// What was seen since the last take.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct SeenPaths {
     /// Paths below the root that came, changed, or were finished.
     pub(super) paths: Vec<String>,
     /// Whether signs were lost: look at everything.
@@ -28,24 +28,24 @@ pub(super) struct Seen {
 }
 
 #[derive(Default)]
-struct Signs {
+struct WatchSignals {
     touched: HashSet<String>,
     lost: bool,
     writing: HashMap<String, Instant>,
 }
 
 /// A watch on the media root.
-pub(super) struct Watch {
-    signs: Arc<Mutex<Signs>>,
+pub(super) struct MediaWatch {
+    signs: Arc<Mutex<WatchSignals>>,
     news: Arc<Notify>,
     /// None where the root cannot be watched: then only scanning sees changes.
     _watcher: Option<RecommendedWatcher>,
 }
 
-impl Watch {
+impl MediaWatch {
     /// Watches the root and everything below it.
     pub(super) fn start(root: &Path) -> (Self, Option<notify::Error>) {
-        let signs: Arc<Mutex<Signs>> = Arc::default();
+        let signs: Arc<Mutex<WatchSignals>> = Arc::default();
         let news = Arc::new(Notify::new());
         let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
         let handler = {
@@ -81,10 +81,10 @@ impl Watch {
     }
 
     /// Takes what was seen.
-    pub(super) fn take(&self) -> Seen {
+    pub(super) fn take(&self) -> SeenPaths {
         let mut signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
         signs.writing.retain(|_, last| last.elapsed() < FORGOTTEN);
-        Seen {
+        SeenPaths {
             paths: signs.touched.drain().collect(),
             lost: std::mem::take(&mut signs.lost),
         }
@@ -101,7 +101,7 @@ impl Watch {
 }
 
 /// Notes an event; true where someone may want to look.
-fn note(signs: &mut Signs, root: &Path, event: notify::Result<Event>) -> bool {
+fn note(signs: &mut WatchSignals, root: &Path, event: notify::Result<Event>) -> bool {
     let Ok(event) = event else {
         signs.lost = true;
         return true;
@@ -150,7 +150,7 @@ mod tests {
     async fn a_file_is_news_when_it_is_closed_and_not_before() {
         use std::io::Write;
         let folder = tempfile::tempdir().unwrap();
-        let (watch, error) = Watch::start(folder.path());
+        let (watch, error) = MediaWatch::start(folder.path());
         assert!(error.is_none());
         let mut file = std::fs::File::create(folder.path().join("a.mp4")).unwrap();
         file.write_all(b"half").unwrap();

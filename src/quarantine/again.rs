@@ -2,13 +2,13 @@
 
 use tokio_postgres::Client;
 
-use super::{BY_HAND, Entry, RELEASED, failed};
+use super::{BY_HAND, QuarantineEntry, RELEASED, failed};
 use crate::batch::Fate;
 use crate::error::Result;
 
 /// Rows that are to be touched again by themselves.
 #[derive(Debug, Default)]
-pub(crate) struct Due {
+pub(crate) struct DueRows {
     /// Those whose time has come, by entity and key.
     pub(crate) rows: Vec<(String, String)>,
     /// Seconds until the next one's time.
@@ -23,7 +23,7 @@ pub(crate) struct Due {
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn due(client: &Client, limit: i64) -> Result<Due> {
+pub(crate) async fn due(client: &Client, limit: i64) -> Result<DueRows> {
     let all = client
         .query_one(
             "select extract(epoch from min(next_attempt) filter (where next_attempt > now()) - now())::float8, count(*), \
@@ -32,11 +32,11 @@ pub(crate) async fn due(client: &Client, limit: i64) -> Result<Due> {
         )
         .await
         .map_err(failed("look into"))?;
-    let mut due = Due {
+    let mut due = DueRows {
         next: all.get(0),
         all: all.get(1),
         by_hand: all.get(2),
-        ..Due::default()
+        ..DueRows::default()
     };
     if due.all > 0 {
         let rows = client
@@ -77,7 +77,7 @@ pub(crate) async fn put_off(client: &Client, rows: &[(String, String)]) -> Resul
 /// Rows that are in quarantine for another reason than a refusal, by their places among those that were asked
 /// for.
 #[derive(Debug, Default)]
-pub(crate) struct Expected {
+pub(crate) struct OtherwiseQuarantined {
     /// They are touched again by themselves, and are expected to fail.
     pub(crate) failing: Vec<usize>,
     /// An operator has set them aside.
@@ -88,7 +88,7 @@ pub(crate) struct Expected {
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn expected(client: &Client, rows: &[(&str, &str)]) -> Result<Expected> {
+pub(crate) async fn expected(client: &Client, rows: &[(&str, &str)]) -> Result<OtherwiseQuarantined> {
     let (entities, keys): (Vec<&str>, Vec<&str>) = rows.iter().copied().unzip();
     let found = client
         .query(
@@ -99,7 +99,7 @@ pub(crate) async fn expected(client: &Client, rows: &[(&str, &str)]) -> Result<E
         )
         .await
         .map_err(failed("look into"))?;
-    let mut expected = Expected::default();
+    let mut expected = OtherwiseQuarantined::default();
     for row in &found {
         let place = row.get::<_, i64>(0) as usize - 1;
         if row.get(1) {
@@ -176,7 +176,7 @@ pub(super) async fn put_forward(client: &Client, limit: i64) -> Result<u64> {
 }
 
 /// Lets rows go again that an operator has set aside.
-pub(super) async fn release_by_hand(client: &Client, entries: &[Entry]) -> Result<()> {
+pub(super) async fn release_by_hand(client: &Client, entries: &[QuarantineEntry]) -> Result<()> {
     let by_hand = entries.iter().filter(|entry| entry.code == BY_HAND);
     let (entities, keys): (Vec<&str>, Vec<&str>) = by_hand
         .map(|entry| (entry.entity.as_str(), entry.key.as_str()))

@@ -28,7 +28,7 @@ use crate::catalogue::Catalogue;
 use crate::change::{Op, Position};
 use crate::error::{Error, Result};
 use crate::fields::pick;
-use crate::source::install::Attached;
+use crate::source::install::AttachedEntity;
 use crate::source::touch;
 
 pub use again::add;
@@ -37,7 +37,7 @@ use again::{put_forward, release_by_hand};
 
 /// A refused change.
 #[derive(Debug, Clone, Serialize)]
-pub struct Entry {
+pub struct QuarantineEntry {
     /// The entity's name.
     pub entity: String,
     /// The row's key, a JSON object.
@@ -92,7 +92,7 @@ fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
 
 /// What [`settle`] did.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Settled {
+pub struct SettledEntries {
     /// The entities that have entries, by their places in the catalogue.
     pub occupied: Vec<usize>,
     /// Rows whose refusal is provisional, as place and key: they are to be touched again.
@@ -116,16 +116,16 @@ pub async fn settle(
     catalogue: &Catalogue,
     batch: &Batch,
     provisional: bool,
-) -> Result<Settled> {
-    let mut settled = Settled {
+) -> Result<SettledEntries> {
+    let mut settled = SettledEntries {
         occupied: occupied(client, catalogue).await?,
-        ..Settled::default()
+        ..SettledEntries::default()
     };
     if !settled.occupied.is_empty() {
         let passed = release(client, term, catalogue, batch, &settled.occupied).await?;
         settled.put_forward = put_forward(client, passed * PUT_FORWARD).await? > 0;
     }
-    let mut columns = Columns::default();
+    let mut columns = EntryColumns::default();
     for (change, code, error) in batch.refused() {
         columns
             .entity
@@ -255,7 +255,7 @@ async fn release(
 }
 
 #[derive(Default)]
-struct Columns<'a> {
+struct EntryColumns<'a> {
     entity: Vec<&'a str>,
     key: Vec<&'a str>,
     position: Vec<i64>,
@@ -272,7 +272,7 @@ struct Columns<'a> {
 ///
 /// # Errors
 /// The source's.
-pub async fn list(client: &Client, entity: Option<&str>) -> Result<Vec<Entry>> {
+pub async fn list(client: &Client, entity: Option<&str>) -> Result<Vec<QuarantineEntry>> {
     oldest(client, entity, u32::MAX).await
 }
 
@@ -280,7 +280,7 @@ pub async fn list(client: &Client, entity: Option<&str>) -> Result<Vec<Entry>> {
 ///
 /// # Errors
 /// The source's.
-pub async fn oldest(client: &Client, entity: Option<&str>, limit: u32) -> Result<Vec<Entry>> {
+pub async fn oldest(client: &Client, entity: Option<&str>, limit: u32) -> Result<Vec<QuarantineEntry>> {
     let rows = client
         .query(
             &format!(
@@ -332,7 +332,7 @@ pub async fn counts(client: &Client) -> Result<Vec<(String, u64)>> {
 ///
 /// # Errors
 /// The source's.
-pub async fn page(client: &Client, after: Option<(&str, &str)>, limit: u32) -> Result<Vec<Entry>> {
+pub async fn page(client: &Client, after: Option<(&str, &str)>, limit: u32) -> Result<Vec<QuarantineEntry>> {
     let (entity, key) = after.unwrap_or_default();
     let rows = client
         .query(
@@ -351,7 +351,7 @@ pub async fn page(client: &Client, after: Option<(&str, &str)>, limit: u32) -> R
 ///
 /// # Errors
 /// The source's.
-pub async fn at(client: &Client, positions: &[Position]) -> Result<Vec<Entry>> {
+pub async fn at(client: &Client, positions: &[Position]) -> Result<Vec<QuarantineEntry>> {
     let positions: Vec<i64> = positions.iter().map(|position| position.0).collect();
     let rows = client
         .query(
@@ -370,7 +370,7 @@ pub async fn at(client: &Client, positions: &[Position]) -> Result<Vec<Entry>> {
 ///
 /// # Errors
 /// The source's.
-pub async fn show(client: &Client, position: Position) -> Result<Vec<Entry>> {
+pub async fn show(client: &Client, position: Position) -> Result<Vec<QuarantineEntry>> {
     let rows = client
         .query(
             &format!(
@@ -384,8 +384,8 @@ pub async fn show(client: &Client, position: Position) -> Result<Vec<Entry>> {
     Ok(rows.iter().map(|row| entry(row, row.get(9))).collect())
 }
 
-fn entry(row: &tokio_postgres::Row, image: Option<String>) -> Entry {
-    Entry {
+fn entry(row: &tokio_postgres::Row, image: Option<String>) -> QuarantineEntry {
+    QuarantineEntry {
         entity: row.get(0),
         key: row.get(1),
         position: row.get(2),
@@ -407,8 +407,8 @@ fn entry(row: &tokio_postgres::Row, image: Option<String>) -> Entry {
 pub async fn retry(
     client: &Client,
     catalogue: &Catalogue,
-    attached: &[Attached],
-    entries: &[Entry],
+    attached: &[AttachedEntity],
+    entries: &[QuarantineEntry],
 ) -> Result<usize> {
     let mut touched = 0;
     release_by_hand(client, entries).await?;
@@ -435,7 +435,7 @@ pub async fn retry(
 
 /// What is in quarantine of these rows, provisional entries too.
 #[derive(Debug, Default)]
-pub(crate) struct Refused {
+pub(crate) struct QuarantinedRows {
     /// By key, the code and the cloud's words.
     pub(crate) rows: HashMap<String, (i32, String)>,
     /// Whether some of them are provisional: they are still to be tried again.
@@ -451,7 +451,7 @@ pub(crate) async fn refused_since(
     entity: &str,
     keys: &[String],
     since: i64,
-) -> Result<Refused> {
+) -> Result<QuarantinedRows> {
     let rows = client
         .query(
             "select q.key, q.code, q.error from unnest($2::text[]) a (key) \
@@ -462,7 +462,7 @@ pub(crate) async fn refused_since(
         .await
         .map_err(failed("look into"))?;
     let rows = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2))));
-    Ok(Refused {
+    Ok(QuarantinedRows {
         provisional: false,
         rows: rows.collect(),
     })
@@ -472,7 +472,7 @@ pub(crate) async fn refused_since(
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn refused(client: &Client, entity: &str, keys: &[String]) -> Result<Refused> {
+pub(crate) async fn refused(client: &Client, entity: &str, keys: &[String]) -> Result<QuarantinedRows> {
     let rows = client
         .query(
             "select q.key, q.code, q.error, q.provisional from unnest($2::text[]) a (key) \
@@ -481,7 +481,7 @@ pub(crate) async fn refused(client: &Client, entity: &str, keys: &[String]) -> R
         )
         .await
         .map_err(failed("look into"))?;
-    Ok(Refused {
+    Ok(QuarantinedRows {
         provisional: rows.iter().any(|row| row.get(3)),
         rows: rows
             .iter()
@@ -494,7 +494,7 @@ pub(crate) async fn refused(client: &Client, entity: &str, keys: &[String]) -> R
 ///
 /// # Errors
 /// The source's.
-pub async fn discard(client: &Client, entries: &[Entry]) -> Result<u64> {
+pub async fn discard(client: &Client, entries: &[QuarantineEntry]) -> Result<u64> {
     let entities: Vec<_> = entries.iter().map(|entry| entry.entity.as_str()).collect();
     let keys: Vec<_> = entries.iter().map(|entry| entry.key.as_str()).collect();
     client

@@ -15,12 +15,12 @@ use crate::catalogue::Catalogue;
 use crate::change::Op;
 use crate::error::{Error, Result};
 use crate::fields::{pick, plain};
-use crate::source::describe::Table;
+use crate::source::describe::SourceTable;
 use crate::source::{quote_text, touch};
 
 /// A foreign key between two tables of the catalogue, or of one table to itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Reference {
+struct ForeignKey {
     child: usize,
     parent: usize,
     /// The child's columns.
@@ -40,7 +40,7 @@ from pg_constraint c where c.contype = 'f' and c.conrelid = any($1) and c.confre
 /// The foreign keys within the catalogue.
 #[derive(Debug, Default)]
 pub struct Orphans {
-    references: Vec<Reference>,
+    references: Vec<ForeignKey>,
 }
 
 impl Orphans {
@@ -48,7 +48,7 @@ impl Orphans {
     ///
     /// # Errors
     /// The source's.
-    pub async fn read(client: &Client, tables: &[Table]) -> Result<Self> {
+    pub async fn read(client: &Client, tables: &[SourceTable]) -> Result<Self> {
         let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
         let rows = client
             .query(REFERENCES, &[&oids])
@@ -56,7 +56,7 @@ impl Orphans {
             .map_err(|error| Error::postgres("read the foreign keys of the catalogue's tables", error))?;
         let place = |oid: u32| oids.iter().position(|&other| other == oid);
         let references = rows.iter().filter_map(|row| {
-            Some(Reference {
+            Some(ForeignKey {
                 child: place(row.get(0))?,
                 parent: place(row.get(1))?,
                 columns: row.get(2),
@@ -137,7 +137,7 @@ impl Orphans {
 
 /// The key of the parent that a row refers to, a JSON object; none where it refers to none, or not by the
 /// key.
-fn referred_key(reference: &Reference, key: &[String], image: &str) -> Option<String> {
+fn referred_key(reference: &ForeignKey, key: &[String], image: &str) -> Option<String> {
     let values = pick(image, &reference.columns).ok()?;
     let mut pairs = Vec::with_capacity(key.len());
     for name in key {
@@ -149,7 +149,7 @@ fn referred_key(reference: &Reference, key: &[String], image: &str) -> Option<St
 }
 
 /// For each column that the reference refers to, its values in the batch's accepted rows.
-fn parents(batch: &Batch, reference: &Reference) -> Vec<Vec<String>> {
+fn parents(batch: &Batch, reference: &ForeignKey) -> Vec<Vec<String>> {
     let mut values = vec![Vec::new(); reference.referred.len()];
     for (nth, change) in batch.changes().iter().enumerate() {
         let accepted = *batch.fate(nth) == Fate::Accepted;
@@ -177,7 +177,7 @@ fn parents(batch: &Batch, reference: &Reference) -> Vec<Vec<String>> {
 async fn waiting(
     client: &Client,
     entity: &str,
-    reference: &Reference,
+    reference: &ForeignKey,
     parents: &[Vec<String>],
     after: &str,
 ) -> Result<Vec<String>> {
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn only_accepted_rows_of_the_parent_count() {
-        let reference = Reference {
+        let reference = ForeignKey {
             child: 1,
             parent: 0,
             columns: vec!["room".into(), "site".into()],

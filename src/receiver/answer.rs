@@ -5,21 +5,21 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::database::{Trouble, condition};
+use super::database::{DbError, condition};
 
 /// The result of a request.
-pub(super) type Answer<T> = std::result::Result<T, Refusal>;
+pub(super) type ApiResult<T> = std::result::Result<T, ApiError>;
 
 /// An answer other than 2xx: `{"success":false,"error":…}`, with `code` and `source` where a program acts on them.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct ApiError {
     status: StatusCode,
     error: String,
     code: Option<&'static str>,
     source: Option<Value>,
 }
 
-impl Refusal {
+impl ApiError {
     /// An answer with this status and these words for the caller.
     pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self {
@@ -91,24 +91,24 @@ impl Refusal {
     }
 }
 
-impl From<Trouble> for Refusal {
-    fn from(trouble: Trouble) -> Self {
+impl From<DbError> for ApiError {
+    fn from(trouble: DbError) -> Self {
         match trouble {
-            Trouble::Transient(cause) => {
+            DbError::Transient(cause) => {
                 tracing::warn!(%cause, "the database cannot be used now");
                 Self::later("the database cannot be used now")
             }
-            Trouble::Data { state, column } => {
+            DbError::Data { state, column } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, words(&state, column.as_deref()))
             }
-            Trouble::Fault(cause) => Self::fault("use the database", &cause),
+            DbError::Fault(cause) => Self::fault("use the database", &cause),
         }
     }
 }
 
-impl From<sqlx::Error> for Refusal {
+impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
-        Trouble::from(error).into()
+        DbError::from(error).into()
     }
 }
 
@@ -120,7 +120,7 @@ pub(super) fn words(state: &str, column: Option<&str>) -> String {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut body = json!({"success": false, "error": self.error});
         if let Some(code) = self.code {

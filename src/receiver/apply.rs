@@ -26,15 +26,15 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use super::Shared;
-use super::answer::{Answer, words};
+use super::answer::{ApiResult, words};
 use super::brief;
-use super::copy::{Copy, Stop};
-use super::database::{self, Trouble};
-use super::grid::{Grid, Reason, canonical_key};
-use super::lines::Line;
-use super::schema::Table;
-use super::statement::{self, Form};
-use super::turn::{self, BatchHeaders, NotTaken};
+use super::copy::{CopyIn, CopyRefusal};
+use super::database::{self, DbError};
+use super::grid::{RejectReason, RowBatch, canonical_key};
+use super::lines::ChangeLine;
+use super::schema::EntityTable;
+use super::statement::{self, StatementForm};
+use super::turn::{self, BatchHeaders, BatchRefusal};
 
 /// How long a batch waits for those before it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,15 +42,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STATE: &str = include_str!("../../sql/receiver/state.sql");
 
 /// One batch.
-pub(super) struct Delivery<'a> {
+pub(super) struct BatchToApply<'a> {
     pub(super) site: &'a Arc<str>,
     pub(super) headers: &'a BatchHeaders<'a>,
     /// The hash of the body's text.
     pub(super) body_hash: [u8; 32],
-    pub(super) lines: &'a [Line<'a>],
+    pub(super) lines: &'a [ChangeLine<'a>],
 }
 
-impl Delivery<'_> {
+impl BatchToApply<'_> {
     /// What its rows are of: epoch, and version in it.
     fn at(&self) -> (i64, i64) {
         (self.headers.epoch, self.headers.version())
@@ -59,7 +59,7 @@ impl Delivery<'_> {
 
 /// A change that was refused.
 #[derive(Debug, Serialize)]
-pub(super) struct Rejected {
+pub(super) struct RejectedChange {
     pub(super) position: i64,
     /// The line in the request, counted from 1: backfilled rows share a position.
     pub(super) line: usize,
@@ -69,22 +69,22 @@ pub(super) struct Rejected {
 
 /// The answer.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Outcome {
+pub(super) struct BatchAnswer {
     pub(super) applied: u64,
     pub(super) skipped: u64,
-    pub(super) rejected: Vec<Rejected>,
+    pub(super) rejected: Vec<RejectedChange>,
 }
 
-impl Outcome {
+impl BatchAnswer {
     /// The answer's text.
-    pub(super) fn text(&self) -> Result<String, Trouble> {
-        serde_json::to_string(self).map_err(|error| Trouble::Fault(error.to_string()))
+    pub(super) fn text(&self) -> Result<String, DbError> {
+        serde_json::to_string(self).map_err(|error| DbError::Fault(error.to_string()))
     }
 }
 
 /// An entity's changes in a batch.
-pub(super) struct Group<'a> {
-    table: Arc<Table>,
+pub(super) struct EntityChanges<'a> {
+    table: Arc<EntityTable>,
     buried: bool,
     mark: Option<(i64, i64)>,
     /// Whether it is truncated.
@@ -97,7 +97,7 @@ pub(super) struct Group<'a> {
 
 /// Applies a batch, and commits. Returns the answer's text: of a repeated batch the one that it had. A batch that comes a
 /// little too early waits for those before it, for a while.
-pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Answer<String> {
+pub(super) async fn apply(shared: &Shared, delivery: &BatchToApply<'_>) -> ApiResult<String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let place = shared.writers.site_queue(delivery.site).await?;
@@ -105,7 +105,7 @@ pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Answer<St
         let taken = match brief::apply(shared, &mut writer, delivery).await? {
             Some(answer) => Ok(answer),
             None => match attempt(shared, &mut writer.connection, delivery, false).await {
-                Err(Trouble::Data { .. }) => attempt(shared, &mut writer.connection, delivery, true).await?,
+                Err(DbError::Data { .. }) => attempt(shared, &mut writer.connection, delivery, true).await?,
                 done => done?,
             },
         };
@@ -115,8 +115,8 @@ pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Answer<St
                 place.taken();
                 return Ok(answer);
             }
-            Err(NotTaken::Yet(_)) if Instant::now() < deadline => place.wait().await,
-            Err(NotTaken::Yet(refusal) | NotTaken::Ever(refusal)) => return Err(refusal),
+            Err(BatchRefusal::Yet(_)) if Instant::now() < deadline => place.wait().await,
+            Err(BatchRefusal::Yet(refusal) | BatchRefusal::Ever(refusal)) => return Err(refusal),
         }
     }
 }
@@ -124,9 +124,9 @@ pub(super) async fn apply(shared: &Shared, delivery: &Delivery<'_>) -> Answer<St
 async fn attempt(
     shared: &Shared,
     connection: &mut PgConnection,
-    delivery: &Delivery<'_>,
+    delivery: &BatchToApply<'_>,
     careful: bool,
-) -> Result<Result<String, NotTaken>, Trouble> {
+) -> Result<Result<String, BatchRefusal>, DbError> {
     let begin = format!("begin; {}", database::site_lock(delivery.site));
     let mut transaction = connection.begin_with(AssertSqlSafe(begin)).await?;
     let (site, headers, body_hash) = (delivery.site, delivery.headers, &delivery.body_hash);
@@ -137,10 +137,10 @@ async fn attempt(
             return Ok(answered.map(Option::unwrap_or_default));
         }
     }
-    let mut outcome = Outcome::default();
+    let mut outcome = BatchAnswer::default();
     let groups = groups(shared, &mut transaction, delivery, &mut outcome).await?;
     for group in groups {
-        let mut run = Run {
+        let mut run = EntityApply {
             connection: &mut transaction,
             delivery,
             careful,
@@ -157,8 +157,8 @@ async fn attempt(
     Ok(Ok(answer))
 }
 
-fn reject(outcome: &mut Outcome, line: &Line<'_>, reason: Reason) {
-    outcome.rejected.push(Rejected {
+fn reject(outcome: &mut BatchAnswer, line: &ChangeLine<'_>, reason: RejectReason) {
+    outcome.rejected.push(RejectedChange {
         position: line.position,
         line: line.number,
         code: reason.code,
@@ -170,9 +170,9 @@ fn reject(outcome: &mut Outcome, line: &Line<'_>, reason: Reason) {
 async fn groups<'a>(
     shared: &Shared,
     connection: &mut PgConnection,
-    delivery: &Delivery<'a>,
-    outcome: &mut Outcome,
-) -> Result<Vec<Group<'a>>, Trouble> {
+    delivery: &BatchToApply<'a>,
+    outcome: &mut BatchAnswer,
+) -> Result<Vec<EntityChanges<'a>>, DbError> {
     let mut names: Vec<&str> = Vec::new();
     let mut of_line: Vec<usize> = Vec::with_capacity(delivery.lines.len());
     let mut seen: HashMap<&str, usize> = HashMap::new();
@@ -196,7 +196,7 @@ async fn groups<'a>(
         .bind(&names)
         .fetch_all(&mut *connection)
         .await?;
-    let mut groups: Vec<Option<Group<'a>>> = names.iter().map(|_| None).collect();
+    let mut groups: Vec<Option<EntityChanges<'a>>> = names.iter().map(|_| None).collect();
     for row in rows {
         let entity: &str = row.try_get("entity")?;
         let table = shared
@@ -206,13 +206,17 @@ async fn groups<'a>(
         let epoch: Option<i64> = row.try_get("epoch")?;
         let version: Option<i64> = row.try_get("version")?;
         if let Some(&place) = seen.get(entity) {
-            groups[place] = Some(Group::new(table, epoch.zip(version), row.try_get("buried")?));
+            groups[place] = Some(EntityChanges::new(
+                table,
+                epoch.zip(version),
+                row.try_get("buried")?,
+            ));
         }
     }
     for (nth, (line, &place)) in delivery.lines.iter().zip(&of_line).enumerate() {
         let sorted = match &mut groups[place] {
             Some(group) => group.add(delivery.lines, nth, outcome),
-            None => Err(Reason::new(
+            None => Err(RejectReason::new(
                 "unknown-entity",
                 "this site has not declared the entity; PUT /schema/{path} comes first",
             )),
@@ -224,8 +228,8 @@ async fn groups<'a>(
     Ok(groups.into_iter().flatten().collect())
 }
 
-impl<'a> Group<'a> {
-    pub(super) fn new(table: Arc<Table>, mark: Option<(i64, i64)>, buried: bool) -> Self {
+impl<'a> EntityChanges<'a> {
+    pub(super) fn new(table: Arc<EntityTable>, mark: Option<(i64, i64)>, buried: bool) -> Self {
         Self {
             table,
             buried,
@@ -246,10 +250,10 @@ impl<'a> Group<'a> {
     /// Sorts a line in; the entity is its own.
     pub(super) fn add(
         &mut self,
-        lines: &'a [Line<'a>],
+        lines: &'a [ChangeLine<'a>],
         nth: usize,
-        outcome: &mut Outcome,
-    ) -> Result<(), Reason> {
+        outcome: &mut BatchAnswer,
+    ) -> Result<(), RejectReason> {
         let line = &lines[nth];
         match line.op() {
             "truncate" => {
@@ -258,14 +262,19 @@ impl<'a> Group<'a> {
                 return Ok(());
             }
             "upsert" if line.row().is_none() => {
-                return Err(Reason::new("row-missing", "an upsert must carry the row"));
+                return Err(RejectReason::new("row-missing", "an upsert must carry the row"));
             }
             "upsert" | "delete" => {}
-            _ => return Err(Reason::new("unknown-op", "op is not upsert, delete or truncate")),
+            _ => {
+                return Err(RejectReason::new(
+                    "unknown-op",
+                    "op is not upsert, delete or truncate",
+                ));
+            }
         }
         let key = line
             .key()
-            .ok_or_else(|| Reason::new("key-missing", "the change carries no key"))?;
+            .ok_or_else(|| RejectReason::new("key-missing", "the change carries no key"))?;
         let key = canonical_key(&self.table, key)?;
         match self.last.entry(key) {
             Entry::Vacant(place) => {
@@ -285,17 +294,17 @@ impl<'a> Group<'a> {
 }
 
 /// One entity's changes on their way into its table.
-struct Run<'a, 'r> {
+struct EntityApply<'a, 'r> {
     connection: &'r mut PgConnection,
-    delivery: &'r Delivery<'a>,
+    delivery: &'r BatchToApply<'a>,
     careful: bool,
     history: bool,
-    outcome: &'r mut Outcome,
-    group: Group<'a>,
+    outcome: &'r mut BatchAnswer,
+    group: EntityChanges<'a>,
 }
 
-impl<'a> Run<'a, '_> {
-    async fn all(&mut self) -> Result<(), Trouble> {
+impl<'a> EntityApply<'a, '_> {
+    async fn all(&mut self) -> Result<(), DbError> {
         if self.group.truncated {
             self.truncate().await?;
         }
@@ -316,7 +325,7 @@ impl<'a> Run<'a, '_> {
         Ok(())
     }
 
-    async fn truncate(&mut self) -> Result<(), Trouble> {
+    async fn truncate(&mut self) -> Result<(), DbError> {
         let at = self.delivery.at();
         let sql = statement::truncate(&self.group.table, self.history);
         let done = sqlx::query(AssertSqlSafe(sql))
@@ -352,7 +361,7 @@ impl<'a> Run<'a, '_> {
         &mut self,
         changes: Vec<(Cow<'a, str>, usize)>,
         delete: bool,
-    ) -> Result<Vec<(Cow<'a, str>, usize)>, Trouble> {
+    ) -> Result<Vec<(Cow<'a, str>, usize)>, DbError> {
         let mut refused = Vec::new();
         let table = Arc::clone(&self.group.table);
         let columns: Vec<usize> = if delete {
@@ -368,7 +377,7 @@ impl<'a> Run<'a, '_> {
         };
         let mut left = changes.into_iter().peekable();
         while left.peek().is_some() {
-            let mut grid = Grid::new(&table, &columns);
+            let mut grid = RowBatch::new(&table, &columns);
             let mut taken = Vec::new();
             for (key, nth) in left.by_ref().take(grid.room()) {
                 let line = &self.delivery.lines[nth];
@@ -395,11 +404,11 @@ impl<'a> Run<'a, '_> {
         &mut self,
         changes: Vec<(Cow<'a, str>, usize)>,
         refused: &mut Vec<(Cow<'a, str>, usize)>,
-    ) -> Result<Vec<(Cow<'a, str>, usize)>, Trouble> {
+    ) -> Result<Vec<(Cow<'a, str>, usize)>, DbError> {
         let table = Arc::clone(&self.group.table);
         let (site, at) = (self.delivery.site, self.delivery.at());
         let keys = changes.iter().map(|(key, _)| &**key);
-        let Some(mut copy) = Copy::find(self.connection, &table, site, at, keys).await? else {
+        let Some(mut copy) = CopyIn::find(self.connection, &table, site, at, keys).await? else {
             return Ok(changes);
         };
         let mut left = Vec::new();
@@ -408,11 +417,11 @@ impl<'a> Run<'a, '_> {
             match copy.push(&key, line.row().unwrap_or_default()).await {
                 Ok(true) => {}
                 Ok(false) => left.push((key, nth)),
-                Err(Stop::Row(reason)) => {
+                Err(CopyRefusal::Row(reason)) => {
                     reject(self.outcome, line, reason);
                     refused.push((key, nth));
                 }
-                Err(Stop::All(trouble)) => return Err(trouble),
+                Err(CopyRefusal::All(trouble)) => return Err(trouble),
             }
         }
         self.outcome.applied += copy.finish().await?;
@@ -420,13 +429,17 @@ impl<'a> Run<'a, '_> {
     }
 
     /// Applies a grid's rows. Answers the places of those that do not fit; without `careful` that is an error.
-    async fn grid(&mut self, grid: &Grid<'_>, delete: bool) -> Result<Vec<(usize, Reason)>, Trouble> {
-        let target = Target {
+    async fn grid(
+        &mut self,
+        grid: &RowBatch<'_>,
+        delete: bool,
+    ) -> Result<Vec<(usize, RejectReason)>, DbError> {
+        let target = ApplyTarget {
             site: self.delivery.site,
             at: self.delivery.at(),
             delete,
             guarded: self.group.buried,
-            form: Form {
+            form: StatementForm {
                 kept: self.history,
                 brief: false,
             },
@@ -455,16 +468,16 @@ impl<'a> Run<'a, '_> {
                     // Tombstones may have come, which the upserts after them must heed.
                     self.group.buried |= delete && count > 0;
                 }
-                Err(Trouble::Data { .. }) if self.careful && range.len() > 1 => {
+                Err(DbError::Data { .. }) if self.careful && range.len() > 1 => {
                     let middle = range.start + range.len() / 2;
                     ranges.push(middle..range.end);
                     ranges.push(range.start..middle);
                 }
-                Err(Trouble::Data { state, column }) if self.careful => {
+                Err(DbError::Data { state, column }) if self.careful => {
                     let column = column.or_else(|| grid.suspect(range.start));
                     let error = words(&state, column.as_deref());
                     let code = Cow::Owned(state);
-                    refused.push((range.start, Reason { code, error }));
+                    refused.push((range.start, RejectReason { code, error }));
                 }
                 Err(trouble) => return Err(trouble),
             }
@@ -474,22 +487,22 @@ impl<'a> Run<'a, '_> {
 }
 
 /// What a statement needs to know beside its rows.
-struct Target<'a> {
+struct ApplyTarget<'a> {
     site: &'a str,
     at: (i64, i64),
     delete: bool,
     guarded: bool,
-    form: Form,
+    form: StatementForm,
 }
 
-impl Target<'_> {
+impl ApplyTarget<'_> {
     /// Runs one statement over some rows of a grid. Answers how many took effect.
     async fn execute(
         &self,
         connection: &mut PgConnection,
-        grid: &Grid<'_>,
+        grid: &RowBatch<'_>,
         rows: &Range<usize>,
-    ) -> Result<u64, Trouble> {
+    ) -> Result<u64, DbError> {
         let encoded = grid.encode(rows)?;
         let sql = if self.delete {
             statement::delete(grid.table, grid.columns(), &encoded, self.form)

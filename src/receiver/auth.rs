@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::Shared;
-use super::answer::Refusal;
+use super::answer::ApiError;
 use super::media::plain;
-use super::shares::Share;
+use super::shares::SiteShare;
 use crate::error::{Error, Result};
-use crate::serve::Caller;
+use crate::serve::RemoteClient;
 
 /// A wrong key is forgotten after this time, and said in the log once in it for each source.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -26,11 +26,11 @@ const SOURCES: usize = 1024;
 
 /// The keys that count now. Clones share them.
 #[derive(Clone)]
-pub struct KeyRing(Arc<RwLock<Keys>>);
+pub struct KeyRing(Arc<RwLock<KeyHashes>>);
 
 impl KeyRing {
     pub(super) fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
-        Ok(Self(Arc::new(RwLock::new(Keys::new(keys)?))))
+        Ok(Self(Arc::new(RwLock::new(KeyHashes::new(keys)?))))
     }
 
     /// From now on these keys count, and no others.
@@ -38,7 +38,7 @@ impl KeyRing {
     /// # Errors
     /// A configuration error; the old keys stay then.
     pub fn replace(&self, keys: &BTreeMap<String, Vec<String>>) -> Result<()> {
-        let keys = Keys::new(keys)?;
+        let keys = KeyHashes::new(keys)?;
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
         Ok(())
     }
@@ -49,12 +49,12 @@ impl KeyRing {
 }
 
 /// The keys of all sites, as hashes: the keys themselves are not kept.
-struct Keys {
+struct KeyHashes {
     sites: Vec<Arc<str>>,
     hashes: Vec<(u32, [u8; 32])>,
 }
 
-impl Keys {
+impl KeyHashes {
     /// The keys of the settings.
     ///
     /// # Errors
@@ -111,9 +111,9 @@ impl Keys {
 /// Wrong keys of late, by where they came from: each is answered later than the one before, and a line of the log tells
 /// of the first. Whoever shows a valid key is not held up by them.
 #[derive(Default)]
-pub(super) struct Guesses(Mutex<HashMap<IpAddr, (Instant, u32)>>);
+pub(super) struct AuthThrottle(Mutex<HashMap<IpAddr, (Instant, u32)>>);
 
-impl Guesses {
+impl AuthThrottle {
     /// Notes one, and answers how long its answer shall wait.
     fn note(&self, from: IpAddr) -> Duration {
         let now = Instant::now();
@@ -138,22 +138,22 @@ impl Guesses {
 
 /// The site that a request's key belongs to, and what it may hold.
 #[derive(Debug, Clone)]
-pub(super) struct Site(pub(super) Arc<str>, pub(super) Arc<Share>);
+pub(super) struct AuthenticatedSite(pub(super) Arc<str>, pub(super) Arc<SiteShare>);
 
-impl FromRequestParts<Arc<Shared>> for Site {
-    type Rejection = Refusal;
+impl FromRequestParts<Arc<Shared>> for AuthenticatedSite {
+    type Rejection = ApiError;
 
     async fn from_request_parts(
         parts: &mut Parts,
         shared: &Arc<Shared>,
-    ) -> std::result::Result<Self, Refusal> {
+    ) -> std::result::Result<Self, ApiError> {
         let given = parts.headers.get(header::AUTHORIZATION);
         let bearer = given
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, key)| key.trim());
-        let caller = parts.extensions.get::<Caller>();
+        let caller = parts.extensions.get::<RemoteClient>();
         if let Some(site) = bearer.and_then(|key| shared.keys.site(key)) {
             let share = shared.shares.of(&site);
             if let Some(caller) = caller.filter(|caller| !caller.is_trusted())
@@ -166,7 +166,7 @@ impl FromRequestParts<Arc<Shared>> for Site {
         if let (Some(caller), Some(_)) = (caller, given) {
             tokio::time::sleep(shared.guesses.note(caller.address.ip())).await;
         }
-        Err(Refusal::new(
+        Err(ApiError::new(
             StatusCode::UNAUTHORIZED,
             "the API key is missing or not valid",
         ))
@@ -179,7 +179,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn wrong_keys_of_one_source_wait_longer_and_longer() {
-        let guesses = Guesses::default();
+        let guesses = AuthThrottle::default();
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
         let waits: Vec<u128> = (0..8).map(|_| guesses.note(one).as_millis()).collect();
         assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 1600, 1600]);

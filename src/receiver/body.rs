@@ -12,8 +12,8 @@ use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::answer::{Answer, Refusal};
-use super::shares::Share;
+use super::answer::{ApiError, ApiResult};
+use super::shares::SiteShare;
 
 /// How many bodies of the greatest size may be in memory at once.
 const BODIES: usize = 8;
@@ -35,12 +35,12 @@ const START: Duration = Duration::from_secs(60);
 const PACE: u64 = 1024;
 
 /// How fast a body comes.
-pub(super) struct Pace {
+pub(super) struct MinRate {
     began: Instant,
     bytes: u64,
 }
 
-impl Pace {
+impl MinRate {
     pub(super) fn begin() -> Self {
         Self {
             began: Instant::now(),
@@ -52,10 +52,10 @@ impl Pace {
     ///
     /// # Errors
     /// 408 where it is too little for the time.
-    pub(super) fn came(&mut self, bytes: usize) -> Answer<()> {
+    pub(super) fn came(&mut self, bytes: usize) -> ApiResult<()> {
         self.bytes += bytes as u64;
         if self.began.elapsed() > START + Duration::from_secs(self.bytes / PACE) {
-            return Err(Refusal::new(
+            return Err(ApiError::new(
                 StatusCode::REQUEST_TIMEOUT,
                 "the body comes too slowly",
             ));
@@ -66,7 +66,7 @@ impl Pace {
 
 /// The bound on bodies: of each one, and of all in memory.
 #[derive(Clone)]
-pub(super) struct Bounds {
+pub(super) struct MemoryBudget {
     one: usize,
     all: Arc<Semaphore>,
     /// Of the site that is served.
@@ -74,7 +74,7 @@ pub(super) struct Bounds {
 }
 
 /// A body in memory; its share of the bound on all is given back when it is dropped.
-pub(super) struct Held {
+pub(super) struct BufferedBody {
     pub(super) bytes: Bytes,
     _share: Vec<OwnedSemaphorePermit>,
 }
@@ -84,7 +84,7 @@ fn units(one: usize) -> usize {
     (one / UNIT + 1) * BODIES
 }
 
-impl Bounds {
+impl MemoryBudget {
     /// At most `one` bytes a body, after unpacking.
     pub(super) fn new(one: usize) -> Self {
         Self {
@@ -100,7 +100,7 @@ impl Bounds {
     }
 
     /// The same for the bodies of one site, which have a share of all.
-    pub(super) fn of(&self, share: &Share) -> Self {
+    pub(super) fn of(&self, share: &SiteShare) -> Self {
         Self {
             own: Some(Arc::clone(&share.memory)),
             ..self.clone()
@@ -108,21 +108,21 @@ impl Bounds {
     }
 
     /// Takes room for so many bytes, out of the site's share first.
-    fn take(&self, bytes: usize, taken: &mut Vec<OwnedSemaphorePermit>) -> Answer<()> {
+    fn take(&self, bytes: usize, taken: &mut Vec<OwnedSemaphorePermit>) -> ApiResult<()> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
         for room in self.own.iter().chain([&self.all]) {
             let room = Arc::clone(room).try_acquire_many_owned(units);
-            taken.push(room.map_err(|_| Refusal::later("too many requests at once"))?);
+            taken.push(room.map_err(|_| ApiError::later("too many requests at once"))?);
         }
         Ok(())
     }
 
-    fn too_large(&self) -> Refusal {
-        Refusal::too_large(format!("the body is larger than {} bytes", self.one))
+    fn too_large(&self) -> ApiError {
+        ApiError::too_large(format!("the body is larger than {} bytes", self.one))
     }
 
     /// Reads a body, and unpacks it where the headers say that it is packed with zstd.
-    pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> Answer<Held> {
+    pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> ApiResult<BufferedBody> {
         self.read_seen(headers, body, |_| {}).await
     }
 
@@ -132,7 +132,7 @@ impl Bounds {
         headers: &HeaderMap,
         body: Body,
         see: impl FnMut(&[u8]),
-    ) -> Answer<Held> {
+    ) -> ApiResult<BufferedBody> {
         let packed = match headers
             .get(header::CONTENT_ENCODING)
             .map(|value| value.as_bytes())
@@ -140,7 +140,7 @@ impl Bounds {
             None | Some(b"" | b"identity") => false,
             Some(value) if value.eq_ignore_ascii_case(b"zstd") => true,
             Some(_) => {
-                return Err(Refusal::new(
+                return Err(ApiError::new(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     "the body's encoding is not zstd",
                 ));
@@ -161,7 +161,7 @@ impl Bounds {
         let bounds = self.clone();
         tokio::task::spawn_blocking(move || bounds.unpack(&held.bytes))
             .await
-            .map_err(|error| Refusal::fault("unpack a body", &error))?
+            .map_err(|error| ApiError::fault("unpack a body", &error))?
     }
 
     async fn collect(
@@ -169,8 +169,8 @@ impl Bounds {
         body: Body,
         announced: Option<usize>,
         mut see: impl FnMut(&[u8]),
-    ) -> Answer<Held> {
-        let mut pace = Pace::begin();
+    ) -> ApiResult<BufferedBody> {
+        let mut pace = MinRate::begin();
         let mut stream = body.into_data_stream();
         let mut share = Vec::new();
         let mut all = Vec::new();
@@ -178,7 +178,7 @@ impl Bounds {
         let mut paid = 0;
         while let Some(chunk) = stream.next().await {
             let chunk = chunk
-                .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body ended before its end"))?;
+                .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body ended before its end"))?;
             pace.came(chunk.len())?;
             length += chunk.len();
             if length > self.one {
@@ -192,7 +192,7 @@ impl Bounds {
             }
             if all.is_empty() {
                 if Some(chunk.len()) == announced {
-                    return Ok(Held {
+                    return Ok(BufferedBody {
                         bytes: chunk,
                         _share: share,
                     });
@@ -204,14 +204,14 @@ impl Bounds {
             all.extend_from_slice(&chunk);
             see(&all);
         }
-        Ok(Held {
+        Ok(BufferedBody {
             bytes: Bytes::from(all),
             _share: share,
         })
     }
 
-    fn unpack(&self, packed: &[u8]) -> Answer<Held> {
-        let broken = |_| Refusal::malformed("the body is not valid zstd");
+    fn unpack(&self, packed: &[u8]) -> ApiResult<BufferedBody> {
+        let broken = |_| ApiError::malformed("the body is not valid zstd");
         let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(broken)?;
         decoder.window_log_max(ZSTD_WINDOW).map_err(broken)?;
         let mut share = Vec::new();
@@ -231,7 +231,7 @@ impl Bounds {
                 break;
             }
         }
-        Ok(Held {
+        Ok(BufferedBody {
             bytes: Bytes::from(plain),
             _share: share,
         })
@@ -250,7 +250,7 @@ mod tests {
                 (nth < 200).then(|| (Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 2048])), nth + 1))
             }))
         };
-        let bounds = Bounds::new(1 << 20);
+        let bounds = MemoryBudget::new(1 << 20);
         let read = bounds.read(&HeaderMap::new(), body(1)).await;
         assert_eq!(read.unwrap().bytes.len(), 200 * 2048);
         assert!(bounds.read(&HeaderMap::new(), body(5)).await.is_err());
@@ -258,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_packed_body_is_bounded_by_what_it_unpacks_to() {
-        let bounds = Bounds::new(1 << 20);
+        let bounds = MemoryBudget::new(1 << 20);
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_ENCODING, "zstd".parse().unwrap());
         let pack = |length: usize| Body::from(zstd::bulk::compress(&vec![b' '; length], 3).unwrap());

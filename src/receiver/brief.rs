@@ -13,12 +13,12 @@ use std::fmt::Write;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::Shared;
-use super::apply::{Delivery, Group, Outcome};
-use super::database::{self, Trouble};
-use super::encode::{Encoded, as_text};
-use super::grid::Grid;
-use super::statement::{self, Form};
-use super::writers::Writer;
+use super::apply::{BatchAnswer, BatchToApply, EntityChanges};
+use super::database::{self, DbError};
+use super::encode::{ArrayParam, as_text};
+use super::grid::RowBatch;
+use super::statement::{self, StatementForm};
+use super::writers::ApplyConnection;
 
 /// Changes and bytes of a brief batch, at most: above, the round trips are small beside the work.
 const CHANGES: usize = 64;
@@ -27,9 +27,9 @@ const BYTES: usize = 64 * 1024;
 /// Applies a brief batch, and commits. Returns its answer; `None` if it is not brief, or not a usual one.
 pub(super) async fn apply(
     shared: &Shared,
-    writer: &mut Writer<'_>,
-    delivery: &Delivery<'_>,
-) -> Result<Option<String>, Trouble> {
+    writer: &mut ApplyConnection<'_>,
+    delivery: &BatchToApply<'_>,
+) -> Result<Option<String>, DbError> {
     let lines = delivery.lines;
     let Some(first) = lines.first().filter(|_| lines.len() <= CHANGES) else {
         return Ok(None);
@@ -37,7 +37,7 @@ pub(super) async fn apply(
     let (entity, op) = (&first.entity, first.op());
     let delete = op == "delete";
     let alike = lines.iter().all(|line| line.entity == *entity && line.op() == op);
-    let size = |line: &super::lines::Line<'_>| line.row().or(line.key()).map_or(0, str::len);
+    let size = |line: &super::lines::ChangeLine<'_>| line.row().or(line.key()).map_or(0, str::len);
     let table = shared.tables.known(entity);
     let Some(table) = table
         .filter(|_| alike && (delete || op == "upsert") && lines.iter().map(size).sum::<usize>() <= BYTES)
@@ -49,14 +49,14 @@ pub(super) async fn apply(
     } else {
         (0..table.columns.len()).collect()
     };
-    let mut outcome = Outcome::default();
-    let mut group = Group::new(std::sync::Arc::clone(&table), None, true);
+    let mut outcome = BatchAnswer::default();
+    let mut group = EntityChanges::new(std::sync::Arc::clone(&table), None, true);
     for nth in 0..lines.len() {
         if group.add(lines, nth, &mut outcome).is_err() {
             return Ok(None);
         }
     }
-    let mut grid = Grid::new(&table, &columns);
+    let mut grid = RowBatch::new(&table, &columns);
     for (key, nth) in group.pending() {
         let line = &lines[nth];
         let text = if delete { line.key() } else { line.row() };
@@ -73,7 +73,7 @@ pub(super) async fn apply(
     else {
         return Ok(None);
     };
-    let form = Form {
+    let form = StatementForm {
         kept: shared.history,
         brief: true,
     };
@@ -85,7 +85,7 @@ pub(super) async fn apply(
         };
         (statement::brief_types(values.len()), body)
     };
-    let Writer {
+    let ApplyConnection {
         connection, prepared, ..
     } = writer;
     let named = (table.entity.as_str(), delete, table.version);
@@ -98,15 +98,15 @@ pub(super) async fn apply(
     let answered = sqlx::raw_sql(AssertSqlSafe(message))
         .fetch_all(connection)
         .await
-        .map_err(Trouble::from);
+        .map_err(DbError::from);
     let rows = match answered {
         Ok(rows) => rows,
-        Err(Trouble::Data { .. }) => return Ok(None),
+        Err(DbError::Data { .. }) => return Ok(None),
         Err(trouble) => return Err(trouble),
     };
     let answer = rows
         .last()
-        .ok_or_else(|| Trouble::Fault("a batch's statement returned nothing".to_owned()))?;
+        .ok_or_else(|| DbError::Fault("a batch's statement returned nothing".to_owned()))?;
     if answer.try_get::<Option<bool>, _>(0)? != Some(true) {
         return Ok(None);
     }
@@ -117,7 +117,12 @@ pub(super) async fn apply(
 }
 
 /// Both statements; none where a value holds a zero byte, which ends a message.
-fn message(delivery: &Delivery<'_>, name: &str, grid: &Grid<'_>, values: &[Encoded<'_>]) -> Option<String> {
+fn message(
+    delivery: &BatchToApply<'_>,
+    name: &str,
+    grid: &RowBatch<'_>,
+    values: &[ArrayParam<'_>],
+) -> Option<String> {
     let mut sql = database::site_lock(delivery.site);
     let _ = write!(sql, "; execute {name} (");
     literal(&mut sql, delivery.site);

@@ -8,20 +8,20 @@ use axum::http::{HeaderName, HeaderValue, header};
 use tracing::{Instrument, debug_span};
 
 use super::Shared;
-use super::answer::Answer;
-use super::apply::{self, Delivery};
-use super::auth::Site;
-use super::lines::Reader;
+use super::answer::ApiResult;
+use super::apply::{self, BatchToApply};
+use super::auth::AuthenticatedSite;
+use super::lines::ChangeLineReader;
 use super::turn::BatchHeaders;
 
 /// A header that tells what the server took of the time that the client waits.
-type ServerTiming = [(HeaderName, String); 1];
+type ServerTimingHeader = [(HeaderName, String); 1];
 
 /// An answer is stored and sent as text.
-type AnswerType = [(HeaderName, HeaderValue); 1];
+type AnswerContentType = [(HeaderName, HeaderValue); 1];
 
 /// From the body at hand to the commit, in milliseconds. Source: <https://www.w3.org/TR/server-timing/>.
-fn server_timing(took: Duration) -> ServerTiming {
+fn server_timing(took: Duration) -> ServerTimingHeader {
     let value = format!("apply;dur={:.3}", took.as_secs_f64() * 1000.0);
     [(HeaderName::from_static("server-timing"), value)]
 }
@@ -29,14 +29,14 @@ fn server_timing(took: Duration) -> ServerTiming {
 /// `POST /changes`.
 pub(super) async fn receive(
     State(shared): State<Arc<Shared>>,
-    Site(site, share): Site,
+    AuthenticatedSite(site, share): AuthenticatedSite,
     request: Request,
-) -> Answer<(ServerTiming, AnswerType, String)> {
+) -> ApiResult<(ServerTimingHeader, AnswerContentType, String)> {
     shared.offers("changes")?;
     let (parts, body) = request.into_parts();
     let headers = BatchHeaders::read(&parts.headers)?;
     // Read while they come: the rest of the body may wait for its turn at the other end.
-    let mut reader = Reader::default();
+    let mut reader = ChangeLineReader::default();
     let body = shared
         .bounds
         .of(&share)
@@ -44,7 +44,7 @@ pub(super) async fn receive(
         .await?;
     let begun = Instant::now();
     let lines = reader.end(&body.bytes)?;
-    let delivery = Delivery {
+    let delivery = BatchToApply {
         site: &site,
         headers: &headers,
         body_hash: *blake3::hash(&body.bytes).as_bytes(),

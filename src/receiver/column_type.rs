@@ -59,7 +59,7 @@ pub(super) struct ColumnType {
 
 /// What becomes of a column that stands with one type and is declared with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meeting {
+pub(super) enum TypeMerge {
     /// The standing type holds every value of the declared one.
     Keep,
     /// The column takes this wider type.
@@ -115,27 +115,27 @@ impl ColumnType {
     }
 
     /// What becomes of a column of this type that is now declared as `declared`.
-    pub(super) fn meet(self, declared: Self) -> Meeting {
+    pub(super) fn meet(self, declared: Self) -> TypeMerge {
         if self == declared || self == TEXT {
-            return Meeting::Keep;
+            return TypeMerge::Keep;
         }
         if declared == TEXT {
-            return Meeting::Widen(TEXT);
+            return TypeMerge::Widen(TEXT);
         }
         if self.array != declared.array {
             return if self.is("character varying") {
-                Meeting::Keep
+                TypeMerge::Keep
             } else {
-                Meeting::Conflict
+                TypeMerge::Conflict
             };
         }
         let Some(name) = wider(self.name, declared.name) else {
-            return Meeting::Conflict;
+            return TypeMerge::Conflict;
         };
         if name == self.name {
-            Meeting::Keep
+            TypeMerge::Keep
         } else {
-            Meeting::Widen(Self {
+            TypeMerge::Widen(Self {
                 name,
                 array: self.array,
             })
@@ -222,9 +222,9 @@ mod tests {
     #[test]
     fn types_widen_keep_or_conflict() {
         let meet = |one: &str, other: &str| match ColumnType::of(one).meet(ColumnType::of(other)) {
-            Meeting::Keep => "keep".to_owned(),
-            Meeting::Widen(to) => to.sql(),
-            Meeting::Conflict => "conflict".to_owned(),
+            TypeMerge::Keep => "keep".to_owned(),
+            TypeMerge::Widen(to) => to.sql(),
+            TypeMerge::Conflict => "conflict".to_owned(),
         };
         for (have, want, result) in [
             ("integer", "bigint", "bigint"),

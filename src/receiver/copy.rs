@@ -10,10 +10,10 @@ use std::sync::Arc;
 use sqlx::postgres::PgCopyIn;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::database::Trouble;
-use super::field::Form;
-use super::grid::{Grid, Reason};
-use super::schema::{Column, Table};
+use super::database::DbError;
+use super::field::CopyFormat;
+use super::grid::{RejectReason, RowBatch};
+use super::schema::{EntityTable, TableColumn};
 use super::statement;
 
 /// Fewer rows than this are not worth the way.
@@ -28,18 +28,18 @@ const PIECE: usize = 64 * 1024;
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
 /// Why a row was not taken.
-pub(super) enum Stop {
+pub(super) enum CopyRefusal {
     /// The row is not right.
-    Row(Reason),
+    Row(RejectReason),
     /// The copy broke off.
-    All(Trouble),
+    All(DbError),
 }
 
 /// A copy under way.
-pub(super) struct Copy<'c, 't> {
+pub(super) struct CopyIn<'c, 't> {
     copy: PgCopyIn<&'c mut PgConnection>,
-    grid: Grid<'t>,
-    forms: Vec<Form>,
+    grid: RowBatch<'t>,
+    forms: Vec<CopyFormat>,
     /// Keys above this are new; none where all are.
     highest: Option<i64>,
     /// What each row begins with: the number of fields, the site, the epoch and the version.
@@ -48,19 +48,24 @@ pub(super) struct Copy<'c, 't> {
     rows: u64,
 }
 
-impl<'c, 't> Copy<'c, 't> {
+impl<'c, 't> CopyIn<'c, 't> {
     /// Begins a copy where enough of these keys are new to the table, and its columns have a binary form here.
     pub(super) async fn find(
         connection: &'c mut PgConnection,
-        table: &'t Table,
+        table: &'t EntityTable,
         site: &Arc<str>,
         (epoch, version): (i64, i64),
         keys: impl ExactSizeIterator<Item = &str> + Clone,
-    ) -> Result<Option<Self>, Trouble> {
+    ) -> Result<Option<Self>, DbError> {
         if keys.len() < WORTH || !leading(table).is_some_and(is_whole) {
             return Ok(None);
         }
-        let Some(forms) = table.columns.iter().map(|column| Form::of(column.of)).collect() else {
+        let Some(forms) = table
+            .columns
+            .iter()
+            .map(|column| CopyFormat::of(column.of))
+            .collect()
+        else {
             return Ok(None);
         };
         let numbers = keys.filter_map(|key| number(table, key));
@@ -81,7 +86,7 @@ impl<'c, 't> Copy<'c, 't> {
             return Ok(None);
         }
         let columns: Vec<usize> = (0..table.columns.len()).collect();
-        let grid = Grid::new(table, &columns);
+        let grid = RowBatch::new(table, &columns);
         let copy = connection
             .copy_in_raw(&statement::copy(table, grid.columns()))
             .await?;
@@ -103,14 +108,14 @@ impl<'c, 't> Copy<'c, 't> {
 
     /// Takes a row whose own key must be `key`. Answers whether it did: one that may stand, or has a value in another
     /// form than the usual one, has to go another way.
-    pub(super) async fn push(&mut self, key: &str, row: &'t str) -> Result<bool, Stop> {
+    pub(super) async fn push(&mut self, key: &str, row: &'t str) -> Result<bool, CopyRefusal> {
         let table = self.grid.table;
         let is_new = |number| self.highest.is_none_or(|highest| number > highest);
         if !number(table, key).is_some_and(is_new) {
             return Ok(false);
         }
         self.grid.clear();
-        self.grid.push(row, key, true).map_err(Stop::Row)?;
+        self.grid.push(row, key, true).map_err(CopyRefusal::Row)?;
         let start = self.buffer.len();
         self.buffer.extend_from_slice(&self.opening);
         for (form, cell) in self.forms.iter().zip(self.grid.row(0)) {
@@ -121,19 +126,19 @@ impl<'c, 't> Copy<'c, 't> {
         }
         self.rows += 1;
         if self.buffer.len() >= PIECE {
-            self.send().await.map_err(Stop::All)?;
+            self.send().await.map_err(CopyRefusal::All)?;
         }
         Ok(true)
     }
 
-    async fn send(&mut self) -> Result<(), Trouble> {
+    async fn send(&mut self) -> Result<(), DbError> {
         self.copy.send(self.buffer.as_slice()).await?;
         self.buffer.clear();
         Ok(())
     }
 
     /// Ends the copy. Answers how many rows it took.
-    pub(super) async fn finish(mut self) -> Result<u64, Trouble> {
+    pub(super) async fn finish(mut self) -> Result<u64, DbError> {
         self.buffer.extend_from_slice(&(-1_i16).to_be_bytes());
         self.send().await?;
         let rows = self.copy.finish().await?;
@@ -141,7 +146,7 @@ impl<'c, 't> Copy<'c, 't> {
             Ok(rows)
         } else {
             let cause = format!("{rows} rows of {} were copied", self.rows);
-            Err(Trouble::Fault(cause))
+            Err(DbError::Fault(cause))
         }
     }
 }
@@ -152,18 +157,18 @@ fn put(buffer: &mut Vec<u8>, field: &[u8]) {
     buffer.extend_from_slice(field);
 }
 
-fn leading(table: &Table) -> Option<&Column> {
+fn leading(table: &EntityTable) -> Option<&TableColumn> {
     table.key.first().map(|&place| &table.columns[place])
 }
 
-fn is_whole(column: &Column) -> bool {
+fn is_whole(column: &TableColumn) -> bool {
     ["smallint", "integer", "bigint"]
         .iter()
         .any(|name| column.of.is(name))
 }
 
 /// The first value of a canonical key, as a number.
-fn number(table: &Table, key: &str) -> Option<i64> {
+fn number(table: &EntityTable, key: &str) -> Option<i64> {
     if table.key.len() == 1 {
         return key.parse().ok();
     }

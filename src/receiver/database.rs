@@ -7,7 +7,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
-use super::writers::Writers;
+use super::writers::ApplyPool;
 use crate::error::{Error, Kind, Result, chain};
 
 /// The migrations, without sqlx's own lock: it is an advisory one, which any role could hold for ever.
@@ -26,7 +26,7 @@ pub(super) const STATEMENTS: usize = 500;
 const CONNECT: &str = "connect the receiver's database";
 
 /// Connects, and brings schema `cloud_meta` up to date.
-pub(super) async fn open(url: &str) -> Result<(PgPool, Writers)> {
+pub(super) async fn open(url: &str) -> Result<(PgPool, ApplyPool)> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|_| {
             Error::config(CONNECT, "its URL cannot be read")
@@ -54,7 +54,7 @@ pub(super) async fn open(url: &str) -> Result<(PgPool, Writers)> {
     let mut connection = options.clone().connect().await.map_err(unreachable)?;
     migrate(&mut connection).await?;
     connection.close().await.map_err(unreachable)?;
-    let writers = Writers::new(&options);
+    let writers = ApplyPool::new(&options);
     let pool = PgPoolOptions::new()
         .max_connections(CONNECTIONS)
         .acquire_timeout(Duration::from_secs(10))
@@ -143,18 +143,18 @@ fn site_lock_name(site: &str) -> String {
 }
 
 /// Holds everyone else's writing of this site back until the transaction ends.
-pub(super) async fn lock_site(connection: &mut PgConnection, site: &str) -> std::result::Result<(), Trouble> {
+pub(super) async fn lock_site(connection: &mut PgConnection, site: &str) -> std::result::Result<(), DbError> {
     lock(connection, &site_lock_name(site)).await
 }
 
 /// Holds everyone else's changing of tables back until the transaction ends.
-pub(super) async fn lock_tables(connection: &mut PgConnection) -> std::result::Result<(), Trouble> {
+pub(super) async fn lock_tables(connection: &mut PgConnection) -> std::result::Result<(), DbError> {
     lock(connection, "tables").await
 }
 
 /// Takes the lock, and pins how the transaction's statements are planned: by index, once for all. They are prepared
 /// while a table is still empty, when a scan of it looks cheap, and they must not stay so while it fills.
-async fn lock(connection: &mut PgConnection, name: &str) -> std::result::Result<(), Trouble> {
+async fn lock(connection: &mut PgConnection, name: &str) -> std::result::Result<(), DbError> {
     sqlx::query(include_str!("../../sql/receiver/lock.sql"))
         .bind(name)
         .execute(connection)
@@ -164,7 +164,7 @@ async fn lock(connection: &mut PgConnection, name: &str) -> std::result::Result<
 
 /// What an error of the database means for a request. None of it carries a row's values.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum DbError {
     /// It is away, overloaded, or another transaction stood in the way: the same request will pass later.
     Transient(String),
     /// A row does not fit: its SQLSTATE, and the column or constraint where PostgreSQL named one.
@@ -178,7 +178,7 @@ pub(super) enum Trouble {
     Fault(String),
 }
 
-impl From<sqlx::Error> for Trouble {
+impl From<sqlx::Error> for DbError {
     fn from(error: sqlx::Error) -> Self {
         let sqlx::Error::Database(database) = &error else {
             return match error {
@@ -195,8 +195,8 @@ impl From<sqlx::Error> for Trouble {
         let state = database.code().unwrap_or_default().into_owned();
         match standing(&state) {
             // Messages of these classes name objects and limits of the server, never values.
-            Standing::Transient => Self::Transient(format!("{state} {}", database.message())),
-            Standing::Data => {
+            SqlstateClass::Transient => Self::Transient(format!("{state} {}", database.message())),
+            SqlstateClass::Data => {
                 let postgres = database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>();
                 let column = postgres.and_then(|error| error.column().or(error.constraint()));
                 Self::Data {
@@ -204,30 +204,30 @@ impl From<sqlx::Error> for Trouble {
                     state,
                 }
             }
-            Standing::Fault if state.starts_with("42") => {
+            SqlstateClass::Fault if state.starts_with("42") => {
                 Self::Fault(format!("{state} {}", database.message()))
             }
-            Standing::Fault => Self::Fault(format!("SQLSTATE {state}")),
+            SqlstateClass::Fault => Self::Fault(format!("SQLSTATE {state}")),
         }
     }
 }
 
-enum Standing {
+enum SqlstateClass {
     Transient,
     Data,
     Fault,
 }
 
 /// Source: PostgreSQL manual, appendix A, "PostgreSQL Error Codes".
-fn standing(state: &str) -> Standing {
+fn standing(state: &str) -> SqlstateClass {
     match state {
-        "40001" | "40P01" | "55P03" => Standing::Transient,
+        "40001" | "40P01" | "55P03" => SqlstateClass::Transient,
         // A value of a type that does not go into the column; two rows of one key in one statement.
-        "42804" | "42846" | "21000" => Standing::Data,
+        "42804" | "42846" | "21000" => SqlstateClass::Data,
         _ => match state.get(..2).unwrap_or_default() {
-            "08" | "53" | "57" | "58" => Standing::Transient,
-            "22" | "23" | "54" | "0A" => Standing::Data,
-            _ => Standing::Fault,
+            "08" | "53" | "57" | "58" => SqlstateClass::Transient,
+            "22" | "23" | "54" | "0A" => SqlstateClass::Data,
+            _ => SqlstateClass::Fault,
         },
     }
 }

@@ -20,7 +20,7 @@ use super::json;
 const EPOCH_DAYS: i64 = 10_957;
 
 /// One column's values, ready to be bound.
-pub(super) enum Encoded<'a> {
+pub(super) enum ArrayParam<'a> {
     Boolean(Vec<Option<bool>>),
     SmallInt(Vec<Option<i16>>),
     Integer(Vec<Option<i32>>),
@@ -92,18 +92,18 @@ fn all<'a, T>(
 pub(super) fn encode<'a>(
     of: ColumnType,
     cells: impl Iterator<Item = Option<&'a str>> + Clone,
-) -> Option<Encoded<'a>> {
+) -> Option<ArrayParam<'a>> {
     if of.array {
         return as_text(of, cells);
     }
     let usual = match of.name {
-        "boolean" => all(cells.clone(), |token| token.parse().ok()).map(Encoded::Boolean),
-        "smallint" => all(cells.clone(), |token| token.parse().ok()).map(Encoded::SmallInt),
-        "integer" => all(cells.clone(), |token| token.parse().ok()).map(Encoded::Integer),
-        "bigint" => all(cells.clone(), |token| token.parse().ok()).map(Encoded::BigInt),
-        "date" => all(cells.clone(), date).map(Encoded::Date),
-        "timestamp without time zone" => all(cells.clone(), timestamp).map(Encoded::Timestamp),
-        "timestamp with time zone" => all(cells.clone(), timestamptz).map(Encoded::TimestampTz),
+        "boolean" => all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::Boolean),
+        "smallint" => all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::SmallInt),
+        "integer" => all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::Integer),
+        "bigint" => all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::BigInt),
+        "date" => all(cells.clone(), date).map(ArrayParam::Date),
+        "timestamp without time zone" => all(cells.clone(), timestamp).map(ArrayParam::Timestamp),
+        "timestamp with time zone" => all(cells.clone(), timestamptz).map(ArrayParam::TimestampTz),
         _ => None,
     };
     usual.or_else(|| as_text(of, cells))
@@ -113,17 +113,17 @@ pub(super) fn encode<'a>(
 pub(super) fn as_text<'a>(
     of: ColumnType,
     cells: impl Iterator<Item = Option<&'a str>>,
-) -> Option<Encoded<'a>> {
+) -> Option<ArrayParam<'a>> {
     if of.array || of.name == "json" || of.name == "jsonb" {
-        all(cells, |token| Some(Cow::Borrowed(token))).map(Encoded::Cast)
+        all(cells, |token| Some(Cow::Borrowed(token))).map(ArrayParam::Cast)
     } else if of.name == "text" || of.name == "character varying" {
-        all(cells, json::text).map(Encoded::Text)
+        all(cells, json::value_as_text).map(ArrayParam::Text)
     } else {
-        all(cells, json::text).map(Encoded::Cast)
+        all(cells, json::value_as_text).map(ArrayParam::Cast)
     }
 }
 
-impl Encoded<'_> {
+impl ArrayParam<'_> {
     /// The values of a column that travels as text.
     pub(super) fn texts(&self) -> Option<impl Iterator<Item = Option<&str>>> {
         match self {
@@ -325,8 +325,8 @@ mod tests {
     fn one_unusual_value_makes_the_column_text() {
         let of = ColumnType::of("bigint");
         let usual = encode(of, [Some("1"), None, Some("null")].into_iter()).unwrap();
-        assert!(matches!(usual, Encoded::BigInt(values) if values == [Some(1), None, None]));
+        assert!(matches!(usual, ArrayParam::BigInt(values) if values == [Some(1), None, None]));
         let unusual = encode(of, [Some("1"), Some("\"2\"")].into_iter()).unwrap();
-        assert!(matches!(unusual, Encoded::Cast(values) if values[1].as_deref() == Some("2")));
+        assert!(matches!(unusual, ArrayParam::Cast(values) if values[1].as_deref() == Some("2")));
     }
 }

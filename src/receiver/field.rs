@@ -11,7 +11,7 @@ use super::json;
 
 /// How a column's values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum CopyFormat {
     Boolean,
     SmallInt,
     Integer,
@@ -30,7 +30,7 @@ pub(super) enum Form {
     Uuid,
 }
 
-impl Form {
+impl CopyFormat {
     /// The form of a type; none where it has none here.
     pub(super) fn of(of: ColumnType) -> Option<Self> {
         if of.array {
@@ -92,7 +92,7 @@ impl Form {
                 let number: f64 = token.parse().ok()?;
                 put(&usual(token, number.is_normal()).then_some(number)?.to_be_bytes());
             }
-            Self::Text => put(json::text(token)?.as_bytes()),
+            Self::Text => put(json::value_as_text(token)?.as_bytes()),
             Self::Json => put(token.as_bytes()),
             Self::Jsonb => {
                 put(&[1]);
@@ -213,7 +213,7 @@ fn uuid(text: &[u8]) -> Option<[u8; 16]> {
 mod tests {
     use super::*;
 
-    fn put(form: Form, token: &str) -> Option<Vec<u8>> {
+    fn put(form: CopyFormat, token: &str) -> Option<Vec<u8>> {
         let mut buffer = Vec::new();
         form.put(&mut buffer, Some(token)).then(|| buffer.split_off(4))
     }
@@ -234,25 +234,25 @@ mod tests {
             ),
             ("0.00001", vec![0, 1, 0xff, 0xfe, 0, 0, 0, 5, 0x03, 0xe8]),
         ] {
-            assert_eq!(put(Form::Numeric, token), Some(bytes), "{token}");
+            assert_eq!(put(CopyFormat::Numeric, token), Some(bytes), "{token}");
         }
         for token in ["1e5", "\"NaN\"", "", "-", ".5", "1..2", "1.-2"] {
-            assert_eq!(put(Form::Numeric, token), None, "{token}");
+            assert_eq!(put(CopyFormat::Numeric, token), None, "{token}");
         }
     }
 
     #[test]
     fn other_forms_are_left_to_postgresql() {
         for (form, token) in [
-            (Form::Boolean, "\"t\""),
-            (Form::SmallInt, "40000"),
-            (Form::Double, "1e400"),
-            (Form::Double, "1e-400"),
-            (Form::Double, "\"NaN\""),
-            (Form::Bytea, "\"AA=\\n\""),
-            (Form::Time, "\"24:00:00\""),
-            (Form::Uuid, "\"{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}\""),
-            (Form::Text, "\"\\ud800\""),
+            (CopyFormat::Boolean, "\"t\""),
+            (CopyFormat::SmallInt, "40000"),
+            (CopyFormat::Double, "1e400"),
+            (CopyFormat::Double, "1e-400"),
+            (CopyFormat::Double, "\"NaN\""),
+            (CopyFormat::Bytea, "\"AA=\\n\""),
+            (CopyFormat::Time, "\"24:00:00\""),
+            (CopyFormat::Uuid, "\"{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}\""),
+            (CopyFormat::Text, "\"\\ud800\""),
         ] {
             assert_eq!(put(form, token), None, "{token}");
         }
@@ -260,16 +260,19 @@ mod tests {
 
     #[test]
     fn usual_values_are_exact() {
-        assert_eq!(put(Form::Double, "0.1"), Some(0.1_f64.to_be_bytes().to_vec()));
-        assert_eq!(put(Form::Real, "0.1"), Some(0.1_f32.to_be_bytes().to_vec()));
-        assert_eq!(put(Form::Bytea, "\"AAH/\""), Some(vec![0, 1, 255]));
         assert_eq!(
-            put(Form::Time, "\"00:00:01.5\""),
+            put(CopyFormat::Double, "0.1"),
+            Some(0.1_f64.to_be_bytes().to_vec())
+        );
+        assert_eq!(put(CopyFormat::Real, "0.1"), Some(0.1_f32.to_be_bytes().to_vec()));
+        assert_eq!(put(CopyFormat::Bytea, "\"AAH/\""), Some(vec![0, 1, 255]));
+        assert_eq!(
+            put(CopyFormat::Time, "\"00:00:01.5\""),
             Some(1_500_000_i64.to_be_bytes().to_vec())
         );
-        assert_eq!(put(Form::Jsonb, "[1]"), Some(b"\x01[1]".to_vec()));
+        assert_eq!(put(CopyFormat::Jsonb, "[1]"), Some(b"\x01[1]".to_vec()));
         assert_eq!(
-            put(Form::Uuid, "\"00010203-0405-0607-0809-0a0b0c0d0eff\"").map(|bytes| bytes[15]),
+            put(CopyFormat::Uuid, "\"00010203-0405-0607-0809-0a0b0c0d0eff\"").map(|bytes| bytes[15]),
             Some(255)
         );
     }

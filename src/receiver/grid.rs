@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::database::Trouble;
-use super::encode::{Encoded, encode};
+use super::database::DbError;
+use super::encode::{ArrayParam, encode};
 use super::json::{self, Members};
-use super::schema::{Column, Table};
+use super::schema::{EntityTable, TableColumn};
 
 /// Rows and cells that go into one statement at most: each row costs memory here and in the server.
 const ROWS: usize = 20_000;
@@ -14,13 +14,13 @@ const CELLS: usize = 1_000_000;
 
 /// Why a change is rejected. No values in it.
 #[derive(Debug)]
-pub(super) struct Reason {
+pub(super) struct RejectReason {
     /// An SQLSTATE, or a word of ours.
     pub(super) code: Cow<'static, str>,
     pub(super) error: String,
 }
 
-impl Reason {
+impl RejectReason {
     pub(super) fn new(code: &'static str, error: impl Into<String>) -> Self {
         Self {
             code: Cow::Borrowed(code),
@@ -30,9 +30,9 @@ impl Reason {
 }
 
 /// Rows with the values of some of a table's columns.
-pub(super) struct Grid<'a> {
-    pub(super) table: &'a Table,
-    columns: Vec<&'a Column>,
+pub(super) struct RowBatch<'a> {
+    pub(super) table: &'a EntityTable,
+    columns: Vec<&'a TableColumn>,
     /// For each of the table's columns, its place in the grid.
     places: Vec<Option<usize>>,
     cells: Vec<Option<&'a str>>,
@@ -41,9 +41,9 @@ pub(super) struct Grid<'a> {
     order: Vec<usize>,
 }
 
-impl<'a> Grid<'a> {
+impl<'a> RowBatch<'a> {
     /// An empty grid of these of the table's columns.
-    pub(super) fn new(table: &'a Table, columns: &[usize]) -> Self {
+    pub(super) fn new(table: &'a EntityTable, columns: &[usize]) -> Self {
         let mut places = vec![None; table.columns.len()];
         for (place, &column) in columns.iter().enumerate() {
             places[column] = Some(place);
@@ -67,7 +67,7 @@ impl<'a> Grid<'a> {
         self.rows
     }
 
-    pub(super) fn columns(&self) -> &[&'a Column] {
+    pub(super) fn columns(&self) -> &[&'a TableColumn] {
         &self.columns
     }
 
@@ -84,14 +84,14 @@ impl<'a> Grid<'a> {
     }
 
     /// Adds a row, whose own key must be `key`. With `strict`, it must have no member that is not a column.
-    pub(super) fn push(&mut self, row: &'a str, key: &str, strict: bool) -> Result<(), Reason> {
+    pub(super) fn push(&mut self, row: &'a str, key: &str, strict: bool) -> Result<(), RejectReason> {
         let start = self.cells.len();
         self.cells.resize(start + self.columns.len(), None);
         let read = self.read(row, start, strict).and_then(|()| {
             if self.key(start)? == key {
                 Ok(())
             } else {
-                Err(Reason::new(
+                Err(RejectReason::new(
                     "key-mismatch",
                     "the row's own key is not the change's",
                 ))
@@ -104,9 +104,9 @@ impl<'a> Grid<'a> {
         read
     }
 
-    fn read(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), Reason> {
-        let mut members =
-            Members::of(row).ok_or_else(|| Reason::new("not-an-object", "the row is not a JSON object"))?;
+    fn read(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), RejectReason> {
+        let mut members = Members::of(row)
+            .ok_or_else(|| RejectReason::new("not-an-object", "the row is not a JSON object"))?;
         for nth in 0.. {
             let remembered = self.order.get(nth).copied();
             let expected = remembered
@@ -135,7 +135,7 @@ impl<'a> Grid<'a> {
         Ok(())
     }
 
-    fn key(&self, start: usize) -> Result<Cow<'a, str>, Reason> {
+    fn key(&self, start: usize) -> Result<Cow<'a, str>, RejectReason> {
         canonical(
             self.table,
             self.table
@@ -158,12 +158,12 @@ impl<'a> Grid<'a> {
     ///
     /// # Errors
     /// A string of a column holds half a surrogate pair, which no text can. It is told as PostgreSQL would tell it.
-    pub(super) fn encode(&self, rows: &Range<usize>) -> Result<Vec<Encoded<'a>>, Trouble> {
+    pub(super) fn encode(&self, rows: &Range<usize>) -> Result<Vec<ArrayParam<'a>>, DbError> {
         self.columns
             .iter()
             .enumerate()
             .map(|(place, column)| {
-                encode(column.of, self.column(place, rows.clone())).ok_or_else(|| Trouble::Data {
+                encode(column.of, self.column(place, rows.clone())).ok_or_else(|| DbError::Data {
                     state: "22P05".to_owned(),
                     column: Some(column.name.clone()),
                 })
@@ -187,8 +187,8 @@ impl<'a> Grid<'a> {
 }
 
 /// The reason for a member that is not a column.
-pub(super) fn unknown_column(table: &Table, name: &str) -> Reason {
-    Reason::new(
+pub(super) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
+    RejectReason::new(
         "unknown-column",
         format!(
             "{} has no column {name} in the cloud; declare it with PUT /schema/{{path}} first",
@@ -198,9 +198,9 @@ pub(super) fn unknown_column(table: &Table, name: &str) -> Reason {
 }
 
 /// A change's key in a form that is the same for keys that differ in blanks, order of members and escapes only.
-pub(super) fn canonical_key<'a>(table: &Table, key: &'a str) -> Result<Cow<'a, str>, Reason> {
+pub(super) fn canonical_key<'a>(table: &EntityTable, key: &'a str) -> Result<Cow<'a, str>, RejectReason> {
     let members =
-        Members::of(key).ok_or_else(|| Reason::new("key-missing", "the key is not a JSON object"))?;
+        Members::of(key).ok_or_else(|| RejectReason::new("key-missing", "the key is not a JSON object"))?;
     if let [only] = table.key[..] {
         let name = &table.columns[only].name;
         let value = members.filter(|(member, _)| member == name).last();
@@ -218,20 +218,20 @@ pub(super) fn canonical_key<'a>(table: &Table, key: &'a str) -> Result<Cow<'a, s
 }
 
 fn canonical<'a>(
-    table: &Table,
+    table: &EntityTable,
     values: impl Iterator<Item = Option<&'a str>>,
-) -> Result<Cow<'a, str>, Reason> {
+) -> Result<Cow<'a, str>, RejectReason> {
     let mut joined: Option<Cow<'a, str>> = None;
     for (nth, value) in values.enumerate() {
         let missing = || {
             let column = &table.columns[table.key[nth]].name;
-            Reason::new(
+            RejectReason::new(
                 "key-missing",
                 format!("the key column {column} is missing or null"),
             )
         };
         let value = value.filter(|value| *value != "null").ok_or_else(missing)?;
-        let value = json::text(value).ok_or_else(missing)?;
+        let value = json::value_as_text(value).ok_or_else(missing)?;
         joined = Some(match joined {
             None if table.key.len() == 1 => value,
             before => {
@@ -244,5 +244,5 @@ fn canonical<'a>(
             }
         });
     }
-    joined.ok_or_else(|| Reason::new("key-missing", "the key is empty"))
+    joined.ok_or_else(|| RejectReason::new("key-missing", "the key is empty"))
 }

@@ -98,7 +98,7 @@ impl<'a> Members<'a> {
         }
         let name = self.at;
         self.pass_string()?;
-        let name = string(self.text.get(name..self.at)?)?;
+        let name = string_content(self.text.get(name..self.at)?)?;
         self.skip(b':');
         let value = self.at;
         self.pass_value()?;
@@ -119,7 +119,7 @@ impl<'a> Iterator for Members<'a> {
 }
 
 /// What a JSON string (with its quotes) says; none where it holds half a surrogate pair.
-fn string(token: &str) -> Option<Cow<'_, str>> {
+fn string_content(token: &str) -> Option<Cow<'_, str>> {
     let inner = token.get(1..token.len().checked_sub(1)?)?;
     if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
         return Some(Cow::Borrowed(inner));
@@ -128,9 +128,9 @@ fn string(token: &str) -> Option<Cow<'_, str>> {
 }
 
 /// A value as text: a string's content, anything else as it is written; none where it cannot be text.
-pub(super) fn text(value: &str) -> Option<Cow<'_, str>> {
+pub(super) fn value_as_text(value: &str) -> Option<Cow<'_, str>> {
     if value.starts_with('"') {
-        string(value)
+        string_content(value)
     } else {
         Some(Cow::Borrowed(value))
     }
@@ -182,8 +182,8 @@ mod tests {
 
     #[test]
     fn text_unescapes_strings_only() {
-        assert_eq!(text("\"a\\nb\"").unwrap(), "a\nb");
-        assert_eq!(text("12.50").unwrap(), "12.50");
-        assert!(text("\"\\ud800\"").is_none());
+        assert_eq!(value_as_text("\"a\\nb\"").unwrap(), "a\nb");
+        assert_eq!(value_as_text("12.50").unwrap(), "12.50");
+        assert!(value_as_text("\"\\ud800\"").is_none());
     }
 }

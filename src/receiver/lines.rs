@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::answer::{Answer, Refusal};
+use super::answer::{ApiError, ApiResult};
 use super::json::{self, Members};
 use super::schema::place_of;
 
@@ -18,7 +18,7 @@ const PIECE: usize = 64 * 1024;
 
 /// One line of the request.
 #[derive(Deserialize)]
-struct Parsed<'a> {
+struct ChangeLineJson<'a> {
     position: i64,
     #[serde(borrow)]
     entity: Cow<'a, str>,
@@ -31,7 +31,7 @@ struct Parsed<'a> {
 }
 
 /// One line of the request.
-pub(super) struct Line<'a> {
+pub(super) struct ChangeLine<'a> {
     pub(super) position: i64,
     pub(super) entity: Cow<'a, str>,
     op: Cow<'a, str>,
@@ -41,7 +41,7 @@ pub(super) struct Line<'a> {
     pub(super) number: usize,
 }
 
-impl<'a> Line<'a> {
+impl<'a> ChangeLine<'a> {
     pub(super) fn op(&self) -> &str {
         &self.op
     }
@@ -58,17 +58,17 @@ impl<'a> Line<'a> {
 }
 
 /// A line by its places in the body, which may move while it grows.
-struct Place {
+struct LineSpans {
     position: i64,
-    entity: Text,
-    op: Text,
+    entity: TextSpan,
+    op: TextSpan,
     key: Option<Range<usize>>,
     row: Option<Range<usize>>,
     number: usize,
 }
 
 /// A string of the body.
-enum Text {
+enum TextSpan {
     At(Range<usize>),
     /// It was written with escapes.
     Unescaped(String),
@@ -77,15 +77,15 @@ enum Text {
 /// Reads the lines of a body, while it comes. A line that is not a change refuses the whole request, as nothing tells what
 /// else is wrong.
 #[derive(Default)]
-pub(super) struct Reader {
-    lines: Vec<Place>,
+pub(super) struct ChangeLineReader {
+    lines: Vec<LineSpans>,
     /// The bytes and the line breaks that were read.
     bytes: usize,
     breaks: usize,
-    refusal: Option<Refusal>,
+    refusal: Option<ApiError>,
 }
 
-impl Reader {
+impl ChangeLineReader {
     /// Reads on. `body` is what has come of it from its beginning.
     pub(super) fn come(&mut self, body: &[u8]) {
         let new = &body[self.bytes..];
@@ -98,18 +98,18 @@ impl Reader {
     }
 
     /// Reads the rest, and answers all lines.
-    pub(super) fn end(mut self, body: &[u8]) -> Answer<Vec<Line<'_>>> {
+    pub(super) fn end(mut self, body: &[u8]) -> ApiResult<Vec<ChangeLine<'_>>> {
         self.read(&body[self.bytes..]);
         if let Some(refusal) = self.refusal {
             return Err(refusal);
         }
-        let body = text(body, 0)?;
+        let body = utf8_text(body, 0)?;
         let at = |place: Range<usize>| &body[place];
-        let string = |text: Text| match text {
-            Text::At(place) => Cow::Borrowed(at(place)),
-            Text::Unescaped(text) => Cow::Owned(text),
+        let string = |text: TextSpan| match text {
+            TextSpan::At(place) => Cow::Borrowed(at(place)),
+            TextSpan::Unescaped(text) => Cow::Owned(text),
         };
-        let lines = self.lines.into_iter().map(|place| Line {
+        let lines = self.lines.into_iter().map(|place| ChangeLine {
             position: place.position,
             entity: string(place.entity),
             op: string(place.op),
@@ -128,16 +128,16 @@ impl Reader {
         self.bytes += lines.len();
     }
 
-    fn parse(&mut self, lines: &[u8]) -> Answer<()> {
+    fn parse(&mut self, lines: &[u8]) -> ApiResult<()> {
         let (start, before) = (self.bytes, self.breaks);
-        let lines = text(lines, before)?;
+        let lines = utf8_text(lines, before)?;
         let whole = |part: &str| {
             let from = start + (part.as_ptr() as usize - lines.as_ptr() as usize);
             from..from + part.len()
         };
         let string = |text: Cow<'_, str>| match text {
-            Cow::Borrowed(text) => Text::At(whole(text)),
-            Cow::Owned(text) => Text::Unescaped(text),
+            Cow::Borrowed(text) => TextSpan::At(whole(text)),
+            Cow::Owned(text) => TextSpan::Unescaped(text),
         };
         for (nth, line) in lines.split('\n').enumerate() {
             self.breaks = before + nth;
@@ -146,17 +146,17 @@ impl Reader {
             }
             let number = self.breaks + 1;
             if self.lines.len() == LINES {
-                return Err(Refusal::too_large(format!("more than {LINES} lines")));
+                return Err(ApiError::too_large(format!("more than {LINES} lines")));
             }
-            let read: Parsed<'_> = serde_json::from_str(line).map_err(|error| {
-                Refusal::malformed(format!("line {number} is not a change: {}", place_of(&error)))
+            let read: ChangeLineJson<'_> = serde_json::from_str(line).map_err(|error| {
+                ApiError::malformed(format!("line {number} is not a change: {}", place_of(&error)))
             })?;
             if read.position < 0 {
-                return Err(Refusal::malformed(format!(
+                return Err(ApiError::malformed(format!(
                     "line {number} has a negative position"
                 )));
             }
-            self.lines.push(Place {
+            self.lines.push(LineSpans {
                 position: read.position,
                 entity: string(read.entity),
                 op: string(read.op),
@@ -175,11 +175,13 @@ impl Reader {
 /// # Errors
 /// What the request would be answered.
 pub fn read_changes(body: &[u8]) -> std::result::Result<(usize, usize), String> {
-    let words = |refusal: Refusal| refusal.words().to_owned();
-    let lines = Reader::default().end(body).map_err(words)?;
+    let words = |refusal: ApiError| refusal.words().to_owned();
+    let lines = ChangeLineReader::default().end(body).map_err(words)?;
     let members = |object: Option<&str>| {
         let members = object.and_then(Members::of).into_iter().flatten();
-        members.filter(|(_, value)| json::text(value).is_some()).count()
+        members
+            .filter(|(_, value)| json::value_as_text(value).is_some())
+            .count()
     };
     let members = lines
         .iter()
@@ -189,11 +191,11 @@ pub fn read_changes(body: &[u8]) -> std::result::Result<(usize, usize), String> 
 }
 
 /// `body` as text; so many line breaks come before it.
-fn text(body: &[u8], breaks: usize) -> Answer<&str> {
+fn utf8_text(body: &[u8], breaks: usize) -> ApiResult<&str> {
     std::str::from_utf8(body).map_err(|error| {
         let before = body.get(..error.valid_up_to()).unwrap_or_default();
         let number = breaks + memchr::memchr_iter(b'\n', before).count() + 1;
-        Refusal::malformed(format!("line {number} is not valid UTF-8"))
+        ApiError::malformed(format!("line {number} is not valid UTF-8"))
     })
 }
 
@@ -205,7 +207,7 @@ mod tests {
     fn lines_are_numbered_and_blank_ones_are_passed_over() {
         let text = "{\"position\":7,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"id\" : 1},\"row\":{\"id\":1}}\n\n\
                     {\"position\":8,\"entity\":\"ro\\u006fms\",\"op\":\"truncate\",\"key\":null}\r\n";
-        let lines = Reader::default().end(text.as_bytes()).unwrap();
+        let lines = ChangeLineReader::default().end(text.as_bytes()).unwrap();
         assert_eq!(lines.len(), 2);
         assert_eq!((lines[0].number, lines[0].key()), (1, Some("{\"id\" : 1}")));
         assert_eq!((lines[1].number, &*lines[1].entity), (3, "rooms"));
@@ -220,7 +222,10 @@ mod tests {
             "{\"position\":-1,\"entity\":\"a\",\"op\":\"upsert\"}",
         ] {
             let text = format!("\n{text}");
-            let refusal = format!("{:?}", Reader::default().end(text.as_bytes()).err().unwrap());
+            let refusal = format!(
+                "{:?}",
+                ChangeLineReader::default().end(text.as_bytes()).err().unwrap()
+            );
             assert!(refusal.contains("line 2"), "{refusal}");
         }
     }
@@ -238,7 +243,7 @@ mod tests {
             );
         }
         let told = |text: &[u8], piece: usize| {
-            let mut reader = Reader::default();
+            let mut reader = ChangeLineReader::default();
             for end in (piece..text.len()).step_by(piece) {
                 reader.come(&text[..end]);
             }

@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use tower_http::services::ServeFile;
 
 use super::Shared;
-use super::answer::{Answer, Refusal};
+use super::answer::{ApiError, ApiResult};
 
 /// Types that a browser may show in place. Everything else is downloaded: an uploaded page must not run here.
 const SHOWN: &[(&str, &str)] = &[
@@ -65,8 +65,8 @@ pub(super) async fn serve(
     State(shared): State<Arc<Shared>>,
     Path((site, directory, name)): Path<(String, String, String)>,
     request: Request,
-) -> Answer<Response> {
-    let none = || Refusal::new(StatusCode::NOT_FOUND, "there is no such file");
+) -> ApiResult<Response> {
+    let none = || ApiError::new(StatusCode::NOT_FOUND, "there is no such file");
     if !plain(&site) || !plain(&directory) || !stored(&name) {
         return Err(none());
     }
@@ -80,7 +80,7 @@ pub(super) async fn serve(
     let response = ServeFile::new(&real)
         .oneshot(request)
         .await
-        .map_err(|error| Refusal::fault("serve a file", &error))?;
+        .map_err(|error| ApiError::fault("serve a file", &error))?;
     let mut response = response.map(Body::new).into_response();
     if response.status() == StatusCode::NOT_FOUND {
         return Err(none());

@@ -58,14 +58,14 @@ use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
-use self::answer::{Answer, Refusal};
+use self::answer::{ApiError, ApiResult};
 pub use self::auth::KeyRing;
 pub use self::lines::read_changes;
-use self::shares::{Shares, Whole};
+use self::shares::{ServerCapacity, SiteShares};
 pub use self::upload::read_parts;
-use self::writers::Writers;
+use self::writers::ApplyPool;
 use crate::error::{Error, Result};
-use crate::serve::{self, Limits};
+use crate::serve::{self, ConnectionLimits};
 
 /// The default of [`ReceiverSettings::body_limit`]: 64 MiB.
 pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
@@ -113,16 +113,16 @@ pub struct ReceiverSettings {
 /// What all requests share.
 struct Shared {
     pool: PgPool,
-    writers: Arc<Writers>,
-    tables: schema::Tables,
+    writers: Arc<ApplyPool>,
+    tables: schema::TableCache,
     keys: KeyRing,
-    guesses: auth::Guesses,
-    shares: Shares,
-    bounds: body::Bounds,
+    guesses: auth::AuthThrottle,
+    shares: SiteShares,
+    bounds: body::MemoryBudget,
     /// Lists at once: each holds a connection for as long as its reader takes.
     lists: Arc<Semaphore>,
     files: PathBuf,
-    shelf: shelf::Shelf,
+    shelf: shelf::GroupCommit,
     upload_limit: u64,
     public_url: String,
     history: bool,
@@ -130,11 +130,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn offers(&self, capability: &str) -> Answer<()> {
+    fn offers(&self, capability: &str) -> ApiResult<()> {
         if self.capabilities.iter().any(|offered| offered == capability) {
             Ok(())
         } else {
-            Err(Refusal::not_offered(capability))
+            Err(ApiError::not_offered(capability))
         }
     }
 }
@@ -181,9 +181,9 @@ impl Receiver {
             .unwrap_or_else(|| format!("http://{address}"))
             .trim_end_matches('/')
             .to_owned();
-        let bounds = body::Bounds::new(settings.body_limit);
+        let bounds = body::MemoryBudget::new(settings.body_limit);
         let lists = database::CONNECTIONS as usize / 2;
-        let shares = Shares::new(Whole {
+        let shares = SiteShares::new(ServerCapacity {
             memory: bounds.units(),
             connections: database::CONNECTIONS as usize,
             lists,
@@ -193,12 +193,12 @@ impl Receiver {
             listener,
             address,
             shared: Shared {
-                shelf: shelf::Shelf::new(pool.clone(), files.clone()),
+                shelf: shelf::GroupCommit::new(pool.clone(), files.clone()),
                 pool,
                 writers: Arc::new(writers),
-                tables: schema::Tables::default(),
+                tables: schema::TableCache::default(),
                 keys,
-                guesses: auth::Guesses::default(),
+                guesses: auth::AuthThrottle::default(),
                 shares,
                 bounds,
                 lists: Arc::new(Semaphore::new(lists)),
@@ -235,7 +235,7 @@ impl Receiver {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let pool = self.shared.pool.clone();
         let writers = Arc::clone(&self.shared.writers);
-        let limits = Limits::new(PLACES, DRAIN);
+        let limits = ConnectionLimits::new(PLACES, DRAIN);
         serve::serve(self.listener, router(Arc::new(self.shared)), limits, shutdown).await;
         // A list whose reader has gone may hold a connection a little longer; nothing waits for it.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
@@ -280,9 +280,9 @@ fn router(shared: Arc<Shared>) -> Router {
         .nest("/api", api)
         .route("/healthz", get(status::healthz))
         .route("/media/{site}/{directory}/{name}", get(media::serve))
-        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is nothing here"))
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is nothing here"))
         .method_not_allowed_fallback(async || {
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path")
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path")
         })
         .layer(DefaultBodyLimit::disable())
         .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))

@@ -14,22 +14,22 @@ use futures::StreamExt;
 use memchr::memmem::{self, Finder};
 use mime_guess::mime::{self, Mime};
 
-use super::answer::{Answer, Refusal};
+use super::answer::{ApiError, ApiResult};
 
 /// What may lie around the content that is taken.
 pub(super) const ASIDE: u64 = 1024 * 1024;
 
 /// The reader of a body's parts.
-pub(super) struct Parts {
+pub(super) struct PartReader {
     body: BodyDataStream,
     delimiter: Finder<'static>,
     held: Bytes,
     aside: u64,
-    place: Place,
+    place: PartState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum PartState {
     /// Before a delimiter: within a part, or before the first one.
     Content,
     /// Right after a delimiter.
@@ -40,35 +40,35 @@ enum Place {
 
 /// What a part's head says.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct PartHead {
     /// The field's name.
     pub(super) name: Option<String>,
     /// What the client calls the file.
     pub(super) file_name: Option<String>,
 }
 
-impl Parts {
+impl PartReader {
     /// # Errors
     /// 400 where the headers do not announce parts.
-    pub(super) fn of(headers: &HeaderMap, body: Body) -> Answer<Self> {
+    pub(super) fn of(headers: &HeaderMap, body: Body) -> ApiResult<Self> {
         let boundary =
-            boundary(headers).ok_or_else(|| Refusal::malformed("the body is not multipart/form-data"))?;
+            boundary(headers).ok_or_else(|| ApiError::malformed("the body is not multipart/form-data"))?;
         Ok(Self {
             body: body.into_data_stream(),
             delimiter: Finder::new(format!("\r\n--{boundary}").as_bytes()).into_owned(),
             // The line break that belongs to the first delimiter may be missing.
             held: Bytes::from_static(b"\r\n"),
             aside: 0,
-            place: Place::Content,
+            place: PartState::Content,
         })
     }
 
     /// The next part; what is left of the one before is passed over.
-    pub(super) async fn next(&mut self) -> Answer<Option<Head>> {
+    pub(super) async fn next(&mut self) -> ApiResult<Option<PartHead>> {
         while let Some(piece) = self.piece().await? {
             self.pass(piece.len())?;
         }
-        if self.place == Place::End {
+        if self.place == PartState::End {
             return Ok(None);
         }
         let mut head = BytesMut::new();
@@ -77,7 +77,7 @@ impl Parts {
             head.extend_from_slice(&self.held);
             self.held.clear();
             if head.starts_with(b"--") {
-                self.place = Place::End;
+                self.place = PartState::End;
                 self.held = head.freeze();
                 return Ok(None);
             }
@@ -88,7 +88,7 @@ impl Parts {
                 head.advance(4);
                 self.pass(lines.len() + 4)?;
                 self.held = head;
-                self.place = Place::Content;
+                self.place = PartState::Content;
                 return read_head(&lines).map(Some);
             }
             if self.aside + head.len() as u64 > ASIDE {
@@ -101,8 +101,8 @@ impl Parts {
     }
 
     /// The next piece of the part's content; none at its end.
-    pub(super) async fn piece(&mut self) -> Answer<Option<Bytes>> {
-        if self.place != Place::Content {
+    pub(super) async fn piece(&mut self) -> ApiResult<Option<Bytes>> {
+        if self.place != PartState::Content {
             return Ok(None);
         }
         loop {
@@ -112,7 +112,7 @@ impl Parts {
                 }
                 let bytes = self.delimiter.needle().len();
                 self.held.advance(bytes);
-                self.place = Place::Delimiter;
+                self.place = PartState::Delimiter;
                 self.pass(bytes)?;
                 return Ok(None);
             }
@@ -127,7 +127,7 @@ impl Parts {
     }
 
     /// Reads to the body's end, so that the connection can be kept.
-    pub(super) async fn finish(&mut self) -> Answer<()> {
+    pub(super) async fn finish(&mut self) -> ApiResult<()> {
         while self.next().await?.is_some() {}
         loop {
             self.pass(self.held.len())?;
@@ -149,7 +149,7 @@ impl Parts {
     }
 
     /// Holds one more piece of the body; false at its end.
-    async fn more(&mut self) -> Answer<bool> {
+    async fn more(&mut self) -> ApiResult<bool> {
         let Some(piece) = self.body.next().await else {
             return Ok(false);
         };
@@ -166,7 +166,7 @@ impl Parts {
         Ok(true)
     }
 
-    fn pass(&mut self, bytes: usize) -> Answer<()> {
+    fn pass(&mut self, bytes: usize) -> ApiResult<()> {
         self.aside += bytes as u64;
         if self.aside > ASIDE {
             return Err(endless());
@@ -175,14 +175,14 @@ impl Parts {
     }
 }
 
-fn endless() -> Refusal {
-    Refusal::too_large(format!(
+fn endless() -> ApiError {
+    ApiError::too_large(format!(
         "the multipart body has more than {ASIDE} bytes that are not of the file"
     ))
 }
 
-fn broken(status: StatusCode) -> Refusal {
-    Refusal::new(status, "the multipart body is broken or ended before its end")
+fn broken(status: StatusCode) -> ApiError {
+    ApiError::new(status, "the multipart body is broken or ended before its end")
 }
 
 fn boundary(headers: &HeaderMap) -> Option<String> {
@@ -195,8 +195,8 @@ fn boundary(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The head's lines, after the rest of the delimiter's line.
-fn read_head(lines: &[u8]) -> Answer<Head> {
-    let mut head = Head::default();
+fn read_head(lines: &[u8]) -> ApiResult<PartHead> {
+    let mut head = PartHead::default();
     let mut rest = lines;
     let mut first = true;
     while !rest.is_empty() {
@@ -253,14 +253,14 @@ mod tests {
     use super::*;
 
     /// The parts of a body that comes in pieces of `piece` bytes: each part's names and content.
-    async fn read(text: &[u8], piece: usize) -> Answer<Vec<(Head, Vec<u8>)>> {
+    async fn read_all_parts(text: &[u8], piece: usize) -> ApiResult<Vec<(PartHead, Vec<u8>)>> {
         let pieces: Vec<_> = text
             .chunks(piece)
             .map(|piece| Ok::<_, std::io::Error>(Bytes::copy_from_slice(piece)))
             .collect();
         let body = Body::from_stream(futures::stream::iter(pieces));
         let kind = "multipart/form-data; boundary=b-b".parse().unwrap();
-        let mut parts = Parts::of(&HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]), body)?;
+        let mut parts = PartReader::of(&HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]), body)?;
         let mut found = Vec::new();
         while let Some(head) = parts.next().await? {
             let mut content = Vec::new();
@@ -283,7 +283,7 @@ mod tests {
         text.extend_from_slice(content);
         text.extend_from_slice(b"\r\n--b-b--\r\nafter");
         for piece in 1..=text.len() {
-            let found = read(&text, piece).await.unwrap();
+            let found = read_all_parts(&text, piece).await.unwrap();
             assert_eq!(found.len(), 2, "{piece}");
             assert_eq!(found[0].0.name.as_deref(), Some("note"));
             assert!(found[0].1.is_empty());
@@ -293,7 +293,7 @@ mod tests {
         }
         for piece in [1, 7, 1000] {
             for end in 0..text.len() - 9 {
-                assert!(read(&text[..end], piece).await.is_err(), "{end}");
+                assert!(read_all_parts(&text[..end], piece).await.is_err(), "{end}");
             }
         }
     }
@@ -303,7 +303,7 @@ mod tests {
         let long = vec![b'x'; ASIDE as usize + 1];
         for start in ["", "--b-b\r\nX: ", "--b-b--"] {
             let text = [start.as_bytes(), &long].concat();
-            let refusal = read(&text, 10_000).await.unwrap_err();
+            let refusal = read_all_parts(&text, 10_000).await.unwrap_err();
             assert!(refusal.words().contains("more than"), "{start}");
         }
     }

@@ -25,13 +25,13 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::sync::mpsc;
 
 use super::Shared;
-use super::answer::{Answer, Refusal};
-use super::auth::Site;
-use super::database::{self, Trouble};
-use super::grid::{Grid, Reason, canonical_key, unknown_column};
+use super::answer::{ApiError, ApiResult};
+use super::auth::AuthenticatedSite;
+use super::database::{self, DbError};
+use super::grid::{RejectReason, RowBatch, canonical_key, unknown_column};
 use super::json::Members;
-use super::schema::{self, Column, Place, Table, place_of};
-use super::shares::Share;
+use super::schema::{self, EntityTable, PathOwner, TableColumn, place_of};
+use super::shares::SiteShare;
 use super::statement;
 
 /// Rows of a list go out in pieces of about this many bytes.
@@ -43,7 +43,7 @@ const SLOW_READER: Duration = Duration::from_secs(60);
 const SOURCE: &str = include_str!("../../sql/receiver/baseline.sql");
 
 #[derive(Deserialize)]
-pub(super) struct Wanted {
+pub(super) struct ListQuery {
     days: Option<i32>,
     keys: Option<String>,
 }
@@ -51,22 +51,22 @@ pub(super) struct Wanted {
 /// `GET /{path}`, optionally with `days=N` (within the window) and `keys=1` (key columns only).
 pub(super) async fn list(
     State(shared): State<Arc<Shared>>,
-    Site(site, share): Site,
+    AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
-    Query(wanted): Query<Wanted>,
-) -> Answer<Response> {
+    Query(wanted): Query<ListQuery>,
+) -> ApiResult<Response> {
     if wanted.days.is_some_and(|days| !(0..=1_000_000).contains(&days)) {
-        return Err(Refusal::malformed("days is not a number from 0 to 1000000"));
+        return Err(ApiError::malformed("days is not a number from 0 to 1000000"));
     }
     let own = share.list().await?;
     let permit = tokio::time::timeout(Duration::from_secs(10), Arc::clone(&shared.lists).acquire_owned())
         .await
-        .map_err(|_| Refusal::later("too many lists at once"))?
-        .map_err(|_| Refusal::later("the server is stopping"))?;
+        .map_err(|_| ApiError::later("too many lists at once"))?
+        .map_err(|_| ApiError::later("the server is stopping"))?;
     let mut connection = shared.pool.acquire().await?;
-    let Place { table, window } = schema::at_path(&shared, &mut connection, &site, &path).await?;
+    let PathOwner { table, window } = schema::at_path(&shared, &mut connection, &site, &path).await?;
     let keys_only = wanted.keys.as_deref().is_some_and(|keys| keys != "0");
-    let columns: Vec<&Column> = if keys_only {
+    let columns: Vec<&TableColumn> = if keys_only {
         table.key.iter().map(|&place| &table.columns[place]).collect()
     } else {
         table.columns.iter().collect()
@@ -113,7 +113,7 @@ async fn send_list(
         .next()
         .await
         .transpose()
-        .map_err(|error| format!("{:?}", Trouble::from(error)))?
+        .map_err(|error| format!("{:?}", DbError::from(error)))?
     {
         if !first {
             piece.push(',');
@@ -140,14 +140,14 @@ async fn send(sender: &mpsc::Sender<std::io::Result<Bytes>>, piece: String) -> R
 /// `POST /{path}`: one row.
 pub(super) async fn post(
     State(shared): State<Arc<Shared>>,
-    Site(site, share): Site,
+    AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
     request: Request,
-) -> Answer<Json<Value>> {
+) -> ApiResult<Json<Value>> {
     let (parts, body) = request.into_parts();
     let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
     let row: &RawValue = serde_json::from_slice(&body.bytes)
-        .map_err(|error| Refusal::malformed(format!("the body is not a row: {}", place_of(&error))))?;
+        .map_err(|error| ApiError::malformed(format!("the body is not a row: {}", place_of(&error))))?;
     upsert(&shared, (&site, &share), &path, &[row])
         .await
         .map_err(|(_, refusal)| refusal)?;
@@ -155,7 +155,7 @@ pub(super) async fn post(
 }
 
 #[derive(Deserialize)]
-struct Bulk<'a> {
+struct BulkAnswer<'a> {
     #[serde(borrow)]
     records: Vec<&'a RawValue>,
 }
@@ -163,15 +163,15 @@ struct Bulk<'a> {
 /// `POST /bulk/{path}`: many rows, all or none.
 pub(super) async fn bulk(
     State(shared): State<Arc<Shared>>,
-    Site(site, share): Site,
+    AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
     request: Request,
-) -> Answer<Json<Value>> {
+) -> ApiResult<Json<Value>> {
     shared.offers("bulk")?;
     let (parts, body) = request.into_parts();
     let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
-    let bulk: Bulk<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
-        Refusal::malformed(format!(
+    let bulk: BulkAnswer<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
+        ApiError::malformed(format!(
             "the body is not {{\"records\":[…]}}: {}",
             place_of(&error)
         ))
@@ -186,27 +186,27 @@ pub(super) async fn bulk(
 }
 
 /// A refusal, and the row that it is about where that is known.
-type About = (Option<usize>, Refusal);
+type RowRefusal = (Option<usize>, ApiError);
 
-fn about(nth: usize, reason: Reason) -> About {
+fn about(nth: usize, reason: RejectReason) -> RowRefusal {
     let error = format!("{} ({})", reason.error, reason.code);
-    (Some(nth), Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error))
+    (Some(nth), ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error))
 }
 
 /// Upserts rows in one transaction: all or none. Of rows with equal keys the last one counts.
 async fn upsert(
     shared: &Shared,
-    (site, share): (&str, &Share),
+    (site, share): (&str, &SiteShare),
     path: &str,
     rows: &[&RawValue],
-) -> std::result::Result<(), About> {
-    let failed = |error: sqlx::Error| (None, Refusal::from(error));
+) -> std::result::Result<(), RowRefusal> {
+    let failed = |error: sqlx::Error| (None, ApiError::from(error));
     let _connection = share.connection().await.map_err(|refusal| (None, refusal))?;
     let mut transaction = shared.pool.begin().await.map_err(failed)?;
     database::lock_site(&mut transaction, site)
         .await
         .map_err(|trouble| (None, trouble.into()))?;
-    let Place { table, .. } = schema::at_path(shared, &mut transaction, site, path)
+    let PathOwner { table, .. } = schema::at_path(shared, &mut transaction, site, path)
         .await
         .map_err(|refusal| (None, refusal))?;
     sqlx::query(SOURCE)
@@ -222,7 +222,7 @@ async fn upsert(
     for (nth, row) in rows.iter().enumerate() {
         let named = named(&table, row.get()).map_err(|reason| about(nth, reason))?;
         let key = canonical_key(&table, row.get()).map_err(|reason| about(nth, reason))?;
-        let room = Grid::new(&table, &named).room();
+        let room = RowBatch::new(&table, &named).room();
         if named != columns || run.len() >= room || keys.contains(&key) {
             flush(shared, &mut transaction, site, &table, &columns, rows, &run).await?;
             run.clear();
@@ -237,9 +237,9 @@ async fn upsert(
 }
 
 /// The columns that a row names, in the table's order.
-fn named(table: &Table, row: &str) -> Result<Vec<usize>, Reason> {
+fn named(table: &EntityTable, row: &str) -> Result<Vec<usize>, RejectReason> {
     let members =
-        Members::of(row).ok_or_else(|| Reason::new("not-an-object", "the row is not a JSON object"))?;
+        Members::of(row).ok_or_else(|| RejectReason::new("not-an-object", "the row is not a JSON object"))?;
     let mut columns = members
         .map(|(name, _)| table.place(&name).ok_or_else(|| unknown_column(table, &name)))
         .collect::<Result<Vec<_>, _>>()?;
@@ -252,15 +252,15 @@ async fn flush(
     shared: &Shared,
     connection: &mut PgConnection,
     site: &str,
-    table: &Table,
+    table: &EntityTable,
     columns: &[usize],
     rows: &[&RawValue],
     run: &[usize],
-) -> std::result::Result<(), About> {
+) -> std::result::Result<(), RowRefusal> {
     if run.is_empty() {
         return Ok(());
     }
-    let mut grid = Grid::new(table, columns);
+    let mut grid = RowBatch::new(table, columns);
     for &nth in run {
         let text = rows[nth].get();
         canonical_key(table, text)
@@ -270,14 +270,14 @@ async fn flush(
     let Err(trouble) = store(shared, connection, site, &grid, 0..grid.len()).await else {
         return Ok(());
     };
-    let Trouble::Data { .. } = trouble else {
+    let DbError::Data { .. } = trouble else {
         return Err((None, trouble.into()));
     };
     // The transaction is lost; it only remains to name the first row that does not fit.
     let _ = sqlx::raw_sql("rollback; begin").execute(&mut *connection).await;
     for (place, &nth) in run.iter().enumerate() {
         let tried = store(shared, connection, site, &grid, place..place + 1).await;
-        if let Err(trouble @ Trouble::Data { .. }) = tried {
+        if let Err(trouble @ DbError::Data { .. }) = tried {
             return Err((Some(nth), trouble.into()));
         }
         tried.map_err(|trouble| (None, trouble.into()))?;
@@ -289,9 +289,9 @@ async fn store(
     shared: &Shared,
     connection: &mut PgConnection,
     site: &str,
-    grid: &Grid<'_>,
+    grid: &RowBatch<'_>,
     rows: std::ops::Range<usize>,
-) -> Result<(), Trouble> {
+) -> Result<(), DbError> {
     let encoded = grid.encode(&rows)?;
     let sql = statement::post(grid.table, grid.columns(), &encoded, shared.history);
     let mut query = sqlx::query(AssertSqlSafe(sql))
@@ -308,26 +308,26 @@ async fn store(
 /// several.
 pub(super) async fn delete(
     State(shared): State<Arc<Shared>>,
-    Site(site, share): Site,
+    AuthenticatedSite(site, share): AuthenticatedSite,
     uri: Uri,
-) -> Answer<Json<Value>> {
+) -> ApiResult<Json<Value>> {
     shared.offers("delete")?;
     let mut segments = uri.path().rsplit('/');
     let key = segments.next().unwrap_or_default();
     let path = segments.next().unwrap_or_default();
     let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
-    let none = || Refusal::new(StatusCode::NOT_FOUND, "there is no row with this key");
+    let none = || ApiError::new(StatusCode::NOT_FOUND, "there is no row with this key");
     let _connection = share.connection().await?;
     let mut transaction = shared.pool.begin().await?;
     database::lock_site(&mut transaction, &site).await?;
-    let Place { table, .. } = schema::at_path(&shared, &mut transaction, &site, &path).await?;
+    let PathOwner { table, .. } = schema::at_path(&shared, &mut transaction, &site, &path).await?;
     let values: Vec<&str> = if table.key.len() == 1 {
         vec![key]
     } else {
         key.split(',').collect()
     };
     if values.len() != table.key.len() {
-        return Err(Refusal::malformed(format!(
+        return Err(ApiError::malformed(format!(
             "the key of {} has {} values",
             table.entity,
             table.key.len()
@@ -337,14 +337,14 @@ pub(super) async fn delete(
     for (&place, value) in table.key.iter().zip(values) {
         let value = percent_decode_str(value)
             .decode_utf8()
-            .map_err(|_| Refusal::malformed("the key is not valid UTF-8"))?;
+            .map_err(|_| ApiError::malformed("the key is not valid UTF-8"))?;
         object.insert(
             table.columns[place].name.clone(),
             Value::String(value.into_owned()),
         );
     }
     let object = Value::Object(object).to_string();
-    let mut grid = Grid::new(&table, &table.key);
+    let mut grid = RowBatch::new(&table, &table.key);
     canonical_key(&table, &object)
         .and_then(|key| grid.push(&object, &key, true))
         .map_err(|_| none())?;
@@ -357,9 +357,9 @@ pub(super) async fn delete(
     let row = query
         .fetch_one(&mut *transaction)
         .await
-        .map_err(|error| match Trouble::from(error) {
+        .map_err(|error| match DbError::from(error) {
             // What is no value of the key's type is no row's key.
-            Trouble::Data { .. } => none(),
+            DbError::Data { .. } => none(),
             trouble => trouble.into(),
         })?;
     let count: i64 = row.try_get(0)?;

@@ -16,10 +16,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::Shared;
-use super::answer::{Answer, Refusal};
-use super::auth::Site;
-use super::column_type::{ColumnType, Meeting};
-use super::database::{self, Trouble};
+use super::answer::{ApiError, ApiResult};
+use super::auth::AuthenticatedSite;
+use super::column_type::{ColumnType, TypeMerge};
+use super::database::{self, DbError};
 use super::turn;
 use crate::catalogue::RESERVED_PATHS;
 use crate::wire;
@@ -40,7 +40,7 @@ pub(super) fn quoted(name: &str) -> String {
 
 /// A column of an entity's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Column {
+pub(super) struct TableColumn {
     pub(super) name: String,
     /// The name in quotes.
     pub(super) quoted: String,
@@ -49,7 +49,7 @@ pub(super) struct Column {
     pub(super) of: ColumnType,
 }
 
-impl Column {
+impl TableColumn {
     fn new(name: &str, of: ColumnType) -> Self {
         Self {
             name: name.to_owned(),
@@ -62,27 +62,27 @@ impl Column {
 
 /// An entity's table.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct EntityTable {
     pub(super) entity: String,
     /// The table's name in SQL, with its schema.
     pub(super) quoted: String,
-    pub(super) columns: Vec<Column>,
+    pub(super) columns: Vec<TableColumn>,
     /// The places of the key columns, in the key's order.
     pub(super) key: Vec<usize>,
     pub(super) version: i64,
     places: HashMap<String, usize>,
 }
 
-impl Table {
-    fn of(row: &PgRow) -> std::result::Result<Self, Trouble> {
+impl EntityTable {
+    fn of(row: &PgRow) -> std::result::Result<Self, DbError> {
         let entity: String = row.try_get("entity")?;
         let names: Vec<String> = row.try_get("column_names")?;
         let types: Vec<String> = row.try_get("column_types")?;
         let keys: Vec<String> = row.try_get("key_columns")?;
-        let columns: Vec<Column> = names
+        let columns: Vec<TableColumn> = names
             .iter()
             .zip(&types)
-            .map(|(name, of)| Column::new(name, ColumnType::of(of)))
+            .map(|(name, of)| TableColumn::new(name, ColumnType::of(of)))
             .collect();
         let places: HashMap<String, usize> = names
             .into_iter()
@@ -94,7 +94,7 @@ impl Table {
             .map(|name| places.get(name).copied())
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| {
-                Trouble::Fault(format!(
+                DbError::Fault(format!(
                     "the registry of {entity} names a key column that it does not have"
                 ))
             })?;
@@ -120,11 +120,11 @@ fn table_name(entity: &str) -> String {
 
 /// The tables as last seen, by entity.
 #[derive(Default)]
-pub(super) struct Tables(Mutex<HashMap<String, Arc<Table>>>);
+pub(super) struct TableCache(Mutex<HashMap<String, Arc<EntityTable>>>);
 
-impl Tables {
+impl TableCache {
     /// The entity's table as last seen. It may have become a newer version since.
-    pub(super) fn known(&self, entity: &str) -> Option<Arc<Table>> {
+    pub(super) fn known(&self, entity: &str) -> Option<Arc<EntityTable>> {
         self.lock().get(entity).cloned()
     }
 
@@ -134,7 +134,7 @@ impl Tables {
         connection: &mut PgConnection,
         entity: &str,
         version: i64,
-    ) -> std::result::Result<Arc<Table>, Trouble> {
+    ) -> std::result::Result<Arc<EntityTable>, DbError> {
         let known = self.lock().get(entity).cloned();
         if let Some(table) = known.filter(|table| table.version == version) {
             return Ok(table);
@@ -143,19 +143,19 @@ impl Tables {
             .bind(entity)
             .fetch_one(connection)
             .await?;
-        let table = Arc::new(Table::of(&row)?);
+        let table = Arc::new(EntityTable::of(&row)?);
         self.lock().insert(entity.to_owned(), Arc::clone(&table));
         Ok(table)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Table>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<EntityTable>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What lies at a site's path.
-pub(super) struct Place {
-    pub(super) table: Arc<Table>,
+pub(super) struct PathOwner {
+    pub(super) table: Arc<EntityTable>,
     /// The column that `?days=` measures.
     pub(super) window: Option<String>,
 }
@@ -166,7 +166,7 @@ pub(super) async fn at_path(
     connection: &mut PgConnection,
     site: &str,
     path: &str,
-) -> Answer<Place> {
+) -> ApiResult<PathOwner> {
     let row = sqlx::query(
         "select s.entity, s.window_column, e.version from cloud_meta.schemas s \
          join cloud_meta.entities e using (entity) where s.site = $1 and s.path = $2",
@@ -175,13 +175,13 @@ pub(super) async fn at_path(
     .bind(path)
     .fetch_optional(&mut *connection)
     .await?
-    .ok_or_else(|| Refusal::unknown_path(path))?;
+    .ok_or_else(|| ApiError::unknown_path(path))?;
     let entity: String = row.try_get("entity")?;
     let table = shared
         .tables
         .get(connection, &entity, row.try_get("version")?)
         .await?;
-    Ok(Place {
+    Ok(PathOwner {
         table,
         window: row.try_get("window_column")?,
     })
@@ -195,7 +195,7 @@ struct DeclaredColumn {
 }
 
 #[derive(Deserialize)]
-struct Declaration {
+struct SchemaDeclaration {
     entity: String,
     key: Vec<String>,
     columns: Vec<DeclaredColumn>,
@@ -203,17 +203,17 @@ struct Declaration {
     window: Option<String>,
 }
 
-fn unprocessable(error: String) -> Refusal {
-    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error)
+fn unprocessable(error: String) -> ApiError {
+    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error)
 }
 
-fn conflict(error: String) -> Refusal {
-    Refusal::new(StatusCode::CONFLICT, error)
+fn conflict(error: String) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, error)
 }
 
-impl Declaration {
+impl SchemaDeclaration {
     /// Checks what can be checked without the registry, and answers the declared columns.
-    fn columns(&self, path: &str) -> Answer<Vec<Column>> {
+    fn columns(&self, path: &str) -> ApiResult<Vec<TableColumn>> {
         if path.is_empty() || path.len() > 200 || path.contains('/') || RESERVED_PATHS.contains(&path) {
             let path: String = path.chars().take(NAME_BYTES).collect();
             return Err(unprocessable(format!(
@@ -222,7 +222,7 @@ impl Declaration {
         }
         check_name("the entity", &self.entity)?;
         check_count(self.columns.len())?;
-        let mut columns: Vec<Column> = Vec::with_capacity(self.columns.len());
+        let mut columns: Vec<TableColumn> = Vec::with_capacity(self.columns.len());
         for column in &self.columns {
             check_name("a column", &column.name)?;
             if OWN_COLUMNS.contains(&column.name.as_str()) {
@@ -237,7 +237,7 @@ impl Declaration {
                     column.name
                 )));
             }
-            columns.push(Column::new(&column.name, ColumnType::of(&column.of)));
+            columns.push(TableColumn::new(&column.name, ColumnType::of(&column.of)));
         }
         let of = |name: &String| {
             columns
@@ -267,7 +267,7 @@ impl Declaration {
 }
 
 /// Checks how many columns a table would have.
-fn check_count(columns: usize) -> Answer<()> {
+fn check_count(columns: usize) -> ApiResult<()> {
     if columns <= COLUMNS {
         return Ok(());
     }
@@ -276,7 +276,7 @@ fn check_count(columns: usize) -> Answer<()> {
     )))
 }
 
-fn check_name(what: &str, name: &str) -> Answer<()> {
+fn check_name(what: &str, name: &str) -> ApiResult<()> {
     if name.is_empty() || name.len() > NAME_BYTES || name.contains('\0') {
         return Err(unprocessable(format!(
             "{what} has an empty name, one with a zero byte, or one of more than {NAME_BYTES} bytes: {:?}",
@@ -291,15 +291,15 @@ fn check_name(what: &str, name: &str) -> Answer<()> {
 /// overwrite each other's.
 pub(super) async fn put(
     State(shared): State<Arc<Shared>>,
-    Site(site, share): Site,
+    AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
     request: Request,
-) -> Answer<Json<Value>> {
+) -> ApiResult<Json<Value>> {
     let (parts, body) = request.into_parts();
     let source = turn::source_id(&parts.headers)?;
     let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
-    let declared: Declaration = serde_json::from_slice(&body.bytes)
-        .map_err(|error| Refusal::malformed(format!("the body is not a schema: {}", place_of(&error))))?;
+    let declared: SchemaDeclaration = serde_json::from_slice(&body.bytes)
+        .map_err(|error| ApiError::malformed(format!("the body is not a schema: {}", place_of(&error))))?;
     let columns = declared.columns(&path)?;
     let _connection = share.connection().await?;
     let mut transaction = shared.pool.begin().await?;
@@ -317,7 +317,7 @@ pub(super) async fn put(
 }
 
 /// Refuses a schema whose entity belongs to another source of the site.
-async fn check_owner(connection: &mut PgConnection, site: &str, entity: &str, source: &str) -> Answer<()> {
+async fn check_owner(connection: &mut PgConnection, site: &str, entity: &str, source: &str) -> ApiResult<()> {
     let owner: Option<String> = sqlx::query_scalar(
         "select source_id from cloud_meta.schemas where site = $1 and entity = $2 and source_id <> $3",
     )
@@ -346,7 +346,11 @@ pub(super) fn place_of(error: &serde_json::Error) -> String {
 }
 
 /// Makes the table have the declared columns.
-async fn extend(connection: &mut PgConnection, declared: &Declaration, columns: &[Column]) -> Answer<()> {
+async fn extend(
+    connection: &mut PgConnection,
+    declared: &SchemaDeclaration,
+    columns: &[TableColumn],
+) -> ApiResult<()> {
     let row = sqlx::query("select * from cloud_meta.entities where entity = $1")
         .bind(&declared.entity)
         .fetch_optional(&mut *connection)
@@ -354,7 +358,7 @@ async fn extend(connection: &mut PgConnection, declared: &Declaration, columns: 
     let Some(row) = row else {
         return create(connection, declared, columns).await;
     };
-    let standing = Table::of(&row)?;
+    let standing = EntityTable::of(&row)?;
     let key: Vec<&str> = standing
         .key
         .iter()
@@ -378,8 +382,8 @@ async fn extend(connection: &mut PgConnection, declared: &Declaration, columns: 
         };
         let have = standing.columns[place].of;
         match have.meet(column.of) {
-            Meeting::Keep => {}
-            Meeting::Widen(to) => {
+            TypeMerge::Keep => {}
+            TypeMerge::Widen(to) => {
                 let cast = have.cast(&column.quoted, to);
                 steps.push(format!(
                     "alter column {} type {} using {cast}",
@@ -388,7 +392,7 @@ async fn extend(connection: &mut PgConnection, declared: &Declaration, columns: 
                 ));
                 all[place].of = to;
             }
-            Meeting::Conflict => {
+            TypeMerge::Conflict => {
                 return Err(conflict(format!(
                     "the column {} of {} is {} in the cloud and cannot become {}; rename the column, or declare it \
                      as text",
@@ -421,7 +425,11 @@ async fn extend(connection: &mut PgConnection, declared: &Declaration, columns: 
     Ok(())
 }
 
-async fn create(connection: &mut PgConnection, declared: &Declaration, columns: &[Column]) -> Answer<()> {
+async fn create(
+    connection: &mut PgConnection,
+    declared: &SchemaDeclaration,
+    columns: &[TableColumn],
+) -> ApiResult<()> {
     let lines: String = columns
         .iter()
         .map(|column| format!(", {} {}", column.quoted, column.of.sql()))
@@ -466,7 +474,7 @@ async fn create(connection: &mut PgConnection, declared: &Declaration, columns: 
     Ok(())
 }
 
-fn described(columns: &[Column]) -> (Vec<&str>, Vec<String>) {
+fn described(columns: &[TableColumn]) -> (Vec<&str>, Vec<String>) {
     (
         columns.iter().map(|column| column.name.as_str()).collect(),
         columns.iter().map(|column| column.of.sql()).collect(),
@@ -479,8 +487,8 @@ async fn note(
     site: &str,
     path: &str,
     source: Option<&str>,
-    declared: &Declaration,
-) -> Answer<()> {
+    declared: &SchemaDeclaration,
+) -> ApiResult<()> {
     let other: Option<String> = sqlx::query_scalar(
         "select entity from cloud_meta.schemas where site = $1 and path = $2 and entity <> $3",
     )

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::answer::{Answer, Refusal};
+use super::answer::{ApiError, ApiResult};
 
 /// A site has one part of so many.
 const PARTS: usize = 4;
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How much there is for all sites together.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Whole {
+pub(super) struct ServerCapacity {
     /// Memory for bodies, in units of the bound on bodies.
     pub(super) memory: usize,
     /// Connections in the pool.
@@ -29,22 +29,22 @@ pub(super) struct Whole {
 }
 
 /// The shares of all sites that have asked for something.
-pub(super) struct Shares {
-    whole: Whole,
-    sites: Mutex<HashMap<Arc<str>, Arc<Share>>>,
+pub(super) struct SiteShares {
+    whole: ServerCapacity,
+    sites: Mutex<HashMap<Arc<str>, Arc<SiteShare>>>,
 }
 
 /// What one site may still take.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct SiteShare {
     pub(super) memory: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     lists: Arc<Semaphore>,
     places: Arc<Semaphore>,
 }
 
-impl Shares {
-    pub(super) fn new(whole: Whole) -> Self {
+impl SiteShares {
+    pub(super) fn new(whole: ServerCapacity) -> Self {
         Self {
             whole,
             sites: Mutex::default(),
@@ -52,11 +52,11 @@ impl Shares {
     }
 
     /// The site's.
-    pub(super) fn of(&self, site: &Arc<str>) -> Arc<Share> {
+    pub(super) fn of(&self, site: &Arc<str>) -> Arc<SiteShare> {
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
         let share = sites.entry(Arc::clone(site)).or_insert_with(|| {
             let part = |all: usize| Arc::new(Semaphore::new((all / PARTS).max(1)));
-            Arc::new(Share {
+            Arc::new(SiteShare {
                 memory: part(self.whole.memory),
                 connections: part(self.whole.connections),
                 lists: part(self.whole.lists),
@@ -67,14 +67,14 @@ impl Shares {
     }
 }
 
-impl Share {
+impl SiteShare {
     /// Waits until the site may take a connection of the pool, for as long as the permit lives.
-    pub(super) async fn connection(&self) -> Answer<OwnedSemaphorePermit> {
+    pub(super) async fn connection(&self) -> ApiResult<OwnedSemaphorePermit> {
         patient(&self.connections, "too many requests of this site at once").await
     }
 
     /// Waits until the site may have a list made.
-    pub(super) async fn list(&self) -> Answer<OwnedSemaphorePermit> {
+    pub(super) async fn list(&self) -> ApiResult<OwnedSemaphorePermit> {
         patient(&self.lists, "too many lists of this site at once").await
     }
 
@@ -84,9 +84,9 @@ impl Share {
     }
 }
 
-async fn patient(share: &Arc<Semaphore>, otherwise: &str) -> Answer<OwnedSemaphorePermit> {
+async fn patient(share: &Arc<Semaphore>, otherwise: &str) -> ApiResult<OwnedSemaphorePermit> {
     tokio::time::timeout(PATIENCE, Arc::clone(share).acquire_owned())
         .await
-        .map_err(|_| Refusal::later(otherwise))?
-        .map_err(|_| Refusal::later("the server is stopping"))
+        .map_err(|_| ApiError::later(otherwise))?
+        .map_err(|_| ApiError::later("the server is stopping"))
 }

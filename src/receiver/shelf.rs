@@ -12,7 +12,7 @@ use sqlx::{PgPool, Row};
 use tempfile::NamedTempFile;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::answer::{Answer, Refusal};
+use super::answer::{ApiError, ApiResult};
 
 /// Groups under way at once: the next one is put while the one before is written down.
 const GROUPS: usize = 3;
@@ -21,7 +21,7 @@ const GROUPS: usize = 3;
 const GROUP: usize = 256;
 
 /// A file to put in its place, below the folders of its site and directory.
-pub(super) struct Whole {
+pub(super) struct FinishedUpload {
     pub(super) file: NamedTempFile,
     pub(super) site: String,
     pub(super) directory: String,
@@ -33,21 +33,21 @@ pub(super) struct Whole {
     pub(super) size: u64,
 }
 
-struct Arrival {
-    whole: Whole,
-    answer: oneshot::Sender<Answer<()>>,
+struct WaitingUpload {
+    whole: FinishedUpload,
+    answer: oneshot::Sender<ApiResult<()>>,
 }
 
 /// The files' folder and their records.
 #[derive(Clone)]
-pub(super) struct Shelf {
+pub(super) struct GroupCommit {
     pool: PgPool,
     root: PathBuf,
-    arrived: Arc<Mutex<Vec<Arrival>>>,
+    arrived: Arc<Mutex<Vec<WaitingUpload>>>,
     groups: Arc<Semaphore>,
 }
 
-impl Shelf {
+impl GroupCommit {
     pub(super) fn new(pool: PgPool, root: PathBuf) -> Self {
         Self {
             pool,
@@ -58,20 +58,20 @@ impl Shelf {
     }
 
     /// Puts the file in its place, durably. The same content under the same name is there once.
-    pub(super) async fn put(&self, whole: Whole) -> Answer<()> {
+    pub(super) async fn put(&self, whole: FinishedUpload) -> ApiResult<()> {
         let (answer, mut answered) = oneshot::channel();
         self.arrived
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(Arrival { whole, answer });
-        let gone = |_| Refusal::later("the file was not put in its place");
+            .push(WaitingUpload { whole, answer });
+        let gone = |_| ApiError::later("the file was not put in its place");
         loop {
             let turn = tokio::select! {
                 biased;
                 answer = &mut answered => return answer.map_err(gone)?,
                 turn = Arc::clone(&self.groups).acquire_owned() => turn,
             };
-            let turn = turn.map_err(|error| Refusal::fault("store a file", &error))?;
+            let turn = turn.map_err(|error| ApiError::fault("store a file", &error))?;
             let (group, all) = {
                 let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
                 let first = arrived.len().min(GROUP);
@@ -92,7 +92,7 @@ impl Shelf {
         }
     }
 
-    async fn put_group(&self, group: Vec<Arrival>) {
+    async fn put_group(&self, group: Vec<WaitingUpload>) {
         let (wholes, answers): (Vec<_>, Vec<_>) =
             group.into_iter().map(|one| (one.whole, one.answer)).unzip();
         let ends = self.try_group(wholes, answers.len()).await;
@@ -105,15 +105,16 @@ impl Shelf {
             }
             Err(refusal) => {
                 for answer in answers {
-                    let _ = answer.send(Err(Refusal::later(refusal.words())));
+                    let _ = answer.send(Err(ApiError::later(refusal.words())));
                 }
             }
         }
     }
 
     /// What became of each file.
-    async fn try_group(&self, wholes: Vec<Whole>, count: usize) -> Answer<Vec<Answer<()>>> {
-        let column = |of: fn(&Whole) -> &str| wholes.iter().map(|one| of(one).to_owned()).collect::<Vec<_>>();
+    async fn try_group(&self, wholes: Vec<FinishedUpload>, count: usize) -> ApiResult<Vec<ApiResult<()>>> {
+        let column =
+            |of: fn(&FinishedUpload) -> &str| wholes.iter().map(|one| of(one).to_owned()).collect::<Vec<_>>();
         let (sites, directories) = (column(|one| &one.site), column(|one| &one.directory));
         let (stored, hashes) = (column(|one| &one.stored), column(|one| &one.hash));
         let names = column(|one| &one.name);
@@ -147,7 +148,7 @@ impl Shelf {
         let put = move || place_all(&root, wholes, &refused);
         let mut ends = tokio::task::spawn_blocking(put)
             .await
-            .map_err(|error| Refusal::fault("store files", &error))?;
+            .map_err(|error| ApiError::fault("store files", &error))?;
         let there: Vec<i64> = (0_i64..)
             .zip(&ends)
             .filter_map(|(nth, end)| end.is_ok().then_some(nth + 1))
@@ -172,9 +173,9 @@ impl Shelf {
         .execute(&self.pool)
         .await;
         if let Err(error) = written {
-            let refusal = Refusal::from(error);
+            let refusal = ApiError::from(error);
             for end in ends.iter_mut().filter(|end| end.is_ok()) {
-                *end = Err(Refusal::later(refusal.words()));
+                *end = Err(ApiError::later(refusal.words()));
             }
         }
         Ok(ends)
@@ -182,12 +183,12 @@ impl Shelf {
 }
 
 /// Renames the files into their places, but the refused ones, and then makes their folders durable.
-fn place_all(root: &Path, wholes: Vec<Whole>, refused: &[bool]) -> Vec<Answer<()>> {
+fn place_all(root: &Path, wholes: Vec<FinishedUpload>, refused: &[bool]) -> Vec<ApiResult<()>> {
     let mut folders = BTreeSet::new();
-    let mut ends: Vec<(Option<PathBuf>, Answer<()>)> = Vec::with_capacity(wholes.len());
+    let mut ends: Vec<(Option<PathBuf>, ApiResult<()>)> = Vec::with_capacity(wholes.len());
     for (one, refused) in wholes.into_iter().zip(refused) {
         if *refused {
-            let conflict = Refusal::new(
+            let conflict = ApiError::new(
                 axum::http::StatusCode::CONFLICT,
                 "another file has this name and the same first part of its hash",
             );
@@ -196,7 +197,7 @@ fn place_all(root: &Path, wholes: Vec<Whole>, refused: &[bool]) -> Vec<Answer<()
         }
         let folder = root.join(&one.site).join(&one.directory);
         let checked = folders.contains(&folder);
-        match place(one.file, &folder, &one.stored, checked) {
+        match move_into_place(one.file, &folder, &one.stored, checked) {
             Ok(()) => {
                 folders.insert(folder.clone());
                 ends.push((Some(folder), Ok(())));
@@ -217,7 +218,7 @@ fn place_all(root: &Path, wholes: Vec<Whole>, refused: &[bool]) -> Vec<Answer<()
 }
 
 /// Renames a file into its folder, which is made where it is not there.
-fn place(file: NamedTempFile, folder: &Path, stored: &str, checked: bool) -> std::io::Result<()> {
+fn move_into_place(file: NamedTempFile, folder: &Path, stored: &str, checked: bool) -> std::io::Result<()> {
     if !checked {
         std::fs::create_dir_all(folder)?;
         // The files' root is free of links; one below it would lead out of it.
@@ -239,10 +240,10 @@ fn place(file: NamedTempFile, folder: &Path, stored: &str, checked: bool) -> std
 }
 
 /// What an error of the files' disk is answered.
-pub(super) fn disk(error: &std::io::Error) -> Refusal {
+pub(super) fn disk(error: &std::io::Error) -> ApiError {
     if error.kind() == std::io::ErrorKind::StorageFull {
         tracing::error!("the disk of the files is full");
-        return Refusal::new(axum::http::StatusCode::INSUFFICIENT_STORAGE, "the disk is full");
+        return ApiError::new(axum::http::StatusCode::INSUFFICIENT_STORAGE, "the disk is full");
     }
-    Refusal::fault("store a file", error)
+    ApiError::fault("store a file", error)
 }

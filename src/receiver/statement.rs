@@ -3,8 +3,8 @@
 //! What goes into a template is either a quoted identifier, a type's own name, or SQL of this module.
 
 use super::column_type::base64;
-use super::encode::Encoded;
-use super::schema::{Column, Table};
+use super::encode::ArrayParam;
+use super::schema::{EntityTable, TableColumn};
 
 const UPSERT: &str = include_str!("../../sql/receiver/upsert.sql");
 const UPSERT_GUARD: &str = include_str!("../../sql/receiver/upsert_guard.sql");
@@ -53,7 +53,7 @@ fn fill(template: &str, parts: &[(&str, &str)]) -> String {
     sql
 }
 
-fn join(columns: &[&Column], each: impl Fn(&Column) -> String) -> String {
+fn join(columns: &[&TableColumn], each: impl Fn(&TableColumn) -> String) -> String {
     columns
         .iter()
         .map(|column| each(column))
@@ -63,7 +63,7 @@ fn join(columns: &[&Column], each: impl Fn(&Column) -> String) -> String {
 
 /// A key as a tombstone has it: the JSON array of its values as texts, the same for equal keys, and the same after
 /// the column has become wider. Of a long one the hash: an index holds no more of a tombstone than of the row.
-fn key_text(table: &Table, row: &str) -> String {
+fn key_text(table: &EntityTable, row: &str) -> String {
     let values: Vec<String> = table
         .key
         .iter()
@@ -95,7 +95,7 @@ fn key_text(table: &Table, row: &str) -> String {
     format!("case when octet_length({text}) > 1000 then md5({text}) else {text} end")
 }
 
-fn same_key(table: &Table) -> String {
+fn same_key(table: &EntityTable) -> String {
     table
         .key
         .iter()
@@ -109,18 +109,18 @@ fn same_key(table: &Table) -> String {
 
 /// What a statement does beside changing rows.
 #[derive(Clone, Copy)]
-pub(super) struct Form {
+pub(super) struct StatementForm {
     /// What it applied goes into the history too.
     pub(super) kept: bool,
     /// It does all that a batch asks. It returns whether the batch had its turn and the table was still of its version,
-    /// and how many changes it applied. It has more parameters: see [`BriefParameters`].
+    /// and how many changes it applied. It has more parameters: see [`FastPathParameters`].
     pub(super) brief: bool,
 }
 
 /// The parameters that a brief statement has after its arrays, as SQL. See known.sql and taken.sql.
-struct BriefParameters([String; 8]);
+struct FastPathParameters([String; 8]);
 
-impl BriefParameters {
+impl FastPathParameters {
     const NAMES: [&str; 8] = [
         "table_version",
         "source",
@@ -145,7 +145,7 @@ impl BriefParameters {
     }
 }
 
-impl Form {
+impl StatementForm {
     /// What wraps a statement over so many columns.
     fn wrap(self, op: &str, returning: &str, columns: usize) -> (String, String) {
         let open = ", applied as (".to_owned();
@@ -155,7 +155,7 @@ impl Form {
         );
         let answer = || {
             let taken = fill(TAKEN, &[("kept", &crate::wire::IN_FLIGHT.to_string())]);
-            let taken = BriefParameters::after(columns).fill(&taken);
+            let taken = FastPathParameters::after(columns).fill(&taken);
             format!(", {taken} select (select fits from known), (select count(*) from applied)")
         };
         match (self.kept, self.brief) {
@@ -169,7 +169,7 @@ impl Form {
         }
     }
 
-    fn wrap_upsert(self, table: &Table, columns: usize) -> (String, String) {
+    fn wrap_upsert(self, table: &EntityTable, columns: usize) -> (String, String) {
         let key = key_text(table, "t");
         self.wrap(
             "upsert",
@@ -186,7 +186,7 @@ impl Form {
         if !self.brief {
             return Default::default();
         }
-        let known = BriefParameters::after(columns).fill(KNOWN);
+        let known = FastPathParameters::after(columns).fill(KNOWN);
         (
             known + " ",
             " cross join known k where k.fits and (k.epoch is null or (k.epoch, k.version) <= ($3, $4))",
@@ -199,19 +199,19 @@ pub(super) fn brief_types(columns: usize) -> String {
     format!(
         "text, text, bigint, bigint{}, {}",
         ", text[]".repeat(columns),
-        BriefParameters::TYPES
+        FastPathParameters::TYPES
     )
 }
 
 /// The parts that every statement over arrays has.
-struct Arrays {
+struct ArrayParts {
     expressions: String,
     arrays: String,
     columns: String,
 }
 
 /// The arrays of these columns, as the parameters after so many others.
-fn arrays(columns: &[&Column], encoded: &[Encoded<'_>], before: usize) -> Arrays {
+fn arrays(columns: &[&TableColumn], encoded: &[ArrayParam<'_>], before: usize) -> ArrayParts {
     let mut expressions = Vec::with_capacity(columns.len());
     let mut arrays = Vec::with_capacity(columns.len());
     for (nth, (column, values)) in columns.iter().zip(encoded).enumerate() {
@@ -228,25 +228,25 @@ fn arrays(columns: &[&Column], encoded: &[Encoded<'_>], before: usize) -> Arrays
             column.quoted
         ));
     }
-    Arrays {
+    ArrayParts {
         expressions: expressions.join(", "),
         arrays: arrays.join(", "),
         columns: join(columns, |column| column.quoted.clone()),
     }
 }
 
-fn key_list(table: &Table) -> String {
-    let columns: Vec<&Column> = table.key.iter().map(|&place| &table.columns[place]).collect();
+fn key_list(table: &EntityTable) -> String {
+    let columns: Vec<&TableColumn> = table.key.iter().map(|&place| &table.columns[place]).collect();
     join(&columns, |column| column.quoted.clone())
 }
 
 /// Upserts of a batch. `guarded` where the entity has tombstones.
 pub(super) fn upsert(
-    table: &Table,
-    columns: &[&Column],
-    encoded: &[Encoded<'_>],
+    table: &EntityTable,
+    columns: &[&TableColumn],
+    encoded: &[ArrayParam<'_>],
     guarded: bool,
-    form: Form,
+    form: StatementForm,
 ) -> String {
     let parts = arrays(columns, encoded, BATCH);
     let key_text = key_text(table, "i");
@@ -273,14 +273,19 @@ pub(super) fn upsert(
     )
 }
 
-fn set(columns: &[&Column]) -> String {
+fn set(columns: &[&TableColumn]) -> String {
     join(columns, |column| format!("{0} = excluded.{0}", column.quoted))
 }
 
 /// Upserts without a version.
-pub(super) fn post(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
+pub(super) fn post(
+    table: &EntityTable,
+    columns: &[&TableColumn],
+    encoded: &[ArrayParam<'_>],
+    kept: bool,
+) -> String {
     let parts = arrays(columns, encoded, BASELINE);
-    let (open, close) = Form { kept, brief: false }.wrap_upsert(table, columns.len());
+    let (open, close) = StatementForm { kept, brief: false }.wrap_upsert(table, columns.len());
     fill(
         POST,
         &[
@@ -299,7 +304,12 @@ pub(super) fn post(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], 
 }
 
 /// Deletes of a batch; `columns` are the key's.
-pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], form: Form) -> String {
+pub(super) fn delete(
+    table: &EntityTable,
+    columns: &[&TableColumn],
+    encoded: &[ArrayParam<'_>],
+    form: StatementForm,
+) -> String {
     let parts = arrays(columns, encoded, BATCH);
     let (open, close) = form.wrap(
         "delete",
@@ -324,7 +334,12 @@ pub(super) fn delete(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>]
 }
 
 /// Deletes without a version; `columns` are the key's.
-pub(super) fn delete_row(table: &Table, columns: &[&Column], encoded: &[Encoded<'_>], kept: bool) -> String {
+pub(super) fn delete_row(
+    table: &EntityTable,
+    columns: &[&TableColumn],
+    encoded: &[ArrayParam<'_>],
+    kept: bool,
+) -> String {
     let parts = arrays(columns, encoded, BASELINE);
     let noted = if kept {
         ", noted as (insert into cloud_meta.history (site, entity, key, epoch, version, op) \
@@ -346,8 +361,8 @@ pub(super) fn delete_row(table: &Table, columns: &[&Column], encoded: &[Encoded<
 }
 
 /// Truncates, in a batch.
-pub(super) fn truncate(table: &Table, kept: bool) -> String {
-    let (open, close) = Form { kept, brief: false }.wrap(
+pub(super) fn truncate(table: &EntityTable, kept: bool) -> String {
+    let (open, close) = StatementForm { kept, brief: false }.wrap(
         "truncate",
         "null::text as key, t.epoch, t.version, null::text as digest",
         0,
@@ -359,7 +374,7 @@ pub(super) fn truncate(table: &Table, kept: bool) -> String {
 }
 
 /// Asks for the highest key in a range, by the first key column.
-pub(super) fn highest(table: &Table) -> String {
+pub(super) fn highest(table: &EntityTable) -> String {
     let key = table
         .key
         .first()
@@ -368,7 +383,7 @@ pub(super) fn highest(table: &Table) -> String {
 }
 
 /// Takes new rows with these columns, after site, epoch and version.
-pub(super) fn copy(table: &Table, columns: &[&Column]) -> String {
+pub(super) fn copy(table: &EntityTable, columns: &[&TableColumn]) -> String {
     let columns = join(columns, |column| column.quoted.clone());
     fill(COPY, &[("table", &table.quoted), ("columns", &columns)])
 }
@@ -377,7 +392,7 @@ pub(super) fn copy(table: &Table, columns: &[&Column]) -> String {
 ///
 /// A row without a time is listed. On columns without a time zone the window is a day longer, since the site's
 /// clock may stand up to a day apart from UTC: what is listed too much does no harm, what is missing is sent again.
-pub(super) fn list(table: &Table, columns: &[&Column], window: Option<&Column>) -> String {
+pub(super) fn list(table: &EntityTable, columns: &[&TableColumn], window: Option<&TableColumn>) -> String {
     let condition = window.map_or(String::new(), |column| {
         let name = format!("t.{}", column.quoted);
         let since = match column.of.name {

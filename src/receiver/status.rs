@@ -9,16 +9,16 @@ use serde_json::{Map, Value, json};
 use sqlx::Row;
 
 use super::Shared;
-use super::answer::{Answer, Refusal};
-use super::auth::Site;
+use super::answer::{ApiError, ApiResult};
+use super::auth::AuthenticatedSite;
 
 const SOURCES: &str = include_str!("../../sql/receiver/sources.sql");
 
 /// `GET /sync-status`: the capabilities, the receiver's identity, and the newest batch of each source of the site.
 pub(super) async fn sync_status(
     State(shared): State<Arc<Shared>>,
-    Site(site, _): Site,
-) -> Answer<Json<Value>> {
+    AuthenticatedSite(site, _): AuthenticatedSite,
+) -> ApiResult<Json<Value>> {
     let rows = sqlx::query(SOURCES).bind(&*site).fetch_all(&shared.pool).await?;
     let mut sources = Map::new();
     let (mut receiver, mut last_sync) = (Value::Null, Value::Null);
@@ -49,11 +49,11 @@ pub(super) async fn sync_status(
 }
 
 /// `GET /healthz`: whether the database answers. It asks for no key.
-pub(super) async fn healthz(State(shared): State<Arc<Shared>>) -> Answer<Json<Value>> {
+pub(super) async fn healthz(State(shared): State<Arc<Shared>>) -> ApiResult<Json<Value>> {
     let asked = sqlx::query("select 1").execute(&shared.pool);
     match tokio::time::timeout(Duration::from_secs(3), asked).await {
         Ok(done) => done?,
-        Err(_) => return Err(Refusal::later("the database does not answer")),
+        Err(_) => return Err(ApiError::later("the database does not answer")),
     };
     Ok(Json(json!({"success": true, "status": "ok"})))
 }

@@ -10,8 +10,8 @@ use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, Row};
 
-use super::answer::{Answer, Refusal};
-use super::database::Trouble;
+use super::answer::{ApiError, ApiResult};
+use super::database::DbError;
 use crate::wire::{self, TurnCode};
 
 const TURN: &str = include_str!("../../sql/receiver/turn.sql");
@@ -34,11 +34,11 @@ impl<'a> BatchHeaders<'a> {
     ///
     /// # Errors
     /// 400 where one is missing or not valid.
-    pub(super) fn read(headers: &'a HeaderMap) -> Answer<Self> {
+    pub(super) fn read(headers: &'a HeaderMap) -> ApiResult<Self> {
         let source =
-            source_id(headers)?.ok_or_else(|| Refusal::malformed("the header X-Source-Id is missing"))?;
+            source_id(headers)?.ok_or_else(|| ApiError::malformed("the header X-Source-Id is missing"))?;
         let nonce = nonce(headers, wire::TERM_NONCE, "X-Term-Nonce")?
-            .ok_or_else(|| Refusal::malformed("the header X-Term-Nonce is missing"))?;
+            .ok_or_else(|| ApiError::malformed("the header X-Term-Nonce is missing"))?;
         Ok(Self {
             source,
             epoch: number(headers, wire::EPOCH, "X-Epoch", i64::MAX)?,
@@ -56,11 +56,11 @@ impl<'a> BatchHeaders<'a> {
     }
 }
 
-fn nonce_of_previous(headers: &HeaderMap) -> Answer<Option<&str>> {
+fn nonce_of_previous(headers: &HeaderMap) -> ApiResult<Option<&str>> {
     nonce(headers, wire::PREVIOUS_NONCE, "X-Previous-Nonce")
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<Result<&'a str, std::str::Utf8Error>> {
+fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<Result<&'a str, std::str::Utf8Error>> {
     let value = headers.get(name)?;
     Some(std::str::from_utf8(value.as_bytes()).map(str::trim))
 }
@@ -69,42 +69,42 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<Result<&'a str, std::s
 ///
 /// # Errors
 /// 400 where it is empty, too long, or not ASCII.
-pub(super) fn source_id(headers: &HeaderMap) -> Answer<Option<&str>> {
-    match text(headers, wire::SOURCE_ID) {
+pub(super) fn source_id(headers: &HeaderMap) -> ApiResult<Option<&str>> {
+    match header_text(headers, wire::SOURCE_ID) {
         None => Ok(None),
         Some(Ok(id)) if !id.is_empty() && id.len() <= 200 && id.is_ascii() => Ok(Some(id)),
-        Some(_) => Err(Refusal::malformed("the header X-Source-Id is not valid")),
+        Some(_) => Err(ApiError::malformed("the header X-Source-Id is not valid")),
     }
 }
 
-fn number(headers: &HeaderMap, name: &str, shown: &str, below: i64) -> Answer<i64> {
-    text(headers, name)
+fn number(headers: &HeaderMap, name: &str, shown: &str, below: i64) -> ApiResult<i64> {
+    header_text(headers, name)
         .and_then(|value| value.ok()?.parse().ok())
         .filter(|number| (1..below).contains(number))
         .ok_or_else(|| {
-            Refusal::malformed(format!(
+            ApiError::malformed(format!(
                 "the header {shown} is missing or not a number from 1 and below {below}"
             ))
         })
 }
 
-fn nonce<'a>(headers: &'a HeaderMap, name: &str, shown: &str) -> Answer<Option<&'a str>> {
+fn nonce<'a>(headers: &'a HeaderMap, name: &str, shown: &str) -> ApiResult<Option<&'a str>> {
     let visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
-    match text(headers, name) {
+    match header_text(headers, name) {
         None => Ok(None),
         Some(Ok(nonce)) if (1..=wire::NONCE).contains(&nonce.len()) && visible(nonce) => Ok(Some(nonce)),
-        Some(_) => Err(Refusal::malformed(format!(
+        Some(_) => Err(ApiError::malformed(format!(
             "the header {shown} is not 1 to {} visible ASCII characters",
             wire::NONCE
         ))),
     }
 }
 
-fn database(headers: &HeaderMap) -> Answer<Option<&str>> {
-    match text(headers, wire::SOURCE_DATABASE) {
+fn database(headers: &HeaderMap) -> ApiResult<Option<&str>> {
+    match header_text(headers, wire::SOURCE_DATABASE) {
         None | Some(Ok("")) => Ok(None),
         Some(Ok(name)) if name.chars().count() <= wire::DATABASE => Ok(Some(name)),
-        Some(_) => Err(Refusal::malformed(format!(
+        Some(_) => Err(ApiError::malformed(format!(
             "the header X-Source-Database is not text of at most {} characters",
             wire::DATABASE
         ))),
@@ -121,11 +121,11 @@ pub(super) struct NewestBatch {
 }
 
 /// A batch that was taken: the hash of its body, and its answer.
-type Taken = (Vec<u8>, String);
+type TakenBatch = (Vec<u8>, String);
 
 /// What becomes of a batch.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum TurnDecision {
     /// It is applied.
     Take,
     /// It was applied before: this was its answer.
@@ -141,56 +141,56 @@ fn decide(
     headers: &BatchHeaders<'_>,
     body_hash: &[u8],
     newest: Option<&NewestBatch>,
-    taken: Option<Taken>,
-) -> Turn {
+    taken: Option<TakenBatch>,
+) -> TurnDecision {
     let first = if headers.batch == 1 {
-        Turn::Take
+        TurnDecision::Take
     } else {
-        Turn::Refuse(TurnCode::OutOfTurn)
+        TurnDecision::Refuse(TurnCode::OutOfTurn)
     };
     let Some(newest) = newest else {
         return first;
     };
     if headers.epoch != newest.epoch {
         return if headers.epoch < newest.epoch {
-            Turn::Refuse(TurnCode::StaleEpoch)
+            TurnDecision::Refuse(TurnCode::StaleEpoch)
         } else {
             first
         };
     }
     if headers.term < newest.term {
-        return Turn::Refuse(TurnCode::StaleTerm);
+        return TurnDecision::Refuse(TurnCode::StaleTerm);
     }
     if headers.term > newest.term {
         return if headers.previous_nonce == Some(newest.nonce.as_str()) {
             first
         } else {
-            Turn::Refuse(TurnCode::UnknownTerm)
+            TurnDecision::Refuse(TurnCode::UnknownTerm)
         };
     }
     if headers.nonce != newest.nonce {
-        return Turn::Refuse(TurnCode::UnknownTerm);
+        return TurnDecision::Refuse(TurnCode::UnknownTerm);
     }
     if headers.batch > newest.batch {
         return match headers.batch - newest.batch {
-            1 => Turn::Take,
-            2..=wire::IN_FLIGHT => Turn::Early,
-            _ => Turn::Refuse(TurnCode::OutOfTurn),
+            1 => TurnDecision::Take,
+            2..=wire::IN_FLIGHT => TurnDecision::Early,
+            _ => TurnDecision::Refuse(TurnCode::OutOfTurn),
         };
     }
     match taken {
-        Some((hash, answer)) if hash == body_hash => Turn::Repeat(answer),
-        Some(_) => Turn::Refuse(TurnCode::DifferentBatch),
-        None => Turn::Refuse(TurnCode::OutOfTurn),
+        Some((hash, answer)) if hash == body_hash => TurnDecision::Repeat(answer),
+        Some(_) => TurnDecision::Refuse(TurnCode::DifferentBatch),
+        None => TurnDecision::Refuse(TurnCode::OutOfTurn),
     }
 }
 
 /// A batch that is not taken, with its 409.
-pub(super) enum NotTaken {
+pub(super) enum BatchRefusal {
     /// Those before it may be on their way.
-    Yet(Refusal),
+    Yet(ApiError),
     /// It never will be.
-    Ever(Refusal),
+    Ever(ApiError),
 }
 
 /// Reads the source's newest batch and decides. The site's lock must be held. Returns the stored answer of a repeated
@@ -200,7 +200,7 @@ pub(super) async fn ask(
     site: &str,
     headers: &BatchHeaders<'_>,
     body_hash: &[u8],
-) -> Result<Result<Option<String>, NotTaken>, Trouble> {
+) -> Result<Result<Option<String>, BatchRefusal>, DbError> {
     let row = sqlx::query(TURN)
         .bind(site)
         .bind(headers.source)
@@ -222,10 +222,10 @@ pub(super) async fn ask(
     }
     let newest = newest.as_ref();
     Ok(match decide(headers, body_hash, newest, taken) {
-        Turn::Take => Ok(None),
-        Turn::Repeat(answer) => Ok(Some(answer)),
-        Turn::Early => Err(NotTaken::Yet(refusal(TurnCode::OutOfTurn, headers, newest))),
-        Turn::Refuse(code) => Err(NotTaken::Ever(refusal(code, headers, newest))),
+        TurnDecision::Take => Ok(None),
+        TurnDecision::Repeat(answer) => Ok(Some(answer)),
+        TurnDecision::Early => Err(BatchRefusal::Yet(refusal(TurnCode::OutOfTurn, headers, newest))),
+        TurnDecision::Refuse(code) => Err(BatchRefusal::Ever(refusal(code, headers, newest))),
     })
 }
 
@@ -236,7 +236,7 @@ pub(super) async fn take(
     headers: &BatchHeaders<'_>,
     body_hash: &[u8],
     answer: &str,
-) -> Result<(), Trouble> {
+) -> Result<(), DbError> {
     sqlx::query(TAKE)
         .bind(site)
         .bind(headers.source)
@@ -253,7 +253,7 @@ pub(super) async fn take(
     Ok(())
 }
 
-fn refusal(code: TurnCode, headers: &BatchHeaders<'_>, newest: Option<&NewestBatch>) -> Refusal {
+fn refusal(code: TurnCode, headers: &BatchHeaders<'_>, newest: Option<&NewestBatch>) -> ApiError {
     let batch = format!(
         "batch {} of term {} of epoch {}",
         headers.batch, headers.term, headers.epoch
@@ -280,7 +280,7 @@ fn refusal(code: TurnCode, headers: &BatchHeaders<'_>, newest: Option<&NewestBat
         Value::Null,
         |newest| json!({"epoch": newest.epoch, "term": newest.term, "batch": newest.batch}),
     );
-    Refusal::new(StatusCode::CONFLICT, error)
+    ApiError::new(StatusCode::CONFLICT, error)
         .with_code(code.as_str())
         .with_source(source)
 }
@@ -314,14 +314,14 @@ mod tests {
             previous_nonce,
             ..headers
         };
-        let refuse = Turn::Refuse;
+        let refuse = TurnDecision::Refuse;
         for (headers, expected) in [
             (batch(4, 9, 1, "n9"), refuse(TurnCode::StaleEpoch)),
-            (batch(6, 1, 1, "x"), Turn::Take),
+            (batch(6, 1, 1, "x"), TurnDecision::Take),
             (batch(6, 1, 2, "x"), refuse(TurnCode::OutOfTurn)),
             (batch(5, 2, 8, "n2"), refuse(TurnCode::StaleTerm)),
-            (after(Some("n3"), batch(5, 4, 1, "n4")), Turn::Take),
-            (after(Some("n3"), batch(5, 9, 1, "n9")), Turn::Take),
+            (after(Some("n3"), batch(5, 4, 1, "n4")), TurnDecision::Take),
+            (after(Some("n3"), batch(5, 9, 1, "n9")), TurnDecision::Take),
             (
                 after(Some("n3"), batch(5, 4, 2, "n4")),
                 refuse(TurnCode::OutOfTurn),
@@ -331,13 +331,13 @@ mod tests {
                 refuse(TurnCode::UnknownTerm),
             ),
             (batch(5, 4, 1, "n3"), refuse(TurnCode::UnknownTerm)),
-            (batch(5, 3, 8, "n3"), Turn::Take),
+            (batch(5, 3, 8, "n3"), TurnDecision::Take),
             (batch(5, 3, 8, "other"), refuse(TurnCode::UnknownTerm)),
-            (batch(5, 3, 7, "n3"), Turn::Repeat("answer".to_owned())),
-            (batch(5, 3, 6, "n3"), Turn::Repeat("answer".to_owned())),
+            (batch(5, 3, 7, "n3"), TurnDecision::Repeat("answer".to_owned())),
+            (batch(5, 3, 6, "n3"), TurnDecision::Repeat("answer".to_owned())),
             (batch(5, 3, 5, "n3"), refuse(TurnCode::OutOfTurn)),
-            (batch(5, 3, 9, "n3"), Turn::Early),
-            (batch(5, 3, 15, "n3"), Turn::Early),
+            (batch(5, 3, 9, "n3"), TurnDecision::Early),
+            (batch(5, 3, 15, "n3"), TurnDecision::Early),
             (batch(5, 3, 16, "n3"), refuse(TurnCode::OutOfTurn)),
         ] {
             let decided = decide(&headers, &[1], Some(&newest), taken(headers.batch));
@@ -345,7 +345,7 @@ mod tests {
         }
         let different = decide(&batch(5, 3, 7, "n3"), &[2], Some(&newest), taken(7));
         assert_eq!(different, refuse(TurnCode::DifferentBatch));
-        assert_eq!(decide(&batch(1, 4, 1, "n"), &[1], None, None), Turn::Take);
+        assert_eq!(decide(&batch(1, 4, 1, "n"), &[1], None, None), TurnDecision::Take);
         assert_eq!(
             decide(&batch(1, 1, 2, "n"), &[1], None, None),
             refuse(TurnCode::OutOfTurn)

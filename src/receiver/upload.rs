@@ -22,12 +22,12 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
 use super::Shared;
-use super::answer::{Answer, Refusal};
-use super::auth::Site;
-use super::body::Pace;
+use super::answer::{ApiError, ApiResult};
+use super::auth::AuthenticatedSite;
+use super::body::MinRate;
 use super::media::plain;
-use super::multipart::Parts;
-use super::shelf::{Whole, disk};
+use super::multipart::PartReader;
+use super::shelf::{FinishedUpload, disk};
 
 /// Where files lie until they are whole: below the files' root, so that a rename is enough.
 pub(super) const INCOMING: &str = ".incoming";
@@ -48,7 +48,7 @@ const STEM_BYTES: usize = 80;
 const EXTENSION_BYTES: usize = 16;
 
 /// A file that is whole and on disk, but not yet in its place.
-struct Received {
+struct StoredUpload {
     file: NamedTempFile,
     hash: blake3::Hash,
     size: u64,
@@ -57,24 +57,24 @@ struct Received {
 /// `POST /upload/{directory}`, `multipart/form-data`, part `file`.
 pub(super) async fn receive(
     State(shared): State<Arc<Shared>>,
-    Site(site, _): Site,
+    AuthenticatedSite(site, _): AuthenticatedSite,
     Path(directory): Path<String>,
     request: Request,
-) -> Answer<Json<Value>> {
+) -> ApiResult<Json<Value>> {
     if !plain(&directory) {
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "the directory is not one plain segment of letters, digits, _ and -",
         ));
     }
     let (head, body) = request.into_parts();
-    let mut parts = Parts::of(&head.headers, body)?;
+    let mut parts = PartReader::of(&head.headers, body)?;
     let part = loop {
         match parts.next().await? {
             Some(part) if part.name.as_deref() == Some("file") => break part,
             // It is passed over, and counts as aside.
             Some(_) => {}
-            None => return Err(Refusal::malformed("the body has no part named file")),
+            None => return Err(ApiError::malformed("the body has no part named file")),
         }
     };
     let name = safe_name(&part.file_name.unwrap_or_default());
@@ -87,7 +87,7 @@ pub(super) async fn receive(
     let stored = format!("{}-{name}", &digest[..16]);
     shared
         .shelf
-        .put(Whole {
+        .put(FinishedUpload {
             file: received.file,
             site: site.to_string(),
             directory: directory.clone(),
@@ -114,9 +114,9 @@ pub(super) async fn receive(
 pub async fn read_parts(content_type: &str, body: Bytes) -> std::result::Result<Vec<(String, u64)>, String> {
     let read = async {
         let kind = HeaderValue::from_str(content_type)
-            .map_err(|_| Refusal::malformed("the content type cannot be a header"))?;
+            .map_err(|_| ApiError::malformed("the content type cannot be a header"))?;
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]);
-        let mut parts = Parts::of(&headers, Body::from(body))?;
+        let mut parts = PartReader::of(&headers, Body::from(body))?;
         let mut found = Vec::new();
         while let Some(part) = parts.next().await? {
             let name = safe_name(&part.file_name.unwrap_or_default());
@@ -128,16 +128,16 @@ pub async fn read_parts(content_type: &str, body: Bytes) -> std::result::Result<
         }
         Ok(found)
     };
-    read.await.map_err(|refusal: Refusal| refusal.words().to_owned())
+    read.await.map_err(|refusal: ApiError| refusal.words().to_owned())
 }
 
 /// Streams a part into a temporary file. Whatever breaks it off takes the file away.
-async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
+async fn stream(shared: &Shared, parts: &mut PartReader) -> ApiResult<StoredUpload> {
     let incoming = shared.files.join(INCOMING);
-    let (mut gathering, gathered, home) = Gathering::new();
+    let (mut gathering, gathered, home) = BufferedParts::new();
     let writer = tokio::task::spawn_blocking(move || write(&incoming, gathered, &home));
     let mut size = 0_u64;
-    let mut pace = Pace::begin();
+    let mut pace = MinRate::begin();
     let mut end = Ok(());
     loop {
         let chunk = match parts.piece().await {
@@ -154,7 +154,7 @@ async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
             break;
         }
         if size > shared.upload_limit {
-            end = Err(Refusal::too_large(format!(
+            end = Err(ApiError::too_large(format!(
                 "the file is larger than {} bytes",
                 shared.upload_limit
             )));
@@ -172,11 +172,11 @@ async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
     drop(gathering);
     let written = writer
         .await
-        .map_err(|error| Refusal::fault("store a file", &error))?;
+        .map_err(|error| ApiError::fault("store a file", &error))?;
     end?;
     let received = written.map_err(|error| disk(&error))?;
     if received.size != size {
-        return Err(Refusal::fault(
+        return Err(ApiError::fault(
             "store a file",
             &"fewer bytes were written than came",
         ));
@@ -186,16 +186,16 @@ async fn stream(shared: &Shared, parts: &mut Parts) -> Answer<Received> {
 
 /// Gathers what comes into buffers that the writer gives back. So the connection fills the same buffer again and again,
 /// the writer hashes and writes much at once, and a large file costs no fresh memory for each of its pieces.
-struct Gathering {
+struct BufferedParts {
     buffer: Vec<u8>,
     pieces: mpsc::Sender<Vec<u8>>,
     back: buffers::Receiver<Vec<u8>>,
 }
 
 /// The writer has ended.
-struct Ended;
+struct WriterEnded;
 
-impl Gathering {
+impl BufferedParts {
     fn new() -> (Self, mpsc::Receiver<Vec<u8>>, buffers::Sender<Vec<u8>>) {
         let (pieces, gathered) = mpsc::channel(WAITING);
         let (home, back) = buffers::channel();
@@ -207,7 +207,7 @@ impl Gathering {
         (gathering, gathered, home)
     }
 
-    async fn add(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
+    async fn add(&mut self, mut bytes: &[u8]) -> Result<(), WriterEnded> {
         while !bytes.is_empty() {
             let room = PIECE - self.buffer.len();
             let (now, later) = bytes.split_at(bytes.len().min(room));
@@ -226,10 +226,10 @@ impl Gathering {
     }
 
     /// Hands on what is gathered.
-    async fn finish(&mut self) -> Result<(), Ended> {
+    async fn finish(&mut self) -> Result<(), WriterEnded> {
         let next = self.back.try_recv().unwrap_or_default();
         let full = std::mem::replace(&mut self.buffer, next);
-        self.pieces.send(full).await.map_err(|_| Ended)
+        self.pieces.send(full).await.map_err(|_| WriterEnded)
     }
 }
 
@@ -237,7 +237,7 @@ fn write(
     incoming: &FilePath,
     mut pieces: mpsc::Receiver<Vec<u8>>,
     home: &buffers::Sender<Vec<u8>>,
-) -> std::io::Result<Received> {
+) -> std::io::Result<StoredUpload> {
     let mut file = NamedTempFile::new_in(incoming)?;
     let mut hasher = blake3::Hasher::new();
     let (mut size, mut flushed) = (0_u64, 0);
@@ -263,7 +263,7 @@ fn write(
     // An error of the disk is told once, to whoever syncs first.
     join(flush)?;
     file.as_file().sync_all()?;
-    Ok(Received {
+    Ok(StoredUpload {
         file,
         hash: hasher.finalize(),
         size,
@@ -336,7 +336,7 @@ mod tests {
             (40 * PIECE + 1, 100_003),
         ] {
             let content = &content[..size];
-            let (mut gathering, gathered, home) = Gathering::new();
+            let (mut gathering, gathered, home) = BufferedParts::new();
             let incoming = folder.path().to_owned();
             let writer = tokio::task::spawn_blocking(move || write(&incoming, gathered, &home));
             let mut buffers = std::collections::HashSet::new();

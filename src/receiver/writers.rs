@@ -17,7 +17,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::sync::{Notify, OwnedMutexGuard, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
-use super::database::{STATEMENTS, Trouble};
+use super::database::{DbError, STATEMENTS};
 
 /// Connections at once.
 const CONNECTIONS: usize = 8;
@@ -32,9 +32,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const SILENT: Duration = Duration::from_secs(2);
 
 /// The connections that are at rest, and the order of requests.
-pub(super) struct Writers {
+pub(super) struct ApplyPool {
     options: PgConnectOptions,
-    idle: Mutex<Vec<Kept>>,
+    idle: Mutex<Vec<IdleConnection>>,
     places: Semaphore,
     queues: Mutex<HashMap<Arc<str>, Arc<SiteQueue>>>,
 }
@@ -48,12 +48,12 @@ struct SiteQueue {
 }
 
 /// The head of a site's queue, until it is dropped.
-pub(super) struct Place {
+pub(super) struct QueueHead {
     queue: Arc<SiteQueue>,
     head: OwnedMutexGuard<()>,
 }
 
-impl Place {
+impl QueueHead {
     /// Notes that a batch was taken: the next one has its turn.
     pub(super) fn taken(self) {
         self.queue.taken.notify_waiters();
@@ -68,24 +68,24 @@ impl Place {
     }
 }
 
-struct Kept {
+struct IdleConnection {
     connection: PgConnection,
-    prepared: Prepared,
+    prepared: PreparedStatements,
     since: Instant,
 }
 
 /// A connection, until it is given back.
-pub(super) struct Writer<'a> {
+pub(super) struct ApplyConnection<'a> {
     pub(super) connection: PgConnection,
-    pub(super) prepared: Prepared,
+    pub(super) prepared: PreparedStatements,
     _place: SemaphorePermit<'a>,
 }
 
 /// The statements that were prepared by name: of an entity's table in a version, for upserts or for deletes.
 #[derive(Default)]
-pub(super) struct Prepared(HashMap<(String, bool), (i64, usize)>);
+pub(super) struct PreparedStatements(HashMap<(String, bool), (i64, usize)>);
 
-impl Prepared {
+impl PreparedStatements {
     /// The statement's name. One that is not prepared yet in this version is, and takes an older one's place; none where
     /// there is no room for another.
     pub(super) async fn name(
@@ -93,14 +93,14 @@ impl Prepared {
         connection: &mut PgConnection,
         (entity, delete, version): (&str, bool, i64),
         sql: impl FnOnce() -> (String, String),
-    ) -> Result<Option<String>, Trouble> {
+    ) -> Result<Option<String>, DbError> {
         let count = self.0.len();
         let known = self.0.get(&(entity.to_owned(), delete)).copied();
         let number = match known {
             Some((same, number)) if same == version => return Ok(Some(name(number))),
             Some((_, number)) => {
                 let old = format!("deallocate {}", name(number));
-                run(connection, old).await?;
+                execute_text(connection, old).await?;
                 number
             }
             None if count >= STATEMENTS => return Ok(None),
@@ -109,7 +109,7 @@ impl Prepared {
         self.0.remove(&(entity.to_owned(), delete));
         let (types, body) = sql();
         let statement = format!("prepare {} ({types}) as {body}", name(number));
-        run(connection, statement).await?;
+        execute_text(connection, statement).await?;
         self.0.insert((entity.to_owned(), delete), (version, number));
         Ok(Some(name(number)))
     }
@@ -119,12 +119,12 @@ fn name(number: usize) -> String {
     format!("cloud_sync_{number}")
 }
 
-async fn run(connection: &mut PgConnection, sql: String) -> Result<(), Trouble> {
+async fn execute_text(connection: &mut PgConnection, sql: String) -> Result<(), DbError> {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
     Ok(())
 }
 
-impl Writers {
+impl ApplyPool {
     /// Connections like these, made when they are first needed.
     pub(super) fn new(options: &PgConnectOptions) -> Self {
         let options = options.clone().options([
@@ -142,20 +142,20 @@ impl Writers {
     }
 
     /// Waits in the site's queue.
-    pub(super) async fn site_queue(&self, site: &Arc<str>) -> Result<Place, Trouble> {
+    pub(super) async fn site_queue(&self, site: &Arc<str>) -> Result<QueueHead, DbError> {
         let queue = {
             let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(queues.entry(Arc::clone(site)).or_default())
         };
         let head = patient(Arc::clone(&queue.head).lock_owned()).await?;
-        Ok(Place { queue, head })
+        Ok(QueueHead { queue, head })
     }
 
     /// A connection: one at rest, else a new one.
-    pub(super) async fn take(&self) -> Result<Writer<'_>, Trouble> {
+    pub(super) async fn take(&self) -> Result<ApplyConnection<'_>, DbError> {
         let place = patient(self.places.acquire())
             .await?
-            .map_err(|_| Trouble::Transient("the server is stopping".to_owned()))?;
+            .map_err(|_| DbError::Transient("the server is stopping".to_owned()))?;
         loop {
             let kept = self.idle().pop();
             let (connection, prepared) = match kept {
@@ -165,9 +165,9 @@ impl Writers {
                     }
                     (kept.connection, kept.prepared)
                 }
-                None => (self.options.connect().await?, Prepared::default()),
+                None => (self.options.connect().await?, PreparedStatements::default()),
             };
-            return Ok(Writer {
+            return Ok(ApplyConnection {
                 connection,
                 prepared,
                 _place: place,
@@ -176,8 +176,8 @@ impl Writers {
     }
 
     /// Takes a connection back on which nothing is under way.
-    pub(super) fn give_back(&self, writer: Writer<'_>) {
-        self.idle().push(Kept {
+    pub(super) fn give_back(&self, writer: ApplyConnection<'_>) {
+        self.idle().push(IdleConnection {
             connection: writer.connection,
             prepared: writer.prepared,
             since: Instant::now(),
@@ -194,13 +194,13 @@ impl Writers {
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<IdleConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn patient<T>(waiting: impl Future<Output = T>) -> Result<T, Trouble> {
+async fn patient<T>(waiting: impl Future<Output = T>) -> Result<T, DbError> {
     timeout(PATIENCE, waiting)
         .await
-        .map_err(|_| Trouble::Transient("too many requests wait".to_owned()))
+        .map_err(|_| DbError::Transient("too many requests wait".to_owned()))
 }

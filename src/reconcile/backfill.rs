@@ -10,19 +10,19 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::report::PerEntity;
-use super::touched::Touched;
+use super::touched::TouchedRows;
 use super::{Observer, Reconcile, short};
 use crate::abort;
 use crate::drain::wire_schema;
 use crate::error::{Error, Result};
-use crate::source::pages::{self, Leaf, Pages, Read};
+use crate::source::pages::{self, ColumnsToRead, LeafTable, RowPages};
 
 /// Rows that are touched before progress is kept.
 const AT_ONCE: usize = 5_000;
 
 /// Which rows of each entity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Span {
+pub enum RowSpan {
     /// Those within the entity's own retention.
     Window,
     /// Those of the last days, where the entity has a retention.
@@ -49,7 +49,7 @@ impl Reconcile {
     pub async fn backfill(
         &self,
         places: &[usize],
-        span: Span,
+        span: RowSpan,
         restart: bool,
         observer: &dyn Observer,
         shutdown: &CancellationToken,
@@ -63,11 +63,11 @@ impl Reconcile {
         for &place in places {
             let entity = &self.catalogue.entities()[place];
             let days = match (span, &entity.window) {
-                (Span::Window, Some(window)) => Some(window.days),
-                (Span::Days(days), Some(_)) => Some(days),
+                (RowSpan::Window, Some(window)) => Some(window.days),
+                (RowSpan::Days(days), Some(_)) => Some(days),
                 _ => None,
             };
-            let mut done = Done::default();
+            let mut done = FinishedEntity::default();
             let ended = self
                 .backfill_one(place, days, restart, observer, shutdown, &mut done)
                 .await;
@@ -103,15 +103,15 @@ impl Reconcile {
         restart: bool,
         observer: &dyn Observer,
         shutdown: &CancellationToken,
-        done: &mut Done,
+        done: &mut FinishedEntity,
     ) -> Result<()> {
         let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
         let client = self.session.client();
         self.must_fit(place).await?;
         let mut progress = if restart {
-            Progress::default()
+            BackfillProgress::default()
         } else {
-            Progress::read(client, &entity.name, days).await?
+            BackfillProgress::read(client, &entity.name, days).await?
         };
         done.pushed = progress.pushed;
         let total = pages::count(client, entity, table, days).await?;
@@ -127,8 +127,8 @@ impl Reconcile {
                 .await?;
         }
         let mut there = self.there(place, days, None).await?;
-        let mut touched = Touched::new(self, place);
-        let mut pages = Pages::open(client, entity, table, days, Read::Keys).await?;
+        let mut touched = TouchedRows::new(self, place);
+        let mut pages = RowPages::open(client, entity, table, days, ColumnsToRead::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
             let Some(mut from) = progress.begins(&leaf) else {
                 continue;
@@ -160,9 +160,9 @@ impl Reconcile {
         &self,
         place: usize,
         days: Option<u32>,
-        progress: &mut Progress,
-        touched: &mut Touched<'_>,
-        done: &mut Done,
+        progress: &mut BackfillProgress,
+        touched: &mut TouchedRows<'_>,
+        done: &mut FinishedEntity,
     ) -> Result<()> {
         let count = touched.waiting() as u64;
         let refused = touched.settle().await?.rows.len() as u64;
@@ -178,7 +178,7 @@ impl Reconcile {
 }
 
 #[derive(Debug, Default)]
-struct Done {
+struct FinishedEntity {
     pushed: u64,
     held: u64,
     refused: u64,
@@ -186,7 +186,7 @@ struct Done {
 
 /// How far an entity's backfill has come.
 #[derive(Debug, Default)]
-struct Progress {
+struct BackfillProgress {
     /// The table or partition that it is in: those with a lower oid are behind it.
     relid: u32,
     /// The file of that table.
@@ -197,7 +197,7 @@ struct Progress {
     finished: bool,
 }
 
-impl Progress {
+impl BackfillProgress {
     /// How far an earlier run for the same days has come.
     async fn read(client: &Client, entity: &str, days: Option<u32>) -> Result<Self> {
         let row = client
@@ -243,7 +243,7 @@ impl Progress {
 
     /// The page of the leaf to begin at; none where the leaf is behind. A leaf whose file is another one has
     /// other pages.
-    fn begins(&self, leaf: &Leaf) -> Option<u64> {
+    fn begins(&self, leaf: &LeafTable) -> Option<u64> {
         match leaf.oid.cmp(&self.relid) {
             std::cmp::Ordering::Less => None,
             std::cmp::Ordering::Equal if leaf.filenode == self.filenode => Some(self.page),
@@ -251,7 +251,7 @@ impl Progress {
         }
     }
 
-    fn at(&mut self, leaf: &Leaf, page: u64) {
+    fn at(&mut self, leaf: &LeafTable, page: u64) {
         (self.relid, self.filenode, self.page) = (leaf.oid, leaf.filenode, page);
     }
 }

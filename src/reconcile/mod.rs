@@ -22,22 +22,22 @@ use crate::batch::Batch;
 use crate::catalogue::server::Unconfirmed;
 use crate::catalogue::{Catalogue, Deletes, Entity};
 use crate::change::{Cause, Change, Op, Position};
-use crate::deliver::{Capabilities, Cloud, Origin};
-use crate::drain::{Pulse, Recording, wire_schema};
+use crate::deliver::{Capabilities, ChangeOrigin, Cloud};
+use crate::drain::{AcceptedKeyRecorder, ReplicationState, wire_schema};
 use crate::error::{Error, Kind, Result};
-use crate::existence::{self, Held};
+use crate::existence::{self, CloudRows};
 use crate::fields::pick;
 use crate::media;
 use crate::quarantine;
 use crate::source::connect::Session;
-use crate::source::describe::{self, Table};
-use crate::source::guard;
+use crate::source::describe::{self, SourceTable};
+use crate::source::drift;
 use crate::source::identity;
-use crate::source::install::{self, Attached};
-use crate::source::pages::{self, Found, Pages, Read};
+use crate::source::install::{self, AttachedEntity};
+use crate::source::pages::{self, ColumnsToRead, FoundRow, RowPages};
 use crate::source::sent;
 use report::SyncReport;
-use touched::Touched;
+use touched::TouchedRows;
 
 /// Pushed rows of an entity that are looked for in the cloud's list afterwards, at most.
 const SAMPLE: usize = 1_000;
@@ -57,9 +57,9 @@ pub trait Observer: Send + Sync {
 
 /// Nobody watches.
 #[derive(Debug, Clone, Copy)]
-pub struct Unobserved;
+pub struct NoObserver;
 
-impl Observer for Unobserved {
+impl Observer for NoObserver {
     fn begin(&self, _entity: &str, _rows: u64) {}
     fn advance(&self, _looked: u64, _pushed: u64) {}
     fn end(&self, _entity: &str) {}
@@ -69,12 +69,12 @@ impl Observer for Unobserved {
 pub struct Reconcile {
     session: Session,
     catalogue: Arc<Catalogue>,
-    tables: Vec<Table>,
-    attached: Vec<Attached>,
+    tables: Vec<SourceTable>,
+    attached: Vec<AttachedEntity>,
     cloud: Cloud,
     capabilities: Capabilities,
-    origin: Origin,
-    pulse: Arc<Pulse>,
+    origin: ChangeOrigin,
+    pulse: Arc<ReplicationState>,
     media_root: PathBuf,
     patience: Duration,
     /// When the pass began, in the source's time, in microseconds since 1970.
@@ -92,15 +92,15 @@ impl Reconcile {
         source_id: Option<&str>,
         catalogue: Arc<Catalogue>,
         cloud: Cloud,
-        pulse: Arc<Pulse>,
+        pulse: Arc<ReplicationState>,
         media_root: PathBuf,
         patience: Duration,
     ) -> Result<Self> {
         let session = Session::open(database_url, "sync").await?;
-        let identity = identity::read(session.client(), source_id).await?;
+        let identity = identity::stored_identity_of(session.client(), source_id).await?;
         let tables = describe::tables_as_they_stand(session.client(), &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &tables).await?;
-        let origin = Origin {
+        let origin = ChangeOrigin {
             source_id: identity.source_id,
             epoch: identity.epoch,
             database: identity.system_id,
@@ -137,7 +137,7 @@ impl Reconcile {
         &self,
         places: &[usize],
         force: bool,
-        recording: &Recording,
+        recording: &AcceptedKeyRecorder,
         observer: &dyn Observer,
     ) -> SyncReport {
         let mut report = SyncReport::new(&self.catalogue);
@@ -179,8 +179,8 @@ impl Reconcile {
         let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
         let client = self.session.client();
         self.must_fit(place).await?;
-        let gap = guard::closable(client, entity, table).await?;
-        let pass = Pass {
+        let gap = drift::closable(client, entity, table).await?;
+        let pass = EntityPass {
             // What was missed may be of any age.
             days: match (&gap, &entity.window) {
                 (None, Some(window)) => Some(window.days),
@@ -191,7 +191,7 @@ impl Reconcile {
         let complete = self.sync_one(place, pass, observer, report).await?;
         match gap {
             Some(gap) if complete && (pass.force || self.capabilities.changes) => {
-                guard::close(client, entity, &gap).await
+                drift::close(client, entity, &gap).await
             }
             _ => Ok(()),
         }
@@ -214,7 +214,7 @@ impl Reconcile {
     async fn sync_one(
         &self,
         place: usize,
-        pass: Pass,
+        pass: EntityPass,
         observer: &dyn Observer,
         report: &mut SyncReport,
     ) -> Result<bool> {
@@ -240,11 +240,15 @@ impl Reconcile {
         }
         let columns = self.compared(entity, table);
         let mut there = self.there(place, pass.days, columns.as_deref()).await?;
-        let mut touched = Touched::new(self, place);
-        let read = if columns.is_some() { Read::Rows } else { Read::Keys };
+        let mut touched = TouchedRows::new(self, place);
+        let read = if columns.is_some() {
+            ColumnsToRead::Rows
+        } else {
+            ColumnsToRead::Keys
+        };
         let mut pages = match columns {
-            Some(_) => Pages::open(client, entity, table, pass.days, read).await?,
-            None => Pages::open_listed(client, entity, table, pass.days, read).await?,
+            Some(_) => RowPages::open(client, entity, table, pass.days, read).await?,
+            None => RowPages::open_listed(client, entity, table, pass.days, read).await?,
         };
         let mut sample = Vec::new();
         for leaf in pages::leaves(client, table).await? {
@@ -269,7 +273,7 @@ impl Reconcile {
             }
         }
         // Only where the list is this site's alone, as the receiver's is.
-        if let There::Listed(held) = &there
+        if let KnownCloudRows::Listed(held) = &there
             && columns.is_some()
             && entity.deletes() == Deletes::Propagate
             && !held.is_empty()
@@ -289,13 +293,18 @@ impl Reconcile {
     }
 
     /// What the cloud has of the entity, as far as it is to be compared.
-    async fn there(&self, place: usize, days: Option<u32>, columns: Option<&[String]>) -> Result<There> {
+    async fn there(
+        &self,
+        place: usize,
+        days: Option<u32>,
+        columns: Option<&[String]>,
+    ) -> Result<KnownCloudRows> {
         if self.capabilities.changes || self.catalogue.entities()[place].trust_list {
-            return Ok(There::Listed(
-                Held::learn(&self.cloud, place, days, columns).await?,
+            return Ok(KnownCloudRows::Listed(
+                CloudRows::learn(&self.cloud, place, days, columns).await?,
             ));
         }
-        Ok(There::Remembered)
+        Ok(KnownCloudRows::Remembered)
     }
 
     /// Reports rows that the cloud has just accepted, and does not list: each sync would push them again.
@@ -309,7 +318,7 @@ impl Reconcile {
         let entity = &self.catalogue.entities()[place];
         let client = self.session.client();
         let refused = quarantine::refused(client, &entity.name, pushed).await?;
-        let held = Held::learn(&self.cloud, place, days, None).await?;
+        let held = CloudRows::learn(&self.cloud, place, days, None).await?;
         let unlisted: HashSet<&str> = pushed
             .iter()
             .filter(|key| !refused.rows.contains_key(*key))
@@ -342,7 +351,7 @@ impl Reconcile {
         }
         let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
         let client = self.session.client();
-        let mut pages = Pages::open_listed(client, entity, table, days, Read::Keys).await?;
+        let mut pages = RowPages::open_listed(client, entity, table, days, ColumnsToRead::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
             let mut from = 0;
             while let Some((rows, next)) = pages.next(&leaf, from).await? {
@@ -360,11 +369,11 @@ impl Reconcile {
     async fn note_held(&self, place: usize) -> Result<()> {
         let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
         let client = self.session.client();
-        let held = Held::learn(&self.cloud, place, None, None).await?;
+        let held = CloudRows::learn(&self.cloud, place, None, None).await?;
         if held.is_empty() {
             return Ok(());
         }
-        let mut pages = Pages::open(client, entity, table, None, Read::Keys).await?;
+        let mut pages = RowPages::open(client, entity, table, None, ColumnsToRead::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
             let mut from = 0;
             while let Some((rows, next)) = pages.next(&leaf, from).await? {
@@ -382,7 +391,7 @@ impl Reconcile {
 
     /// The columns whose content is compared; none where the server tells keys only. An excluded column is
     /// among them: the site's row has no value there, so that a cloud which still holds one differs.
-    fn compared(&self, entity: &Entity, table: &Table) -> Option<Vec<String>> {
+    fn compared(&self, entity: &Entity, table: &SourceTable) -> Option<Vec<String>> {
         self.capabilities.changes.then(|| {
             let sent = wire_schema(entity, table)
                 .columns
@@ -400,10 +409,10 @@ impl Reconcile {
     async fn differing(
         &self,
         place: usize,
-        rows: Vec<Found>,
+        rows: Vec<FoundRow>,
         columns: Option<&[String]>,
         force: bool,
-        there: &mut There,
+        there: &mut KnownCloudRows,
     ) -> Result<Vec<String>> {
         let met: Vec<bool> = rows.iter().map(|row| row.met).collect();
         let changes = rows.into_iter().map(|row| Change {
@@ -421,8 +430,8 @@ impl Reconcile {
             media::attach_urls(client, &self.media_root, &self.catalogue, &mut page).await?;
         }
         let remembered = match there {
-            There::Listed(_) => HashSet::new(),
-            There::Remembered => {
+            KnownCloudRows::Listed(_) => HashSet::new(),
+            KnownCloudRows::Remembered => {
                 let keys: Vec<&str> = page.changes().iter().map(|change| &*change.key).collect();
                 sent::known(self.session.client(), self.attached[place].id, &keys).await?
             }
@@ -430,8 +439,8 @@ impl Reconcile {
         let mut keys = Vec::new();
         for (change, met) in page.changes().iter().zip(met) {
             let there = match there {
-                There::Listed(held) => held.remove(&self.cloud.cloud_key_of(place, &change.key)),
-                There::Remembered => remembered.contains(&*change.key).then_some(None),
+                KnownCloudRows::Listed(held) => held.remove(&self.cloud.cloud_key_of(place, &change.key)),
+                KnownCloudRows::Remembered => remembered.contains(&*change.key).then_some(None),
             };
             let same = match (met, columns, &change.row) {
                 (false, ..) => there.is_none(),
@@ -451,8 +460,8 @@ impl Reconcile {
         &self,
         place: usize,
         days: Option<u32>,
-        extra: &Held,
-        touched: &mut Touched<'_>,
+        extra: &CloudRows,
+        touched: &mut TouchedRows<'_>,
     ) -> Result<()> {
         let key = &self.catalogue.entities()[place].key;
         let mut keys = Vec::new();
@@ -469,16 +478,16 @@ impl Reconcile {
 }
 
 /// What the cloud has of an entity.
-enum There {
+enum KnownCloudRows {
     /// What it lists.
-    Listed(Held),
+    Listed(CloudRows),
     /// What this site remembers that it sent there, since the list cannot be trusted.
     Remembered,
 }
 
 /// How one entity is compared.
 #[derive(Debug, Clone, Copy)]
-struct Pass {
+struct EntityPass {
     /// The days of its retention; none means all rows.
     days: Option<u32>,
     /// Whether a row that the cloud holds is pushed all the same, where only keys are told.

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::Reconcile;
 use super::report::SyncReport;
 use crate::error::{Error, Kind, Result};
-use crate::quarantine::{self, Refused};
+use crate::quarantine::{self, QuarantinedRows};
 use crate::source::{outbox, touch};
 
 /// How often a provisional refusal is waited for.
 const ROUNDS: usize = 3;
 
 /// Rows that were touched and are not settled.
-pub(super) struct Touched<'a> {
+pub(super) struct TouchedRows<'a> {
     reconcile: &'a Reconcile,
     place: usize,
     keys: Vec<String>,
@@ -21,7 +21,7 @@ pub(super) struct Touched<'a> {
     transaction: u64,
 }
 
-impl<'a> Touched<'a> {
+impl<'a> TouchedRows<'a> {
     pub(super) fn new(reconcile: &'a Reconcile, place: usize) -> Self {
         Self {
             reconcile,
@@ -46,7 +46,7 @@ impl<'a> Touched<'a> {
         Ok(())
     }
 
-    /// How many rows were touched since the last [`Touched::settle`].
+    /// How many rows were touched since the last [`TouchedRows::settle`].
     pub(super) fn waiting(&self) -> usize {
         self.keys.len()
     }
@@ -56,10 +56,10 @@ impl<'a> Touched<'a> {
     /// # Errors
     /// The source's, and that the entity is parked; [`Kind::CloudUnreachable`] where the drain was not well for the pass's
     /// patience.
-    pub(super) async fn settle(&mut self) -> Result<Refused> {
+    pub(super) async fn settle(&mut self) -> Result<QuarantinedRows> {
         let keys = std::mem::take(&mut self.keys);
         if keys.is_empty() {
-            return Ok(Refused::default());
+            return Ok(QuarantinedRows::default());
         }
         let reconcile = self.reconcile;
         let entity = &reconcile.catalogue.entities()[self.place];
@@ -107,7 +107,7 @@ impl<'a> Touched<'a> {
         }
     }
 
-    /// As [`Touched::settle`], with what was refused told to the report. Returns whether the drain gets on.
+    /// As [`TouchedRows::settle`], with what was refused told to the report. Returns whether the drain gets on.
     pub(super) async fn settle_reporting(&mut self, report: &mut SyncReport) -> Result<bool> {
         let name = &self.reconcile.catalogue.entities()[self.place].name;
         match self.settle().await {
@@ -125,7 +125,7 @@ impl<'a> Touched<'a> {
 }
 
 /// Tells refused rows of an entity to the report.
-fn tell(refused: Refused, entity: &str, report: &mut SyncReport) {
+fn tell(refused: QuarantinedRows, entity: &str, report: &mut SyncReport) {
     let mut rows: Vec<_> = refused.rows.into_iter().collect();
     rows.sort_unstable();
     for (key, (code, error)) in rows {

@@ -12,15 +12,15 @@
 //! gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's
 //! lock goes. It takes [`END`] at most: what has not ended by then is dropped, which costs no more than a crash would.
 
-mod growth;
-mod guard;
+mod drift_monitor;
 mod leader;
-mod once;
+mod one_shot;
 mod operator;
+mod outbox_forecast;
 pub mod preconditions;
 pub mod probe;
-mod questions;
 mod replay;
+mod source_status;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,25 +32,25 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoint::SledStore;
 use crate::config::{CapabilityChoice, Loaded, Settings};
 use crate::control::status::LastSync;
-use crate::control::{Server, SyncRequest, Token, token};
+use crate::control::{ControlServer, ServerToken, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions, UploadForm};
-use crate::drain::{Drain, GREET_EVERY, Limits, Pulse, Recording};
+use crate::drain::{AcceptedKeyRecorder, BatchLimits, Drain, GREET_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
 use crate::media::records;
-use crate::media::upload::Uploads;
+use crate::media::upload::FileLane;
 use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
-use crate::reconcile::{Observer, Reconcile, Unobserved};
-use crate::retry::Repeats;
+use crate::reconcile::{NoObserver, Observer, Reconcile};
+use crate::retry::FailureLog;
 use crate::schedule::{self, Schedule};
 use crate::source::connect::Session;
 
-use guard::Guarded;
+use drift_monitor::DriftSummary;
 use leader::Leader;
-pub use once::{Once, backfill};
-use questions::{Gauges, Questions};
-pub use questions::{connect, offline_status};
-pub use replay::{ReplayFrom, Replayed, replay};
+pub use one_shot::{OneShot, backfill};
+pub use replay::{ReplayFrom, ReplayedCheckpoint, replay};
+use source_status::{SourceGauges, SourceStatusSession};
+pub use source_status::{connect, offline_status};
 
 /// How long a sync waits for a drain that is not well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -68,13 +68,13 @@ const END: Duration = Duration::from_secs(8);
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// What a reload replaces.
-struct Live {
+struct ReloadableConfig {
     settings: Settings,
     cloud: Cloud,
     schedule: Option<Schedule>,
 }
 
-impl Live {
+impl ReloadableConfig {
     fn new(settings: &Settings) -> Result<Self> {
         Ok(Self {
             cloud: cloud(settings)?,
@@ -89,18 +89,18 @@ impl Live {
 
 /// A site's replicator.
 pub struct Replicator {
-    live: watch::Sender<Arc<Live>>,
-    token: Mutex<Option<Token>>,
+    live: watch::Sender<Arc<ReloadableConfig>>,
+    token: Mutex<Option<ServerToken>>,
     stopping: CancellationToken,
-    pulse: Arc<Pulse>,
-    questions: Questions,
+    pulse: Arc<ReplicationState>,
+    questions: SourceStatusSession,
     started_at: Timestamp,
     started: std::time::Instant,
     standby: Mutex<Option<String>>,
-    gauges: Mutex<Gauges>,
+    gauges: Mutex<SourceGauges>,
     last_sync: Mutex<Option<LastSync>>,
     syncing: tokio::sync::Mutex<()>,
-    guarded: Guarded,
+    guarded: DriftSummary,
     guard_every: Duration,
 }
 
@@ -110,7 +110,7 @@ impl Replicator {
     /// # Errors
     /// A configuration error.
     pub fn new(settings: &Settings) -> Result<Arc<Self>> {
-        Self::guarding_every(settings, guard::EVERY)
+        Self::guarding_every(settings, drift_monitor::EVERY)
     }
 
     /// The same, with another time between two looks at the capture.
@@ -122,23 +122,23 @@ impl Replicator {
         let names = catalogue.entities().iter().map(|entity| entity.name.as_str());
         let metrics = Arc::new(Metrics::new(names));
         Ok(Arc::new(Self {
-            live: watch::Sender::new(Arc::new(Live::new(settings)?)),
+            live: watch::Sender::new(Arc::new(ReloadableConfig::new(settings)?)),
             token: Mutex::default(),
             stopping: CancellationToken::new(),
-            pulse: Arc::new(Pulse::new(metrics)),
-            questions: Questions::new(settings)?,
+            pulse: Arc::new(ReplicationState::new(metrics)),
+            questions: SourceStatusSession::new(settings)?,
             started_at: Timestamp::now(),
             started: std::time::Instant::now(),
             standby: Mutex::default(),
             gauges: Mutex::default(),
             last_sync: Mutex::default(),
             syncing: tokio::sync::Mutex::default(),
-            guarded: Guarded::default(),
+            guarded: DriftSummary::default(),
             guard_every,
         }))
     }
 
-    fn live(&self) -> Arc<Live> {
+    fn live(&self) -> Arc<ReloadableConfig> {
         self.live.borrow().clone()
     }
 
@@ -148,7 +148,7 @@ impl Replicator {
     /// # Errors
     /// Settings that cannot be used; the old ones stay then.
     pub fn reload(&self, loaded: &Loaded) -> Result<()> {
-        let live = Live::new(&loaded.settings)?;
+        let live = ReloadableConfig::new(&loaded.settings)?;
         let secret = token::obtain(&loaded.settings)?;
         if let Some(token) = &*self.token.lock().unwrap_or_else(PoisonError::into_inner) {
             token.replace(secret);
@@ -167,7 +167,8 @@ impl Replicator {
         serving: impl FnOnce(std::net::SocketAddr),
     ) -> Result<()> {
         let settings = self.live().settings.clone();
-        let server = Server::bind(settings.control.listen, token::obtain(&settings)?, self.clone()).await?;
+        let server =
+            ControlServer::bind(settings.control.listen, token::obtain(&settings)?, self.clone()).await?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.token());
         serving(server.address());
         let stop = shutdown.child_token();
@@ -197,7 +198,7 @@ impl Replicator {
 
     /// Leads whenever it may, until `shutdown`.
     async fn lead_repeatedly(&self, shutdown: &CancellationToken) -> Result<()> {
-        let mut repeats = Repeats::new("leader");
+        let mut repeats = FailureLog::new("leader");
         while !shutdown.is_cancelled() {
             let live = self.live();
             let url = live.settings.require_database_url()?;
@@ -293,16 +294,16 @@ impl Replicator {
         drained.and(uploaded)
     }
 
-    async fn follow_schedule(&self, live: &Live, stop: &CancellationToken) {
+    async fn follow_schedule(&self, live: &ReloadableConfig, stop: &CancellationToken) {
         let Some(schedule) = &live.schedule else { return };
-        schedule::run(schedule, Zoned::now, stop, || self.sync_as_scheduled(stop)).await;
+        schedule::run_schedule(schedule, Zoned::now, stop, || self.sync_as_scheduled(stop)).await;
     }
 
     async fn sync_as_scheduled(&self, stop: &CancellationToken) {
         let all = SyncRequest::default();
         let synced = tokio::select! {
             () = stop.cancelled() => return,
-            synced = self.sync(&all, &Unobserved) => synced,
+            synced = self.sync(&all, &NoObserver) => synced,
         };
         match synced {
             Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
@@ -312,7 +313,7 @@ impl Replicator {
     }
 
     async fn watch_gauges(&self, store: &SledStore, stop: &CancellationToken) {
-        let mut repeats = Repeats::new("gauges");
+        let mut repeats = FailureLog::new("gauges");
         let mut checkpoints = self.pulse.checkpoints();
         loop {
             let started = tokio::time::Instant::now();
@@ -350,7 +351,7 @@ impl Replicator {
         }
     }
 
-    fn note(&self, gauges: Gauges) {
+    fn note(&self, gauges: SourceGauges) {
         let metrics = &self.pulse.metrics;
         metrics.lag_changes.set(gauges.lag.changes as i64);
         metrics.lag_seconds.set(gauges.lag.seconds);
@@ -380,7 +381,7 @@ impl Replicator {
     async fn sync_recorded(
         &self,
         request: &SyncRequest,
-        recording: &Recording,
+        recording: &AcceptedKeyRecorder,
         observer: &dyn Observer,
     ) -> Result<SyncReport> {
         let _one = self.syncing.lock().await;
@@ -482,7 +483,7 @@ pub fn drain(
     settings: &Settings,
     cloud: Cloud,
     store: Arc<dyn crate::checkpoint::Store>,
-    pulse: Arc<Pulse>,
+    pulse: Arc<ReplicationState>,
 ) -> Result<Drain> {
     Ok(Drain {
         database_url: settings.require_database_url()?.clone(),
@@ -490,7 +491,7 @@ pub fn drain(
         catalogue: Arc::new(settings.catalogue.clone()),
         cloud,
         store,
-        limits: Limits {
+        limits: BatchLimits {
             rows: settings.delivery.batch_rows,
             bytes: settings.delivery.batch_bytes,
         },
@@ -500,8 +501,8 @@ pub fn drain(
     })
 }
 
-fn uploads(settings: &Settings, cloud: Cloud, pulse: &Pulse) -> Result<Uploads> {
-    Ok(Uploads {
+fn uploads(settings: &Settings, cloud: Cloud, pulse: &ReplicationState) -> Result<FileLane> {
+    Ok(FileLane {
         database_url: settings.require_database_url()?.clone(),
         source_id: settings.source.source_id.clone(),
         catalogue: Arc::new(settings.catalogue.clone()),
@@ -514,7 +515,7 @@ fn uploads(settings: &Settings, cloud: Cloud, pulse: &Pulse) -> Result<Uploads> 
     })
 }
 
-async fn reconcile(settings: &Settings, cloud: &Cloud, pulse: &Arc<Pulse>) -> Result<Reconcile> {
+async fn reconcile(settings: &Settings, cloud: &Cloud, pulse: &Arc<ReplicationState>) -> Result<Reconcile> {
     Reconcile::open(
         settings.require_database_url()?,
         settings.source.source_id.as_deref(),

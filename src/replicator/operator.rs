@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use jiff::Zoned;
 
-use super::{Replicator, questions};
-use crate::control::status::{State, StatusReport};
+use super::{Replicator, source_status};
+use crate::control::status::{ReplicatorState, StatusReport};
 use crate::control::{Health, Operator, SyncRequest};
-use crate::drain::{Condition, Side};
+use crate::drain::{Condition, Peer};
 use crate::error::{Error, Result};
-use crate::reconcile::Unobserved;
+use crate::reconcile::NoObserver;
 use crate::reconcile::report::SyncReport;
 
 /// How long the drain may stand still while changes wait, before the replicator counts as unhealthy.
@@ -21,16 +21,16 @@ impl Operator for Replicator {
         let live = self.live();
         let checkpoint = self.pulse.checkpoint();
         let asked = self.questions.gauges(checkpoint.clone()).await;
-        let mut status = StatusReport::unknown(State::Starting);
+        let mut status = StatusReport::unknown(ReplicatorState::Starting);
         status.running_since = Some(self.started_at);
         let metrics = &self.pulse.metrics;
         (status.state, status.reason) = match (self.standby(), self.pulse.condition()) {
-            (Some(reason), _) => (State::Standby, Some(reason)),
-            (None, Condition::Starting) => (State::Starting, None),
-            (None, Condition::Replicating) => (State::Replicating, None),
-            (None, Condition::BackingOff { reason, .. }) => (State::BackingOff, Some(reason)),
-            (None, Condition::KeyRefused { reason }) => (State::KeyRefused, Some(reason)),
-            (None, Condition::Stopped { reason }) => (State::Stopped, Some(reason)),
+            (Some(reason), _) => (ReplicatorState::Standby, Some(reason)),
+            (None, Condition::Starting) => (ReplicatorState::Starting, None),
+            (None, Condition::Replicating) => (ReplicatorState::Replicating, None),
+            (None, Condition::BackingOff { reason, .. }) => (ReplicatorState::BackingOff, Some(reason)),
+            (None, Condition::KeyRefused { reason }) => (ReplicatorState::KeyRefused, Some(reason)),
+            (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
         };
         status.capture = self.guarded.troubles();
         if status.reason.is_none() {
@@ -39,14 +39,14 @@ impl Operator for Replicator {
         match asked {
             Ok(gauges) => {
                 self.note(gauges.clone());
-                questions::fill(&mut status, &gauges);
+                source_status::fill(&mut status, &gauges);
             }
             Err(error) => {
                 status.source.reachable = Some(false);
                 status.source.last_error = Some(error.to_string());
             }
         }
-        questions::fill_checkpoint(&mut status, checkpoint.as_ref());
+        source_status::fill_checkpoint(&mut status, checkpoint.as_ref());
         status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
         let capabilities = self.pulse.capabilities();
         status.cloud.capabilities = capabilities
@@ -57,7 +57,7 @@ impl Operator for Replicator {
             .collect();
         status.cloud.reachable = match self.pulse.condition() {
             Condition::BackingOff {
-                away: Side::Cloud, ..
+                away: Peer::Cloud, ..
             }
             | Condition::KeyRefused { .. } => Some(false),
             _ => capabilities.map(|_| true),
@@ -89,7 +89,7 @@ impl Operator for Replicator {
             .enumerate()
             .map(|(place, entity)| (entity.name.clone(), metrics.accepted(place).get()))
             .collect();
-        status.latency = questions::latency(metrics);
+        status.latency = source_status::latency(metrics);
         Ok(status)
     }
 
@@ -97,7 +97,7 @@ impl Operator for Replicator {
         if let Some(reason) = self.standby() {
             return Err(Error::config("sync", reason).remedy("ask the replicator that drains the outbox"));
         }
-        self.sync(&request, &Unobserved).await
+        self.sync(&request, &NoObserver).await
     }
 
     fn health(&self) -> Health {
@@ -117,7 +117,7 @@ impl Operator for Replicator {
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
             // Without the source, nobody knows what waits.
             Condition::BackingOff {
-                away: Side::Source,
+                away: Peer::Source,
                 reason,
             } => Health::Still(reason),
             Condition::BackingOff { reason, .. } if waiting > 0 => Health::Still(reason),
@@ -142,7 +142,7 @@ impl Operator for Replicator {
 }
 
 /// Well; where rows are in quarantine, with a word of it.
-fn well(gauges: &questions::Gauges) -> Health {
+fn well(gauges: &source_status::SourceGauges) -> Health {
     match gauges.quarantine {
         0 => Health::Well,
         count => Health::Noted(format!(
@@ -154,7 +154,7 @@ fn well(gauges: &questions::Gauges) -> Health {
 impl Replicator {
     /// Why too much time has passed since a change that the cloud has not accepted, whatever holds it up;
     /// none where it has not. What is known better than that goes before it.
-    fn overdue(&self, gauges: &questions::Gauges) -> Option<String> {
+    fn overdue(&self, gauges: &source_status::SourceGauges) -> Option<String> {
         let limit = self.live().settings.control.lag_limit;
         let unasked = gauges
             .at

@@ -8,13 +8,13 @@ use super::{cloud, connect};
 use crate::catalogue::Entity;
 use crate::checkpoint::SledStore;
 use crate::config::Settings;
-use crate::deliver::{Hello, Origin};
+use crate::deliver::{ChangeOrigin, CloudInfo};
 use crate::drain::wire_schema;
 use crate::error::{Error, Kind, Result};
 use crate::quarantine;
 use crate::source::connect::{Session, must_keep_sessions};
-use crate::source::describe::{self, Standing, Table};
-use crate::source::guard::{self, Watched};
+use crate::source::describe::{self, DescribedTable, SourceTable};
+use crate::source::drift::{self, EntityDrift};
 use crate::source::{identity, outbox, term};
 
 /// Less room for the outbox than this is reported.
@@ -103,7 +103,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
             None
         }
     };
-    let mut origin = Origin {
+    let mut origin = ChangeOrigin {
         source_id: settings.source.source_id.clone().unwrap_or_default(),
         epoch: crate::change::Epoch(1),
         database: String::new(),
@@ -127,7 +127,11 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
 }
 
 /// Asks the cloud for the schema of each entity, as it will before the first change; a line for each that it refuses.
-async fn check_schemas(settings: &Settings, origin: &Origin, captured: &[(&Entity, Table)]) -> Vec<Finding> {
+async fn check_schemas(
+    settings: &Settings,
+    origin: &ChangeOrigin,
+    captured: &[(&Entity, SourceTable)],
+) -> Vec<Finding> {
     let Ok(cloud) = cloud(settings) else {
         return Vec::new();
     };
@@ -174,11 +178,11 @@ async fn check_source<'a>(
     settings: &'a Settings,
     session: &Session,
     findings: &mut Vec<Finding>,
-    origin: &mut Origin,
-) -> Vec<(&'a Entity, Table)> {
+    origin: &mut ChangeOrigin,
+) -> Vec<(&'a Entity, SourceTable)> {
     let mut captured = Vec::new();
     let client = session.client();
-    match identity::read(client, settings.source.source_id.as_deref()).await {
+    match identity::stored_identity_of(client, settings.source.source_id.as_deref()).await {
         Ok(identity) => {
             origin.source_id.clone_from(&identity.source_id);
             origin.epoch = identity.epoch;
@@ -202,7 +206,7 @@ async fn check_source<'a>(
     findings.push(Finding::new("temporary files", temporary_files(session).await));
     findings.push(Finding::new("disk", disk(settings, session).await));
     findings.push(Finding::new("catalogue", catalogue(settings, session).await));
-    match guard::watch(client, &settings.catalogue).await {
+    match drift::watch(client, &settings.catalogue).await {
         Ok(watched) => {
             for (entity, (standing, watched)) in settings.catalogue.entities().iter().zip(watched) {
                 let found = capture(session, entity, &standing, &watched).await;
@@ -245,14 +249,14 @@ async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {
 async fn capture(
     session: &Session,
     entity: &Entity,
-    standing: &Standing,
-    watched: &Watched,
+    standing: &DescribedTable,
+    watched: &EntityDrift,
 ) -> Result<String> {
     if let Some(wrong) = &watched.wrong {
         return Err(wrong.error(entity));
     }
     if let Some(why) = &watched.parked {
-        return Err(super::guard::parked(entity, why));
+        return Err(super::drift_monitor::parked(entity, why));
     }
     if let Some((gap, _)) = &watched.gap {
         return Err(
@@ -381,7 +385,7 @@ async fn temporary_files(session: &Session) -> Result<String> {
 
 async fn disk(settings: &Settings, session: &Session) -> Result<String> {
     let bytes = outbox::bytes(session).await?;
-    let room = super::growth::room(session.client(), settings.source.outbox_limit, bytes).await?;
+    let room = super::outbox_forecast::room(session.client(), settings.source.outbox_limit, bytes).await?;
     match room {
         None => {
             Ok("its free space cannot be seen from here: set source.outbox_limit for a forecast".to_owned())
@@ -431,7 +435,7 @@ async fn media(settings: &Settings) -> Result<String> {
 }
 
 async fn store(settings: &Settings, session: Option<&Session>) -> Result<String> {
-    if let Some(free) = super::growth::free(&settings.store.path)
+    if let Some(free) = super::outbox_forecast::free(&settings.store.path)
         && free < LEAST_ROOM / 4
     {
         return Err(Error::new(
@@ -464,11 +468,11 @@ async fn store(settings: &Settings, session: Option<&Session>) -> Result<String>
     }
 }
 
-async fn check_cloud(settings: &Settings, origin: &Origin) -> Result<Hello> {
+async fn check_cloud(settings: &Settings, origin: &ChangeOrigin) -> Result<CloudInfo> {
     Ok(cloud(settings)?.hello(origin).await?)
 }
 
-fn describe_cloud(hello: Hello) -> String {
+fn describe_cloud(hello: CloudInfo) -> String {
     let capabilities = hello.capabilities.names();
     format!(
         "accepts the key{}, {}",

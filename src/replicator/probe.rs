@@ -16,7 +16,7 @@ use super::preconditions::Finding;
 use crate::catalogue::Entity;
 use crate::change::Epoch;
 use crate::config::Settings;
-use crate::deliver::{Capabilities, Cloud, Origin, STATUS_PATH};
+use crate::deliver::{Capabilities, ChangeOrigin, Cloud, STATUS_PATH};
 use crate::error::{Error, Kind};
 
 /// Where servers have their calls, below `cloud.url`.
@@ -34,7 +34,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         Ok(cloud) => cloud,
         Err(error) => return vec![Finding::new("cloud", Err(error))],
     };
-    let origin = Origin {
+    let origin = ChangeOrigin {
         source_id: settings.source.source_id.clone().unwrap_or_default(),
         epoch: Epoch(1),
         database: String::new(),

@@ -24,7 +24,7 @@ pub enum ReplayFrom {
 
 /// A checkpoint that was put back.
 #[derive(Debug, Clone, Copy)]
-pub struct Replayed {
+pub struct ReplayedCheckpoint {
     /// The first position that is drained again.
     pub from: Position,
     /// How many changes.
@@ -35,7 +35,7 @@ pub struct Replayed {
 ///
 /// # Errors
 /// A replicator runs, or the outbox holds nothing from there on; the source's and the store's.
-pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
+pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<ReplayedCheckpoint> {
     let url = settings.require_database_url()?;
     let leader = Leader::try_take(url).await?.ok_or_else(|| {
         Error::new(
@@ -46,7 +46,8 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
         .remedy("stop it, replay, and start it again")
     })?;
     let session = Session::open(url, "replay").await?;
-    let identity = identity::read(session.client(), settings.source.source_id.as_deref()).await?;
+    let identity =
+        identity::stored_identity_of(session.client(), settings.source.source_id.as_deref()).await?;
     let failed = |error| Error::postgres("look for the first change to replay", error);
     let first: Option<i64> = match from {
         ReplayFrom::Position(position) => session
@@ -86,11 +87,11 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<Replayed> {
         Position(first),
     );
     store.commit(&checkpoint)?;
-    let fence = term::read(session.client()).await?.fence;
+    let fence = term::term_at_open(session.client()).await?.fence;
     outbox::mirror(session.client(), &fence, &checkpoint).await?;
     let changes = outbox::lag(&session, &checkpoint).await?.changes;
     leader.release().await;
-    Ok(Replayed {
+    Ok(ReplayedCheckpoint {
         from: Position(checkpoint.floor.0 + 1),
         changes,
     })

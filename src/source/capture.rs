@@ -5,7 +5,7 @@
 //! fail only for a full disk and its own reasons. Rows that logical replication applies fire row triggers only: for
 //! these there is a row trigger, which ordinary writers do not fire.
 
-use super::describe::{Column, Table};
+use super::describe::{SourceColumn, SourceTable};
 use super::{output, quote_name, quote_text};
 use crate::catalogue::Entity;
 
@@ -20,7 +20,7 @@ const BRANCHES: u32 = 4;
 
 /// What captures one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Event {
+pub(super) struct CapturedEvent {
     /// The last part of the names of function and trigger.
     pub(super) name: &'static str,
     /// Between `create trigger NAME` and `on`.
@@ -33,22 +33,22 @@ pub(super) struct Event {
 }
 
 /// The events, in the order in which their triggers are created.
-pub(super) const EVENTS: [Event; 5] = [
-    Event {
+pub(super) const EVENTS: [CapturedEvent; 5] = [
+    CapturedEvent {
         name: "insert",
         when: "after insert",
         referencing: "referencing new table as new_rows",
         each: "statement",
         enabled: "always",
     },
-    Event {
+    CapturedEvent {
         name: "update",
         when: "after update",
         referencing: "referencing old table as old_rows new table as new_rows",
         each: "statement",
         enabled: "always",
     },
-    Event {
+    CapturedEvent {
         name: "delete",
         when: "after delete",
         referencing: "referencing old table as old_rows",
@@ -56,14 +56,14 @@ pub(super) const EVENTS: [Event; 5] = [
         enabled: "always",
     },
     // Before it: a trigger of the site's own may insert rows after the truncate, and their touches must come later.
-    Event {
+    CapturedEvent {
         name: "truncate",
         when: "before truncate",
         referencing: "",
         each: "statement",
         enabled: "always",
     },
-    Event {
+    CapturedEvent {
         name: "row",
         when: "after insert or update or delete",
         referencing: "",
@@ -72,7 +72,7 @@ pub(super) const EVENTS: [Event; 5] = [
     },
 ];
 
-impl Event {
+impl CapturedEvent {
     /// The trigger's name on a table. That of a row trigger says which table it was created on: PostgreSQL clones it to
     /// partitions, and refuses to attach one that has a trigger of the same name already.
     pub(super) fn trigger(self, id: i16, root: u32) -> String {
@@ -112,7 +112,7 @@ impl Event {
 }
 
 /// What the generated functions depend on, and what is sent of a row: as text to compare.
-pub(super) fn definition(entity: &Entity, table: &Table) -> String {
+pub(super) fn definition(entity: &Entity, table: &SourceTable) -> String {
     let key: Vec<_> = entity
         .key
         .iter()
@@ -133,7 +133,7 @@ pub(super) fn selection(entity: &Entity) -> String {
 }
 
 /// The SQL of the entity's capture functions.
-pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
+pub(super) fn functions(entity: &Entity, table: &SourceTable, id: i16) -> String {
     EVENTS
         .iter()
         .map(|event| {
@@ -149,7 +149,7 @@ pub(super) fn functions(entity: &Entity, table: &Table, id: i16) -> String {
 
 /// The insert into each segment that writers may use. The first two come first, as they are the common case: nobody
 /// sleeps there.
-fn branches(id: i16, rows: &str, event: Event) -> String {
+fn branches(id: i16, rows: &str, event: CapturedEvent) -> String {
     let insert = |segment: &str| {
         format!(
             "insert into cloud_sync.segment_{segment} (entity, op, number, key)\n        \
@@ -185,7 +185,7 @@ fn branches(id: i16, rows: &str, event: Event) -> String {
 }
 
 /// The query of what an event touched, as (op, number, key).
-fn rows(entity: &Entity, table: &Table, event: &str) -> String {
+fn rows(entity: &Entity, table: &SourceTable, event: &str) -> String {
     let keys = |op: &str, from: &str, condition: &str| keys(entity, table, op, from, condition);
     let new = || keys("'w'", "select n.* from new_rows n", "");
     match event {
@@ -227,7 +227,7 @@ fn rows(entity: &Entity, table: &Table, event: &str) -> String {
 }
 
 /// The touches of the rows of `from`, below a query that offers nulls under the names of the key columns.
-fn keys(entity: &Entity, table: &Table, op: &str, from: &str, condition: &str) -> String {
+fn keys(entity: &Entity, table: &SourceTable, op: &str, from: &str, condition: &str) -> String {
     let (number, key) = number_and_key(entity, table);
     format!(
         "select ({op})::pg_catalog.\"char\" as op, r.number, r.key from ({}) offered, \
@@ -237,7 +237,7 @@ fn keys(entity: &Entity, table: &Table, op: &str, from: &str, condition: &str) -
 }
 
 /// The two forms of a key. A key of one integer column is a number, as long as the column is one.
-fn number_and_key(entity: &Entity, table: &Table) -> (String, String) {
+fn number_and_key(entity: &Entity, table: &SourceTable) -> (String, String) {
     let texts = texts(entity, table);
     let [text] = texts.as_slice() else {
         let array = format!("(array[{}])::pg_catalog.text", texts.join(", "));
@@ -266,7 +266,7 @@ fn number_and_key(entity: &Entity, table: &Table) -> (String, String) {
 }
 
 /// The condition that the key is none of those of `from`, compared as text and byte by byte.
-fn not_among(entity: &Entity, table: &Table, from: &str) -> String {
+fn not_among(entity: &Entity, table: &SourceTable, from: &str) -> String {
     let columns: Vec<_> = (0..)
         .zip(texts(entity, table))
         .map(|(nth, text)| (format!("cloud_sync_{nth}"), text))
@@ -288,7 +288,7 @@ fn not_among(entity: &Entity, table: &Table, from: &str) -> String {
 
 /// The key columns as texts, named without their table. Where a cast to text may be the site's own, or changes the value as that
 /// of `character` does, which loses the padding that the cloud has, it is the type's output.
-fn texts(entity: &Entity, table: &Table) -> Vec<String> {
+fn texts(entity: &Entity, table: &SourceTable) -> Vec<String> {
     let is_cast = |name: &String| {
         let sql_type = table.column(name).map_or("", |column| column.sql_type.as_str());
         SETTLED.contains(&sql_type) && !["bpchar", "inet"].contains(&sql_type)
@@ -312,11 +312,11 @@ fn offered(entity: &Entity) -> String {
 
 /// Settings that a capture function pins, where the text of a key depends on the writer's session otherwise. Pinning costs a
 /// one-row transaction as much as writing to the outbox.
-fn settings(entity: &Entity, table: &Table, event: &str) -> String {
+fn settings(entity: &Entity, table: &SourceTable, event: &str) -> String {
     // A session that has updated many rows keeps a plan whose cost is above the threshold of compiling, and would compile it
     // again for each row that it updates later.
     let jit = if event == "update" { " set jit = off" } else { "" };
-    let settled = |column: &Column| SETTLED.contains(&column.sql_type.as_str());
+    let settled = |column: &SourceColumn| SETTLED.contains(&column.sql_type.as_str());
     if entity
         .key
         .iter()

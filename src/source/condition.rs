@@ -6,7 +6,7 @@
 
 use tokio_postgres::Client;
 
-use super::describe::Table;
+use super::describe::SourceTable;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 
@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 pub(crate) async fn used(
     client: &Client,
     entity: &Entity,
-    table: &Table,
+    table: &SourceTable,
 ) -> std::result::Result<Result<Option<String>>, tokio_postgres::Error> {
     let Some(filter) = &entity.filter else {
         return Ok(Ok(None));
@@ -61,7 +61,7 @@ pub(crate) async fn used(
 async fn resolved(
     client: &Client,
     filter: &str,
-    table: &Table,
+    table: &SourceTable,
 ) -> std::result::Result<std::result::Result<String, String>, tokio_postgres::Error> {
     let refused = |error: tokio_postgres::Error| match error.as_db_error() {
         Some(database) => Ok(Err(database.message().to_owned())),

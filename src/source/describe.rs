@@ -25,7 +25,7 @@ pub enum Codec {
 
 /// A column of a source table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Column {
+pub struct SourceColumn {
     /// Its name.
     pub name: String,
     /// Its base type's canonical name without modifiers, `text` for what the wire carries as text.
@@ -40,7 +40,7 @@ pub struct Column {
     pub nullable: bool,
 }
 
-impl Column {
+impl SourceColumn {
     /// Whether credentials can be taken out of its values: they are text, or JSON that may hold some.
     pub(crate) fn can_be_redacted(&self) -> bool {
         matches!(
@@ -61,7 +61,7 @@ pub struct KeyColumn {
 
 /// A source table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
+pub struct SourceTable {
     /// Its oid.
     pub oid: u32,
     /// Its name with its schema, quoted for SQL.
@@ -69,7 +69,7 @@ pub struct Table {
     /// Whether its rows lie in partitions.
     pub partitioned: bool,
     /// Its columns in order.
-    pub columns: Vec<Column>,
+    pub columns: Vec<SourceColumn>,
     /// The key columns in the entity's order; empty where there is no such unique key.
     pub key: Vec<KeyColumn>,
     /// The collation of a key column that has another version now than its index was made with.
@@ -78,9 +78,9 @@ pub struct Table {
     pub child: Option<String>,
 }
 
-impl Table {
+impl SourceTable {
     /// The column with this name.
-    pub fn column(&self, name: &str) -> Option<&Column> {
+    pub fn column(&self, name: &str) -> Option<&SourceColumn> {
         self.columns.iter().find(|column| column.name == name)
     }
 
@@ -108,7 +108,7 @@ impl Table {
     }
 
     /// The one integer column of the key; none for other keys.
-    pub fn number_key(&self) -> Option<&Column> {
+    pub fn number_key(&self) -> Option<&SourceColumn> {
         match self.key.as_slice() {
             [key] => self
                 .column(&key.name)
@@ -119,9 +119,9 @@ impl Table {
 }
 /// A table as it stands, and why the entity does not fit it.
 #[derive(Debug)]
-pub struct Standing {
+pub struct DescribedTable {
     /// The table; one without an oid where it is not there.
-    pub table: Table,
+    pub table: SourceTable,
     /// A configuration error with its remedy; none where the entity fits.
     pub unfit: Option<Error>,
     /// Whether only the name is another than the catalogue's.
@@ -195,7 +195,7 @@ where datname = current_database() and datcollversion <> pg_database_collation_a
 /// A configuration error that names the entity and the remedy: a missing table, a missing column, a key that is not
 /// unique or may be null, a condition that does not hold for the row alone, parents after their children, or tables that
 /// refer to each other in a circle.
-pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>> {
+pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<SourceTable>> {
     let mut tables = Vec::with_capacity(catalogue.entities().len());
     for entity in catalogue.entities() {
         let table = table(client, entity).await?;
@@ -215,7 +215,7 @@ pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>
 ///
 /// # Errors
 /// The source's.
-pub async fn tables_as_they_stand(client: &Client, catalogue: &Catalogue) -> Result<Vec<Table>> {
+pub async fn tables_as_they_stand(client: &Client, catalogue: &Catalogue) -> Result<Vec<SourceTable>> {
     Ok(standing(client, catalogue)
         .await?
         .into_iter()
@@ -229,7 +229,7 @@ pub async fn tables_as_they_stand(client: &Client, catalogue: &Catalogue) -> Res
 ///
 /// # Errors
 /// The source's.
-pub async fn standing(client: &Client, catalogue: &Catalogue) -> Result<Vec<Standing>> {
+pub async fn standing(client: &Client, catalogue: &Catalogue) -> Result<Vec<DescribedTable>> {
     let mut all = Vec::with_capacity(catalogue.entities().len());
     for entity in catalogue.entities() {
         all.push(stands(client, entity).await?);
@@ -241,7 +241,7 @@ pub async fn standing(client: &Client, catalogue: &Catalogue) -> Result<Vec<Stan
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Standing> {
+pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<DescribedTable> {
     let operation = naming(entity);
     let failed = |error| Error::postgres(&operation, error);
     let mut renamed = false;
@@ -257,17 +257,17 @@ pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Standing>
         renamed = found.is_some();
     }
     let Some(row) = found else {
-        return Ok(Standing {
-            table: Table::gone(),
+        return Ok(DescribedTable {
+            table: SourceTable::gone(),
             unfit: Some(missing(entity)),
             renamed: false,
         });
     };
-    let table = match read(client, entity, &row).await {
+    let table = match describe_table(client, entity, &row).await {
         Ok(table) => table,
         Err(error) if error.kind() == Kind::Config => {
-            return Ok(Standing {
-                table: Table::gone(),
+            return Ok(DescribedTable {
+                table: SourceTable::gone(),
                 unfit: Some(error),
                 renamed: false,
             });
@@ -292,7 +292,7 @@ pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Standing>
         }
         Err(error) => return Err(error),
     };
-    Ok(Standing {
+    Ok(DescribedTable {
         table,
         unfit,
         renamed,
@@ -308,18 +308,18 @@ fn missing(entity: &Entity) -> Error {
         .remedy("create it, correct the entity's table, or take the entity out of the catalogue; then run `cloud-sync init`")
 }
 
-async fn table(client: &Client, entity: &Entity) -> Result<Table> {
+async fn table(client: &Client, entity: &Entity) -> Result<SourceTable> {
     let found = client
         .query_opt(FIND.as_str(), &[&entity.table])
         .await
         .map_err(|error| Error::postgres(naming(entity), error))?;
     match found {
-        Some(row) => read(client, entity, &row).await,
+        Some(row) => describe_table(client, entity, &row).await,
         None => Err(missing(entity)),
     }
 }
 
-async fn read(client: &Client, entity: &Entity, row: &Row) -> Result<Table> {
+async fn describe_table(client: &Client, entity: &Entity, row: &Row) -> Result<SourceTable> {
     let operation = naming(entity);
     let failed = |error| Error::postgres(&operation, error);
     let kind: &str = row.get(2);
@@ -349,7 +349,7 @@ async fn read(client: &Client, entity: &Entity, row: &Row) -> Result<Table> {
         .into_iter()
         .find_map(|unique| unique.in_order_of(entity))
         .unwrap_or_default();
-    Ok(Table {
+    Ok(SourceTable {
         oid,
         sql_name: row.get(1),
         partitioned: kind == "p",
@@ -362,7 +362,7 @@ async fn read(client: &Client, entity: &Entity, row: &Row) -> Result<Table> {
 
 /// A column, from a row of [`COLUMNS`]. Types that other extensions have brought, and whatever a cast of the site's own would
 /// turn into another JSON, go as text.
-fn column(row: &Row, entity: &Entity) -> Column {
+fn column(row: &Row, entity: &Entity) -> SourceColumn {
     let (typtype, element, schema): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
     let (oid, element_oid): (u32, u32) = (row.get(8), row.get(9));
     let name: String = row.get(0);
@@ -383,7 +383,7 @@ fn column(row: &Row, entity: &Entity) -> Column {
     };
     let plain =
         own && matches!(element, "" | "b") && !(in_key && (element == "b" || matches!(oid, 17 | 114 | 3802)));
-    Column {
+    SourceColumn {
         wire_type: if plain { row.get(1) } else { "text".to_owned() },
         sql_type: row.get(2),
         base_type: row.get(3),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::Client;
 
-use super::describe::{Table, unique_keys};
+use super::describe::{SourceTable, unique_keys};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
 
@@ -13,7 +13,7 @@ select conrelid, confrelid from pg_constraint
 where contype = 'f' and conrelid <> confrelid and conrelid = any($1) and confrelid = any($1)";
 
 /// Checks that the table has each column that the entity names, and that it can be used so.
-pub(super) fn check_columns(entity: &Entity, table: &Table) -> Result<()> {
+pub(super) fn check_columns(entity: &Entity, table: &SourceTable) -> Result<()> {
     let need = entity
         .key
         .iter()
@@ -89,7 +89,7 @@ fn cloud_days_by(entity: &Entity) -> impl Iterator<Item = &String> {
 const TIMES: [&str; 3] = ["date", "timestamp without time zone", "timestamp with time zone"];
 
 /// Checks that the table has the entity's key, and that nothing inherits from it.
-pub(super) async fn check_key(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
+pub(super) async fn check_key(client: &Client, entity: &Entity, table: &SourceTable) -> Result<()> {
     check_children(entity, table)?;
     let operation = format!("use entity {}", entity.name);
     if table.key.is_empty() {
@@ -133,7 +133,7 @@ pub(super) async fn check_key(client: &Client, entity: &Entity, table: &Table) -
 
 /// Rows of a child are not in the parent's unique index, a write to the child touches nothing, and a write to
 /// the parent fails where a child is a foreign table.
-fn check_children(entity: &Entity, table: &Table) -> Result<()> {
+fn check_children(entity: &Entity, table: &SourceTable) -> Result<()> {
     let Some(child) = &table.child else { return Ok(()) };
     Err(Error::config(
         format!("use entity {}", entity.name),
@@ -156,7 +156,7 @@ where row_security_active(t.relid) having count(*) > 0";
 
 /// Checks that the role sees all rows: one that a policy hides would count as deleted, so reading fails
 /// instead.
-pub(super) async fn check_policies(client: &Client, entity: &Entity, table: &Table) -> Result<()> {
+pub(super) async fn check_policies(client: &Client, entity: &Entity, table: &SourceTable) -> Result<()> {
     let operation = format!("use entity {}", entity.name);
     let found = client
         .query_opt(POLICIES, &[&table.oid])
@@ -175,7 +175,11 @@ pub(super) async fn check_policies(client: &Client, entity: &Entity, table: &Tab
 }
 
 /// Checks that each parent comes before its children.
-pub(super) async fn check_order(client: &Client, catalogue: &Catalogue, tables: &[Table]) -> Result<()> {
+pub(super) async fn check_order(
+    client: &Client,
+    catalogue: &Catalogue,
+    tables: &[SourceTable],
+) -> Result<()> {
     let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
     let place: HashMap<u32, usize> = oids.iter().enumerate().map(|(nth, &oid)| (oid, nth)).collect();
     let rows = client

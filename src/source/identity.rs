@@ -16,7 +16,7 @@ const SYSTEM: &str = "select system_identifier || '/' || (select oid from pg_dat
 
 /// What an operator says about the outbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Declared {
+pub enum OutboxDeclaration {
     /// Nothing: it must be where it was made.
     #[default]
     Nothing,
@@ -28,7 +28,7 @@ pub enum Declared {
 
 /// The outbox's identity as it is stored.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub struct StoredIdentity {
     /// Whose outbox.
     pub identity: Identity,
     /// Whether its epoch is known to lie above all that the cloud knows of the source.
@@ -51,7 +51,7 @@ async fn system_id(client: &Client) -> Result<String> {
 ///
 /// # Errors
 /// The source's; an identity error where the outbox came from elsewhere and nothing is declared.
-pub(crate) async fn establish(client: &Client, declared: Declared) -> Result<Epoch> {
+pub(crate) async fn establish(client: &Client, declared: OutboxDeclaration) -> Result<Epoch> {
     let system = system_id(client).await?;
     let failed = |error| Error::postgres("write the outbox's identity", error);
     // Without a configured name, the source is named after server and database: the same database has the same name again
@@ -66,14 +66,14 @@ pub(crate) async fn establish(client: &Client, declared: Declared) -> Result<Epo
         .await
         .map_err(failed)?;
     match declared {
-        Declared::Nothing => {}
-        Declared::Same => {
+        OutboxDeclaration::Nothing => {}
+        OutboxDeclaration::Same => {
             client
                 .execute("update cloud_sync.identity set system_id = $1", &[&system])
                 .await
                 .map_err(failed)?;
         }
-        Declared::NewEpoch => {
+        OutboxDeclaration::NewEpoch => {
             // The transaction numbers of a restored outbox are another server's: its touches cannot be ordered here. So every
             // entity is compared. A segment that an open transaction has written to is waited for, but no writer waits behind
             // that: it is tried again.
@@ -104,7 +104,7 @@ pub(crate) async fn establish(client: &Client, declared: Declared) -> Result<Epo
     Ok(stored.identity.epoch)
 }
 
-async fn read_stored(client: &Client, source_id: Option<&str>) -> Result<Stored> {
+async fn read_stored(client: &Client, source_id: Option<&str>) -> Result<StoredIdentity> {
     let row = client
         .query_opt(
             "select outbox_id::text, system_id, epoch, epoch_settled, declared_new, cloud, source_id from cloud_sync.identity",
@@ -113,7 +113,7 @@ async fn read_stored(client: &Client, source_id: Option<&str>) -> Result<Stored>
         .await
         .map_err(|error| Error::postgres("read the outbox's identity", error))?
         .ok_or_else(not_installed)?;
-    Ok(Stored {
+    Ok(StoredIdentity {
         identity: Identity {
             source_id: source_id.map_or_else(|| row.get(6), str::to_owned),
             outbox_id: row.get(0),
@@ -142,7 +142,7 @@ fn check(stored: &str, actual: &str) -> Result<()> {
 ///
 /// # Errors
 /// The source's; an identity error after a restore elsewhere.
-pub async fn read(client: &Client, source_id: Option<&str>) -> Result<Identity> {
+pub async fn stored_identity_of(client: &Client, source_id: Option<&str>) -> Result<Identity> {
     Ok(stored(client, source_id).await?.identity)
 }
 
@@ -150,7 +150,7 @@ pub async fn read(client: &Client, source_id: Option<&str>) -> Result<Identity> 
 ///
 /// # Errors
 /// The source's; an identity error after a restore elsewhere.
-pub async fn stored(client: &Client, source_id: Option<&str>) -> Result<Stored> {
+pub async fn stored(client: &Client, source_id: Option<&str>) -> Result<StoredIdentity> {
     if !installed(client).await? {
         return Err(not_installed());
     }

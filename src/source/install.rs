@@ -12,11 +12,11 @@ use tokio_postgres::Client;
 
 use super::capture::{self, EVENTS};
 use super::connect::Session;
-use super::describe::{self, Table};
-use super::guard::Wrong;
-use super::identity::Declared;
+use super::describe::{self, SourceTable};
+use super::drift::DriftKind;
+use super::identity::OutboxDeclaration;
 pub use super::identity::{installed, not_installed};
-use super::{guard, quote_text};
+use super::{drift, quote_text};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Class, Error, Kind, Result};
 
@@ -43,7 +43,7 @@ fn migrations() -> sqlx::migrate::Migrator {
 
 /// An entity's place in the outbox: its number and whether its triggers are the ones that the catalogue asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
+pub struct AttachedEntity {
     /// The number that stands for the entity in the outbox.
     pub id: i16,
     /// What is wrong with its capture; none where it is in place.
@@ -69,7 +69,11 @@ pub struct Installed {
 ///
 /// # Errors
 /// The catalogue's, the source's, or that a table could not be locked within ten tries of two seconds.
-pub async fn init(url: &SecretString, catalogue: &Catalogue, declared: Declared) -> Result<Installed> {
+pub async fn init(
+    url: &SecretString,
+    catalogue: &Catalogue,
+    declared: OutboxDeclaration,
+) -> Result<Installed> {
     let session = Session::open(url, "init").await?;
     check_version(session.client()).await?;
     super::connect::must_keep_sessions(url).await?;
@@ -132,21 +136,29 @@ pub async fn uninstall(url: &SecretString) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// The source's; a configuration error where an entity was never attached.
-pub async fn attached(client: &Client, catalogue: &Catalogue, tables: &[Table]) -> Result<Vec<Attached>> {
+pub async fn attached(
+    client: &Client,
+    catalogue: &Catalogue,
+    tables: &[SourceTable],
+) -> Result<Vec<AttachedEntity>> {
     if !installed(client).await? {
         return Err(not_installed());
     }
     let mut all = Vec::with_capacity(tables.len());
     for (entity, table) in catalogue.entities().iter().zip(tables) {
         let found = attached_one(client, entity, table).await?;
-        all.push(found.ok_or_else(|| guard::never_attached(entity))?);
+        all.push(found.ok_or_else(|| drift::never_attached(entity))?);
     }
     Ok(all)
 }
 
-async fn attached_one(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Attached>> {
-    let found = guard::watch_one(client, entity, table).await?;
-    Ok(found.map(|watched| Attached {
+async fn attached_one(
+    client: &Client,
+    entity: &Entity,
+    table: &SourceTable,
+) -> Result<Option<AttachedEntity>> {
+    let found = drift::watch_one(client, entity, table).await?;
+    Ok(found.map(|watched| AttachedEntity {
         id: watched.id,
         wrong: watched.wrong.map(|wrong| wrong.text(entity)),
         parked: watched.parked,
@@ -177,11 +189,11 @@ async fn must_be_current(client: &Client) -> Result<()> {
 ///
 /// # Errors
 /// The source's, or that the table could not be locked.
-pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i16> {
+pub async fn attach(client: &Client, entity: &Entity, table: &SourceTable) -> Result<i16> {
     let operation = format!("install capture on table {}", entity.table);
     let failed = |error| Error::postgres(&operation, error);
     must_be_current(client).await?;
-    let before = guard::watch_one(client, entity, table).await?;
+    let before = drift::watch_one(client, entity, table).await?;
     let row = client
         .query_one(
             "insert into cloud_sync.entity (name, relation, relid, definition) values ($1, $2, $3, '') \
@@ -196,12 +208,12 @@ pub async fn attach(client: &Client, entity: &Entity, table: &Table) -> Result<i
     let selection = capture::selection(entity);
     let triggers_stay = before
         .as_ref()
-        .is_some_and(|watched| watched.wrong == Some(Wrong::Outdated));
+        .is_some_and(|watched| watched.wrong == Some(DriftKind::Outdated));
     let (members, strangers) = if triggers_stay {
         (Vec::new(), Vec::new())
     } else {
-        let members = guard::members(client, table, id).await?;
-        let strangers = guard::strangers(client, id, &members).await?;
+        let members = drift::members(client, table, id).await?;
+        let strangers = drift::strangers(client, id, &members).await?;
         (members, strangers)
     };
     let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
@@ -294,7 +306,7 @@ async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<Str
             continue;
         }
         let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
-        for (table, trigger) in guard::strangers(client, id, &[]).await? {
+        for (table, trigger) in drift::strangers(client, id, &[]).await? {
             sql.push_str(&format!("drop trigger if exists {trigger} on {table};\n"));
         }
         for event in EVENTS {

@@ -2,7 +2,7 @@
 //! ever blocked.
 //!
 //! [`connect`] holds the sessions. [`describe`] knows the tables, [`fit`] whether the catalogue fits them.
-//! [`capture`] writes the SQL of the triggers, [`install`] puts them in place and takes them away, [`guard`]
+//! [`capture`] writes the SQL of the triggers, [`install`] puts them in place and takes them away, [`drift`]
 //! notices what escapes them. [`identity`] says whose outbox it is, [`term`] who drains it. [`wake`] sleeps
 //! until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present state
 //! of touched rows, by a [`projection`] and the codec of [`values`]. [`touch`] touches rows again, [`sent`]
@@ -14,8 +14,8 @@ pub mod capture;
 pub(crate) mod condition;
 pub mod connect;
 pub mod describe;
+pub mod drift;
 pub(crate) mod fit;
-pub mod guard;
 pub mod identity;
 pub mod install;
 pub mod outbox;
@@ -24,10 +24,10 @@ pub(crate) mod projection;
 pub(crate) mod rows;
 pub mod sent;
 pub mod term;
+mod text_parameter;
 pub mod touch;
 pub(crate) mod values;
 pub mod wake;
-mod written;
 
 /// Quotes a name for SQL.
 pub fn quote_name(name: &str) -> String {

@@ -61,7 +61,7 @@ pub(crate) struct Touch {
 
 /// A page of a window.
 #[derive(Debug, Default)]
-pub(crate) struct Page {
+pub(crate) struct OutboxPage {
     /// In the order of positions.
     pub(crate) touches: Vec<Touch>,
     /// The position of the last touch, whether or not its entity is in the catalogue.
@@ -74,13 +74,13 @@ pub(crate) struct Page {
 
 /// What opens a window.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct OpenedWindow {
     /// The snapshot that ends it.
     pub(crate) hi: Snapshot,
     /// Touches of transactions from `hi`'s `xmax` on lie above this position.
     pub(crate) last: Position,
     /// The page that begins behind the position that was asked for.
-    pub(crate) page: Page,
+    pub(crate) page: OutboxPage,
 }
 
 /// The outbox as one session reads it.
@@ -160,7 +160,7 @@ impl Outbox {
         after: Position,
         fenced: Position,
         rows: usize,
-    ) -> Result<Opened> {
+    ) -> Result<OpenedWindow> {
         let client = session.client();
         let fence: [&(dyn ToSql + Sync); 1] = [&fenced.0];
         let (lo, limit) = (lo.to_string(), rows as i64 + 1);
@@ -173,7 +173,7 @@ impl Outbox {
         .map_err(|error| Error::postgres("read the outbox", error))?;
         let is_head = |row: &&Row| row.get::<_, i64>(0) == 0;
         let head = rows_.iter().find(is_head).map(|row| row.get::<_, &str>(5));
-        Ok(Opened {
+        Ok(OpenedWindow {
             hi: snapshot_of(head.unwrap_or_default())?,
             last: Position(last.get(0)),
             page: self.page(rows_.iter().filter(|row| !is_head(row)), rows)?,
@@ -190,7 +190,7 @@ impl Outbox {
         lo: &Snapshot,
         window: &Window,
         rows: usize,
-    ) -> Result<Page> {
+    ) -> Result<OutboxPage> {
         let (lo, hi, limit) = (lo.to_string(), window.hi.to_string(), rows as i64 + 1);
         let parameters: [&(dyn ToSql + Sync); 4] = [&window.position.0, &hi, &lo, &limit];
         let read = session
@@ -202,10 +202,10 @@ impl Outbox {
     }
 
     /// A page of so many touches at most: one more only says that there are more.
-    fn page<'a>(&self, rows: impl Iterator<Item = &'a Row>, limit: usize) -> Result<Page> {
-        let mut page = Page {
+    fn page<'a>(&self, rows: impl Iterator<Item = &'a Row>, limit: usize) -> Result<OutboxPage> {
+        let mut page = OutboxPage {
             exhausted: true,
-            ..Page::default()
+            ..OutboxPage::default()
         };
         for (nth, row) in rows.enumerate() {
             if nth == limit {
@@ -232,7 +232,7 @@ impl Outbox {
                     .remedy("a newer cloud-sync may have written it: use that version"));
                 }
             };
-            let Moment(captured_at) = row.get(3);
+            let UnixMicros(captured_at) = row.get(3);
             page.touches.push(Touch {
                 position,
                 entity,
@@ -282,9 +282,9 @@ impl TouchKey {
 }
 
 /// A `timestamptz`, in microseconds since 1970.
-struct Moment(i64);
+struct UnixMicros(i64);
 
-impl FromSql<'_> for Moment {
+impl FromSql<'_> for UnixMicros {
     fn from_sql(_: &Type, raw: &[u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         Ok(Self(i64::from_be_bytes(raw.try_into()?) + values::MICROS_TO_2000))
     }
@@ -441,7 +441,7 @@ pub(crate) async fn unpark(client: &Client, fence: &Fence, entity: i16) -> Resul
 
 /// What a trim did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Trimmed {
+pub struct TrimOutcome {
     /// Bytes given back to the operating system.
     pub bytes: u64,
     /// Writers were sent on to another segment: the one that they left can be truncated when they have ended there.
@@ -464,7 +464,7 @@ pub(crate) async fn trim(
     fence: &Fence,
     checkpoint: &Checkpoint,
     rotate: bool,
-) -> Result<Trimmed> {
+) -> Result<TrimOutcome> {
     let failed = |error| Error::postgres("trim the outbox", error);
     let (snapshot, upto) = match &checkpoint.window {
         Some(window) => (&window.hi, window.position),
@@ -475,7 +475,7 @@ pub(crate) async fn trim(
         .await
         .map_err(failed)?
         .get(0);
-    let mut trimmed = Trimmed::default();
+    let mut trimmed = TrimOutcome::default();
     for segment in segments {
         let row = client
             .query_typed_one(
@@ -516,7 +516,7 @@ select array(select segment from generate_series(0, (select count(*)::int - 1 fr
 
 /// What the cloud has not accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Lag {
+pub struct OutboxLag {
     /// How many changes.
     pub changes: u64,
     /// The age of the oldest, in seconds.
@@ -527,7 +527,7 @@ pub struct Lag {
 ///
 /// # Errors
 /// The source's.
-pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<Lag> {
+pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<OutboxLag> {
     let lo = checkpoint.lo.to_string();
     let (hi, position) = match &checkpoint.window {
         Some(window) => (window.hi.to_string(), window.position),
@@ -538,7 +538,7 @@ pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<Lag> {
         .query_one(LAG, &[&lo, &hi, &position.0, &checkpoint.bound().0])
         .await
         .map_err(|error| Error::postgres("count the changes that wait", error))?;
-    Ok(Lag {
+    Ok(OutboxLag {
         changes: row.get::<_, i64>(0).max(0) as u64,
         seconds: row.get::<_, f64>(1).max(0.0),
     })

@@ -7,8 +7,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::condition;
-use super::describe::Table;
-use super::projection::{Present, Projection, Scratch};
+use super::describe::SourceTable;
+use super::projection::{ImageBuffer, PresentRow, Projection};
 use super::quote_name;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ const PAGES: u64 = 1_024;
 
 /// A table with rows of its own: the entity's, or one of its partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leaf {
+pub struct LeafTable {
     /// Its oid.
     pub oid: u32,
     /// Its file: another one after the table was written anew, and then its pages are others.
@@ -34,7 +34,7 @@ pub struct Leaf {
 
 /// What is read of each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Read {
+pub enum ColumnsToRead {
     /// The key alone.
     Keys,
     /// The whole row.
@@ -43,7 +43,7 @@ pub enum Read {
 
 /// A row that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundRow {
     /// Its key, a JSON object.
     pub key: Box<str>,
     /// The row, a JSON object; none where only the key was asked for, and where the row has no JSON.
@@ -53,12 +53,12 @@ pub struct Found {
 }
 
 /// Reads an entity's rows.
-pub struct Pages<'a> {
+pub struct RowPages<'a> {
     client: &'a Client,
     entity: &'a Entity,
     projection: Projection,
     within: String,
-    read: Read,
+    read: ColumnsToRead,
     /// Pages of the next read.
     step: u64,
 }
@@ -67,7 +67,7 @@ pub struct Pages<'a> {
 ///
 /// # Errors
 /// The source's.
-pub async fn leaves(client: &Client, table: &Table) -> Result<Vec<Leaf>> {
+pub async fn leaves(client: &Client, table: &SourceTable) -> Result<Vec<LeafTable>> {
     let rows = client
         .query_typed(
             "select c.oid, coalesce(pg_relation_filenode(c.oid), 0::oid), \
@@ -81,7 +81,7 @@ pub async fn leaves(client: &Client, table: &Table) -> Result<Vec<Leaf>> {
         .map_err(|error| Error::postgres(format!("list the partitions of {}", table.sql_name), error))?;
     Ok(rows
         .iter()
-        .map(|row| Leaf {
+        .map(|row| LeafTable {
             oid: row.get(0),
             filenode: row.get(1),
             pages: row.get::<_, i64>(2) as u64,
@@ -94,7 +94,7 @@ pub async fn leaves(client: &Client, table: &Table) -> Result<Vec<Leaf>> {
 ///
 /// # Errors
 /// The source's.
-pub async fn count(client: &Client, entity: &Entity, table: &Table, days: Option<u32>) -> Result<u64> {
+pub async fn count(client: &Client, entity: &Entity, table: &SourceTable, days: Option<u32>) -> Result<u64> {
     let sql = format!(
         "select count(*) from {} t where {}",
         table.sql_name,
@@ -136,7 +136,7 @@ fn younger(column: &str, days: u32) -> String {
     )
 }
 
-impl<'a> Pages<'a> {
+impl<'a> RowPages<'a> {
     /// Reads rows within `days` of the entity's retention; none means all.
     ///
     /// # Errors
@@ -144,9 +144,9 @@ impl<'a> Pages<'a> {
     pub async fn open(
         client: &'a Client,
         entity: &'a Entity,
-        table: &Table,
+        table: &SourceTable,
         days: Option<u32>,
-        read: Read,
+        read: ColumnsToRead,
     ) -> Result<Self> {
         let condition = condition::used(client, entity, table)
             .await
@@ -164,13 +164,13 @@ impl<'a> Pages<'a> {
     /// The same, of rows that the cloud's list of so many days has too.
     ///
     /// # Errors
-    /// As [`Pages::open`].
+    /// As [`RowPages::open`].
     pub async fn open_listed(
         client: &'a Client,
         entity: &'a Entity,
-        table: &Table,
+        table: &SourceTable,
         days: Option<u32>,
-        read: Read,
+        read: ColumnsToRead,
     ) -> Result<Self> {
         let mut pages = Self::open(client, entity, table, days, read).await?;
         pages.within = within_both(entity, days);
@@ -181,7 +181,7 @@ impl<'a> Pages<'a> {
     ///
     /// # Errors
     /// The source's.
-    pub async fn next(&mut self, leaf: &Leaf, from: u64) -> Result<Option<(Vec<Found>, u64)>> {
+    pub async fn next(&mut self, leaf: &LeafTable, from: u64) -> Result<Option<(Vec<FoundRow>, u64)>> {
         if from >= leaf.pages {
             return Ok(None);
         }
@@ -193,8 +193,8 @@ impl<'a> Pages<'a> {
             .map(|name| format!("t.{}", quote_name(name)))
             .collect();
         let list = match self.read {
-            Read::Rows => self.projection.list(false),
-            Read::Keys => format!("{}, {}", self.projection.met(), self.projection.key_list(&keys)),
+            ColumnsToRead::Rows => self.projection.list(false),
+            ColumnsToRead::Keys => format!("{}, {}", self.projection.met(), self.projection.key_list(&keys)),
         };
         let sql = format!(
             "select {list} from only {} t where t.ctid >= '({from},0)'::pg_catalog.tid and t.ctid < '({to},0)'::pg_catalog.tid \
@@ -208,27 +208,27 @@ impl<'a> Pages<'a> {
             .map_err(|error| Error::postgres(format!("read the rows of {}", self.entity.name), error))?;
         let mut found = Vec::with_capacity(rows.len());
         let mut bytes = 0;
-        let mut scratch = Scratch::default();
+        let mut scratch = ImageBuffer::default();
         for row in &rows {
             let one = match self.read {
-                Read::Keys => self.projection.key(row, 1).map(|key| Found {
+                ColumnsToRead::Keys => self.projection.key(row, 1).map(|key| FoundRow {
                     key,
                     row: None,
                     met: row.get::<_, Option<bool>>(0) == Some(true),
                 }),
-                Read::Rows => match self.projection.present(row, 0, &mut scratch) {
-                    Present::Row(image) => Some(Found {
+                ColumnsToRead::Rows => match self.projection.present(row, 0, &mut scratch) {
+                    PresentRow::Row(image) => Some(FoundRow {
                         key: image.key,
                         row: Some(image.row),
                         met: true,
                     }),
-                    Present::Unmet(key) => Some(Found {
+                    PresentRow::Unmet(key) => Some(FoundRow {
                         key,
                         row: None,
                         met: false,
                     }),
                     // Where the cloud lacks it, the drain sets it aside by its key.
-                    Present::Unreadable(_) => self.projection.image_key(row, 0).map(|key| Found {
+                    PresentRow::Unreadable(_) => self.projection.image_key(row, 0).map(|key| FoundRow {
                         key,
                         row: None,
                         met: true,

@@ -7,7 +7,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
-use super::describe::{Codec, Column, Table};
+use super::describe::{Codec, SourceColumn, SourceTable};
 use super::{quote_name, values};
 use crate::catalogue::Entity;
 use crate::redact;
@@ -18,7 +18,7 @@ const SCRATCH: usize = 64 * 1024;
 /// The columns of an entity's rows.
 #[derive(Debug)]
 pub(crate) struct Projection {
-    columns: Vec<Field>,
+    columns: Vec<ProjectedColumn>,
     /// For each key column, its place among the columns.
     key: Vec<usize>,
     /// The names of the excluded columns whose values are taken out of redacted ones.
@@ -27,7 +27,7 @@ pub(crate) struct Projection {
 }
 
 #[derive(Debug)]
-struct Field {
+struct ProjectedColumn {
     name: String,
     base_type: String,
     codec: Codec,
@@ -36,8 +36,8 @@ struct Field {
     label: Vec<u8>,
 }
 
-impl Field {
-    fn new(column: &Column, entity: &Entity) -> Self {
+impl ProjectedColumn {
+    fn new(column: &SourceColumn, entity: &Entity) -> Self {
         let mut label = Vec::new();
         values::string(&mut label, column.name.as_bytes());
         label.push(b':');
@@ -76,7 +76,7 @@ impl Field {
                     json.extend_from_slice(redact::json(text.strip_prefix('\u{1}')?, secrets)?.as_bytes());
                 }
                 Codec::Text | Codec::Output | Codec::Binary(25 | 1042 | 1043) => {
-                    values::string(json, redact::text(text, secrets).as_bytes());
+                    values::string(json, redact::redact_text(text, secrets).as_bytes());
                 }
                 Codec::Number | Codec::Binary(_) => return None,
             }
@@ -94,7 +94,7 @@ impl Field {
 
 /// A row as it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Image {
+pub(crate) struct RowImage {
     /// Its key, a JSON object.
     pub(crate) key: Box<str>,
     /// All of it, a JSON object.
@@ -103,7 +103,7 @@ pub(crate) struct Image {
 
 /// Room in which images are made, one after the other.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch {
+pub(crate) struct ImageBuffer {
     row: Vec<u8>,
     key: Vec<u8>,
     /// Where in the row each key column's value stands.
@@ -112,9 +112,9 @@ pub(crate) struct Scratch {
 
 /// What was read of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Present {
+pub(crate) enum PresentRow {
     /// It is there.
-    Row(Image),
+    Row(RowImage),
     /// It is there, and does not meet the entity's condition.
     Unmet(Box<str>),
     /// It is there, and has no JSON.
@@ -123,12 +123,12 @@ pub(crate) enum Present {
 
 impl Projection {
     /// Of rows that meet the condition of this name: see [`super::condition`].
-    pub(crate) fn new(entity: &Entity, table: &Table, condition: Option<String>) -> Self {
+    pub(crate) fn new(entity: &Entity, table: &SourceTable, condition: Option<String>) -> Self {
         let columns: Vec<_> = table
             .columns
             .iter()
             .filter(|column| !entity.exclude.contains(&column.name))
-            .map(|column| Field::new(column, entity))
+            .map(|column| ProjectedColumn::new(column, entity))
             .collect();
         let place = |name: &String| columns.iter().position(|field| field.name == *name);
         Self {
@@ -182,27 +182,27 @@ impl Projection {
         self.fields().map(|field| field.base_type.as_str())
     }
 
-    fn fields(&self) -> impl Iterator<Item = &Field> {
+    fn fields(&self) -> impl Iterator<Item = &ProjectedColumn> {
         self.key.iter().map(|&place| &self.columns[place])
     }
 
     /// What stands from `first` on in a row of [`Projection::list`]'s columns.
-    pub(crate) fn present(&self, row: &Row, first: usize, scratch: &mut Scratch) -> Present {
+    pub(crate) fn present(&self, row: &Row, first: usize, scratch: &mut ImageBuffer) -> PresentRow {
         match self.image(row, first, scratch) {
-            Some(image) if row.get::<_, Option<bool>>(first) == Some(true) => Present::Row(image),
-            Some(image) => Present::Unmet(image.key),
-            None => Present::Unreadable("a value of the row has no JSON form".to_owned()),
+            Some(image) if row.get::<_, Option<bool>>(first) == Some(true) => PresentRow::Row(image),
+            Some(image) => PresentRow::Unmet(image.key),
+            None => PresentRow::Unreadable("a value of the row has no JSON form".to_owned()),
         }
     }
 
-    fn image(&self, row: &Row, first: usize, scratch: &mut Scratch) -> Option<Image> {
+    fn image(&self, row: &Row, first: usize, scratch: &mut ImageBuffer) -> Option<RowImage> {
         let columns = first + 1;
         let secrets: Vec<&str> = (0..self.secrets.len())
             .filter_map(|nth| field(row, columns + self.columns.len() + nth))
             .map(std::str::from_utf8)
             .collect::<Result<_, _>>()
             .ok()?;
-        let Scratch {
+        let ImageBuffer {
             row: json,
             key,
             places,
@@ -235,7 +235,7 @@ impl Projection {
         } else {
             std::str::from_utf8(json).ok()?.into()
         };
-        Some(Image { key, row })
+        Some(RowImage { key, row })
     }
 
     /// The key alone, out of the columns of [`Projection::list`] from `first` on.
@@ -283,9 +283,9 @@ impl Projection {
 }
 
 /// A value's bytes, whatever its type.
-struct Raw<'a>(&'a [u8]);
+struct RawBytes<'a>(&'a [u8]);
 
-impl<'a> FromSql<'a> for Raw<'a> {
+impl<'a> FromSql<'a> for RawBytes<'a> {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         Ok(Self(raw))
     }
@@ -296,5 +296,6 @@ impl<'a> FromSql<'a> for Raw<'a> {
 }
 
 fn field(row: &Row, place: usize) -> Option<&[u8]> {
-    row.get::<_, Option<Raw<'_>>>(place).map(|Raw(field)| field)
+    row.get::<_, Option<RawBytes<'_>>>(place)
+        .map(|RawBytes(field)| field)
 }

@@ -17,9 +17,9 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, RowStream, Statement};
 
 use super::condition;
-use super::describe::Table;
-use super::projection::{Present, Projection, Scratch};
-use super::written::Written;
+use super::describe::SourceTable;
+use super::projection::{ImageBuffer, PresentRow, Projection};
+use super::text_parameter::TextParameter;
 use super::{pages, quote_name};
 use crate::catalogue::Entity;
 use crate::error::Error;
@@ -35,16 +35,16 @@ pub(crate) enum TouchKey {
 
 /// What is known of a touched row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct State {
+pub(crate) struct RowState {
     /// The touch's key as a JSON object, as the site writes it now; none where it is the key in the row's own image.
     pub(crate) key: Option<Box<str>>,
     /// The row that the table finds by this key; none where there is none.
-    pub(crate) row: Option<Present>,
+    pub(crate) row: Option<PresentRow>,
 }
 
 /// Why rows of an entity were not read.
 #[derive(Debug)]
-pub(crate) enum Stop {
+pub(crate) enum RowReadFailure {
     /// The session cannot be used any more, or the server cannot now.
     Session(Error),
     /// The table is not as it was described: the error that says so.
@@ -55,7 +55,7 @@ pub(crate) enum Stop {
     Row(String),
 }
 
-impl Stop {
+impl RowReadFailure {
     /// Source: PostgreSQL manual, appendix A, "PostgreSQL Error Codes".
     fn of(entity: &Entity, error: tokio_postgres::Error) -> Self {
         let Some(database) = error.as_db_error() else {
@@ -100,7 +100,7 @@ fn words(state: &str) -> &'static str {
 }
 
 /// The statements that find rows by integers.
-struct ByNumber {
+struct IntegerKeyStatements {
     each: Statement,
     range: Statement,
 }
@@ -113,7 +113,7 @@ pub(crate) struct RowReader {
     entity: Entity,
     projection: Projection,
     /// Where the key is one integer, whose number in a touch is the key's own JSON.
-    numbers: Option<ByNumber>,
+    numbers: Option<IntegerKeyStatements>,
     by_text: Statement,
     keys: usize,
     /// The oids of its partitions, where it has some.
@@ -122,25 +122,31 @@ pub(crate) struct RowReader {
 
 impl RowReader {
     /// Prepares the statements.
-    pub(crate) async fn prepare(client: &Client, entity: &Entity, table: &Table) -> Result<Self, Stop> {
-        let stop = |error| Stop::of(entity, error);
+    pub(crate) async fn prepare(
+        client: &Client,
+        entity: &Entity,
+        table: &SourceTable,
+    ) -> Result<Self, RowReadFailure> {
+        let stop = |error| RowReadFailure::of(entity, error);
         // A condition that does not fit the table is the entity's alone.
         let condition = condition::used(client, entity, table)
             .await
             .map_err(stop)?
-            .map_err(Stop::Entity)?;
+            .map_err(RowReadFailure::Entity)?;
         let projection = Projection::new(entity, table, condition);
         let by_text = client.prepare(&by_text(table, &projection)).await.map_err(stop)?;
         let numbers = if table.number_key().is_some() {
             let (each, range) = (by_number(table, &projection), by_range(table, &projection));
             let (each, range) =
                 tokio::try_join!(client.prepare(&each), client.prepare(&range)).map_err(stop)?;
-            Some(ByNumber { each, range })
+            Some(IntegerKeyStatements { each, range })
         } else {
             None
         };
         let partitions = if table.partitioned {
-            let leaves = pages::leaves(client, table).await.map_err(Stop::Session)?;
+            let leaves = pages::leaves(client, table)
+                .await
+                .map_err(RowReadFailure::Session)?;
             Some(leaves.iter().map(|leaf| leaf.oid).collect())
         } else {
             None
@@ -161,8 +167,8 @@ impl RowReader {
         &self,
         client: &Client,
         keys: &[TouchKey],
-        room: &Room,
-    ) -> Result<Vec<Option<State>>, Stop> {
+        room: &ByteBudget,
+    ) -> Result<Vec<Option<RowState>>, RowReadFailure> {
         let mut states = vec![None; keys.len()];
         // Touches of one entity may be of both forms, if the key's type has changed.
         let (numbers, texts): (Vec<usize>, Vec<usize>) = (0..keys.len())
@@ -180,14 +186,14 @@ impl RowReader {
         client: &'a Client,
         keys: &'a [TouchKey],
         places: Vec<usize>,
-        room: &'a Room,
-        states: &'a mut [Option<State>],
-    ) -> BoxFuture<'a, Result<(), Stop>> {
+        room: &'a ByteBudget,
+        states: &'a mut [Option<RowState>],
+    ) -> BoxFuture<'a, Result<(), RowReadFailure>> {
         async move {
             let mut read = Vec::with_capacity(places.len());
             match self.statement(client, keys, &places, room, &mut read).await {
                 Ok(()) => {}
-                Err(Stop::Row(error)) => match places.as_slice() {
+                Err(RowReadFailure::Row(error)) => match places.as_slice() {
                     [only] => read = vec![(0, self.alone(client, &keys[*only], error).await?)],
                     _ => {
                         let (first, second) = places.split_at(places.len() / 2);
@@ -208,7 +214,12 @@ impl RowReader {
     }
 
     /// The state of a row whose statement fails. A key that is none of the key's type is no row's.
-    async fn alone(&self, client: &Client, key: &TouchKey, error: String) -> Result<State, Stop> {
+    async fn alone(
+        &self,
+        client: &Client,
+        key: &TouchKey,
+        error: String,
+    ) -> Result<RowState, RowReadFailure> {
         let texts = texts(key, self.keys);
         let checks: Vec<_> = self
             .projection
@@ -216,22 +227,22 @@ impl RowReader {
             .zip(1..)
             .map(|(of, nth)| format!("${nth}::{of} is null"))
             .collect();
-        let values: Vec<_> = texts.iter().cloned().map(Written).collect();
+        let values: Vec<_> = texts.iter().cloned().map(TextParameter).collect();
         let parameters: Vec<&(dyn ToSql + Sync)> =
             values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
         let castable = client
             .query_one(&format!("select {}", checks.join(" or ")), &parameters)
             .await;
-        let row = match castable.map_err(|error| Stop::of(&self.entity, error)) {
-            Ok(_) => Some(Present::Unreadable(error)),
-            Err(Stop::Row(_)) => None,
+        let row = match castable.map_err(|error| RowReadFailure::of(&self.entity, error)) {
+            Ok(_) => Some(PresentRow::Unreadable(error)),
+            Err(RowReadFailure::Row(_)) => None,
             Err(stop) => return Err(stop),
         };
         let key = match key {
             TouchKey::Number(number) if self.numbers.is_some() => self.projection.number_key(*number),
             _ => self.projection.text_key(&texts),
         };
-        Ok(State { key: Some(key), row })
+        Ok(RowState { key: Some(key), row })
     }
 
     /// Runs one statement. What it has read is in `read`, by place.
@@ -240,9 +251,9 @@ impl RowReader {
         client: &Client,
         keys: &[TouchKey],
         places: &[usize],
-        room: &Room,
-        read: &mut Vec<(usize, State)>,
-    ) -> Result<(), Stop> {
+        room: &ByteBudget,
+        read: &mut Vec<(usize, RowState)>,
+    ) -> Result<(), RowReadFailure> {
         room.statements.fetch_add(1, Ordering::Relaxed);
         let number = |&nth: &usize| match &keys[nth] {
             TouchKey::Number(number) => Some(*number),
@@ -265,13 +276,13 @@ impl RowReader {
     async fn of_range(
         &self,
         client: &Client,
-        by: &ByNumber,
+        by: &IntegerKeyStatements,
         numbers: &[i64],
         (least, most): (i64, i64),
-        room: &Room,
-        read: &mut Vec<(usize, State)>,
-    ) -> Result<(), Stop> {
-        let stop = |error| Stop::of(&self.entity, error);
+        room: &ByteBudget,
+        read: &mut Vec<(usize, RowState)>,
+    ) -> Result<(), RowReadFailure> {
+        let stop = |error| RowReadFailure::of(&self.entity, error);
         let offset = |number: i64| usize::try_from(number.wrapping_sub(least)).unwrap_or(usize::MAX);
         let mut asked: Vec<Option<usize>> = vec![None; offset(most) + 1];
         for (nth, &number) in numbers.iter().enumerate() {
@@ -279,7 +290,8 @@ impl RowReader {
         }
         let rows = client.query_raw(&by.range, [least, most]).await.map_err(stop)?;
         let find = |row: &Row| asked.get_mut(offset(row.get(0)))?.take();
-        let key = |nth: usize, _: &Row, present: Option<&Present>| self.key_of_number(numbers[nth], present);
+        let key =
+            |nth: usize, _: &Row, present: Option<&PresentRow>| self.key_of_number(numbers[nth], present);
         if self.come(rows, 2, room, read, find, key).await? {
             for nth in asked.into_iter().flatten() {
                 let key = self.key_of_number(numbers[nth], None);
@@ -292,15 +304,16 @@ impl RowReader {
     async fn of_numbers(
         &self,
         client: &Client,
-        by: &ByNumber,
+        by: &IntegerKeyStatements,
         numbers: &[i64],
-        room: &Room,
-        read: &mut Vec<(usize, State)>,
-    ) -> Result<(), Stop> {
-        let stop = |error| Stop::of(&self.entity, error);
+        room: &ByteBudget,
+        read: &mut Vec<(usize, RowState)>,
+    ) -> Result<(), RowReadFailure> {
+        let stop = |error| RowReadFailure::of(&self.entity, error);
         let rows = client.query_raw(&by.each, [numbers]).await.map_err(stop)?;
-        let find = |row: &Row| place(row, numbers.len());
-        let key = |nth: usize, _: &Row, present: Option<&Present>| self.key_of_number(numbers[nth], present);
+        let find = |row: &Row| requested_row_index(row, numbers.len());
+        let key =
+            |nth: usize, _: &Row, present: Option<&PresentRow>| self.key_of_number(numbers[nth], present);
         self.come(rows, 2, room, read, find, key).await.map(|_| ())
     }
 
@@ -308,20 +321,20 @@ impl RowReader {
         &self,
         client: &Client,
         keys: &[Vec<Option<String>>],
-        room: &Room,
-        read: &mut Vec<(usize, State)>,
-    ) -> Result<(), Stop> {
-        let stop = |error| Stop::of(&self.entity, error);
+        room: &ByteBudget,
+        read: &mut Vec<(usize, RowState)>,
+    ) -> Result<(), RowReadFailure> {
+        let stop = |error| RowReadFailure::of(&self.entity, error);
         let columns = (0..self.keys)
-            .map(|column| Written::list(keys.iter().map(|texts| texts.get(column)?.as_deref())));
+            .map(|column| TextParameter::list(keys.iter().map(|texts| texts.get(column)?.as_deref())));
         let rows = client.query_raw(&self.by_text, columns).await.map_err(stop)?;
-        let find = |row: &Row| place(row, keys.len());
-        let key = |nth: usize, row: &Row, present: Option<&Present>| {
+        let find = |row: &Row| requested_row_index(row, keys.len());
+        let key = |nth: usize, row: &Row, present: Option<&PresentRow>| {
             let key = self.projection.key(row, 2);
             let key = key.unwrap_or_else(|| self.projection.text_key(&keys[nth]));
             let own = match present {
-                Some(Present::Row(image)) => image.key == key,
-                Some(Present::Unmet(of_row)) => *of_row == key,
+                Some(PresentRow::Row(image)) => image.key == key,
+                Some(PresentRow::Unmet(of_row)) => *of_row == key,
                 _ => false,
             };
             (!own).then_some(key)
@@ -338,15 +351,15 @@ impl RowReader {
         &self,
         rows: RowStream,
         first: usize,
-        room: &Room,
-        read: &mut Vec<(usize, State)>,
+        room: &ByteBudget,
+        read: &mut Vec<(usize, RowState)>,
         mut find: impl FnMut(&Row) -> Option<usize>,
-        key: impl Fn(usize, &Row, Option<&Present>) -> Option<Box<str>>,
-    ) -> Result<bool, Stop> {
+        key: impl Fn(usize, &Row, Option<&PresentRow>) -> Option<Box<str>>,
+    ) -> Result<bool, RowReadFailure> {
         futures::pin_mut!(rows);
-        let mut scratch = Scratch::default();
+        let mut scratch = ImageBuffer::default();
         while let Some(row) = rows.next().await {
-            let row = row.map_err(|error| Stop::of(&self.entity, error))?;
+            let row = row.map_err(|error| RowReadFailure::of(&self.entity, error))?;
             if room.is_used_up() {
                 return Ok(false);
             }
@@ -361,19 +374,19 @@ impl RowReader {
     }
 
     /// The JSON of an integer key, where it is not in the row's own image.
-    fn key_of_number(&self, number: i64, present: Option<&Present>) -> Option<Box<str>> {
-        let needed = matches!(present, None | Some(Present::Unreadable(_)));
+    fn key_of_number(&self, number: i64, present: Option<&PresentRow>) -> Option<Box<str>> {
+        let needed = matches!(present, None | Some(PresentRow::Unreadable(_)));
         needed.then(|| self.projection.number_key(number))
     }
 
     /// Whether the row is there. One in a partition that the table did not have when it was described is read again once the
     /// partition is noted: if it left unnoted, nothing would tell that the row left with it.
-    fn is_there(&self, row: &Row) -> Result<bool, Stop> {
+    fn is_there(&self, row: &Row) -> Result<bool, RowReadFailure> {
         let Some(table) = row.get::<_, Option<u32>>(1) else {
             return Ok(false);
         };
         match &self.partitions {
-            Some(partitions) if !partitions.contains(&table) => Err(Stop::Reshaped(format!(
+            Some(partitions) if !partitions.contains(&table) => Err(RowReadFailure::Reshaped(format!(
                 "{}: its table has a new partition",
                 reading(&self.entity)
             ))),
@@ -390,7 +403,7 @@ fn close_together(numbers: &[i64]) -> Option<(i64, i64)> {
 }
 
 /// The place of a row's key among so many; it is counted from 1 in the row.
-fn place(row: &Row, keys: usize) -> Option<usize> {
+fn requested_row_index(row: &Row, keys: usize) -> Option<usize> {
     let nth = usize::try_from(row.get::<_, i64>(0) - 1).ok()?;
     (nth < keys).then_some(nth)
 }
@@ -409,7 +422,7 @@ fn texts(key: &TouchKey, columns: usize) -> Vec<Option<String>> {
 }
 
 /// $1 the keys. Returns a key's place, the oid of its row's table, null where it is not there, and the row.
-fn by_number(table: &Table, projection: &Projection) -> String {
+fn by_number(table: &SourceTable, projection: &Projection) -> String {
     format!(
         "select k.cs_nth, t.tableoid, {} from unnest($1::pg_catalog.int8[]) with ordinality k(cs_key, cs_nth) \
          left join {} t on t.{} {} k.cs_key",
@@ -421,7 +434,7 @@ fn by_number(table: &Table, projection: &Projection) -> String {
 }
 
 /// $1 the least key, $2 the greatest. Returns each row's key, the oid of its table, and the row.
-fn by_range(table: &Table, projection: &Projection) -> String {
+fn by_range(table: &SourceTable, projection: &Projection) -> String {
     let key = quote_name(&table.key[0].name);
     format!(
         "select t.{key}::pg_catalog.int8, t.tableoid, {} from {} t where t.{key} operator(pg_catalog.>=) $1::pg_catalog.int8 \
@@ -432,7 +445,7 @@ fn by_range(table: &Table, projection: &Projection) -> String {
 }
 
 /// $1, $2, … the texts of each key column. Returns a key's place, the oid of its row's table, null where it is not there, the key, and the row.
-fn by_text(table: &Table, projection: &Projection) -> String {
+fn by_text(table: &SourceTable, projection: &Projection) -> String {
     let names: Vec<_> = (0..table.key.len()).map(|nth| format!("cs_key{nth}")).collect();
     // Of arrays there are no arrays. In a select list, a value of a composite type stays one value.
     let (arrays, values): (Vec<_>, Vec<_>) = names
@@ -470,13 +483,13 @@ fn by_text(table: &Table, projection: &Projection) -> String {
 
 /// The bytes that a batch may still take. One row goes above it at most.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct ByteBudget {
     bytes: usize,
     used: AtomicUsize,
     statements: AtomicUsize,
 }
 
-impl Room {
+impl ByteBudget {
     pub(crate) fn new(bytes: usize) -> Self {
         Self {
             bytes,
@@ -490,15 +503,15 @@ impl Room {
     }
 
     /// The state, whose bytes are taken.
-    fn taken(&self, key: Option<Box<str>>, row: Option<Present>) -> State {
+    fn taken(&self, key: Option<Box<str>>, row: Option<PresentRow>) -> RowState {
         let of_key = key.as_ref().map_or(0, |key| key.len());
         let of_row = match &row {
-            Some(Present::Row(image)) => image.key.len() + image.row.len(),
-            Some(Present::Unmet(key)) => key.len(),
+            Some(PresentRow::Row(image)) => image.key.len() + image.row.len(),
+            Some(PresentRow::Unmet(key)) => key.len(),
             _ => 0,
         };
         self.used.fetch_add(of_key + of_row + 64, Ordering::Relaxed);
-        State { key, row }
+        RowState { key, row }
     }
 
     /// Statements that have read rows.

@@ -31,7 +31,7 @@ impl Fence {
 
 /// How the term stands when a drain opens.
 #[derive(Debug, Clone)]
-pub struct Standing {
+pub struct TermAtOpen {
     /// The fence of the drain that opens, at the term that stands.
     pub fence: Fence,
     /// Whether the drain before it ended in order: then none of its requests can still arrive.
@@ -42,14 +42,14 @@ pub struct Standing {
 ///
 /// # Errors
 /// The source's.
-pub async fn read(client: &Client) -> Result<Standing> {
+pub async fn term_at_open(client: &Client) -> Result<TermAtOpen> {
     let row = client
         .query_one("select term, ended from cloud_sync.term", &[])
         .await
         .map_err(|error| Error::postgres("read who drains the outbox", error))?;
     let fence = Fence::default();
     fence.set(row.get(0));
-    Ok(Standing {
+    Ok(TermAtOpen {
         fence,
         ended: row.get(1),
     })

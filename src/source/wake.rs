@@ -33,7 +33,7 @@ const UNNOTIFIED: Duration = Duration::from_millis(25);
 
 /// Whether the replicator sleeps, and how long it may.
 #[derive(Debug, Default)]
-pub struct Wake {
+pub struct SleepState {
     /// When the time until which writers notify is to be renewed; none while they do not.
     renew_at: Option<Instant>,
     unnotified: bool,
@@ -41,7 +41,7 @@ pub struct Wake {
     short: Option<Duration>,
 }
 
-impl Wake {
+impl SleepState {
     /// Listens for notifications. Once a session.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Wake {
     }
 
     /// Lets writers notify from now on. Answers whether they did not before: the caller must then look once more, and tell
-    /// [`Wake::looked`] what it saw, before it waits.
+    /// [`SleepState::looked`] what it saw, before it waits.
     ///
     /// # Errors
     /// The source's.
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn waits_are_short_while_a_silent_writer_runs() {
-        let mut wake = Wake::default();
+        let mut wake = SleepState::default();
         wake.looked(&"10:12:10".parse().unwrap(), true);
         assert_eq!(wake.short, Some(SHORT.0));
         wake.looked(&"10:15:10,13".parse().unwrap(), false);

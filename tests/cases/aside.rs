@@ -1,7 +1,7 @@
 //! Rows that a cloud does not take, whatever it answers to them: they wait aside, and all others go on.
 
 use cloud_sync::catalogue::{Catalogue, Entity};
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use cloud_sync::quarantine;
 use serde_json::Value;
 
@@ -146,7 +146,7 @@ async fn a_cloud_that_takes_no_row_at_all_is_waited_for() {
         let is_told = |reason: &Option<String>| reason.as_ref().is_some_and(|reason| reason.contains(words));
         let status = running
             .until("told", |status| {
-                status.state == State::BackingOff && is_told(&status.reason)
+                status.state == ReplicatorState::BackingOff && is_told(&status.reason)
             })
             .await;
         assert_eq!(status.quarantine, Some(1), "{status:#?}");

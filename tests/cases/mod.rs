@@ -19,10 +19,10 @@ mod writers;
 use cloud_sync::config::{LoadOptions, Settings};
 use cloud_sync::control::{Operator, SyncReport, SyncRequest};
 use cloud_sync::error::Kind;
-use cloud_sync::reconcile::Unobserved;
-use cloud_sync::reconcile::backfill::{BackfillReport, Span};
+use cloud_sync::reconcile::NoObserver;
+use cloud_sync::reconcile::backfill::{BackfillReport, RowSpan};
 use cloud_sync::replicator;
-use cloud_sync::source::identity::Declared;
+use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -135,7 +135,7 @@ impl Case {
         let report = self
             .running
             .replicator
-            .sync(&SyncRequest::default(), &Unobserved)
+            .sync(&SyncRequest::default(), &NoObserver)
             .await
             .unwrap();
         assert!(report.success(), "{:?}", report.errors());
@@ -153,7 +153,7 @@ impl Case {
 /// Backfills all rows.
 async fn backfill(site: &Site, restart: bool) -> BackfillReport {
     let stop = CancellationToken::new();
-    replicator::backfill(&site.settings, &[], Span::All, restart, &Unobserved, &stop)
+    replicator::backfill(&site.settings, &[], RowSpan::All, restart, &NoObserver, &stop)
         .await
         .unwrap()
 }
@@ -184,7 +184,7 @@ pub(crate) fn reconfigure(site: &mut Site, from: &str, to: &str) {
 pub(crate) async fn refusal(hint: &str, tables: &str, config: &str) -> String {
     let site = Site::bare(hint, "http://127.0.0.1:9/api", KEY, tables, config).await;
     let url = site.settings.require_database_url().unwrap();
-    let refused = install::init(url, &site.settings.catalogue, Declared::Nothing).await;
+    let refused = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing).await;
     let error = refused.expect_err("a refusal");
     assert_eq!(error.kind(), Kind::Config, "{error}");
     error.to_string()

@@ -2,9 +2,9 @@
 
 use cloud_sync::catalogue::Catalogue;
 use cloud_sync::control::SyncRequest;
-use cloud_sync::reconcile::Unobserved;
-use cloud_sync::reconcile::backfill::Span;
-use cloud_sync::replicator::{self, Once};
+use cloud_sync::reconcile::NoObserver;
+use cloud_sync::reconcile::backfill::RowSpan;
+use cloud_sync::replicator::{self, OneShot};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::baseline::{self, Baseline};
@@ -42,14 +42,14 @@ async fn a_sync_and_a_backfill_ask_for_as_many_days_as_the_contract_says() {
             );
         }
     };
-    let once = Once::start(&site.settings).await.unwrap();
-    let report = once.sync(&SyncRequest::default(), &Unobserved).await.unwrap();
+    let once = OneShot::start(&site.settings).await.unwrap();
+    let report = once.sync(&SyncRequest::default(), &NoObserver).await.unwrap();
     assert!(report.success(), "{:?}", report.errors());
     once.finish().await.unwrap();
     expect("a sync");
     server.forget_requests();
     let stop = CancellationToken::new();
-    let report = replicator::backfill(&site.settings, &[], Span::Window, false, &Unobserved, &stop)
+    let report = replicator::backfill(&site.settings, &[], RowSpan::Window, false, &NoObserver, &stop)
         .await
         .unwrap();
     assert!(report.success, "{:?}", report.errors);
@@ -58,8 +58,8 @@ async fn a_sync_and_a_backfill_ask_for_as_many_days_as_the_contract_says() {
 
 /// One sync without a daemon, as cron runs it.
 async fn one_sync(site: &Site) -> serde_json::Value {
-    let once = Once::start(&site.settings).await.unwrap();
-    let report = once.sync(&SyncRequest::default(), &Unobserved).await.unwrap();
+    let once = OneShot::start(&site.settings).await.unwrap();
+    let report = once.sync(&SyncRequest::default(), &NoObserver).await.unwrap();
     once.finish().await.unwrap();
     serde_json::to_value(&report).unwrap()
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use cloud_sync::error::Kind;
 use cloud_sync::replicator::preconditions;
-use cloud_sync::source::identity::Declared;
+use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
 use super::{entity, says};
@@ -48,7 +48,7 @@ async fn row_level_security_that_hides_rows_is_told() {
     ];
     let init = async || {
         let url = site.settings.require_database_url().unwrap();
-        install::init(url, &site.settings.catalogue, Declared::Nothing).await
+        install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing).await
     };
     let told = async |table: &str| {
         let findings = preconditions::check(&site.settings).await;

@@ -1,8 +1,8 @@
 //! What no trigger of a writer tells: changes of types, of the catalogue, by a subscription, by a crash.
 
 use cloud_sync::control::SyncRequest;
-use cloud_sync::reconcile::Unobserved;
-use cloud_sync::replicator::Once;
+use cloud_sync::reconcile::NoObserver;
+use cloud_sync::replicator::OneShot;
 
 use super::{Case, backfill_all, entity, reconfigure};
 use crate::support::postgres::Server;
@@ -252,8 +252,8 @@ async fn rows_and_columns_that_are_no_longer_chosen_leave_the_cloud_with_a_sync(
     );
     case.site.init().await;
     // When one sync runs, without a daemon
-    let once = Once::start(&case.site.settings).await.unwrap();
-    let report = once.sync(&SyncRequest::default(), &Unobserved).await.unwrap();
+    let once = OneShot::start(&case.site.settings).await.unwrap();
+    let report = once.sync(&SyncRequest::default(), &NoObserver).await.unwrap();
     assert!(report.success(), "{:?}", report.errors());
     once.finish().await.unwrap();
     // Then what is not chosen is gone.

@@ -6,7 +6,7 @@ use cloud_sync::control::Operator;
 use cloud_sync::error::Result;
 use cloud_sync::quarantine;
 use cloud_sync::replicator::preconditions;
-use cloud_sync::source::identity::Declared;
+use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install::{self, Installed};
 
 use super::{Case, entity};
@@ -232,7 +232,11 @@ async fn a_limit_of_temporary_files_is_told_by_check() {
 }
 
 /// Runs `init` while a transaction that has written to `t` stays open, and other sessions write meanwhile.
-async fn init_beside_writers(site: &Site, declared: Declared, entities: &[&str]) -> Result<Installed> {
+async fn init_beside_writers(
+    site: &Site,
+    declared: OutboxDeclaration,
+    entities: &[&str],
+) -> Result<Installed> {
     let open = connect(&site.database_url).await;
     open.batch_execute("begin; insert into t values (1000, 'open')")
         .await
@@ -279,7 +283,7 @@ async fn an_outbox_declared_new_makes_no_writer_wait_behind_an_open_transaction(
     let mut case = Case::start("new_epoch", tables, &config).await;
     case.each(&["insert into t values (1, 'one')"], "id, v").await;
     case.running.end().await;
-    let installed = init_beside_writers(&case.site, Declared::NewEpoch, &["other", "t"])
+    let installed = init_beside_writers(&case.site, OutboxDeclaration::NewEpoch, &["other", "t"])
         .await
         .unwrap();
     assert!(installed.epoch > 1);
@@ -298,7 +302,7 @@ async fn capture_installed_again_makes_no_writer_wait_behind_an_open_transaction
     let case = Case::start("init_again", tables, &config).await;
     case.run("drop trigger cloud_sync_1_update on t; drop trigger cloud_sync_2_update on other")
         .await;
-    let installed = init_beside_writers(&case.site, Declared::Nothing, &["other", "t"])
+    let installed = init_beside_writers(&case.site, OutboxDeclaration::Nothing, &["other", "t"])
         .await
         .unwrap();
     assert_eq!(installed.attached.len(), 2);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cloud_sync::catalogue::{Catalogue, Entity, Window};
+use cloud_sync::catalogue::{Catalogue, Entity, Retention};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use crate::support::site::provider;
 /// Rooms, and two paths that servers keep in one table.
 fn catalogue() -> Catalogue {
     let mut leaves = Entity::new("leaves", "leaves_passes", &["id"]);
-    leaves.window = Some(Window {
+    leaves.window = Some(Retention {
         column: "created_at".to_owned(),
         days: 90,
         cloud_days_by: None,

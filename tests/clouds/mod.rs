@@ -10,7 +10,7 @@ mod smallest;
 
 use cloud_sync::catalogue::Catalogue;
 use cloud_sync::control::{SyncReport, SyncRequest};
-use cloud_sync::reconcile::Unobserved;
+use cloud_sync::reconcile::NoObserver;
 
 use crate::cases::reconfigure;
 use crate::support::clouds::{Cloud, KEY, Quirks};
@@ -41,7 +41,7 @@ async fn sync(running: &Running, force: bool) -> SyncReport {
         force,
         ..SyncRequest::default()
     };
-    running.replicator.sync(&request, &Unobserved).await.unwrap()
+    running.replicator.sync(&request, &NoObserver).await.unwrap()
 }
 
 /// How many rows a sync pushed.

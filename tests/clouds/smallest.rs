@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use cloud_sync::control::SyncRequest;
-use cloud_sync::reconcile::Unobserved;
+use cloud_sync::reconcile::NoObserver;
 use serde_json::{Value, json};
 
 use crate::cases::entity;
@@ -154,7 +154,7 @@ async fn caught_up(running: &Running) {
 async fn sync(running: &Running) -> u64 {
     let report = running
         .replicator
-        .sync(&SyncRequest::default(), &Unobserved)
+        .sync(&SyncRequest::default(), &NoObserver)
         .await
         .unwrap();
     assert!(report.success(), "{:?}", report.errors());

@@ -1,6 +1,6 @@
 //! What a batch costs the two databases, whatever its rows.
 
-use cloud_sync::drain::Step;
+use cloud_sync::drain::DrainStep;
 
 use super::{Metered, rooms};
 use crate::support::meter::Count;
@@ -74,7 +74,7 @@ async fn a_batch_costs_the_same_few_statements_whatever_its_rows() {
     // Given that all is done that is done once: the cloud is told the columns, statements are prepared.
     for _ in 0..2 {
         rooms(&metered.site, 10).await;
-        assert_eq!(stages.step().await.unwrap(), Step::Delivered);
+        assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);
     }
     let mut least = u64::MAX;
     for rows in [10, 10, 10, 1000, 5000] {
@@ -88,7 +88,7 @@ async fn a_batch_costs_the_same_few_statements_whatever_its_rows() {
         ];
         let before = bounds.each_ref().map(|(bound, meter)| meter.of(bound.session));
         let all = metered.source.of("cloud-sync");
-        assert_eq!(stages.step().await.unwrap(), Step::Delivered);
+        assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);
         let mut known = Count::default();
         for ((bound, meter), before) in bounds.iter().zip(before) {
             let cost = meter.of(bound.session) - before;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use cloud_sync::checkpoint::{SledStore, Store};
 use cloud_sync::control::StatusReport;
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use rand::RngExt;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -215,7 +215,7 @@ async fn an_outage_is_told_and_made_up_for() {
     // then the status tells how much waits, since when, and why,
     daemon
         .until("backing off", LIMIT, |status| {
-            status.state == State::BackingOff && status.lag.is_some_and(|lag| lag.changes == 20_000)
+            status.state == ReplicatorState::BackingOff && status.lag.is_some_and(|lag| lag.changes == 20_000)
         })
         .await;
     let output = daemon.ask(&["status", "--json"]);
@@ -261,7 +261,7 @@ async fn three_hundred_thousand_changes_are_drained_in_bounded_memory() {
     let process = daemon.start();
     daemon
         .until("drained", Duration::from_secs(600), |status| {
-            status.state == State::Replicating && status.lag.is_some_and(|lag| lag.changes == 0)
+            status.state == ReplicatorState::Replicating && status.lag.is_some_and(|lag| lag.changes == 0)
         })
         .await;
     let (took, peak) = (start.elapsed(), process.peak_memory());
@@ -366,7 +366,9 @@ async fn a_second_replicator_stands_by_and_takes_over() {
     // Given one that drains and one that stands by
     let other = second.start();
     let status = second
-        .until("standing by", LIMIT, |status| status.state == State::Standby)
+        .until("standing by", LIMIT, |status| {
+            status.state == ReplicatorState::Standby
+        })
         .await;
     assert!(
         status
@@ -385,7 +387,9 @@ async fn a_second_replicator_stands_by_and_takes_over() {
     // and the first, started again, stands by.
     let leader = first.start();
     first
-        .until("standing by", LIMIT, |status| status.state == State::Standby)
+        .until("standing by", LIMIT, |status| {
+            status.state == ReplicatorState::Standby
+        })
         .await;
     assert!(other.terminate().await.success());
     site.run("delete from pot where pot_id <= 60").await;

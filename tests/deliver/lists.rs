@@ -87,17 +87,19 @@ async fn what_the_cloud_holds_is_learnt_with_its_content() {
         );
     }
     let cloud = client(&server.url());
-    let held = Held::learn(&cloud, ROOMS, None, None).await.unwrap();
+    let held = CloudRows::learn(&cloud, ROOMS, None, None).await.unwrap();
     assert_eq!((held.len(), held.content(&key(ROOMS, 7))), (100, None));
     assert!(held.contains(&key(ROOMS, 7)) && !held.contains(&key(ROOMS, 101)));
 
     let columns = ["room_id".to_owned(), "room_no".to_owned()];
-    let held = Held::learn(&cloud, ROOMS, None, Some(&columns)).await.unwrap();
+    let held = CloudRows::learn(&cloud, ROOMS, None, Some(&columns))
+        .await
+        .unwrap();
     let row = "{\"room_no\" : \"R7\", \"room_id\" : \"7\"}";
     assert_eq!(held.content(&key(ROOMS, 7)), Some(digest(row, &columns).unwrap()));
 
     server.fault(Fault::answer(200, "application/json", "[{\"id\":1}]"));
-    let failure = Held::learn(&cloud, ROOMS, None, None).await.unwrap_err();
+    let failure = CloudRows::learn(&cloud, ROOMS, None, None).await.unwrap_err();
     assert_eq!(failure.error().kind(), Kind::CloudProtocol);
     assert!(failure.to_string().contains("room_id"), "{failure}");
 }

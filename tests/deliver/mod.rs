@@ -21,9 +21,11 @@ use cloud_sync::batch::{Batch, Fate};
 use cloud_sync::catalogue::{Catalogue, Entity};
 use cloud_sync::change::{Cause, Change, Epoch, Op, Position};
 use cloud_sync::checkpoint::Version;
-use cloud_sync::deliver::{Capabilities, Cloud, CloudOptions, Numbering, Origin, TableSchema, UploadFile};
+use cloud_sync::deliver::{
+    Capabilities, ChangeOrigin, Cloud, CloudOptions, Numbering, TableSchema, UploadFile,
+};
 use cloud_sync::error::{Class, Error, Kind};
-use cloud_sync::existence::{Held, digest};
+use cloud_sync::existence::{CloudRows, digest};
 use serde_json::{Value, json};
 
 use crate::support::baseline::{Baseline, Fault, KEY};
@@ -65,8 +67,8 @@ fn client(url: &str) -> Cloud {
     Cloud::new(options(url), Arc::new(Catalogue::builtin())).unwrap()
 }
 
-fn origin() -> Origin {
-    Origin {
+fn origin() -> ChangeOrigin {
+    ChangeOrigin {
         source_id: "college-db".to_owned(),
         epoch: Epoch(2),
         database: "7/5".to_owned(),

@@ -1,6 +1,6 @@
 //! The site's tables change while the replicator runs.
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use cloud_sync::control::{Health, Operator};
 use cloud_sync::replicator::preconditions;
 
@@ -32,7 +32,7 @@ async fn broken(running: &Running, entity: &str, words: &[&str]) -> String {
                 .capture
                 .iter()
                 .any(|trouble| trouble.broken && trouble.entity == entity)
-                && status.state == State::Replicating
+                && status.state == ReplicatorState::Replicating
         })
         .await;
     let trouble = status

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use cloud_sync::quarantine;
-use cloud_sync::reconcile::Unobserved;
-use cloud_sync::reconcile::backfill::Span;
+use cloud_sync::reconcile::NoObserver;
+use cloud_sync::reconcile::backfill::RowSpan;
 use cloud_sync::replicator;
 use serde_json::Value;
 use tokio_postgres::Client;
@@ -232,9 +232,9 @@ async fn a_row_that_a_backfill_had_refused_leaves_when_the_drain_brings_it() {
     let report = replicator::backfill(
         &site.settings,
         &[],
-        Span::Window,
+        RowSpan::Window,
         false,
-        &Unobserved,
+        &NoObserver,
         &CancellationToken::new(),
     )
     .await
@@ -299,7 +299,7 @@ async fn ten_thousand_refused_rows_hold_nothing_up_and_can_be_decided_on() {
     .await;
     let settled = |quarantine| {
         daemon.until("settled", Duration::from_secs(120), move |status| {
-            status.state == State::Replicating
+            status.state == ReplicatorState::Replicating
                 && status.lag.is_some_and(|lag| lag.changes == 0)
                 && status.quarantine == Some(quarantine)
         })

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cloud_sync::checkpoint::{Checkpoint, Store};
-use cloud_sync::drain::{Drain, Limits, Stages, Step};
+use cloud_sync::drain::{BatchLimits, Drain, DrainStep, Stages};
 use cloud_sync::error::{Error, Kind, Result};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -203,7 +203,7 @@ impl World {
         let mut drain = site.drain();
         drain.store = store.clone();
         // Windows of more than one batch.
-        drain.limits = Limits {
+        drain.limits = BatchLimits {
             rows: 3,
             bytes: 1 << 20,
         };
@@ -243,7 +243,7 @@ impl World {
             .run("insert into thing values (0, 0); truncate thing")
             .await;
         loop {
-            while self.step().await == Step::Delivered {}
+            while self.step().await == DrainStep::Delivered {}
             if !self.parked().await {
                 break;
             }
@@ -312,7 +312,7 @@ impl World {
         self.stages.as_mut().unwrap()
     }
 
-    async fn step(&mut self) -> Step {
+    async fn step(&mut self) -> DrainStep {
         self.stages().await.step().await.unwrap()
     }
 
@@ -332,7 +332,7 @@ impl World {
     /// table waits for that one's end, `ended` tells that it came.
     async fn drain_all(&mut self, model: &mut Model, ended: bool) -> std::result::Result<(), TestCaseError> {
         loop {
-            while self.step().await == Step::Delivered {
+            while self.step().await == DrainStep::Delivered {
                 self.look(model).await?;
             }
             match (self.parked().await, ended) {

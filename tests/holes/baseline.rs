@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::Method;
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use cloud_sync::quarantine;
 use serde_json::json;
 
@@ -212,7 +212,9 @@ async fn a_source_that_fails_amid_a_delivery_ends_the_round_and_loses_nothing() 
     server.fault(Fault::status(503).on("rooms"));
     site.run("insert into room values (1, 'v1')").await;
     running
-        .until("trying again", |status| status.state == State::BackingOff)
+        .until("trying again", |status| {
+            status.state == ReplicatorState::BackingOff
+        })
         .await;
     // Each attempt first notes in the site's database what goes out.
     let killed = "select count(*) from (select pg_terminate_backend(pid) from pg_stat_activity \

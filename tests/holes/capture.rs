@@ -2,7 +2,7 @@
 
 use cloud_sync::control::Operator;
 use cloud_sync::replicator::preconditions;
-use cloud_sync::source::identity::Declared;
+use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
 use super::{TABLE, drained, held, number, site_of, texts, things, until};
@@ -84,7 +84,7 @@ async fn tables_whose_writes_would_fail_or_escape_are_refused_in_words() {
     ] {
         let site = Site::bare("refused", "http://127.0.0.1:1/api", KEY, tables, &things("")).await;
         let url = site.settings.require_database_url().unwrap();
-        let error = install::init(url, &site.settings.catalogue, Declared::Nothing)
+        let error = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing)
             .await
             .expect_err(tables);
         assert!(error.to_string().contains(words), "{error}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cloud_sync::catalogue::Deletes;
 use cloud_sync::control::{Operator, SyncRequest};
-use cloud_sync::source::identity::Declared;
+use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 use serde_json::json;
 
@@ -116,7 +116,7 @@ async fn a_condition_on_more_than_the_rows_own_columns_is_refused() {
         let config = things(&format!("where = {condition:?}"));
         let site = Site::bare("condition", cloud, baseline::KEY, tables, &config).await;
         let url = site.settings.require_database_url().unwrap();
-        let installed = install::init(url, &site.settings.catalogue, Declared::Nothing).await;
+        let installed = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing).await;
         assert_eq!(installed.is_ok(), fits, "{condition}: {installed:?}");
         if let Err(error) = installed {
             assert!(error.to_string().contains("where"), "{error}");

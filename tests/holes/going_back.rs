@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use cloud_sync::drain::Step;
+use cloud_sync::drain::DrainStep;
 use cloud_sync::error::{Error, Kind};
-use cloud_sync::source::identity::Declared;
+use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
 use super::{TABLE, drained, elsewhere, held, number, site_of, texts, things, until, until_some, whole};
@@ -237,7 +237,7 @@ async fn of_two_machines_with_one_identity_only_the_first_to_send_goes_on() {
         } else {
             (&copy, &drain)
         };
-        assert_eq!(one.drain_once().await.unwrap(), Step::Delivered);
+        assert_eq!(one.drain_once().await.unwrap(), DrainStep::Delivered);
         for _ in 0..2 {
             assert_identity(other.drain_once().await);
         }
@@ -284,7 +284,7 @@ async fn an_outbox_that_moved_with_its_numbers_keeps_its_touches() {
     .await;
     assert_identity(drain.drain_once().await);
     let url = site.settings.require_database_url().unwrap();
-    install::init(url, &site.settings.catalogue, Declared::Same)
+    install::init(url, &site.settings.catalogue, OutboxDeclaration::Same)
         .await
         .unwrap();
     let mut stages = drain.open().await.unwrap();

@@ -19,10 +19,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use cloud_sync::checkpoint::{Checkpoint, Store};
-use cloud_sync::drain::{Drain, Limits, Stages, Step};
+use cloud_sync::drain::{BatchLimits, Drain, DrainStep, Stages};
 use cloud_sync::error::Result;
 use cloud_sync::source::connect::Session;
-use cloud_sync::source::guard;
+use cloud_sync::source::drift as source_drift;
 use tokio_postgres::Client;
 
 use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect};
@@ -45,7 +45,7 @@ async fn site_of(hint: &str, tables: &str, config: &str) -> (Cloud, Site) {
 /// A drain whose batches have so many touches at most.
 fn drain_by(site: &Site, rows: usize) -> Drain {
     let mut drain = site.drain();
-    drain.limits = Limits { rows, bytes: 1 << 20 };
+    drain.limits = BatchLimits { rows, bytes: 1 << 20 };
     drain
 }
 
@@ -132,7 +132,7 @@ async fn until_one_waits(client: &Client, session: &str) {
 
 /// Steps until nothing waits.
 async fn drained(stages: &mut Stages) {
-    while stages.step().await.unwrap() == Step::Delivered {}
+    while stages.step().await.unwrap() == DrainStep::Delivered {}
 }
 
 /// Steps until nothing waits and no entity is parked.
@@ -157,7 +157,7 @@ async fn whole(site: &Site, running: &Running) {
         .await
         .unwrap();
     loop {
-        let well = guard::watch(session.client(), &site.settings.catalogue)
+        let well = source_drift::watch(session.client(), &site.settings.catalogue)
             .await
             .unwrap()
             .iter()

@@ -1,6 +1,6 @@
 //! H13, sentences 11 and 13: the numbers of batches, terms and positions.
 
-use cloud_sync::drain::Step;
+use cloud_sync::drain::DrainStep;
 
 use super::{TABLE, drain_by, drained, held, number, site_of, things};
 use crate::support::site::{Cloud, connect};
@@ -50,7 +50,7 @@ async fn a_drain_with_nothing_to_send_begins_no_term() {
     let term = "select term from cloud_sync.term";
     let before = number(&site.client, term).await;
     for _ in 0..5 {
-        assert_eq!(drain.drain_once().await.unwrap(), Step::Idle);
+        assert_eq!(drain.drain_once().await.unwrap(), DrainStep::Idle);
     }
     assert_eq!(number(&site.client, term).await, before);
 }

@@ -1,6 +1,6 @@
 //! H2, H8, and what a stopped stream says: how the touches of a window become changes.
 
-use cloud_sync::drain::Limits;
+use cloud_sync::drain::BatchLimits;
 
 use super::{
     TABLE, deletes, drain_by, drained, held, site_of, texts, things, until_one_waits, until_some, whole,
@@ -76,7 +76,7 @@ async fn a_key_in_other_letters_leaves_one_row() {
 async fn keys_that_a_stopped_stream_has_not_come_to_are_not_deleted() {
     let (cloud, site) = site_of("stopped", TABLE, &things("")).await;
     let mut drain = site.drain();
-    drain.limits = Limits {
+    drain.limits = BatchLimits {
         rows: 1000,
         bytes: 40_000,
     };

@@ -29,7 +29,7 @@ fn refused_schema(status: u16) -> Fault {
 
 /// Waits until the status says that `things` is parked, and returns why.
 async fn parked(running: &Running) -> String {
-    let is_parked = |trouble: &cloud_sync::control::status::CaptureTrouble| {
+    let is_parked = |trouble: &cloud_sync::control::status::CaptureProblem| {
         trouble.broken && trouble.entity == "things" && trouble.reason.contains("wait in the site's database")
     };
     let status = running

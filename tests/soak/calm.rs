@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use cloud_sync::source::connect::Session;
-use cloud_sync::source::guard;
+use cloud_sync::source::drift;
 use tokio_postgres::Client;
 
 use crate::support::oracle;
@@ -86,7 +86,7 @@ impl World<'_> {
         };
         let client = session.client();
         let catalogue = &self.site.settings.catalogue;
-        let watched = match guard::watch(client, catalogue).await {
+        let watched = match drift::watch(client, catalogue).await {
             Ok(watched) => watched,
             Err(error) => return Some(error.to_string()),
         };
@@ -110,7 +110,7 @@ impl World<'_> {
             return Some("rows were in quarantine".to_owned());
         }
         let done = status.as_ref().is_some_and(|status| {
-            status.state == State::Replicating && status.lag.is_some_and(|lag| lag.changes == 0)
+            status.state == ReplicatorState::Replicating && status.lag.is_some_and(|lag| lag.changes == 0)
         });
         (!done).then(|| format!("{status:#?}"))
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cloud_sync::config::Settings;
 use cloud_sync::control::StatusReport;
-use cloud_sync::control::client::Client;
+use cloud_sync::control::client::ControlClient;
 
 use super::postgres::free_port;
 use super::site::{LIMIT, Site};
@@ -121,7 +121,12 @@ impl Daemon {
 
     /// Its status over the operator API; none while it does not answer.
     pub(crate) async fn status(&self) -> Option<StatusReport> {
-        Client::new(&self.settings).unwrap().status().await.ok().flatten()
+        ControlClient::new(&self.settings)
+            .unwrap()
+            .status()
+            .await
+            .ok()
+            .flatten()
     }
 
     /// The HTTP status that `/healthz` answers.
@@ -161,7 +166,7 @@ impl Daemon {
     /// Waits until nothing waits.
     pub(crate) async fn caught_up(&self) -> StatusReport {
         self.until("caught up", LIMIT, |status| {
-            status.state == cloud_sync::control::status::State::Replicating
+            status.state == cloud_sync::control::status::ReplicatorState::Replicating
                 && status.lag.is_some_and(|lag| lag.changes == 0)
         })
         .await

@@ -11,14 +11,14 @@ use cloud_sync::checkpoint::SledStore;
 use cloud_sync::config::{LoadOptions, Settings};
 use cloud_sync::control::{Operator, StatusReport};
 use cloud_sync::demo::equality::{self, EqualityReport};
-use cloud_sync::drain::{Drain, Pulse};
+use cloud_sync::drain::{Drain, ReplicationState};
 use cloud_sync::error::Result;
 use cloud_sync::metrics::Metrics;
 use cloud_sync::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
 use cloud_sync::replicator::{self, Replicator};
 use cloud_sync::source::connect::Session;
-use cloud_sync::source::identity::Declared;
-use cloud_sync::source::{guard, install};
+use cloud_sync::source::identity::OutboxDeclaration;
+use cloud_sync::source::{drift, install};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
@@ -225,7 +225,7 @@ impl Site {
         install::init(
             self.settings.require_database_url().unwrap(),
             &self.settings.catalogue,
-            Declared::Nothing,
+            OutboxDeclaration::Nothing,
         )
         .await
         .unwrap();
@@ -248,7 +248,7 @@ impl Site {
             .entities()
             .iter()
             .map(|entity| entity.name.as_str());
-        let pulse = Arc::new(Pulse::new(Arc::new(Metrics::new(names))));
+        let pulse = Arc::new(ReplicationState::new(Arc::new(Metrics::new(names))));
         let cloud = replicator::cloud(&self.settings).unwrap();
         replicator::drain(&self.settings, cloud, Arc::new(store), pulse).unwrap()
     }
@@ -312,7 +312,7 @@ impl Running {
         self.until("caught up", |status| {
             status.lag.is_some_and(|lag| lag.changes == 0)
                 && status.files.waiting == 0
-                && status.state == cloud_sync::control::status::State::Replicating
+                && status.state == cloud_sync::control::status::ReplicatorState::Replicating
         })
         .await
     }
@@ -357,15 +357,15 @@ pub(crate) async fn whole(site: &Site, running: &Running) -> StatusReport {
     // Types are called in a session of the program's as the program calls them.
     let url = site.database_url.as_str().into();
     let session = Session::open(&url, "test").await.unwrap();
-    for (standing, watched) in guard::watch(session.client(), catalogue).await.unwrap() {
-        guard::note_shape(session.client(), watched.id, &standing.table)
+    for (standing, watched) in drift::watch(session.client(), catalogue).await.unwrap() {
+        drift::note_shape(session.client(), watched.id, &standing.table)
             .await
             .unwrap();
     }
     let start = std::time::Instant::now();
     loop {
         let status = running.replicator.status().await.unwrap();
-        let watched = guard::watch(session.client(), catalogue).await.unwrap();
+        let watched = drift::watch(session.client(), catalogue).await.unwrap();
         let well = watched
             .iter()
             .all(|(_, watched)| watched.wrong.is_none() && watched.gap.is_none());

@@ -115,7 +115,7 @@ async fn a_wait_that_the_cloud_asks_for_is_kept_and_ends_when_someone_asks_for_a
     let all = cloud_sync::control::SyncRequest::default();
     let synced = replicator
         .replicator
-        .sync(&all, &cloud_sync::reconcile::Unobserved);
+        .sync(&all, &cloud_sync::reconcile::NoObserver);
     assert!(synced.await.unwrap().success());
     replicator.caught_up().await;
     replicator.end().await;
@@ -140,7 +140,7 @@ async fn a_wait_that_an_idle_replicator_was_asked_for_holds_for_what_comes_then(
     let all = cloud_sync::control::SyncRequest::default();
     let synced = replicator
         .replicator
-        .sync(&all, &cloud_sync::reconcile::Unobserved);
+        .sync(&all, &cloud_sync::reconcile::NoObserver);
     synced.await.unwrap();
     replicator.caught_up().await;
     replicator.end().await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use reqwest::Method;
 use tokio_util::sync::CancellationToken;
 
@@ -82,7 +82,7 @@ async fn a_cloud_that_loses_its_changes_call_gets_rows_one_by_one_and_then_chang
     // Asked for by a sync, or by itself after a while
     replicator
         .replicator
-        .sync(&Default::default(), &cloud_sync::reconcile::Unobserved)
+        .sync(&Default::default(), &cloud_sync::reconcile::NoObserver)
         .await
         .unwrap();
     replicator
@@ -206,7 +206,7 @@ async fn a_cloud_restored_from_a_backup_is_noticed_and_repaired() {
         // then a sync by itself brings what it lacks, and takes away what it has too much.
         replicator
             .until("repaired", |status| {
-                status.state == State::Replicating
+                status.state == ReplicatorState::Replicating
                     && status.last_sync.as_ref().is_some_and(|sync| sync.success)
                     && status.cloud.last_error.is_none()
             })

@@ -1,6 +1,6 @@
 //! Keys that the cloud refuses.
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 
 use super::rooms;
 use crate::support::fault::Fault;
@@ -24,13 +24,15 @@ async fn a_refused_key_stops_the_pushing_and_not_the_capture_until_it_is_valid_a
             gate.fault(Fault::status(403));
         } else {
             daemon
-                .until("refused", LIMIT, |status| status.state == State::KeyRefused)
+                .until("refused", LIMIT, |status| {
+                    status.state == ReplicatorState::KeyRefused
+                })
                 .await;
         }
         rooms(&site, 10 * round, 5).await;
         daemon
             .until("refused", LIMIT, |status| {
-                status.state == State::KeyRefused && status.lag.is_some_and(|lag| lag.changes == 5)
+                status.state == ReplicatorState::KeyRefused && status.lag.is_some_and(|lag| lag.changes == 5)
             })
             .await;
         // then health and status say so,
@@ -66,7 +68,7 @@ async fn a_key_that_is_taken_back_and_given_again_needs_no_restart() {
     tally.faults += 1;
     rooms(&site, 10, 5).await;
     let status = replicator
-        .until("refused", |status| status.state == State::KeyRefused)
+        .until("refused", |status| status.state == ReplicatorState::KeyRefused)
         .await;
     assert_eq!(status.cloud.reachable, Some(false));
     assert!(status.cloud.last_error.unwrap().contains("refused the key"));

@@ -7,14 +7,16 @@ mod link;
 mod tls;
 
 use cloud_sync::control::StatusReport;
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 
 use crate::support::site::{Running, Site};
 
 /// Waits until the replicator backs off, and answers why.
 async fn why(running: &Running) -> String {
     let status = running
-        .until("backing off", |status| status.state == State::BackingOff)
+        .until("backing off", |status| {
+            status.state == ReplicatorState::BackingOff
+        })
         .await;
     reason(&status)
 }

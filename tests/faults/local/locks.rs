@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 
 use crate::cases::entity;
 use crate::faults::attack::takeover::sources;
@@ -179,6 +179,6 @@ async fn health_fails_once_the_oldest_change_is_too_old_whatever_holds_it_up() {
     site.run("commit").await;
     daemon.caught_up().await;
     until_health(&daemon, 200, &[]).await;
-    assert_eq!(daemon.status().await.unwrap().state, State::Replicating);
+    assert_eq!(daemon.status().await.unwrap().state, ReplicatorState::Replicating);
     assert!(process.terminate().await.success());
 }

@@ -8,7 +8,7 @@ mod reload;
 mod shutdown;
 mod standby;
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site};
@@ -45,7 +45,7 @@ async fn plant(site: &Site, from: i64, to: i64) {
 async fn troubled(daemon: &Daemon, words: &str) {
     daemon
         .until(words, LIMIT, |status| {
-            status.state != State::Replicating
+            status.state != ReplicatorState::Replicating
                 && status
                     .reason
                     .as_ref()

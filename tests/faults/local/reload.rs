@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use tokio_util::sync::CancellationToken;
 
 use super::{garden, plant};
@@ -99,7 +99,7 @@ async fn keys_change_under_load_without_losing_anything() {
         .await
         .unwrap();
     assert_eq!(answer.status(), 401);
-    assert_eq!(status.state, State::Replicating);
+    assert_eq!(status.state, ReplicatorState::Replicating);
     for log in [receiver.log(), daemon.log()] {
         assert!(!log.contains(KEY) && !log.contains("the-key-of-round"), "{log}");
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cloud_sync::checkpoint::{SledStore, Store};
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
@@ -139,7 +139,9 @@ async fn sigterm_amid_a_sync_and_while_standing_by() {
     // Standing by.
     let beside = second.start();
     second
-        .until("standing by", LIMIT, |status| status.state == State::Standby)
+        .until("standing by", LIMIT, |status| {
+            status.state == ReplicatorState::Standby
+        })
         .await;
     ends_in_order(beside, &second, &site, false).await;
     // Amid a sync that pushes all anew.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 
 use super::{garden, plant};
 use crate::support::oracle::Tally;
@@ -38,7 +38,9 @@ async fn a_hung_first_one_is_not_overtaken_and_a_dead_one_is() {
     first.caught_up().await;
     let other = second.start();
     second
-        .until("standing by", LIMIT, |status| status.state == State::Standby)
+        .until("standing by", LIMIT, |status| {
+            status.state == ReplicatorState::Standby
+        })
         .await;
     // Given a first one that hangs: it may wake at any moment, so nobody takes its place;
     leader.signal("STOP");
@@ -53,14 +55,14 @@ async fn a_hung_first_one_is_not_overtaken_and_a_dead_one_is() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(
         (second.status().await.unwrap().state, rows().await),
-        (State::Standby, 100)
+        (ReplicatorState::Standby, 100)
     );
     // When it dies, the second takes over.
     leader.kill();
     tally.kills += 1;
     second
         .until("in its place", TAKEN_OVER, |status| {
-            status.state == State::Replicating
+            status.state == ReplicatorState::Replicating
         })
         .await;
     second.caught_up().await;
@@ -110,7 +112,7 @@ async fn a_leader_whose_session_is_cut_stops_at_once_and_is_followed() {
             assert!(led <= 1, "{led} drains at once");
             let leads = states
                 .iter()
-                .filter(|status| status.state == State::Replicating)
+                .filter(|status| status.state == ReplicatorState::Replicating)
                 .count();
             if leads == 1 && led == 1 {
                 break;

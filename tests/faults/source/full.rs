@@ -1,6 +1,6 @@
 //! The source's disk is full: for the outbox, and for what the replicator keeps beside it.
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 
 use super::garden;
 use crate::support::machine::{Machine, reach};
@@ -91,7 +91,9 @@ async fn a_disk_too_full_for_the_replicators_own_tables_is_told_and_waited_for()
         .await;
     // then it is told,
     let status = daemon
-        .until("backing off", LIMIT, |status| status.state == State::BackingOff)
+        .until("backing off", LIMIT, |status| {
+            status.state == ReplicatorState::BackingOff
+        })
         .await;
     let reason = status.reason.unwrap();
     assert!(reason.contains("No space left on device"), "{reason}");

@@ -8,7 +8,7 @@ mod settings;
 mod values;
 
 use cloud_sync::control::StatusReport;
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 
 use crate::support::machine::reach;
 use crate::support::process::{Daemon, Process};
@@ -48,8 +48,9 @@ async fn garden(database_url: String, cloud: &Cloud) -> Site {
 
 /// Waits until the daemon replicates, whatever still waits.
 async fn replicating(daemon: &Daemon) -> StatusReport {
-    let so =
-        |status: &StatusReport| status.state == State::Replicating && status.source.reachable == Some(true);
+    let so = |status: &StatusReport| {
+        status.state == ReplicatorState::Replicating && status.source.reachable == Some(true)
+    };
     daemon.until("replicating", LIMIT, so).await
 }
 
@@ -80,7 +81,7 @@ async fn compared(daemon: &Daemon, site: &mut Site, cloud: &Cloud) {
     loop {
         daemon
             .until("compared", LIMIT, |status| {
-                status.state == State::Replicating
+                status.state == ReplicatorState::Replicating
                     && status.source.reachable == Some(true)
                     && status.capture.is_empty()
                     && status.lag.is_some_and(|lag| lag.changes == 0)

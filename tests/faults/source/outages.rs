@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 
 use super::{TURN, garden, replicating};
 use crate::support::machine::{Load, Machine, reach};
@@ -27,7 +27,7 @@ async fn a_source_that_restarts_or_crashes_under_load_loses_nothing() {
         // While it is away the replicator says so, and what to do.
         let status = daemon
             .until("backing off", LIMIT, |status| {
-                status.state == State::BackingOff && status.source.reachable == Some(false)
+                status.state == ReplicatorState::BackingOff && status.source.reachable == Some(false)
             })
             .await;
         let reason = status.reason.unwrap();
@@ -156,7 +156,9 @@ async fn a_server_without_a_free_connection_is_waited_for() {
     tally.faults += 1;
     let process = daemon.start();
     let status = daemon
-        .until("backing off", LIMIT, |status| status.state == State::BackingOff)
+        .until("backing off", LIMIT, |status| {
+            status.state == ReplicatorState::BackingOff
+        })
         .await;
     let reason = status.reason.unwrap();
     assert!(reason.contains("connect to the site's database"), "{reason}");

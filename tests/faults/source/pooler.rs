@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use cloud_sync::source::identity::Declared;
+use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
 use crate::cases::{entity, says};
@@ -138,7 +138,7 @@ async fn a_pooler_that_gives_each_transaction_another_session_is_refused() {
     let words = ["pooler", "connect directly", "source.database_url"];
     // then `init`, `check` and `run` say so.
     let url = site.settings.require_database_url().unwrap();
-    let refused = install::init(url, &site.settings.catalogue, Declared::Nothing).await;
+    let refused = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing).await;
     says(&refused.unwrap_err().to_string(), &words);
     let daemon = Daemon::of(&site, "store");
     let check = daemon.ask(&["check"]);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloud_sync::control::status::State;
+use cloud_sync::control::status::ReplicatorState;
 use tokio_postgres::Client;
 
 use super::{ENTITIES, TABLES, garden};
@@ -251,7 +251,7 @@ async fn a_transaction_that_stays_open_costs_neither_its_changes_nor_a_slow_quer
     writer.batch_execute("commit").await.unwrap();
     daemon
         .until("arrived", LIMIT, |status| {
-            status.state == State::Replicating && status.lag.is_some_and(|lag| lag.changes == 0)
+            status.state == ReplicatorState::Replicating && status.lag.is_some_and(|lag| lag.changes == 0)
         })
         .await;
     reader.batch_execute("commit").await.unwrap();

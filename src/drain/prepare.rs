@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::{Stream, stream};
 use tokio::sync::mpsc;
 
-use super::{Drain, Portion};
+use super::{BatchInFlight, Drain};
 use crate::batch::Fate;
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Cause, Op};
@@ -17,13 +17,13 @@ use crate::source::connect::Session;
 use crate::source::outbox;
 
 /// The second stage.
-pub(super) struct Packer {
+pub(super) struct Preparer {
     session: Arc<Session>,
     catalogue: Arc<Catalogue>,
     media_root: PathBuf,
 }
 
-impl Packer {
+impl Preparer {
     pub(super) fn new(drain: &Drain, session: Arc<Session>) -> Self {
         Self {
             session,
@@ -33,7 +33,7 @@ impl Packer {
     }
 
     /// Makes the portion ready. What it shows is on the source's disk then: nothing else may be sent.
-    pub(super) async fn pack(&self, portion: &mut Portion) -> Result<()> {
+    pub(super) async fn pack(&self, portion: &mut BatchInFlight) -> Result<()> {
         if let Some(wal) = portion.wal {
             outbox::flush(self.session.client(), wal).await?;
         }
@@ -50,7 +50,10 @@ impl Packer {
     }
 
     /// All that arrive, ready. Nothing is taken that is not asked for.
-    pub(super) fn packed(self, portions: mpsc::Receiver<Portion>) -> impl Stream<Item = Result<Portion>> {
+    pub(super) fn packed(
+        self,
+        portions: mpsc::Receiver<BatchInFlight>,
+    ) -> impl Stream<Item = Result<BatchInFlight>> {
         stream::unfold((self, portions), |(packer, mut portions)| async move {
             let mut portion = portions.recv().await?;
             let packed = packer.pack(&mut portion).await.map(|()| portion);

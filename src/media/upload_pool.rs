@@ -15,11 +15,11 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 
-use super::paths::{self, Where};
-use super::records::{Look, NO_VIDEOS, SETTLING, Wanted};
-use super::upload::Uploads;
-use super::watch::Watch;
-use crate::deliver::{Capabilities, Failure, Origin, UploadFile, Uploaded};
+use super::paths::{self, OpenRefusal};
+use super::records::{FileStamp, NO_VIDEOS, PendingFile, SETTLING};
+use super::upload::FileLane;
+use super::watch::MediaWatch;
+use crate::deliver::{Capabilities, ChangeOrigin, Failure, UploadFile, UploadReceipt};
 use crate::error::{Error, Kind, Result};
 
 /// Small files under way at once.
@@ -46,21 +46,21 @@ const VIDEOS: [&str; 10] = [
 ];
 
 /// What a file's turn ended with.
-pub(super) struct Ended {
+pub(super) struct FileOutcome {
     pub(super) path: String,
-    pub(super) end: End,
+    pub(super) end: FileFate,
 }
 
-/// See [`Ended`].
-pub(super) enum End {
+/// See [`FileOutcome`].
+pub(super) enum FileFate {
     /// The cloud has it, and it still looks as it did.
-    Uploaded(Look, Uploaded),
+    Uploaded(FileStamp, UploadReceipt),
     /// It is tried again later, or was refused.
-    Later(Later),
+    Later(Deferral),
 }
 
 /// Why a file is not uploaded now, and when to look again.
-pub(super) struct Later {
+pub(super) struct Deferral {
     pub(super) state: &'static str,
     pub(super) why: String,
     pub(super) seconds: f64,
@@ -68,7 +68,7 @@ pub(super) struct Later {
     pub(super) counts: bool,
 }
 
-impl Later {
+impl Deferral {
     /// It is not ready.
     fn waiting(why: &str, seconds: f64) -> Self {
         Self {
@@ -120,38 +120,38 @@ impl Later {
 
 /// What an upload needs to know.
 #[derive(Clone)]
-pub(super) struct Ground<'a> {
-    pub(super) uploads: &'a Uploads,
-    pub(super) watch: &'a Watch,
+pub(super) struct UploadContext<'a> {
+    pub(super) uploads: &'a FileLane,
+    pub(super) watch: &'a MediaWatch,
     pub(super) capabilities: Capabilities,
-    pub(super) origin: Arc<Origin>,
+    pub(super) origin: Arc<ChangeOrigin>,
 }
 
 /// A file that is ready, with its look.
-struct Ready {
-    wanted: Wanted,
+struct ReadyFile {
+    wanted: PendingFile,
     file: PathBuf,
-    before: Look,
+    before: FileStamp,
 }
 
 /// One file's end, whether it was a large one, or why the cloud cannot take any now.
-type Landed = (bool, Result<Ended>);
+type UploadOutcome = (bool, Result<FileOutcome>);
 
 /// The files on their way.
-pub(super) struct Flights<'a> {
-    ground: Ground<'a>,
-    small: VecDeque<Ready>,
-    large: VecDeque<Ready>,
-    under_way: FuturesUnordered<BoxFuture<'a, Landed>>,
+pub(super) struct UploadPool<'a> {
+    ground: UploadContext<'a>,
+    small: VecDeque<ReadyFile>,
+    large: VecDeque<ReadyFile>,
+    under_way: FuturesUnordered<BoxFuture<'a, UploadOutcome>>,
     /// A large one is under way.
     large_under_way: bool,
-    ended: Vec<Ended>,
+    ended: Vec<FileOutcome>,
     busy: HashSet<String>,
     stopped: Option<Error>,
 }
 
-impl<'a> Flights<'a> {
-    pub(super) fn new(ground: Ground<'a>) -> Self {
+impl<'a> UploadPool<'a> {
+    pub(super) fn new(ground: UploadContext<'a>) -> Self {
         Self {
             ground,
             small: VecDeque::new(),
@@ -182,7 +182,7 @@ impl<'a> Flights<'a> {
     }
 
     /// Gives files their turn: they go up, or are put off with the reason.
-    pub(super) fn give(&mut self, files: Vec<Wanted>) {
+    pub(super) fn give(&mut self, files: Vec<PendingFile>) {
         for wanted in files {
             self.busy.insert(wanted.path.clone());
             match self.ground.look(&wanted) {
@@ -192,24 +192,24 @@ impl<'a> Flights<'a> {
                     } else {
                         &mut self.small
                     };
-                    queue.push_back(Ready { wanted, file, before });
+                    queue.push_back(ReadyFile { wanted, file, before });
                 }
-                Err(later) => self.ended.push(Ended {
+                Err(later) => self.ended.push(FileOutcome {
                     path: wanted.path,
-                    end: End::Later(later),
+                    end: FileFate::Later(later),
                 }),
             }
         }
         self.start();
     }
 
-    /// Takes what has ended. The files stay busy until [`Flights::written`].
-    pub(super) fn take(&mut self) -> Vec<Ended> {
+    /// Takes what has ended. The files stay busy until [`UploadPool::written`].
+    pub(super) fn take(&mut self) -> Vec<FileOutcome> {
         std::mem::take(&mut self.ended)
     }
 
     /// What was taken is written down.
-    pub(super) fn written(&mut self, ended: &[Ended]) {
+    pub(super) fn written(&mut self, ended: &[FileOutcome]) {
         for one in ended {
             self.busy.remove(&one.path);
         }
@@ -270,17 +270,17 @@ impl<'a> Flights<'a> {
         }
     }
 
-    fn launch(&self, ready: Ready, large: bool) {
+    fn launch(&self, ready: ReadyFile, large: bool) {
         let ground = self.ground.clone();
         self.under_way
             .push(Box::pin(async move { (large, ground.upload(ready).await) }));
     }
 }
 
-impl Ground<'_> {
+impl UploadContext<'_> {
     /// Uploads one file. An error says that the cloud takes none now: the file keeps its turn.
-    async fn upload(self, ready: Ready) -> Result<Ended> {
-        let Ready { wanted, file, before } = ready;
+    async fn upload(self, ready: ReadyFile) -> Result<FileOutcome> {
+        let ReadyFile { wanted, file, before } = ready;
         let mut sent = UploadFile::new(&file);
         if let Some(name) = &wanted.sent_as {
             sent.name.clone_from(name);
@@ -288,20 +288,20 @@ impl Ground<'_> {
         let sent = self.uploads.cloud.upload(&wanted.directory, sent).await;
         let end = match sent {
             Ok(uploaded) if look(&file).ok() != Some(before) || uploaded.bytes != before.size as u64 => {
-                End::Later(Later::again("it changed while it was uploaded", 1.0))
+                FileFate::Later(Deferral::again("it changed while it was uploaded", 1.0))
             }
             // The reference server answers the hash of what it has; a server that cannot is believed.
             Ok(uploaded) if self.capabilities.changes && !uploaded.confirmed => {
-                End::Later(Later::again("the cloud did not confirm its content", 30.0))
+                FileFate::Later(Deferral::again("the cloud did not confirm its content", 30.0))
             }
-            Ok(uploaded) => End::Uploaded(before, uploaded),
+            Ok(uploaded) => FileFate::Uploaded(before, uploaded),
             Err(failure) => match failure.error().kind() {
-                Kind::Media => End::Later(Later::again(failure.error().cause(), 2.0)),
+                Kind::Media => FileFate::Later(Deferral::again(failure.error().cause(), 2.0)),
                 Kind::CloudRefused => {
                     self.uploads.metrics.files.failed.inc();
                     tracing::warn!(path = wanted.path, "{}", failure.error());
                     let why = failure.error().cause().to_owned();
-                    End::Later(Later::failing(why, REFUSED_FIRST, wanted.attempts))
+                    FileFate::Later(Deferral::failing(why, REFUSED_FIRST, wanted.attempts))
                 }
                 _ => match self.is_this_files(&failure).await {
                     true => {
@@ -312,14 +312,14 @@ impl Ground<'_> {
                             None => cause.to_owned(),
                         };
                         tracing::warn!(path = wanted.path, "{}", failure.error());
-                        End::Later(Later::failing(why, FAILING_FIRST, wanted.attempts))
+                        FileFate::Later(Deferral::failing(why, FAILING_FIRST, wanted.attempts))
                     }
                     // The cloud is away: the lane waits.
                     false => return Err(failure.into()),
                 },
             },
         };
-        Ok(Ended {
+        Ok(FileOutcome {
             path: wanted.path,
             end,
         })
@@ -331,10 +331,10 @@ impl Ground<'_> {
     }
 
     /// Where the file lies and how it looks, if it can be uploaded now.
-    fn look(&self, wanted: &Wanted) -> std::result::Result<(PathBuf, Look), Later> {
+    fn look(&self, wanted: &PendingFile) -> std::result::Result<(PathBuf, FileStamp), Deferral> {
         let ready = self.ready(&wanted.path).and_then(|file| match look(&file) {
             Ok(look) => Ok((file, look)),
-            Err(error) => Err(Later::missing(error.to_string())),
+            Err(error) => Err(Deferral::missing(error.to_string())),
         });
         if let Err(later) = &ready
             && later.state == "missing"
@@ -349,27 +349,27 @@ impl Ground<'_> {
         ready
     }
 
-    fn ready(&self, path: &str) -> std::result::Result<PathBuf, Later> {
-        let path = paths::below(&self.uploads.root, path).map_err(|why| Later::refused(why.into()))?;
+    fn ready(&self, path: &str) -> std::result::Result<PathBuf, Deferral> {
+        let path = paths::below(&self.uploads.root, path).map_err(|why| Deferral::refused(why.into()))?;
         let ending = Path::new(&path)
             .extension()
             .map(|ending| ending.to_string_lossy().to_lowercase());
         if !self.uploads.videos && ending.is_some_and(|ending| VIDEOS.contains(&ending.as_str())) {
-            return Err(Later::waiting(NO_VIDEOS, 3600.0));
+            return Err(Deferral::waiting(NO_VIDEOS, 3600.0));
         }
         let file = paths::locate(&self.uploads.root, &path).map_err(|why| match why {
-            Where::Missing => Later::missing("the file is not there".into()),
-            Where::Outside => Later::refused("a link leads outside the media root".into()),
-            Where::Unreadable(error) => Later::missing(error.to_string()),
+            OpenRefusal::Missing => Deferral::missing("the file is not there".into()),
+            OpenRefusal::Outside => Deferral::refused("a link leads outside the media root".into()),
+            OpenRefusal::Unreadable(error) => Deferral::missing(error.to_string()),
         })?;
         let about = file
             .metadata()
-            .map_err(|error| Later::waiting(&error.to_string(), 5.0))?;
+            .map_err(|error| Deferral::waiting(&error.to_string(), 5.0))?;
         if !about.is_file() {
-            return Err(Later::refused("it is not a regular file".into()));
+            return Err(Deferral::refused("it is not a regular file".into()));
         }
         if about.len() == 0 {
-            return Err(Later::waiting("the file is empty", 30.0));
+            return Err(Deferral::waiting("the file is empty", 30.0));
         }
         let age = about
             .modified()
@@ -380,20 +380,20 @@ impl Ground<'_> {
             && age < self.uploads.settle
         {
             let left = (self.uploads.settle - age).as_secs_f64() + 0.01;
-            return Err(Later::waiting(SETTLING, left));
+            return Err(Deferral::waiting(SETTLING, left));
         }
         if self.watch.is_written(&path) {
-            return Err(Later::waiting("the file is being written", 1.0));
+            return Err(Deferral::waiting("the file is being written", 1.0));
         }
         Ok(file)
     }
 }
 
 /// How the file looks now.
-pub(super) fn look(file: &Path) -> std::io::Result<Look> {
+pub(super) fn look(file: &Path) -> std::io::Result<FileStamp> {
     let about = file.metadata()?;
     let modified = about.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(Look {
+    Ok(FileStamp {
         size: about.len() as i64,
         modified_us: modified.as_micros() as i64,
     })

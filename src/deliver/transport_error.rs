@@ -12,7 +12,7 @@ use rustls::CertificateError;
 use url::Url;
 
 use super::failure::Failure;
-use super::link::host;
+use super::http::host;
 use crate::error::{Kind, chain};
 
 const NETWORK: &str =
@@ -25,7 +25,7 @@ pub(super) fn broken(operation: &str, error: reqwest::Error) -> Failure {
         return Failure::new(Kind::Config, operation, chain(&error));
     }
     let under_way = !error.is_connect();
-    let (cause, remedy) = read(&error);
+    let (cause, remedy) = cause_and_remedy(&error);
     let failure = Failure::unreachable(operation, cause, remedy);
     if under_way { failure.under_way() } else { failure }
 }
@@ -77,7 +77,7 @@ impl EnvironmentProxy {
     }
 }
 
-/// The same as [`broken`] for a request that goes through this proxy.
+/// The same as [`transport_error`] for a request that goes through this proxy.
 pub(super) fn broken_through(
     proxy: Option<&EnvironmentProxy>,
     operation: &str,
@@ -92,8 +92,8 @@ pub(super) fn broken_through(
 }
 
 /// The cause in words, and the remedy.
-fn read(error: &reqwest::Error) -> (String, &'static str) {
-    if let Some(host) = find::<NoSuchHost>(error) {
+fn cause_and_remedy(error: &reqwest::Error) -> (String, &'static str) {
+    if let Some(host) = find::<UnknownHost>(error) {
         return (
             host.to_string(),
             "check the host name in cloud.url, and this machine's network and DNS; changes wait in the outbox meanwhile",
@@ -193,12 +193,12 @@ fn find<'e, T: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Optio
 
 /// The host name has no address.
 #[derive(Debug)]
-struct NoSuchHost {
+struct UnknownHost {
     name: String,
     error: io::Error,
 }
 
-impl fmt::Display for NoSuchHost {
+impl fmt::Display for UnknownHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -208,7 +208,7 @@ impl fmt::Display for NoSuchHost {
     }
 }
 
-impl StdError for NoSuchHost {}
+impl StdError for UnknownHost {}
 
 /// The system's resolver, whose failure is told from others by its type.
 #[derive(Debug)]
@@ -230,7 +230,7 @@ impl Resolve for Resolver {
                 }
                 Err(error) => {
                     let name = name.as_str().to_owned();
-                    Err(NoSuchHost { name, error }.into())
+                    Err(UnknownHost { name, error }.into())
                 }
             }
         })
@@ -248,7 +248,7 @@ mod tests {
         let outer = io::Error::other(inner);
         let found = find::<rustls::Error>(&outer);
         assert!(matches!(found, Some(rustls::Error::InvalidCertificate(_))));
-        assert!(find::<NoSuchHost>(&outer).is_none());
+        assert!(find::<UnknownHost>(&outer).is_none());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::change::Snapshot;
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::control::status::{
-    CheckpointStatus, FileCounts, GrowthStatus, Lag, LatencyStatus, State, StatusReport,
+    CheckpointStatus, FileCounts, GrowthStatus, LagStatus, LatencyStatus, ReplicatorState, StatusReport,
 };
 use crate::error::Result;
 use crate::media::records;
@@ -19,31 +19,31 @@ use crate::source::connect::Session;
 use crate::source::identity::{self, Identity};
 use crate::source::{outbox, term};
 
-use super::growth::{self, Growth};
+use super::outbox_forecast::{self, OutboxForecast};
 
 /// What the source says.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Gauges {
+pub(super) struct SourceGauges {
     pub(super) identity: Option<Identity>,
-    pub(super) lag: outbox::Lag,
+    pub(super) lag: outbox::OutboxLag,
     pub(super) outbox_bytes: u64,
     pub(super) quarantine: u64,
-    pub(super) files: records::Counts,
+    pub(super) files: records::FileStateCounts,
     pub(super) growth: GrowthStatus,
     /// When it was asked.
     pub(super) at: Option<Instant>,
 }
 
 /// A session for questions, opened when it is needed.
-pub(super) struct Questions {
+pub(super) struct SourceStatusSession {
     url: SecretString,
     source_id: Option<String>,
     session: Mutex<Option<Session>>,
-    growth: std::sync::Mutex<Growth>,
+    growth: std::sync::Mutex<OutboxForecast>,
     limit: Option<u64>,
 }
 
-impl Questions {
+impl SourceStatusSession {
     pub(super) fn new(settings: &Settings) -> Result<Self> {
         Ok(Self {
             url: settings.require_database_url()?.clone(),
@@ -55,14 +55,14 @@ impl Questions {
     }
 
     /// Asks everything. `checkpoint` is how far the cloud has accepted; without one, the mirror counts.
-    pub(super) async fn gauges(&self, checkpoint: Option<Checkpoint>) -> Result<Gauges> {
+    pub(super) async fn gauges(&self, checkpoint: Option<Checkpoint>) -> Result<SourceGauges> {
         let mut kept = self.session.lock().await;
         let session = match kept.take() {
             Some(session) => session,
             None => Session::open(&self.url, "status").await?,
         };
         let mut asked = gauges(&session, self.source_id.as_deref(), checkpoint).await?;
-        let room = growth::room(session.client(), self.limit, asked.outbox_bytes).await?;
+        let room = outbox_forecast::room(session.client(), self.limit, asked.outbox_bytes).await?;
         asked.growth = self
             .growth
             .lock()
@@ -79,16 +79,16 @@ async fn gauges(
     session: &Session,
     source_id: Option<&str>,
     checkpoint: Option<Checkpoint>,
-) -> Result<Gauges> {
+) -> Result<SourceGauges> {
     let client = session.client();
-    let identity = identity::read(client, source_id).await?;
+    let identity = identity::stored_identity_of(client, source_id).await?;
     let checkpoint = match checkpoint {
         Some(checkpoint) => checkpoint,
         None => outbox::mirrored(session, &identity)
             .await?
             .unwrap_or_else(|| Checkpoint::beginning(identity.clone())),
     };
-    Ok(Gauges {
+    Ok(SourceGauges {
         identity: Some(identity),
         lag: outbox::lag(session, &checkpoint).await?,
         outbox_bytes: outbox::bytes(session).await?,
@@ -99,13 +99,13 @@ async fn gauges(
     })
 }
 
-pub(super) fn fill(status: &mut StatusReport, gauges: &Gauges) {
+pub(super) fn fill(status: &mut StatusReport, gauges: &SourceGauges) {
     status.source.reachable = Some(true);
     if let Some(identity) = &gauges.identity {
         status.source.id = Some(identity.source_id.clone());
         status.source.epoch = Some(identity.epoch.0);
     }
-    status.lag = Some(Lag {
+    status.lag = Some(LagStatus {
         changes: gauges.lag.changes,
         age_seconds: gauges.lag.seconds,
     });
@@ -147,15 +147,15 @@ pub(super) fn latency(metrics: &Metrics) -> Option<LatencyStatus> {
 /// # Errors
 /// The source's.
 pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
-    let questions = Questions::new(settings)?;
+    let questions = SourceStatusSession::new(settings)?;
     let gauges = questions.gauges(None).await?;
-    let mut status = StatusReport::unknown(State::Stopped);
+    let mut status = StatusReport::unknown(ReplicatorState::Stopped);
     fill(&mut status, &gauges);
     // One look shows no growth.
     let kept = questions.session.lock().await;
     if let Some(session) = kept.as_ref() {
-        let watched = crate::source::guard::watch(session.client(), &settings.catalogue).await?;
-        status.capture = super::guard::troubles(&settings.catalogue, &watched);
+        let watched = crate::source::drift::watch(session.client(), &settings.catalogue).await?;
+        status.capture = super::drift_monitor::troubles(&settings.catalogue, &watched);
     }
     drop(kept);
     status.cloud.url = settings.cloud.url.as_ref().map(ToString::to_string);

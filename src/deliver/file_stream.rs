@@ -19,7 +19,7 @@ const PIECE: usize = 256 * 1024;
 const AHEAD: usize = 2;
 
 /// A file on its way.
-pub(super) struct Pieces {
+pub(super) struct FileStream {
     /// Its length at the start. The pieces are as long together, or end with an error.
     pub(super) bytes: u64,
     pub(super) pieces: mpsc::Receiver<io::Result<Bytes>>,
@@ -28,21 +28,21 @@ pub(super) struct Pieces {
 }
 
 /// Opens the file and begins to read it. The outer error says that nobody answered.
-pub(super) async fn of(path: PathBuf) -> Result<io::Result<Pieces>, oneshot::error::RecvError> {
+pub(super) async fn of(path: PathBuf) -> Result<io::Result<FileStream>, oneshot::error::RecvError> {
     let (opened, opening) = oneshot::channel();
     let (hand, pieces) = mpsc::channel(AHEAD);
     let (said, hash) = oneshot::channel();
     tokio::task::spawn_blocking(move || match open(&path) {
         Ok((file, bytes)) => {
             if opened.send(Ok(bytes)).is_ok() {
-                read(&mut Reader::new(file, bytes), &hand, said);
+                stream_file(&mut FileStreamReader::new(file, bytes), &hand, said);
             }
         }
         // Nobody listens any more where the upload was given up.
         Err(error) => drop(opened.send(Err(error))),
     });
     let bytes = opening.await?;
-    Ok(bytes.map(|bytes| Pieces { bytes, pieces, hash }))
+    Ok(bytes.map(|bytes| FileStream { bytes, pieces, hash }))
 }
 
 /// The file and its length.
@@ -59,8 +59,8 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
 }
 
 /// Hands the pieces on, and says the hash before the last one.
-fn read(
-    reader: &mut Reader,
+fn stream_file(
+    reader: &mut FileStreamReader,
     pieces: &mpsc::Sender<io::Result<Bytes>>,
     said: oneshot::Sender<io::Result<blake3::Hash>>,
 ) {
@@ -88,7 +88,7 @@ fn read(
 }
 
 /// Reads exactly `left` more bytes.
-struct Reader {
+struct FileStreamReader {
     file: File,
     left: u64,
     hasher: blake3::Hasher,
@@ -96,7 +96,7 @@ struct Reader {
     home: buffers::Sender<Vec<u8>>,
 }
 
-impl Reader {
+impl FileStreamReader {
     fn new(file: File, left: u64) -> Self {
         let (home, back) = buffers::channel();
         Self {
@@ -128,7 +128,7 @@ impl Reader {
             return Err(io::Error::other("it became longer while it was being sent"));
         }
         let hash = (self.left == 0).then(|| self.hasher.finalize());
-        let piece = Bytes::from_owner(Lent {
+        let piece = Bytes::from_owner(PooledBuffer {
             buffer,
             length,
             home: self.home.clone(),
@@ -138,19 +138,19 @@ impl Reader {
 }
 
 /// A buffer on its way, with the piece at its beginning.
-struct Lent {
+struct PooledBuffer {
     buffer: Vec<u8>,
     length: usize,
     home: buffers::Sender<Vec<u8>>,
 }
 
-impl AsRef<[u8]> for Lent {
+impl AsRef<[u8]> for PooledBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.buffer[..self.length]
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         // The file is at its end where nobody takes it.
         let _ = self.home.send(std::mem::take(&mut self.buffer));
@@ -168,7 +168,7 @@ mod tests {
         let content: Vec<u8> = (0..5 * PIECE + 10).map(|at| (at * 31 % 251) as u8).collect();
         std::fs::write(&path, &content).unwrap();
         let (file, bytes) = open(&path).unwrap();
-        let mut reader = Reader::new(file, bytes);
+        let mut reader = FileStreamReader::new(file, bytes);
         let (first, second) = (reader.next().unwrap().0, reader.next().unwrap().0);
         let places = [first.as_ptr(), second.as_ptr()];
         let mut read = [&first[..], &second[..]].concat();

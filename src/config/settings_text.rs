@@ -5,12 +5,12 @@ use std::path::Path;
 use crate::error::Error;
 
 /// The file's text and name, to tell places in it.
-pub(super) struct Place<'a> {
+pub(super) struct SettingsText<'a> {
     pub(super) path: &'a Path,
     pub(super) text: &'a str,
 }
 
-impl Place<'_> {
+impl SettingsText<'_> {
     pub(super) fn line(&self, span: &std::ops::Range<usize>) -> usize {
         let end = span.start.min(self.text.len());
         1 + self.text.as_bytes()[..end]

@@ -5,18 +5,18 @@ use tokio_postgres::Statement;
 use crate::catalogue::Catalogue;
 use crate::error::Result;
 use crate::source::connect::Session;
-use crate::source::describe::{self, Table};
+use crate::source::describe::{self, SourceTable};
 
 /// The tables as they are; new ones whenever a column changed.
-pub(super) struct Shapes {
-    pub(super) tables: Vec<Table>,
+pub(super) struct TableSchemas {
+    pub(super) tables: Vec<SourceTable>,
     /// The entities' numbers in the outbox.
     pub(super) numbers: Vec<i16>,
     /// Of each table's columns; and which table the catalogue's name is of.
     pub(super) fingerprints: Vec<(i64, Option<u32>)>,
 }
 
-impl Shapes {
+impl TableSchemas {
     /// Describes the tables. Their entities' numbers are for the caller to add.
     ///
     /// # Errors

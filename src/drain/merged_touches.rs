@@ -4,16 +4,16 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::types::PgLsn;
 
-use super::shapes::Shapes;
+use super::table_schemas::TableSchemas;
 use crate::batch::Fate;
 use crate::change::{Cause, Change, Op, Position};
-use crate::source::outbox::{Page, Touch, TouchOp};
-use crate::source::projection::Present;
-use crate::source::rows::{State, TouchKey};
+use crate::source::outbox::{OutboxPage, Touch, TouchOp};
+use crate::source::projection::PresentRow;
+use crate::source::rows::{RowState, TouchKey};
 
 /// The touches of one entity in a page, merged by key.
 #[derive(Default)]
-pub(super) struct Touched {
+pub(super) struct MergedTouches {
     pub(super) keys: Vec<TouchKey>,
     /// For each key, what its touches say together.
     merged: Vec<Merged>,
@@ -42,7 +42,7 @@ pub(super) struct ReadPage {
     pub(super) wal: Option<PgLsn>,
 }
 
-impl Touched {
+impl MergedTouches {
     pub(super) fn add(&mut self, touch: &Touch, key: TouchKey) {
         let moved = touch.op == TouchOp::Moved;
         match self.places.get(&key) {
@@ -71,9 +71,9 @@ impl Touched {
 /// survived one was touched after it. Where the bytes did not suffice, the page is cut before the first touch whose row was not
 /// come to: nothing is known of it. None where that is the page's first touch.
 pub(super) fn assemble(
-    page: &Page,
-    all: Vec<(usize, &Touched, Vec<Option<State>>)>,
-    shapes: &Shapes,
+    page: &OutboxPage,
+    all: Vec<(usize, &MergedTouches, Vec<Option<RowState>>)>,
+    shapes: &TableSchemas,
 ) -> Option<ReadPage> {
     let unknown = all
         .iter()
@@ -128,19 +128,19 @@ pub(super) fn assemble(
                     let cause = if merged.moved { Cause::Moved } else { Cause::Gone };
                     changes.push(change(Op::Delete, cause, state.key.unwrap_or_default(), None));
                 }
-                Some(Present::Row(image)) => {
+                Some(PresentRow::Row(image)) => {
                     if let Some(before) = state.key.filter(|key| *key != image.key) {
                         changes.push(change(Op::Delete, Cause::ReadsOtherwise, before, None));
                     }
                     changes.push(change(Op::Upsert, Cause::Gone, image.key, Some(image.row)));
                 }
-                Some(Present::Unmet(key)) => {
+                Some(PresentRow::Unmet(key)) => {
                     if let Some(before) = state.key.filter(|before| *before != key) {
                         changes.push(change(Op::Delete, Cause::ReadsOtherwise, before, None));
                     }
                     changes.push(change(Op::Delete, Cause::Unmet, key, None));
                 }
-                Some(Present::Unreadable(error)) => {
+                Some(PresentRow::Unreadable(error)) => {
                     let key = state.key.unwrap_or_default();
                     unreadable.insert((place, key.clone()), error);
                     changes.push(change(Op::Upsert, Cause::Gone, key, None));

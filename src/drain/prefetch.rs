@@ -8,33 +8,33 @@ use std::sync::Arc;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 
-use super::announce::Announced;
-use super::{Portion, Pulse};
+use super::announce::AnnouncedSchemas;
+use super::{BatchInFlight, ReplicationState};
 use crate::abort;
-use crate::deliver::{Cloud, InFlight, Numbering, Origin};
+use crate::deliver::{ChangeOrigin, Cloud, InFlight, Numbering};
 use crate::error::Result;
 
 /// The portions that come, and the requests of those that are in flight.
-pub(super) struct Coming {
-    portions: BoxStream<'static, Result<Portion>>,
+pub(super) struct Prefetch {
+    portions: BoxStream<'static, Result<BatchInFlight>>,
     /// What was taken in, in order.
-    taken: VecDeque<Taken>,
+    taken: VecDeque<PrefetchedBatch>,
     /// Above so many bytes no more is taken in.
     bytes: usize,
     cloud: Cloud,
-    origin: Origin,
-    announced: Arc<Announced>,
-    pulse: Arc<Pulse>,
+    origin: ChangeOrigin,
+    announced: Arc<AnnouncedSchemas>,
+    pulse: Arc<ReplicationState>,
 }
 
 /// A portion that was taken in.
-struct Taken {
-    portion: Result<Portion>,
-    sent: Option<Sent>,
+struct PrefetchedBatch {
+    portion: Result<BatchInFlight>,
+    sent: Option<EarlyRequest>,
 }
 
 /// What went before the batch before it was answered.
-pub(super) struct Sent {
+pub(super) struct EarlyRequest {
     /// The batch's number.
     pub(super) number: i64,
     /// The body's hash.
@@ -43,14 +43,14 @@ pub(super) struct Sent {
     pub(super) request: Option<InFlight>,
 }
 
-impl Coming {
+impl Prefetch {
     pub(super) fn new(
-        portions: impl Stream<Item = Result<Portion>> + Send + 'static,
+        portions: impl Stream<Item = Result<BatchInFlight>> + Send + 'static,
         bytes: usize,
         cloud: Cloud,
-        origin: Origin,
-        announced: Arc<Announced>,
-        pulse: Arc<Pulse>,
+        origin: ChangeOrigin,
+        announced: Arc<AnnouncedSchemas>,
+        pulse: Arc<ReplicationState>,
     ) -> Self {
         Self {
             portions: portions.fuse().boxed(),
@@ -64,18 +64,18 @@ impl Coming {
     }
 
     /// The next portion, and what went of it; none at the end. A dropped future loses nothing.
-    pub(super) async fn next(&mut self) -> Option<Result<(Portion, Option<Sent>)>> {
+    pub(super) async fn next(&mut self) -> Option<Result<(BatchInFlight, Option<EarlyRequest>)>> {
         if self.taken.is_empty() {
             self.take_in().await?;
         }
-        let Taken { portion, sent } = self.taken.pop_front()?;
+        let PrefetchedBatch { portion, sent } = self.taken.pop_front()?;
         Some(portion.map(|portion| (portion, sent)))
     }
 
     /// Takes one more in; none at the end.
     async fn take_in(&mut self) -> Option<()> {
         let portion = self.portions.next().await?;
-        self.taken.push_back(Taken { portion, sent: None });
+        self.taken.push_back(PrefetchedBatch { portion, sent: None });
         Some(())
     }
 
@@ -109,7 +109,8 @@ impl Coming {
 
     /// Sends what was taken in, and what comes, behind the batch of this number, as long as that is worth it.
     async fn send_behind(&mut self, numbering: &Numbering, first: i64) -> Infallible {
-        let in_flight = |taken: &Taken| taken.sent.as_ref().is_some_and(|sent| sent.request.is_some());
+        let in_flight =
+            |taken: &PrefetchedBatch| taken.sent.as_ref().is_some_and(|sent| sent.request.is_some());
         loop {
             if let Some(nth) = self.taken.iter().position(|taken| !in_flight(taken)) {
                 let number = first + 1 + nth as i64;
@@ -129,7 +130,8 @@ impl Coming {
     }
 
     fn may_take_more(&self) -> bool {
-        let bytes = |taken: &Taken| taken.portion.as_ref().map_or(0, |portion| portion.batch.bytes());
+        let bytes =
+            |taken: &PrefetchedBatch| taken.portion.as_ref().map_or(0, |portion| portion.batch.bytes());
         let waiting: usize = self.taken.iter().map(bytes).sum();
         self.taken.len() + 1 < self.cloud.depth() && waiting < self.bytes
     }
@@ -151,7 +153,7 @@ impl Coming {
             .send_behind(&self.origin, numbering, number, &portion.batch, before)
             .await;
         let Some((request, hash)) = sent else { return false };
-        taken.sent = Some(Sent {
+        taken.sent = Some(EarlyRequest {
             number,
             hash,
             request: Some(request),

@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 
 /// One end of the drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub enum Peer {
     /// The site's database.
     Source,
     /// The cloud.
@@ -30,7 +30,7 @@ pub enum Condition {
     /// The source or the cloud is away; it tries again.
     BackingOff {
         /// Who is away.
-        away: Side,
+        away: Peer,
         /// The error.
         reason: String,
     },
@@ -47,17 +47,17 @@ pub enum Condition {
 }
 
 /// Keys of accepted rows, each with its entity's place in the catalogue.
-type Delivered = Vec<(usize, String)>;
+type AcceptedKeys = Vec<(usize, String)>;
 
 /// Collects the keys of the rows that the cloud accepts, from when it is made until it is dropped.
 #[derive(Debug)]
-pub struct Recording {
-    delivered: Arc<Mutex<Delivered>>,
+pub struct AcceptedKeyRecorder {
+    delivered: Arc<Mutex<AcceptedKeys>>,
 }
 
-impl Recording {
+impl AcceptedKeyRecorder {
     /// What was collected since the last call.
-    pub fn take(&self) -> Delivered {
+    pub fn take(&self) -> AcceptedKeys {
         std::mem::take(
             &mut *self
                 .delivered
@@ -69,13 +69,13 @@ impl Recording {
 
 /// The drain's state as others see it.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct ReplicationState {
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
     condition: watch::Sender<Condition>,
     accepted: watch::Sender<Option<Checkpoint>>,
     mirrored: watch::Sender<Option<Checkpoint>>,
-    recordings: Mutex<Vec<Weak<Mutex<Delivered>>>>,
+    recordings: Mutex<Vec<Weak<Mutex<AcceptedKeys>>>>,
     cloud: Mutex<Option<Capabilities>>,
     progressed: Mutex<Instant>,
     kick: Notify,
@@ -83,7 +83,7 @@ pub struct Pulse {
     pub files_wanted: Arc<Notify>,
 }
 
-impl Pulse {
+impl ReplicationState {
     /// Nothing has happened yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
@@ -126,13 +126,13 @@ impl Pulse {
     }
 
     /// Collects the keys of the rows that the cloud accepts from now on.
-    pub fn record(&self) -> Recording {
+    pub fn record(&self) -> AcceptedKeyRecorder {
         let delivered = Arc::new(Mutex::default());
         self.recordings
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .push(Arc::downgrade(&delivered));
-        Recording { delivered }
+        AcceptedKeyRecorder { delivered }
     }
 
     /// Tells who collects it what of the batch was accepted.
@@ -168,7 +168,7 @@ impl Pulse {
         self.kick.notify_waiters();
     }
 
-    /// Waits for the next [`Pulse::kick`].
+    /// Waits for the next [`ReplicationState::kick`].
     pub async fn kicked(&self) {
         self.kick.notified().await;
     }
@@ -256,7 +256,7 @@ impl Pulse {
     /// The source is away, before the drain could say so itself.
     pub fn unwell(&self, reason: String) {
         self.set(Condition::BackingOff {
-            away: Side::Source,
+            away: Peer::Source,
             reason,
         });
     }

@@ -12,14 +12,14 @@
 use tokio_postgres::Client;
 
 use super::capture::{self, EVENTS};
-use super::describe::{self, Standing, Table};
+use super::describe::{self, DescribedTable, SourceTable};
 use super::identity;
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
 
 /// What is wrong with an entity's capture now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wrong {
+pub enum DriftKind {
     /// Changes may be missed until a person mends it: what was found.
     Missing(String),
     /// The entity does not fit its table: the whole error.
@@ -34,7 +34,7 @@ pub enum Wrong {
     Outdated,
 }
 
-impl Wrong {
+impl DriftKind {
     /// What is wrong, in words, with the remedy where it is known here.
     pub fn text(&self, entity: &Entity) -> String {
         match self {
@@ -84,11 +84,11 @@ impl Wrong {
 
 /// How an entity's capture stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watched {
+pub struct EntityDrift {
     /// The number that stands for the entity in the outbox.
     pub id: i16,
     /// What is wrong now.
-    pub wrong: Option<Wrong>,
+    pub wrong: Option<DriftKind>,
     /// Why it cannot be read or sent now; its touches are kept.
     pub parked: Option<String>,
     /// Why rows of the cloud may differ although nothing waits, and a stamp of when that was last seen.
@@ -97,7 +97,7 @@ pub struct Watched {
 
 /// A table with triggers: the entity's own first, then each partition below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct CapturedTable {
     /// Its name with its schema, quoted for SQL.
     pub sql_name: String,
     /// Triggers that are missing, or do not fire always.
@@ -116,7 +116,7 @@ from (select $1::oid as relid union select relid from pg_partition_tree($1::oid:
 join pg_class c on c.oid = tree.relid join pg_namespace n on n.oid = c.relnamespace
 order by root desc, 1";
 
-async fn all_members(client: &Client, table: &Table, id: i16) -> Result<Vec<Member>> {
+async fn all_members(client: &Client, table: &SourceTable, id: i16) -> Result<Vec<CapturedTable>> {
     let rows = client
         .query(MEMBERS, &[&table.oid])
         .await
@@ -134,7 +134,7 @@ async fn all_members(client: &Client, table: &Table, id: i16) -> Result<Vec<Memb
                 .filter(|(name, enabled)| !there.contains(&format!("{name} {enabled}")))
                 .map(|(name, _)| name)
                 .collect();
-            Member {
+            CapturedTable {
                 sql_name: row.get(0),
                 foreign: row.get::<_, &str>(1) == "f",
                 uncaptured: missing.len() == count,
@@ -145,14 +145,18 @@ async fn all_members(client: &Client, table: &Table, id: i16) -> Result<Vec<Memb
 }
 
 /// The tables that need triggers: the entity's own, and its partitions at every level.
-pub(super) async fn members(client: &Client, table: &Table, id: i16) -> Result<Vec<Member>> {
+pub(super) async fn members(client: &Client, table: &SourceTable, id: i16) -> Result<Vec<CapturedTable>> {
     let mut members = all_members(client, table, id).await?;
     members.retain(|member| !member.foreign);
     Ok(members)
 }
 
 /// Tables that have triggers of the entity and are none of `members`, each with such a trigger.
-pub(super) async fn strangers(client: &Client, id: i16, members: &[Member]) -> Result<Vec<(String, String)>> {
+pub(super) async fn strangers(
+    client: &Client,
+    id: i16,
+    members: &[CapturedTable],
+) -> Result<Vec<(String, String)>> {
     let names: Vec<&str> = members.iter().map(|member| member.sql_name.as_str()).collect();
     let rows = client
         .query(
@@ -185,7 +189,11 @@ from cloud_sync.entity e where e.name = $1";
 ///
 /// # Errors
 /// The source's.
-pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -> Result<Option<Watched>> {
+pub(super) async fn watch_one(
+    client: &Client,
+    entity: &Entity,
+    table: &SourceTable,
+) -> Result<Option<EntityDrift>> {
     let found = client
         .query_opt(CAPTURED, &[&entity.name])
         .await
@@ -195,7 +203,7 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
     let gap = row
         .get::<_, Option<String>>(5)
         .zip(row.get::<_, Option<String>>(6));
-    let mut watched = Watched {
+    let mut watched = EntityDrift {
         id,
         wrong: None,
         parked: row.get(8),
@@ -207,11 +215,11 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
     let members = all_members(client, table, id).await?;
     let (root, partitions) = members.split_at(1.min(members.len()));
     watched.wrong = if row.get::<_, bool>(3) {
-        Some(Wrong::Missing("it was detached".to_owned()))
+        Some(DriftKind::Missing("it was detached".to_owned()))
     } else if row.get::<_, u32>(1) != table.oid {
-        Some(Wrong::Missing("its table was created anew".to_owned()))
+        Some(DriftKind::Missing("its table was created anew".to_owned()))
     } else if let Some(root) = root.iter().find(|root| !root.missing.is_empty()) {
-        Some(Wrong::Missing(format!(
+        Some(DriftKind::Missing(format!(
             "trigger {} on {} is missing or disabled",
             root.missing.join(", "),
             root.sql_name
@@ -220,7 +228,7 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
         .iter()
         .find(|member| !member.foreign && !member.missing.is_empty() && !member.uncaptured)
     {
-        Some(Wrong::Missing(format!(
+        Some(DriftKind::Missing(format!(
             "trigger {} on partition {} is missing or disabled",
             partition.missing.join(", "),
             partition.sql_name
@@ -229,17 +237,17 @@ pub(super) async fn watch_one(client: &Client, entity: &Entity, table: &Table) -
         .iter()
         .find(|member| !member.foreign && member.uncaptured)
     {
-        Some(Wrong::Joined(partition.sql_name.clone()))
+        Some(DriftKind::Joined(partition.sql_name.clone()))
     } else if let Some((stranger, _)) = strangers(client, id, &members).await?.first() {
-        Some(Wrong::Left(stranger.clone()))
+        Some(DriftKind::Left(stranger.clone()))
     } else if !row.get::<_, bool>(4) {
-        Some(Wrong::Missing(
+        Some(DriftKind::Missing(
             "its triggers or functions were altered since they were installed".to_owned(),
         ))
     } else {
         let same = row.get::<_, &str>(2) == capture::definition(entity, table)
             && row.get::<_, Option<&str>>(7) == Some(&capture::selection(entity));
-        (!same).then_some(Wrong::Outdated)
+        (!same).then_some(DriftKind::Outdated)
     };
     Ok(Some(watched))
 }
@@ -257,7 +265,7 @@ pub(super) fn never_attached(entity: &Entity) -> Error {
 ///
 /// # Errors
 /// The source's; a configuration error where capture is not installed, or an entity was never attached.
-pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Standing, Watched)>> {
+pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(DescribedTable, EntityDrift)>> {
     if !identity::installed(client).await? {
         return Err(identity::not_installed());
     }
@@ -268,11 +276,11 @@ pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Standi
         let mut watched = watched.ok_or_else(|| never_attached(entity))?;
         if let Some(unfit) = &standing.unfit {
             let text = unfit.to_string();
-            let captured = matches!(watched.wrong, None | Some(Wrong::Outdated));
+            let captured = matches!(watched.wrong, None | Some(DriftKind::Outdated));
             watched.wrong = Some(if standing.renamed && captured {
-                Wrong::Renamed(text)
+                DriftKind::Renamed(text)
             } else {
-                Wrong::Unfit(text)
+                DriftKind::Unfit(text)
             });
         }
         all.push((standing, watched));
@@ -284,7 +292,7 @@ pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Standi
 ///
 /// # Errors
 /// The source's.
-pub async fn note_shape(client: &Client, id: i16, table: &Table) -> Result<bool> {
+pub async fn note_shape(client: &Client, id: i16, table: &SourceTable) -> Result<bool> {
     let row = client
         .query_one("select cloud_sync.note_shape($1, $2)", &[&id, &table.oid])
         .await
@@ -345,7 +353,7 @@ pub async fn mark_unlogged(client: &Client, gap: &str) -> Result<()> {
 ///
 /// # Errors
 /// The source's.
-pub async fn closable(client: &Client, entity: &Entity, table: &Table) -> Result<Option<String>> {
+pub async fn closable(client: &Client, entity: &Entity, table: &SourceTable) -> Result<Option<String>> {
     let watched = watch_one(client, entity, table).await?;
     Ok(watched
         .filter(|watched| {

@@ -13,14 +13,14 @@ const REMEDY: &str = "a list is a JSON array of objects, or an object with such 
                       name: check cloud.url and the cloud's server";
 
 /// Why the cutting stopped.
-pub(super) enum Stop {
+pub(super) enum SplitError {
     /// The text is not an array of objects.
     Form(String),
     /// The caller does not want any more.
     Row(Error),
 }
 
-impl Stop {
+impl SplitError {
     pub(super) fn failure(self, operation: &str) -> Failure {
         match self {
             Self::Form(cause) => Failure::protocol(operation, cause, REMEDY),
@@ -30,7 +30,7 @@ impl Stop {
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum SplitState {
     #[default]
     BeforeArray,
     /// After `[`: an element or the end.
@@ -45,8 +45,8 @@ enum Place {
 
 /// Cuts a JSON array of objects, arriving in chunks, into its elements.
 #[derive(Default)]
-pub(super) struct Elements {
-    place: Place,
+pub(super) struct ArraySplitter {
+    place: SplitState,
     depth: usize,
     in_string: bool,
     escaped: bool,
@@ -56,17 +56,17 @@ pub(super) struct Elements {
     digest: blake3::Hasher,
 }
 
-impl Elements {
+impl ArraySplitter {
     /// Takes a part in, up to the array's end. Returns how many bytes that were.
     pub(super) fn feed(
         &mut self,
         chunk: &[u8],
         row: &mut impl FnMut(&RawValue) -> error::Result<()>,
-    ) -> Result<usize, Stop> {
-        let form = |words: &str| Stop::Form(words.to_owned());
+    ) -> Result<usize, SplitError> {
+        let form = |words: &str| SplitError::Form(words.to_owned());
         let mut at = 0;
-        while at < chunk.len() && self.place != Place::AfterArray {
-            if self.place == Place::Inside {
+        while at < chunk.len() && self.place != SplitState::AfterArray {
+            if self.place == SplitState::Inside {
                 let end = self.end_of_element(&chunk[at..]);
                 let part = &chunk[at..end.map_or(chunk.len(), |end| at + end)];
                 at += part.len();
@@ -84,9 +84,9 @@ impl Elements {
                     .map_err(|_| form("an element of the array is not valid JSON"))?;
                 self.rows += 1;
                 self.digest.update(element.get().as_bytes());
-                row(element).map_err(Stop::Row)?;
+                row(element).map_err(SplitError::Row)?;
                 self.begun.clear();
-                self.place = Place::Between;
+                self.place = SplitState::Between;
                 continue;
             }
             let byte = chunk[at];
@@ -95,18 +95,18 @@ impl Elements {
                 continue;
             }
             self.place = match (self.place, byte) {
-                (Place::BeforeArray, b'[') => Place::First,
-                (Place::First | Place::Next, b'{') => {
+                (SplitState::BeforeArray, b'[') => SplitState::First,
+                (SplitState::First | SplitState::Next, b'{') => {
                     self.depth = 0;
-                    self.place = Place::Inside;
+                    self.place = SplitState::Inside;
                     // The brace belongs to the element.
                     continue;
                 }
-                (Place::First | Place::Between, b']') => Place::AfterArray,
-                (Place::Between, b',') => Place::Next,
-                (Place::BeforeArray, b'<') => return Err(form("the answer is a page, not JSON")),
-                (Place::BeforeArray, _) => return Err(form("the answer is not a JSON array")),
-                (Place::First | Place::Next, _) => {
+                (SplitState::First | SplitState::Between, b']') => SplitState::AfterArray,
+                (SplitState::Between, b',') => SplitState::Next,
+                (SplitState::BeforeArray, b'<') => return Err(form("the answer is a page, not JSON")),
+                (SplitState::BeforeArray, _) => return Err(form("the answer is not a JSON array")),
+                (SplitState::First | SplitState::Next, _) => {
                     return Err(form("an element of the array is not an object"));
                 }
                 _ => return Err(form("the answer is not one valid JSON array")),
@@ -118,7 +118,7 @@ impl Elements {
 
     /// Whether the array has ended.
     pub(super) fn is_whole(&self) -> bool {
-        self.place == Place::AfterArray
+        self.place == SplitState::AfterArray
     }
 
     /// How many rows it had, and a digest of their texts.
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     fn cut(text: &str, chunk: usize) -> Option<Vec<String>> {
-        let mut elements = Elements::default();
+        let mut elements = ArraySplitter::default();
         let mut found = Vec::new();
         for part in text.as_bytes().chunks(chunk) {
             let mut keep = |row: &RawValue| {

@@ -12,32 +12,32 @@ use super::{Replicator, cloud, drain, reconcile, uploads, wait};
 use crate::checkpoint::SledStore;
 use crate::config::Settings;
 use crate::control::SyncRequest;
-use crate::drain::{Condition, Pulse, Recording};
+use crate::drain::{AcceptedKeyRecorder, Condition, ReplicationState};
 use crate::error::{Error, Kind, Result};
 use crate::media::records;
 use crate::reconcile::Observer;
-use crate::reconcile::backfill::{BackfillReport, Span};
+use crate::reconcile::backfill::{BackfillReport, RowSpan};
 use crate::reconcile::report::SyncReport;
 
 /// Files that the cloud does not take, told in a report at most.
 const FILES_TOLD: i64 = 100;
 
 /// A replicator for one pass.
-pub struct Once {
+pub struct OneShot {
     replicator: Arc<Replicator>,
     leader: Leader,
     /// What the drain has delivered since it began.
-    recording: Recording,
+    recording: AcceptedKeyRecorder,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<Result<()>>>,
     settings: Settings,
 }
 
-impl Once {
-    /// As [`Once::try_start`].
+impl OneShot {
+    /// As [`OneShot::try_start`].
     ///
     /// # Errors
-    /// A replicator drains this outbox already; or as [`Once::try_start`].
+    /// A replicator drains this outbox already; or as [`OneShot::try_start`].
     pub async fn start(settings: &Settings) -> Result<Self> {
         Self::try_start(settings).await?.ok_or_else(|| {
             Error::new(
@@ -163,13 +163,13 @@ impl Once {
 pub async fn backfill(
     settings: &Settings,
     entities: &[String],
-    span: Span,
+    span: RowSpan,
     restart: bool,
     observer: &dyn Observer,
     shutdown: &CancellationToken,
 ) -> Result<BackfillReport> {
     let places = settings.catalogue.select(entities)?;
-    let once = Once::try_start(settings).await?;
+    let once = OneShot::try_start(settings).await?;
     let pulse = match &once {
         Some(once) => once.replicator.pulse.clone(),
         None => mirror_pulse(settings, shutdown).await?,
@@ -189,11 +189,12 @@ pub async fn backfill(
 }
 
 /// A pulse that follows the checkpoint's mirror, where another process drains.
-async fn mirror_pulse(settings: &Settings, shutdown: &CancellationToken) -> Result<Arc<Pulse>> {
+async fn mirror_pulse(settings: &Settings, shutdown: &CancellationToken) -> Result<Arc<ReplicationState>> {
     let replicator = Replicator::new(settings)?;
     let session = super::connect(settings, "follow the mirror").await?;
     let identity =
-        crate::source::identity::read(session.client(), settings.source.source_id.as_deref()).await?;
+        crate::source::identity::stored_identity_of(session.client(), settings.source.source_id.as_deref())
+            .await?;
     let pulse = replicator.pulse.clone();
     let (followed, shutdown) = (pulse.clone(), shutdown.clone());
     tokio::spawn(async move {

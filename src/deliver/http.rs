@@ -18,10 +18,10 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::CloudOptions;
-use super::broken::{EnvironmentProxy, Resolver, broken, broken_through};
-use super::failure::{Failure, Outcome};
-use super::reply::{Reply, is_html, looks_like_html};
+use super::failure::{CloudResult, Failure};
+use super::reply::{CloudReply, is_html, looks_like_html};
 use super::secure::{check, is_loopback, tls};
+use super::transport_error::{EnvironmentProxy, Resolver, broken, broken_through};
 use super::words::{messages, own_code, without_tags, words};
 use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
@@ -43,9 +43,9 @@ pub(super) const CAPTIVE: &str =
     "check that cloud.url is the API's base URL and that no portal or proxy answers in its place";
 
 /// What came back, after the statuses that stop a call have become failures.
-pub(super) enum Answer {
+pub(super) enum HttpAnswer {
     /// 2xx.
-    Accepted(Reply),
+    Accepted(CloudReply),
     /// A 4xx about this very request: neither the key, nor something that passes.
     Refused {
         status: u16,
@@ -57,7 +57,7 @@ pub(super) enum Answer {
 }
 
 /// One client and where it speaks to.
-pub(super) struct Link {
+pub(super) struct HttpClient {
     client: Client,
     url: String,
     base: String,
@@ -70,7 +70,7 @@ pub(super) struct Link {
     proxy: Option<EnvironmentProxy>,
 }
 
-impl Link {
+impl HttpClient {
     pub(super) fn new(options: &CloudOptions) -> Result<Self> {
         check(&options.url, options.allow_insecure_http)?;
         let operation = "set up the cloud's client";
@@ -135,7 +135,7 @@ impl Link {
 
     /// A request to an address that the server gave, which must be on its own origin: the key goes nowhere else. Where only
     /// the scheme or a missing port differs, as behind a proxy that ends TLS, the base URL's is taken.
-    pub(super) fn request_to(&self, operation: &str, address: &Url) -> Outcome<RequestBuilder> {
+    pub(super) fn request_to(&self, operation: &str, address: &Url) -> CloudResult<RequestBuilder> {
         let mut own: Url = self
             .base
             .parse()
@@ -188,19 +188,19 @@ impl Link {
         operation: &str,
         request: RequestBuilder,
         bytes: usize,
-    ) -> Outcome<Answer> {
+    ) -> CloudResult<HttpAnswer> {
         self.within(operation, bytes, self.exchange(operation, request))
             .await
     }
 
     /// Sends a request, and waits for the start of the answer.
-    pub(super) async fn send(&self, operation: &str, request: RequestBuilder) -> Outcome<Response> {
+    pub(super) async fn send(&self, operation: &str, request: RequestBuilder) -> CloudResult<Response> {
         let sent = request.send().await;
         sent.map_err(|error| broken_through(self.proxy.as_ref(), operation, error))
     }
 
     /// The same, however long it takes.
-    pub(super) async fn exchange(&self, operation: &str, request: RequestBuilder) -> Outcome<Answer> {
+    pub(super) async fn exchange(&self, operation: &str, request: RequestBuilder) -> CloudResult<HttpAnswer> {
         let response = self.send(operation, request).await?;
         abort::point("amid the answer");
         self.answer(operation, response).await
@@ -211,8 +211,8 @@ impl Link {
         &self,
         operation: &str,
         bytes: usize,
-        answer: impl Future<Output = Outcome<Answer>>,
-    ) -> Outcome<Answer> {
+        answer: impl Future<Output = CloudResult<HttpAnswer>>,
+    ) -> CloudResult<HttpAnswer> {
         let limit = self.timeout + time_for(bytes as u64);
         tokio::time::timeout(limit, answer)
             .await
@@ -220,18 +220,18 @@ impl Link {
     }
 
     /// What a response means, read to its end.
-    pub(super) async fn answer(&self, operation: &str, response: Response) -> Outcome<Answer> {
+    pub(super) async fn answer(&self, operation: &str, response: Response) -> CloudResult<HttpAnswer> {
         if response.status().is_success() {
             let (status, headers) = (response.status(), response.headers().clone());
-            let body = read(operation, response, LONGEST_ANSWER).await?;
-            return Ok(Answer::Accepted(Reply {
+            let body = read_body(operation, response, LONGEST_ANSWER).await?;
+            return Ok(HttpAnswer::Accepted(CloudReply {
                 status,
                 headers,
                 body,
             }));
         }
         let (status, words, code) = self.refused(operation, response).await?;
-        Ok(Answer::Refused { status, words, code })
+        Ok(HttpAnswer::Refused { status, words, code })
     }
 
     /// The status, the words and the server's own code of a response that is not a 2xx, where it is about this very request.
@@ -239,7 +239,7 @@ impl Link {
         &self,
         operation: &str,
         response: Response,
-    ) -> Outcome<(u16, String, Option<String>)> {
+    ) -> CloudResult<(u16, String, Option<String>)> {
         let status = response.status();
         let code = status.as_u16();
         match code {
@@ -289,7 +289,7 @@ impl Link {
             400..=499 => {
                 let page = is_html(response.headers());
                 // What cannot be read of a refusal changes nothing about it.
-                let body = read(operation, response, LONGEST_REFUSAL).await.unwrap_or_default();
+                let body = read_body(operation, response, LONGEST_REFUSAL).await.unwrap_or_default();
                 let words = match words(&body) {
                     Some(words) if !page && !looks_like_html(&body) => self.clean(&words),
                     _ => status.canonical_reason().unwrap_or("refused").to_owned(),
@@ -306,7 +306,7 @@ impl Link {
 
     /// The failure with the words that the answer has, if any.
     async fn in_its_words(&self, operation: &str, response: Response, failure: Failure) -> Failure {
-        let body = read(operation, response, LONGEST_REFUSAL)
+        let body = read_body(operation, response, LONGEST_REFUSAL)
             .await
             .unwrap_or_default();
         match serde_json::from_slice(&body) {
@@ -373,7 +373,7 @@ pub(super) fn encode_into(segment: &mut String, text: &str) {
 }
 
 /// Reads a body of at most `limit` bytes.
-pub(super) async fn read(operation: &str, mut response: Response, limit: usize) -> Outcome<Bytes> {
+pub(super) async fn read_body(operation: &str, mut response: Response, limit: usize) -> CloudResult<Bytes> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| broken(operation, error))? {
         if body.len() + chunk.len() > limit {
@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn words_are_cut_and_cleaned() {
-        let link = Link::new(&options("http://localhost/")).unwrap();
+        let link = HttpClient::new(&options("http://localhost/")).unwrap();
         let long = "é".repeat(1000);
         assert_eq!(link.clean(&long).chars().count(), LONGEST_WORDS);
         assert_eq!(link.clean("a\u{1b}[31m\nb sesame-1234"), "a [31m b [the key]");

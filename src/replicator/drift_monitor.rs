@@ -10,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 use super::{Replicator, wait};
 use crate::catalogue::{Catalogue, Entity};
 use crate::control::SyncRequest;
-use crate::control::status::CaptureTrouble;
-use crate::deliver::Origin;
+use crate::control::status::CaptureProblem;
+use crate::deliver::ChangeOrigin;
 use crate::error::{Error, Result};
-use crate::reconcile::Unobserved;
-use crate::retry::{Backoff, Repeats};
+use crate::reconcile::NoObserver;
+use crate::retry::{Backoff, FailureLog};
 use crate::source::connect::Session;
-use crate::source::describe::Standing;
-use crate::source::guard::{self, Watched};
+use crate::source::describe::DescribedTable;
+use crate::source::drift::{self, EntityDrift};
 use crate::source::{identity, install};
 
 /// The time between two looks.
@@ -25,10 +25,10 @@ pub(super) const EVERY: Duration = Duration::from_secs(15);
 
 /// What the guard last saw.
 #[derive(Debug, Default)]
-pub(super) struct Guarded(Mutex<Vec<CaptureTrouble>>);
+pub(super) struct DriftSummary(Mutex<Vec<CaptureProblem>>);
 
-impl Guarded {
-    pub(super) fn troubles(&self) -> Vec<CaptureTrouble> {
+impl DriftSummary {
+    pub(super) fn troubles(&self) -> Vec<CaptureProblem> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -45,17 +45,20 @@ impl Guarded {
         })
     }
 
-    fn set(&self, troubles: Vec<CaptureTrouble>) {
+    fn set(&self, troubles: Vec<CaptureProblem>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
     }
 }
 
 /// What is wrong with each entity's capture, or was: for people.
-pub(super) fn troubles(catalogue: &Catalogue, watched: &[(Standing, Watched)]) -> Vec<CaptureTrouble> {
+pub(super) fn troubles(
+    catalogue: &Catalogue,
+    watched: &[(DescribedTable, EntityDrift)],
+) -> Vec<CaptureProblem> {
     of(catalogue, watched.iter().map(|(_, watched)| watched))
 }
 
-fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a Watched>) -> Vec<CaptureTrouble> {
+fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a EntityDrift>) -> Vec<CaptureProblem> {
     catalogue
         .entities()
         .iter()
@@ -78,7 +81,7 @@ fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a Watched>) -> 
                 ),
                 (None, None, None) => return None,
             };
-            Some(CaptureTrouble {
+            Some(CaptureProblem {
                 entity: entity.name.clone(),
                 broken: misses || watched.parked.is_some(),
                 reason: error.to_string(),
@@ -96,22 +99,22 @@ pub(super) fn parked(entity: &Entity, why: &str) -> Error {
     .remedy("mend that: a running replicator tries again by itself, and no change is lost")
 }
 
-/// One look of the guard: as [`guard::watch`], with gaps marked where changes may be missed or values changed without a trigger,
+/// One look of the guard: as [`drift_monitor::watch`], with gaps marked where changes may be missed or values changed without a trigger,
 /// and triggers made again where that is all it takes. Returns how each entity stands after it.
 ///
 /// # Errors
 /// The source's.
-async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
-    let watched = guard::watch(client, catalogue).await?;
+async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<EntityDrift>> {
+    let watched = drift::watch(client, catalogue).await?;
     let mut touched = false;
     for (entity, (standing, watched)) in catalogue.entities().iter().zip(&watched) {
         if standing.table.oid != 0 {
-            touched |= guard::note_shape(client, watched.id, &standing.table).await?;
+            touched |= drift::note_shape(client, watched.id, &standing.table).await?;
         }
         let Some(wrong) = &watched.wrong else { continue };
         touched = true;
         if let Some(missed) = wrong.missed() {
-            guard::mark(client, watched.id, &missed).await?;
+            drift::mark(client, watched.id, &missed).await?;
         }
         if wrong.mends_itself()
             && standing.unfit.is_none()
@@ -122,7 +125,7 @@ async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
     }
     // Mostly all is as it was.
     let now = if touched {
-        guard::watch(client, catalogue).await?
+        drift::watch(client, catalogue).await?
     } else {
         watched
     };
@@ -132,7 +135,7 @@ async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<Watched>> {
 impl Replicator {
     /// Looks again and again until `stop`.
     pub(super) async fn guard_capture(&self, stop: &CancellationToken) {
-        let mut repeats = Repeats::new("capture");
+        let mut repeats = FailureLog::new("capture");
         let mut backoff = Backoff::within(self.guard_every, Duration::from_secs(600));
         let mut sync_at = Instant::now();
         let mut session = None;
@@ -170,7 +173,7 @@ impl Replicator {
         }
     }
 
-    async fn look_at_capture(&self, session: &mut Option<Session>) -> Result<Vec<Watched>> {
+    async fn look_at_capture(&self, session: &mut Option<Session>) -> Result<Vec<EntityDrift>> {
         let open = match session.take() {
             Some(open) => open,
             None => Session::open(self.live().settings.require_database_url()?, "guard").await?,
@@ -181,7 +184,7 @@ impl Replicator {
     }
 
     /// Tells what was found, and answers the entities whose gap can be closed now.
-    fn note_capture(&self, watched: &[Watched]) -> Vec<String> {
+    fn note_capture(&self, watched: &[EntityDrift]) -> Vec<String> {
         let live = self.live();
         let catalogue = &live.settings.catalogue;
         let troubles = of(catalogue, watched.iter());
@@ -230,10 +233,12 @@ impl Replicator {
             Some(capabilities) => capabilities,
             None => {
                 let session = Session::open(self.live().settings.require_database_url()?, "guard").await?;
-                let identity =
-                    identity::read(session.client(), self.live().settings.source.source_id.as_deref())
-                        .await?;
-                let origin = Origin {
+                let identity = identity::stored_identity_of(
+                    session.client(),
+                    self.live().settings.source.source_id.as_deref(),
+                )
+                .await?;
+                let origin = ChangeOrigin {
                     source_id: identity.source_id,
                     epoch: identity.epoch,
                     database: identity.system_id,
@@ -245,7 +250,7 @@ impl Replicator {
             force: !capabilities.changes,
             entities,
         };
-        let report = self.sync(&request, &Unobserved).await?;
+        let report = self.sync(&request, &NoObserver).await?;
         for error in report.errors() {
             tracing::warn!("{error}");
         }

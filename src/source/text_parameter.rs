@@ -5,9 +5,9 @@ use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
 /// A value that goes as its text, for the type's own input function: a cast from text may be somebody's own.
 #[derive(Debug)]
-pub(super) struct Written(pub(super) Option<String>);
+pub(super) struct TextParameter(pub(super) Option<String>);
 
-impl Written {
+impl TextParameter {
     /// An array of these.
     pub(super) fn list<'a>(values: impl Iterator<Item = Option<&'a str>>) -> Self {
         let elements: Vec<String> = values
@@ -20,7 +20,7 @@ impl Written {
     }
 }
 
-impl ToSql for Written {
+impl ToSql for TextParameter {
     fn to_sql(
         &self,
         of: &Type,

@@ -14,33 +14,37 @@ use super::{Operator, SyncReport, SyncRequest};
 use crate::error::{Error, Kind, Result};
 
 /// What a run ended with, for everyone who waits for it.
-pub(super) type Outcome = Arc<Result<SyncReport>>;
+pub(super) type SharedSyncResult = Arc<Result<SyncReport>>;
 
-type Run = Shared<BoxFuture<'static, Outcome>>;
-type Runs = Arc<Mutex<Vec<(SyncRequest, Run)>>>;
+type SharedSync = Shared<BoxFuture<'static, SharedSyncResult>>;
+type RunningSyncs = Arc<Mutex<Vec<(SyncRequest, SharedSync)>>>;
 
 /// The runs that have not ended.
 #[derive(Default)]
-pub(super) struct Turns {
-    runs: Runs,
+pub(super) struct SingleFlight {
+    runs: RunningSyncs,
     turn: Arc<Turn<()>>,
     tasks: TaskTracker,
 }
 
-impl Turns {
+impl SingleFlight {
     /// Takes part in a run of this request, which is started where there is none.
-    pub(super) async fn sync<O: Operator>(&self, operator: &Arc<O>, request: SyncRequest) -> Outcome {
+    pub(super) async fn sync<O: Operator>(
+        &self,
+        operator: &Arc<O>,
+        request: SyncRequest,
+    ) -> SharedSyncResult {
         let run = self.join_or_start(operator, request);
         run.await
     }
 
-    fn join_or_start<O: Operator>(&self, operator: &Arc<O>, request: SyncRequest) -> Run {
+    fn join_or_start<O: Operator>(&self, operator: &Arc<O>, request: SyncRequest) -> SharedSync {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, run)) = runs.iter().find(|(other, _)| *other == request) {
             return run.clone();
         }
         let (operator, turn) = (Arc::clone(operator), Arc::clone(&self.turn));
-        let entry = Entry {
+        let entry = RunningSyncGuard {
             request: request.clone(),
             runs: Arc::clone(&self.runs),
         };
@@ -48,7 +52,7 @@ impl Turns {
             let _turn = turn.lock().await;
             operator.sync_now(entry.request.clone()).await
         });
-        let run: Run = async move {
+        let run: SharedSync = async move {
             Arc::new(task.await.unwrap_or_else(|_| {
                 Err(Error::new(Kind::Local, "sync", "it broke off")
                     .remedy("look into the log, and report what it says there"))
@@ -68,12 +72,12 @@ impl Turns {
 }
 
 /// A run's place in the list; it is given up when the run ends, whatever way.
-struct Entry {
+struct RunningSyncGuard {
     request: SyncRequest,
-    runs: Runs,
+    runs: RunningSyncs,
 }
 
-impl Drop for Entry {
+impl Drop for RunningSyncGuard {
     fn drop(&mut self) {
         self.runs
             .lock()
@@ -88,7 +92,7 @@ mod tests {
 
     use super::*;
     use crate::catalogue::Catalogue;
-    use crate::control::status::State;
+    use crate::control::status::ReplicatorState;
     use crate::control::{Health, StatusReport};
 
     struct Slow {
@@ -98,7 +102,7 @@ mod tests {
 
     impl Operator for Slow {
         async fn status(&self) -> Result<StatusReport> {
-            Ok(StatusReport::unknown(State::Replicating))
+            Ok(StatusReport::unknown(ReplicatorState::Replicating))
         }
 
         async fn sync_now(&self, request: SyncRequest) -> Result<SyncReport> {
@@ -129,7 +133,7 @@ mod tests {
         let (began, mut watch) = mpsc::unbounded_channel();
         let may_end = Semaphore::new(0);
         let slow = Arc::new(Slow { began, may_end });
-        let turns = Turns::default();
+        let turns = SingleFlight::default();
         let first = turns.join_or_start(&slow, request(true, "a"));
         let same = turns.join_or_start(&slow, request(true, "a"));
         assert_eq!(watch.recv().await, Some(true));
@@ -153,7 +157,7 @@ mod tests {
         let (began, _watch) = mpsc::unbounded_channel();
         let may_end = Semaphore::new(9);
         let slow = Arc::new(Slow { began, may_end });
-        let turns = Turns::default();
+        let turns = SingleFlight::default();
         assert!(turns.sync(&slow, request(false, "panic")).await.is_err());
         assert!(turns.sync(&slow, request(false, "a")).await.is_ok());
         assert!(turns.runs.lock().unwrap().is_empty());

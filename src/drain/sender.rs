@@ -19,37 +19,37 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::announce::Announced;
-use super::coming::{Coming, Sent};
-use super::resume::Start;
+use super::announce::AnnouncedSchemas;
+use super::prefetch::{EarlyRequest, Prefetch};
+use super::resume::DrainStart;
 use super::schema::RefusedSchemas;
-use super::shapes::Shapes;
-use super::{Accepted, Condition, Drain, Ended, Portion, Pulse, Side};
+use super::table_schemas::TableSchemas;
+use super::{AcceptedBatch, BatchInFlight, Condition, Drain, Peer, ReplicationState, RoundEnd};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::Position;
 use crate::checkpoint::{Checkpoint, Version};
-use crate::deliver::{Cloud, Failure, Hello, InFlight, Numbering, Origin};
+use crate::deliver::{ChangeOrigin, Cloud, CloudInfo, Failure, InFlight, Numbering};
 use crate::error::{Class, Kind, Result};
 use crate::media;
 use crate::quarantine;
 use crate::quarantine::orphans::Orphans;
-use crate::retry::{Backoff, Repeats};
+use crate::retry::{Backoff, FailureLog};
 use crate::source::connect::Session;
-use crate::source::identity::Stored;
+use crate::source::identity::StoredIdentity;
 use crate::source::term::{self, Fence};
 use crate::source::touch;
 
 const PUSH: &str = "push changes to the cloud";
 
 /// The middle stage.
-pub(super) struct Courier {
+pub(super) struct Sender {
     pub(super) session: Arc<Session>,
     pub(super) catalogue: Arc<Catalogue>,
     pub(super) cloud: Cloud,
-    pub(super) origin: Origin,
-    pub(super) pulse: Arc<Pulse>,
+    pub(super) origin: ChangeOrigin,
+    pub(super) pulse: Arc<ReplicationState>,
     pub(super) fence: Fence,
     /// The numbers of this drain's term; none before it has begun one.
     pub(super) numbering: Option<Numbering>,
@@ -63,9 +63,9 @@ pub(super) struct Courier {
     pub(super) promoted: bool,
     /// Whether the drain before this one ended in order.
     pub(super) ended_before: bool,
-    pub(super) stored: Stored,
-    pub(super) shapes: Option<Arc<Shapes>>,
-    pub(super) hello: Option<Hello>,
+    pub(super) stored: StoredIdentity,
+    pub(super) shapes: Option<Arc<TableSchemas>>,
+    pub(super) hello: Option<CloudInfo>,
     /// When the cloud is greeted next.
     pub(super) greet_at: Instant,
     greet_every: Duration,
@@ -74,11 +74,11 @@ pub(super) struct Courier {
     /// The cloud asked for nothing before.
     asked: Option<Instant>,
     backoff: Backoff,
-    repeats: Repeats,
+    repeats: FailureLog,
     /// The foreign keys of these shapes.
-    orphans: Option<(Arc<Shapes>, Arc<Orphans>)>,
+    orphans: Option<(Arc<TableSchemas>, Arc<Orphans>)>,
     /// What the cloud was told of the entities' columns.
-    pub(super) announced: Arc<Announced>,
+    pub(super) announced: Arc<AnnouncedSchemas>,
     /// When refused schemas are sent again.
     pub(super) refused_backoff: Backoff,
     /// How many rows are in quarantine whose requests failed.
@@ -97,12 +97,12 @@ pub(super) struct Courier {
     in_flight_bytes: usize,
 }
 
-impl Courier {
+impl Sender {
     pub(super) fn new(
         drain: &Drain,
         session: Arc<Session>,
-        origin: Origin,
-        start: Start,
+        origin: ChangeOrigin,
+        start: DrainStart,
         refused: watch::Sender<RefusedSchemas>,
     ) -> Self {
         Self {
@@ -126,9 +126,9 @@ impl Courier {
             greeting: false,
             asked: None,
             backoff: Backoff::within(Duration::from_millis(100), Duration::from_secs(30)),
-            repeats: Repeats::new("delivery"),
+            repeats: FailureLog::new("delivery"),
             orphans: None,
-            announced: Arc::new(Announced::new(drain.catalogue.clone(), refused)),
+            announced: Arc::new(AnnouncedSchemas::new(drain.catalogue.clone(), refused)),
             refused_backoff: Backoff::within(Duration::from_millis(500), Duration::from_secs(30)),
             failing: 0,
             by_hand: 0,
@@ -141,7 +141,7 @@ impl Courier {
     }
 
     /// Delivers the portion, or says what stopped it.
-    pub(super) async fn deliver_once(&mut self, portion: &mut Portion) -> Result<()> {
+    pub(super) async fn deliver_once(&mut self, portion: &mut BatchInFlight) -> Result<()> {
         self.shapes = Some(portion.shapes.clone());
         let mut attempt = self.attempt(&mut portion.batch, &portion.shapes, None).await;
         if attempt.as_ref().is_err_and(Failure::needs_new_term) {
@@ -164,12 +164,12 @@ impl Courier {
     /// Delivers what arrives until there is no more; on `shutdown` the batch at hand is given up unless it is accepted.
     pub(super) async fn run(
         mut self,
-        portions: impl Stream<Item = Result<Portion>> + Send + 'static,
-        accepted: mpsc::Sender<Accepted>,
+        portions: impl Stream<Item = Result<BatchInFlight>> + Send + 'static,
+        accepted: mpsc::Sender<AcceptedBatch>,
         shutdown: &CancellationToken,
-    ) -> Result<Ended> {
+    ) -> Result<RoundEnd> {
         self.pulse.set(Condition::Replicating);
-        let mut coming = Coming::new(
+        let mut coming = Prefetch::new(
             portions,
             self.in_flight_bytes,
             self.cloud.clone(),
@@ -188,7 +188,7 @@ impl Courier {
             };
             let Some((mut portion, sent)) = next.transpose()? else {
                 self.end().await;
-                return Ok(Ended::Stopped);
+                return Ok(RoundEnd::Stopped);
             };
             self.shapes = Some(portion.shapes.clone());
             let numbering = self.numbering.clone().filter(|_| self.by_hand == 0);
@@ -204,7 +204,7 @@ impl Courier {
             self.settle(&mut portion).await?;
             abort::point("before the hand-over");
             if accepted.send(portion.accepted()).await.is_err() {
-                return Ok(Ended::Stopped);
+                return Ok(RoundEnd::Stopped);
             }
         }
     }
@@ -212,14 +212,14 @@ impl Courier {
     /// Tries until the batch is answered; where that cannot be, answers why.
     async fn persist(
         &mut self,
-        portion: &mut Portion,
-        sent: Option<Sent>,
+        portion: &mut BatchInFlight,
+        sent: Option<EarlyRequest>,
         shutdown: &CancellationToken,
-    ) -> Result<Option<Ended>> {
+    ) -> Result<Option<RoundEnd>> {
         let mut in_flight = None;
         if let (Some(sent), Some(numbering)) = (sent, &mut self.numbering) {
             if sent.number != numbering.next {
-                return Ok(Some(Ended::NewTerm));
+                return Ok(Some(RoundEnd::NewTerm));
             }
             numbering.note_sent(sent.hash);
             in_flight = sent.request;
@@ -227,7 +227,7 @@ impl Courier {
         if let Some(until) = self.asked
             && !self.rest(until, shutdown).await
         {
-            return Ok(Some(Ended::Stopped));
+            return Ok(Some(RoundEnd::Stopped));
         }
         let mut again = false;
         loop {
@@ -235,7 +235,7 @@ impl Courier {
             let attempt = tokio::select! {
                 biased;
                 attempt = self.attempt(&mut portion.batch, &portion.shapes, in_flight.take()) => attempt,
-                () = after(shutdown, Duration::from_secs(5)) => return Ok(Some(Ended::Stopped)),
+                () = after(shutdown, Duration::from_secs(5)) => return Ok(Some(RoundEnd::Stopped)),
             };
             if let Err(failure) = &attempt
                 && failure.needs_new_term()
@@ -243,7 +243,7 @@ impl Courier {
                 self.pulse.metrics.cloud_error(Kind::CloudProtocol);
                 if self.numbering.as_ref().is_some_and(Numbering::is_followed) {
                     tracing::debug!(%failure, "what waits is read again");
-                    return Ok(Some(Ended::NewTerm));
+                    return Ok(Some(RoundEnd::NewTerm));
                 }
                 // Nothing newer was sent: it goes again as it is, under a new term.
                 self.numbering = None;
@@ -263,7 +263,7 @@ impl Courier {
                 return Ok(None);
             }
             if !self.rest(self.greet_at, shutdown).await {
-                return Ok(Some(Ended::Stopped));
+                return Ok(Some(RoundEnd::Stopped));
             }
         }
     }
@@ -303,7 +303,7 @@ impl Courier {
             Condition::KeyRefused { reason }
         } else {
             Condition::BackingOff {
-                away: Side::Cloud,
+                away: Peer::Cloud,
                 reason,
             }
         });
@@ -324,7 +324,7 @@ impl Courier {
     async fn attempt(
         &mut self,
         batch: &mut Batch,
-        shapes: &Shapes,
+        shapes: &TableSchemas,
         in_flight: Option<InFlight>,
     ) -> std::result::Result<(), Failure> {
         if batch.pending().is_empty() && !batch.has_untold() {
@@ -378,7 +378,7 @@ impl Courier {
 
     async fn deliver(
         &mut self,
-        hello: &Hello,
+        hello: &CloudInfo,
         batch: &mut Batch,
         in_flight: Option<InFlight>,
     ) -> std::result::Result<(), Failure> {
@@ -399,18 +399,19 @@ impl Courier {
         delivered
     }
 
-    async fn greet(&mut self) -> std::result::Result<Hello, Failure> {
+    async fn greet(&mut self) -> std::result::Result<CloudInfo, Failure> {
         self.greeting = true;
         let greeted = self.greet_whole().await;
         self.greeting = false;
         greeted
     }
 
-    async fn greet_whole(&mut self) -> std::result::Result<Hello, Failure> {
+    async fn greet_whole(&mut self) -> std::result::Result<CloudInfo, Failure> {
         let hello = self.cloud.hello(&self.origin).await?;
         self.pulse.greeted(Some(hello.capabilities));
         // Another server may answer now, or the same one with an older state.
-        let known = |before: &Hello| before.capabilities == hello.capabilities && before.site == hello.site;
+        let known =
+            |before: &CloudInfo| before.capabilities == hello.capabilities && before.site == hello.site;
         if !self.hello.as_ref().is_some_and(known) {
             self.announced.forget();
         }
@@ -435,7 +436,7 @@ impl Courier {
     }
 
     /// Notes the files that the batch's rows name. A row whose file was uploaded meanwhile is touched again.
-    async fn note_files(&self, batch: &Batch, shapes: &Shapes) -> Result<()> {
+    async fn note_files(&self, batch: &Batch, shapes: &TableSchemas) -> Result<()> {
         let client = self.session.client();
         let found = media::note_references(client, &self.media_root, &self.catalogue, batch).await?;
         for (place, key) in found.outdated {
@@ -449,7 +450,7 @@ impl Courier {
     }
 
     /// Writes down what was refused, touches again what had waited for these rows, and counts the rest.
-    async fn settle(&mut self, portion: &mut Portion) -> Result<()> {
+    async fn settle(&mut self, portion: &mut BatchInFlight) -> Result<()> {
         let (batch, shapes) = (&portion.batch, &portion.shapes);
         let client = self.session.client();
         let baseline = self
@@ -536,7 +537,7 @@ impl Courier {
     }
 
     /// Touches the rows in quarantine again whose parents the cloud has just accepted.
-    async fn adopt(&mut self, batch: &Batch, shapes: &Arc<Shapes>, occupied: &[usize]) -> Result<()> {
+    async fn adopt(&mut self, batch: &Batch, shapes: &Arc<TableSchemas>, occupied: &[usize]) -> Result<()> {
         let session = self.session.clone();
         let catalogue = self.catalogue.clone();
         let orphans = self.orphans(shapes).await?;
@@ -547,7 +548,7 @@ impl Courier {
     }
 
     /// The foreign keys of these shapes.
-    pub(super) async fn orphans(&mut self, shapes: &Arc<Shapes>) -> Result<Arc<Orphans>> {
+    pub(super) async fn orphans(&mut self, shapes: &Arc<TableSchemas>) -> Result<Arc<Orphans>> {
         if let Some((of, orphans)) = &self.orphans
             && Arc::ptr_eq(of, shapes)
         {

@@ -17,9 +17,9 @@ const APART: Duration = Duration::from_secs(5);
 
 /// The outbox's size over the last minutes.
 #[derive(Debug, Default)]
-pub(super) struct Growth(VecDeque<(Instant, u64)>);
+pub(super) struct OutboxForecast(VecDeque<(Instant, u64)>);
 
-impl Growth {
+impl OutboxForecast {
     /// Notes the size now, and answers how it grows. The rate is over the kept samples since the outbox last shrank: a trim
     /// is no sign that there is more room.
     pub(super) fn note(&mut self, now: Instant, bytes: u64, room: Option<u64>) -> GrowthStatus {
@@ -94,7 +94,7 @@ mod tests {
     fn the_rate_is_since_the_outbox_last_shrank() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut growth = Growth::default();
+        let mut growth = OutboxForecast::default();
         assert_eq!(growth.note(at(0), 1000, Some(500)).bytes_per_second, None);
         let grown = growth.note(at(10), 2000, Some(500));
         assert_eq!(grown.bytes_per_second, Some(100.0));

@@ -6,10 +6,10 @@ use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::failure::{Failure, Outcome};
-use super::link::Answer;
+use super::failure::{CloudResult, Failure};
+use super::http::HttpAnswer;
 use super::reply::Verdict;
-use super::{Cloud, Origin};
+use super::{ChangeOrigin, Cloud};
 use crate::checkpoint::Version;
 use crate::fields::plain;
 
@@ -67,7 +67,7 @@ impl Capabilities {
 
 /// What the cloud says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hello {
+pub struct CloudInfo {
     /// What to use: what it lists, or what the configuration forces.
     pub capabilities: Capabilities,
     /// The site that the key belongs to, where the server says so.
@@ -89,7 +89,7 @@ pub struct Hello {
 impl Cloud {
     /// Asks the cloud who it is and what it can do: `GET /sync-status`, or the path that the configuration
     /// names in its place.
-    pub async fn hello(&self, origin: &Origin) -> Outcome<Hello> {
+    pub async fn hello(&self, origin: &ChangeOrigin) -> CloudResult<CloudInfo> {
         let operation = "ask the cloud for its status";
         let link = &self.inner.link;
         let path = link.status_path();
@@ -103,8 +103,8 @@ impl Cloud {
             answer = ask().await;
         }
         let reply = match answer? {
-            Answer::Accepted(reply) => reply,
-            Answer::Refused { status, .. } => {
+            HttpAnswer::Accepted(reply) => reply,
+            HttpAnswer::Refused { status, .. } => {
                 return Err(Failure::protocol(
                     operation,
                     format!("the cloud answered {status} to GET /{path}"),
@@ -115,11 +115,11 @@ impl Cloud {
             }
         };
         let is_contract = path == STATUS_PATH;
-        let status: Status<'_> = match reply.json(operation) {
+        let status: SyncStatusAnswer<'_> = match reply.json(operation) {
             Ok(status) => status,
             // Another server's status may be of any form that says no failure.
             Err(failure) => match reply.verdict(operation, None)? {
-                Verdict::Accepted if !is_contract => Status::default(),
+                Verdict::Accepted if !is_contract => SyncStatusAnswer::default(),
                 _ => return Err(failure),
             },
         };
@@ -148,7 +148,7 @@ impl Cloud {
             (capabilities.changes, capabilities.schema) = (false, false);
         }
         let tells_version = capabilities.changes && status.sources.is_some();
-        let sources: BTreeMap<String, Source> = match status.sources {
+        let sources: BTreeMap<String, SourceAnswer> = match status.sources {
             Some(sources) if tells_version => serde_json::from_str(sources.get()).map_err(|_| {
                 Failure::protocol(
                     operation,
@@ -159,7 +159,7 @@ impl Cloud {
             _ => BTreeMap::new(),
         };
         let own = sources.get(&origin.source_id);
-        Ok(Hello {
+        Ok(CloudInfo {
             capabilities,
             site: status.site.map(|site| link.clean(&site)),
             receiver: status.receiver.map(|receiver| link.clean(&receiver)),
@@ -181,7 +181,7 @@ pub const STATUS_PATH: &str = "sync-status";
 
 /// `GET /sync-status`, as far as it matters.
 #[derive(Deserialize, Default)]
-struct Status<'a> {
+struct SyncStatusAnswer<'a> {
     #[serde(default)]
     status: Option<String>,
     #[serde(default, borrow)]
@@ -198,7 +198,7 @@ struct Status<'a> {
 
 /// How far a source has come.
 #[derive(Deserialize)]
-struct Source {
+struct SourceAnswer {
     epoch: i64,
     term: i64,
     batch: i64,
