@@ -1,45 +1,30 @@
 //! The reference cloud server: rows in its own PostgreSQL, files on disk, many sites in one cloud.
 //!
 //! Guarantees:
-//! - `POST /changes` is answered after the commit. A batch is applied once and in its turn ([`turn`]), and an older version
-//!   never overwrites a newer one ([`apply`]).
-//! - A request is the site's whose key it carries ([`auth`]); sites share tables, and never see each other's rows.
-//! - A file is visible when it is whole and on disk ([`upload`]), and confirmed when its place is too ([`shelf`]).
-//! - What a request can take is bounded: its body, unpacked ([`body`]), the rows of a statement ([`grid`]), the time
+//! - `POST /changes` is answered after the commit. A batch is applied once and in its turn ([`changes`]), and an older version
+//!   never overwrites a newer one ([`changes`]).
+//! - A request is the site's whose key it carries ([`http`]); sites share tables, and never see each other's rows.
+//! - A file is visible when it is whole and on disk ([`files`]), and confirmed when its place is too ([`files`]).
+//! - What a request can take is bounded: its body, unpacked ([`http`]), the rows of a statement ([`rows`]), the time
 //!   between two pieces of it, the connections.
 //! - No answer and no log line carries a row's value or a key.
 //!
-//! A request travels: `crate::serve` -> [`auth`] -> [`changes`], [`rows`], [`schema`], [`upload`], [`media`] or [`status`].
-//! Changes and rows become arrays by column ([`json`], [`grid`], [`encode`]) and one statement for many rows
-//! ([`statement`]). Two kinds of requests have a shorter way: a batch of few changes is one message ([`brief`]), and rows that are
-//! new to their table are copied ([`copy`], [`field`]). [`writers`] are the connections for changes, [`database`] says
-//! what an error of PostgreSQL means, [`answer`] how it is answered.
+//! A request travels: `crate::serve` -> [`http`] (who asks, how large the body may be) -> [`changes`], [`rows`],
+//! [`tables`] or [`files`] -> [`db`].
+//!
+//! - [`changes`]: `POST /changes`. Reads the lines, decides whether it is the batch's turn, applies the batch.
+//! - [`rows`]: rows on their way into a table, and the baseline's routes for rows. Many rows become one statement with
+//!   an array a column; a batch of few rows is one message; rows that are new to their table are copied.
+//! - [`tables`]: each entity's table and its columns; `PUT /schema`.
+//! - [`files`]: uploads, and the files that were uploaded.
+//! - [`db`]: connections, and what an error of PostgreSQL means.
 
-mod answer;
-mod apply;
-mod auth;
-mod body;
-mod brief;
 mod changes;
-mod column_type;
-mod copy;
-mod database;
-mod encode;
-mod field;
-mod grid;
-mod json;
-mod lines;
-mod media;
-mod multipart;
+mod db;
+mod files;
+mod http;
 mod rows;
-mod schema;
-mod shares;
-mod shelf;
-mod statement;
-mod status;
-mod turn;
-mod upload;
-mod writers;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -58,12 +43,19 @@ use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
-use self::answer::{ApiError, ApiResult};
-pub use self::auth::KeyRing;
-pub use self::lines::read_changes;
-use self::shares::{ServerCapacity, SiteShares};
-pub use self::upload::read_parts;
-use self::writers::ApplyPool;
+pub use self::changes::ndjson::read_changes;
+use self::db::apply_pool::ApplyPool;
+use self::db::pool;
+pub use self::files::upload::read_parts;
+use self::files::{group_commit::GroupCommit, media, upload};
+use self::http::api_error::{ApiError, ApiResult};
+use self::http::auth::AuthThrottle;
+pub use self::http::auth::KeyRing;
+use self::http::body::MemoryBudget;
+use self::http::site_shares::{ServerCapacity, SiteShares};
+use self::http::status;
+use self::rows::route as rows_route;
+use self::tables::schema::{self, TableCache};
 use crate::error::{Error, Result};
 use crate::serve::{self, ConnectionLimits};
 
@@ -114,15 +106,15 @@ pub struct ReceiverSettings {
 struct Shared {
     pool: PgPool,
     writers: Arc<ApplyPool>,
-    tables: schema::TableCache,
+    tables: TableCache,
     keys: KeyRing,
-    guesses: auth::AuthThrottle,
+    guesses: AuthThrottle,
     shares: SiteShares,
-    bounds: body::MemoryBudget,
+    bounds: MemoryBudget,
     /// Lists at once: each holds a connection for as long as its reader takes.
     lists: Arc<Semaphore>,
     files: PathBuf,
-    shelf: shelf::GroupCommit,
+    shelf: GroupCommit,
     upload_limit: u64,
     public_url: String,
     history: bool,
@@ -169,7 +161,7 @@ impl Receiver {
         }
         let files = prepare(&settings.files)
             .map_err(|error| Error::local("prepare the folder of the receiver's files", error))?;
-        let (pool, writers) = database::open(&settings.database_url).await?;
+        let (pool, writers) = pool::open(&settings.database_url).await?;
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| Error::local(format!("listen on {}", settings.listen), error))?;
@@ -181,11 +173,11 @@ impl Receiver {
             .unwrap_or_else(|| format!("http://{address}"))
             .trim_end_matches('/')
             .to_owned();
-        let bounds = body::MemoryBudget::new(settings.body_limit);
-        let lists = database::CONNECTIONS as usize / 2;
+        let bounds = MemoryBudget::new(settings.body_limit);
+        let lists = pool::CONNECTIONS as usize / 2;
         let shares = SiteShares::new(ServerCapacity {
             memory: bounds.units(),
-            connections: database::CONNECTIONS as usize,
+            connections: pool::CONNECTIONS as usize,
             lists,
             places: PLACES,
         });
@@ -193,12 +185,12 @@ impl Receiver {
             listener,
             address,
             shared: Shared {
-                shelf: shelf::GroupCommit::new(pool.clone(), files.clone()),
+                shelf: GroupCommit::new(pool.clone(), files.clone()),
                 pool,
                 writers: Arc::new(writers),
-                tables: schema::TableCache::default(),
+                tables: TableCache::default(),
                 keys,
-                guesses: auth::AuthThrottle::default(),
+                guesses: AuthThrottle::default(),
                 shares,
                 bounds,
                 lists: Arc::new(Semaphore::new(lists)),
@@ -266,16 +258,18 @@ fn prepare(files: &Path) -> std::io::Result<PathBuf> {
 }
 
 fn router(shared: Arc<Shared>) -> Router {
-    let rows = get(rows::list).layer(CompressionLayer::new()).post(rows::post);
+    let rows = get(rows_route::list)
+        .layer(CompressionLayer::new())
+        .post(rows_route::post);
     let api = Router::new()
         .route("/sync-status", get(status::sync_status))
-        .route("/changes", post(changes::receive))
+        .route("/changes", post(changes::route::receive))
         .route("/schema/{path}", put(schema::put))
-        .route("/bulk/{path}", post(rows::bulk))
+        .route("/bulk/{path}", post(rows_route::bulk))
         .route("/upload/{directory}", post(upload::receive))
         .route("/{path}", rows)
-        .route("/{path}/", delete(rows::delete))
-        .route("/{path}/{key}", delete(rows::delete));
+        .route("/{path}/", delete(rows_route::delete))
+        .route("/{path}/{key}", delete(rows_route::delete));
     Router::new()
         .nest("/api", api)
         .route("/healthz", get(status::healthz))

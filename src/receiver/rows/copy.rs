@@ -10,11 +10,11 @@ use std::sync::Arc;
 use sqlx::postgres::PgCopyIn;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::database::DbError;
-use super::field::CopyFormat;
-use super::grid::{RejectReason, RowBatch};
-use super::schema::{EntityTable, TableColumn};
-use super::statement;
+use crate::receiver::db::pool::DbError;
+use crate::receiver::rows::copy_format::CopyFormat;
+use crate::receiver::rows::row_batch::{RejectReason, RowBatch};
+use crate::receiver::rows::statement;
+use crate::receiver::tables::schema::{EntityTable, TableColumn};
 
 /// Fewer rows than this are not worth the way.
 const WORTH: usize = 100;
@@ -28,7 +28,7 @@ const PIECE: usize = 64 * 1024;
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
 /// Why a row was not taken.
-pub(super) enum CopyRefusal {
+pub(crate) enum CopyRefusal {
     /// The row is not right.
     Row(RejectReason),
     /// The copy broke off.
@@ -36,7 +36,7 @@ pub(super) enum CopyRefusal {
 }
 
 /// A copy under way.
-pub(super) struct CopyIn<'c, 't> {
+pub(crate) struct CopyIn<'c, 't> {
     copy: PgCopyIn<&'c mut PgConnection>,
     grid: RowBatch<'t>,
     forms: Vec<CopyFormat>,
@@ -50,7 +50,7 @@ pub(super) struct CopyIn<'c, 't> {
 
 impl<'c, 't> CopyIn<'c, 't> {
     /// Begins a copy where enough of these keys are new to the table, and its columns have a binary form here.
-    pub(super) async fn find(
+    pub(crate) async fn find(
         connection: &'c mut PgConnection,
         table: &'t EntityTable,
         site: &Arc<str>,
@@ -108,7 +108,7 @@ impl<'c, 't> CopyIn<'c, 't> {
 
     /// Takes a row whose own key must be `key`. Answers whether it did: one that may stand, or has a value in another
     /// form than the usual one, has to go another way.
-    pub(super) async fn push(&mut self, key: &str, row: &'t str) -> Result<bool, CopyRefusal> {
+    pub(crate) async fn push(&mut self, key: &str, row: &'t str) -> Result<bool, CopyRefusal> {
         let table = self.grid.table;
         let is_new = |number| self.highest.is_none_or(|highest| number > highest);
         if !number(table, key).is_some_and(is_new) {
@@ -138,7 +138,7 @@ impl<'c, 't> CopyIn<'c, 't> {
     }
 
     /// Ends the copy. Answers how many rows it took.
-    pub(super) async fn finish(mut self) -> Result<u64, DbError> {
+    pub(crate) async fn finish(mut self) -> Result<u64, DbError> {
         self.buffer.extend_from_slice(&(-1_i16).to_be_bytes());
         self.send().await?;
         let rows = self.copy.finish().await?;

@@ -2,21 +2,21 @@
 //!
 //! What goes into a template is either a quoted identifier, a type's own name, or SQL of this module.
 
-use super::column_type::base64;
-use super::encode::ArrayParam;
-use super::schema::{EntityTable, TableColumn};
+use crate::receiver::rows::array_params::ArrayParam;
+use crate::receiver::tables::column_type::base64;
+use crate::receiver::tables::schema::{EntityTable, TableColumn};
 
-const UPSERT: &str = include_str!("../../sql/receiver/upsert.sql");
-const UPSERT_GUARD: &str = include_str!("../../sql/receiver/upsert_guard.sql");
-const POST: &str = include_str!("../../sql/receiver/post.sql");
-const DELETE: &str = include_str!("../../sql/receiver/delete.sql");
-const DELETE_ROW: &str = include_str!("../../sql/receiver/delete_row.sql");
-const TRUNCATE: &str = include_str!("../../sql/receiver/truncate.sql");
-const KNOWN: &str = include_str!("../../sql/receiver/known.sql");
-const TAKEN: &str = include_str!("../../sql/receiver/taken.sql");
-const HIGHEST: &str = include_str!("../../sql/receiver/highest.sql");
-const COPY: &str = include_str!("../../sql/receiver/copy.sql");
-const LIST: &str = include_str!("../../sql/receiver/list.sql");
+const UPSERT: &str = include_str!("../../../sql/receiver/upsert.sql");
+const UPSERT_GUARD: &str = include_str!("../../../sql/receiver/upsert_guard.sql");
+const POST: &str = include_str!("../../../sql/receiver/post.sql");
+const DELETE: &str = include_str!("../../../sql/receiver/delete.sql");
+const DELETE_ROW: &str = include_str!("../../../sql/receiver/delete_row.sql");
+const TRUNCATE: &str = include_str!("../../../sql/receiver/truncate.sql");
+const KNOWN: &str = include_str!("../../../sql/receiver/known.sql");
+const TAKEN: &str = include_str!("../../../sql/receiver/taken.sql");
+const HIGHEST: &str = include_str!("../../../sql/receiver/highest.sql");
+const COPY: &str = include_str!("../../../sql/receiver/copy.sql");
+const LIST: &str = include_str!("../../../sql/receiver/list.sql");
 
 /// Parameters before the columns' arrays: site and entity, and for a batch its epoch and version.
 const BASELINE: usize = 2;
@@ -109,12 +109,12 @@ fn same_key(table: &EntityTable) -> String {
 
 /// What a statement does beside changing rows.
 #[derive(Clone, Copy)]
-pub(super) struct StatementForm {
+pub(crate) struct StatementForm {
     /// What it applied goes into the history too.
-    pub(super) kept: bool,
+    pub(crate) kept: bool,
     /// It does all that a batch asks. It returns whether the batch had its turn and the table was still of its version,
     /// and how many changes it applied. It has more parameters: see [`FastPathParameters`].
-    pub(super) brief: bool,
+    pub(crate) brief: bool,
 }
 
 /// The parameters that a brief statement has after its arrays, as SQL. See known.sql and taken.sql.
@@ -195,7 +195,7 @@ impl StatementForm {
 }
 
 /// The types of a brief statement's parameters.
-pub(super) fn brief_types(columns: usize) -> String {
+pub(crate) fn brief_types(columns: usize) -> String {
     format!(
         "text, text, bigint, bigint{}, {}",
         ", text[]".repeat(columns),
@@ -241,7 +241,7 @@ fn key_list(table: &EntityTable) -> String {
 }
 
 /// Upserts of a batch. `guarded` where the entity has tombstones.
-pub(super) fn upsert(
+pub(crate) fn upsert(
     table: &EntityTable,
     columns: &[&TableColumn],
     encoded: &[ArrayParam<'_>],
@@ -278,7 +278,7 @@ fn set(columns: &[&TableColumn]) -> String {
 }
 
 /// Upserts without a version.
-pub(super) fn post(
+pub(crate) fn post(
     table: &EntityTable,
     columns: &[&TableColumn],
     encoded: &[ArrayParam<'_>],
@@ -304,7 +304,7 @@ pub(super) fn post(
 }
 
 /// Deletes of a batch; `columns` are the key's.
-pub(super) fn delete(
+pub(crate) fn delete(
     table: &EntityTable,
     columns: &[&TableColumn],
     encoded: &[ArrayParam<'_>],
@@ -334,7 +334,7 @@ pub(super) fn delete(
 }
 
 /// Deletes without a version; `columns` are the key's.
-pub(super) fn delete_row(
+pub(crate) fn delete_row(
     table: &EntityTable,
     columns: &[&TableColumn],
     encoded: &[ArrayParam<'_>],
@@ -361,7 +361,7 @@ pub(super) fn delete_row(
 }
 
 /// Truncates, in a batch.
-pub(super) fn truncate(table: &EntityTable, kept: bool) -> String {
+pub(crate) fn truncate(table: &EntityTable, kept: bool) -> String {
     let (open, close) = StatementForm { kept, brief: false }.wrap(
         "truncate",
         "null::text as key, t.epoch, t.version, null::text as digest",
@@ -374,7 +374,7 @@ pub(super) fn truncate(table: &EntityTable, kept: bool) -> String {
 }
 
 /// Asks for the highest key in a range, by the first key column.
-pub(super) fn highest(table: &EntityTable) -> String {
+pub(crate) fn highest(table: &EntityTable) -> String {
     let key = table
         .key
         .first()
@@ -383,7 +383,7 @@ pub(super) fn highest(table: &EntityTable) -> String {
 }
 
 /// Takes new rows with these columns, after site, epoch and version.
-pub(super) fn copy(table: &EntityTable, columns: &[&TableColumn]) -> String {
+pub(crate) fn copy(table: &EntityTable, columns: &[&TableColumn]) -> String {
     let columns = join(columns, |column| column.quoted.clone());
     fill(COPY, &[("table", &table.quoted), ("columns", &columns)])
 }
@@ -392,7 +392,7 @@ pub(super) fn copy(table: &EntityTable, columns: &[&TableColumn]) -> String {
 ///
 /// A row without a time is listed. On columns without a time zone the window is a day longer, since the site's
 /// clock may stand up to a day apart from UTC: what is listed too much does no harm, what is missing is sent again.
-pub(super) fn list(table: &EntityTable, columns: &[&TableColumn], window: Option<&TableColumn>) -> String {
+pub(crate) fn list(table: &EntityTable, columns: &[&TableColumn], window: Option<&TableColumn>) -> String {
     let condition = window.map_or(String::new(), |column| {
         let name = format!("t.{}", column.quoted);
         let since = match column.of.name {

@@ -50,16 +50,16 @@ const KNOWN: &[(&str, &[&str])] = &[
 
 /// The type of a column in the cloud: a known name, or an array of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ColumnType {
+pub(crate) struct ColumnType {
     /// The canonical name of the type, or of the array's elements.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// True for an array, of any number of dimensions.
-    pub(super) array: bool,
+    pub(crate) array: bool,
 }
 
 /// What becomes of a column that stands with one type and is declared with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TypeMerge {
+pub(crate) enum TypeMerge {
     /// The standing type holds every value of the declared one.
     Keep,
     /// The column takes this wider type.
@@ -75,7 +75,7 @@ const TEXT: ColumnType = ColumnType {
 
 impl ColumnType {
     /// The type of a declared name; text where it is unknown. Modifiers in brackets are dropped.
-    pub(super) fn of(declared: &str) -> Self {
+    pub(crate) fn of(declared: &str) -> Self {
         let mut plain = String::with_capacity(declared.len());
         let mut depth = 0_usize;
         for letter in declared.chars() {
@@ -100,22 +100,22 @@ impl ColumnType {
     }
 
     /// Its name in SQL.
-    pub(super) fn sql(self) -> String {
+    pub(crate) fn sql(self) -> String {
         format!("{}{}", self.name, if self.array { "[]" } else { "" })
     }
 
     /// Whether it is this scalar type.
-    pub(super) fn is(self, name: &str) -> bool {
+    pub(crate) fn is(self, name: &str) -> bool {
         !self.array && self.name == name
     }
 
     /// Whether a window of days can be measured on it.
-    pub(super) fn is_time(self) -> bool {
+    pub(crate) fn is_time(self) -> bool {
         self.is("date") || self.is("timestamp with time zone") || self.is("timestamp without time zone")
     }
 
     /// What becomes of a column of this type that is now declared as `declared`.
-    pub(super) fn meet(self, declared: Self) -> TypeMerge {
+    pub(crate) fn meet(self, declared: Self) -> TypeMerge {
         if self == declared || self == TEXT {
             return TypeMerge::Keep;
         }
@@ -143,7 +143,7 @@ impl ColumnType {
     }
 
     /// The expression that turns a value of this type, in `column` (quoted), into `to`, as `alter … using` needs it.
-    pub(super) fn cast(self, column: &str, to: Self) -> String {
+    pub(crate) fn cast(self, column: &str, to: Self) -> String {
         if to.is("text") {
             match self.name {
                 "bytea" => base64(column),
@@ -160,7 +160,7 @@ impl ColumnType {
 }
 
 /// The expression for bytes in base64, without the line breaks that PostgreSQL puts in.
-pub(super) fn base64(column: &str) -> String {
+pub(crate) fn base64(column: &str) -> String {
     format!("translate(encode({column}, 'base64'), E'\\n', '')")
 }
 

@@ -5,27 +5,27 @@
 //! the batch with its answer. PostgreSQL commits them together, and the second sees all that was committed before the
 //! lock was given. The values travel as text, and PostgreSQL's own input functions read them.
 //!
-//! Whatever is unusual is left to [`super::apply`], and nothing has taken effect then: a batch that does not follow the
+//! Whatever is unusual is left to [`crate::receiver::changes::apply`], and nothing has taken effect then: a batch that does not follow the
 //! newest one of its term, a change that is refused, a table that has become another version, a value that does not fit.
 
 use std::fmt::Write;
 
 use sqlx::{AssertSqlSafe, Row};
 
-use super::Shared;
-use super::apply::{BatchAnswer, BatchToApply, EntityChanges};
-use super::database::{self, DbError};
-use super::encode::{ArrayParam, as_text};
-use super::grid::RowBatch;
-use super::statement::{self, StatementForm};
-use super::writers::ApplyConnection;
+use crate::receiver::Shared;
+use crate::receiver::changes::apply::{BatchAnswer, BatchToApply, EntityChanges};
+use crate::receiver::db::apply_pool::ApplyConnection;
+use crate::receiver::db::pool::{self, DbError};
+use crate::receiver::rows::array_params::{ArrayParam, as_text};
+use crate::receiver::rows::row_batch::RowBatch;
+use crate::receiver::rows::statement::{self, StatementForm};
 
 /// Changes and bytes of a brief batch, at most: above, the round trips are small beside the work.
 const CHANGES: usize = 64;
 const BYTES: usize = 64 * 1024;
 
 /// Applies a brief batch, and commits. Returns its answer; `None` if it is not brief, or not a usual one.
-pub(super) async fn apply(
+pub(crate) async fn apply(
     shared: &Shared,
     writer: &mut ApplyConnection<'_>,
     delivery: &BatchToApply<'_>,
@@ -37,7 +37,9 @@ pub(super) async fn apply(
     let (entity, op) = (&first.entity, first.op());
     let delete = op == "delete";
     let alike = lines.iter().all(|line| line.entity == *entity && line.op() == op);
-    let size = |line: &super::lines::ChangeLine<'_>| line.row().or(line.key()).map_or(0, str::len);
+    let size = |line: &crate::receiver::changes::ndjson::ChangeLine<'_>| {
+        line.row().or(line.key()).map_or(0, str::len)
+    };
     let table = shared.tables.known(entity);
     let Some(table) = table
         .filter(|_| alike && (delete || op == "upsert") && lines.iter().map(size).sum::<usize>() <= BYTES)
@@ -123,7 +125,7 @@ fn message(
     grid: &RowBatch<'_>,
     values: &[ArrayParam<'_>],
 ) -> Option<String> {
-    let mut sql = database::site_lock(delivery.site);
+    let mut sql = pool::site_lock(delivery.site);
     let _ = write!(sql, "; execute {name} (");
     literal(&mut sql, delivery.site);
     sql.push_str(", ");

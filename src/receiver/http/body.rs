@@ -12,8 +12,8 @@ use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::answer::{ApiError, ApiResult};
-use super::shares::SiteShare;
+use crate::receiver::http::api_error::{ApiError, ApiResult};
+use crate::receiver::http::site_shares::SiteShare;
 
 /// How many bodies of the greatest size may be in memory at once.
 const BODIES: usize = 8;
@@ -35,13 +35,13 @@ const START: Duration = Duration::from_secs(60);
 const PACE: u64 = 1024;
 
 /// How fast a body comes.
-pub(super) struct MinRate {
+pub(crate) struct MinRate {
     began: Instant,
     bytes: u64,
 }
 
 impl MinRate {
-    pub(super) fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         Self {
             began: Instant::now(),
             bytes: 0,
@@ -52,7 +52,7 @@ impl MinRate {
     ///
     /// # Errors
     /// 408 where it is too little for the time.
-    pub(super) fn came(&mut self, bytes: usize) -> ApiResult<()> {
+    pub(crate) fn came(&mut self, bytes: usize) -> ApiResult<()> {
         self.bytes += bytes as u64;
         if self.began.elapsed() > START + Duration::from_secs(self.bytes / PACE) {
             return Err(ApiError::new(
@@ -66,7 +66,7 @@ impl MinRate {
 
 /// The bound on bodies: of each one, and of all in memory.
 #[derive(Clone)]
-pub(super) struct MemoryBudget {
+pub(crate) struct MemoryBudget {
     one: usize,
     all: Arc<Semaphore>,
     /// Of the site that is served.
@@ -74,8 +74,8 @@ pub(super) struct MemoryBudget {
 }
 
 /// A body in memory; its share of the bound on all is given back when it is dropped.
-pub(super) struct BufferedBody {
-    pub(super) bytes: Bytes,
+pub(crate) struct BufferedBody {
+    pub(crate) bytes: Bytes,
     _share: Vec<OwnedSemaphorePermit>,
 }
 
@@ -86,7 +86,7 @@ fn units(one: usize) -> usize {
 
 impl MemoryBudget {
     /// At most `one` bytes a body, after unpacking.
-    pub(super) fn new(one: usize) -> Self {
+    pub(crate) fn new(one: usize) -> Self {
         Self {
             one,
             all: Arc::new(Semaphore::new(units(one))),
@@ -95,12 +95,12 @@ impl MemoryBudget {
     }
 
     /// The bound on all bodies, in units of 1 KiB.
-    pub(super) fn units(&self) -> usize {
+    pub(crate) fn units(&self) -> usize {
         units(self.one)
     }
 
     /// The same for the bodies of one site, which have a share of all.
-    pub(super) fn of(&self, share: &SiteShare) -> Self {
+    pub(crate) fn of(&self, share: &SiteShare) -> Self {
         Self {
             own: Some(Arc::clone(&share.memory)),
             ..self.clone()
@@ -122,12 +122,12 @@ impl MemoryBudget {
     }
 
     /// Reads a body, and unpacks it where the headers say that it is packed with zstd.
-    pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> ApiResult<BufferedBody> {
+    pub(crate) async fn read(&self, headers: &HeaderMap, body: Body) -> ApiResult<BufferedBody> {
         self.read_seen(headers, body, |_| {}).await
     }
 
     /// The same. `see` is shown what has come, from the body's beginning, each time that more has; of a packed body, nothing.
-    pub(super) async fn read_seen(
+    pub(crate) async fn read_seen(
         &self,
         headers: &HeaderMap,
         body: Body,

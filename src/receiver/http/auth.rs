@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::Shared;
-use super::answer::ApiError;
-use super::media::plain;
-use super::shares::SiteShare;
 use crate::error::{Error, Result};
+use crate::receiver::Shared;
+use crate::receiver::files::media::plain;
+use crate::receiver::http::api_error::ApiError;
+use crate::receiver::http::site_shares::SiteShare;
 use crate::serve::RemoteClient;
 
 /// A wrong key is forgotten after this time, and said in the log once in it for each source.
@@ -29,7 +29,7 @@ const SOURCES: usize = 1024;
 pub struct KeyRing(Arc<RwLock<KeyHashes>>);
 
 impl KeyRing {
-    pub(super) fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
+    pub(crate) fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
         Ok(Self(Arc::new(RwLock::new(KeyHashes::new(keys)?))))
     }
 
@@ -111,7 +111,7 @@ impl KeyHashes {
 /// Wrong keys of late, by where they came from: each is answered later than the one before, and a line of the log tells
 /// of the first. Whoever shows a valid key is not held up by them.
 #[derive(Default)]
-pub(super) struct AuthThrottle(Mutex<HashMap<IpAddr, (Instant, u32)>>);
+pub(crate) struct AuthThrottle(Mutex<HashMap<IpAddr, (Instant, u32)>>);
 
 impl AuthThrottle {
     /// Notes one, and answers how long its answer shall wait.
@@ -138,7 +138,7 @@ impl AuthThrottle {
 
 /// The site that a request's key belongs to, and what it may hold.
 #[derive(Debug, Clone)]
-pub(super) struct AuthenticatedSite(pub(super) Arc<str>, pub(super) Arc<SiteShare>);
+pub(crate) struct AuthenticatedSite(pub(crate) Arc<str>, pub(crate) Arc<SiteShare>);
 
 impl FromRequestParts<Arc<Shared>> for AuthenticatedSite {
     type Rejection = ApiError;

@@ -6,9 +6,9 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::answer::{ApiError, ApiResult};
-use super::json::{self, Members};
-use super::schema::place_of;
+use crate::receiver::http::api_error::{ApiError, ApiResult};
+use crate::receiver::rows::json::{self, Members};
+use crate::receiver::tables::schema::place_of;
 
 /// More lines than this are refused: each takes memory beyond its bytes.
 const LINES: usize = 200_000;
@@ -31,28 +31,28 @@ struct ChangeLineJson<'a> {
 }
 
 /// One line of the request.
-pub(super) struct ChangeLine<'a> {
-    pub(super) position: i64,
-    pub(super) entity: Cow<'a, str>,
+pub(crate) struct ChangeLine<'a> {
+    pub(crate) position: i64,
+    pub(crate) entity: Cow<'a, str>,
     op: Cow<'a, str>,
     key: Option<&'a str>,
     row: Option<&'a str>,
     /// Its number, counted from 1.
-    pub(super) number: usize,
+    pub(crate) number: usize,
 }
 
 impl<'a> ChangeLine<'a> {
-    pub(super) fn op(&self) -> &str {
+    pub(crate) fn op(&self) -> &str {
         &self.op
     }
 
     /// The key's JSON text.
-    pub(super) fn key(&self) -> Option<&'a str> {
+    pub(crate) fn key(&self) -> Option<&'a str> {
         self.key
     }
 
     /// The row's JSON text.
-    pub(super) fn row(&self) -> Option<&'a str> {
+    pub(crate) fn row(&self) -> Option<&'a str> {
         self.row
     }
 }
@@ -77,7 +77,7 @@ enum TextSpan {
 /// Reads the lines of a body, while it comes. A line that is not a change refuses the whole request, as nothing tells what
 /// else is wrong.
 #[derive(Default)]
-pub(super) struct ChangeLineReader {
+pub(crate) struct ChangeLineReader {
     lines: Vec<LineSpans>,
     /// The bytes and the line breaks that were read.
     bytes: usize,
@@ -87,7 +87,7 @@ pub(super) struct ChangeLineReader {
 
 impl ChangeLineReader {
     /// Reads on. `body` is what has come of it from its beginning.
-    pub(super) fn come(&mut self, body: &[u8]) {
+    pub(crate) fn come(&mut self, body: &[u8]) {
         let new = &body[self.bytes..];
         if new.len() < PIECE {
             return;
@@ -98,7 +98,7 @@ impl ChangeLineReader {
     }
 
     /// Reads the rest, and answers all lines.
-    pub(super) fn end(mut self, body: &[u8]) -> ApiResult<Vec<ChangeLine<'_>>> {
+    pub(crate) fn end(mut self, body: &[u8]) -> ApiResult<Vec<ChangeLine<'_>>> {
         self.read(&body[self.bytes..]);
         if let Some(refusal) = self.refusal {
             return Err(refusal);

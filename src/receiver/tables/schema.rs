@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::Shared;
-use super::answer::{ApiError, ApiResult};
-use super::auth::AuthenticatedSite;
-use super::column_type::{ColumnType, TypeMerge};
-use super::database::{self, DbError};
-use super::turn;
 use crate::catalogue::RESERVED_PATHS;
+use crate::receiver::Shared;
+use crate::receiver::changes::turn;
+use crate::receiver::db::pool::{self, DbError};
+use crate::receiver::http::api_error::{ApiError, ApiResult};
+use crate::receiver::http::auth::AuthenticatedSite;
+use crate::receiver::tables::column_type::{ColumnType, TypeMerge};
 use crate::wire;
 
 /// PostgreSQL cuts longer names, which would make two names one.
@@ -34,19 +34,19 @@ const OWN_COLUMNS: [&str; 4] = ["_site", "_epoch", "_version", "_version_tombsto
 const COLUMNS: usize = 1597;
 
 /// A name as SQL takes it: in quotes, with its own quotes doubled.
-pub(super) fn quoted(name: &str) -> String {
+pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A column of an entity's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TableColumn {
-    pub(super) name: String,
+pub(crate) struct TableColumn {
+    pub(crate) name: String,
     /// The name in quotes.
-    pub(super) quoted: String,
+    pub(crate) quoted: String,
     /// The name as a member of a JSON object: in quotes, with its colon.
-    pub(super) member: String,
-    pub(super) of: ColumnType,
+    pub(crate) member: String,
+    pub(crate) of: ColumnType,
 }
 
 impl TableColumn {
@@ -62,14 +62,14 @@ impl TableColumn {
 
 /// An entity's table.
 #[derive(Debug)]
-pub(super) struct EntityTable {
-    pub(super) entity: String,
+pub(crate) struct EntityTable {
+    pub(crate) entity: String,
     /// The table's name in SQL, with its schema.
-    pub(super) quoted: String,
-    pub(super) columns: Vec<TableColumn>,
+    pub(crate) quoted: String,
+    pub(crate) columns: Vec<TableColumn>,
     /// The places of the key columns, in the key's order.
-    pub(super) key: Vec<usize>,
-    pub(super) version: i64,
+    pub(crate) key: Vec<usize>,
+    pub(crate) version: i64,
     places: HashMap<String, usize>,
 }
 
@@ -109,7 +109,7 @@ impl EntityTable {
     }
 
     /// The place of a column.
-    pub(super) fn place(&self, name: &str) -> Option<usize> {
+    pub(crate) fn place(&self, name: &str) -> Option<usize> {
         self.places.get(name).copied()
     }
 }
@@ -120,16 +120,16 @@ fn table_name(entity: &str) -> String {
 
 /// The tables as last seen, by entity.
 #[derive(Default)]
-pub(super) struct TableCache(Mutex<HashMap<String, Arc<EntityTable>>>);
+pub(crate) struct TableCache(Mutex<HashMap<String, Arc<EntityTable>>>);
 
 impl TableCache {
     /// The entity's table as last seen. It may have become a newer version since.
-    pub(super) fn known(&self, entity: &str) -> Option<Arc<EntityTable>> {
+    pub(crate) fn known(&self, entity: &str) -> Option<Arc<EntityTable>> {
         self.lock().get(entity).cloned()
     }
 
     /// The entity's table in this version: remembered, else read.
-    pub(super) async fn get(
+    pub(crate) async fn get(
         &self,
         connection: &mut PgConnection,
         entity: &str,
@@ -154,14 +154,14 @@ impl TableCache {
 }
 
 /// What lies at a site's path.
-pub(super) struct PathOwner {
-    pub(super) table: Arc<EntityTable>,
+pub(crate) struct PathOwner {
+    pub(crate) table: Arc<EntityTable>,
     /// The column that `?days=` measures.
-    pub(super) window: Option<String>,
+    pub(crate) window: Option<String>,
 }
 
 /// Finds what a site has declared at a path.
-pub(super) async fn at_path(
+pub(crate) async fn at_path(
     shared: &Shared,
     connection: &mut PgConnection,
     site: &str,
@@ -289,7 +289,7 @@ fn check_name(what: &str, name: &str) -> ApiResult<()> {
 /// `PUT /schema/{path}`: creates or extends the entity's table, and notes where the site has it. With `X-Source-Id` the
 /// site's entity belongs to that source from then on: two databases that send rows of one entity of one site would
 /// overwrite each other's.
-pub(super) async fn put(
+pub(crate) async fn put(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
@@ -303,7 +303,7 @@ pub(super) async fn put(
     let columns = declared.columns(&path)?;
     let _connection = share.connection().await?;
     let mut transaction = shared.pool.begin().await?;
-    database::lock_tables(&mut transaction).await?;
+    pool::lock_tables(&mut transaction).await?;
     sqlx::query("set local lock_timeout = '5s'")
         .execute(&mut *transaction)
         .await?;
@@ -337,7 +337,7 @@ async fn check_owner(connection: &mut PgConnection, site: &str, entity: &str, so
 }
 
 /// Where a JSON text is broken. serde's own words may carry a value.
-pub(super) fn place_of(error: &serde_json::Error) -> String {
+pub(crate) fn place_of(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         serde_json::error::Category::Data => "a member is missing or of another kind",
         _ => "broken JSON",

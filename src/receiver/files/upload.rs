@@ -21,16 +21,16 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
-use super::Shared;
-use super::answer::{ApiError, ApiResult};
-use super::auth::AuthenticatedSite;
-use super::body::MinRate;
-use super::media::plain;
-use super::multipart::PartReader;
-use super::shelf::{FinishedUpload, disk};
+use crate::receiver::Shared;
+use crate::receiver::files::group_commit::{FinishedUpload, disk};
+use crate::receiver::files::media::plain;
+use crate::receiver::files::multipart::PartReader;
+use crate::receiver::http::api_error::{ApiError, ApiResult};
+use crate::receiver::http::auth::AuthenticatedSite;
+use crate::receiver::http::body::MinRate;
 
 /// Where files lie until they are whole: below the files' root, so that a rename is enough.
-pub(super) const INCOMING: &str = ".incoming";
+pub(crate) const INCOMING: &str = ".incoming";
 
 /// So many bytes are hashed and written at once.
 const PIECE: usize = 256 * 1024;
@@ -55,7 +55,7 @@ struct StoredUpload {
 }
 
 /// `POST /upload/{directory}`, `multipart/form-data`, part `file`.
-pub(super) async fn receive(
+pub(crate) async fn receive(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, _): AuthenticatedSite,
     Path(directory): Path<String>,

@@ -24,15 +24,15 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::sync::mpsc;
 
-use super::Shared;
-use super::answer::{ApiError, ApiResult};
-use super::auth::AuthenticatedSite;
-use super::database::{self, DbError};
-use super::grid::{RejectReason, RowBatch, canonical_key, unknown_column};
-use super::json::Members;
-use super::schema::{self, EntityTable, PathOwner, TableColumn, place_of};
-use super::shares::SiteShare;
-use super::statement;
+use crate::receiver::Shared;
+use crate::receiver::db::pool::{self, DbError};
+use crate::receiver::http::api_error::{ApiError, ApiResult};
+use crate::receiver::http::auth::AuthenticatedSite;
+use crate::receiver::http::site_shares::SiteShare;
+use crate::receiver::rows::json::Members;
+use crate::receiver::rows::row_batch::{RejectReason, RowBatch, canonical_key, unknown_column};
+use crate::receiver::rows::statement;
+use crate::receiver::tables::schema::{self, EntityTable, PathOwner, TableColumn, place_of};
 
 /// Rows of a list go out in pieces of about this many bytes.
 const PIECE: usize = 32 * 1024;
@@ -40,16 +40,16 @@ const PIECE: usize = 32 * 1024;
 /// A list whose reader takes nothing for this long is ended: it holds a connection of the database.
 const SLOW_READER: Duration = Duration::from_secs(60);
 
-const SOURCE: &str = include_str!("../../sql/receiver/baseline.sql");
+const SOURCE: &str = include_str!("../../../sql/receiver/baseline.sql");
 
 #[derive(Deserialize)]
-pub(super) struct ListQuery {
+pub(crate) struct ListQuery {
     days: Option<i32>,
     keys: Option<String>,
 }
 
 /// `GET /{path}`, optionally with `days=N` (within the window) and `keys=1` (key columns only).
-pub(super) async fn list(
+pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
@@ -138,7 +138,7 @@ async fn send(sender: &mpsc::Sender<std::io::Result<Bytes>>, piece: String) -> R
 }
 
 /// `POST /{path}`: one row.
-pub(super) async fn post(
+pub(crate) async fn post(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
@@ -161,7 +161,7 @@ struct BulkAnswer<'a> {
 }
 
 /// `POST /bulk/{path}`: many rows, all or none.
-pub(super) async fn bulk(
+pub(crate) async fn bulk(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
@@ -203,7 +203,7 @@ async fn upsert(
     let failed = |error: sqlx::Error| (None, ApiError::from(error));
     let _connection = share.connection().await.map_err(|refusal| (None, refusal))?;
     let mut transaction = shared.pool.begin().await.map_err(failed)?;
-    database::lock_site(&mut transaction, site)
+    pool::lock_site(&mut transaction, site)
         .await
         .map_err(|trouble| (None, trouble.into()))?;
     let PathOwner { table, .. } = schema::at_path(shared, &mut transaction, site, path)
@@ -306,7 +306,7 @@ async fn store(
 
 /// `DELETE /{path}/{key}`: the key's values, percent-encoded, joined by commas in the schema's order where there are
 /// several.
-pub(super) async fn delete(
+pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
     uri: Uri,
@@ -319,7 +319,7 @@ pub(super) async fn delete(
     let none = || ApiError::new(StatusCode::NOT_FOUND, "there is no row with this key");
     let _connection = share.connection().await?;
     let mut transaction = shared.pool.begin().await?;
-    database::lock_site(&mut transaction, &site).await?;
+    pool::lock_site(&mut transaction, &site).await?;
     let PathOwner { table, .. } = schema::at_path(&shared, &mut transaction, &site, &path).await?;
     let values: Vec<&str> = if table.key.len() == 1 {
         vec![key]

@@ -7,12 +7,12 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use tracing::{Instrument, debug_span};
 
-use super::Shared;
-use super::answer::ApiResult;
-use super::apply::{self, BatchToApply};
-use super::auth::AuthenticatedSite;
-use super::lines::ChangeLineReader;
-use super::turn::BatchHeaders;
+use crate::receiver::Shared;
+use crate::receiver::changes::apply::{self, BatchToApply};
+use crate::receiver::changes::ndjson::ChangeLineReader;
+use crate::receiver::changes::turn::BatchHeaders;
+use crate::receiver::http::api_error::ApiResult;
+use crate::receiver::http::auth::AuthenticatedSite;
 
 /// A header that tells what the server took of the time that the client waits.
 type ServerTimingHeader = [(HeaderName, String); 1];
@@ -27,7 +27,7 @@ fn server_timing(took: Duration) -> ServerTimingHeader {
 }
 
 /// `POST /changes`.
-pub(super) async fn receive(
+pub(crate) async fn receive(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
     request: Request,

@@ -5,14 +5,14 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::database::{DbError, condition};
+use crate::receiver::db::pool::{DbError, condition};
 
 /// The result of a request.
-pub(super) type ApiResult<T> = std::result::Result<T, ApiError>;
+pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
 
 /// An answer other than 2xx: `{"success":false,"error":…}`, with `code` and `source` where a program acts on them.
 #[derive(Debug)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     error: String,
     code: Option<&'static str>,
@@ -21,7 +21,7 @@ pub(super) struct ApiError {
 
 impl ApiError {
     /// An answer with this status and these words for the caller.
-    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self {
             status,
             error: error.into(),
@@ -31,45 +31,45 @@ impl ApiError {
     }
 
     /// The same answer, with a code for the calling program.
-    pub(super) fn with_code(mut self, code: &'static str) -> Self {
+    pub(crate) fn with_code(mut self, code: &'static str) -> Self {
         self.code = Some(code);
         self
     }
 
     /// The same answer, with what the receiver has of the source.
-    pub(super) fn with_source(mut self, source: Value) -> Self {
+    pub(crate) fn with_source(mut self, source: Value) -> Self {
         self.source = Some(source);
         self
     }
 
     /// What it tells the caller.
-    pub(super) fn words(&self) -> &str {
+    pub(crate) fn words(&self) -> &str {
         &self.error
     }
 
     /// The same answer, with what it is about before its words.
-    pub(super) fn about(mut self, subject: &str) -> Self {
+    pub(crate) fn about(mut self, subject: &str) -> Self {
         self.error = format!("{subject}: {}", self.error);
         self
     }
 
     /// 503 with `Retry-After`.
-    pub(super) fn later(error: impl Into<String>) -> Self {
+    pub(crate) fn later(error: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error)
     }
 
     /// 413.
-    pub(super) fn too_large(error: impl Into<String>) -> Self {
+    pub(crate) fn too_large(error: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, error)
     }
 
     /// 400.
-    pub(super) fn malformed(error: impl Into<String>) -> Self {
+    pub(crate) fn malformed(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error)
     }
 
     /// 404 for a path without a schema, with the remedy.
-    pub(super) fn unknown_path(path: &str) -> Self {
+    pub(crate) fn unknown_path(path: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             format!("nothing is known at /{path}; declare it first with PUT /schema/{path}"),
@@ -77,7 +77,7 @@ impl ApiError {
     }
 
     /// 404 for a capability that this server does not offer.
-    pub(super) fn not_offered(capability: &str) -> Self {
+    pub(crate) fn not_offered(capability: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             format!("this server does not offer {capability}"),
@@ -85,7 +85,7 @@ impl ApiError {
     }
 
     /// 500 for something wrong on this machine; the cause goes to the log.
-    pub(super) fn fault(operation: &str, cause: &dyn std::fmt::Display) -> Self {
+    pub(crate) fn fault(operation: &str, cause: &dyn std::fmt::Display) -> Self {
         tracing::error!(operation, %cause, "a request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {operation}"))
     }
@@ -113,7 +113,7 @@ impl From<sqlx::Error> for ApiError {
 }
 
 /// A data error in words.
-pub(super) fn words(state: &str, column: Option<&str>) -> String {
+pub(crate) fn words(state: &str, column: Option<&str>) -> String {
     match column {
         Some(column) => format!("{} ({column})", condition(state)),
         None => condition(state).to_owned(),

@@ -17,7 +17,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::sync::{Notify, OwnedMutexGuard, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
-use super::database::{DbError, STATEMENTS};
+use crate::receiver::db::pool::{DbError, STATEMENTS};
 
 /// Connections at once.
 const CONNECTIONS: usize = 8;
@@ -32,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const SILENT: Duration = Duration::from_secs(2);
 
 /// The connections that are at rest, and the order of requests.
-pub(super) struct ApplyPool {
+pub(crate) struct ApplyPool {
     options: PgConnectOptions,
     idle: Mutex<Vec<IdleConnection>>,
     places: Semaphore,
@@ -48,19 +48,19 @@ struct SiteQueue {
 }
 
 /// The head of a site's queue, until it is dropped.
-pub(super) struct QueueHead {
+pub(crate) struct QueueHead {
     queue: Arc<SiteQueue>,
     head: OwnedMutexGuard<()>,
 }
 
 impl QueueHead {
     /// Notes that a batch was taken: the next one has its turn.
-    pub(super) fn taken(self) {
+    pub(crate) fn taken(self) {
         self.queue.taken.notify_waiters();
     }
 
     /// Lets the others go first, until a batch was taken. One that another receiver took is not told of.
-    pub(super) async fn wait(self) {
+    pub(crate) async fn wait(self) {
         let mut taken = std::pin::pin!(self.queue.taken.notified());
         taken.as_mut().enable();
         drop(self.head);
@@ -75,20 +75,20 @@ struct IdleConnection {
 }
 
 /// A connection, until it is given back.
-pub(super) struct ApplyConnection<'a> {
-    pub(super) connection: PgConnection,
-    pub(super) prepared: PreparedStatements,
+pub(crate) struct ApplyConnection<'a> {
+    pub(crate) connection: PgConnection,
+    pub(crate) prepared: PreparedStatements,
     _place: SemaphorePermit<'a>,
 }
 
 /// The statements that were prepared by name: of an entity's table in a version, for upserts or for deletes.
 #[derive(Default)]
-pub(super) struct PreparedStatements(HashMap<(String, bool), (i64, usize)>);
+pub(crate) struct PreparedStatements(HashMap<(String, bool), (i64, usize)>);
 
 impl PreparedStatements {
     /// The statement's name. One that is not prepared yet in this version is, and takes an older one's place; none where
     /// there is no room for another.
-    pub(super) async fn name(
+    pub(crate) async fn name(
         &mut self,
         connection: &mut PgConnection,
         (entity, delete, version): (&str, bool, i64),
@@ -126,7 +126,7 @@ async fn execute_text(connection: &mut PgConnection, sql: String) -> Result<(), 
 
 impl ApplyPool {
     /// Connections like these, made when they are first needed.
-    pub(super) fn new(options: &PgConnectOptions) -> Self {
+    pub(crate) fn new(options: &PgConnectOptions) -> Self {
         let options = options.clone().options([
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
@@ -142,7 +142,7 @@ impl ApplyPool {
     }
 
     /// Waits in the site's queue.
-    pub(super) async fn site_queue(&self, site: &Arc<str>) -> Result<QueueHead, DbError> {
+    pub(crate) async fn site_queue(&self, site: &Arc<str>) -> Result<QueueHead, DbError> {
         let queue = {
             let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(queues.entry(Arc::clone(site)).or_default())
@@ -152,7 +152,7 @@ impl ApplyPool {
     }
 
     /// A connection: one at rest, else a new one.
-    pub(super) async fn take(&self) -> Result<ApplyConnection<'_>, DbError> {
+    pub(crate) async fn take(&self) -> Result<ApplyConnection<'_>, DbError> {
         let place = patient(self.places.acquire())
             .await?
             .map_err(|_| DbError::Transient("the server is stopping".to_owned()))?;
@@ -176,7 +176,7 @@ impl ApplyPool {
     }
 
     /// Takes a connection back on which nothing is under way.
-    pub(super) fn give_back(&self, writer: ApplyConnection<'_>) {
+    pub(crate) fn give_back(&self, writer: ApplyConnection<'_>) {
         self.idle().push(IdleConnection {
             connection: writer.connection,
             prepared: writer.prepared,
@@ -185,7 +185,7 @@ impl ApplyPool {
     }
 
     /// Closes the connections at rest, and gives no more out.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.places.close();
         let idle = std::mem::take(&mut *self.idle());
         for kept in idle {

@@ -12,7 +12,7 @@ use sqlx::{PgPool, Row};
 use tempfile::NamedTempFile;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::answer::{ApiError, ApiResult};
+use crate::receiver::http::api_error::{ApiError, ApiResult};
 
 /// Groups under way at once: the next one is put while the one before is written down.
 const GROUPS: usize = 3;
@@ -21,16 +21,16 @@ const GROUPS: usize = 3;
 const GROUP: usize = 256;
 
 /// A file to put in its place, below the folders of its site and directory.
-pub(super) struct FinishedUpload {
-    pub(super) file: NamedTempFile,
-    pub(super) site: String,
-    pub(super) directory: String,
+pub(crate) struct FinishedUpload {
+    pub(crate) file: NamedTempFile,
+    pub(crate) site: String,
+    pub(crate) directory: String,
     /// Its name there.
-    pub(super) stored: String,
-    pub(super) hash: String,
+    pub(crate) stored: String,
+    pub(crate) hash: String,
     /// Its name where it comes from, made safe.
-    pub(super) name: String,
-    pub(super) size: u64,
+    pub(crate) name: String,
+    pub(crate) size: u64,
 }
 
 struct WaitingUpload {
@@ -40,7 +40,7 @@ struct WaitingUpload {
 
 /// The files' folder and their records.
 #[derive(Clone)]
-pub(super) struct GroupCommit {
+pub(crate) struct GroupCommit {
     pool: PgPool,
     root: PathBuf,
     arrived: Arc<Mutex<Vec<WaitingUpload>>>,
@@ -48,7 +48,7 @@ pub(super) struct GroupCommit {
 }
 
 impl GroupCommit {
-    pub(super) fn new(pool: PgPool, root: PathBuf) -> Self {
+    pub(crate) fn new(pool: PgPool, root: PathBuf) -> Self {
         Self {
             pool,
             root,
@@ -58,7 +58,7 @@ impl GroupCommit {
     }
 
     /// Puts the file in its place, durably. The same content under the same name is there once.
-    pub(super) async fn put(&self, whole: FinishedUpload) -> ApiResult<()> {
+    pub(crate) async fn put(&self, whole: FinishedUpload) -> ApiResult<()> {
         let (answer, mut answered) = oneshot::channel();
         self.arrived
             .lock()
@@ -240,7 +240,7 @@ fn move_into_place(file: NamedTempFile, folder: &Path, stored: &str, checked: bo
 }
 
 /// What an error of the files' disk is answered.
-pub(super) fn disk(error: &std::io::Error) -> ApiError {
+pub(crate) fn disk(error: &std::io::Error) -> ApiError {
     if error.kind() == std::io::ErrorKind::StorageFull {
         tracing::error!("the disk of the files is full");
         return ApiError::new(axum::http::StatusCode::INSUFFICIENT_STORAGE, "the disk is full");

@@ -7,8 +7,8 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
-use super::writers::ApplyPool;
 use crate::error::{Error, Kind, Result, chain};
+use crate::receiver::db::apply_pool::ApplyPool;
 
 /// The migrations, without sqlx's own lock: it is an advisory one, which any role could hold for ever.
 fn migrations() -> Migrator {
@@ -18,15 +18,15 @@ fn migrations() -> Migrator {
 }
 
 /// Connections in the pool, which serves all but changes.
-pub(super) const CONNECTIONS: u32 = 16;
+pub(crate) const CONNECTIONS: u32 = 16;
 
 /// Statements kept prepared on a connection: a few an entity.
-pub(super) const STATEMENTS: usize = 500;
+pub(crate) const STATEMENTS: usize = 500;
 
 const CONNECT: &str = "connect the receiver's database";
 
 /// Connects, and brings schema `cloud_meta` up to date.
-pub(super) async fn open(url: &str) -> Result<(PgPool, ApplyPool)> {
+pub(crate) async fn open(url: &str) -> Result<(PgPool, ApplyPool)> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|_| {
             Error::config(CONNECT, "its URL cannot be read")
@@ -133,7 +133,7 @@ fn other_tables() -> Error {
 }
 
 /// The SQL that holds everyone else's writing of this site back until its transaction ends.
-pub(super) fn site_lock(site: &str) -> String {
+pub(crate) fn site_lock(site: &str) -> String {
     let name = site_lock_name(site).replace('\'', "''");
     format!("select cloud_meta.take_lock('{name}')")
 }
@@ -143,19 +143,19 @@ fn site_lock_name(site: &str) -> String {
 }
 
 /// Holds everyone else's writing of this site back until the transaction ends.
-pub(super) async fn lock_site(connection: &mut PgConnection, site: &str) -> std::result::Result<(), DbError> {
+pub(crate) async fn lock_site(connection: &mut PgConnection, site: &str) -> std::result::Result<(), DbError> {
     lock(connection, &site_lock_name(site)).await
 }
 
 /// Holds everyone else's changing of tables back until the transaction ends.
-pub(super) async fn lock_tables(connection: &mut PgConnection) -> std::result::Result<(), DbError> {
+pub(crate) async fn lock_tables(connection: &mut PgConnection) -> std::result::Result<(), DbError> {
     lock(connection, "tables").await
 }
 
 /// Takes the lock, and pins how the transaction's statements are planned: by index, once for all. They are prepared
 /// while a table is still empty, when a scan of it looks cheap, and they must not stay so while it fills.
 async fn lock(connection: &mut PgConnection, name: &str) -> std::result::Result<(), DbError> {
-    sqlx::query(include_str!("../../sql/receiver/lock.sql"))
+    sqlx::query(include_str!("../../../sql/receiver/lock.sql"))
         .bind(name)
         .execute(connection)
         .await?;
@@ -164,7 +164,7 @@ async fn lock(connection: &mut PgConnection, name: &str) -> std::result::Result<
 
 /// What an error of the database means for a request. None of it carries a row's values.
 #[derive(Debug)]
-pub(super) enum DbError {
+pub(crate) enum DbError {
     /// It is away, overloaded, or another transaction stood in the way: the same request will pass later.
     Transient(String),
     /// A row does not fit: its SQLSTATE, and the column or constraint where PostgreSQL named one.
@@ -233,7 +233,7 @@ fn standing(state: &str) -> SqlstateClass {
 }
 
 /// What a data error's SQLSTATE says, without any value.
-pub(super) fn condition(state: &str) -> &'static str {
+pub(crate) fn condition(state: &str) -> &'static str {
     match state {
         "22P02" => "a value does not have the form of its column's type",
         "22003" => "a number is out of its column's range",

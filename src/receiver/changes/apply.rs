@@ -25,29 +25,29 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use super::Shared;
-use super::answer::{ApiResult, words};
-use super::brief;
-use super::copy::{CopyIn, CopyRefusal};
-use super::database::{self, DbError};
-use super::grid::{RejectReason, RowBatch, canonical_key};
-use super::lines::ChangeLine;
-use super::schema::EntityTable;
-use super::statement::{self, StatementForm};
-use super::turn::{self, BatchHeaders, BatchRefusal};
+use crate::receiver::Shared;
+use crate::receiver::changes::fast_path;
+use crate::receiver::changes::ndjson::ChangeLine;
+use crate::receiver::changes::turn::{self, BatchHeaders, BatchRefusal};
+use crate::receiver::db::pool::{self, DbError};
+use crate::receiver::http::api_error::{ApiResult, words};
+use crate::receiver::rows::copy::{CopyIn, CopyRefusal};
+use crate::receiver::rows::row_batch::{RejectReason, RowBatch, canonical_key};
+use crate::receiver::rows::statement::{self, StatementForm};
+use crate::receiver::tables::schema::EntityTable;
 
 /// How long a batch waits for those before it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const STATE: &str = include_str!("../../sql/receiver/state.sql");
+const STATE: &str = include_str!("../../../sql/receiver/state.sql");
 
 /// One batch.
-pub(super) struct BatchToApply<'a> {
-    pub(super) site: &'a Arc<str>,
-    pub(super) headers: &'a BatchHeaders<'a>,
+pub(crate) struct BatchToApply<'a> {
+    pub(crate) site: &'a Arc<str>,
+    pub(crate) headers: &'a BatchHeaders<'a>,
     /// The hash of the body's text.
-    pub(super) body_hash: [u8; 32],
-    pub(super) lines: &'a [ChangeLine<'a>],
+    pub(crate) body_hash: [u8; 32],
+    pub(crate) lines: &'a [ChangeLine<'a>],
 }
 
 impl BatchToApply<'_> {
@@ -59,31 +59,31 @@ impl BatchToApply<'_> {
 
 /// A change that was refused.
 #[derive(Debug, Serialize)]
-pub(super) struct RejectedChange {
-    pub(super) position: i64,
+pub(crate) struct RejectedChange {
+    pub(crate) position: i64,
     /// The line in the request, counted from 1: backfilled rows share a position.
-    pub(super) line: usize,
-    pub(super) code: Cow<'static, str>,
-    pub(super) error: String,
+    pub(crate) line: usize,
+    pub(crate) code: Cow<'static, str>,
+    pub(crate) error: String,
 }
 
 /// The answer.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct BatchAnswer {
-    pub(super) applied: u64,
-    pub(super) skipped: u64,
-    pub(super) rejected: Vec<RejectedChange>,
+pub(crate) struct BatchAnswer {
+    pub(crate) applied: u64,
+    pub(crate) skipped: u64,
+    pub(crate) rejected: Vec<RejectedChange>,
 }
 
 impl BatchAnswer {
     /// The answer's text.
-    pub(super) fn text(&self) -> Result<String, DbError> {
+    pub(crate) fn text(&self) -> Result<String, DbError> {
         serde_json::to_string(self).map_err(|error| DbError::Fault(error.to_string()))
     }
 }
 
 /// An entity's changes in a batch.
-pub(super) struct EntityChanges<'a> {
+pub(crate) struct EntityChanges<'a> {
     table: Arc<EntityTable>,
     buried: bool,
     mark: Option<(i64, i64)>,
@@ -97,12 +97,12 @@ pub(super) struct EntityChanges<'a> {
 
 /// Applies a batch, and commits. Returns the answer's text: of a repeated batch the one that it had. A batch that comes a
 /// little too early waits for those before it, for a while.
-pub(super) async fn apply(shared: &Shared, delivery: &BatchToApply<'_>) -> ApiResult<String> {
+pub(crate) async fn apply(shared: &Shared, delivery: &BatchToApply<'_>) -> ApiResult<String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let place = shared.writers.site_queue(delivery.site).await?;
         let mut writer = shared.writers.take().await?;
-        let taken = match brief::apply(shared, &mut writer, delivery).await? {
+        let taken = match fast_path::apply(shared, &mut writer, delivery).await? {
             Some(answer) => Ok(answer),
             None => match attempt(shared, &mut writer.connection, delivery, false).await {
                 Err(DbError::Data { .. }) => attempt(shared, &mut writer.connection, delivery, true).await?,
@@ -127,7 +127,7 @@ async fn attempt(
     delivery: &BatchToApply<'_>,
     careful: bool,
 ) -> Result<Result<String, BatchRefusal>, DbError> {
-    let begin = format!("begin; {}", database::site_lock(delivery.site));
+    let begin = format!("begin; {}", pool::site_lock(delivery.site));
     let mut transaction = connection.begin_with(AssertSqlSafe(begin)).await?;
     let (site, headers, body_hash) = (delivery.site, delivery.headers, &delivery.body_hash);
     match turn::ask(&mut transaction, site, headers, body_hash).await? {
@@ -229,7 +229,7 @@ async fn groups<'a>(
 }
 
 impl<'a> EntityChanges<'a> {
-    pub(super) fn new(table: Arc<EntityTable>, mark: Option<(i64, i64)>, buried: bool) -> Self {
+    pub(crate) fn new(table: Arc<EntityTable>, mark: Option<(i64, i64)>, buried: bool) -> Self {
         Self {
             table,
             buried,
@@ -241,14 +241,14 @@ impl<'a> EntityChanges<'a> {
     }
 
     /// The last change of each row, in the order of the request, so that rows which came together lie together.
-    pub(super) fn pending(&mut self) -> Vec<(Cow<'a, str>, usize)> {
+    pub(crate) fn pending(&mut self) -> Vec<(Cow<'a, str>, usize)> {
         let mut pending: Vec<_> = self.last.drain().collect();
         pending.sort_unstable_by_key(|(_, nth)| *nth);
         pending
     }
 
     /// Sorts a line in; the entity is its own.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         lines: &'a [ChangeLine<'a>],
         nth: usize,

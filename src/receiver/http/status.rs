@@ -8,14 +8,14 @@ use axum::extract::State;
 use serde_json::{Map, Value, json};
 use sqlx::Row;
 
-use super::Shared;
-use super::answer::{ApiError, ApiResult};
-use super::auth::AuthenticatedSite;
+use crate::receiver::Shared;
+use crate::receiver::http::api_error::{ApiError, ApiResult};
+use crate::receiver::http::auth::AuthenticatedSite;
 
-const SOURCES: &str = include_str!("../../sql/receiver/sources.sql");
+const SOURCES: &str = include_str!("../../../sql/receiver/sources.sql");
 
 /// `GET /sync-status`: the capabilities, the receiver's identity, and the newest batch of each source of the site.
-pub(super) async fn sync_status(
+pub(crate) async fn sync_status(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, _): AuthenticatedSite,
 ) -> ApiResult<Json<Value>> {
@@ -49,7 +49,7 @@ pub(super) async fn sync_status(
 }
 
 /// `GET /healthz`: whether the database answers. It asks for no key.
-pub(super) async fn healthz(State(shared): State<Arc<Shared>>) -> ApiResult<Json<Value>> {
+pub(crate) async fn healthz(State(shared): State<Arc<Shared>>) -> ApiResult<Json<Value>> {
     let asked = sqlx::query("select 1").execute(&shared.pool);
     match tokio::time::timeout(Duration::from_secs(3), asked).await {
         Ok(done) => done?,

@@ -5,13 +5,13 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::column_type::ColumnType;
-use super::encode::{date, digits, inside, timestamp, timestamptz};
-use super::json;
+use crate::receiver::rows::array_params::{date, digits, inside, timestamp, timestamptz};
+use crate::receiver::rows::json;
+use crate::receiver::tables::column_type::ColumnType;
 
 /// How a column's values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CopyFormat {
+pub(crate) enum CopyFormat {
     Boolean,
     SmallInt,
     Integer,
@@ -32,7 +32,7 @@ pub(super) enum CopyFormat {
 
 impl CopyFormat {
     /// The form of a type; none where it has none here.
-    pub(super) fn of(of: ColumnType) -> Option<Self> {
+    pub(crate) fn of(of: ColumnType) -> Option<Self> {
         if of.array {
             return None;
         }
@@ -59,7 +59,7 @@ impl CopyFormat {
 
     /// Appends a value, given as JSON text, with its length before it. False, where it is not in the usual form; what has
     /// been appended is worth nothing then.
-    pub(super) fn put(self, buffer: &mut Vec<u8>, cell: Option<&str>) -> bool {
+    pub(crate) fn put(self, buffer: &mut Vec<u8>, cell: Option<&str>) -> bool {
         let Some(token) = cell.filter(|token| *token != "null") else {
             buffer.extend_from_slice(&(-1_i32).to_be_bytes());
             return true;

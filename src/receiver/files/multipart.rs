@@ -14,13 +14,13 @@ use futures::StreamExt;
 use memchr::memmem::{self, Finder};
 use mime_guess::mime::{self, Mime};
 
-use super::answer::{ApiError, ApiResult};
+use crate::receiver::http::api_error::{ApiError, ApiResult};
 
 /// What may lie around the content that is taken.
-pub(super) const ASIDE: u64 = 1024 * 1024;
+pub(crate) const ASIDE: u64 = 1024 * 1024;
 
 /// The reader of a body's parts.
-pub(super) struct PartReader {
+pub(crate) struct PartReader {
     body: BodyDataStream,
     delimiter: Finder<'static>,
     held: Bytes,
@@ -40,17 +40,17 @@ enum PartState {
 
 /// What a part's head says.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct PartHead {
+pub(crate) struct PartHead {
     /// The field's name.
-    pub(super) name: Option<String>,
+    pub(crate) name: Option<String>,
     /// What the client calls the file.
-    pub(super) file_name: Option<String>,
+    pub(crate) file_name: Option<String>,
 }
 
 impl PartReader {
     /// # Errors
     /// 400 where the headers do not announce parts.
-    pub(super) fn of(headers: &HeaderMap, body: Body) -> ApiResult<Self> {
+    pub(crate) fn of(headers: &HeaderMap, body: Body) -> ApiResult<Self> {
         let boundary =
             boundary(headers).ok_or_else(|| ApiError::malformed("the body is not multipart/form-data"))?;
         Ok(Self {
@@ -64,7 +64,7 @@ impl PartReader {
     }
 
     /// The next part; what is left of the one before is passed over.
-    pub(super) async fn next(&mut self) -> ApiResult<Option<PartHead>> {
+    pub(crate) async fn next(&mut self) -> ApiResult<Option<PartHead>> {
         while let Some(piece) = self.piece().await? {
             self.pass(piece.len())?;
         }
@@ -101,7 +101,7 @@ impl PartReader {
     }
 
     /// The next piece of the part's content; none at its end.
-    pub(super) async fn piece(&mut self) -> ApiResult<Option<Bytes>> {
+    pub(crate) async fn piece(&mut self) -> ApiResult<Option<Bytes>> {
         if self.place != PartState::Content {
             return Ok(None);
         }
@@ -127,7 +127,7 @@ impl PartReader {
     }
 
     /// Reads to the body's end, so that the connection can be kept.
-    pub(super) async fn finish(&mut self) -> ApiResult<()> {
+    pub(crate) async fn finish(&mut self) -> ApiResult<()> {
         while self.next().await?.is_some() {}
         loop {
             self.pass(self.held.len())?;

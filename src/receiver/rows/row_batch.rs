@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::database::DbError;
-use super::encode::{ArrayParam, encode};
-use super::json::{self, Members};
-use super::schema::{EntityTable, TableColumn};
+use crate::receiver::db::pool::DbError;
+use crate::receiver::rows::array_params::{ArrayParam, encode};
+use crate::receiver::rows::json::{self, Members};
+use crate::receiver::tables::schema::{EntityTable, TableColumn};
 
 /// Rows and cells that go into one statement at most: each row costs memory here and in the server.
 const ROWS: usize = 20_000;
@@ -14,14 +14,14 @@ const CELLS: usize = 1_000_000;
 
 /// Why a change is rejected. No values in it.
 #[derive(Debug)]
-pub(super) struct RejectReason {
+pub(crate) struct RejectReason {
     /// An SQLSTATE, or a word of ours.
-    pub(super) code: Cow<'static, str>,
-    pub(super) error: String,
+    pub(crate) code: Cow<'static, str>,
+    pub(crate) error: String,
 }
 
 impl RejectReason {
-    pub(super) fn new(code: &'static str, error: impl Into<String>) -> Self {
+    pub(crate) fn new(code: &'static str, error: impl Into<String>) -> Self {
         Self {
             code: Cow::Borrowed(code),
             error: error.into(),
@@ -30,8 +30,8 @@ impl RejectReason {
 }
 
 /// Rows with the values of some of a table's columns.
-pub(super) struct RowBatch<'a> {
-    pub(super) table: &'a EntityTable,
+pub(crate) struct RowBatch<'a> {
+    pub(crate) table: &'a EntityTable,
     columns: Vec<&'a TableColumn>,
     /// For each of the table's columns, its place in the grid.
     places: Vec<Option<usize>>,
@@ -43,7 +43,7 @@ pub(super) struct RowBatch<'a> {
 
 impl<'a> RowBatch<'a> {
     /// An empty grid of these of the table's columns.
-    pub(super) fn new(table: &'a EntityTable, columns: &[usize]) -> Self {
+    pub(crate) fn new(table: &'a EntityTable, columns: &[usize]) -> Self {
         let mut places = vec![None; table.columns.len()];
         for (place, &column) in columns.iter().enumerate() {
             places[column] = Some(place);
@@ -59,32 +59,32 @@ impl<'a> RowBatch<'a> {
     }
 
     /// How many rows it shall hold at most.
-    pub(super) fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         (CELLS / self.columns.len().max(1)).clamp(1, ROWS)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows
     }
 
-    pub(super) fn columns(&self) -> &[&'a TableColumn] {
+    pub(crate) fn columns(&self) -> &[&'a TableColumn] {
         &self.columns
     }
 
     /// The values of a row, as JSON texts.
-    pub(super) fn row(&self, row: usize) -> &[Option<&'a str>] {
+    pub(crate) fn row(&self, row: usize) -> &[Option<&'a str>] {
         let width = self.columns.len();
         &self.cells[row * width..(row + 1) * width]
     }
 
     /// Takes all rows out.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.cells.clear();
         self.rows = 0;
     }
 
     /// Adds a row, whose own key must be `key`. With `strict`, it must have no member that is not a column.
-    pub(super) fn push(&mut self, row: &'a str, key: &str, strict: bool) -> Result<(), RejectReason> {
+    pub(crate) fn push(&mut self, row: &'a str, key: &str, strict: bool) -> Result<(), RejectReason> {
         let start = self.cells.len();
         self.cells.resize(start + self.columns.len(), None);
         let read = self.read(row, start, strict).and_then(|()| {
@@ -146,7 +146,7 @@ impl<'a> RowBatch<'a> {
     }
 
     /// A column's values of these rows, as JSON texts.
-    pub(super) fn column(
+    pub(crate) fn column(
         &self,
         place: usize,
         rows: Range<usize>,
@@ -158,7 +158,7 @@ impl<'a> RowBatch<'a> {
     ///
     /// # Errors
     /// A string of a column holds half a surrogate pair, which no text can. It is told as PostgreSQL would tell it.
-    pub(super) fn encode(&self, rows: &Range<usize>) -> Result<Vec<ArrayParam<'a>>, DbError> {
+    pub(crate) fn encode(&self, rows: &Range<usize>) -> Result<Vec<ArrayParam<'a>>, DbError> {
         self.columns
             .iter()
             .enumerate()
@@ -172,7 +172,7 @@ impl<'a> RowBatch<'a> {
     }
 
     /// The column that made a row not fit, where only one has a value in another form than the usual one.
-    pub(super) fn suspect(&self, row: usize) -> Option<String> {
+    pub(crate) fn suspect(&self, row: usize) -> Option<String> {
         let mut odd = self.columns.iter().enumerate().filter(|(place, column)| {
             let usual = encode(column.of, self.column(*place, row..row + 1));
             let none = encode(column.of, std::iter::once(None));
@@ -187,7 +187,7 @@ impl<'a> RowBatch<'a> {
 }
 
 /// The reason for a member that is not a column.
-pub(super) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
+pub(crate) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
     RejectReason::new(
         "unknown-column",
         format!(
@@ -198,7 +198,7 @@ pub(super) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
 }
 
 /// A change's key in a form that is the same for keys that differ in blanks, order of members and escapes only.
-pub(super) fn canonical_key<'a>(table: &EntityTable, key: &'a str) -> Result<Cow<'a, str>, RejectReason> {
+pub(crate) fn canonical_key<'a>(table: &EntityTable, key: &'a str) -> Result<Cow<'a, str>, RejectReason> {
     let members =
         Members::of(key).ok_or_else(|| RejectReason::new("key-missing", "the key is not a JSON object"))?;
     if let [only] = table.key[..] {

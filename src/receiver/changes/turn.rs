@@ -10,23 +10,23 @@ use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, Row};
 
-use super::answer::{ApiError, ApiResult};
-use super::database::DbError;
+use crate::receiver::db::pool::DbError;
+use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::wire::{self, TurnCode};
 
-const TURN: &str = include_str!("../../sql/receiver/turn.sql");
-const TAKE: &str = include_str!("../../sql/receiver/take.sql");
+const TURN: &str = include_str!("../../../sql/receiver/turn.sql");
+const TAKE: &str = include_str!("../../../sql/receiver/take.sql");
 
 /// The headers of a batch.
 #[derive(Debug, Clone)]
-pub(super) struct BatchHeaders<'a> {
-    pub(super) source: &'a str,
-    pub(super) epoch: i64,
-    pub(super) term: i64,
-    pub(super) batch: i64,
-    pub(super) nonce: &'a str,
-    pub(super) previous_nonce: Option<&'a str>,
-    pub(super) database: Option<&'a str>,
+pub(crate) struct BatchHeaders<'a> {
+    pub(crate) source: &'a str,
+    pub(crate) epoch: i64,
+    pub(crate) term: i64,
+    pub(crate) batch: i64,
+    pub(crate) nonce: &'a str,
+    pub(crate) previous_nonce: Option<&'a str>,
+    pub(crate) database: Option<&'a str>,
 }
 
 impl<'a> BatchHeaders<'a> {
@@ -34,7 +34,7 @@ impl<'a> BatchHeaders<'a> {
     ///
     /// # Errors
     /// 400 where one is missing or not valid.
-    pub(super) fn read(headers: &'a HeaderMap) -> ApiResult<Self> {
+    pub(crate) fn read(headers: &'a HeaderMap) -> ApiResult<Self> {
         let source =
             source_id(headers)?.ok_or_else(|| ApiError::malformed("the header X-Source-Id is missing"))?;
         let nonce = nonce(headers, wire::TERM_NONCE, "X-Term-Nonce")?
@@ -51,7 +51,7 @@ impl<'a> BatchHeaders<'a> {
     }
 
     /// The version of the batch's rows.
-    pub(super) fn version(&self) -> i64 {
+    pub(crate) fn version(&self) -> i64 {
         wire::version(self.term, self.batch)
     }
 }
@@ -69,7 +69,7 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<Result<&'a str,
 ///
 /// # Errors
 /// 400 where it is empty, too long, or not ASCII.
-pub(super) fn source_id(headers: &HeaderMap) -> ApiResult<Option<&str>> {
+pub(crate) fn source_id(headers: &HeaderMap) -> ApiResult<Option<&str>> {
     match header_text(headers, wire::SOURCE_ID) {
         None => Ok(None),
         Some(Ok(id)) if !id.is_empty() && id.len() <= 200 && id.is_ascii() => Ok(Some(id)),
@@ -113,7 +113,7 @@ fn database(headers: &HeaderMap) -> ApiResult<Option<&str>> {
 
 /// The newest batch of a source.
 #[derive(Debug, Clone)]
-pub(super) struct NewestBatch {
+pub(crate) struct NewestBatch {
     epoch: i64,
     term: i64,
     nonce: String,
@@ -125,7 +125,7 @@ type TakenBatch = (Vec<u8>, String);
 
 /// What becomes of a batch.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum TurnDecision {
+pub(crate) enum TurnDecision {
     /// It is applied.
     Take,
     /// It was applied before: this was its answer.
@@ -186,7 +186,7 @@ fn decide(
 }
 
 /// A batch that is not taken, with its 409.
-pub(super) enum BatchRefusal {
+pub(crate) enum BatchRefusal {
     /// Those before it may be on their way.
     Yet(ApiError),
     /// It never will be.
@@ -195,7 +195,7 @@ pub(super) enum BatchRefusal {
 
 /// Reads the source's newest batch and decides. The site's lock must be held. Returns the stored answer of a repeated
 /// batch, `None` if the batch is to be applied.
-pub(super) async fn ask(
+pub(crate) async fn ask(
     connection: &mut PgConnection,
     site: &str,
     headers: &BatchHeaders<'_>,
@@ -230,7 +230,7 @@ pub(super) async fn ask(
 }
 
 /// Notes a batch as its source's newest, with its answer.
-pub(super) async fn take(
+pub(crate) async fn take(
     connection: &mut PgConnection,
     site: &str,
     headers: &BatchHeaders<'_>,

@@ -12,8 +12,8 @@ use axum::response::{IntoResponse, Response};
 use tower::ServiceExt;
 use tower_http::services::ServeFile;
 
-use super::Shared;
-use super::answer::{ApiError, ApiResult};
+use crate::receiver::Shared;
+use crate::receiver::http::api_error::{ApiError, ApiResult};
 
 /// Types that a browser may show in place. Everything else is downloaded: an uploaded page must not run here.
 const SHOWN: &[(&str, &str)] = &[
@@ -38,7 +38,7 @@ const SHOWN: &[(&str, &str)] = &[
 ];
 
 /// A name that is one safe segment of a path: letters, digits, `_` and `-`, 60 at most.
-pub(super) fn plain(text: &str) -> bool {
+pub(crate) fn plain(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 60
         && text
@@ -61,7 +61,7 @@ fn stored(name: &str) -> bool {
 }
 
 /// `GET` and `HEAD`, ranges included.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     State(shared): State<Arc<Shared>>,
     Path((site, directory, name)): Path<(String, String, String)>,
     request: Request,

@@ -13,14 +13,14 @@ use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgTypeInfo};
 use sqlx::query::Query;
 use sqlx::{Encode, Postgres, Type};
 
-use super::column_type::ColumnType;
-use super::json;
+use crate::receiver::rows::json;
+use crate::receiver::tables::column_type::ColumnType;
 
 /// Days from 1970-01-01 to PostgreSQL's epoch, 2000-01-01.
 const EPOCH_DAYS: i64 = 10_957;
 
 /// One column's values, ready to be bound.
-pub(super) enum ArrayParam<'a> {
+pub(crate) enum ArrayParam<'a> {
     Boolean(Vec<Option<bool>>),
     SmallInt(Vec<Option<i16>>),
     Integer(Vec<Option<i32>>),
@@ -37,7 +37,7 @@ macro_rules! binary {
     ($(#[$doc:meta])* $name:ident, $inner:ty, $oid:literal, $array:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(super) struct $name(pub(super) $inner);
+        pub(crate) struct $name(pub(crate) $inner);
 
         impl Type<Postgres> for $name {
             fn type_info() -> PgTypeInfo {
@@ -89,7 +89,7 @@ fn all<'a, T>(
 }
 
 /// The values of a column of this type, given as JSON texts; none where a string cannot be text at all.
-pub(super) fn encode<'a>(
+pub(crate) fn encode<'a>(
     of: ColumnType,
     cells: impl Iterator<Item = Option<&'a str>> + Clone,
 ) -> Option<ArrayParam<'a>> {
@@ -110,7 +110,7 @@ pub(super) fn encode<'a>(
 }
 
 /// The values of a column of this type, all as text; none where a string cannot be text at all.
-pub(super) fn as_text<'a>(
+pub(crate) fn as_text<'a>(
     of: ColumnType,
     cells: impl Iterator<Item = Option<&'a str>>,
 ) -> Option<ArrayParam<'a>> {
@@ -125,7 +125,7 @@ pub(super) fn as_text<'a>(
 
 impl ArrayParam<'_> {
     /// The values of a column that travels as text.
-    pub(super) fn texts(&self) -> Option<impl Iterator<Item = Option<&str>>> {
+    pub(crate) fn texts(&self) -> Option<impl Iterator<Item = Option<&str>>> {
         match self {
             Self::Text(values) | Self::Cast(values) => Some(values.iter().map(Option::as_deref)),
             _ => None,
@@ -133,7 +133,7 @@ impl ArrayParam<'_> {
     }
 
     /// The array's element type in SQL.
-    pub(super) fn element(&self) -> &'static str {
+    pub(crate) fn element(&self) -> &'static str {
         match self {
             Self::Boolean(_) => "boolean",
             Self::SmallInt(_) => "smallint",
@@ -147,7 +147,7 @@ impl ArrayParam<'_> {
     }
 
     /// The expression that makes the column's value of the array's element, in `element` (quoted).
-    pub(super) fn expression(&self, of: ColumnType, element: &str) -> String {
+    pub(crate) fn expression(&self, of: ColumnType, element: &str) -> String {
         let Self::Cast(_) = self else {
             return element.to_owned();
         };
@@ -162,7 +162,7 @@ impl ArrayParam<'_> {
     }
 
     /// Binds the array as the next parameter.
-    pub(super) fn bind<'q>(
+    pub(crate) fn bind<'q>(
         self,
         query: Query<'q, Postgres, PgArguments>,
     ) -> Query<'q, Postgres, PgArguments> {
@@ -182,7 +182,7 @@ impl ArrayParam<'_> {
     }
 }
 
-pub(super) fn digits(text: &[u8]) -> Option<i64> {
+pub(crate) fn digits(text: &[u8]) -> Option<i64> {
     let mut number = 0;
     for byte in text {
         number = number * 10 + i64::from(byte.checked_sub(b'0').filter(|digit| *digit < 10)?);
@@ -217,11 +217,11 @@ fn days(text: &[u8]) -> Option<i64> {
 }
 
 /// The inside of a JSON string without escapes.
-pub(super) fn inside(token: &str) -> Option<&[u8]> {
+pub(crate) fn inside(token: &str) -> Option<&[u8]> {
     token.strip_prefix('"')?.strip_suffix('"').map(str::as_bytes)
 }
 
-pub(super) fn date(token: &str) -> Option<Date> {
+pub(crate) fn date(token: &str) -> Option<Date> {
     let since = days(inside(token)?)? - EPOCH_DAYS;
     i32::try_from(since).ok().map(Date)
 }
@@ -253,14 +253,14 @@ fn local(text: &[u8]) -> Option<(i64, &[u8])> {
     Some((micros, rest))
 }
 
-pub(super) fn timestamp(token: &str) -> Option<Timestamp> {
+pub(crate) fn timestamp(token: &str) -> Option<Timestamp> {
     match local(inside(token)?)? {
         (micros, []) => Some(Timestamp(micros)),
         _ => None,
     }
 }
 
-pub(super) fn timestamptz(token: &str) -> Option<TimestampTz> {
+pub(crate) fn timestamptz(token: &str) -> Option<TimestampTz> {
     let (micros, zone) = local(inside(token)?)?;
     let (sign, zone) = match zone {
         b"Z" => return Some(TimestampTz(micros)),

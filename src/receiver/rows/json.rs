@@ -6,14 +6,14 @@
 use std::borrow::Cow;
 
 /// The members of a JSON object, in order: each name, and the value's text.
-pub(super) struct Members<'a> {
+pub(crate) struct Members<'a> {
     text: &'a str,
     at: usize,
 }
 
 impl<'a> Members<'a> {
     /// The members of `text`; none where it is not an object.
-    pub(super) fn of(text: &'a str) -> Option<Self> {
+    pub(crate) fn of(text: &'a str) -> Option<Self> {
         let text = text.trim_ascii();
         text.starts_with('{').then_some(Self { text, at: 1 })
     }
@@ -76,7 +76,7 @@ impl<'a> Members<'a> {
 
     /// The next member's value, if that member is written as `name` (in quotes, with its colon); else none, and the walk
     /// stands where it stood.
-    pub(super) fn expect(&mut self, name: &str) -> Option<&'a str> {
+    pub(crate) fn expect(&mut self, name: &str) -> Option<&'a str> {
         self.skip(b',');
         let start = self.at;
         if self.text.as_bytes().get(start..)?.starts_with(name.as_bytes()) {
@@ -128,7 +128,7 @@ fn string_content(token: &str) -> Option<Cow<'_, str>> {
 }
 
 /// A value as text: a string's content, anything else as it is written; none where it cannot be text.
-pub(super) fn value_as_text(value: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn value_as_text(value: &str) -> Option<Cow<'_, str>> {
     if value.starts_with('"') {
         string_content(value)
     } else {

@@ -1,0 +1,6 @@
+//! Files: their upload, their place on disk, and their delivery to a browser.
+
+pub(crate) mod group_commit;
+pub(crate) mod media;
+pub(crate) mod multipart;
+pub(crate) mod upload;

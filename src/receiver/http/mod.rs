@@ -1,0 +1,7 @@
+//! What every request passes: who asks, what it may take, and how an error is answered.
+
+pub(crate) mod api_error;
+pub(crate) mod auth;
+pub(crate) mod body;
+pub(crate) mod site_shares;
+pub(crate) mod status;

@@ -1,0 +1,9 @@
+//! Rows on their way into a table, and the routes of the baseline that list, take and delete rows.
+
+pub(crate) mod array_params;
+pub(crate) mod copy;
+pub(crate) mod copy_format;
+pub(crate) mod json;
+pub(crate) mod route;
+pub(crate) mod row_batch;
+pub(crate) mod statement;
