@@ -7,11 +7,17 @@
 //! broke off half-way goes on with what is still pending.
 
 use std::collections::HashMap;
+use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
+use crate::catalogue::EntityIndex;
 use crate::change::{Change, Position};
 use crate::latency::AnswerTimes;
 use crate::media::NamedFile;
+
+/// A change's index in its batch, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChangeIndex(pub usize);
 
 /// What became of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,10 +72,10 @@ pub struct Batch {
     changes: Vec<Change>,
     fates: Vec<Fate>,
     collapsed: usize,
-    untold: Vec<usize>,
-    unanswered: Vec<(usize, Box<str>)>,
-    failing: HashMap<usize, Failing>,
-    named: HashMap<usize, Vec<NamedFile>>,
+    untold: Vec<ChangeIndex>,
+    unanswered: Vec<(EntityIndex, Box<str>)>,
+    failing: HashMap<ChangeIndex, Failing>,
+    named: HashMap<ChangeIndex, Vec<NamedFile>>,
     answered: Option<AnswerTimes>,
 }
 
@@ -99,25 +105,31 @@ impl Batch {
         &self.changes
     }
 
-    /// The changes, to add to their rows what the cloud shall see beside the site's own columns.
+    /// The changes with their indexes.
+    pub fn indexed(&self) -> impl ExactSizeIterator<Item = (ChangeIndex, &Change)> {
+        let changes = self.changes.iter().enumerate();
+        changes.map(|(index, change)| (ChangeIndex(index), change))
+    }
+
+    /// The changes, to add to their rows what the cloud shall see besides the site's own columns.
     pub fn changes_mut(&mut self) -> &mut [Change] {
         &mut self.changes
     }
 
-    /// What became of the `nth` change.
-    pub fn fate(&self, nth: usize) -> &Fate {
-        &self.fates[nth]
+    /// What became of the `change_index` change.
+    pub fn fate(&self, change_index: ChangeIndex) -> &Fate {
+        &self.fates[change_index.0]
     }
 
-    /// Notes what became of the `nth` change.
-    pub fn set_fate(&mut self, nth: usize, fate: Fate) {
-        self.fates[nth] = fate;
+    /// Notes what became of the `change_index` change.
+    pub fn set_fate(&mut self, change_index: ChangeIndex, fate: Fate) {
+        self.fates[change_index.0] = fate;
     }
 
-    /// Notes that the `nth` change was refused since the cloud does not know its entity or one of its
+    /// Notes that the `change_index` change was refused since the cloud does not know its entity or one of its
     /// columns.
-    pub fn note_untold(&mut self, nth: usize) {
-        self.untold.push(nth);
+    pub fn note_untold(&mut self, change_index: ChangeIndex) {
+        self.untold.push(change_index);
     }
 
     /// Whether changes were refused for what the cloud was not told.
@@ -125,22 +137,22 @@ impl Batch {
         !self.untold.is_empty()
     }
 
-    /// Notes what the file columns of the `nth` change name, where their values are no longer the site's own.
-    pub(crate) fn note_named(&mut self, nth: usize, named: Vec<NamedFile>) {
-        self.named.insert(nth, named);
+    /// Notes what the file columns of the `change_index` change name, where their values are no longer the site's own.
+    pub(crate) fn note_named(&mut self, change_index: ChangeIndex, named: Vec<NamedFile>) {
+        self.named.insert(change_index, named);
     }
 
     /// What was noted so.
-    pub(crate) fn named(&self, nth: usize) -> Option<&[NamedFile]> {
-        self.named.get(&nth).map(Vec::as_slice)
+    pub(crate) fn named(&self, change_index: ChangeIndex) -> Option<&[NamedFile]> {
+        self.named.get(&change_index).map(Vec::as_slice)
     }
 
     /// Makes the changes pending again that were refused for what the cloud was not told; answers their
     /// places.
-    pub fn revive_untold(&mut self) -> Vec<usize> {
+    pub fn revive_untold(&mut self) -> Vec<ChangeIndex> {
         let places = std::mem::take(&mut self.untold);
-        for &nth in &places {
-            self.fates[nth] = Fate::Pending;
+        for &change_index in &places {
+            self.fates[change_index.0] = Fate::Pending;
         }
         places
     }
@@ -152,12 +164,12 @@ impl Batch {
 
     /// Notes that a request with this row of an entity got no answer: it may still arrive. The key is a JSON
     /// object of the key columns.
-    pub fn note_unanswered(&mut self, entity: usize, key: Box<str>) {
+    pub fn note_unanswered(&mut self, entity: EntityIndex, key: Box<str>) {
         self.unanswered.push((entity, key));
     }
 
     /// The rows whose requests got no answer since the last call, by entity and key.
-    pub fn take_unanswered(&mut self) -> Vec<(usize, Box<str>)> {
+    pub fn take_unanswered(&mut self) -> Vec<(EntityIndex, Box<str>)> {
         std::mem::take(&mut self.unanswered)
     }
 
@@ -165,15 +177,15 @@ impl Batch {
     /// many changes were accepted before it was sent.
     pub fn note_failing(
         &mut self,
-        places: &[usize],
+        places: &[ChangeIndex],
         status: u16,
         error: &str,
         told: bool,
         accepted_before: usize,
     ) {
         let error: Arc<str> = error.into();
-        for &nth in places {
-            let failing = self.failing.entry(nth).or_insert_with(|| Failing {
+        for &change_index in places {
+            let failing = self.failing.entry(change_index).or_insert_with(|| Failing {
                 status,
                 error: error.clone(),
                 times: 0,
@@ -189,7 +201,7 @@ impl Batch {
     }
 
     /// Expects the change to fail, as its row is in quarantine for that: it goes alone, behind the others.
-    pub fn expect_failing(&mut self, nth: usize) {
+    pub fn expect_failing(&mut self, change_index: ChangeIndex) {
         let expected = Failing {
             status: 0,
             error: "".into(),
@@ -199,37 +211,37 @@ impl Batch {
             known: true,
             accepted_before: 0,
         };
-        self.failing.entry(nth).or_insert(expected);
+        self.failing.entry(change_index).or_insert(expected);
     }
 
     /// The pending changes that fail, and whether others were accepted since each began to.
-    pub fn failing(&self) -> Vec<(usize, Failing, bool)> {
+    pub fn failing(&self) -> Vec<(ChangeIndex, Failing, bool)> {
         let accepted = self.count(&Fate::Accepted);
         let pending = self
             .failing
             .iter()
-            .filter(|(nth, _)| self.fates[**nth] == Fate::Pending);
+            .filter(|(change_index, _)| self.fates[change_index.0] == Fate::Pending);
         pending
-            .map(|(&nth, one)| (nth, one.clone(), accepted > one.accepted_before))
+            .map(|(&change_index, one)| (change_index, one.clone(), accepted > one.accepted_before))
             .collect()
     }
 
     /// In how many deliveries the change has failed so far.
-    fn times_failed(&self, nth: usize) -> u32 {
-        self.failing.get(&nth).map_or(0, |failing| failing.times)
+    fn times_failed(&self, change_index: ChangeIndex) -> u32 {
+        self.failing.get(&change_index).map_or(0, |failing| failing.times)
     }
 
     /// These changes in their order, but those that fail behind the others.
-    pub fn failing_last(&self, places: &[usize]) -> Vec<usize> {
+    pub fn failing_last(&self, places: &[ChangeIndex]) -> Vec<ChangeIndex> {
         let mut places = places.to_vec();
         if !self.failing.is_empty() {
-            places.sort_by_key(|&nth| self.times_failed(nth));
+            places.sort_by_key(|&change_index| self.times_failed(change_index));
         }
         places
     }
 
     /// Cuts a run of changes, so that those which fail go together with fewer and fewer others.
-    pub fn cut_by_failures<'p>(&self, places: &'p [usize]) -> Vec<&'p [usize]> {
+    pub fn cut_by_failures<'p>(&self, places: &'p [ChangeIndex]) -> Vec<&'p [ChangeIndex]> {
         if self.failing.is_empty() {
             return vec![places];
         }
@@ -257,10 +269,11 @@ impl Batch {
         self.changes.iter().map(|change| change.captured_at).min()
     }
 
-    /// The places of the changes that have no answer yet, in order.
-    pub fn pending(&self) -> Vec<usize> {
+    /// The indexes of the changes that have no answer yet, in order.
+    pub fn pending(&self) -> Vec<ChangeIndex> {
         (0..self.changes.len())
-            .filter(|&nth| self.fates[nth] == Fate::Pending)
+            .map(ChangeIndex)
+            .filter(|&change_index| self.fates[change_index.0] == Fate::Pending)
             .collect()
     }
 
@@ -306,6 +319,20 @@ impl Batch {
     }
 }
 
+impl Index<ChangeIndex> for Batch {
+    type Output = Change;
+
+    fn index(&self, index: ChangeIndex) -> &Change {
+        &self.changes[index.0]
+    }
+}
+
+impl IndexMut<ChangeIndex> for Batch {
+    fn index_mut(&mut self, index: ChangeIndex) -> &mut Change {
+        &mut self.changes[index.0]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,7 +342,7 @@ mod tests {
     fn pending_are_those_without_an_answer() {
         let change = |position, key: &str| Change {
             position: Position(position),
-            entity: 0,
+            entity: EntityIndex(0),
             op: Op::Upsert,
             cause: Cause::Gone,
             captured_at: 0,
@@ -323,7 +350,7 @@ mod tests {
             row: Some("{}".into()),
         };
         let mut batch = Batch::new(vec![change(1, "a"), change(2, "b")]);
-        batch.set_fate(0, Fate::Accepted);
-        assert_eq!(batch.pending(), [1]);
+        batch.set_fate(ChangeIndex(0), Fate::Accepted);
+        assert_eq!(batch.pending(), [ChangeIndex(1)]);
     }
 }

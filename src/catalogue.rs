@@ -7,6 +7,7 @@
 pub mod server;
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Index;
 
 use serde::{Deserialize, Serialize};
 
@@ -168,6 +169,10 @@ impl Entity {
     }
 }
 
+/// An entity's index in its catalogue, from 0: its place in push order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntityIndex(pub usize);
+
 /// The ordered list of entities, checked for what can be checked without a database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Catalogue {
@@ -245,22 +250,29 @@ impl Catalogue {
         &self.entities
     }
 
-    /// The place in push order of the entity with this name.
-    pub fn find(&self, name: &str) -> Option<usize> {
-        self.entities.iter().position(|entity| entity.name == name)
+    /// The entities with their indexes.
+    pub fn indexed(&self) -> impl ExactSizeIterator<Item = (EntityIndex, &Entity)> {
+        let entities = self.entities.iter().enumerate();
+        entities.map(|(index, entity)| (EntityIndex(index), entity))
     }
 
-    /// Checks that `names` are entities, and answers their places in push order; all of them where `names` is empty.
+    /// The index of the entity with this name.
+    pub fn find(&self, name: &str) -> Option<EntityIndex> {
+        let index = self.entities.iter().position(|entity| entity.name == name);
+        index.map(EntityIndex)
+    }
+
+    /// Checks that `names` are entities, and returns their indexes in push order; all of them if `names` is empty.
     ///
     /// # Errors
     /// A configuration error that names the unknown entity and the nearest known one.
-    pub fn select(&self, names: &[String]) -> Result<Vec<usize>> {
+    pub fn select(&self, names: &[String]) -> Result<Vec<EntityIndex>> {
         if names.is_empty() {
-            return Ok((0..self.entities.len()).collect());
+            return Ok(self.indexed().map(|(index, _)| index).collect());
         }
         let mut chosen = Vec::with_capacity(names.len());
         for name in names {
-            let place = self.find(name).ok_or_else(|| {
+            let entity_index = self.find(name).ok_or_else(|| {
                 let near = self
                     .entities
                     .iter()
@@ -273,11 +285,19 @@ impl Catalogue {
                 )
                 .remedy(format!("did you mean {near}?"))
             })?;
-            chosen.push(place);
+            chosen.push(entity_index);
         }
         chosen.sort_unstable();
         chosen.dedup();
         Ok(chosen)
+    }
+}
+
+impl Index<EntityIndex> for Catalogue {
+    type Output = Entity;
+
+    fn index(&self, index: EntityIndex) -> &Entity {
+        &self.entities[index.0]
     }
 }
 
@@ -409,7 +429,7 @@ mod tests {
     #[test]
     fn deletes_default_to_keep_where_there_is_a_window() {
         let builtin = Catalogue::builtin();
-        let of = |name: &str| builtin.entities()[builtin.find(name).unwrap()].deletes();
+        let of = |name: &str| builtin[builtin.find(name).unwrap()].deletes();
         assert_eq!(of("rooms"), Deletes::Propagate);
         assert_eq!(of("recognition_logs"), Deletes::Keep);
     }

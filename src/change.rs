@@ -1,5 +1,6 @@
 //! A change: what is sent of a touched row, and the words for its place.
 
+use crate::catalogue::EntityIndex;
 use std::fmt;
 use std::str::FromStr;
 
@@ -80,7 +81,7 @@ pub struct Change {
     /// The number of its row's last touch in the outbox.
     pub position: Position,
     /// The place of its entity in the catalogue.
-    pub entity: usize,
+    pub entity: EntityIndex,
     /// What is to be done in the cloud.
     pub op: Op,
     /// Why it is a delete.

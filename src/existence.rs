@@ -11,6 +11,7 @@
 
 mod canonical;
 
+use crate::catalogue::EntityIndex;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
@@ -66,11 +67,11 @@ impl CloudRows {
     /// The cloud's; a row without the key is a breach of its contract.
     pub async fn learn(
         cloud: &Cloud,
-        entity: usize,
+        entity: EntityIndex,
         days: Option<u32>,
         columns: Option<&[String]>,
     ) -> CloudResult<Self> {
-        let about = &cloud.catalogue().entities()[entity];
+        let about = &cloud.catalogue()[entity];
         let key = about.cloud_key();
         let mut held = match columns {
             Some(columns) => Self::contents(&key, columns),

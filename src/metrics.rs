@@ -2,8 +2,9 @@
 //!
 //! Names are constants and part of the contract with whoever scrapes them; counters get `_total` at the end when they
 //! are written out. The fields are cheap to touch from the delivery path: atomics, and a counter of each entity that
-//! is found by its place in the catalogue, not by its name.
+//! is found by its entity_index in the catalogue, not by its name.
 
+use crate::catalogue::EntityIndex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -303,14 +304,14 @@ impl Metrics {
         }
     }
 
-    /// The accepted changes of the entity at `place` in the catalogue.
-    pub fn accepted(&self, place: usize) -> &Counter {
-        &self.accepted[place]
+    /// The accepted changes of the entity at `entity_index` in the catalogue.
+    pub fn accepted(&self, entity_index: EntityIndex) -> &Counter {
+        &self.accepted[entity_index.0]
     }
 
-    /// Whether the entity at `place` in the catalogue is parked: 1 or 0.
-    pub fn parked(&self, place: usize) -> &Gauge {
-        &self.parked[place]
+    /// Whether the entity at `entity_index` in the catalogue is parked: 1 or 0.
+    pub fn parked(&self, entity_index: EntityIndex) -> &Gauge {
+        &self.parked[entity_index.0]
     }
 
     /// The accepted changes of all entities.
@@ -447,7 +448,7 @@ mod tests {
     #[test]
     fn names_are_written_as_promised() {
         let metrics = Metrics::new(["rooms", "cameras"]);
-        metrics.accepted(0).inc_by(3);
+        metrics.accepted(EntityIndex(0)).inc_by(3);
         metrics.files.uploaded.inc();
         metrics.cloud_error(Kind::CloudAuth);
         metrics.cloud_error(Kind::Store);

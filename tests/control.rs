@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use cloud_sync::catalogue::Catalogue;
+use cloud_sync::catalogue::{Catalogue, EntityIndex};
 use cloud_sync::config::{LoadOptions, Settings};
 use cloud_sync::control::client::ControlClient;
 use cloud_sync::control::status::{LagStatus, ReplicatorState};
@@ -48,7 +48,7 @@ impl Operator for Scripted {
         let catalogue = Catalogue::builtin();
         catalogue.select(&request.entities)?;
         let mut report = SyncReport::new(&catalogue);
-        report.add(0, "{\"room_id\" : 1}")?;
+        report.add(EntityIndex(0), "{\"room_id\" : 1}")?;
         match request.entities.as_slice() {
             [one] if one == "cameras" => report.fail("cameras", "Connection timeout"),
             [one] if one == "rooms" => {
@@ -207,7 +207,7 @@ async fn health_readiness_and_metrics_are_open_on_loopback() {
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert!(body.contains("refused the key"), "{body}");
     }
-    daemon.operator.metrics.accepted(0).inc();
+    daemon.operator.metrics.accepted(EntityIndex(0)).inc();
     let (status, body) = daemon.get("/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(

@@ -151,9 +151,9 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             )?;
         }
         Action::Add { entity, key } => {
-            let place = settings.catalogue.select(std::slice::from_ref(&entity))?[0];
+            let entity_index = settings.catalogue.select(std::slice::from_ref(&entity))?[0];
             let tables = describe::tables_as_they_stand(client, &settings.catalogue).await?;
-            let key = row_key(&settings.catalogue.entities()[place], &tables[place], &key)?;
+            let key = row_key(&settings.catalogue[entity_index], &tables[entity_index.0], &key)?;
             quarantine::add(client, &entity, &key).await?;
             output::show(
                 context.json,

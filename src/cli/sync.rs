@@ -73,11 +73,12 @@ fn describe(report: &SyncReport) -> String {
 mod tests {
     use super::*;
     use crate::catalogue::Catalogue;
+    use crate::catalogue::EntityIndex;
 
     #[test]
     fn people_see_counts_and_errors() {
         let mut report = SyncReport::new(&Catalogue::builtin());
-        report.add(0, "{\"room_id\":1}").unwrap();
+        report.add(EntityIndex(0), "{\"room_id\":1}").unwrap();
         report.fail("cameras", "Connection timeout");
         let text = describe(&report);
         assert!(

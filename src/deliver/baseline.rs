@@ -7,25 +7,26 @@
 //! may be one. A truncate is a step of its own. A step begins when all of the one before it is answered; so
 //! does an entity within a step. What is pending keeps all after it from being sent.
 
+use crate::catalogue::EntityIndex;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use super::failure::{CloudResult, Failure};
 use super::rows::RowSender;
 use super::{Capabilities, Cloud};
-use crate::batch::{Batch, Fate};
+use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::change::{Cause, Op};
 use crate::latency::AnswerTimes;
 
 /// Marks the deletes and truncates that are not sent, since the server has no call for them.
 pub(super) fn settle(capabilities: Capabilities, batch: &mut Batch) {
-    for nth in batch.pending() {
-        let change = &batch.changes()[nth];
+    for change_index in batch.pending() {
+        let change = &batch[change_index];
         if change.op == Op::Upsert {
             continue;
         }
         if !capabilities.changes && !capabilities.delete {
-            batch.set_fate(nth, Fate::Unsupported);
+            batch.set_fate(change_index, Fate::Unsupported);
         }
     }
 }
@@ -37,7 +38,7 @@ pub(super) async fn deliver(cloud: &Cloud, capabilities: Capabilities, batch: &m
         let sent = Instant::now();
         match step {
             SendOrder::Rows(rows) => deliver_rows(&sender, capabilities, batch, &rows).await?,
-            SendOrder::Truncate(nth) => sender.truncate(batch, nth).await?,
+            SendOrder::Truncate(change_index) => sender.truncate(batch, change_index).await?,
         }
         batch.note_answer(AnswerTimes {
             took: sent.elapsed(),
@@ -50,17 +51,17 @@ pub(super) async fn deliver(cloud: &Cloud, capabilities: Capabilities, batch: &m
 /// What is sent before anything after it.
 enum SendOrder {
     /// Upserts and deletes, each row at most once, in the batch's order.
-    Rows(Vec<usize>),
+    Rows(Vec<ChangeIndex>),
     /// One truncate.
-    Truncate(usize),
+    Truncate(ChangeIndex),
 }
 
 fn plan(batch: &Batch) -> Vec<SendOrder> {
     let mut steps = Vec::new();
     let mut rows = Vec::new();
     let mut seen = HashSet::new();
-    for nth in batch.pending() {
-        let change = &batch.changes()[nth];
+    for change_index in batch.pending() {
+        let change = &batch[change_index];
         // A collapsed batch has no row twice; one that is not collapsed keeps its order all the same.
         let again = change.op != Op::Truncate && !seen.insert((change.entity, &*change.key));
         if (again || change.op == Op::Truncate) && !rows.is_empty() {
@@ -69,9 +70,9 @@ fn plan(batch: &Batch) -> Vec<SendOrder> {
             seen.insert((change.entity, &change.key));
         }
         if change.op == Op::Truncate {
-            steps.push(SendOrder::Truncate(nth));
+            steps.push(SendOrder::Truncate(change_index));
         } else {
-            rows.push(nth);
+            rows.push(change_index);
         }
     }
     if !rows.is_empty() {
@@ -84,14 +85,14 @@ async fn deliver_rows(
     sender: &RowSender<'_>,
     capabilities: Capabilities,
     batch: &mut Batch,
-    rows: &[usize],
+    rows: &[ChangeIndex],
 ) -> CloudResult<()> {
     let (upserts, deletes) = (
         by_entity(batch, rows, Op::Upsert),
         by_entity(batch, &late(batch, rows), Op::Delete),
     );
-    let otherwise = |nth: &usize| batch.changes()[*nth].cause == Cause::ReadsOtherwise;
-    let early: Vec<usize> = rows.iter().copied().filter(otherwise).collect();
+    let otherwise = |change_index: &ChangeIndex| batch[*change_index].cause == Cause::ReadsOtherwise;
+    let early: Vec<ChangeIndex> = rows.iter().copied().filter(otherwise).collect();
     for (&entity, places) in &by_entity(batch, &early, Op::Delete) {
         sender.delete(batch, entity, places).await?;
     }
@@ -114,11 +115,11 @@ async fn deliver_rows(
     }
     // An upsert may have been refused for a unique value that a row held which is deleted only now.
     for (entity, places) in &upserts {
-        let refused = |nth: &usize| matches!(batch.fate(*nth), Fate::Refused { .. });
-        let again: Vec<usize> = places.iter().copied().filter(refused).collect();
+        let refused = |change_index: &ChangeIndex| matches!(batch.fate(*change_index), Fate::Refused { .. });
+        let again: Vec<ChangeIndex> = places.iter().copied().filter(refused).collect();
         if deletes.contains_key(entity) && !again.is_empty() {
-            for &nth in &again {
-                batch.set_fate(nth, Fate::Pending);
+            for &change_index in &again {
+                batch.set_fate(change_index, Fate::Pending);
             }
             sender.upsert(capabilities.bulk, batch, *entity, &again).await?;
         }
@@ -139,8 +140,8 @@ fn go_on(sender: &RowSender<'_>, sent: CloudResult<()>, failed: &mut Option<Fail
 }
 
 /// The changes whose turn is not before that of all others.
-fn late(batch: &Batch, rows: &[usize]) -> Vec<usize> {
-    let late = |nth: &usize| batch.changes()[*nth].cause != Cause::ReadsOtherwise;
+fn late(batch: &Batch, rows: &[ChangeIndex]) -> Vec<ChangeIndex> {
+    let late = |change_index: &ChangeIndex| batch[*change_index].cause != Cause::ReadsOtherwise;
     rows.iter().copied().filter(late).collect()
 }
 
@@ -151,30 +152,32 @@ async fn upsert_again(
     sender: &RowSender<'_>,
     capabilities: Capabilities,
     batch: &mut Batch,
-    entity: usize,
-    places: &[usize],
+    entity: EntityIndex,
+    places: &[ChangeIndex],
 ) -> CloudResult<()> {
     let mut left = places.len();
     loop {
-        let refused = |nth: &usize| matches!(batch.fate(*nth), Fate::Refused { code: 409 | 422, .. });
-        let again: Vec<usize> = places.iter().copied().filter(refused).collect();
+        let refused = |change_index: &ChangeIndex| {
+            matches!(batch.fate(*change_index), Fate::Refused { code: 409 | 422, .. })
+        };
+        let again: Vec<ChangeIndex> = places.iter().copied().filter(refused).collect();
         if again.is_empty() || again.len() >= left {
             return Ok(());
         }
         left = again.len();
-        for &nth in &again {
-            batch.set_fate(nth, Fate::Pending);
+        for &change_index in &again {
+            batch.set_fate(change_index, Fate::Pending);
         }
         sender.upsert(capabilities.bulk, batch, entity, &again).await?;
     }
 }
 
-fn by_entity(batch: &Batch, rows: &[usize], op: Op) -> BTreeMap<usize, Vec<usize>> {
-    let mut entities: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for &nth in rows {
-        let change = &batch.changes()[nth];
+fn by_entity(batch: &Batch, rows: &[ChangeIndex], op: Op) -> BTreeMap<EntityIndex, Vec<ChangeIndex>> {
+    let mut entities: BTreeMap<EntityIndex, Vec<ChangeIndex>> = BTreeMap::new();
+    for &change_index in rows {
+        let change = &batch[change_index];
         if change.op == op {
-            entities.entry(change.entity).or_default().push(nth);
+            entities.entry(change.entity).or_default().push(change_index);
         }
     }
     entities
@@ -197,22 +200,22 @@ mod tests {
             row: None,
         };
         let mut batch = Batch::new(vec![
-            change(Op::Upsert, 0, "a"),
-            change(Op::Upsert, 1, "a"),
-            change(Op::Delete, 0, "a"),
-            change(Op::Upsert, 0, "b"),
-            change(Op::Truncate, 1, ""),
-            change(Op::Truncate, 0, ""),
-            change(Op::Upsert, 0, "b"),
-            change(Op::Upsert, 0, "c"),
-            change(Op::Upsert, 0, "b"),
+            change(Op::Upsert, EntityIndex(0), "a"),
+            change(Op::Upsert, EntityIndex(1), "a"),
+            change(Op::Delete, EntityIndex(0), "a"),
+            change(Op::Upsert, EntityIndex(0), "b"),
+            change(Op::Truncate, EntityIndex(1), ""),
+            change(Op::Truncate, EntityIndex(0), ""),
+            change(Op::Upsert, EntityIndex(0), "b"),
+            change(Op::Upsert, EntityIndex(0), "c"),
+            change(Op::Upsert, EntityIndex(0), "b"),
         ]);
-        batch.set_fate(7, Fate::Accepted);
+        batch.set_fate(ChangeIndex(7), Fate::Accepted);
         let steps: Vec<Vec<usize>> = plan(&batch)
             .into_iter()
             .map(|step| match step {
-                SendOrder::Rows(rows) => rows,
-                SendOrder::Truncate(nth) => vec![nth],
+                SendOrder::Rows(rows) => rows.iter().map(|change_index| change_index.0).collect(),
+                SendOrder::Truncate(change_index) => vec![change_index.0],
             })
             .collect();
         assert_eq!(

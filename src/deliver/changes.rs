@@ -22,7 +22,7 @@ use super::http::HttpAnswer;
 use super::in_flight::{BodySize, InFlight};
 use super::{ChangeOrigin, Cloud, Numbering, split_by_bytes};
 use crate::abort;
-use crate::batch::{Batch, Fate};
+use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::{Cause, Change, Op};
 use crate::error::{Error, Kind};
@@ -56,8 +56,8 @@ pub(super) async fn deliver(
         pending = batch.failing_last(&pending);
     }
     // The next piece is the last one.
-    let bytes = |nth: usize| batch.changes()[nth].bytes();
-    let mut pieces: Vec<&[usize]> = split_by_bytes(&pending, cloud.request_bytes(), bytes)
+    let bytes = |change_index: ChangeIndex| batch[change_index].bytes();
+    let mut pieces: Vec<&[ChangeIndex]> = split_by_bytes(&pending, cloud.request_bytes(), bytes)
         .into_iter()
         .flat_map(|piece| batch.cut_by_failures(piece))
         .collect();
@@ -80,14 +80,14 @@ pub(super) async fn deliver(
             SendOutcome::Answered(rejections) => {
                 numbering.accepted();
                 abort::point("after the answer");
-                for &nth in piece {
-                    batch.set_fate(nth, Fate::Accepted);
+                for &change_index in piece {
+                    batch.set_fate(change_index, Fate::Accepted);
                 }
                 for rejection in rejections {
                     if rejection.untold {
-                        batch.note_untold(rejection.nth);
+                        batch.note_untold(rejection.change_index);
                     }
-                    batch.set_fate(rejection.nth, rejection.fate);
+                    batch.set_fate(rejection.change_index, rejection.fate);
                 }
             }
             SendOutcome::Refused { status, words } if piece.len() == 1 => {
@@ -120,7 +120,7 @@ pub(super) async fn deliver(
 
 /// One rejected change.
 struct Rejection {
-    nth: usize,
+    change_index: ChangeIndex,
     fate: Fate,
     /// It was rejected for what the cloud was not told of: its entity or one of its columns.
     untold: bool,
@@ -141,7 +141,7 @@ async fn send(
     numbering: &mut Numbering,
     operation: &str,
     batch: &mut Batch,
-    piece: &[usize],
+    piece: &[ChangeIndex],
     mut in_flight: Option<InFlight>,
 ) -> CloudResult<SendOutcome> {
     let link = &cloud.inner.link;
@@ -231,7 +231,7 @@ pub(super) async fn begin(
 ) -> Option<(InFlight, blake3::Hash)> {
     let pipeline = numbering.pipeline.as_ref()?;
     let pending = batch.pending();
-    let bytes = |nth: usize| batch.changes()[nth].bytes();
+    let bytes = |change_index: ChangeIndex| batch[change_index].bytes();
     if split_by_bytes(&pending, cloud.request_bytes(), bytes).len() != 1 {
         return None;
     }
@@ -257,8 +257,8 @@ struct EncodedBody {
 }
 
 impl EncodedBody {
-    async fn of(cloud: &Cloud, batch: &Batch, places: &[usize]) -> Self {
-        let changes = places.iter().map(|&nth| &batch.changes()[nth]);
+    async fn of(cloud: &Cloud, batch: &Batch, places: &[ChangeIndex]) -> Self {
+        let changes = places.iter().map(|&change_index| &batch[change_index]);
         let text = Bytes::from(encode(cloud.catalogue(), changes));
         let length = text.len();
         let hash = blake3::hash(&text);
@@ -311,7 +311,7 @@ impl EncodedBody {
 /// The changes as NDJSON, their keys and rows unparsed.
 fn encode<'a>(catalogue: &Catalogue, changes: impl Iterator<Item = &'a Change> + Clone) -> Vec<u8> {
     use std::io::Write;
-    let entity = |change: &Change| catalogue.entities()[change.entity].name.as_str();
+    let entity = |change: &Change| catalogue[change.entity].name.as_str();
     // `{"position":` and so on to the closing brace take 62 bytes, the longest op 8, the longest position 20.
     let bytes = changes
         .clone()
@@ -423,7 +423,7 @@ impl RejectedMember {
 fn read_answer(
     operation: &str,
     batch: &Batch,
-    piece: &[usize],
+    piece: &[ChangeIndex],
     answer: ChangesAnswer,
     clean: impl Fn(&str) -> String,
 ) -> CloudResult<SendOutcome> {
@@ -442,40 +442,43 @@ fn read_answer(
             piece.len()
         )));
     }
-    let position = |nth: usize| batch.changes()[nth].position.0;
+    let position = |change_index: ChangeIndex| batch[change_index].position.0;
     // Which change has a position, none where several have it.
     let mut of_position = HashMap::new();
     if !rejected.is_empty() {
-        for &nth in piece {
-            let known = of_position.entry(position(nth));
-            known.and_modify(|one| *one = None).or_insert(Some(nth));
+        for &change_index in piece {
+            let known = of_position.entry(position(change_index));
+            known.and_modify(|one| *one = None).or_insert(Some(change_index));
         }
     }
     let mut rejections = Vec::with_capacity(rejected.len());
     for one in &rejected {
-        let nth = match one.line {
+        let change_index = match one.line {
             Some(line) => {
-                let nth = line.checked_sub(1).and_then(|line| piece.get(line)).copied();
-                nth.filter(|&nth| position(nth) == one.position)
+                let change_index = line.checked_sub(1).and_then(|line| piece.get(line)).copied();
+                change_index.filter(|&change_index| position(change_index) == one.position)
             }
             None => match of_position.get(&one.position) {
                 Some(None) => return Ok(SendOutcome::Unclear),
-                Some(nth) => *nth,
+                Some(change_index) => *change_index,
                 None => None,
             },
         };
-        let Some(nth) = nth else {
+        let Some(change_index) = change_index else {
             let cause = format!("it rejected position {}, which was not sent there", one.position);
             return Err(wrong(cause));
         };
         rejections.push(Rejection {
-            nth,
+            change_index,
             fate: one.fate(&clean),
             untold: one.untold(),
         });
     }
-    rejections.sort_by_key(|one| one.nth);
-    if rejections.windows(2).any(|pair| pair[0].nth == pair[1].nth) {
+    rejections.sort_by_key(|one| one.change_index);
+    if rejections
+        .windows(2)
+        .any(|pair| pair[0].change_index == pair[1].change_index)
+    {
         return Err(wrong("it rejected one change twice".to_owned()));
     }
     Ok(SendOutcome::Answered(rejections))
@@ -484,12 +487,13 @@ fn read_answer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::EntityIndex;
     use crate::change::Position;
 
     fn change(position: i64, op: Op) -> Change {
         Change {
             position: Position(position),
-            entity: 0,
+            entity: EntityIndex(0),
             op,
             cause: Cause::Gone,
             captured_at: 0,
@@ -537,7 +541,7 @@ mod tests {
         );
     }
 
-    fn judge(positions: &[i64], answer: &str) -> Result<Option<Vec<(usize, Fate)>>, Failure> {
+    fn judge(positions: &[i64], answer: &str) -> Result<Option<Vec<(ChangeIndex, Fate)>>, Failure> {
         let batch = Batch::new(
             positions
                 .iter()
@@ -548,9 +552,12 @@ mod tests {
         let answer = serde_json::from_str(answer).unwrap();
         Ok(
             match read_answer("push rooms to the cloud", &batch, &piece, answer, str::to_owned)? {
-                SendOutcome::Answered(rejections) => {
-                    Some(rejections.into_iter().map(|one| (one.nth, one.fate)).collect())
-                }
+                SendOutcome::Answered(rejections) => Some(
+                    rejections
+                        .into_iter()
+                        .map(|one| (one.change_index, one.fate))
+                        .collect(),
+                ),
                 _ => None,
             },
         )
@@ -565,19 +572,19 @@ mod tests {
         let answer = r#"{"applied":1,"skipped":0,"rejected":[{"position":8,"code":"409","error":"taken"}]}"#;
         assert_eq!(
             judge(&[7, 8], answer).unwrap(),
-            Some(vec![(1, refused(409, "taken"))])
+            Some(vec![(ChangeIndex(1), refused(409, "taken"))])
         );
         let answer =
             r#"{"applied":1,"skipped":0,"rejected":[{"position":0,"line":2,"code":"23502","error":"null"}]}"#;
         assert_eq!(
             judge(&[0, 0], answer).unwrap(),
-            Some(vec![(1, refused(422, "23502: null"))])
+            Some(vec![(ChangeIndex(1), refused(422, "23502: null"))])
         );
         let answer = r#"{"applied":1,"skipped":0,"rejected":[{"position":0,"code":"x","error":"null"}]}"#;
         assert_eq!(judge(&[0, 0], answer).unwrap(), None, "to be bisected");
         assert_eq!(
             judge(&[0, 9], answer).unwrap(),
-            Some(vec![(0, refused(422, "x: null"))])
+            Some(vec![(ChangeIndex(0), refused(422, "x: null"))])
         );
     }
 

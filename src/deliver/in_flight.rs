@@ -9,6 +9,7 @@
 //! Failure: when a batch is not answered as usual, those behind it are given up, and go again after it, as they were. Nothing
 //! else ever goes under a number behind which a batch went ([`Pipeline`]): what asks for it asks for a new term.
 
+use crate::batch::ChangeIndex;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -35,7 +36,7 @@ const DELAYS: usize = 16;
 /// A request that is under way before the one before it is answered. Dropped, it is given up.
 pub struct InFlight {
     /// The changes in it, by their places in the batch.
-    pub(super) places: Vec<usize>,
+    pub(super) places: Vec<ChangeIndex>,
     pub(super) size: BodySize,
     pub(super) begun: Instant,
     answer: AbortOnDropHandle<CloudResult<HttpAnswer>>,
@@ -43,7 +44,7 @@ pub struct InFlight {
 
 impl InFlight {
     pub(super) fn begin(
-        places: Vec<usize>,
+        places: Vec<ChangeIndex>,
         size: BodySize,
         exchange: impl Future<Output = CloudResult<HttpAnswer>> + Send + 'static,
     ) -> Self {

@@ -51,8 +51,8 @@ pub use in_flight::InFlight;
 pub use numbering::Numbering;
 pub use probe::ProbeAnswer;
 
-use crate::batch::Batch;
-use crate::catalogue::{Catalogue, Entity};
+use crate::batch::{Batch, ChangeIndex};
+use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::change::Epoch;
 use crate::error::{Error, Kind, Result};
 use http::{HttpAnswer, HttpClient};
@@ -298,7 +298,7 @@ impl Cloud {
     /// streamed: one row is held at a time. An error of `row` ends it. Returns in how many pages it came.
     pub async fn list(
         &self,
-        entity: usize,
+        entity: EntityIndex,
         days: Option<u32>,
         row: impl FnMut(&RawValue) -> Result<()>,
     ) -> CloudResult<usize> {
@@ -337,13 +337,13 @@ impl Cloud {
         &self.inner.catalogue
     }
 
-    fn entity(&self, entity: usize) -> &Entity {
-        &self.inner.catalogue.entities()[entity]
+    fn entity(&self, entity: EntityIndex) -> &Entity {
+        &self.inner.catalogue[entity]
     }
 
     /// A key of the site, a JSON object, as the cloud has it: with its names and in its forms. One that has
     /// no such form stays.
-    pub fn cloud_key_of<'k>(&self, entity: usize, key: &'k str) -> Cow<'k, str> {
+    pub fn cloud_key_of<'k>(&self, entity: EntityIndex, key: &'k str) -> Cow<'k, str> {
         match self.form(entity).map(|form| form.shape(key)) {
             Some(Ok(key)) => Cow::Owned(key),
             _ => Cow::Borrowed(key),
@@ -355,17 +355,17 @@ impl Cloud {
         self.inner.delete_moved
     }
 
-    fn form(&self, entity: usize) -> Option<&RowForm> {
-        self.inner.forms[entity].as_ref()
+    fn form(&self, entity: EntityIndex) -> Option<&RowForm> {
+        self.inner.forms[entity.0].as_ref()
     }
 
-    fn bulk_rows(&self, entity: usize) -> &AtomicUsize {
-        &self.inner.bulk_rows[entity]
+    fn bulk_rows(&self, entity: EntityIndex) -> &AtomicUsize {
+        &self.inner.bulk_rows[entity.0]
     }
 
     /// Notes whether a bulk request was taken as a whole. Where rows are left out, they are found by sending
     /// the others again: the fewer go together, the less that is.
-    fn note_bulk(&self, entity: usize, whole: bool) {
+    fn note_bulk(&self, entity: EntityIndex, whole: bool) {
         let rows = self.bulk_rows(entity);
         let now = rows.load(Ordering::Relaxed);
         let next = if whole {
@@ -377,15 +377,15 @@ impl Cloud {
     }
 
     /// What a delivery of these changes is called in messages.
-    fn operation(&self, batch: &Batch, places: &[usize]) -> String {
-        let mut entities = places.iter().map(|&nth| batch.changes()[nth].entity);
+    fn operation(&self, batch: &Batch, places: &[ChangeIndex]) -> String {
+        let mut entities = places.iter().map(|&change_index| batch[change_index].entity);
         match entities.next() {
             Some(first) if entities.all(|other| other == first) => self.pushing(first),
             _ => "push changes to the cloud".to_owned(),
         }
     }
 
-    fn pushing(&self, entity: usize) -> String {
+    fn pushing(&self, entity: EntityIndex) -> String {
         format!("push {} to the cloud", self.entity(entity).name)
     }
 
@@ -427,11 +427,15 @@ impl Cloud {
 }
 
 /// Cuts a run of changes into pieces of at most `limit` bytes, or of one change.
-fn split_by_bytes(places: &[usize], limit: usize, bytes: impl Fn(usize) -> usize) -> Vec<&[usize]> {
+fn split_by_bytes(
+    places: &[ChangeIndex],
+    limit: usize,
+    bytes: impl Fn(ChangeIndex) -> usize,
+) -> Vec<&[ChangeIndex]> {
     let mut pieces = Vec::new();
     let (mut start, mut sum) = (0, 0_usize);
-    for (at, &nth) in places.iter().enumerate() {
-        let more = bytes(nth);
+    for (at, &change_index) in places.iter().enumerate() {
+        let more = bytes(change_index);
         if at > start && sum.saturating_add(more) > limit {
             pieces.push(&places[start..at]);
             (start, sum) = (at, 0);

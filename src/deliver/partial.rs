@@ -1,5 +1,6 @@
 //! Which rows of a bulk request the server left out, where its errors name them.
 
+use crate::batch::ChangeIndex;
 use std::collections::HashMap;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ const DEEP: usize = 2;
 /// The refused rows by their places, with the server's words; none where the errors do not account for all
 /// that was left out, each by the key of one of the rows.
 pub(super) fn refused(
-    rows: &[(usize, Bytes)],
+    rows: &[(ChangeIndex, Bytes)],
     key: &[String],
     errors: &[Value],
     left_out: Option<usize>,
@@ -70,8 +71,13 @@ mod tests {
 
     #[test]
     fn rows_are_refused_by_the_keys_that_the_errors_name() {
-        let rows: Vec<(usize, Bytes)> = (1..=3)
-            .map(|id| (id + 10, Bytes::from(format!("{{\"id\":{id},\"v\":\"x\"}}"))))
+        let rows: Vec<(ChangeIndex, Bytes)> = (1..=3)
+            .map(|id| {
+                (
+                    ChangeIndex(id + 10),
+                    Bytes::from(format!("{{\"id\":{id},\"v\":\"x\"}}")),
+                )
+            })
             .collect();
         let key = ["id".to_owned()];
         let refused = |errors: Value, left_out| {

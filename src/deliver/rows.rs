@@ -26,8 +26,8 @@ use super::partial;
 use super::reply::{BulkVerdict, CloudReply, Verdict};
 use super::words::without_row;
 use super::{Cloud, split_by_bytes};
-use crate::batch::{Batch, Fate};
-use crate::catalogue::Entity;
+use crate::batch::{Batch, ChangeIndex, Fate};
+use crate::catalogue::{Entity, EntityIndex};
 use crate::error::Kind;
 use crate::retry::Backoff;
 
@@ -45,7 +45,7 @@ const TOLD: usize = 50;
 const BULK_BYTES: usize = 1024 * 1024;
 
 /// What came of one request: the fates it decided, and what stopped it.
-type RequestOutcome = (Vec<(usize, Fate)>, CloudResult<()>);
+type RequestOutcome = (Vec<(ChangeIndex, Fate)>, CloudResult<()>);
 
 /// Sends the rows of one delivery.
 pub(super) struct RowSender<'c> {
@@ -71,19 +71,19 @@ impl<'c> RowSender<'c> {
         &self,
         bulk: bool,
         batch: &mut Batch,
-        entity: usize,
-        places: &[usize],
+        entity: EntityIndex,
+        places: &[ChangeIndex],
     ) -> CloudResult<()> {
         let operation = self.cloud.pushing(entity);
         let places = batch.failing_last(places);
         if !bulk {
-            let start = |batch: &Batch, nth: usize| {
-                let row = self.body(batch, nth);
+            let start = |batch: &Batch, change_index: ChangeIndex| {
+                let row = self.body(batch, change_index);
                 let operation = &operation;
                 async move {
                     match row {
-                        Ok(row) => self.post(operation, entity, nth, row).await,
-                        Err(unfit) => (vec![(nth, unfit)], Ok(())),
+                        Ok(row) => self.post(operation, entity, change_index, row).await,
+                        Err(unfit) => (vec![(change_index, unfit)], Ok(())),
                     }
                 }
             };
@@ -91,17 +91,18 @@ impl<'c> RowSender<'c> {
         }
         let limit = BULK_BYTES.min(self.cloud.request_bytes());
         let together = self.cloud.bulk_rows(entity).load(Ordering::Relaxed);
-        let chunks: Vec<&[usize]> = split_by_bytes(&places, limit, |nth| batch.changes()[nth].bytes())
-            .into_iter()
-            .flat_map(|piece| piece.chunks(together))
-            .flat_map(|piece| batch.cut_by_failures(piece))
-            .collect();
-        let start = |batch: &Batch, chunk: &[usize]| {
+        let chunks: Vec<&[ChangeIndex]> =
+            split_by_bytes(&places, limit, |change_index| batch[change_index].bytes())
+                .into_iter()
+                .flat_map(|piece| piece.chunks(together))
+                .flat_map(|piece| batch.cut_by_failures(piece))
+                .collect();
+        let start = |batch: &Batch, chunk: &[ChangeIndex]| {
             let (mut rows, mut unfit) = (Vec::with_capacity(chunk.len()), Vec::new());
-            for &nth in chunk {
-                match self.body(batch, nth) {
-                    Ok(row) => rows.push((nth, row)),
-                    Err(fate) => unfit.push((nth, fate)),
+            for &change_index in chunk {
+                match self.body(batch, change_index) {
+                    Ok(row) => rows.push((change_index, row)),
+                    Err(fate) => unfit.push((change_index, fate)),
                 }
             }
             let operation = &operation;
@@ -115,8 +116,8 @@ impl<'c> RowSender<'c> {
     }
 
     /// A change's row in the form that the server wants; where it has none, what becomes of it.
-    fn body(&self, batch: &Batch, nth: usize) -> Result<Bytes, Fate> {
-        let change = &batch.changes()[nth];
+    fn body(&self, batch: &Batch, change_index: ChangeIndex) -> Result<Bytes, Fate> {
+        let change = &batch[change_index];
         let row = change.row.as_deref().unwrap_or("{}");
         match self.cloud.form(change.entity) {
             None => Ok(Bytes::copy_from_slice(row.as_bytes())),
@@ -128,19 +129,24 @@ impl<'c> RowSender<'c> {
     }
 
     /// Deletes rows of one entity, in any order.
-    pub(super) async fn delete(&self, batch: &mut Batch, entity: usize, places: &[usize]) -> CloudResult<()> {
+    pub(super) async fn delete(
+        &self,
+        batch: &mut Batch,
+        entity: EntityIndex,
+        places: &[ChangeIndex],
+    ) -> CloudResult<()> {
         let operation = self.cloud.pushing(entity);
         let entity = self.cloud.entity(entity);
-        let start = |batch: &Batch, nth: usize| {
-            let change = &batch.changes()[nth];
+        let start = |batch: &Batch, change_index: ChangeIndex| {
+            let change = &batch[change_index];
             let key = segment(
                 &self.cloud.cloud_key_of(change.entity, &change.key),
                 &entity.cloud_key(),
             );
             let operation = &operation;
             async move {
-                match self.delete_one(operation, entity, nth, key).await {
-                    Ok(fate) => (vec![(nth, fate)], Ok(())),
+                match self.delete_one(operation, entity, change_index.0, key).await {
+                    Ok(fate) => (vec![(change_index, fate)], Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
                 }
             }
@@ -150,8 +156,8 @@ impl<'c> RowSender<'c> {
     }
 
     /// Deletes every row that the cloud has of the truncated entity.
-    pub(super) async fn truncate(&self, batch: &mut Batch, nth: usize) -> CloudResult<()> {
-        let place = batch.changes()[nth].entity;
+    pub(super) async fn truncate(&self, batch: &mut Batch, change_index: ChangeIndex) -> CloudResult<()> {
+        let place = batch[change_index].entity;
         let operation = self.cloud.pushing(place);
         let entity = self.cloud.entity(place);
         let cloud_key = entity.cloud_key();
@@ -173,7 +179,7 @@ impl<'c> RowSender<'c> {
         match listed.await {
             Err(failure) if failure.error().kind() == Kind::CloudRefused => {
                 batch.set_fate(
-                    nth,
+                    change_index,
                     refusal(failure.status().unwrap_or(400), failure.error().cause()),
                 );
                 return Ok(());
@@ -182,7 +188,7 @@ impl<'c> RowSender<'c> {
         }
         if odd {
             batch.set_fate(
-                nth,
+                change_index,
                 refusal(422, "the cloud has a row whose key has no form in a URL"),
             );
             return Ok(());
@@ -193,7 +199,7 @@ impl<'c> RowSender<'c> {
             async move {
                 match self.delete_one(operation, entity, number, segment).await {
                     Ok(Fate::Accepted) => (Vec::new(), Ok(())),
-                    Ok(fate) => (vec![(nth, fate)], Ok(())),
+                    Ok(fate) => (vec![(change_index, fate)], Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
                 }
             }
@@ -207,9 +213,9 @@ impl<'c> RowSender<'c> {
             }
         }
         if end.is_err() {
-            batch.set_fate(nth, Fate::Pending);
-        } else if *batch.fate(nth) == Fate::Pending {
-            batch.set_fate(nth, Fate::Accepted);
+            batch.set_fate(change_index, Fate::Pending);
+        } else if *batch.fate(change_index) == Fate::Pending {
+            batch.set_fate(change_index, Fate::Accepted);
         }
         end
     }
@@ -234,8 +240,8 @@ impl<'c> RowSender<'c> {
                 break;
             };
             accepted += usize::from(end.is_ok());
-            for (nth, fate) in fates {
-                batch.set_fate(nth, fate);
+            for (change_index, fate) in fates {
+                batch.set_fate(change_index, fate);
             }
             if let Err(failure) = end {
                 failed += 1;
@@ -262,27 +268,28 @@ impl<'c> RowSender<'c> {
         let end = self.run(batch, jobs, start).await;
         for failed in self.gate.take_failed() {
             let mut error = failed.error;
-            if let ([nth], Some(words)) = (failed.numbers.as_slice(), &failed.words) {
-                let row = batch.changes()[*nth].row.as_deref().unwrap_or("{}");
+            let changes: Vec<ChangeIndex> = failed.numbers.into_iter().map(ChangeIndex).collect();
+            if let ([change_index], Some(words)) = (changes.as_slice(), &failed.words) {
+                let row = batch[*change_index].row.as_deref().unwrap_or("{}");
                 error = format!("{error}: {}", without_row(words, row));
             }
-            batch.note_failing(
-                &failed.numbers,
-                failed.status,
-                &error,
-                failed.told,
-                accepted_before,
-            );
+            batch.note_failing(&changes, failed.status, &error, failed.told, accepted_before);
         }
-        for nth in self.gate.take_unanswered() {
-            let change = &batch.changes()[nth];
+        for number in self.gate.take_unanswered() {
+            let change = &batch[ChangeIndex(number)];
             let (entity, key) = (change.entity, change.key.clone());
             batch.note_unanswered(entity, key);
         }
         end
     }
 
-    async fn post(&self, operation: &str, entity: usize, nth: usize, row: Bytes) -> RequestOutcome {
+    async fn post(
+        &self,
+        operation: &str,
+        entity: EntityIndex,
+        change_index: ChangeIndex,
+        row: Bytes,
+    ) -> RequestOutcome {
         let path = &self.cloud.entity(entity).path;
         let request = || {
             self.cloud
@@ -293,15 +300,23 @@ impl<'c> RowSender<'c> {
                 .body(row.clone())
         };
         let text = std::str::from_utf8(&row).unwrap_or_default();
-        let answer = match self.attempt(operation, row.len(), &[nth], request).await {
+        let answer = match self
+            .attempt(operation, row.len(), &[change_index.0], request)
+            .await
+        {
             Ok(HttpAnswer::Refused { status, words, .. }) => {
-                return (vec![(nth, refusal(status, &without_row(&words, text)))], Ok(()));
+                return (
+                    vec![(change_index, refusal(status, &without_row(&words, text)))],
+                    Ok(()),
+                );
             }
-            Ok(HttpAnswer::Accepted(reply)) => self.accepted(operation, &reply, &[nth], Some(text)),
+            Ok(HttpAnswer::Accepted(reply)) => {
+                self.accepted(operation, &reply, &[change_index.0], Some(text))
+            }
             Err(failure) => Err(failure),
         };
         match answer {
-            Ok(()) => (vec![(nth, Fate::Accepted)], Ok(())),
+            Ok(()) => (vec![(change_index, Fate::Accepted)], Ok(())),
             Err(failure) => (Vec::new(), Err(failure)),
         }
     }
@@ -328,7 +343,12 @@ impl<'c> RowSender<'c> {
     }
 
     /// One bulk request, halved where it is refused as a whole or in part.
-    async fn post_bulk(&self, operation: &str, entity: usize, rows: Vec<(usize, Bytes)>) -> RequestOutcome {
+    async fn post_bulk(
+        &self,
+        operation: &str,
+        entity: EntityIndex,
+        rows: Vec<(ChangeIndex, Bytes)>,
+    ) -> RequestOutcome {
         let path = self.cloud.entity(entity).bulk_path();
         let mut fates = Vec::with_capacity(rows.len());
         let mut pieces = vec![rows.as_slice()];
@@ -346,14 +366,18 @@ impl<'c> RowSender<'c> {
                     .header(CONTENT_TYPE, "application/json")
                     .body(body.clone())
             };
-            let all: Vec<usize> = piece.iter().map(|(nth, _)| *nth).collect();
+            let all: Vec<usize> = piece.iter().map(|(change_index, _)| change_index.0).collect();
             let answer = self.attempt(operation, body.len(), &all, request).await;
             self.cloud.went(body.len(), &answer);
             let (status, words) = match answer {
                 Ok(HttpAnswer::Accepted(reply)) => match reply.bulk_verdict(operation, piece.len()) {
                     Ok(BulkVerdict::All) => {
                         self.cloud.note_bulk(entity, true);
-                        fates.extend(piece.iter().map(|&(nth, _)| (nth, Fate::Accepted)));
+                        fates.extend(
+                            piece
+                                .iter()
+                                .map(|&(change_index, _)| (change_index, Fate::Accepted)),
+                        );
                         continue;
                     }
                     Ok(BulkVerdict::NotAll { errors, left_out }) => {
@@ -361,13 +385,13 @@ impl<'c> RowSender<'c> {
                         let key = self.cloud.entity(entity).cloud_key();
                         if let Some(refused) = partial::refused(piece, &key, &errors, left_out) {
                             let link = &self.cloud.inner.link;
-                            fates.extend(piece.iter().enumerate().map(|(at, (nth, row))| {
+                            fates.extend(piece.iter().enumerate().map(|(at, (change_index, row))| {
                                 let Some(words) = refused.get(&at) else {
-                                    return (*nth, Fate::Accepted);
+                                    return (*change_index, Fate::Accepted);
                                 };
                                 let text = std::str::from_utf8(row).unwrap_or_default();
                                 (
-                                    *nth,
+                                    *change_index,
                                     refusal(reply.status.as_u16(), &without_row(&link.clean(words), text)),
                                 )
                             }));
@@ -392,13 +416,13 @@ impl<'c> RowSender<'c> {
                 Err(failure) => return (fates, Err(failure)),
             };
             match (piece, words) {
-                ([(nth, row)], Some(words)) => {
+                ([(change_index, row)], Some(words)) => {
                     let text = std::str::from_utf8(row).unwrap_or_default();
-                    fates.push((*nth, refusal(status, &without_row(&words, text))));
+                    fates.push((*change_index, refusal(status, &without_row(&words, text))));
                 }
                 // Its own call says whether this row was taken: how servers count rows in bulk differs.
-                ([(nth, row)], None) => {
-                    let (mut fate, end) = self.post(operation, entity, *nth, row.clone()).await;
+                ([(change_index, row)], None) => {
+                    let (mut fate, end) = self.post(operation, entity, *change_index, row.clone()).await;
                     fates.append(&mut fate);
                     match end {
                         // The other pieces have had nothing to do with it.
@@ -564,7 +588,7 @@ fn refusal(code: u16, error: &str) -> Fate {
 }
 
 /// `{"records":[…]}`, the rows unparsed.
-fn records(rows: &[(usize, Bytes)]) -> Bytes {
+fn records(rows: &[(ChangeIndex, Bytes)]) -> Bytes {
     let bytes: usize = rows.iter().map(|(_, row)| row.len() + 1).sum();
     let mut body = BytesMut::with_capacity(bytes + 16);
     body.put_slice(b"{\"records\":[");

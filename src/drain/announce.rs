@@ -14,7 +14,7 @@ use super::sender::Sender;
 use super::table_schemas::TableSchemas;
 use super::wire_schema;
 use crate::batch::{Batch, Fate};
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::{Cause, Change, Op};
 use crate::deliver::{Capabilities, Failure, TableSchema};
 use crate::error::{Kind, Result};
@@ -24,7 +24,7 @@ use crate::source::{describe, drift, touch};
 /// What the cloud was told of the entities' columns.
 pub(super) struct AnnouncedSchemas {
     catalogue: Arc<Catalogue>,
-    /// By the entities' places.
+    /// By entity.
     told: Mutex<Vec<Option<TableSchema>>>,
     /// The entities whose schema it refuses.
     pub(super) refused: watch::Sender<RefusedSchemas>,
@@ -41,8 +41,8 @@ impl AnnouncedSchemas {
     }
 
     /// Notes what the cloud was told of an entity; none where it has to be told again.
-    pub(super) fn note(&self, place: usize, schema: Option<TableSchema>) {
-        self.told()[place] = schema;
+    pub(super) fn note(&self, entity_index: EntityIndex, schema: Option<TableSchema>) {
+        self.told()[entity_index.0] = schema;
     }
 
     /// Has it told of all entities again.
@@ -54,25 +54,25 @@ impl AnnouncedSchemas {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The columns of the batch's entities that the cloud was not told yet, by the entities' places. Those that it refuses are asked
+    /// The columns of the batch's entities that the cloud was not told yet, by entity. Those that it refuses are asked
     /// about at a greeting only.
-    pub(super) fn untold(&self, batch: &Batch, shapes: &TableSchemas) -> Vec<(usize, TableSchema)> {
+    pub(super) fn untold(&self, batch: &Batch, shapes: &TableSchemas) -> Vec<(EntityIndex, TableSchema)> {
         let told = self.told();
         let mut seen = vec![false; told.len()];
         for change in batch.changes() {
-            seen[change.entity] = true;
+            seen[change.entity.0] = true;
         }
         let refused = self.refused.borrow();
         let mut untold = Vec::new();
-        for (place, _) in seen.iter().enumerate().filter(|(_, seen)| **seen) {
-            let (entity, table) = (&self.catalogue.entities()[place], &shapes.tables[place]);
-            if !table.fits(entity) || refused.contains_key(&place) {
+        for (entity_index, entity) in self.catalogue.indexed().filter(|(index, _)| seen[index.0]) {
+            let table = &shapes.tables[entity_index.0];
+            if !table.fits(entity) || refused.contains_key(&entity_index) {
                 // The cloud goes by what it was told before.
                 continue;
             }
             let schema = wire_schema(entity, table);
-            if told[place].as_ref() != Some(&schema) {
-                untold.push((place, schema));
+            if told[entity_index.0].as_ref() != Some(&schema) {
+                untold.push((entity_index, schema));
             }
         }
         untold
@@ -99,8 +99,8 @@ impl Sender {
         shapes: &TableSchemas,
     ) -> std::result::Result<(), Failure> {
         let mut all_taken = true;
-        for (place, schema) in self.announced.untold(batch, shapes) {
-            all_taken &= self.put_schema(place, schema).await?;
+        for (entity_index, schema) in self.announced.untold(batch, shapes) {
+            all_taken &= self.put_schema(entity_index, schema).await?;
         }
         if !all_taken {
             self.greet_sooner();
@@ -112,16 +112,18 @@ impl Sender {
     /// Sends the refused schemas again, as the tables are now, and sets the time of the next greeting by those that stay refused.
     pub(super) async fn tell_refused(&mut self, cloud: Capabilities) -> std::result::Result<(), Failure> {
         let refused = self.announced.refused.borrow().clone();
-        for (place, before) in &refused {
-            let entity = &self.catalogue.entities()[*place];
+        for (entity_index, before) in &refused {
+            let entity = &self.catalogue[*entity_index];
             let table = describe::stands(self.session.client(), entity).await?.table;
             // Without the call, or with a table that does not fit, the cloud goes by what it was told before.
             let taken = !cloud.schema
                 || !table.fits(entity)
-                || self.put_schema(*place, wire_schema(entity, &table)).await?;
+                || self
+                    .put_schema(*entity_index, wire_schema(entity, &table))
+                    .await?;
             if taken {
                 self.announced.refused.send_modify(|refused| {
-                    refused.remove(place);
+                    refused.remove(entity_index);
                 });
                 continue;
             }
@@ -129,14 +131,14 @@ impl Sender {
                 .announced
                 .refused
                 .borrow()
-                .get(place)
+                .get(entity_index)
                 .filter(|why| *why != before)
                 .cloned();
             if let Some((why, shapes)) = why.zip(self.shapes.clone()) {
                 outbox::park(
                     self.session.client(),
                     &self.fence,
-                    shapes.numbers[*place],
+                    shapes.numbers[entity_index.0],
                     &why,
                     &[],
                 )
@@ -158,9 +160,13 @@ impl Sender {
     }
 
     /// Sends one schema. Returns false where the cloud refuses it: the entity counts as refused from then on.
-    async fn put_schema(&mut self, place: usize, schema: TableSchema) -> std::result::Result<bool, Failure> {
+    async fn put_schema(
+        &mut self,
+        entity_index: EntityIndex,
+        schema: TableSchema,
+    ) -> std::result::Result<bool, Failure> {
         let Err(failure) = self.cloud.put_schema(&self.origin, &schema).await else {
-            self.announced.note(place, Some(schema));
+            self.announced.note(entity_index, Some(schema));
             return Ok(true);
         };
         let refuses = match failure.lost_capability() {
@@ -171,14 +177,14 @@ impl Sender {
         if !refuses {
             return Err(failure);
         }
-        self.announced.note(place, None);
+        self.announced.note(entity_index, None);
         let why = failure.error().to_string();
-        let entity = &self.catalogue.entities()[place].name;
+        let entity = &self.catalogue[entity_index].name;
         self.announced.refused.send_if_modified(|refused| {
-            let changed = refused.get(&place) != Some(&why);
+            let changed = refused.get(&entity_index) != Some(&why);
             if changed {
                 tracing::error!(entity, "its changes are kept: {why}");
-                refused.insert(place, why);
+                refused.insert(entity_index, why);
             }
             changed
         });
@@ -188,13 +194,13 @@ impl Sender {
     /// Keeps the touches of what the batch has of entities whose schema is refused.
     async fn park_refused(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
         let refused = self.announced.refused.borrow().clone();
-        for (place, why) in refused {
+        for (entity_index, why) in refused {
             let mut pending = batch.pending();
-            pending.retain(|&nth| batch.changes()[nth].entity == place);
+            pending.retain(|&change_index| batch[change_index].entity == entity_index);
             if pending.is_empty() {
                 continue;
             }
-            let entity = &self.catalogue.entities()[place];
+            let entity = &self.catalogue[entity_index];
             let kept = |change: &Change| {
                 let (op, (number, key)) = match (change.op, change.cause) {
                     (Op::Truncate, _) => (TouchOp::Truncated, (None, None)),
@@ -205,15 +211,15 @@ impl Sender {
             };
             let touches: Vec<_> = pending
                 .iter()
-                .filter_map(|&nth| kept(&batch.changes()[nth]))
+                .filter_map(|&change_index| kept(&batch[change_index]))
                 .collect();
-            let number = shapes.numbers[place];
+            let number = shapes.numbers[entity_index.0];
             if touches.len() < pending.len() {
                 drift::mark(self.session.client(), number, "rows were kept without their key").await?;
             }
             outbox::park(self.session.client(), &self.fence, number, &why, &touches).await?;
-            for nth in pending {
-                batch.set_fate(nth, Fate::Parked);
+            for change_index in pending {
+                batch.set_fate(change_index, Fate::Parked);
             }
         }
         Ok(())

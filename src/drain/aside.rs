@@ -6,13 +6,14 @@
 //! where the server was at fault. As long as the cloud is not seen to take anything else, one batch at most
 //! is set aside.
 
+use crate::catalogue::EntityIndex;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::sender::Sender;
-use crate::batch::{Batch, Fate};
+use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::deliver::Failure;
 use crate::error::Result;
 use crate::existence::CloudRows;
@@ -45,22 +46,22 @@ impl Sender {
         if self.failing == 0 {
             return Ok(());
         }
-        let mut rows: BTreeMap<(usize, &str), usize> = BTreeMap::new();
-        for nth in batch.pending() {
-            let change = &batch.changes()[nth];
-            rows.insert((change.entity, &change.key), nth);
+        let mut rows: BTreeMap<(EntityIndex, &str), ChangeIndex> = BTreeMap::new();
+        for change_index in batch.pending() {
+            let change = &batch[change_index];
+            rows.insert((change.entity, &change.key), change_index);
         }
         let keys = rows
             .keys()
-            .map(|&(entity, key)| (self.catalogue.entities()[entity].name.as_str(), key));
+            .map(|&(entity, key)| (self.catalogue[entity].name.as_str(), key));
         let keys: Vec<_> = keys.collect();
         let expected = quarantine::expected(self.session.client(), &keys).await?;
-        let places: Vec<usize> = rows.into_values().collect();
-        for nth in expected.failing {
-            batch.expect_failing(places[nth]);
+        let change_indexes: Vec<ChangeIndex> = rows.into_values().collect();
+        for row in expected.failing {
+            batch.expect_failing(change_indexes[row]);
         }
-        for nth in expected.by_hand {
-            batch.set_fate(places[nth], quarantine::by_hand());
+        for row in expected.by_hand {
+            batch.set_fate(change_indexes[row], quarantine::by_hand());
         }
         Ok(())
     }
@@ -88,7 +89,7 @@ impl Sender {
             .then(|| *self.told_since.get_or_insert_with(Instant::now));
         let lasts = since.is_some_and(|since| since.elapsed() >= TOLD_ALONE);
         let unproven = self.set_aside_alone && batch.count(&Fate::Accepted) == 0;
-        for (nth, failing, others) in all {
+        for (change_index, failing, others) in all {
             let enough = match (failing.known, others) {
                 (true, _) => failing.status != 0,
                 (false, true) => failing.told || failing.times >= BESIDE_OTHERS,
@@ -100,7 +101,7 @@ impl Sender {
             if enough && failing.alone {
                 let error = failing.error.to_string();
                 let code = failing.status;
-                batch.set_fate(nth, Fate::Refused { code, error });
+                batch.set_fate(change_index, Fate::Refused { code, error });
             }
         }
         failure
@@ -167,7 +168,7 @@ impl Sender {
         }
         let orphans = self.orphans(&shapes).await?;
         for (parent, keys) in orphans.parents(&self.catalogue, &images) {
-            let entity = &self.catalogue.entities()[parent];
+            let entity = &self.catalogue[parent];
             let held = match CloudRows::learn(&self.cloud, parent, None, None).await {
                 Ok(held) => held,
                 Err(failure) => {
@@ -187,7 +188,7 @@ impl Sender {
                     rows = lacking.len(),
                     "the cloud lacks parents of refused rows: they are sent again"
                 );
-                touch::keys(session.client(), entity, shapes.numbers[parent], &lacking).await?;
+                touch::keys(session.client(), entity, shapes.numbers[parent.0], &lacking).await?;
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! What a server without `changes` needs beside its requests: it has no versions and remembers nothing.
 
+use crate::catalogue::EntityIndex;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio::time::Instant;
 
 use super::sender::Sender;
 use super::table_schemas::TableSchemas;
-use crate::batch::{Batch, Fate};
+use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::change::{Cause, Op};
 use crate::error::Result;
 use crate::source::{sent, touch};
@@ -20,41 +21,44 @@ impl Sender {
     /// that never went. So it does for entities whose list is not trusted: a comparison goes by these notes.
     pub(super) async fn settle_conditions(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
         let client = self.session.client();
-        let mut upserts: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-        let mut unmet: BTreeMap<usize, Vec<(usize, &str)>> = BTreeMap::new();
+        let mut upserts: BTreeMap<EntityIndex, Vec<&str>> = BTreeMap::new();
+        let mut unmet: BTreeMap<EntityIndex, Vec<(ChangeIndex, &str)>> = BTreeMap::new();
         let pending = batch.pending();
-        for &nth in &pending {
-            let change = &batch.changes()[nth];
+        for &change_index in &pending {
+            let change = &batch[change_index];
             if !self.is_noted(change.entity) {
                 continue;
             }
             if change.op == Op::Upsert {
                 upserts.entry(change.entity).or_default().push(&change.key);
             } else if change.cause == Cause::Unmet {
-                unmet.entry(change.entity).or_default().push((nth, &change.key));
+                unmet
+                    .entry(change.entity)
+                    .or_default()
+                    .push((change_index, &change.key));
             }
         }
         for (entity, keys) in upserts {
-            sent::note(client, Some(self.fence.term()), shapes.numbers[entity], &keys).await?;
+            sent::note(client, Some(self.fence.term()), shapes.numbers[entity.0], &keys).await?;
         }
         let mut never = Vec::new();
         for (entity, rows) in unmet {
             let keys: Vec<&str> = rows.iter().map(|(_, key)| *key).collect();
-            let known = sent::known(client, shapes.numbers[entity], &keys).await?;
+            let known = sent::known(client, shapes.numbers[entity.0], &keys).await?;
             never.extend(
                 rows.iter()
                     .filter(|(_, key)| !known.contains(key))
-                    .map(|(nth, _)| *nth),
+                    .map(|(change_index, _)| *change_index),
             );
         }
-        for nth in never {
-            batch.set_fate(nth, Fate::Kept);
+        for change_index in never {
+            batch.set_fate(change_index, Fate::Kept);
         }
         self.settle_moves(batch, shapes).await
     }
 
-    fn is_noted(&self, entity: usize) -> bool {
-        let entity = &self.catalogue.entities()[entity];
+    fn is_noted(&self, entity: EntityIndex) -> bool {
+        let entity = &self.catalogue[entity];
         entity.filter.is_some() || !entity.trust_list
     }
 
@@ -63,58 +67,59 @@ impl Sender {
     /// It goes before that, or is left out where the settings say that the new path replaces the row. Where
     /// the row's new state is not in this batch, it is touched again before the delete goes.
     async fn settle_moves(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
-        let oid = |entity: usize| shapes.tables[entity].oid;
-        let siblings = |entity: usize| {
-            (0..self.catalogue.entities().len())
-                .filter(move |&other| other != entity && oid(other) == oid(entity))
+        let oid = |entity: EntityIndex| shapes.tables[entity.0].oid;
+        let siblings = |entity: EntityIndex| {
+            let all = self.catalogue.indexed().map(|(index, _)| index);
+            all.filter(move |&other| other != entity && oid(other) == oid(entity))
         };
         let pending = batch.pending();
         let mut sent: HashSet<(u32, &str)> = HashSet::new();
         let mut moved = Vec::new();
-        for &nth in &pending {
-            let change = &batch.changes()[nth];
+        for &change_index in &pending {
+            let change = &batch[change_index];
             if siblings(change.entity).next().is_none() {
                 continue;
             }
             if change.op == Op::Upsert {
                 sent.insert((oid(change.entity), &change.key));
             } else if change.cause == Cause::Unmet {
-                moved.push(nth);
+                moved.push(change_index);
             }
         }
-        let (here, elsewhere): (Vec<usize>, Vec<usize>) = moved.into_iter().partition(|&nth| {
-            let change = &batch.changes()[nth];
-            sent.contains(&(oid(change.entity), &change.key))
-        });
-        let mut again: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-        for &nth in &elsewhere {
-            let change = &batch.changes()[nth];
+        let (here, elsewhere): (Vec<ChangeIndex>, Vec<ChangeIndex>) =
+            moved.into_iter().partition(|&change_index| {
+                let change = &batch[change_index];
+                sent.contains(&(oid(change.entity), &change.key))
+            });
+        let mut again: BTreeMap<EntityIndex, Vec<&str>> = BTreeMap::new();
+        for &change_index in &elsewhere {
+            let change = &batch[change_index];
             for sibling in siblings(change.entity) {
                 again.entry(sibling).or_default().push(&change.key);
             }
         }
         for (sibling, keys) in again {
-            let entity = &self.catalogue.entities()[sibling];
-            touch::keys(self.session.client(), entity, shapes.numbers[sibling], &keys).await?;
+            let entity = &self.catalogue[sibling];
+            touch::keys(self.session.client(), entity, shapes.numbers[sibling.0], &keys).await?;
         }
-        for nth in here {
+        for change_index in here {
             if self.cloud.deletes_moved() {
-                batch.changes_mut()[nth].cause = Cause::ReadsOtherwise;
+                batch[change_index].cause = Cause::ReadsOtherwise;
             } else {
-                batch.set_fate(nth, Fate::Kept);
+                batch.set_fate(change_index, Fate::Kept);
             }
         }
-        for nth in elsewhere {
-            batch.changes_mut()[nth].cause = Cause::ReadsOtherwise;
+        for change_index in elsewhere {
+            batch[change_index].cause = Cause::ReadsOtherwise;
         }
         Ok(())
     }
 
     /// Forgets the rows whose delete the cloud has accepted.
     pub(super) async fn forget_deleted(&self, batch: &Batch, shapes: &TableSchemas) -> Result<()> {
-        let mut deleted: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-        for (nth, change) in batch.changes().iter().enumerate() {
-            let deleted_there = change.op == Op::Delete && *batch.fate(nth) == Fate::Accepted;
+        let mut deleted: BTreeMap<EntityIndex, Vec<&str>> = BTreeMap::new();
+        for (change_index, change) in batch.indexed() {
+            let deleted_there = change.op == Op::Delete && *batch.fate(change_index) == Fate::Accepted;
             if self.is_noted(change.entity) && deleted_there {
                 deleted.entry(change.entity).or_default().push(&change.key);
             }
@@ -123,7 +128,7 @@ impl Sender {
             sent::forget(
                 self.session.client(),
                 self.fence.term(),
-                shapes.numbers[entity],
+                shapes.numbers[entity.0],
                 &keys,
             )
             .await?;
@@ -144,7 +149,7 @@ impl Sender {
         }
         let rows: Vec<(&str, &str)> = late
             .iter()
-            .map(|(entity, key)| (self.catalogue.entities()[*entity].name.as_str(), &**key))
+            .map(|(entity, key)| (self.catalogue[*entity].name.as_str(), &**key))
             .collect();
         let life = self.life();
         sent::unanswered(self.session.client(), self.fence.term(), &rows, life).await?;

@@ -1,11 +1,12 @@
 //! What is sent of a page of touches: the touches merged by key, and the changes that the states of their rows make.
 
+use crate::catalogue::EntityIndex;
 use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::types::PgLsn;
 
 use super::table_schemas::TableSchemas;
-use crate::batch::Fate;
+use crate::batch::{ChangeIndex, Fate};
 use crate::change::{Cause, Change, Op, Position};
 use crate::source::outbox::{OutboxPage, Touch, TouchOp};
 use crate::source::projection::PresentRow;
@@ -35,7 +36,7 @@ struct Merged {
 /// What was read of a page.
 pub(super) struct ReadPage {
     pub(super) changes: Vec<Change>,
-    pub(super) fates: Vec<(usize, Fate)>,
+    pub(super) fates: Vec<(ChangeIndex, Fate)>,
     pub(super) merged: usize,
     /// The position up to which all is read; none where it is the whole page.
     pub(super) cut: Option<Position>,
@@ -72,7 +73,7 @@ impl MergedTouches {
 /// come to: nothing is known of it. None where that is the page's first touch.
 pub(super) fn assemble(
     page: &OutboxPage,
-    all: Vec<(usize, &MergedTouches, Vec<Option<RowState>>)>,
+    all: Vec<(EntityIndex, &MergedTouches, Vec<Option<RowState>>)>,
     shapes: &TableSchemas,
 ) -> Option<ReadPage> {
     let unknown = all
@@ -91,7 +92,7 @@ pub(super) fn assemble(
     };
     let within = |position: Position| cut.is_none_or(|cut| position <= cut);
     let mut changes = Vec::new();
-    let mut unreadable: HashMap<(usize, Box<str>), String> = HashMap::new();
+    let mut unreadable: HashMap<(EntityIndex, Box<str>), String> = HashMap::new();
     let mut merged_touches = 0;
     for (place, of, states) in all {
         let truncate = of.truncate.filter(|(position, _)| within(*position));
@@ -147,7 +148,7 @@ pub(super) fn assemble(
                 }
             }
         }
-        if shapes.tables[place].number_key().is_none() {
+        if shapes.tables[place.0].number_key().is_none() {
             merge_equal(&mut changes, start);
         }
     }
@@ -161,7 +162,7 @@ pub(super) fn assemble(
             let error = unreadable
                 .remove(&(change.entity, change.key.clone()))
                 .unwrap_or_default();
-            (nth, Fate::Refused { code: 0, error })
+            (ChangeIndex(nth), Fate::Refused { code: 0, error })
         })
         .collect();
     Some(ReadPage {

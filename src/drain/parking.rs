@@ -2,6 +2,7 @@
 //!
 //! What is kept is durable before the checkpoint can pass it. All other entities go on.
 
+use crate::catalogue::EntityIndex;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -19,14 +20,14 @@ const PROBE_LOCK: &str = "20ms";
 
 impl OutboxReader {
     /// Parks entities, each with the reason; after `wait` it is tried whether they can be read.
-    pub(super) fn park_entities(&mut self, entities: Vec<(usize, String)>, wait: Duration) {
-        for (place, why) in entities {
+    pub(super) fn park_entities(&mut self, entities: Vec<(EntityIndex, String)>, wait: Duration) {
+        for (entity_index, why) in entities {
             tracing::error!(
-                entity = self.catalogue.entities()[place].name,
+                entity = self.catalogue[entity_index].name,
                 "it cannot be read now, and its changes are kept: {why}"
             );
-            self.rows.remove(&place);
-            self.parked.entry(place).or_insert_with(|| ParkedEntity {
+            self.rows.remove(&entity_index);
+            self.parked.entry(entity_index).or_insert_with(|| ParkedEntity {
                 why,
                 probe_at: Instant::now() + wait,
                 wait,
@@ -36,11 +37,11 @@ impl OutboxReader {
 
     /// Keeps the page's touches of parked entities, before the checkpoint can pass them.
     pub(super) async fn keep_parked(&self, page: &OutboxPage, upto: Position) -> Result<()> {
-        for (&place, parked) in &self.parked {
+        for (&entity_index, parked) in &self.parked {
             let touches: Vec<_> = page
                 .touches
                 .iter()
-                .filter(|touch| touch.entity == place && touch.position <= upto)
+                .filter(|touch| touch.entity == entity_index && touch.position <= upto)
                 .map(|touch| {
                     let (number, key) = match &touch.key {
                         Some(TouchKey::Number(number)) => (Some(*number), None),
@@ -55,7 +56,7 @@ impl OutboxReader {
                 })
                 .collect();
             if !touches.is_empty() {
-                let number = self.shapes.numbers[place];
+                let number = self.shapes.numbers[entity_index.0];
                 outbox::park(self.session.client(), &self.fence, number, &parked.why, &touches).await?;
             }
         }
@@ -68,7 +69,7 @@ impl OutboxReader {
         let mut gaps = BTreeMap::new();
         let read = || page.touches.iter().filter(|touch| touch.position <= upto);
         // A truncate of the whole table is one of each partition, too. What it has left has touches in this page.
-        let truncated: HashSet<usize> = read()
+        let truncated: HashSet<EntityIndex> = read()
             .filter(|touch| touch.op == TouchOp::Truncated)
             .map(|touch| touch.entity)
             .collect();
@@ -76,7 +77,7 @@ impl OutboxReader {
             if self.parked.contains_key(&touch.entity) {
                 continue;
             }
-            let columns = self.catalogue.entities()[touch.entity].key.len();
+            let columns = self.catalogue[touch.entity].key.len();
             if touch.op == TouchOp::Unknown && truncated.contains(&touch.entity) {
                 continue;
             }
@@ -106,9 +107,9 @@ impl OutboxReader {
             )
             .await?;
         }
-        for (place, why) in gaps {
-            tracing::error!(entity = self.catalogue.entities()[place].name, "{why}");
-            drift::mark(self.session.client(), self.shapes.numbers[place], why).await?;
+        for (entity_index, why) in gaps {
+            tracing::error!(entity = self.catalogue[entity_index].name, "{why}");
+            drift::mark(self.session.client(), self.shapes.numbers[entity_index.0], why).await?;
         }
         Ok(())
     }
@@ -119,7 +120,7 @@ impl OutboxReader {
         let waits = self
             .parked
             .iter()
-            .filter(|(place, _)| !refused.contains_key(place));
+            .filter(|(entity_index, _)| !refused.contains_key(entity_index));
         waits.map(|(_, parked)| parked.probe_at).min()
     }
 
@@ -133,34 +134,41 @@ impl OutboxReader {
     /// Tries whether parked entities can be read, each after its time, and touches the rows of those that can again.
     pub(super) async fn probe_parked(&mut self) -> Result<()> {
         let now = Instant::now();
-        let due: Vec<usize> = {
+        let due: Vec<EntityIndex> = {
             let refused = self.refused.borrow_and_update();
-            for (&place, why) in refused.iter() {
+            for (&entity_index, why) in refused.iter() {
                 let parked = self
                     .parked
-                    .entry(place)
+                    .entry(entity_index)
                     .or_insert_with(|| ParkedEntity::now(why.clone()));
                 parked.why.clone_from(why);
             }
-            let due = |(place, parked): &(&usize, &ParkedEntity)| {
-                parked.probe_at <= now && !refused.contains_key(place)
+            let due = |(entity_index, parked): &(&EntityIndex, &ParkedEntity)| {
+                parked.probe_at <= now && !refused.contains_key(entity_index)
             };
-            self.parked.iter().filter(due).map(|(&place, _)| place).collect()
+            self.parked
+                .iter()
+                .filter(due)
+                .map(|(&entity_index, _)| entity_index)
+                .collect()
         };
         if due.is_empty() {
             return Ok(());
         }
         self.reshape().await?;
-        for place in due {
+        for entity_index in due {
             // It may still be locked: the others wait for this look.
             self.wait_for_locks(PROBE_LOCK).await?;
-            let readable = match self.prepare(place).await {
+            let readable = match self.prepare(entity_index).await {
                 Ok(()) => {
                     let room = ByteBudget::new(usize::MAX);
                     // Where the form of a key is wrong, the row is told apart later.
                     let none = [TouchKey::Number(0)];
-                    match self.rows[&place].read(self.session.client(), &none, &room).await {
-                        Ok(_) if self.shapes.tables[place].stale_collation.is_none() => Ok(()),
+                    match self.rows[&entity_index]
+                        .read(self.session.client(), &none, &room)
+                        .await
+                    {
+                        Ok(_) if self.shapes.tables[entity_index.0].stale_collation.is_none() => Ok(()),
                         Ok(_) => Err("its index may be stale".to_owned()),
                         Err(RowReadFailure::Session(error)) => return Err(error),
                         Err(RowReadFailure::Entity(error)) => Err(error.to_string()),
@@ -173,14 +181,19 @@ impl OutboxReader {
             };
             self.wait_for_locks(outbox::LOCK).await?;
             if readable.is_ok() {
-                outbox::unpark(self.session.client(), &self.fence, self.shapes.numbers[place]).await?;
-                self.parked.remove(&place);
+                outbox::unpark(
+                    self.session.client(),
+                    &self.fence,
+                    self.shapes.numbers[entity_index.0],
+                )
+                .await?;
+                self.parked.remove(&entity_index);
                 tracing::info!(
-                    entity = self.catalogue.entities()[place].name,
+                    entity = self.catalogue[entity_index].name,
                     "it is no longer parked: what was kept is sent"
                 );
-            } else if let Some(parked) = self.parked.get_mut(&place) {
-                self.rows.remove(&place);
+            } else if let Some(parked) = self.parked.get_mut(&entity_index) {
+                self.rows.remove(&entity_index);
                 parked.wait = (parked.wait * 2).min(PROBE.1);
                 parked.probe_at = Instant::now() + parked.wait;
             }

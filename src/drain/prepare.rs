@@ -8,6 +8,7 @@ use futures::{Stream, stream};
 use tokio::sync::mpsc;
 
 use super::{BatchInFlight, Drain};
+use crate::batch::ChangeIndex;
 use crate::batch::Fate;
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Cause, Op};
@@ -38,12 +39,12 @@ impl Preparer {
             outbox::flush(self.session.client(), wal).await?;
         }
         let batch = &mut portion.batch;
-        for nth in 0..batch.len() {
-            let change = &batch.changes()[nth];
-            let keeps = self.catalogue.entities()[change.entity].deletes() == Deletes::Keep;
+        for change_index in (0..batch.len()).map(ChangeIndex) {
+            let change = &batch[change_index];
+            let keeps = self.catalogue[change.entity].deletes() == Deletes::Keep;
             // What was purged here stays in the cloud. What has another key now, or no longer belongs to the entity, does not.
             if change.op != Op::Upsert && keeps && change.cause == Cause::Gone {
-                batch.set_fate(nth, Fate::Kept);
+                batch.set_fate(change_index, Fate::Kept);
             }
         }
         media::attach_urls(self.session.client(), &self.media_root, &self.catalogue, batch).await

@@ -25,7 +25,7 @@ use super::table_schemas::TableSchemas;
 use super::{BatchInFlight, BatchLimits};
 use crate::abort;
 use crate::batch::Batch;
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::{Position, Snapshot};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind, Result};
@@ -75,8 +75,8 @@ pub(super) struct OutboxReader {
     fingerprint: Statement,
     pub(super) shapes: Arc<TableSchemas>,
     /// Prepared when an entity is first read.
-    pub(super) rows: HashMap<usize, RowReader>,
-    pub(super) parked: BTreeMap<usize, ParkedEntity>,
+    pub(super) rows: HashMap<EntityIndex, RowReader>,
+    pub(super) parked: BTreeMap<EntityIndex, ParkedEntity>,
     /// The entities whose schema the cloud refuses: they are not read.
     pub(super) refused: watch::Receiver<RefusedSchemas>,
     limits: BatchLimits,
@@ -97,9 +97,9 @@ pub(super) struct OutboxReader {
 /// Why a page is read again.
 enum RereadReason {
     /// A table is not as it was described; the entities whose reading failed for it, and why.
-    Reshaped(Vec<(usize, String)>),
+    Reshaped(Vec<(EntityIndex, String)>),
     /// These entities cannot be read now.
-    Parked(Vec<(usize, String)>),
+    Parked(Vec<(EntityIndex, String)>),
     /// Not even the first row found room.
     Smaller,
 }
@@ -117,9 +117,9 @@ impl OutboxReader {
         let mut shapes = TableSchemas::read(&session, &fingerprint, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
         let mut parked = BTreeMap::new();
-        for (place, (entity, attached)) in catalogue.entities().iter().zip(&attached).enumerate() {
-            if shapes.tables[place].oid != 0 {
-                drift::note_shape(session.client(), attached.id, &shapes.tables[place]).await?;
+        for ((entity_index, entity), attached) in catalogue.indexed().zip(&attached) {
+            if shapes.tables[entity_index.0].oid != 0 {
+                drift::note_shape(session.client(), attached.id, &shapes.tables[entity_index.0]).await?;
             }
             if let Some(wrong) = &attached.wrong {
                 tracing::error!(
@@ -128,7 +128,7 @@ impl OutboxReader {
                 );
             }
             if let Some(why) = &attached.parked {
-                parked.insert(place, ParkedEntity::now(why.clone()));
+                parked.insert(entity_index, ParkedEntity::now(why.clone()));
             }
         }
         shapes.numbers = attached.iter().map(|attached| attached.id).collect();
@@ -217,8 +217,8 @@ impl OutboxReader {
                 self.under_way = false;
             }
             let mut batch = Batch::merged(read.changes, read.merged);
-            for (nth, fate) in read.fates {
-                batch.set_fate(nth, fate);
+            for (change_index, fate) in read.fates {
+                batch.set_fate(change_index, fate);
             }
             return Ok(Some(self.portion(batch, read.wal, stopwatch)));
         }
@@ -274,12 +274,14 @@ impl OutboxReader {
     async fn states(&mut self, page: &OutboxPage) -> Result<std::result::Result<ReadPage, RereadReason>> {
         let touched = self.touched(page);
         let (mut parked, mut reshaped) = (Vec::new(), Vec::new());
-        for &place in touched.keys() {
-            match self.prepare(place).await {
+        for &entity_index in touched.keys() {
+            match self.prepare(entity_index).await {
                 Ok(()) => {}
-                Err(RowReadFailure::Entity(error)) => parked.push((place, error.to_string())),
+                Err(RowReadFailure::Entity(error)) => parked.push((entity_index, error.to_string())),
                 Err(RowReadFailure::Session(error)) => return Err(error),
-                Err(RowReadFailure::Reshaped(why) | RowReadFailure::Row(why)) => reshaped.push((place, why)),
+                Err(RowReadFailure::Reshaped(why) | RowReadFailure::Row(why)) => {
+                    reshaped.push((entity_index, why))
+                }
             }
         }
         if !parked.is_empty() {
@@ -292,16 +294,16 @@ impl OutboxReader {
         let client = self.session.client();
         let oids: Vec<u32> = touched
             .keys()
-            .map(|&place| self.shapes.tables[place].oid)
+            .map(|&entity_index| self.shapes.tables[entity_index.0].oid)
             .collect();
         let entities = self.catalogue.entities();
         let names: Vec<&str> = touched
             .keys()
-            .map(|&place| entities[place].table.as_str())
+            .map(|&entity_index| entities[entity_index.0].table.as_str())
             .collect();
         let reads = touched
             .iter()
-            .map(|(place, of)| self.rows[place].read(client, &of.keys, &room));
+            .map(|(entity_index, of)| self.rows[entity_index].read(client, &of.keys, &room));
         // One round trip: each statement is a transaction of its own, and begins when the one before it has ended. So the columns
         // were these while the rows were read, where they still are.
         let (states, fingerprint, log_end) = tokio::join!(
@@ -322,15 +324,19 @@ impl OutboxReader {
         let (written, flushed) =
             log_end.map_err(|error| Error::postgres("read where the log ends", error))?;
         let mut all = Vec::with_capacity(states.len());
-        for ((&place, of), states) in touched.iter().zip(states) {
+        for ((&entity_index, of), states) in touched.iter().zip(states) {
             match states {
-                Ok(states) => all.push((place, of, states)),
-                Err(RowReadFailure::Entity(error)) => parked.push((place, error.to_string())),
+                Ok(states) => all.push((entity_index, of, states)),
+                Err(RowReadFailure::Entity(error)) => parked.push((entity_index, error.to_string())),
                 Err(RowReadFailure::Session(error)) => return Err(error),
-                Err(RowReadFailure::Reshaped(why) | RowReadFailure::Row(why)) => reshaped.push((place, why)),
+                Err(RowReadFailure::Reshaped(why) | RowReadFailure::Row(why)) => {
+                    reshaped.push((entity_index, why))
+                }
             }
         }
-        let known = touched.keys().map(|&place| self.shapes.fingerprints[place]);
+        let known = touched
+            .keys()
+            .map(|&entity_index| self.shapes.fingerprints[entity_index.0]);
         // Entities may share a table, whose columns count once.
         let distinct: BTreeMap<u32, i64> = oids
             .iter()
@@ -342,13 +348,13 @@ impl OutboxReader {
         if !reshaped.is_empty() || fingerprint != (columns, named) {
             return Ok(Err(RereadReason::Reshaped(reshaped)));
         }
-        for (place, _, states) in &all {
-            if let Some(collation) = &self.shapes.tables[*place].stale_collation
+        for (entity_index, _, states) in &all {
+            if let Some(collation) = &self.shapes.tables[entity_index.0].stale_collation
                 && states.iter().flatten().any(|state| state.row.is_none())
             {
                 parked.push((
-                    *place,
-                    stale_collation(&self.catalogue.entities()[*place].name, collation),
+                    *entity_index,
+                    stale_collation(&self.catalogue[*entity_index].name, collation),
                 ));
             }
         }
@@ -372,16 +378,16 @@ impl OutboxReader {
     }
 
     /// The page's touches of entities that are not parked, merged by key.
-    fn touched(&self, page: &OutboxPage) -> BTreeMap<usize, MergedTouches> {
-        let mut touched: BTreeMap<usize, MergedTouches> = BTreeMap::new();
+    fn touched(&self, page: &OutboxPage) -> BTreeMap<EntityIndex, MergedTouches> {
+        let mut touched: BTreeMap<EntityIndex, MergedTouches> = BTreeMap::new();
         for touch in &page.touches {
             if self.parked.contains_key(&touch.entity) {
                 continue;
             }
-            let columns = self.catalogue.entities()[touch.entity].key.len();
+            let columns = self.catalogue[touch.entity].key.len();
             let mut key = touch.key.clone().and_then(|key| key.split(columns));
             // Both forms of one key are one key: else its row would be read twice, at two moments.
-            if self.shapes.tables[touch.entity].number_key().is_some() {
+            if self.shapes.tables[touch.entity.0].number_key().is_some() {
                 key = key.map(TouchKey::into_number);
             }
             match (touch.op, key) {
@@ -399,11 +405,14 @@ impl OutboxReader {
         touched
     }
 
-    pub(super) async fn prepare(&mut self, place: usize) -> std::result::Result<(), RowReadFailure> {
-        if self.rows.contains_key(&place) {
+    pub(super) async fn prepare(
+        &mut self,
+        entity_index: EntityIndex,
+    ) -> std::result::Result<(), RowReadFailure> {
+        if self.rows.contains_key(&entity_index) {
             return Ok(());
         }
-        let (entity, table) = (&self.catalogue.entities()[place], &self.shapes.tables[place]);
+        let (entity, table) = (&self.catalogue[entity_index], &self.shapes.tables[entity_index.0]);
         if !table.fits(entity) {
             let standing = describe::stands(self.session.client(), entity)
                 .await
@@ -414,7 +423,7 @@ impl OutboxReader {
             };
         }
         let reader = RowReader::prepare(self.session.client(), entity, table).await?;
-        self.rows.insert(place, reader);
+        self.rows.insert(entity_index, reader);
         Ok(())
     }
 

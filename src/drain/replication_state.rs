@@ -1,5 +1,6 @@
 //! How the drain is doing, for whoever wants to see: status, health, metrics, a waiting sync.
 
+use crate::catalogue::EntityIndex;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
@@ -47,7 +48,7 @@ pub enum Condition {
 }
 
 /// Keys of accepted rows, each with its entity's place in the catalogue.
-type AcceptedKeys = Vec<(usize, String)>;
+type AcceptedKeys = Vec<(EntityIndex, String)>;
 
 /// Collects the keys of the rows that the cloud accepts, from when it is made until it is dropped.
 #[derive(Debug)]
@@ -145,9 +146,11 @@ impl ReplicationState {
             let Some(delivered) = recording.upgrade() else {
                 return false;
             };
-            let accepted = (0..batch.len()).filter(|&nth| *batch.fate(nth) == Fate::Accepted);
+            let accepted = batch
+                .indexed()
+                .filter(|(index, _)| *batch.fate(*index) == Fate::Accepted);
             let keys = accepted
-                .map(|nth| &batch.changes()[nth])
+                .map(|(_, change)| change)
                 .filter(|change| change.op != Op::Truncate)
                 .map(|change| (change.entity, change.key.to_string()));
             delivered

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::catalogue::Entity;
+use crate::catalogue::{Entity, EntityIndex};
 use crate::deliver::TableSchema;
 use crate::source::describe::SourceTable;
 
 /// The entities whose schema the cloud refuses, by their places in the catalogue, each with the reason. The sender knows them, and
 /// the reader parks them.
-pub(super) type RefusedSchemas = BTreeMap<usize, String>;
+pub(super) type RefusedSchemas = BTreeMap<EntityIndex, String>;
 
 /// The schema of an entity on the wire: no excluded column, and the URL columns of its files.
 pub fn wire_schema(entity: &Entity, table: &SourceTable) -> TableSchema {

@@ -27,7 +27,7 @@ use super::table_schemas::TableSchemas;
 use super::{AcceptedBatch, BatchInFlight, Condition, Drain, Peer, ReplicationState, RoundEnd};
 use crate::abort;
 use crate::batch::{Batch, Fate};
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::Position;
 use crate::checkpoint::{Checkpoint, Version};
 use crate::deliver::{ChangeOrigin, Cloud, CloudInfo, Failure, InFlight, Numbering};
@@ -365,8 +365,8 @@ impl Sender {
                     "the cloud has forgotten columns that it was told",
                 ));
             }
-            for nth in batch.revive_untold() {
-                self.announced.note(batch.changes()[nth].entity, None);
+            for change_index in batch.revive_untold() {
+                self.announced.note(batch[change_index].entity, None);
             }
             self.tell(batch, shapes).await?;
             // What it does not know now it never will.
@@ -439,9 +439,9 @@ impl Sender {
     async fn note_files(&self, batch: &Batch, shapes: &TableSchemas) -> Result<()> {
         let client = self.session.client();
         let found = media::note_references(client, &self.media_root, &self.catalogue, batch).await?;
-        for (place, key) in found.outdated {
-            let entity = &self.catalogue.entities()[place];
-            touch::keys(client, entity, shapes.numbers[place], &[key]).await?;
+        for (entity_index, key) in found.outdated {
+            let entity = &self.catalogue[entity_index];
+            touch::keys(client, entity, shapes.numbers[entity_index.0], &[key]).await?;
         }
         if found.wanted {
             self.pulse.files_wanted.notify_one();
@@ -465,12 +465,18 @@ impl Sender {
         let again: Vec<(String, String)> = settled
             .again
             .iter()
-            .map(|(place, key)| (self.catalogue.entities()[*place].name.clone(), key.clone()))
+            .map(|(entity_index, key)| (self.catalogue[*entity_index].name.clone(), key.clone()))
             .collect();
         self.bring_parents(&again).await?;
-        for (place, key) in settled.again {
-            let entity = &self.catalogue.entities()[place];
-            touch::keys(self.session.client(), entity, shapes.numbers[place], &[key]).await?;
+        for (entity_index, key) in settled.again {
+            let entity = &self.catalogue[entity_index];
+            touch::keys(
+                self.session.client(),
+                entity,
+                shapes.numbers[entity_index.0],
+                &[key],
+            )
+            .await?;
         }
         if baseline {
             self.forget_deleted(batch, shapes).await?;
@@ -495,9 +501,9 @@ impl Sender {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_micros() as i64);
-        let mut refused: BTreeMap<(usize, u16), (Position, u64)> = BTreeMap::new();
-        for (nth, change) in batch.changes().iter().enumerate() {
-            match batch.fate(nth) {
+        let mut refused: BTreeMap<(EntityIndex, u16), (Position, u64)> = BTreeMap::new();
+        for (change_index, change) in batch.indexed() {
+            match batch.fate(change_index) {
                 Fate::Accepted => {
                     metrics.accepted(change.entity).inc();
                     let micros = now.saturating_sub(change.captured_at).max(0) as u64;
@@ -518,7 +524,7 @@ impl Sender {
         for ((entity, code), (first, changes)) in refused {
             if code == 0 {
                 tracing::warn!(
-                    entity = self.catalogue.entities()[entity].name,
+                    entity = self.catalogue[entity].name,
                     changes,
                     first = first.0,
                     "rows cannot be read: they are in quarantine; see `cloud-sync quarantine list`"
@@ -526,7 +532,7 @@ impl Sender {
                 continue;
             }
             tracing::warn!(
-                entity = self.catalogue.entities()[entity].name,
+                entity = self.catalogue[entity].name,
                 code,
                 changes,
                 first = first.0,
@@ -537,7 +543,12 @@ impl Sender {
     }
 
     /// Touches the rows in quarantine again whose parents the cloud has just accepted.
-    async fn adopt(&mut self, batch: &Batch, shapes: &Arc<TableSchemas>, occupied: &[usize]) -> Result<()> {
+    async fn adopt(
+        &mut self,
+        batch: &Batch,
+        shapes: &Arc<TableSchemas>,
+        occupied: &[EntityIndex],
+    ) -> Result<()> {
         let session = self.session.clone();
         let catalogue = self.catalogue.clone();
         let orphans = self.orphans(shapes).await?;

@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 use tokio_postgres::Client;
 
 use super::paths::{self, NamedFile};
-use crate::batch::{Batch, Fate};
+use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::server::{ColumnValue, Unconfirmed};
-use crate::catalogue::{Catalogue, Entity};
+use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::error::{Error, Kind, Result};
 use crate::fields::pick;
 
@@ -40,7 +40,7 @@ pub struct FileReferences {
     /// Whether a file is to be uploaded.
     pub wanted: bool,
     /// Rows whose file was uploaded while they were on their way, as place and key: they lack its URL.
-    pub outdated: Vec<(usize, String)>,
+    pub outdated: Vec<(EntityIndex, String)>,
 }
 
 /// Adds to each row that has file columns the URLs of the files that are uploaded.
@@ -58,17 +58,17 @@ pub async fn attach_urls(
     }
     let rows = rows_with_files(catalogue, batch, |_| true)?;
     let urls = known_urls(client, root, &rows, URLS).await?;
-    for NamedRow { nth, named } in rows {
-        let change = &batch.changes()[nth];
-        let entity = &catalogue.entities()[change.entity];
+    for NamedRow { change_index, named } in rows {
+        let change = &batch[change_index];
+        let entity = &catalogue[change.entity];
         let Some(row) = &change.row else { continue };
         let row = with_urls(root, entity, row, &named, &urls)?;
-        batch.changes_mut()[nth].row = Some(row.into());
-        if is_held(root, entity, &named, &urls) && *batch.fate(nth) == Fate::Pending {
-            batch.set_fate(nth, Fate::Held);
+        batch.changes_mut()[change_index.0].row = Some(row.into());
+        if is_held(root, entity, &named, &urls) && *batch.fate(change_index) == Fate::Pending {
+            batch.set_fate(change_index, Fate::Held);
         }
         if entity.files.iter().any(|file| file.url_column == file.column) {
-            batch.note_named(nth, named);
+            batch.note_named(change_index, named);
         }
     }
     Ok(())
@@ -76,7 +76,7 @@ pub async fn attach_urls(
 
 /// A row and what its file columns name.
 struct NamedRow {
-    nth: usize,
+    change_index: ChangeIndex,
     named: Vec<NamedFile>,
 }
 
@@ -87,17 +87,17 @@ fn rows_with_files(
     wanted: impl Fn(&Fate) -> bool,
 ) -> Result<Vec<NamedRow>> {
     let mut rows = Vec::new();
-    for (nth, change) in batch.changes().iter().enumerate() {
-        let entity = &catalogue.entities()[change.entity];
+    for (change_index, change) in batch.indexed() {
+        let entity = &catalogue[change.entity];
         let Some(row) = change.row.as_deref().filter(|_| !entity.files.is_empty()) else {
             continue;
         };
-        if wanted(batch.fate(nth)) {
-            let named = match batch.named(nth) {
+        if wanted(batch.fate(change_index)) {
+            let named = match batch.named(change_index) {
                 Some(named) => named.to_vec(),
                 None => columns(entity, row)?,
             };
-            rows.push(NamedRow { nth, named });
+            rows.push(NamedRow { change_index, named });
         }
     }
     Ok(rows)
@@ -137,9 +137,9 @@ pub async fn note_references(
     let rows = rows_with_files(catalogue, batch, |fate| {
         matches!(fate, Fate::Accepted | Fate::Held)
     })?;
-    for NamedRow { nth, named } in &rows {
-        let change = &batch.changes()[*nth];
-        let entity = &catalogue.entities()[change.entity];
+    for NamedRow { change_index, named } in &rows {
+        let change = &batch[*change_index];
+        let entity = &catalogue[change.entity];
         for (file, named) in entity.files.iter().zip(named) {
             for path in named.paths.iter().flatten() {
                 all.push(paths::recorded(root, path.clone()));
@@ -175,10 +175,10 @@ pub async fn note_references(
     // From here on an upload touches these rows again. One that is being written down at this moment may have
     // looked for them before they were noted: the lock waits for it, and what it wrote is made up for.
     let urls = known_urls(client, root, &rows, URLS_SETTLED).await?;
-    for NamedRow { nth, named } in &rows {
-        let change = &batch.changes()[*nth];
-        let entity = &catalogue.entities()[change.entity];
-        let held = *batch.fate(*nth) == Fate::Held;
+    for NamedRow { change_index, named } in &rows {
+        let change = &batch[*change_index];
+        let entity = &catalogue[change.entity];
+        let held = *batch.fate(*change_index) == Fate::Held;
         if let Some(row) = &change.row
             && match held {
                 true => !is_held(root, entity, named, &urls),
@@ -195,7 +195,7 @@ fn has_files(catalogue: &Catalogue, batch: &Batch) -> bool {
     batch
         .changes()
         .iter()
-        .any(|change| !catalogue.entities()[change.entity].files.is_empty())
+        .any(|change| !catalogue[change.entity].files.is_empty())
 }
 
 /// What each of the entity's file columns names.
@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn a_row_is_outdated_only_where_a_url_became_known_since() {
         let builtin = Catalogue::builtin();
-        let leaves = &builtin.entities()[builtin.find("leaves").unwrap()];
+        let leaves = &builtin[builtin.find("leaves").unwrap()];
         let root = Path::new("/m");
         let row = "{\"leave_id\":1,\"leave_slip_image\":\"s.jpg\"}";
         let urls: RowUrls = [known("s.jpg", "http://c/s")].into();
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn urls_are_added_in_the_order_of_paths() {
         let builtin = Catalogue::builtin();
-        let of = |name: &str| &builtin.entities()[builtin.find(name).unwrap()];
+        let of = |name: &str| &builtin[builtin.find(name).unwrap()];
         let urls: RowUrls = [known("a.jpg", "http://c/a"), known("s.jpg", "http://c/s")].into();
         for (entity, row, expected) in [
             (

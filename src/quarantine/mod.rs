@@ -24,7 +24,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use crate::batch::{Batch, Fate};
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::{Op, Position};
 use crate::error::{Error, Result};
 use crate::fields::pick;
@@ -94,9 +94,9 @@ fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct SettledEntries {
     /// The entities that have entries, by their places in the catalogue.
-    pub occupied: Vec<usize>,
+    pub occupied: Vec<EntityIndex>,
     /// Rows whose refusal is provisional, as place and key: they are to be touched again.
-    pub again: Vec<(usize, String)>,
+    pub again: Vec<(EntityIndex, String)>,
     /// Whether others were put forward, since the cloud has accepted a row unchanged that had failed.
     pub put_forward: bool,
 }
@@ -127,9 +127,7 @@ pub async fn settle(
     }
     let mut columns = EntryColumns::default();
     for (change, code, error) in batch.refused() {
-        columns
-            .entity
-            .push(catalogue.entities()[change.entity].name.as_str());
+        columns.entity.push(catalogue[change.entity].name.as_str());
         columns.key.push(&change.key);
         columns.position.push(change.position.0);
         columns.op.push(if code == UNREADABLE {
@@ -190,7 +188,7 @@ pub async fn settle(
 }
 
 /// Which entities have entries.
-async fn occupied(client: &Client, catalogue: &Catalogue) -> Result<Vec<usize>> {
+async fn occupied(client: &Client, catalogue: &Catalogue) -> Result<Vec<EntityIndex>> {
     let names: Vec<&str> = catalogue
         .entities()
         .iter()
@@ -215,16 +213,19 @@ async fn release(
     term: i64,
     catalogue: &Catalogue,
     batch: &Batch,
-    occupied: &[usize],
+    occupied: &[EntityIndex],
 ) -> Result<i64> {
     let (mut entities, mut keys, mut images) = (Vec::new(), Vec::new(), Vec::new());
-    for (nth, change) in batch.changes().iter().enumerate() {
-        let settled = matches!(batch.fate(nth), Fate::Accepted | Fate::Kept | Fate::Unsupported);
+    for (change_index, change) in batch.indexed() {
+        let settled = matches!(
+            batch.fate(change_index),
+            Fate::Accepted | Fate::Kept | Fate::Unsupported
+        );
         if !settled || !occupied.contains(&change.entity) {
             continue;
         }
-        let entity = catalogue.entities()[change.entity].name.as_str();
-        if change.op == Op::Truncate && *batch.fate(nth) == Fate::Accepted {
+        let entity = catalogue[change.entity].name.as_str();
+        if change.op == Op::Truncate && *batch.fate(change_index) == Fate::Accepted {
             client
                 .execute(
                     "with mine as materialized (select cloud_sync.hold_term($2)) \

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use crate::batch::{Batch, Fate};
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::Op;
 use crate::error::{Error, Result};
 use crate::fields::{pick, plain};
@@ -21,8 +21,8 @@ use crate::source::{quote_text, touch};
 /// A foreign key between two tables of the catalogue, or of one table to itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ForeignKey {
-    child: usize,
-    parent: usize,
+    child: EntityIndex,
+    parent: EntityIndex,
     /// The child's columns.
     columns: Vec<String>,
     /// The parent's columns that they refer to, in the same order.
@@ -54,11 +54,11 @@ impl Orphans {
             .query(REFERENCES, &[&oids])
             .await
             .map_err(|error| Error::postgres("read the foreign keys of the catalogue's tables", error))?;
-        let place = |oid: u32| oids.iter().position(|&other| other == oid);
+        let entity_of = |oid: u32| oids.iter().position(|&other| other == oid).map(EntityIndex);
         let references = rows.iter().filter_map(|row| {
             Some(ForeignKey {
-                child: place(row.get(0))?,
-                parent: place(row.get(1))?,
+                child: entity_of(row.get(0))?,
+                parent: entity_of(row.get(1))?,
                 columns: row.get(2),
                 referred: row.get(3),
             })
@@ -74,14 +74,14 @@ impl Orphans {
         &self,
         catalogue: &Catalogue,
         images: &[(String, String)],
-    ) -> BTreeMap<usize, Vec<String>> {
-        let mut parents: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    ) -> BTreeMap<EntityIndex, Vec<String>> {
+        let mut parents: BTreeMap<EntityIndex, Vec<String>> = BTreeMap::new();
         for (name, image) in images {
             let Some(child) = catalogue.find(name) else {
                 continue;
             };
             for reference in self.references.iter().filter(|one| one.child == child) {
-                let key = &catalogue.entities()[reference.parent].key;
+                let key = &catalogue[reference.parent].key;
                 if let Some(parent) = referred_key(reference, key, image) {
                     parents.entry(reference.parent).or_default().push(parent);
                 }
@@ -106,7 +106,7 @@ impl Orphans {
         catalogue: &Catalogue,
         numbers: &[i16],
         batch: &Batch,
-        occupied: &[usize],
+        occupied: &[EntityIndex],
     ) -> Result<usize> {
         let mut touched = 0;
         let wanted = self.references.iter().filter(|one| occupied.contains(&one.child));
@@ -115,7 +115,7 @@ impl Orphans {
             let Some(count) = parents.first().map(Vec::len).filter(|&count| count > 0) else {
                 continue;
             };
-            let entity = &catalogue.entities()[reference.child];
+            let entity = &catalogue[reference.child];
             let mut after = String::new();
             loop {
                 let keys = waiting(client, &entity.name, reference, &parents, &after).await?;
@@ -126,7 +126,7 @@ impl Orphans {
                     pick(key, &entity.key).is_ok_and(|values| values.iter().all(Option::is_some))
                 };
                 let keys: Vec<&String> = keys.iter().filter(known).collect();
-                touch::keys(client, entity, numbers[reference.child], &keys).await?;
+                touch::keys(client, entity, numbers[reference.child.0], &keys).await?;
                 touched += keys.len();
             }
             tracing::debug!(entity = entity.name, parents = count, touched, "parents came");
@@ -151,8 +151,8 @@ fn referred_key(reference: &ForeignKey, key: &[String], image: &str) -> Option<S
 /// For each column that the reference refers to, its values in the batch's accepted rows.
 fn parents(batch: &Batch, reference: &ForeignKey) -> Vec<Vec<String>> {
     let mut values = vec![Vec::new(); reference.referred.len()];
-    for (nth, change) in batch.changes().iter().enumerate() {
-        let accepted = *batch.fate(nth) == Fate::Accepted;
+    for (change_index, change) in batch.indexed() {
+        let accepted = *batch.fate(change_index) == Fate::Accepted;
         if change.entity != reference.parent || change.op != Op::Upsert || !accepted {
             continue;
         }
@@ -207,13 +207,14 @@ async fn waiting(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::ChangeIndex;
     use crate::change::{Change, Position};
 
     #[test]
     fn only_accepted_rows_of_the_parent_count() {
         let reference = ForeignKey {
-            child: 1,
-            parent: 0,
+            child: EntityIndex(1),
+            parent: EntityIndex(0),
             columns: vec!["room".into(), "site".into()],
             referred: vec!["no".into(), "site".into()],
         };
@@ -227,14 +228,14 @@ mod tests {
             row: Some(row.into()),
         };
         let mut batch = Batch::new(vec![
-            change(0, r#"{"no":1,"site":"a"}"#),
-            change(0, r#"{"no":2,"site":"b"}"#),
-            change(1, r#"{"no":3,"site":"c"}"#),
-            change(0, r#"{"no":null,"site":"d"}"#),
-            change(0, r#"{"no":"4","site":"\u00e9"}"#),
+            change(EntityIndex(0), r#"{"no":1,"site":"a"}"#),
+            change(EntityIndex(0), r#"{"no":2,"site":"b"}"#),
+            change(EntityIndex(1), r#"{"no":3,"site":"c"}"#),
+            change(EntityIndex(0), r#"{"no":null,"site":"d"}"#),
+            change(EntityIndex(0), r#"{"no":"4","site":"\u00e9"}"#),
         ]);
         for nth in [0, 2, 3, 4] {
-            batch.set_fate(nth, Fate::Accepted);
+            batch.set_fate(ChangeIndex(nth), Fate::Accepted);
         }
         assert_eq!(parents(&batch, &reference), [["1", "4"], ["a", "é"]]);
     }

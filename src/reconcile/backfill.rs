@@ -5,6 +5,7 @@
 //! kept in the source database: a page is behind it once the drain has settled the rows that were touched up
 //! to there.
 
+use crate::catalogue::EntityIndex;
 use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -45,10 +46,10 @@ pub struct BackfillReport {
 }
 
 impl Reconcile {
-    /// Backfills the entities at `places`, parents first. `restart` forgets how far earlier runs came.
+    /// Backfills the entities at `entity_indexes`, parents first. `restart` forgets how far earlier runs came.
     pub async fn backfill(
         &self,
-        places: &[usize],
+        entity_indexes: &[EntityIndex],
         span: RowSpan,
         restart: bool,
         observer: &dyn Observer,
@@ -60,8 +61,8 @@ impl Reconcile {
             held: PerEntity::new(&self.catalogue),
             errors: Vec::new(),
         };
-        for &place in places {
-            let entity = &self.catalogue.entities()[place];
+        for &entity_index in entity_indexes {
+            let entity = &self.catalogue[entity_index];
             let days = match (span, &entity.window) {
                 (RowSpan::Window, Some(window)) => Some(window.days),
                 (RowSpan::Days(days), Some(_)) => Some(days),
@@ -69,10 +70,10 @@ impl Reconcile {
             };
             let mut done = FinishedEntity::default();
             let ended = self
-                .backfill_one(place, days, restart, observer, shutdown, &mut done)
+                .backfill_one(entity_index, days, restart, observer, shutdown, &mut done)
                 .await;
-            *report.pushed.at(place) = done.pushed;
-            *report.held.at(place) = done.held;
+            *report.pushed.at(entity_index) = done.pushed;
+            *report.held.at(entity_index) = done.held;
             if done.refused > 0 {
                 report.errors.push(format!(
                     "Failed to backfill {}: {} rows were refused and are in quarantine",
@@ -98,16 +99,16 @@ impl Reconcile {
 
     async fn backfill_one(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         days: Option<u32>,
         restart: bool,
         observer: &dyn Observer,
         shutdown: &CancellationToken,
         done: &mut FinishedEntity,
     ) -> Result<()> {
-        let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
+        let (entity, table) = (&self.catalogue[entity_index], &self.tables[entity_index.0]);
         let client = self.session.client();
-        self.must_fit(place).await?;
+        self.must_fit(entity_index).await?;
         let mut progress = if restart {
             BackfillProgress::default()
         } else {
@@ -126,8 +127,8 @@ impl Reconcile {
                 .put_schema(&self.origin, &wire_schema(entity, table))
                 .await?;
         }
-        let mut there = self.there(place, days, None).await?;
-        let mut touched = TouchedRows::new(self, place);
+        let mut there = self.there(entity_index, days, None).await?;
+        let mut touched = TouchedRows::new(self, entity_index);
         let mut pages = RowPages::open(client, entity, table, days, ColumnsToRead::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
             let Some(mut from) = progress.begins(&leaf) else {
@@ -141,24 +142,28 @@ impl Reconcile {
                 let looked = rows.len();
                 // A row that does not meet the condition is nobody's here: a sync takes it away.
                 let rows = rows.into_iter().filter(|row| row.met).collect();
-                let lacking = self.differing(place, rows, None, false, &mut there).await?;
+                let lacking = self
+                    .differing(entity_index, rows, None, false, &mut there)
+                    .await?;
                 done.held += (looked - lacking.len()) as u64;
                 observer.advance(looked as u64, lacking.len() as u64);
                 touched.add(lacking).await?;
                 progress.at(&leaf, from);
                 if touched.waiting() >= AT_ONCE {
-                    self.keep(place, days, &mut progress, &mut touched, done).await?;
+                    self.keep(entity_index, days, &mut progress, &mut touched, done)
+                        .await?;
                 }
             }
         }
         progress.finished = true;
-        self.keep(place, days, &mut progress, &mut touched, done).await
+        self.keep(entity_index, days, &mut progress, &mut touched, done)
+            .await
     }
 
     /// Waits until what was touched is settled, then keeps how far the entity has come.
     async fn keep(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         days: Option<u32>,
         progress: &mut BackfillProgress,
         touched: &mut TouchedRows<'_>,
@@ -170,7 +175,7 @@ impl Reconcile {
         done.pushed += count.saturating_sub(refused);
         progress.pushed = done.pushed;
         abort::point("amid a backfill");
-        let entity = &self.catalogue.entities()[place].name;
+        let entity = &self.catalogue[entity_index].name;
         progress.keep(self.session.client(), entity, days).await?;
         abort::point("after a page of a backfill");
         Ok(())

@@ -20,7 +20,7 @@ use secrecy::SecretString;
 use crate::abort;
 use crate::batch::Batch;
 use crate::catalogue::server::Unconfirmed;
-use crate::catalogue::{Catalogue, Deletes, Entity};
+use crate::catalogue::{Catalogue, Deletes, Entity, EntityIndex};
 use crate::change::{Cause, Change, Op, Position};
 use crate::deliver::{Capabilities, ChangeOrigin, Cloud};
 use crate::drain::{AcceptedKeyRecorder, ReplicationState, wire_schema};
@@ -127,7 +127,7 @@ impl Reconcile {
         })
     }
 
-    /// Compares the entities at `places` with the cloud, in push order, and pushes what it lacks.
+    /// Compares the entities at `entity_indexes` with the cloud, in push order, and pushes what it lacks.
     ///
     /// Where the cloud tells a row's content, a row that differs is pushed too, and a row that the site has
     /// not is deleted where deletes propagate. Where it tells only keys, a row with a known key counts as
@@ -135,7 +135,7 @@ impl Reconcile {
     /// accepted since `recording` began, also those that waited before.
     pub async fn sync(
         &self,
-        places: &[usize],
+        entity_indexes: &[EntityIndex],
         force: bool,
         recording: &AcceptedKeyRecorder,
         observer: &dyn Observer,
@@ -145,20 +145,23 @@ impl Reconcile {
         if let Err(error) = self.let_drain().await {
             tracing::debug!(%error, "the sync does not wait for what is on its way");
         }
-        for &place in places {
-            let entity = &self.catalogue.entities()[place];
-            if let Err(error) = self.sync_closing(place, force, observer, &mut report).await {
+        for &entity_index in entity_indexes {
+            let entity = &self.catalogue[entity_index];
+            if let Err(error) = self
+                .sync_closing(entity_index, force, observer, &mut report)
+                .await
+            {
                 report.fail(&entity.name, short(&error));
             }
             observer.end(&entity.name);
         }
         let mut seen = HashSet::new();
         let mut accepted = recording.take();
-        accepted.sort_by_key(|(place, _)| *place);
+        accepted.sort_by_key(|(entity_index, _)| *entity_index);
         for accepted in accepted {
-            let (place, key) = &accepted;
-            if places.contains(place) && !seen.contains(&accepted) {
-                if let Err(error) = report.add(*place, key) {
+            let (entity_index, key) = &accepted;
+            if entity_indexes.contains(entity_index) && !seen.contains(&accepted) {
+                if let Err(error) = report.add(*entity_index, key) {
                     report.error(error);
                 }
                 seen.insert(accepted);
@@ -171,14 +174,14 @@ impl Reconcile {
     /// the cloud lacked lies in the outbox now.
     async fn sync_closing(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         force: bool,
         observer: &dyn Observer,
         report: &mut SyncReport,
     ) -> Result<()> {
-        let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
+        let (entity, table) = (&self.catalogue[entity_index], &self.tables[entity_index.0]);
         let client = self.session.client();
-        self.must_fit(place).await?;
+        self.must_fit(entity_index).await?;
         let gap = drift::closable(client, entity, table).await?;
         let pass = EntityPass {
             // What was missed may be of any age.
@@ -188,7 +191,7 @@ impl Reconcile {
             },
             force: force || (gap.is_some() && !self.capabilities.changes),
         };
-        let complete = self.sync_one(place, pass, observer, report).await?;
+        let complete = self.sync_one(entity_index, pass, observer, report).await?;
         match gap {
             Some(gap) if complete && (pass.force || self.capabilities.changes) => {
                 drift::close(client, entity, &gap).await
@@ -198,9 +201,9 @@ impl Reconcile {
     }
 
     /// An error where the rows of the entity cannot be read by their keys.
-    async fn must_fit(&self, place: usize) -> Result<()> {
-        let entity = &self.catalogue.entities()[place];
-        if self.tables[place].fits(entity) {
+    async fn must_fit(&self, entity_index: EntityIndex) -> Result<()> {
+        let entity = &self.catalogue[entity_index];
+        if self.tables[entity_index.0].fits(entity) {
             return Ok(());
         }
         let standing = describe::stands(self.session.client(), entity).await?;
@@ -213,13 +216,13 @@ impl Reconcile {
     /// is left.
     async fn sync_one(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         pass: EntityPass,
         observer: &dyn Observer,
         report: &mut SyncReport,
     ) -> Result<bool> {
-        let entity = &self.catalogue.entities()[place];
-        let table = &self.tables[place];
+        let entity = &self.catalogue[entity_index];
+        let table = &self.tables[entity_index.0];
         let client = self.session.client();
         observer.begin(
             &entity.name,
@@ -236,11 +239,11 @@ impl Reconcile {
             && entity.filter.is_some()
             && entity.trust_list
         {
-            self.note_held(place).await?;
+            self.note_held(entity_index).await?;
         }
         let columns = self.compared(entity, table);
-        let mut there = self.there(place, pass.days, columns.as_deref()).await?;
-        let mut touched = TouchedRows::new(self, place);
+        let mut there = self.there(entity_index, pass.days, columns.as_deref()).await?;
+        let mut touched = TouchedRows::new(self, entity_index);
         let read = if columns.is_some() {
             ColumnsToRead::Rows
         } else {
@@ -257,9 +260,9 @@ impl Reconcile {
                 from = next;
                 let looked = rows.len();
                 let keys = self
-                    .differing(place, rows, columns.as_deref(), pass.force, &mut there)
+                    .differing(entity_index, rows, columns.as_deref(), pass.force, &mut there)
                     .await?;
-                let keys = self.without_refused(place, keys, report).await?;
+                let keys = self.without_refused(entity_index, keys, report).await?;
                 let count = keys.len();
                 sample.extend(keys.iter().take(SAMPLE - sample.len().min(SAMPLE)).cloned());
                 touched.add(keys).await?;
@@ -278,7 +281,8 @@ impl Reconcile {
             && entity.deletes() == Deletes::Propagate
             && !held.is_empty()
         {
-            self.touch_extra(place, pass.days, held, &mut touched).await?;
+            self.touch_extra(entity_index, pass.days, held, &mut touched)
+                .await?;
         }
         abort::point("after a sync's capture");
         // Whatever becomes of the drain, all that was found lies in the outbox.
@@ -287,7 +291,7 @@ impl Reconcile {
         let mut files = entity.files.iter();
         let holds = files.any(|file| file.until_uploaded == Some(Unconfirmed::Hold));
         if gets_on && columns.is_none() && entity.trust_list && !holds && !sample.is_empty() {
-            self.must_list(place, pass.days, &sample, report).await?;
+            self.must_list(entity_index, pass.days, &sample, report).await?;
         }
         Ok(true)
     }
@@ -295,13 +299,13 @@ impl Reconcile {
     /// What the cloud has of the entity, as far as it is to be compared.
     async fn there(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         days: Option<u32>,
         columns: Option<&[String]>,
     ) -> Result<KnownCloudRows> {
-        if self.capabilities.changes || self.catalogue.entities()[place].trust_list {
+        if self.capabilities.changes || self.catalogue[entity_index].trust_list {
             return Ok(KnownCloudRows::Listed(
-                CloudRows::learn(&self.cloud, place, days, columns).await?,
+                CloudRows::learn(&self.cloud, entity_index, days, columns).await?,
             ));
         }
         Ok(KnownCloudRows::Remembered)
@@ -310,23 +314,23 @@ impl Reconcile {
     /// Reports rows that the cloud has just accepted, and does not list: each sync would push them again.
     async fn must_list(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         days: Option<u32>,
         pushed: &[String],
         report: &mut SyncReport,
     ) -> Result<()> {
-        let entity = &self.catalogue.entities()[place];
+        let entity = &self.catalogue[entity_index];
         let client = self.session.client();
         let refused = quarantine::refused(client, &entity.name, pushed).await?;
-        let held = CloudRows::learn(&self.cloud, place, days, None).await?;
+        let held = CloudRows::learn(&self.cloud, entity_index, days, None).await?;
         let unlisted: HashSet<&str> = pushed
             .iter()
             .filter(|key| !refused.rows.contains_key(*key))
-            .filter(|key| !held.contains(&self.cloud.cloud_key_of(place, key)))
+            .filter(|key| !held.contains(&self.cloud.cloud_key_of(entity_index, key)))
             .map(String::as_str)
             .collect();
         // Some may have gone meanwhile, on this side.
-        let unlisted = self.still_there(place, days, unlisted).await?;
+        let unlisted = self.still_there(entity_index, days, unlisted).await?;
         let Some(first) = unlisted.first() else {
             return Ok(());
         };
@@ -344,12 +348,17 @@ impl Reconcile {
     }
 
     /// Which of these keys are rows of the entity now.
-    async fn still_there(&self, place: usize, days: Option<u32>, keys: HashSet<&str>) -> Result<Vec<String>> {
+    async fn still_there(
+        &self,
+        entity_index: EntityIndex,
+        days: Option<u32>,
+        keys: HashSet<&str>,
+    ) -> Result<Vec<String>> {
         let mut found = Vec::new();
         if keys.is_empty() {
             return Ok(found);
         }
-        let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
+        let (entity, table) = (&self.catalogue[entity_index], &self.tables[entity_index.0]);
         let client = self.session.client();
         let mut pages = RowPages::open_listed(client, entity, table, days, ColumnsToRead::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
@@ -366,10 +375,10 @@ impl Reconcile {
     /// Notes which of the site's rows the cloud holds, of whatever age: when a row no longer meets the
     /// entity's condition, the drain deletes it from a server without `changes` only where it is noted.
     /// Nothing else knows of rows that went there before this site was replicated.
-    async fn note_held(&self, place: usize) -> Result<()> {
-        let (entity, table) = (&self.catalogue.entities()[place], &self.tables[place]);
+    async fn note_held(&self, entity_index: EntityIndex) -> Result<()> {
+        let (entity, table) = (&self.catalogue[entity_index], &self.tables[entity_index.0]);
         let client = self.session.client();
-        let held = CloudRows::learn(&self.cloud, place, None, None).await?;
+        let held = CloudRows::learn(&self.cloud, entity_index, None, None).await?;
         if held.is_empty() {
             return Ok(());
         }
@@ -381,9 +390,9 @@ impl Reconcile {
                 let keys: Vec<&str> = rows
                     .iter()
                     .map(|row| &*row.key)
-                    .filter(|key| held.contains(&self.cloud.cloud_key_of(place, key)))
+                    .filter(|key| held.contains(&self.cloud.cloud_key_of(entity_index, key)))
                     .collect();
-                sent::note(client, None, self.attached[place].id, &keys).await?;
+                sent::note(client, None, self.attached[entity_index.0].id, &keys).await?;
             }
         }
         Ok(())
@@ -408,7 +417,7 @@ impl Reconcile {
     /// should not hold. Takes the rows out of `held`.
     async fn differing(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         rows: Vec<FoundRow>,
         columns: Option<&[String]>,
         force: bool,
@@ -417,7 +426,7 @@ impl Reconcile {
         let met: Vec<bool> = rows.iter().map(|row| row.met).collect();
         let changes = rows.into_iter().map(|row| Change {
             position: Position(0),
-            entity: place,
+            entity: entity_index,
             op: Op::Upsert,
             cause: Cause::Gone,
             captured_at: 0,
@@ -433,13 +442,15 @@ impl Reconcile {
             KnownCloudRows::Listed(_) => HashSet::new(),
             KnownCloudRows::Remembered => {
                 let keys: Vec<&str> = page.changes().iter().map(|change| &*change.key).collect();
-                sent::known(self.session.client(), self.attached[place].id, &keys).await?
+                sent::known(self.session.client(), self.attached[entity_index.0].id, &keys).await?
             }
         };
         let mut keys = Vec::new();
         for (change, met) in page.changes().iter().zip(met) {
             let there = match there {
-                KnownCloudRows::Listed(held) => held.remove(&self.cloud.cloud_key_of(place, &change.key)),
+                KnownCloudRows::Listed(held) => {
+                    held.remove(&self.cloud.cloud_key_of(entity_index, &change.key))
+                }
                 KnownCloudRows::Remembered => remembered.contains(&*change.key).then_some(None),
             };
             let same = match (met, columns, &change.row) {
@@ -458,15 +469,15 @@ impl Reconcile {
     /// only sent again.
     async fn touch_extra(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         days: Option<u32>,
         extra: &CloudRows,
         touched: &mut TouchedRows<'_>,
     ) -> Result<()> {
-        let key = &self.catalogue.entities()[place].key;
+        let key = &self.catalogue[entity_index].key;
         let mut keys = Vec::new();
         self.cloud
-            .list(place, days, |row| {
+            .list(entity_index, days, |row| {
                 if extra.contains(row.get()) {
                     keys.push(key_object(row.get(), key)?);
                 }

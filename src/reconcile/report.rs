@@ -11,7 +11,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 use serde_json::value::RawValue;
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, EntityIndex};
 use crate::error::{Error, Kind, Result};
 
 /// A value for each entity, in push order; in JSON an object with the entities' names.
@@ -43,9 +43,9 @@ impl<T> PerEntity<T> {
             .map(|(_, value)| value)
     }
 
-    /// The value of the entity at `place` in the catalogue.
-    pub fn at(&mut self, place: usize) -> &mut T {
-        &mut self.0[place].1
+    /// The value of the entity at `entity_index` in the catalogue.
+    pub fn at(&mut self, entity_index: EntityIndex) -> &mut T {
+        &mut self.0[entity_index.0].1
     }
 }
 
@@ -105,15 +105,15 @@ impl SyncReport {
         }
     }
 
-    /// Notes that a row of the entity at `place` in the catalogue was pushed. `key` is its key as a JSON
+    /// Notes that a row of the entity at `entity_index` in the catalogue was pushed. `key` is its key as a JSON
     /// object.
     ///
     /// # Errors
     /// The key is no JSON object.
-    pub fn add(&mut self, place: usize, key: &str) -> Result<()> {
+    pub fn add(&mut self, entity_index: EntityIndex, key: &str) -> Result<()> {
         let key = told(key)
             .map_err(|_| Error::new(Kind::Source, "report a synced row", "its key is no JSON object"))?;
-        self.synced.at(place).push(key);
+        self.synced.at(entity_index).push(key);
         Ok(())
     }
 
@@ -179,8 +179,10 @@ mod tests {
     fn the_shape_is_the_contracts() {
         let catalogue = Catalogue::builtin();
         let mut report = SyncReport::new(&catalogue);
-        report.add(0, "{\"room_id\" : 1}").unwrap();
-        report.add(0, "{\"room_id\":9223372036854775807}").unwrap();
+        report.add(EntityIndex(0), "{\"room_id\" : 1}").unwrap();
+        report
+            .add(EntityIndex(0), "{\"room_id\":9223372036854775807}")
+            .unwrap();
         assert!(report.success());
         report.fail("cameras", "Connection timeout");
         assert_eq!(
@@ -196,20 +198,22 @@ mod tests {
     #[test]
     fn composite_and_text_keys_are_told_as_they_are() {
         let mut report = SyncReport::new(&Catalogue::builtin());
-        report.add(1, "{\"a\" : 1, \"b\" : \"x\"}").unwrap();
-        report.add(1, "{\"code\":\"R-1\"}").unwrap();
+        report.add(EntityIndex(1), "{\"a\" : 1, \"b\" : \"x\"}").unwrap();
+        report.add(EntityIndex(1), "{\"code\":\"R-1\"}").unwrap();
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(
             json["synced"]["cameras"],
             serde_json::json!([{"a": 1, "b": "x"}, "R-1"])
         );
-        assert!(report.add(1, "[1]").is_err());
+        assert!(report.add(EntityIndex(1), "[1]").is_err());
     }
 
     #[test]
     fn it_comes_back_as_it_was_sent() {
         let mut report = SyncReport::new(&Catalogue::builtin());
-        report.add(2, "{\"id\":12345678901234567890123.5}").unwrap();
+        report
+            .add(EntityIndex(2), "{\"id\":12345678901234567890123.5}")
+            .unwrap();
         report.fail("rooms", "x");
         let text = serde_json::to_string(&report).unwrap();
         let back: SyncReport = serde_json::from_str(&text).unwrap();

@@ -1,6 +1,7 @@
 //! The rows of one entity that a pass has touched: written to the outbox, and waited for until the drain has
 //! settled them.
 
+use crate::catalogue::EntityIndex;
 use std::time::Duration;
 
 use super::Reconcile;
@@ -15,17 +16,17 @@ const ROUNDS: usize = 3;
 /// Rows that were touched and are not settled.
 pub(super) struct TouchedRows<'a> {
     reconcile: &'a Reconcile,
-    place: usize,
+    entity_index: EntityIndex,
     keys: Vec<String>,
     /// The last transaction that touched some of them.
     transaction: u64,
 }
 
 impl<'a> TouchedRows<'a> {
-    pub(super) fn new(reconcile: &'a Reconcile, place: usize) -> Self {
+    pub(super) fn new(reconcile: &'a Reconcile, entity_index: EntityIndex) -> Self {
         Self {
             reconcile,
-            place,
+            entity_index,
             keys: Vec::new(),
             transaction: 0,
         }
@@ -36,8 +37,8 @@ impl<'a> TouchedRows<'a> {
         let reconcile = self.reconcile;
         let transaction = touch::keys(
             reconcile.session.client(),
-            &reconcile.catalogue.entities()[self.place],
-            reconcile.attached[self.place].id,
+            &reconcile.catalogue[self.entity_index],
+            reconcile.attached[self.entity_index.0].id,
             &keys,
         )
         .await?;
@@ -62,7 +63,7 @@ impl<'a> TouchedRows<'a> {
             return Ok(QuarantinedRows::default());
         }
         let reconcile = self.reconcile;
-        let entity = &reconcile.catalogue.entities()[self.place];
+        let entity = &reconcile.catalogue[self.entity_index];
         let waited = reconcile
             .pulse
             .settled(self.transaction, reconcile.patience)
@@ -87,13 +88,13 @@ impl<'a> TouchedRows<'a> {
     /// An error where the entity is parked: what was touched is settled then, and waits.
     async fn must_flow(&self) -> Result<()> {
         let reconcile = self.reconcile;
-        let entity = &reconcile.catalogue.entities()[self.place];
+        let entity = &reconcile.catalogue[self.entity_index];
         let row = reconcile
             .session
             .client()
             .query_one(
                 "select parked from cloud_sync.entity where id = $1",
-                &[&reconcile.attached[self.place].id],
+                &[&reconcile.attached[self.entity_index.0].id],
             )
             .await
             .map_err(|error| Error::postgres(format!("see whether {} is parked", entity.name), error))?;
@@ -109,7 +110,7 @@ impl<'a> TouchedRows<'a> {
 
     /// As [`TouchedRows::settle`], with what was refused told to the report. Returns whether the drain gets on.
     pub(super) async fn settle_reporting(&mut self, report: &mut SyncReport) -> Result<bool> {
-        let name = &self.reconcile.catalogue.entities()[self.place].name;
+        let name = &self.reconcile.catalogue[self.entity_index].name;
         match self.settle().await {
             Ok(refused) => {
                 tell(refused, name, report);
@@ -144,14 +145,14 @@ impl Reconcile {
     /// report: they have had their try.
     pub(super) async fn without_refused(
         &self,
-        place: usize,
+        entity_index: EntityIndex,
         keys: Vec<String>,
         report: &mut SyncReport,
     ) -> Result<Vec<String>> {
         if keys.is_empty() {
             return Ok(keys);
         }
-        let name = &self.catalogue.entities()[place].name;
+        let name = &self.catalogue[entity_index].name;
         let client = self.session.client();
         let refused = quarantine::refused_since(client, name, &keys, self.began).await?;
         let left = keys.into_iter().filter(|key| !refused.rows.contains_key(key));

@@ -205,8 +205,10 @@ impl Replicator {
         metrics.capture_broken.set(broken as i64);
         let gaps = watched.iter().filter(|watched| watched.gap.is_some()).count();
         metrics.capture_gaps.set(gaps as i64);
-        for (place, watched) in watched.iter().enumerate() {
-            metrics.parked(place).set(i64::from(watched.parked.is_some()));
+        for ((entity_index, _), watched) in catalogue.indexed().zip(watched) {
+            metrics
+                .parked(entity_index)
+                .set(i64::from(watched.parked.is_some()));
         }
         self.guarded.set(troubles);
         catalogue

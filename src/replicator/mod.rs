@@ -386,13 +386,15 @@ impl Replicator {
     ) -> Result<SyncReport> {
         let _one = self.syncing.lock().await;
         let live = self.live();
-        let places = live.settings.catalogue.select(&request.entities)?;
+        let entity_indexes = live.settings.catalogue.select(&request.entities)?;
         let synced = async {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.pulse).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
             records::call_all(session.client(), request.force).await?;
             self.pulse.files_wanted.notify_one();
-            Ok(reconcile.sync(&places, request.force, recording, observer).await)
+            Ok(reconcile
+                .sync(&entity_indexes, request.force, recording, observer)
+                .await)
         };
         let synced: Result<SyncReport> = tokio::select! {
             synced = synced => synced,

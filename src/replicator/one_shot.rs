@@ -168,7 +168,7 @@ pub async fn backfill(
     observer: &dyn Observer,
     shutdown: &CancellationToken,
 ) -> Result<BackfillReport> {
-    let places = settings.catalogue.select(entities)?;
+    let entity_indexes = settings.catalogue.select(entities)?;
     let once = OneShot::try_start(settings).await?;
     let pulse = match &once {
         Some(once) => once.replicator.pulse.clone(),
@@ -176,7 +176,7 @@ pub async fn backfill(
     };
     let reconcile = reconcile(settings, &cloud(settings)?, &pulse).await?;
     let report = reconcile
-        .backfill(&places, span, restart, observer, shutdown)
+        .backfill(&entity_indexes, span, restart, observer, shutdown)
         .await;
     if let Some(once) = once {
         if !shutdown.is_cancelled() {

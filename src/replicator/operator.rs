@@ -84,10 +84,8 @@ impl Operator for Replicator {
         status.entities = live
             .settings
             .catalogue
-            .entities()
-            .iter()
-            .enumerate()
-            .map(|(place, entity)| (entity.name.clone(), metrics.accepted(place).get()))
+            .indexed()
+            .map(|(entity_index, entity)| (entity.name.clone(), metrics.accepted(entity_index).get()))
             .collect();
         status.latency = source_status::latency(metrics);
         Ok(status)

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::cloud;
 use super::preconditions::Finding;
-use crate::catalogue::Entity;
+use crate::catalogue::{Entity, EntityIndex};
 use crate::change::Epoch;
 use crate::config::Settings;
 use crate::deliver::{Capabilities, ChangeOrigin, Cloud, STATUS_PATH};
@@ -57,8 +57,8 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         )),
     )];
     findings.push(capabilities(settings, &cloud, hello.capabilities).await);
-    for (place, entity) in settings.catalogue.entities().iter().enumerate() {
-        findings.push(list(&cloud, place, entity, hello.capabilities).await);
+    for (entity_index, entity) in settings.catalogue.indexed() {
+        findings.push(list(&cloud, entity_index, entity, hello.capabilities).await);
     }
     findings.extend(one_table(settings, hello.capabilities));
     findings
@@ -182,13 +182,18 @@ fn day(text: &str) -> Option<Date> {
     (rest.is_empty() || rest.starts_with(['T', ' '])).then(|| date.parse().ok())?
 }
 
-async fn list(cloud: &Cloud, place: usize, entity: &Entity, capabilities: Capabilities) -> Finding {
+async fn list(
+    cloud: &Cloud,
+    entity_index: EntityIndex,
+    entity: &Entity,
+    capabilities: Capabilities,
+) -> Finding {
     let subject = format!("list of {}", entity.name);
     let key = entity.cloud_key();
     let days = entity.window.as_ref().map(|window| window.days);
     let mut seen = SeenList::default();
     let began = Instant::now();
-    let listed = cloud.list(place, days, |row| {
+    let listed = cloud.list(entity_index, days, |row| {
         seen.note(row.get(), &key);
         Ok(())
     });

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use tokio_postgres::Client;
 
 use super::describe::{SourceTable, unique_keys};
-use crate::catalogue::{Catalogue, Entity};
+use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::error::{Error, Result};
 
 const REFERENCES: &str = "\
@@ -181,19 +181,21 @@ pub(super) async fn check_order(
     tables: &[SourceTable],
 ) -> Result<()> {
     let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
-    let place: HashMap<u32, usize> = oids.iter().enumerate().map(|(nth, &oid)| (oid, nth)).collect();
+    let by_oid = oids.iter().enumerate();
+    let entity_of: HashMap<u32, EntityIndex> =
+        by_oid.map(|(index, &oid)| (oid, EntityIndex(index))).collect();
     let rows = client
         .query(REFERENCES, &[&oids])
         .await
         .map_err(|error| Error::postgres("read the foreign keys of the catalogue's tables", error))?;
-    let mut parents: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut parents: BTreeMap<EntityIndex, Vec<EntityIndex>> = BTreeMap::new();
     for row in &rows {
-        let (child, parent) = (place[&row.get::<_, u32>(0)], place[&row.get::<_, u32>(1)]);
+        let (child, parent) = (entity_of[&row.get::<_, u32>(0)], entity_of[&row.get::<_, u32>(1)]);
         parents.entry(child).or_default().push(parent);
     }
-    let name = |place: usize| catalogue.entities()[place].name.as_str();
+    let name = |entity_index: EntityIndex| catalogue[entity_index].name.as_str();
     if let Some(circle) = circle(&parents) {
-        let names: Vec<_> = circle.iter().map(|&place| name(place)).collect();
+        let names: Vec<_> = circle.iter().map(|&entity_index| name(entity_index)).collect();
         return Err(Error::config(
             "order the catalogue",
             format!("entities refer to each other in a circle: {}", names.join(" -> ")),
@@ -220,14 +222,14 @@ pub(super) async fn check_order(
 }
 
 /// A circle of references, its first member repeated at the end; none where there is an order.
-fn circle(parents: &BTreeMap<usize, Vec<usize>>) -> Option<Vec<usize>> {
+fn circle(parents: &BTreeMap<EntityIndex, Vec<EntityIndex>>) -> Option<Vec<EntityIndex>> {
     fn visit(
-        at: usize,
-        parents: &BTreeMap<usize, Vec<usize>>,
-        path: &mut Vec<usize>,
-        done: &mut Vec<usize>,
-    ) -> Option<Vec<usize>> {
-        if let Some(start) = path.iter().position(|&place| place == at) {
+        at: EntityIndex,
+        parents: &BTreeMap<EntityIndex, Vec<EntityIndex>>,
+        path: &mut Vec<EntityIndex>,
+        done: &mut Vec<EntityIndex>,
+    ) -> Option<Vec<EntityIndex>> {
+        if let Some(start) = path.iter().position(|&entity_index| entity_index == at) {
             let mut circle = path[start..].to_vec();
             circle.push(at);
             return Some(circle);
@@ -258,13 +260,19 @@ mod tests {
     #[test]
     fn circles_are_found_and_orders_are_not() {
         let of = |pairs: &[(usize, usize)]| {
-            let mut parents: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+            let mut parents: BTreeMap<EntityIndex, Vec<EntityIndex>> = BTreeMap::new();
             for &(child, parent) in pairs {
-                parents.entry(child).or_default().push(parent);
+                parents
+                    .entry(EntityIndex(child))
+                    .or_default()
+                    .push(EntityIndex(parent));
             }
             circle(&parents)
         };
         assert_eq!(of(&[(1, 0), (2, 0), (2, 1)]), None);
-        assert_eq!(of(&[(0, 1), (1, 2), (2, 0)]), Some(vec![0, 1, 2, 0]));
+        assert_eq!(
+            of(&[(0, 1), (1, 2), (2, 0)]),
+            Some([0, 1, 2, 0].map(EntityIndex).to_vec())
+        );
     }
 }

@@ -3,6 +3,7 @@
 //! A window holds the touches that became visible between two snapshots. It is read in pages, each by a statement of its
 //! own, so that no snapshot is held in the source while the cloud is slow.
 
+use crate::catalogue::EntityIndex;
 use std::collections::{BTreeMap, HashMap};
 
 use futures::TryFutureExt;
@@ -50,8 +51,8 @@ pub(crate) enum TouchOp {
 #[derive(Debug, Clone)]
 pub(crate) struct Touch {
     pub(crate) position: Position,
-    /// The entity's place in the catalogue.
-    pub(crate) entity: usize,
+    /// The entity's index in the catalogue.
+    pub(crate) entity: EntityIndex,
     pub(crate) op: TouchOp,
     /// In microseconds since 1970.
     pub(crate) captured_at: i64,
@@ -89,7 +90,7 @@ pub(crate) struct Outbox {
     window_open: Statement,
     last: Statement,
     fence: Statement,
-    places: HashMap<i16, usize>,
+    places: HashMap<i16, EntityIndex>,
 }
 
 impl Outbox {
@@ -124,7 +125,11 @@ impl Outbox {
             window_open,
             last,
             fence,
-            places: ids.iter().enumerate().map(|(place, &id)| (id, place)).collect(),
+            places: ids
+                .iter()
+                .enumerate()
+                .map(|(index, &id)| (id, EntityIndex(index)))
+                .collect(),
         })
     }
 

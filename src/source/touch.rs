@@ -57,12 +57,12 @@ pub async fn rows(client: &Client, catalogue: &Catalogue, rows: &[(String, Strin
         .map_err(|error| Error::postgres("read the entities' numbers", error))?;
     for row in &known {
         let (name, number): (&str, i16) = (row.get(0), row.get(1));
-        let Some(place) = catalogue.find(name) else {
+        let Some(entity_index) = catalogue.find(name) else {
             continue;
         };
         let of_entity = rows.iter().filter(|(entity, _)| entity == name);
         let of_entity: Vec<&str> = of_entity.map(|(_, key)| key.as_str()).collect();
-        keys(client, &catalogue.entities()[place], number, &of_entity).await?;
+        keys(client, &catalogue[entity_index], number, &of_entity).await?;
     }
     Ok(())
 }

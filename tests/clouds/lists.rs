@@ -1,5 +1,6 @@
 //! Lists in all their forms, and lists that are not to be believed.
 
+use cloud_sync::catalogue::EntityIndex;
 use cloud_sync::existence::CloudRows;
 use cloud_sync::replicator;
 
@@ -199,6 +200,8 @@ async fn a_million_rows_cost_the_memory_of_their_keys_whatever_wraps_them() {
         );
     }
     let cloud = replicator::cloud(&site.settings).unwrap();
-    let held = CloudRows::learn(&cloud, 0, None, None).await.unwrap();
+    let held = CloudRows::learn(&cloud, EntityIndex(0), None, None)
+        .await
+        .unwrap();
     assert_eq!(held.len(), 20_000);
 }

@@ -1,6 +1,7 @@
 //! `POST /changes`.
 
 use super::*;
+use cloud_sync::batch::ChangeIndex;
 
 #[tokio::test]
 async fn changes_go_in_one_request_in_their_order() {
@@ -15,7 +16,7 @@ async fn changes_go_in_one_request_in_their_order() {
     ]);
     // What the cloud keeps is marked before.
     for nth in [2, 4] {
-        batch.set_fate(nth, Fate::Kept);
+        batch.set_fate(ChangeIndex(nth), Fate::Kept);
     }
     client(&server.url)
         .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
@@ -245,7 +246,7 @@ async fn half_a_batch_of_changes_is_resumed() {
         .await
         .unwrap_err();
     assert_eq!(failure.status(), Some(502));
-    assert_eq!(batch.pending(), [2, 3]);
+    assert_eq!(batch.pending(), [ChangeIndex(2), ChangeIndex(3)]);
     cloud
         .deliver(CHANGES, &origin(), &mut numbering, &mut batch)
         .await

@@ -1,6 +1,7 @@
 //! What the cloud holds: lists.
 
 use super::*;
+use cloud_sync::catalogue::EntityIndex;
 
 #[tokio::test]
 async fn a_list_is_streamed() {
@@ -22,7 +23,7 @@ async fn a_list_is_streamed() {
     .await;
     let mut ahead = 0;
     client(&server.url)
-        .list(ROOMS, Some(30), |row| {
+        .list(EntityIndex(ROOMS), Some(30), |row| {
             let id = seen.fetch_add(1, Ordering::SeqCst);
             assert!(row.get().starts_with(&format!("{{\"room_id\":{id},")));
             ahead = ahead.max(made.load(Ordering::SeqCst).saturating_sub(id));
@@ -45,7 +46,7 @@ async fn a_list_that_is_none_is_not_believed() {
     let cloud = client(&server.url());
     let count = async || {
         let mut count = 0;
-        let end = cloud.list(ROOMS, None, |_| {
+        let end = cloud.list(EntityIndex(ROOMS), None, |_| {
             count += 1;
             Ok(())
         });
@@ -87,19 +88,23 @@ async fn what_the_cloud_holds_is_learnt_with_its_content() {
         );
     }
     let cloud = client(&server.url());
-    let held = CloudRows::learn(&cloud, ROOMS, None, None).await.unwrap();
+    let held = CloudRows::learn(&cloud, EntityIndex(ROOMS), None, None)
+        .await
+        .unwrap();
     assert_eq!((held.len(), held.content(&key(ROOMS, 7))), (100, None));
     assert!(held.contains(&key(ROOMS, 7)) && !held.contains(&key(ROOMS, 101)));
 
     let columns = ["room_id".to_owned(), "room_no".to_owned()];
-    let held = CloudRows::learn(&cloud, ROOMS, None, Some(&columns))
+    let held = CloudRows::learn(&cloud, EntityIndex(ROOMS), None, Some(&columns))
         .await
         .unwrap();
     let row = "{\"room_no\" : \"R7\", \"room_id\" : \"7\"}";
     assert_eq!(held.content(&key(ROOMS, 7)), Some(digest(row, &columns).unwrap()));
 
     server.fault(Fault::answer(200, "application/json", "[{\"id\":1}]"));
-    let failure = CloudRows::learn(&cloud, ROOMS, None, None).await.unwrap_err();
+    let failure = CloudRows::learn(&cloud, EntityIndex(ROOMS), None, None)
+        .await
+        .unwrap_err();
     assert_eq!(failure.error().kind(), Kind::CloudProtocol);
     assert!(failure.to_string().contains("room_id"), "{failure}");
 }

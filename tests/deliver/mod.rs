@@ -17,8 +17,8 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use cloud_sync::batch::{Batch, Fate};
-use cloud_sync::catalogue::{Catalogue, Entity};
+use cloud_sync::batch::{Batch, ChangeIndex, Fate};
+use cloud_sync::catalogue::{Catalogue, Entity, EntityIndex};
 use cloud_sync::change::{Cause, Change, Epoch, Op, Position};
 use cloud_sync::checkpoint::Version;
 use cloud_sync::deliver::{
@@ -89,7 +89,7 @@ fn change(position: i64, entity: usize, op: Op, id: i64) -> Change {
     let column = Catalogue::builtin().entities()[entity].key[0].clone();
     Change {
         position: Position(position),
-        entity,
+        entity: EntityIndex(entity),
         op,
         cause: Cause::Gone,
         captured_at: 0,
@@ -113,7 +113,9 @@ fn rooms(ids: impl IntoIterator<Item = i64>) -> Batch {
 }
 
 fn fates(batch: &Batch) -> Vec<Fate> {
-    (0..batch.len()).map(|nth| batch.fate(nth).clone()).collect()
+    (0..batch.len())
+        .map(|nth| batch.fate(ChangeIndex(nth)).clone())
+        .collect()
 }
 
 fn code(fate: &Fate) -> Option<u16> {

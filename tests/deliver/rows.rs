@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::tls::{HTTP_2, authority, terminate};
+use cloud_sync::batch::ChangeIndex;
 
 #[tokio::test]
 async fn rows_go_in_parallel_over_kept_connections() {
@@ -140,8 +141,8 @@ async fn children_wait_for_a_pending_parent_and_the_rest_is_resumed() {
         .unwrap_err();
     assert!(failure.is_passing());
     assert_eq!(server.count("cameras"), 0);
-    assert_eq!(batch.fate(1), &Fate::Pending);
-    assert_eq!(batch.fate(4), &Fate::Pending);
+    assert_eq!(batch.fate(ChangeIndex(1)), &Fate::Pending);
+    assert_eq!(batch.fate(ChangeIndex(4)), &Fate::Pending);
     let pending = batch.pending().len();
 
     server.clear_faults();
@@ -170,8 +171,8 @@ async fn a_dropped_delivery_keeps_what_was_answered() {
         // It starts only after the answer for the first one is marked.
         () = server.wait_until("the third row is there", |server| server.row("rooms", "3").is_some()) => {}
     }
-    assert_eq!(batch.fate(0), &Fate::Accepted);
-    assert_eq!(batch.fate(1), &Fate::Pending);
+    assert_eq!(batch.fate(ChangeIndex(0)), &Fate::Accepted);
+    assert_eq!(batch.fate(ChangeIndex(1)), &Fate::Pending);
 }
 
 #[tokio::test]
@@ -185,7 +186,7 @@ async fn deletes_are_sent_kept_or_unsupported() {
             change(4, LOGS, Op::Truncate, 0),
         ]);
         for nth in [2, 3] {
-            batch.set_fate(nth, Fate::Kept);
+            batch.set_fate(ChangeIndex(nth), Fate::Kept);
         }
         batch
     };
@@ -222,7 +223,7 @@ async fn deletes_are_sent_kept_or_unsupported() {
         .deliver(DELETE, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
-    assert_eq!(batch.fate(0), &Fate::Unsupported);
+    assert_eq!(batch.fate(ChangeIndex(0)), &Fate::Unsupported);
 }
 
 #[tokio::test]
@@ -263,7 +264,7 @@ async fn a_truncate_deletes_what_the_cloud_has_in_its_turn() {
         .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap();
-    assert_eq!(batch.fate(1), &Fate::Unsupported);
+    assert_eq!(batch.fate(ChangeIndex(1)), &Fate::Unsupported);
 }
 
 #[tokio::test]
@@ -283,7 +284,7 @@ async fn composite_keys_are_deleted_by_their_encoded_values() {
         .unwrap();
     assert_eq!(server.calls(), ["DELETE terms/2026,a%2Fb%20%C3%A9"]);
     assert_eq!(server.count("terms"), 0);
-    assert_eq!(code(batch.fate(1)), Some(422));
+    assert_eq!(code(batch.fate(ChangeIndex(1))), Some(422));
 }
 
 #[tokio::test]
@@ -322,7 +323,7 @@ async fn bulk_sends_chunks_and_isolates_the_refused_row() {
         .await
         .unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 1199);
-    assert_eq!(code(batch.fate(6)), Some(422));
+    assert_eq!(code(batch.fate(ChangeIndex(6))), Some(422));
     assert_eq!(server.count("rooms"), 1199);
     let requests = server.requests();
     assert!(requests.iter().all(|request| request.path == "bulk/rooms"));
@@ -388,5 +389,5 @@ async fn a_413_halves_requests_and_is_remembered() {
         fates(&batch).iter().map(code).collect::<Vec<_>>(),
         [Some(413), None]
     );
-    assert_eq!(batch.fate(1), &Fate::Accepted);
+    assert_eq!(batch.fate(ChangeIndex(1)), &Fate::Accepted);
 }
