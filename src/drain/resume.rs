@@ -1,12 +1,12 @@
 //! Where the drain goes on, and whether the database or the cloud has gone back since.
 //!
-//! The store in a folder of this machine is exact, batch by batch. It counts while nothing says that another entity_index is right: its
+//! The store in a folder of this machine is exact, batch by batch. It counts while nothing says that another place is right: its
 //! incarnation is the server's, so that the transaction numbers of its snapshots still mean the same transactions, and its
 //! term is the last that was begun, so that no other store has gone on from there. Else the mirror counts, which lies in
 //! the site's database and goes back with it.
 //!
 //! A mirror below the one that the store knows to have been written means that the database itself has gone back: a backup was
-//! put back in its entity_index, or a standby took over that lacked the last changes. A cloud that has less than it had accepted
+//! put back in its place, or a standby took over that lacked the last changes. A cloud that has less than it had accepted
 //! has gone back too. In both cases every entity is compared with the cloud, removal included: that it is to be compared is
 //! noted in the site's database before anything is sent. Another incarnation alone means that the server has recovered: entities
 //! with unlogged tables are compared then, since PostgreSQL has emptied these, and no trigger has fired.
@@ -125,7 +125,7 @@ impl Drain {
         if theirs.source_id == identity.source_id && theirs.epoch < identity.epoch {
             return Ok(None);
         }
-        // Capture was installed again in the same database: this outbox has another one's entity_index.
+        // Capture was installed again in the same database: this outbox has another one's place.
         if theirs.source_id == identity.source_id
             && theirs.database() == identity.database()
             && theirs.outbox_id != identity.outbox_id
@@ -155,7 +155,7 @@ impl Drain {
         )
         .remedy(
             "correct source.database_url or store.path; if capture was installed again in this database, or it takes the \
-             other one's entity_index, remove the store's folder, run `cloud-sync init --new-epoch` and start the replicator again",
+             other one's place, remove the store's folder, run `cloud-sync init --new-epoch` and start the replicator again",
         ))
     }
 }

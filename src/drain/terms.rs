@@ -125,7 +125,7 @@ impl Sender {
                     ),
                 )
                 .remedy(
-                    "set source.source_id to another name; if this database takes the other one's entity_index, run `cloud-sync init --new-epoch`",
+                    "set source.source_id to another name; if this database takes the other one's place, run `cloud-sync init --new-epoch`",
                 ));
             }
             if version.epoch >= self.origin.epoch.0 {
