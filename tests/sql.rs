@@ -958,7 +958,7 @@ async fn a_key_that_is_touched_as_number_and_as_text_is_sent_once() {
     assert_eq!(number(&site.client, forms).await, 11);
     let drain = site.drain();
     drain.drain_all().await.unwrap();
-    assert_eq!(drain.pulse.metrics.accepted_total(), 1);
+    assert_eq!(drain.state.metrics.accepted_total(), 1);
     site.assert_equal(&cloud).await;
 }
 

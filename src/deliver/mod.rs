@@ -54,6 +54,7 @@ pub use probe::ProbeAnswer;
 use crate::batch::{Batch, ChangeIndex};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::change::Epoch;
+use crate::checkpoint::Identity;
 use crate::error::{Error, Kind, Result};
 use http::{HttpAnswer, HttpClient};
 use in_flight::{PipelineDepth, Uplink};
@@ -124,6 +125,16 @@ pub struct ChangeOrigin {
     pub epoch: Epoch,
     /// Which database of which server it is.
     pub database: String,
+}
+
+impl From<&Identity> for ChangeOrigin {
+    fn from(identity: &Identity) -> Self {
+        Self {
+            source_id: identity.source_id.clone(),
+            epoch: identity.epoch,
+            database: identity.database(),
+        }
+    }
 }
 
 /// An entity's columns, for servers that build their tables from it.

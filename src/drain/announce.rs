@@ -1,18 +1,19 @@
 //! Sends schemas to the cloud, and parks the entities whose schema it refuses: all others go on.
 //!
-//! The touches of such an entity are kept in the site's database before the checkpoint can pass them: the sender keeps those of
-//! batches that were read already, the reader those that come later. With each greeting the cloud gets the schema again, as the
-//! table is then. When it takes it, the reader touches what was kept again.
+//! The touches of such an entity are kept in the site's database before the checkpoint can pass them: the
+//! sender keeps those of batches that were read already, the reader those that come later. With each
+//! handshake the cloud gets the schema again, as the table is then. When it takes it, the reader touches what
+//! was kept again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::schema::RefusedSchemas;
-use super::sender::Sender;
+use super::send::Sender;
 use super::table_schemas::TableSchemas;
 use super::wire_schema;
+use super::wire_schema::RefusedSchemas;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::{Cause, Change, Op};
@@ -21,7 +22,7 @@ use crate::error::{Kind, Result};
 use crate::source::outbox::{self, KeptTouch, TouchOp};
 use crate::source::{describe, drift, touch};
 
-/// What the cloud was told of the entities' columns.
+/// The schemas that the cloud has been sent.
 pub(super) struct AnnouncedSchemas {
     catalogue: Arc<Catalogue>,
     /// By entity.
@@ -40,12 +41,12 @@ impl AnnouncedSchemas {
         }
     }
 
-    /// Notes what the cloud was told of an entity; none where it has to be told again.
+    /// Notes the schema that the cloud was sent of an entity; `None` if it must be sent again.
     pub(super) fn note(&self, entity_index: EntityIndex, schema: Option<TableSchema>) {
         self.told()[entity_index.0] = schema;
     }
 
-    /// Has it told of all entities again.
+    /// All schemas must be sent again.
     pub(super) fn forget(&self) {
         self.told().fill(None);
     }
@@ -54,9 +55,9 @@ impl AnnouncedSchemas {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The columns of the batch's entities that the cloud was not told yet, by entity. Those that it refuses are asked
-    /// about at a greeting only.
-    pub(super) fn untold(&self, batch: &Batch, shapes: &TableSchemas) -> Vec<(EntityIndex, TableSchema)> {
+    /// The schemas of the batch's entities that the cloud was not sent yet. Those that it refuses are sent
+    /// again with a handshake only.
+    pub(super) fn untold(&self, batch: &Batch, schemas: &TableSchemas) -> Vec<(EntityIndex, TableSchema)> {
         let told = self.told();
         let mut seen = vec![false; told.len()];
         for change in batch.changes() {
@@ -65,9 +66,9 @@ impl AnnouncedSchemas {
         let refused = self.refused.borrow();
         let mut untold = Vec::new();
         for (entity_index, entity) in self.catalogue.indexed().filter(|(index, _)| seen[index.0]) {
-            let table = &shapes.tables[entity_index.0];
+            let table = &schemas.tables[entity_index.0];
             if !table.fits(entity) || refused.contains_key(&entity_index) {
-                // The cloud goes by what it was told before.
+                // The schema that the cloud was sent before still counts.
                 continue;
             }
             let schema = wire_schema(entity, table);
@@ -78,8 +79,8 @@ impl AnnouncedSchemas {
         untold
     }
 
-    /// Whether the cloud was told all that the batch needs, and refuses none of it.
-    pub(super) fn knows(&self, batch: &Batch, shapes: &TableSchemas) -> bool {
+    /// Whether the cloud was sent all schemas that the batch needs, and refuses none of them.
+    pub(super) fn knows(&self, batch: &Batch, schemas: &TableSchemas) -> bool {
         let refused = |refused: &RefusedSchemas| {
             !refused.is_empty()
                 && batch
@@ -87,35 +88,38 @@ impl AnnouncedSchemas {
                     .iter()
                     .any(|change| refused.contains_key(&change.entity))
         };
-        !refused(&self.refused.borrow()) && self.untold(batch, shapes).is_empty()
+        !refused(&self.refused.borrow()) && self.untold(batch, schemas).is_empty()
     }
 }
 
 impl Sender {
-    /// Sends the schemas that the batch needs, and parks what it has of entities whose schema the cloud refuses.
-    pub(super) async fn tell(
+    /// Sends the schemas that the batch needs, and parks what it has of entities whose schema the cloud
+    /// refuses.
+    pub(super) async fn announce(
         &mut self,
         batch: &mut Batch,
-        shapes: &TableSchemas,
+        schemas: &TableSchemas,
     ) -> std::result::Result<(), Failure> {
         let mut all_taken = true;
-        for (entity_index, schema) in self.announced.untold(batch, shapes) {
+        for (entity_index, schema) in self.announced.untold(batch, schemas) {
             all_taken &= self.put_schema(entity_index, schema).await?;
         }
         if !all_taken {
-            self.greet_sooner();
+            self.announce_again_soon();
         }
-        self.park_refused(batch, shapes).await?;
+        self.park_refused(batch, schemas).await?;
         Ok(())
     }
 
-    /// Sends the refused schemas again, as the tables are now, and sets the time of the next greeting by those that stay refused.
-    pub(super) async fn tell_refused(&mut self, cloud: Capabilities) -> std::result::Result<(), Failure> {
+    /// Sends the refused schemas again, as the tables are now, and sets when those that stay refused are sent
+    /// once more.
+    pub(super) async fn announce_refused(&mut self, cloud: Capabilities) -> std::result::Result<(), Failure> {
         let refused = self.announced.refused.borrow().clone();
         for (entity_index, before) in &refused {
             let entity = &self.catalogue[*entity_index];
             let table = describe::stands(self.session.client(), entity).await?.table;
-            // Without the call, or with a table that does not fit, the cloud goes by what it was told before.
+            // Without the call, or if the table does not fit, the schema that the cloud was sent before still
+            // counts.
             let taken = !cloud.schema
                 || !table.fits(entity)
                 || self
@@ -134,11 +138,11 @@ impl Sender {
                 .get(entity_index)
                 .filter(|why| *why != before)
                 .cloned();
-            if let Some((why, shapes)) = why.zip(self.shapes.clone()) {
+            if let Some((why, schemas)) = why.zip(self.schemas.clone()) {
                 outbox::park(
                     self.session.client(),
                     &self.fence,
-                    shapes.numbers[entity_index.0],
+                    schemas.numbers[entity_index.0],
                     &why,
                     &[],
                 )
@@ -147,19 +151,19 @@ impl Sender {
         }
         if self.announced.refused.borrow().is_empty() {
             self.refused_backoff.reset();
+            self.refused_at = None;
         } else {
-            self.greet_sooner();
+            self.announce_again_soon();
         }
         Ok(())
     }
 
-    /// Sets the time of the next greeting, so that refused schemas are soon sent again.
-    fn greet_sooner(&mut self) {
-        let again = Instant::now() + self.refused_backoff.next(None);
-        self.greet_at = self.greet_at.min(again);
+    /// Sets when refused schemas are sent again.
+    fn announce_again_soon(&mut self) {
+        self.refused_at = Some(Instant::now() + self.refused_backoff.next(None));
     }
 
-    /// Sends one schema. Returns false where the cloud refuses it: the entity counts as refused from then on.
+    /// Sends one schema. Returns false if the cloud refuses it: the entity counts as refused from then on.
     async fn put_schema(
         &mut self,
         entity_index: EntityIndex,
@@ -192,7 +196,7 @@ impl Sender {
     }
 
     /// Keeps the touches of what the batch has of entities whose schema is refused.
-    async fn park_refused(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
+    async fn park_refused(&self, batch: &mut Batch, schemas: &TableSchemas) -> Result<()> {
         let refused = self.announced.refused.borrow().clone();
         for (entity_index, why) in refused {
             let mut pending = batch.pending();
@@ -213,7 +217,7 @@ impl Sender {
                 .iter()
                 .filter_map(|&change_index| kept(&batch[change_index]))
                 .collect();
-            let number = shapes.numbers[entity_index.0];
+            let number = schemas.numbers[entity_index.0];
             if touches.len() < pending.len() {
                 drift::mark(self.session.client(), number, "rows were kept without their key").await?;
             }

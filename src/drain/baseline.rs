@@ -1,32 +1,30 @@
-//! What a server without `changes` needs beside its requests: it has no versions and remembers nothing.
+//! What a server without `changes` needs besides its requests: it has no versions and remembers nothing.
 
-use crate::catalogue::EntityIndex;
+use crate::catalogue::{Catalogue, EntityIndex};
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_postgres::Client;
 
-use super::sender::Sender;
+use super::send::Sender;
 use super::table_schemas::TableSchemas;
 use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::change::{Cause, Op};
 use crate::error::Result;
 use crate::source::{sent, touch};
 
-/// Rows that are touched again at once.
-const CHUNK: i64 = 5_000;
-
 impl Sender {
     /// Notes which rows of entities with a condition go to the cloud, and leaves the deletes of those out
-    /// that never went. So it does for entities whose list is not trusted: a comparison goes by these notes.
-    pub(super) async fn settle_conditions(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
+    /// that never went. The same for entities whose list is not trusted: a comparison uses these notes.
+    pub(super) async fn settle_conditions(&self, batch: &mut Batch, schemas: &TableSchemas) -> Result<()> {
         let client = self.session.client();
         let mut upserts: BTreeMap<EntityIndex, Vec<&str>> = BTreeMap::new();
         let mut unmet: BTreeMap<EntityIndex, Vec<(ChangeIndex, &str)>> = BTreeMap::new();
         let pending = batch.pending();
         for &change_index in &pending {
             let change = &batch[change_index];
-            if !self.is_noted(change.entity) {
+            if !is_noted(&self.catalogue, change.entity) {
                 continue;
             }
             if change.op == Op::Upsert {
@@ -39,12 +37,12 @@ impl Sender {
             }
         }
         for (entity, keys) in upserts {
-            sent::note(client, Some(self.fence.term()), shapes.numbers[entity.0], &keys).await?;
+            sent::note(client, Some(self.fence.term()), schemas.numbers[entity.0], &keys).await?;
         }
         let mut never = Vec::new();
         for (entity, rows) in unmet {
             let keys: Vec<&str> = rows.iter().map(|(_, key)| *key).collect();
-            let known = sent::known(client, shapes.numbers[entity.0], &keys).await?;
+            let known = sent::known(client, schemas.numbers[entity.0], &keys).await?;
             never.extend(
                 rows.iter()
                     .filter(|(_, key)| !known.contains(key))
@@ -54,20 +52,15 @@ impl Sender {
         for change_index in never {
             batch.set_fate(change_index, Fate::Kept);
         }
-        self.settle_moves(batch, shapes).await
-    }
-
-    fn is_noted(&self, entity: EntityIndex) -> bool {
-        let entity = &self.catalogue[entity];
-        entity.filter.is_some() || !entity.trust_list
+        self.settle_moves(batch, schemas).await
     }
 
     /// Sees to rows that moved to another entity of the same table: the two may be paths over one table of
     /// the cloud's too, and a delete under the old path must not take away what was sent under the new one.
-    /// It goes before that, or is left out where the settings say that the new path replaces the row. Where
-    /// the row's new state is not in this batch, it is touched again before the delete goes.
-    async fn settle_moves(&self, batch: &mut Batch, shapes: &TableSchemas) -> Result<()> {
-        let oid = |entity: EntityIndex| shapes.tables[entity.0].oid;
+    /// It goes before that, or is left out if the settings say that the new path replaces the row. If the
+    /// row's new state is not in this batch, it is touched again before the delete goes.
+    async fn settle_moves(&self, batch: &mut Batch, schemas: &TableSchemas) -> Result<()> {
+        let oid = |entity: EntityIndex| schemas.tables[entity.0].oid;
         let siblings = |entity: EntityIndex| {
             let all = self.catalogue.indexed().map(|(index, _)| index);
             all.filter(move |&other| other != entity && oid(other) == oid(entity))
@@ -100,7 +93,7 @@ impl Sender {
         }
         for (sibling, keys) in again {
             let entity = &self.catalogue[sibling];
-            touch::keys(self.session.client(), entity, shapes.numbers[sibling.0], &keys).await?;
+            touch::keys(self.session.client(), entity, schemas.numbers[sibling.0], &keys).await?;
         }
         for change_index in here {
             if self.cloud.deletes_moved() {
@@ -111,27 +104,6 @@ impl Sender {
         }
         for change_index in elsewhere {
             batch[change_index].cause = Cause::ReadsOtherwise;
-        }
-        Ok(())
-    }
-
-    /// Forgets the rows whose delete the cloud has accepted.
-    pub(super) async fn forget_deleted(&self, batch: &Batch, shapes: &TableSchemas) -> Result<()> {
-        let mut deleted: BTreeMap<EntityIndex, Vec<&str>> = BTreeMap::new();
-        for (change_index, change) in batch.indexed() {
-            let deleted_there = change.op == Op::Delete && *batch.fate(change_index) == Fate::Accepted;
-            if self.is_noted(change.entity) && deleted_there {
-                deleted.entry(change.entity).or_default().push(&change.key);
-            }
-        }
-        for (entity, keys) in deleted {
-            sent::forget(
-                self.session.client(),
-                self.fence.term(),
-                shapes.numbers[entity.0],
-                &keys,
-            )
-            .await?;
         }
         Ok(())
     }
@@ -153,23 +125,37 @@ impl Sender {
             .collect();
         let life = self.life();
         sent::unanswered(self.session.client(), self.fence.term(), &rows, life).await?;
-        self.greet_at = self.greet_at.min(Instant::now() + life);
+        self.retries.no_later_than(Instant::now() + life);
         Ok(())
     }
+}
 
-    /// Touches the rows again whose requests can no longer arrive.
-    pub(super) async fn touch_unanswered(&mut self) -> Result<()> {
-        loop {
-            let (rows, next) = sent::overdue(self.session.client(), CHUNK).await?;
-            touch::rows(self.session.client(), &self.catalogue, &rows).await?;
-            sent::answered(self.session.client(), &rows).await?;
-            if (rows.len() as i64) < CHUNK {
-                if let Some(seconds) = next {
-                    let at = Instant::now() + Duration::from_secs_f64(seconds.clamp(0.1, 3600.0));
-                    self.greet_at = self.greet_at.min(at);
-                }
-                return Ok(());
-            }
+/// Whether the site's database notes which rows of the entity the cloud may have.
+fn is_noted(catalogue: &Catalogue, entity_index: EntityIndex) -> bool {
+    let entity = &catalogue[entity_index];
+    entity.filter.is_some() || !entity.trust_list
+}
+
+/// Forgets the rows whose delete the cloud has accepted.
+///
+/// # Errors
+/// The source's.
+pub(super) async fn forget_deleted(
+    client: &Client,
+    term: i64,
+    catalogue: &Catalogue,
+    batch: &Batch,
+    schemas: &TableSchemas,
+) -> Result<()> {
+    let mut deleted: BTreeMap<EntityIndex, Vec<&str>> = BTreeMap::new();
+    for (change_index, change) in batch.indexed() {
+        let is_gone_there = change.op == Op::Delete && *batch.fate(change_index) == Fate::Accepted;
+        if is_noted(catalogue, change.entity) && is_gone_there {
+            deleted.entry(change.entity).or_default().push(&change.key);
         }
     }
+    for (entity_index, keys) in deleted {
+        sent::forget(client, term, schemas.numbers[entity_index.0], &keys).await?;
+    }
+    Ok(())
 }

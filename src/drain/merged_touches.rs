@@ -1,4 +1,5 @@
-//! What is sent of a page of touches: the touches merged by key, and the changes that the states of their rows make.
+//! What is sent of a page of touches: the touches merged by key, and the changes that the states of their
+//! rows make.
 
 use crate::catalogue::EntityIndex;
 use std::collections::{HashMap, HashSet};
@@ -38,7 +39,7 @@ pub(super) struct ReadPage {
     pub(super) changes: Vec<Change>,
     pub(super) fates: Vec<(ChangeIndex, Fate)>,
     pub(super) merged: usize,
-    /// The position up to which all is read; none where it is the whole page.
+    /// The position up to which all is read; `None` if that is the whole page.
     pub(super) cut: Option<Position>,
     pub(super) wal: Option<PgLsn>,
 }
@@ -68,13 +69,13 @@ impl MergedTouches {
     }
 }
 
-/// The changes of a page. Each row's state is sent once, in the order of last touches; truncates come first, as whatever
-/// survived one was touched after it. Where the bytes did not suffice, the page is cut before the first touch whose row was not
-/// come to: nothing is known of it. None where that is the page's first touch.
+/// The changes of a page. Each row's state is sent once, in the order of last touches; truncates come first,
+/// as whatever survived one was touched after it. Where the bytes did not suffice, the page is cut before the
+/// first touch whose row was not come to: nothing is known of it. `None` if that is the page's first touch.
 pub(super) fn assemble(
     page: &OutboxPage,
     all: Vec<(EntityIndex, &MergedTouches, Vec<Option<RowState>>)>,
-    shapes: &TableSchemas,
+    schemas: &TableSchemas,
 ) -> Option<ReadPage> {
     let unknown = all
         .iter()
@@ -148,11 +149,12 @@ pub(super) fn assemble(
                 }
             }
         }
-        if shapes.tables[place.0].number_key().is_none() {
+        if schemas.tables[place.0].number_key().is_none() {
             merge_equal(&mut changes, start);
         }
     }
-    // Truncates first, then the order of last touches; a key's delete stays before what is sent under the key that it reads as.
+    // Truncates first, then the order of last touches; a key's delete stays before what is sent under the key
+    // that it reads as.
     changes.sort_by_key(|change| (change.op != Op::Truncate, change.position));
     let fates = changes
         .iter()
@@ -174,8 +176,8 @@ pub(super) fn assemble(
     })
 }
 
-/// Leaves each row of one entity once: two touches may have had keys that are equal for the table. What is there goes before
-/// what is not.
+/// Leaves each row of one entity once: two touches may have had keys that are equal for the table. What is
+/// there goes before what is not.
 fn merge_equal(changes: &mut Vec<Change>, start: usize) {
     let mut kept: HashSet<Box<str>> = HashSet::new();
     let mut keep = vec![true; changes.len()];

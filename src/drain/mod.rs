@@ -1,39 +1,58 @@
-//! Drains the outbox: reads a batch, delivers it, commits the checkpoint, trims; over and over.
+//! Drains the outbox, in four stages that each see a batch once: read, prepare, send, record.
 //!
-//! Invariants: batches leave in the order in which they were read; nothing leaves that is not on the source's disk; a checkpoint is committed only
-//! when all before it is accepted, kept by decision, or in quarantine; what is trimmed is below the checkpoint's mirror.
+//! ```text
+//! reader -> prepare -> send -> record -> trimmer
+//!                       ^         |
+//!                       +- ack ---+      handshake: what the cloud is and can; retries: rows that are sent again
+//! ```
 //!
-//! Flow: [`reader`] reads batches, [`prepare`] makes them ready, [`sender`] delivers them, [`committer`] commits; [`trimmer`] gives
-//! space back. Few batches wait between them, so that memory is bounded. Several are on their way to a cloud that takes them in
-//! order only ([`prefetch`]); at most these are sent again after a crash.
-//! [`Drain::drain_once`] is one step of all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
+//! 1. [`reader`] reads what was touched, window by window, and the present state of these rows.
+//! 2. [`prepare`] waits until that is on the source's disk, and adds the files' URLs.
+//! 3. [`send`] sends the batch: its schema first ([`announce`]), under a term ([`terms`]). Several batches
+//!    are on their way to a cloud that takes them in order only ([`prefetch`]); what a server without
+//!    `changes` needs is in [`baseline`], what fails for the fault of a row in [`failing_rows`].
+//! 4. [`record`] makes durable what became of each change, commits the checkpoint, and acknowledges it to
+//!    `send`.
 //!
-//! Reach: an entity that cannot be read ([`parking`]), or whose schema the cloud refuses ([`announce`]), waits alone; its touches are
-//! kept in the site's database.
+//! Beside them run [`handshake`], which asks the cloud who it is, [`retries`], and [`trimmer`], which gives
+//! space back.
 //!
-//! Failure: while the cloud is away the courier keeps its batch and tries again; whatever else fails ends the round, and
-//! the next round derives its position again from the durable checkpoint.
+//! Invariants: batches leave in the order in which they were read; nothing leaves that is not on the source's
+//! disk; a checkpoint is committed only when everything before it is accepted, kept by decision, or in
+//! quarantine; what is trimmed is below the checkpoint's mirror. Nothing here depends on
+//! [`ReplicationState`]: it is for others to read.
+//!
+//! Flow: few batches wait between the stages, so that memory is bounded. [`Drain::drain_once`] is one step of
+//! all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
+//!
+//! Reach of a failure: an entity that cannot be read ([`parking`]), or whose schema the cloud refuses, waits
+//! alone; its touches are kept in the site's database. While the cloud is away, `send` keeps its batch and
+//! tries again; whatever else fails ends the round, and the next round derives its position again from the
+//! durable checkpoint.
 
 mod announce;
-mod aside;
 mod baseline;
-mod committer;
+mod failing_rows;
+mod handshake;
 mod merged_touches;
+mod parents;
 mod parking;
 mod prefetch;
 mod prepare;
 mod reader;
+mod record;
 mod replication_state;
 mod resume;
-mod schema;
-mod sender;
+mod retries;
+mod send;
 mod table_schemas;
 mod terms;
 mod trimmer;
+mod wire_schema;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
@@ -44,21 +63,25 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::Catalogue;
 use crate::checkpoint::{Checkpoint, Store};
-use crate::deliver::{ChangeOrigin, Cloud};
+use crate::deliver::Cloud;
 use crate::error::{Class, Error, Kind, Result};
 use crate::latency::Stopwatch;
-use crate::retry::{Backoff, FailureLog};
+use crate::retry::Backoff;
 use crate::source::connect::Session;
 use crate::source::identity;
+use crate::supervise::{NextRound, Supervisor};
 
-use committer::Committer;
+use handshake::Handshake;
+use parents::Parents;
 use prepare::Preparer;
 use reader::OutboxReader;
+use record::Recorder;
 pub use replication_state::{AcceptedKeyRecorder, Condition, Peer, ReplicationState};
 use resume::same_server;
-pub use schema::wire_schema;
-use sender::Sender;
+use retries::Retries;
+use send::Sender;
 use trimmer::Trimmer;
+pub use wire_schema::wire_schema;
 
 /// The bounds of a batch.
 #[derive(Debug, Clone, Copy)]
@@ -87,16 +110,16 @@ pub struct Drain {
     /// The media root: what file columns name lies below it.
     pub media_root: PathBuf,
     /// Where others see how it goes.
-    pub pulse: Arc<ReplicationState>,
-    /// How often the cloud is asked who it is and what it can do, beside after each failure.
-    pub greet_every: Duration,
+    pub state: Arc<ReplicationState>,
+    /// How often the cloud is asked who it is and what it can do, besides after each failure.
+    pub handshake_every: Duration,
 }
 
 /// A round that lasts so long was no vain one.
 const LONG_ROUND: Duration = Duration::from_secs(10);
 
 /// How often a replicator asks its cloud who it is.
-pub const GREET_EVERY: Duration = Duration::from_secs(30);
+pub const HANDSHAKE_EVERY: Duration = Duration::from_secs(30);
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,31 +135,18 @@ struct BatchInFlight {
     batch: crate::batch::Batch,
     /// The checkpoint once the batch is accepted.
     after: Checkpoint,
-    /// The batch may be sent when the server's log is on its disk up to here; none where it is.
+    /// The batch may be sent when the server's log is on its disk up to here; `None` if it is.
     wal: Option<PgLsn>,
     /// The tables as they were when the batch was read.
-    shapes: Arc<table_schemas::TableSchemas>,
-    stopwatch: Stopwatch,
-}
-
-impl BatchInFlight {
-    fn accepted(self) -> AcceptedBatch {
-        AcceptedBatch {
-            checkpoint: self.after,
-            stopwatch: self.stopwatch.pushed(self.batch.answered()),
-        }
-    }
-}
-
-/// What the cloud has accepted, to be committed.
-struct AcceptedBatch {
-    checkpoint: Checkpoint,
+    schemas: Arc<table_schemas::TableSchemas>,
+    /// Whether it went to a server without `changes`.
+    to_baseline: bool,
     stopwatch: Stopwatch,
 }
 
 /// Why a round of the stages ended without an error.
 enum RoundEnd {
-    /// It was told to.
+    /// Someone asked for it.
     Stopped,
     /// What waits has to be read again, and goes under a new term.
     NewTerm,
@@ -145,20 +155,22 @@ enum RoundEnd {
 /// The stages, connected.
 pub struct Stages {
     reader: OutboxReader,
-    packer: Preparer,
-    courier: Sender,
-    committer: Committer,
+    preparer: Preparer,
+    sender: Sender,
+    recorder: Recorder,
     trimmer: Trimmer,
+    handshake: Arc<Handshake>,
+    retries: Arc<Retries>,
 }
 
 impl Drain {
     /// Connects the stages, at the durable checkpoint.
     ///
     /// # Errors
-    /// The source's; an identity error where the checkpoint belongs to another outbox.
+    /// The source's; an identity error if the checkpoint belongs to another outbox.
     pub async fn open(&self) -> Result<Stages> {
         // Side by side: a connection takes the server longer than most of what is asked on it.
-        let (session, delivery, checkpoint, space) = futures::try_join!(
+        let (session, sending, recording, trimming) = futures::try_join!(
             Session::open(&self.database_url, "drain"),
             Session::open(&self.database_url, "delivery"),
             Session::open(&self.database_url, "checkpoint"),
@@ -166,16 +178,7 @@ impl Drain {
         )?;
         identity::check_sequence(session.client()).await?;
         let start = self.start(&session).await?;
-        self.pulse.accepted(start.checkpoint.clone());
-        if let Some(mirror) = &start.mirror {
-            self.pulse.mirrored(mirror.clone());
-        }
-        let identity = &start.checkpoint.identity;
-        let origin = ChangeOrigin {
-            source_id: identity.source_id.clone(),
-            epoch: identity.epoch,
-            database: identity.database(),
-        };
+        self.state.accepted(start.checkpoint.clone());
         // The highest value of the sequence that the checkpoint has seen.
         let window = start.checkpoint.window.as_ref();
         let expected = window.map_or(start.checkpoint.floor, |window| window.next_floor);
@@ -189,71 +192,109 @@ impl Drain {
             refusals,
         )
         .await?;
-        if reader.last_position().await? < expected {
-            return Err(outbox_is_behind(expected, reader.last_position().await?));
+        let last = reader.last_position().await?;
+        if last < expected {
+            return Err(outbox_is_behind(expected, last));
         }
-        for session in [&delivery, &checkpoint, &space] {
+        for session in [&sending, &recording, &trimming] {
             same_server(session.client(), &start.checkpoint).await?;
         }
-        let delivery = Arc::new(delivery);
-        let packer = Preparer::new(self, delivery.clone());
-        let committer = Committer::new(self, checkpoint, &start.checkpoint, start.fence.clone());
-        let trimmer = Trimmer::new(space, self.pulse.clone(), start.fence.clone());
-        let courier = Sender::new(self, delivery, origin, start, refused);
+        let (sending, recording) = (Arc::new(sending), Arc::new(recording));
+        let handshake = Arc::new(Handshake::new(
+            self.cloud.clone(),
+            start.origin(),
+            self.state.clone(),
+            self.handshake_every,
+            start.known_accepted(),
+        ));
+        let parents = Arc::new(Parents::new(
+            recording.clone(),
+            self.catalogue.clone(),
+            self.cloud.clone(),
+            handshake.clone(),
+        ));
+        let retries = Arc::new(Retries::new(
+            recording.clone(),
+            self.catalogue.clone(),
+            handshake.clone(),
+            parents.clone(),
+        ));
+        let (recorded, acknowledged) = watch::channel(start.checkpoint.serial);
+        let (mirror, mirrored) = watch::channel(start.mirror.clone());
+        let recorder = Recorder::new(
+            self,
+            recording,
+            &start.checkpoint,
+            start.fence.clone(),
+            parents,
+            retries.clone(),
+            recorded,
+            mirror,
+        );
         Ok(Stages {
             reader,
-            packer,
-            courier,
-            committer,
-            trimmer,
+            preparer: Preparer::new(self, sending.clone()),
+            trimmer: Trimmer::new(trimming, mirrored, start.fence.clone()),
+            sender: Sender::new(
+                self,
+                sending,
+                start,
+                handshake.clone(),
+                retries.clone(),
+                refused,
+                acknowledged,
+            ),
+            recorder,
+            handshake,
+            retries,
         })
     }
 
     /// Drains until `shutdown`, through outages of the source and of the cloud.
     ///
     /// # Errors
-    /// Only what a person must mend before anything can go on: configuration and identity.
+    /// Only what a person must correct before anything can go on: configuration and identity.
     pub async fn run(&self, shutdown: CancellationToken) -> Result<()> {
-        let mut backoff = Backoff::within(Duration::from_millis(100), Duration::from_secs(10));
-        let mut terms = Backoff::within(Duration::from_millis(10), Duration::from_secs(10));
-        let mut repeats = FailureLog::new("drain");
-        while !shutdown.is_cancelled() {
-            let round = async {
-                let stages = tokio::select! {
-                    () = shutdown.cancelled() => return Ok(RoundEnd::Stopped),
-                    stages = self.open() => stages?,
-                };
-                backoff.reset();
-                repeats.recovered();
-                stages.run(&shutdown).await
+        let supervisor = Supervisor::new(
+            "drain",
+            Backoff::within(Duration::from_millis(100), Duration::from_secs(10)),
+        );
+        let terms = Mutex::new(Backoff::within(
+            Duration::from_millis(10),
+            Duration::from_secs(10),
+        ));
+        let round = async || {
+            let stages = tokio::select! {
+                () = shutdown.cancelled() => return Ok(NextRound::Never),
+                stages = self.open() => stages?,
             };
+            supervisor.recovered();
             let began = Instant::now();
-            let error = match round.await {
-                Ok(RoundEnd::Stopped) => break,
-                Ok(RoundEnd::NewTerm) => {
+            let ended = stages.run(&shutdown).await?;
+            Ok(match ended {
+                RoundEnd::Stopped => NextRound::Never,
+                RoundEnd::NewTerm => {
+                    let mut terms = terms.lock().unwrap_or_else(PoisonError::into_inner);
                     if began.elapsed() > LONG_ROUND {
                         terms.reset();
                     }
-                    wait(terms.next(None), &shutdown).await;
-                    continue;
+                    NextRound::After(terms.next(None))
                 }
-                Err(error) => error,
-            };
+            })
+        };
+        let failed = |error: &Error| {
+            let reason = error.to_string();
             if error.class() == Class::Fatal {
-                self.pulse.set(Condition::Stopped {
-                    reason: error.to_string(),
-                });
-                return Err(error);
+                self.state.set(Condition::Stopped { reason });
+                return;
             }
-            self.pulse.metrics.source_errors.inc();
-            repeats.failed(&error);
-            self.pulse.set(Condition::BackingOff {
+            self.state.metrics.source_errors.inc();
+            self.state.set(Condition::BackingOff {
                 away: Peer::Source,
-                reason: error.to_string(),
+                reason,
             });
-            wait(backoff.next(None), &shutdown).await;
-        }
-        Ok(())
+        };
+        supervisor.run(&shutdown, failed, round).await
     }
 
     /// One step from the durable checkpoint: reads a batch, delivers it, commits, mirrors and trims.
@@ -271,86 +312,87 @@ impl Drain {
     pub async fn drain_all(&self) -> Result<()> {
         let mut stages = self.open().await?;
         while stages.step().await? == DrainStep::Delivered {}
-        stages.courier.end().await;
+        stages.sender.end().await;
         Ok(())
     }
 }
 
 impl Stages {
-    /// One step: read, deliver, commit, mirror, trim.
+    /// One step: read, prepare, send, record, mirror, trim.
     ///
     /// # Errors
     /// Any stage's.
     pub async fn step(&mut self) -> Result<DrainStep> {
-        let Some(mut portion) = self.reader.next().await? else {
+        let Some(mut batch) = self.reader.next().await? else {
             return Ok(DrainStep::Idle);
         };
-        self.packer.pack(&mut portion).await?;
-        self.courier.deliver_once(&mut portion).await?;
-        self.committer.commit(portion.accepted()).await?;
-        self.committer.mirror().await?;
+        self.preparer.prepare(&mut batch).await?;
+        self.sender.send_once(&mut batch).await?;
+        self.recorder.record_once(batch).await?;
+        self.recorder.mirror_once().await?;
+        self.retries.retry_once().await?;
         self.trimmer.trim_once().await?;
         Ok(DrainStep::Delivered)
     }
 
-    /// Runs the stages side by side until `shutdown`; what was accepted by then is committed and mirrored.
+    /// Runs the stages side by side until `shutdown`; what was accepted by then is recorded.
     ///
     /// # Errors
     /// The first stage's that fails.
     async fn run(self, shutdown: &CancellationToken) -> Result<RoundEnd> {
         let Self {
             reader,
-            packer,
-            courier,
-            committer,
+            preparer,
+            sender,
+            recorder,
             trimmer,
+            handshake,
+            retries,
         } = self;
         let (batches, read) = tokio::sync::mpsc::channel(1);
-        let (accepted, delivered) = tokio::sync::mpsc::channel(1);
-        let (reading, trimming) = (shutdown.child_token(), CancellationToken::new());
+        let (answered, to_record) = tokio::sync::mpsc::channel(1);
+        let (sending, recording) = (shutdown.child_token(), CancellationToken::new());
+        let asking = CancellationToken::new();
         // A stage that ends drops its channel, and the next one ends after it has taken what is left.
-        let ((), ended, (), ()) = futures::try_join!(
-            in_a_task(reader.run(batches, reading.clone())),
+        let ((), ended, (), (), (), ()) = futures::try_join!(
+            in_a_task(reader.run(batches, sending.clone())),
             async {
-                let ended = courier.run(packer.packed(read), accepted, shutdown).await;
-                reading.cancel();
+                let sender = sender.run(preparer.prepared(read), answered, shutdown.clone());
+                let ended = in_a_task(sender).await;
+                sending.cancel();
+                asking.cancel();
                 ended
             },
             async {
-                let committed = committer.run(delivered).await;
-                trimming.cancel();
-                committed
+                let recorded = in_a_task(recorder.run(to_record)).await;
+                recording.cancel();
+                recorded
             },
-            trimmer.run(&trimming),
+            trimmer.run(&recording),
+            handshake.run(&asking),
+            retries.run(&asking),
         )?;
         Ok(ended)
     }
 }
 
-/// Waits so long, or until `shutdown`.
-async fn wait(time: Duration, shutdown: &CancellationToken) {
-    tokio::select! {
-        () = tokio::time::sleep(time) => {}
-        () = shutdown.cancelled() => {}
-    }
-}
-
-/// Runs a stage as a task of its own, which ends with the future. The reader is woken for each few rows that come: a task is woken
-/// on the thread where they came, and two stages have two cores.
-async fn in_a_task(stage: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+/// Runs a stage as a task of its own, which ends with the future: stages have cores of their own, and a stage
+/// that is woken for each few rows that come is woken on the thread where they came.
+async fn in_a_task<T: Send + 'static>(stage: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     match AbortOnDropHandle::new(tokio::spawn(stage)).await {
         Ok(ended) => ended,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
-/// The error of an outbox that has not come as far as its own checkpoint: changes below it would never be read.
+/// The error of an outbox that has not come as far as its own checkpoint: changes below it would never be
+/// read.
 fn outbox_is_behind(expected: crate::change::Position, last: crate::change::Position) -> Error {
     Error::new(
         Kind::Identity,
         "resume from the checkpoint",
         format!(
-            "it stands at position {expected}, and the outbox has only come to {last}: an older state of the \
+            "it is at position {expected}, and the outbox has only come to {last}: an older state of the \
              database was restored"
         ),
     )

@@ -1,4 +1,5 @@
-//! Entities that cannot be read, or whose schema the cloud refuses: their touches are kept in the site's database, and they are tried again by themselves.
+//! Entities that cannot be read, or whose schema the cloud refuses: their touches are kept in the site's
+//! database, and they are tried again by themselves.
 //!
 //! What is kept is durable before the checkpoint can pass it. All other entities go on.
 
@@ -56,19 +57,20 @@ impl OutboxReader {
                 })
                 .collect();
             if !touches.is_empty() {
-                let number = self.shapes.numbers[entity_index.0];
+                let number = self.schemas.numbers[entity_index.0];
                 outbox::park(self.session.client(), &self.fence, number, &parked.why, &touches).await?;
             }
         }
         Ok(())
     }
 
-    /// Notes that rows were touched and it is not known which: a comparison finds them. It is durable before the checkpoint can
-    /// pass the touch.
+    /// Notes that rows were touched and it is not known which: a comparison finds them. It is durable before
+    /// the checkpoint can pass the touch.
     pub(super) async fn mark_gaps(&self, page: &OutboxPage, upto: Position) -> Result<()> {
         let mut gaps = BTreeMap::new();
         let read = || page.touches.iter().filter(|touch| touch.position <= upto);
-        // A truncate of the whole table is one of each partition, too. What it has left has touches in this page.
+        // A truncate of the whole table is one of each partition, too. What it has left has touches in this
+        // page.
         let truncated: HashSet<EntityIndex> = read()
             .filter(|touch| touch.op == TouchOp::Truncated)
             .map(|touch| touch.entity)
@@ -109,7 +111,7 @@ impl OutboxReader {
         }
         for (entity_index, why) in gaps {
             tracing::error!(entity = self.catalogue[entity_index].name, "{why}");
-            drift::mark(self.session.client(), self.shapes.numbers[entity_index.0], why).await?;
+            drift::mark(self.session.client(), self.schemas.numbers[entity_index.0], why).await?;
         }
         Ok(())
     }
@@ -131,7 +133,8 @@ impl OutboxReader {
         set.map_err(|error| Error::postgres("set how long to wait for a lock", error))
     }
 
-    /// Tries whether parked entities can be read, each after its time, and touches the rows of those that can again.
+    /// Tries whether parked entities can be read, each after its time, and touches the rows of those that can
+    /// again.
     pub(super) async fn probe_parked(&mut self) -> Result<()> {
         let now = Instant::now();
         let due: Vec<EntityIndex> = {
@@ -162,13 +165,13 @@ impl OutboxReader {
             let readable = match self.prepare(entity_index).await {
                 Ok(()) => {
                     let room = ByteBudget::new(usize::MAX);
-                    // Where the form of a key is wrong, the row is told apart later.
+                    // If the form of a key is wrong, a later read finds the row.
                     let none = [TouchKey::Number(0)];
                     match self.rows[&entity_index]
                         .read(self.session.client(), &none, &room)
                         .await
                     {
-                        Ok(_) if self.shapes.tables[entity_index.0].stale_collation.is_none() => Ok(()),
+                        Ok(_) if self.schemas.tables[entity_index.0].stale_collation.is_none() => Ok(()),
                         Ok(_) => Err("its index may be stale".to_owned()),
                         Err(RowReadFailure::Session(error)) => return Err(error),
                         Err(RowReadFailure::Entity(error)) => Err(error.to_string()),
@@ -184,7 +187,7 @@ impl OutboxReader {
                 outbox::unpark(
                     self.session.client(),
                     &self.fence,
-                    self.shapes.numbers[entity_index.0],
+                    self.schemas.numbers[entity_index.0],
                 )
                 .await?;
                 self.parked.remove(&entity_index);

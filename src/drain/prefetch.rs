@@ -8,15 +8,16 @@ use std::sync::Arc;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 
+use super::BatchInFlight;
 use super::announce::AnnouncedSchemas;
-use super::{BatchInFlight, ReplicationState};
+use super::handshake::Handshake;
 use crate::abort;
 use crate::deliver::{ChangeOrigin, Cloud, InFlight, Numbering};
 use crate::error::Result;
 
-/// The portions that come, and the requests of those that are in flight.
+/// The batches that come, and the requests of those that are in flight.
 pub(super) struct Prefetch {
-    portions: BoxStream<'static, Result<BatchInFlight>>,
+    batches: BoxStream<'static, Result<BatchInFlight>>,
     /// What was taken in, in order.
     taken: VecDeque<PrefetchedBatch>,
     /// Above so many bytes no more is taken in.
@@ -24,12 +25,12 @@ pub(super) struct Prefetch {
     cloud: Cloud,
     origin: ChangeOrigin,
     announced: Arc<AnnouncedSchemas>,
-    pulse: Arc<ReplicationState>,
+    handshake: Arc<Handshake>,
 }
 
-/// A portion that was taken in.
+/// A batch that was taken in.
 struct PrefetchedBatch {
-    portion: Result<BatchInFlight>,
+    read: Result<BatchInFlight>,
     sent: Option<EarlyRequest>,
 }
 
@@ -39,51 +40,52 @@ pub(super) struct EarlyRequest {
     pub(super) number: i64,
     /// The body's hash.
     pub(super) hash: blake3::Hash,
-    /// None where it was given up.
+    /// `None` if it was given up.
     pub(super) request: Option<InFlight>,
 }
 
 impl Prefetch {
     pub(super) fn new(
-        portions: impl Stream<Item = Result<BatchInFlight>> + Send + 'static,
+        batches: impl Stream<Item = Result<BatchInFlight>> + Send + 'static,
         bytes: usize,
         cloud: Cloud,
         origin: ChangeOrigin,
         announced: Arc<AnnouncedSchemas>,
-        pulse: Arc<ReplicationState>,
+        handshake: Arc<Handshake>,
     ) -> Self {
         Self {
-            portions: portions.fuse().boxed(),
+            batches: batches.fuse().boxed(),
             taken: VecDeque::new(),
             bytes,
             cloud,
             origin,
             announced,
-            pulse,
+            handshake,
         }
     }
 
-    /// The next portion, and what went of it; none at the end. A dropped future loses nothing.
+    /// The next batch, and the request that was sent early for it; `None` at the end. A dropped future loses
+    /// nothing.
     pub(super) async fn next(&mut self) -> Option<Result<(BatchInFlight, Option<EarlyRequest>)>> {
         if self.taken.is_empty() {
             self.take_in().await?;
         }
-        let PrefetchedBatch { portion, sent } = self.taken.pop_front()?;
-        Some(portion.map(|portion| (portion, sent)))
+        let PrefetchedBatch { read, sent } = self.taken.pop_front()?;
+        Some(read.map(|read| (read, sent)))
     }
 
-    /// Takes one more in; none at the end.
+    /// Takes one more in; `None` at the end.
     async fn take_in(&mut self) -> Option<()> {
-        let portion = self.portions.next().await?;
-        self.taken.push_back(PrefetchedBatch { portion, sent: None });
+        let read = self.batches.next().await?;
+        self.taken.push_back(PrefetchedBatch { read, sent: None });
         Some(())
     }
 
-    /// Takes in what is next, to be driven while the portion before it is delivered, and sends it where the cloud takes batches in
-    /// order. A dropped future loses nothing.
+    /// Takes in what is next, to be driven while the batch before it is delivered, and sends it if the cloud
+    /// takes batches in order. A dropped future loses nothing.
     ///
-    /// What is in flight is given up as soon as nothing may go behind the first portion any more: the attempt to deliver it has
-    /// failed, and what comes next must not stand before the next attempt.
+    /// What is in flight is given up as soon as nothing may go behind the first batch any more: the attempt
+    /// to deliver it has failed, and what comes next must not stand before the next attempt.
     pub(super) async fn look_ahead(&mut self, numbering: Option<&Numbering>) -> Infallible {
         if self.taken.is_empty() {
             self.take_in().await;
@@ -130,27 +132,25 @@ impl Prefetch {
     }
 
     fn may_take_more(&self) -> bool {
-        let bytes =
-            |taken: &PrefetchedBatch| taken.portion.as_ref().map_or(0, |portion| portion.batch.bytes());
+        let bytes = |taken: &PrefetchedBatch| taken.read.as_ref().map_or(0, |read| read.batch.bytes());
         let waiting: usize = self.taken.iter().map(bytes).sum();
         self.taken.len() + 1 < self.cloud.depth() && waiting < self.bytes
     }
 
-    /// Sends one. Returns false where it has to wait until those before it are answered.
+    /// Sends one. Returns false if it has to wait until those before it are answered.
     async fn send(&mut self, numbering: &Numbering, number: i64, nth: usize) -> bool {
         let taken = &mut self.taken[nth];
-        let Ok(portion) = &taken.portion else { return false };
-        let knows = self
-            .pulse
-            .capabilities()
-            .is_some_and(|cloud| !cloud.schema || self.announced.knows(&portion.batch, &portion.shapes));
+        let Ok(read) = &taken.read else { return false };
+        let knows = self.handshake.answer().is_some_and(|answer| {
+            !answer.info.capabilities.schema || self.announced.knows(&read.batch, &read.schemas)
+        });
         if !knows {
             return false;
         }
         let before = taken.sent.as_ref().map(|sent| sent.hash);
         let sent = self
             .cloud
-            .send_behind(&self.origin, numbering, number, &portion.batch, before)
+            .send_behind(&self.origin, numbering, number, &read.batch, before)
             .await;
         let Some((request, hash)) = sent else { return false };
         taken.sent = Some(EarlyRequest {

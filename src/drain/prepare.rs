@@ -1,5 +1,5 @@
-//! Makes what was read ready to be sent: waits until it is on the source's disk, marks what the cloud keeps, and adds the files'
-//! URLs.
+//! Makes what was read ready to be sent: waits until it is on the source's disk, marks what the cloud keeps,
+//! and adds the files' URLs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,16 +33,17 @@ impl Preparer {
         }
     }
 
-    /// Makes the portion ready. What it shows is on the source's disk then: nothing else may be sent.
-    pub(super) async fn pack(&self, portion: &mut BatchInFlight) -> Result<()> {
-        if let Some(wal) = portion.wal {
+    /// Makes the batch ready. What it shows is on the source's disk then: nothing else may be sent.
+    pub(super) async fn prepare(&self, batch_in_flight: &mut BatchInFlight) -> Result<()> {
+        if let Some(wal) = batch_in_flight.wal {
             outbox::flush(self.session.client(), wal).await?;
         }
-        let batch = &mut portion.batch;
+        let batch = &mut batch_in_flight.batch;
         for change_index in (0..batch.len()).map(ChangeIndex) {
             let change = &batch[change_index];
             let keeps = self.catalogue[change.entity].deletes() == Deletes::Keep;
-            // What was purged here stays in the cloud. What has another key now, or no longer belongs to the entity, does not.
+            // What was purged here stays in the cloud. What has another key now, or no longer belongs to the
+            // entity, does not.
             if change.op != Op::Upsert && keeps && change.cause == Cause::Gone {
                 batch.set_fate(change_index, Fate::Kept);
             }
@@ -51,14 +52,14 @@ impl Preparer {
     }
 
     /// All that arrive, ready. Nothing is taken that is not asked for.
-    pub(super) fn packed(
+    pub(super) fn prepared(
         self,
-        portions: mpsc::Receiver<BatchInFlight>,
+        batches: mpsc::Receiver<BatchInFlight>,
     ) -> impl Stream<Item = Result<BatchInFlight>> {
-        stream::unfold((self, portions), |(packer, mut portions)| async move {
-            let mut portion = portions.recv().await?;
-            let packed = packer.pack(&mut portion).await.map(|()| portion);
-            Some((packed, (packer, portions)))
+        stream::unfold((self, batches), |(preparer, mut batches)| async move {
+            let mut batch_in_flight = batches.recv().await?;
+            let prepared = preparer.prepare(&mut batch_in_flight).await;
+            Some((prepared.map(|()| batch_in_flight), (preparer, batches)))
         })
     }
 }

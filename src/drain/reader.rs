@@ -1,11 +1,13 @@
-//! Reads touches by window and the present state of their rows, and hands batches on; sleeps while there is nothing.
+//! Reads touches by window and the present state of their rows, and hands batches on; sleeps while there is
+//! nothing.
 //!
-//! A batch is read by one session, one after the other, in two round trips: the touches first, then the rows, an entity a
-//! statement. So the order of batches is the order in which states were read. No transaction is held while the cloud is
-//! waited for.
+//! A batch is read by one session, one after the other, in two round trips: the touches first, then the rows,
+//! an entity a statement. So the order of batches is the order in which states were read. No transaction is
+//! held while the cloud is waited for.
 //!
-//! Failure: what cannot be read is told apart in [`crate::source::rows`]. An entity that cannot be read now is parked: its touches are
-//! kept in the site's database and touched again when it can. A row that cannot be read goes to quarantine by its key.
+//! Failure: [`crate::source::rows`] says why something cannot be read. An entity that cannot be read now is
+//! parked: its touches are kept in the site's database and touched again when it can. A row that cannot be
+//! read goes to quarantine by its key.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span};
 
 use super::merged_touches::{MergedTouches, ReadPage, assemble};
-use super::schema::RefusedSchemas;
 use super::table_schemas::TableSchemas;
+use super::wire_schema::RefusedSchemas;
 use super::{BatchInFlight, BatchLimits};
 use crate::abort;
 use crate::batch::Batch;
@@ -38,7 +40,8 @@ use crate::source::term::Fence;
 use crate::source::wake::SleepState;
 use crate::source::{drift, install};
 
-/// The rest after a window, by the changes in it: from 5,000 changes a second on, windows come as seldom as they may.
+/// The rest after a window, by the changes in it: from 5,000 changes a second on, windows come as seldom as
+/// they may.
 const PER_CHANGE: Duration = Duration::from_micros(200);
 
 /// The longest rest after a window.
@@ -50,7 +53,8 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// Bytes of a row before any was read.
 const ROW_BYTES: usize = 512;
 
-/// How often a batch is read again whose tables change while it is read. An entity whose reading fails each time is parked.
+/// How often a batch is read again whose tables change while it is read. An entity whose reading fails each
+/// time is parked.
 const TRIES: usize = 20;
 
 /// Why an entity is not read whose table does not fit at one moment, and does at the next.
@@ -73,7 +77,7 @@ pub(super) struct OutboxReader {
     outbox: Outbox,
     /// Tells whether a column has changed.
     fingerprint: Statement,
-    pub(super) shapes: Arc<TableSchemas>,
+    pub(super) schemas: Arc<TableSchemas>,
     /// Prepared when an entity is first read.
     pub(super) rows: HashMap<EntityIndex, RowReader>,
     pub(super) parked: BTreeMap<EntityIndex, ParkedEntity>,
@@ -88,7 +92,8 @@ pub(super) struct OutboxReader {
     /// The snapshot of the last window.
     looked: Option<Snapshot>,
     wake: SleepState,
-    /// Whether the next window must list every transaction that runs, as those may not know yet that they must notify.
+    /// Whether the next window must list every transaction that runs, as those may not know yet that they
+    /// must notify.
     lying_down: bool,
     /// Bytes of a row, as the last batches had them.
     row_bytes: usize,
@@ -114,12 +119,12 @@ impl OutboxReader {
         refused: watch::Receiver<RefusedSchemas>,
     ) -> Result<Self> {
         let fingerprint = describe::prepare_fingerprint(session.client()).await?;
-        let mut shapes = TableSchemas::read(&session, &fingerprint, &catalogue).await?;
-        let attached = install::attached(session.client(), &catalogue, &shapes.tables).await?;
+        let mut schemas = TableSchemas::read(&session, &fingerprint, &catalogue).await?;
+        let attached = install::attached(session.client(), &catalogue, &schemas.tables).await?;
         let mut parked = BTreeMap::new();
         for ((entity_index, entity), attached) in catalogue.indexed().zip(&attached) {
-            if shapes.tables[entity_index.0].oid != 0 {
-                drift::note_shape(session.client(), attached.id, &shapes.tables[entity_index.0]).await?;
+            if schemas.tables[entity_index.0].oid != 0 {
+                drift::note_shape(session.client(), attached.id, &schemas.tables[entity_index.0]).await?;
             }
             if let Some(wrong) = &attached.wrong {
                 tracing::error!(
@@ -131,8 +136,8 @@ impl OutboxReader {
                 parked.insert(entity_index, ParkedEntity::now(why.clone()));
             }
         }
-        shapes.numbers = attached.iter().map(|attached| attached.id).collect();
-        let outbox = Outbox::prepare(&session, &shapes.numbers).await?;
+        schemas.numbers = attached.iter().map(|attached| attached.id).collect();
+        let outbox = Outbox::prepare(&session, &schemas.numbers).await?;
         let wake = SleepState::listen(&session).await?;
         Ok(Self {
             under_way: cursor.window.is_some(),
@@ -140,7 +145,7 @@ impl OutboxReader {
             catalogue,
             outbox,
             fingerprint,
-            shapes: Arc::new(shapes),
+            schemas: Arc::new(schemas),
             rows: HashMap::new(),
             parked,
             refused,
@@ -159,7 +164,7 @@ impl OutboxReader {
         self.outbox.last_position(self.session.client()).await
     }
 
-    /// The next batch; none where nothing waits.
+    /// The next batch; `None` if nothing waits.
     pub(super) async fn next(&mut self) -> Result<Option<BatchInFlight>> {
         let mut rows = (self.limits.bytes / self.row_bytes.max(1)).clamp(1, self.limits.rows.max(1));
         let mut tries = 0;
@@ -175,7 +180,7 @@ impl OutboxReader {
                 self.cursor.close();
                 if self.under_way {
                     self.under_way = false;
-                    return Ok(Some(self.portion(Batch::default(), None, stopwatch)));
+                    return Ok(Some(self.in_flight(Batch::default(), None, stopwatch)));
                 }
                 return Ok(None);
             };
@@ -220,22 +225,23 @@ impl OutboxReader {
             for (change_index, fate) in read.fates {
                 batch.set_fate(change_index, fate);
             }
-            return Ok(Some(self.portion(batch, read.wal, stopwatch)));
+            return Ok(Some(self.in_flight(batch, read.wal, stopwatch)));
         }
     }
 
-    fn portion(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> BatchInFlight {
+    fn in_flight(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> BatchInFlight {
         self.cursor.serial += 1;
         BatchInFlight {
             stopwatch: stopwatch.read(batch.oldest()),
             batch,
             after: self.cursor.clone(),
             wal,
-            shapes: self.shapes.clone(),
+            schemas: self.schemas.clone(),
+            to_baseline: false,
         }
     }
 
-    /// The next page of the window under way, or the first one of a new window.
+    /// The next page of the open window, or the first one of a new window.
     async fn page(&mut self, rows: usize) -> Result<OutboxPage> {
         if self.cursor.window.is_none() {
             let fenced = if std::mem::take(&mut self.lying_down) {
@@ -294,7 +300,7 @@ impl OutboxReader {
         let client = self.session.client();
         let oids: Vec<u32> = touched
             .keys()
-            .map(|&entity_index| self.shapes.tables[entity_index.0].oid)
+            .map(|&entity_index| self.schemas.tables[entity_index.0].oid)
             .collect();
         let entities = self.catalogue.entities();
         let names: Vec<&str> = touched
@@ -304,8 +310,8 @@ impl OutboxReader {
         let reads = touched
             .iter()
             .map(|(entity_index, of)| self.rows[entity_index].read(client, &of.keys, &room));
-        // One round trip: each statement is a transaction of its own, and begins when the one before it has ended. So the columns
-        // were these while the rows were read, where they still are.
+        // One round trip: each statement is a transaction of its own, and begins when the one before it has
+        // ended. So the columns were these while the rows were read, where they still are.
         let (states, fingerprint, log_end) = tokio::join!(
             join_all(reads),
             describe::fingerprint(client, &self.fingerprint, &oids, &names),
@@ -322,7 +328,7 @@ impl OutboxReader {
         };
         let fingerprint = fingerprint?;
         let (written, flushed) =
-            log_end.map_err(|error| Error::postgres("read where the log ends", error))?;
+            log_end.map_err(|error| Error::postgres("read the end of the log", error))?;
         let mut all = Vec::with_capacity(states.len());
         for ((&entity_index, of), states) in touched.iter().zip(states) {
             match states {
@@ -336,7 +342,7 @@ impl OutboxReader {
         }
         let known = touched
             .keys()
-            .map(|&entity_index| self.shapes.fingerprints[entity_index.0]);
+            .map(|&entity_index| self.schemas.fingerprints[entity_index.0]);
         // Entities may share a table, whose columns count once.
         let distinct: BTreeMap<u32, i64> = oids
             .iter()
@@ -349,7 +355,7 @@ impl OutboxReader {
             return Ok(Err(RereadReason::Reshaped(reshaped)));
         }
         for (entity_index, _, states) in &all {
-            if let Some(collation) = &self.shapes.tables[entity_index.0].stale_collation
+            if let Some(collation) = &self.schemas.tables[entity_index.0].stale_collation
                 && states.iter().flatten().any(|state| state.row.is_none())
             {
                 parked.push((
@@ -369,7 +375,7 @@ impl OutboxReader {
             // Slowly down, at once up.
             self.row_bytes = bytes.max((self.row_bytes * 3 + bytes) / 4);
         }
-        Ok(assemble(page, all, &self.shapes)
+        Ok(assemble(page, all, &self.schemas)
             .map(|mut read| {
                 read.wal = (flushed < written).then_some(written);
                 read
@@ -387,7 +393,7 @@ impl OutboxReader {
             let columns = self.catalogue[touch.entity].key.len();
             let mut key = touch.key.clone().and_then(|key| key.split(columns));
             // Both forms of one key are one key: else its row would be read twice, at two moments.
-            if self.shapes.tables[touch.entity.0].number_key().is_some() {
+            if self.schemas.tables[touch.entity.0].number_key().is_some() {
                 key = key.map(TouchKey::into_number);
             }
             match (touch.op, key) {
@@ -412,7 +418,10 @@ impl OutboxReader {
         if self.rows.contains_key(&entity_index) {
             return Ok(());
         }
-        let (entity, table) = (&self.catalogue[entity_index], &self.shapes.tables[entity_index.0]);
+        let (entity, table) = (
+            &self.catalogue[entity_index],
+            &self.schemas.tables[entity_index.0],
+        );
         if !table.fits(entity) {
             let standing = describe::stands(self.session.client(), entity)
                 .await
@@ -427,32 +436,34 @@ impl OutboxReader {
         Ok(())
     }
 
-    /// Describes the tables again after a column changed. The triggers go on as they are until the guard re-creates them.
+    /// Describes the tables again after a column changed. The triggers go on as they are until the guard
+    /// re-creates them.
     pub(super) async fn reshape(&mut self) -> Result<()> {
-        let mut shapes = TableSchemas::read(&self.session, &self.fingerprint, &self.catalogue).await?;
-        shapes.numbers.clone_from(&self.shapes.numbers);
-        for (table, &number) in shapes.tables.iter().zip(&shapes.numbers) {
+        let mut schemas = TableSchemas::read(&self.session, &self.fingerprint, &self.catalogue).await?;
+        schemas.numbers.clone_from(&self.schemas.numbers);
+        for (table, &number) in schemas.tables.iter().zip(&schemas.numbers) {
             if table.oid != 0 {
                 drift::note_shape(self.session.client(), number, table).await?;
             }
         }
         self.rows.clear();
-        self.shapes = Arc::new(shapes);
+        self.schemas = Arc::new(schemas);
         Ok(())
     }
 
     /// Reads until `shutdown`; sleeps between commits.
     ///
-    /// One commit now and then finds the replicator asleep, and is read at once. While changes come without end, writers
-    /// are told that it is awake, and it rests between two small windows: each costs the site, the cloud and the disk of
-    /// both about the same, however few changes are in it.
+    /// One commit now and then finds the replicator asleep, and is read at once. While changes come without
+    /// end, writers are told that it is awake, and it rests between two small windows: each costs the site,
+    /// the cloud and the disk of both about the same, however few changes are in it.
     pub(super) async fn run(
         mut self,
         batches: mpsc::Sender<BatchInFlight>,
         shutdown: CancellationToken,
     ) -> Result<()> {
         self.read_until(batches, &shutdown).await?;
-        // Nobody sleeps any more: writers need not notify. Where that cannot be said, they do until the time is over.
+        // Nobody sleeps any more: writers need not notify. Where that cannot be said, they do until the time
+        // is over.
         let _ = tokio::time::timeout(LEAVE, self.wake.disarm(&self.session)).await;
         Ok(())
     }
@@ -463,17 +474,17 @@ impl OutboxReader {
         shutdown: &CancellationToken,
     ) -> Result<()> {
         let mut first = false;
-        // The changes of the last portion; none where it slept since.
+        // The changes of the last batch; `None` if it has slept since.
         let mut before = None;
         while !shutdown.is_cancelled() {
-            if let Some(portion) = self.next().await? {
+            if let Some(in_flight) = self.next().await? {
                 abort::point("after a read");
-                let changes = portion.batch.len();
+                let changes = in_flight.batch.len();
                 // Who waits for the cloud hears no notification either.
                 if before.is_some() || batches.capacity() == 0 {
                     self.wake.disarm(&self.session).await?;
                 }
-                if batches.send(portion).await.is_err() {
+                if batches.send(in_flight).await.is_err() {
                     return Ok(());
                 }
                 let steady = before.replace(changes).map_or(0, |before| before.min(changes));
@@ -493,7 +504,7 @@ impl OutboxReader {
             tokio::select! {
                 () = self.wake.wait(&self.session).instrument(debug_span!("wake")) => {}
                 () = self.session.closed() => {
-                    return Err(Error::new(Kind::SourceUnreachable, "wait for changes", "the connection broke off"));
+                    return Err(Error::new(Kind::SourceUnreachable, "wait for changes", "the connection was lost"));
                 }
                 () = tokio::time::sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => {}
                 // The sender lives as long as batches are sent.
@@ -536,8 +547,8 @@ fn stale_collation(entity: &str, collation: &str) -> String {
     .to_string()
 }
 
-/// How long to rest after a window, where this many changes came in it and in the one before: longer the more there are, as
-/// then more come meanwhile.
+/// How long to rest after a window, if this many changes came in it and in the one before: longer the more
+/// there are, as more come during the rest then.
 fn rest(changes: usize) -> Duration {
     (PER_CHANGE * u32::try_from(changes).unwrap_or(u32::MAX)).min(LONGEST_REST)
 }

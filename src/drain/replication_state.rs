@@ -35,7 +35,7 @@ pub enum Condition {
         /// The error.
         reason: String,
     },
-    /// The cloud refused the key: nothing is pushed until it is mended.
+    /// The cloud refused the key: nothing is pushed until it has a valid one.
     KeyRefused {
         /// The error.
         reason: String,
@@ -75,7 +75,6 @@ pub struct ReplicationState {
     pub metrics: Arc<Metrics>,
     condition: watch::Sender<Condition>,
     accepted: watch::Sender<Option<Checkpoint>>,
-    mirrored: watch::Sender<Option<Checkpoint>>,
     recordings: Mutex<Vec<Weak<Mutex<AcceptedKeys>>>>,
     cloud: Mutex<Option<Capabilities>>,
     progressed: Mutex<Instant>,
@@ -91,7 +90,6 @@ impl ReplicationState {
             metrics,
             condition: watch::Sender::new(Condition::Starting),
             accepted: watch::Sender::new(None),
-            mirrored: watch::Sender::new(None),
             recordings: Mutex::default(),
             cloud: Mutex::new(None),
             progressed: Mutex::new(Instant::now()),
@@ -167,17 +165,17 @@ impl ReplicationState {
     }
 
     /// Ends a back-off early: someone asked for a sync.
-    pub fn kick(&self) {
+    pub fn wake_now(&self) {
         self.kick.notify_waiters();
     }
 
-    /// Waits for the next [`ReplicationState::kick`].
-    pub async fn kicked(&self) {
+    /// Waits for the next [`ReplicationState::wake_now`].
+    pub async fn woken(&self) {
         self.kick.notified().await;
     }
 
-    /// Waits until everything that `transaction` wrote to the outbox is settled, or until the drain has not been well for
-    /// `patience`; answers the reason then.
+    /// Waits until everything that `transaction` wrote to the outbox is settled, or until the drain has not
+    /// been well for `patience`; answers the reason then.
     pub async fn settled(&self, transaction: u64, patience: std::time::Duration) -> Result<(), String> {
         let mut accepted = self.accepted.subscribe();
         let mut condition = self.condition.subscribe();
@@ -231,25 +229,6 @@ impl ReplicationState {
         self.accepted.send_replace(Some(checkpoint));
     }
 
-    /// Notes the checkpoint that is in the mirror now.
-    pub(super) fn mirrored(&self, checkpoint: Checkpoint) {
-        self.mirrored.send_replace(Some(checkpoint));
-    }
-
-    /// The checkpoint that is known to be in the mirror.
-    pub(super) fn last_mirrored(&self) -> Option<Checkpoint> {
-        self.mirrored.borrow().clone()
-    }
-
-    /// Waits until a checkpoint after this place is in the mirror.
-    pub(super) async fn mirror_after(&self, place: (i64, u64)) {
-        let mut mirrored = self.mirrored.subscribe();
-        // The sender lives as long as this does.
-        let _ = mirrored
-            .wait_for(|checkpoint| checkpoint.as_ref().is_some_and(|kept| kept.place() > place))
-            .await;
-    }
-
     /// Follows another process's drain by the checkpoint's mirror.
     pub fn follow(&self, checkpoint: Checkpoint) {
         self.set(Condition::Replicating);
@@ -257,7 +236,7 @@ impl ReplicationState {
     }
 
     /// The source is away, before the drain could say so itself.
-    pub fn unwell(&self, reason: String) {
+    pub fn source_away(&self, reason: String) {
         self.set(Condition::BackingOff {
             away: Peer::Source,
             reason,
@@ -271,7 +250,7 @@ impl ReplicationState {
             .unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
     }
 
-    pub(super) fn greeted(&self, capabilities: Option<Capabilities>) {
+    pub(super) fn cloud_answered(&self, capabilities: Option<Capabilities>) {
         *self
             .cloud
             .lock()

@@ -1,20 +1,22 @@
 //! Where the drain goes on, and whether the database or the cloud has gone back since.
 //!
-//! The store in a folder of this machine is exact, batch by batch. It counts while nothing says that another place is right: its
-//! incarnation is the server's, so that the transaction numbers of its snapshots still mean the same transactions, and its
-//! term is the last that was begun, so that no other store has gone on from there. Else the mirror counts, which lies in
-//! the site's database and goes back with it.
+//! The store in a folder of this machine is exact, batch by batch. It counts while nothing says that another
+//! place is right: its incarnation is the server's, so that the transaction numbers of its snapshots still
+//! mean the same transactions, and its term is the last that was begun, so that no other store has gone on
+//! from there. Else the mirror counts, which is in the site's database and goes back with it.
 //!
-//! A mirror below the one that the store knows to have been written means that the database itself has gone back: a backup was
-//! put back in its place, or a standby took over that lacked the last changes. A cloud that has less than it had accepted
-//! has gone back too. In both cases every entity is compared with the cloud, removal included: that it is to be compared is
-//! noted in the site's database before anything is sent. Another incarnation alone means that the server has recovered: entities
-//! with unlogged tables are compared then, since PostgreSQL has emptied these, and no trigger has fired.
+//! A mirror below the one that the store knows to have been written means that the database itself has gone
+//! back: a backup was put back in its place, or a standby took over that lacked the last changes. A cloud
+//! that has less than it had accepted has gone back too. In both cases every entity is compared with the
+//! cloud, removal included: that it is to be compared is noted in the site's database before anything is
+//! sent. Another incarnation alone means that the server has recovered: entities with unlogged tables are
+//! compared then, since PostgreSQL has emptied these, and no trigger has fired.
 
 use tokio_postgres::Client;
 
 use super::Drain;
 use crate::checkpoint::{Checkpoint, Version};
+use crate::deliver::ChangeOrigin;
 use crate::error::{Error, Kind, Result};
 use crate::source::connect::Session;
 use crate::source::identity::{self, Identity, StoredIdentity};
@@ -38,11 +40,23 @@ pub(super) struct DrainStart {
     pub(super) stored: StoredIdentity,
 }
 
+impl DrainStart {
+    /// The source, as the cloud knows it.
+    pub(super) fn origin(&self) -> ChangeOrigin {
+        ChangeOrigin::from(&self.checkpoint.identity)
+    }
+
+    /// The furthest batch that the cloud is known to have accepted.
+    pub(super) fn known_accepted(&self) -> Option<Version> {
+        self.accepted.max(self.checkpoint.accepted)
+    }
+}
+
 impl Drain {
     /// Where to go on.
     ///
     /// # Errors
-    /// The source's; an identity error where the store is of another outbox.
+    /// The source's; an identity error if the store belongs to another outbox.
     pub(super) async fn start(&self, session: &Session) -> Result<DrainStart> {
         let client = session.client();
         let stored_identity = identity::stored(client, self.source_id.as_deref()).await?;
@@ -112,7 +126,7 @@ impl Drain {
         })
     }
 
-    /// The store's checkpoint; none where it is of an earlier epoch of this outbox.
+    /// The store's checkpoint; `None` if it belongs to an earlier epoch of this outbox.
     fn of_this_outbox(&self, identity: &Identity) -> Result<Option<Checkpoint>> {
         let Some(stored) = self.store.load()? else {
             return Ok(None);
@@ -121,7 +135,8 @@ impl Drain {
         if theirs == identity {
             return Ok(Some(stored));
         }
-        // The operator declared the outbox a new one, or its epoch was settled: the old checkpoint says nothing about it.
+        // The operator declared the outbox a new one, or its epoch was settled: the old checkpoint says
+        // nothing about it.
         if theirs.source_id == identity.source_id && theirs.epoch < identity.epoch {
             return Ok(None);
         }
@@ -160,7 +175,8 @@ impl Drain {
     }
 }
 
-/// Checks that a further session is with the same run of the same server: what one run shows says nothing of another.
+/// Checks that a further session is with the same run of the same server: what one run shows says nothing of
+/// another.
 pub(super) async fn same_server(client: &Client, checkpoint: &Checkpoint) -> Result<()> {
     if identity::timeline(client).await? == checkpoint.timeline
         && term::incarnation(client).await? == checkpoint.incarnation

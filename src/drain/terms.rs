@@ -1,9 +1,11 @@
-//! Beginning a term with the cloud: whether it is the cloud that the site knows, has what it had accepted, and takes this source's
-//! batches.
+//! Beginning a term with the cloud: whether it is the cloud that the site knows, has what it had accepted,
+//! and takes this source's batches.
 //!
-//! What was lost on either side is noted durably, as a gap of every entity, before the term's first batch is sent.
+//! What was lost on either side is noted durably, as a gap of every entity, before the term's first batch is
+//! sent.
 
-use super::sender::Sender;
+use super::handshake::CloudAnswer;
+use super::send::Sender;
 use crate::change::Epoch;
 use crate::checkpoint::Version;
 use crate::deliver::{CloudInfo, Failure, Numbering};
@@ -12,27 +14,24 @@ use crate::source::{drift, identity, term};
 
 impl Sender {
     /// Whether the cloud is another one than before, or has less than it had accepted.
-    pub(super) fn has_changed(&self, hello: &CloudInfo) -> bool {
-        let cloud = self.cloud_name(hello);
-        self.stored.cloud.as_ref().is_some_and(|before| *before != cloud) || self.lacks(hello).is_some()
+    pub(super) fn has_changed(&self, answer: &CloudAnswer) -> bool {
+        let cloud = self.cloud_name(&answer.info);
+        self.stored.cloud.as_ref().is_some_and(|before| *before != cloud) || self.lacks(answer).is_some()
     }
 
-    /// The batch that the cloud had accepted and has not; none where it has all, or does not say.
-    fn lacks(&self, hello: &CloudInfo) -> Option<Version> {
-        if !hello.tells_version {
+    /// The batch that the cloud had accepted when it was asked, and has not; `None` if it has all, or does
+    /// not say.
+    fn lacks(&self, answer: &CloudAnswer) -> Option<Version> {
+        if !answer.info.tells_version {
             return None;
         }
         let epoch = self.origin.epoch.0;
-        let expected = self
-            .resume
-            .accepted
-            .max(self.accepted_before)
-            .filter(|version| version.epoch == epoch)?;
-        let has = hello.version.filter(|version| version.epoch == epoch);
+        let expected = answer.expected.filter(|version| version.epoch == epoch)?;
+        let has = answer.info.version.filter(|version| version.epoch == epoch);
         (has < Some(expected)).then_some(expected)
     }
 
-    /// What the cloud is told apart by: its own identity, else its address.
+    /// What distinguishes one cloud from another: its own identity, else its address.
     fn cloud_name(&self, hello: &CloudInfo) -> String {
         match &hello.receiver {
             Some(receiver) => format!("receiver {receiver}"),
@@ -40,24 +39,29 @@ impl Sender {
         }
     }
 
-    /// Begins a term: from now on batches have its numbers.
+    /// Begins a term: from now on batches have its numbers. Everything that was sent before is recorded then.
     ///
     /// # Errors
-    /// The source's; an identity error where the cloud knows the source as another database, another machine or a newer outbox.
-    pub(super) async fn begin_term(&mut self, hello: &CloudInfo) -> std::result::Result<(), Failure> {
+    /// The source's; an identity error if the cloud knows the source as another database, another machine or
+    /// a newer outbox.
+    pub(super) async fn begin_term(&mut self) -> std::result::Result<(), Failure> {
+        self.wait_until_recorded().await?;
+        let answer = self.present_answer().await?;
+        let hello = &answer.info;
         self.settle_epoch(hello).await?;
         let epoch = self.origin.epoch.0;
         if let Some(version) = hello.version.filter(|version| version.epoch > epoch) {
             return Err(cloud_is_ahead(version.epoch, epoch).into());
         }
         let has = hello.version.filter(|version| version.epoch == epoch);
-        self.note_losses(hello, has).await?;
+        self.note_losses(&answer, has).await?;
         let previous = match has {
             Some(version) => Some(self.nonce(version).await?),
             None => None,
         };
         if !hello.capabilities.changes && !self.ended_before {
-            // A request of the drain before this one may still be on its way, and would win over what is sent now.
+            // A request of the drain before this one may still be on its way, and would win over what is sent
+            // now.
             let wait = self.life();
             tracing::info!(
                 seconds = wait.as_secs(),
@@ -68,7 +72,7 @@ impl Sender {
         let above = has.map_or(0, |version| version.term);
         term::begin(self.session.client(), &self.fence, above, &mut self.resume).await?;
         self.ended_before = true;
-        self.accepted_before = None;
+        self.handshake.note_accepted(self.resume.accepted);
         self.promoted = false;
         self.known_nonce = (self.resume.term, self.resume.nonce.clone());
         let numbering = Numbering::new(self.resume.term, self.resume.nonce.clone(), previous);
@@ -81,14 +85,14 @@ impl Sender {
     }
 
     /// Notes what the cloud does not have although it should, or has although the site does not.
-    async fn note_losses(&mut self, hello: &CloudInfo, has: Option<Version>) -> Result<()> {
+    async fn note_losses(&mut self, answer: &CloudAnswer, has: Option<Version>) -> Result<()> {
         let client = self.session.client();
-        let cloud = self.cloud_name(hello);
+        let cloud = self.cloud_name(&answer.info);
         let another = self.stored.cloud.as_ref().is_some_and(|before| *before != cloud);
         let mut why = None;
         if another {
             why = Some("it is another cloud than before");
-        } else if self.lacks(hello).is_some() {
+        } else if self.lacks(answer).is_some() {
             why = Some("the cloud has less than it had accepted: an older state of it was restored");
         } else if self.promoted && has > self.resume.accepted {
             why = Some("the site's database was promoted or recovered, and may lack what was sent before");
@@ -97,7 +101,7 @@ impl Sender {
             tracing::error!("{why}: every entity is compared with it");
             drift::mark_all(client, why).await?;
             self.resume.accepted = None;
-            self.accepted_before = None;
+            self.handshake.note_accepted(None);
         }
         if another || self.stored.cloud.is_none() {
             identity::note_cloud(client, self.fence.term(), &cloud, another).await?;
@@ -106,7 +110,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Makes sure that the epoch lies above all that the cloud knows of the source, once for each outbox.
+    /// Makes sure that the epoch is above all that the cloud knows of the source, once for each outbox.
     async fn settle_epoch(&mut self, hello: &CloudInfo) -> Result<()> {
         if self.stored.settled {
             return Ok(());

@@ -1,12 +1,11 @@
 //! Gives the outbox's space back, in a session and a task of its own: never in the way of a delivery.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::ReplicationState;
 use crate::abort;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -20,21 +19,21 @@ const EVERY: Duration = Duration::from_secs(5);
 /// How long writers have to end in the segment that they were sent on from, before it is truncated.
 const LEAVE: Duration = Duration::from_millis(250);
 
-/// The same for one step, where nobody waits for the next one.
+/// The same for one step, when nobody waits for the next one.
 const LEAVE_STEP: Duration = Duration::from_millis(10);
 
 /// Truncates what the checkpoint's mirror has accepted.
 pub(super) struct Trimmer {
     session: Session,
-    pulse: Arc<ReplicationState>,
+    mirror: watch::Receiver<Option<Checkpoint>>,
     fence: Fence,
 }
 
 impl Trimmer {
-    pub(super) fn new(session: Session, pulse: Arc<ReplicationState>, fence: Fence) -> Self {
+    pub(super) fn new(session: Session, mirror: watch::Receiver<Option<Checkpoint>>, fence: Fence) -> Self {
         Self {
             session,
-            pulse,
+            mirror,
             fence,
         }
     }
@@ -51,7 +50,7 @@ impl Trimmer {
 
     /// Trims once, the segment that writers used included.
     pub(super) async fn trim_once(&self) -> Result<()> {
-        let Some(checkpoint) = self.pulse.last_mirrored() else {
+        let Some(checkpoint) = self.mirror.borrow().clone() else {
             return Ok(());
         };
         if self.trim(&checkpoint, true).await?.rotated {
@@ -61,22 +60,22 @@ impl Trimmer {
         Ok(())
     }
 
-    /// Trims whenever a mirror has come on, until `stop`. A trim that leaves something is tried again: a dump of the database may
-    /// have held it up, or a transaction is open in the segment.
-    pub(super) async fn run(self, stop: &CancellationToken) -> Result<()> {
+    /// Trims whenever a mirror has come on, until `stop`. A trim that leaves something is tried again: a dump
+    /// of the database may have held it up, or a transaction is open in the segment.
+    pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<()> {
         let mut trim_at = Some(Instant::now() + EVERY);
         let mut rotate = true;
-        let mut seen = (0, 0);
+        self.mirror.mark_changed();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = self.pulse.mirror_after(seen) => {
-                    seen = self.pulse.last_mirrored().map_or(seen, |checkpoint| checkpoint.place());
+                Ok(()) = self.mirror.changed() => {
+                    self.mirror.mark_unchanged();
                     trim_at.get_or_insert(Instant::now() + EVERY);
                 }
                 () = sleep_until(trim_at.unwrap_or_else(Instant::now)), if trim_at.is_some() => {
                     trim_at = None;
-                    let Some(checkpoint) = self.pulse.last_mirrored() else { continue };
+                    let Some(checkpoint) = self.mirror.borrow().clone() else { continue };
                     let trimmed = self.trim(&checkpoint, rotate).await?;
                     if trimmed.left || trimmed.rotated {
                         trim_at = Some(Instant::now() + if trimmed.rotated { LEAVE } else { EVERY });

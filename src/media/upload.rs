@@ -19,14 +19,15 @@ use super::watch::MediaWatch;
 use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::deliver::{ChangeOrigin, Cloud};
-use crate::error::{Class, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::fields::pick;
 use crate::metrics::Metrics;
-use crate::retry::{Backoff, FailureLog};
+use crate::retry::Backoff;
 use crate::source::connect::Session;
-use crate::source::describe;
-use crate::source::install::{self, AttachedEntity};
-use crate::source::{identity, touch};
+use crate::source::install::AttachedEntity;
+use crate::source::site_session::SiteSession;
+use crate::source::touch;
+use crate::supervise::{NextRound, Supervisor};
 
 /// What the lane works on.
 #[derive(Clone)]
@@ -97,36 +98,25 @@ impl FileLane {
     }
 
     async fn follow(&self, shutdown: CancellationToken) -> Result<()> {
-        let mut backoff = Backoff::within(Duration::from_millis(200), Duration::from_secs(30));
-        let mut repeats = FailureLog::new("uploads");
-        let mut watch = self.start_watch();
-        while !shutdown.is_cancelled() {
-            let round = async {
-                let mut lane = tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
-                    lane = self.open(&watch) => lane?,
-                };
-                backoff.reset();
-                repeats.recovered();
-                tokio::select! {
-                    biased;
-                    () = shutdown.cancelled() => Ok(()),
-                    ended = lane.run() => ended,
-                }
+        let supervisor = Supervisor::new(
+            "uploads",
+            Backoff::within(Duration::from_millis(200), Duration::from_secs(30)),
+        );
+        let round = async || {
+            // Whatever ended the round before may have ended its watch too, or the root may be there now.
+            let watch = self.start_watch();
+            let mut lane = tokio::select! {
+                () = shutdown.cancelled() => return Ok(NextRound::Never),
+                lane = self.open(&watch) => lane?,
             };
-            let Err(error) = round.await else { break };
-            if error.class() == Class::Fatal {
-                return Err(error);
-            }
-            repeats.failed(&error);
+            supervisor.recovered();
             tokio::select! {
-                () = tokio::time::sleep(backoff.next(None)) => {}
-                () = shutdown.cancelled() => {}
+                biased;
+                () = shutdown.cancelled() => Ok(NextRound::Never),
+                ended = lane.run() => ended.map(|()| NextRound::Never),
             }
-            // Whatever broke the round may have broken the watch too, or its root may be there now.
-            watch = self.start_watch();
-        }
-        Ok(())
+        };
+        supervisor.run(&shutdown, |_| {}, round).await
     }
 
     fn start_watch(&self) -> MediaWatch {
@@ -143,22 +133,21 @@ impl FileLane {
     }
 
     async fn open<'a>(&'a self, watch: &'a MediaWatch) -> Result<FileLaneRound<'a>> {
-        let session = Session::open(&self.database_url, "media").await?;
-        let identity = identity::stored_identity_of(session.client(), self.source_id.as_deref()).await?;
-        let tables = describe::tables_as_they_stand(session.client(), &self.catalogue).await?;
-        let attached = install::attached(session.client(), &self.catalogue, &tables).await?;
-        let origin = ChangeOrigin {
-            source_id: identity.source_id,
-            epoch: identity.epoch,
-            database: identity.system_id,
-        };
+        let site = SiteSession::open(
+            &self.database_url,
+            "media",
+            self.source_id.as_deref(),
+            &self.catalogue,
+        )
+        .await?;
+        let origin = ChangeOrigin::from(&site.identity);
         let capabilities = self.cloud.hello(&origin).await?.capabilities;
         let origin = Arc::new(origin);
         Ok(FileLaneRound {
             desk: UploadJournal {
                 uploads: self,
-                session,
-                attached,
+                session: site.session,
+                attached: site.attached,
             },
             flights: UploadPool::new(UploadContext {
                 uploads: self,

@@ -97,8 +97,8 @@ pub struct SettledEntries {
     pub occupied: Vec<EntityIndex>,
     /// Rows whose refusal is provisional, as place and key: they are to be touched again.
     pub again: Vec<(EntityIndex, String)>,
-    /// Whether others were put forward, since the cloud has accepted a row unchanged that had failed.
-    pub put_forward: bool,
+    /// Whether the cloud has accepted a row unchanged that had failed: others are put forward.
+    pub mended: bool,
 }
 
 /// Keeps the batch's refused changes, and takes away the entries that its accepted ones supersede, while
@@ -123,7 +123,8 @@ pub async fn settle(
     };
     if !settled.occupied.is_empty() {
         let passed = release(client, term, catalogue, batch, &settled.occupied).await?;
-        settled.put_forward = put_forward(client, passed * PUT_FORWARD).await? > 0;
+        put_forward(client, passed * PUT_FORWARD).await?;
+        settled.mended = passed > 0;
     }
     let mut columns = EntryColumns::default();
     for (change, code, error) in batch.refused() {

@@ -32,10 +32,10 @@ use crate::quarantine;
 use crate::source::connect::Session;
 use crate::source::describe::{self, SourceTable};
 use crate::source::drift;
-use crate::source::identity;
-use crate::source::install::{self, AttachedEntity};
+use crate::source::install::AttachedEntity;
 use crate::source::pages::{self, ColumnsToRead, FoundRow, RowPages};
 use crate::source::sent;
+use crate::source::site_session::SiteSession;
 use report::SyncReport;
 use touched::TouchedRows;
 
@@ -74,7 +74,7 @@ pub struct Reconcile {
     cloud: Cloud,
     capabilities: Capabilities,
     origin: ChangeOrigin,
-    pulse: Arc<ReplicationState>,
+    state: Arc<ReplicationState>,
     media_root: PathBuf,
     patience: Duration,
     /// When the pass began, in the source's time, in microseconds since 1970.
@@ -92,19 +92,17 @@ impl Reconcile {
         source_id: Option<&str>,
         catalogue: Arc<Catalogue>,
         cloud: Cloud,
-        pulse: Arc<ReplicationState>,
+        state: Arc<ReplicationState>,
         media_root: PathBuf,
         patience: Duration,
     ) -> Result<Self> {
-        let session = Session::open(database_url, "sync").await?;
-        let identity = identity::stored_identity_of(session.client(), source_id).await?;
-        let tables = describe::tables_as_they_stand(session.client(), &catalogue).await?;
-        let attached = install::attached(session.client(), &catalogue, &tables).await?;
-        let origin = ChangeOrigin {
-            source_id: identity.source_id,
-            epoch: identity.epoch,
-            database: identity.system_id,
-        };
+        let SiteSession {
+            session,
+            identity,
+            tables,
+            attached,
+        } = SiteSession::open(database_url, "sync", source_id, &catalogue).await?;
+        let origin = ChangeOrigin::from(&identity);
         let capabilities = cloud.hello(&origin).await?.capabilities;
         let began = session
             .client()
@@ -120,7 +118,7 @@ impl Reconcile {
             cloud,
             capabilities,
             origin,
-            pulse,
+            state,
             media_root,
             patience,
             began,
@@ -141,7 +139,7 @@ impl Reconcile {
         observer: &dyn Observer,
     ) -> SyncReport {
         let mut report = SyncReport::new(&self.catalogue);
-        self.pulse.kick();
+        self.state.wake_now();
         if let Err(error) = self.let_drain().await {
             tracing::debug!(%error, "the sync does not wait for what is on its way");
         }

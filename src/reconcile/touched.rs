@@ -65,7 +65,7 @@ impl<'a> TouchedRows<'a> {
         let reconcile = self.reconcile;
         let entity = &reconcile.catalogue[self.entity_index];
         let waited = reconcile
-            .pulse
+            .state
             .settled(self.transaction, reconcile.patience)
             .await;
         waited.map_err(|reason| {
@@ -176,7 +176,7 @@ impl Reconcile {
         let idle = async {
             let mut pause = Duration::from_millis(50);
             loop {
-                if let Some(checkpoint) = self.pulse.checkpoint()
+                if let Some(checkpoint) = self.state.checkpoint()
                     && outbox::lag(&self.session, &checkpoint).await?.changes == 0
                 {
                     return Ok(());
@@ -188,7 +188,7 @@ impl Reconcile {
         tokio::select! {
             idle = idle => idle,
             // Where it is not well, the comparison finds that out, entity by entity.
-            _ = self.pulse.settled(now, self.patience) => Ok(()),
+            _ = self.state.settled(now, self.patience) => Ok(()),
         }
     }
 }

@@ -7,18 +7,19 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::{Replicator, wait};
+use super::Replicator;
 use crate::catalogue::{Catalogue, Entity};
 use crate::control::SyncRequest;
 use crate::control::status::CaptureProblem;
 use crate::deliver::ChangeOrigin;
 use crate::error::{Error, Result};
 use crate::reconcile::NoObserver;
-use crate::retry::{Backoff, FailureLog};
+use crate::retry::Backoff;
 use crate::source::connect::Session;
 use crate::source::describe::DescribedTable;
 use crate::source::drift::{self, EntityDrift};
 use crate::source::{identity, install};
+use crate::supervise::{NextRound, Supervisor};
 
 /// The time between two looks.
 pub(super) const EVERY: Duration = Duration::from_secs(15);
@@ -99,8 +100,9 @@ pub(super) fn parked(entity: &Entity, why: &str) -> Error {
     .remedy("mend that: a running replicator tries again by itself, and no change is lost")
 }
 
-/// One look of the guard: as [`drift_monitor::watch`], with gaps marked where changes may be missed or values changed without a trigger,
-/// and triggers made again where that is all it takes. Returns how each entity stands after it.
+/// One look of the guard: as [`drift_monitor::watch`], with gaps marked where changes may be missed or values
+/// changed without a trigger, and triggers made again where that is all it takes. Returns how each entity
+/// stands after it.
 ///
 /// # Errors
 /// The source's.
@@ -132,45 +134,53 @@ async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<EntityDrift>
     Ok(now.into_iter().map(|(_, watched)| watched).collect())
 }
 
+/// What one look at the capture leaves for the next one.
+struct GapRepair {
+    session: Option<Session>,
+    backoff: Backoff,
+    /// When gaps that stay are compared again.
+    sync_at: Instant,
+}
+
 impl Replicator {
     /// Looks again and again until `stop`.
     pub(super) async fn guard_capture(&self, stop: &CancellationToken) {
-        let mut repeats = FailureLog::new("capture");
-        let mut backoff = Backoff::within(self.guard_every, Duration::from_secs(600));
-        let mut sync_at = Instant::now();
-        let mut session = None;
-        loop {
-            match self.look_at_capture(&mut session).await {
-                Ok(watched) => {
-                    repeats.recovered();
-                    let gaps = self.note_capture(&watched);
-                    if gaps.is_empty() {
-                        backoff.reset();
-                        sync_at = Instant::now();
-                    } else if sync_at <= Instant::now() {
-                        let closed = tokio::select! {
-                            () = stop.cancelled() => return,
-                            closed = self.close_gaps(gaps) => closed,
-                        };
-                        if let Err(error) = closed {
-                            tracing::warn!("{error}");
-                        }
-                        // A gap that stays is not compared over and over.
-                        sync_at = Instant::now() + backoff.next(None);
-                        if let Ok(watched) = self.look_at_capture(&mut session).await {
-                            self.note_capture(&watched);
-                        }
-                    }
+        let every = self.guard_every;
+        let supervisor = Supervisor::tireless("capture", every);
+        let state = tokio::sync::Mutex::new(GapRepair {
+            session: None,
+            backoff: Backoff::within(every, Duration::from_secs(600)),
+            sync_at: Instant::now(),
+        });
+        let round = async || {
+            let mut state = state.lock().await;
+            let GapRepair {
+                session,
+                backoff,
+                sync_at,
+            } = &mut *state;
+            let watched = self.look_at_capture(session).await?;
+            supervisor.recovered();
+            let gaps = self.note_capture(&watched);
+            if gaps.is_empty() {
+                backoff.reset();
+                *sync_at = Instant::now();
+            } else if *sync_at <= Instant::now() {
+                let closed = tokio::select! {
+                    () = stop.cancelled() => return Ok(NextRound::Never),
+                    closed = self.close_gaps(gaps) => closed,
+                };
+                if let Err(error) = closed {
+                    tracing::warn!("{error}");
                 }
-                Err(error) => {
-                    session = None;
-                    repeats.failed(&error);
-                }
+                // A gap that stays is not compared over and over.
+                *sync_at = Instant::now() + backoff.next(None);
+                self.note_capture(&self.look_at_capture(session).await?);
             }
-            if wait(self.guard_every, stop).await {
-                return;
-            }
-        }
+            Ok(NextRound::After(every))
+        };
+        // It is tireless: it ends when it is stopped.
+        let _ = supervisor.run(stop, |_| {}, round).await;
     }
 
     async fn look_at_capture(&self, session: &mut Option<Session>) -> Result<Vec<EntityDrift>> {
@@ -200,7 +210,7 @@ impl Replicator {
                 );
             }
         }
-        let metrics = &self.pulse.metrics;
+        let metrics = &self.state.metrics;
         let broken = troubles.iter().filter(|trouble| trouble.broken).count();
         metrics.capture_broken.set(broken as i64);
         let gaps = watched.iter().filter(|watched| watched.gap.is_some()).count();
@@ -231,7 +241,7 @@ impl Replicator {
     /// Compares these entities with the cloud. Where the cloud tells keys only, every row is pushed.
     async fn close_gaps(&self, entities: Vec<String>) -> Result<()> {
         tracing::info!(?entities, "comparing with the cloud what may have been missed");
-        let capabilities = match self.pulse.capabilities() {
+        let capabilities = match self.state.capabilities() {
             Some(capabilities) => capabilities,
             None => {
                 let session = Session::open(self.live().settings.require_database_url()?, "guard").await?;
@@ -240,11 +250,7 @@ impl Replicator {
                     self.live().settings.source.source_id.as_deref(),
                 )
                 .await?;
-                let origin = ChangeOrigin {
-                    source_id: identity.source_id,
-                    epoch: identity.epoch,
-                    database: identity.system_id,
-                };
+                let origin = ChangeOrigin::from(&identity);
                 self.live().cloud.hello(&origin).await?.capabilities
             }
         };

@@ -1,10 +1,10 @@
 //! Who drains the outbox: the one process whose session holds the leader's lock.
 //!
-//! The lock is one on view `cloud_sync.leader`, which is made for it: only a role that may write in schema `cloud_sync` can take
-//! it. A transaction that does nothing else holds it, with no snapshot and no transaction number, so that it holds up no
-//! vacuum; the server gives the lock back when the process or its connection dies. Whoever holds it may drain; whoever
-//! notices that the session is gone stops draining at once. That two drain for a moment is prevented by the term: see
-//! [`crate::source::term`].
+//! The lock is one on view `cloud_sync.leader`, which is made for it: only a role that may write in schema
+//! `cloud_sync` can take it. A transaction that does nothing else holds it, with no snapshot and no
+//! transaction number, so that it holds up no vacuum; the server gives the lock back when the process or its
+//! connection dies. Whoever holds it may drain; whoever notices that the session is gone stops draining at
+//! once. That two drain for a moment is prevented by the term: see [`crate::source::term`].
 
 use std::time::Duration;
 

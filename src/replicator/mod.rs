@@ -3,14 +3,16 @@
 //! One replicator drains an outbox. Who may is settled by a lock in the source database, held by a session of
 //! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
 //!
-//! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, which also compares what may have been
-//! missed, the sync schedule. The operator API serves all the time. Tasks begin again, with the checkpoint as it stands, when the
-//! settings are replaced ([`Replicator::reload`]). They are dropped as they stand when the leader's session breaks off:
-//! what is under way then must not meet the next leader's.
+//! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, which also compares
+//! what may have been missed, the sync schedule. The operator API serves all the time. Tasks begin again,
+//! with the checkpoint as it stands, when the settings are replaced ([`Replicator::reload`]). They are
+//! dropped as they stand when the leader's session breaks off: what is under way then must not meet the next
+//! leader's.
 //!
-//! Join order on shutdown: the schedule, the guard and the gauges end at once; the drain gives its reader up, finishes or
-//! gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file up; last the leader's
-//! lock goes. It takes [`END`] at most: what has not ended by then is dropped, which costs no more than a crash would.
+//! Join order on shutdown: the schedule, the guard and the gauges end at once; the drain gives its reader up,
+//! finishes or gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file
+//! up; last the leader's lock goes. It takes [`END`] at most: what has not ended by then is dropped, which
+//! costs no more than a crash would.
 
 mod drift_monitor;
 mod leader;
@@ -34,16 +36,17 @@ use crate::config::{CapabilityChoice, Loaded, Settings};
 use crate::control::status::LastSync;
 use crate::control::{ControlServer, ServerToken, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions, UploadForm};
-use crate::drain::{AcceptedKeyRecorder, BatchLimits, Drain, GREET_EVERY, ReplicationState};
+use crate::drain::{AcceptedKeyRecorder, BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
 use crate::media::records;
 use crate::media::upload::FileLane;
 use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
 use crate::reconcile::{NoObserver, Observer, Reconcile};
-use crate::retry::FailureLog;
+use crate::retry::Backoff;
 use crate::schedule::{self, Schedule};
 use crate::source::connect::Session;
+use crate::supervise::{NextRound, Supervisor, pause_or_stop};
 
 use drift_monitor::DriftSummary;
 use leader::Leader;
@@ -92,7 +95,7 @@ pub struct Replicator {
     live: watch::Sender<Arc<ReloadableConfig>>,
     token: Mutex<Option<ServerToken>>,
     stopping: CancellationToken,
-    pulse: Arc<ReplicationState>,
+    state: Arc<ReplicationState>,
     questions: SourceStatusSession,
     started_at: Timestamp,
     started: std::time::Instant,
@@ -125,7 +128,7 @@ impl Replicator {
             live: watch::Sender::new(Arc::new(ReloadableConfig::new(settings)?)),
             token: Mutex::default(),
             stopping: CancellationToken::new(),
-            pulse: Arc::new(ReplicationState::new(metrics)),
+            state: Arc::new(ReplicationState::new(metrics)),
             questions: SourceStatusSession::new(settings)?,
             started_at: Timestamp::now(),
             started: std::time::Instant::now(),
@@ -142,8 +145,8 @@ impl Replicator {
         self.live.borrow().clone()
     }
 
-    /// Goes on with these settings, from the checkpoint as it stands. They must be of the same source, store, port and
-    /// catalogue: see [`Loaded::over`].
+    /// Goes on with these settings, from the checkpoint as it stands. They must be of the same source, store,
+    /// port and catalogue: see [`Loaded::over`].
     ///
     /// # Errors
     /// Settings that cannot be used; the old ones stay then.
@@ -160,7 +163,8 @@ impl Replicator {
     /// Replicates until `shutdown`, and serves the operator API. `serving` is told the API's address.
     ///
     /// # Errors
-    /// What a person must mend before it can go on: configuration, identity, a taken port, a store that cannot be written.
+    /// What a person must mend before it can go on: configuration, identity, a taken port, a store that
+    /// cannot be written.
     pub async fn run(
         self: Arc<Self>,
         shutdown: CancellationToken,
@@ -198,38 +202,29 @@ impl Replicator {
 
     /// Leads whenever it may, until `shutdown`.
     async fn lead_repeatedly(&self, shutdown: &CancellationToken) -> Result<()> {
-        let mut repeats = FailureLog::new("leader");
-        while !shutdown.is_cancelled() {
+        let supervisor = Supervisor::new("leader", Backoff::within(leader::TRY_EVERY, leader::TRY_EVERY));
+        let round = async || {
             let live = self.live();
             let url = live.settings.require_database_url()?;
             let taken = tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                taken = Leader::try_take(url) => taken,
+                () = shutdown.cancelled() => return Ok(NextRound::Never),
+                taken = Leader::try_take(url) => taken?,
             };
-            let error = match taken {
-                Ok(Some(leader)) => {
-                    repeats.recovered();
-                    self.set_standby(None);
-                    match self.lead(leader, shutdown).await {
-                        Ok(()) => continue,
-                        Err(error) => error,
-                    }
-                }
-                Ok(None) => {
-                    self.set_standby(Some("another replicator drains this outbox".to_owned()));
-                    wait(leader::TRY_EVERY, shutdown).await;
-                    continue;
-                }
-                Err(error) => error,
+            let Some(leader) = taken else {
+                self.set_standby(Some("another replicator drains this outbox".to_owned()));
+                return Ok(NextRound::After(leader::TRY_EVERY));
             };
-            if error.class() == Class::Fatal {
-                return Err(error);
+            supervisor.recovered();
+            self.set_standby(None);
+            self.lead(leader, shutdown).await?;
+            Ok(NextRound::After(Duration::ZERO))
+        };
+        let failed = |error: &Error| {
+            if error.class() != Class::Fatal {
+                self.state.source_away(error.to_string());
             }
-            repeats.failed(&error);
-            self.pulse.unwell(error.to_string());
-            wait(leader::TRY_EVERY, shutdown).await;
-        }
-        Ok(())
+        };
+        supervisor.run(shutdown, failed, round).await
     }
 
     /// Runs the tasks while this process leads. Ends without an error when the lock is lost.
@@ -266,9 +261,9 @@ impl Replicator {
             &live.settings,
             live.cloud.clone(),
             store.clone(),
-            self.pulse.clone(),
+            self.state.clone(),
         )?;
-        let uploads = uploads(&live.settings, live.cloud.clone(), &self.pulse)?;
+        let uploads = uploads(&live.settings, live.cloud.clone(), &self.state)?;
         let stop = shutdown.child_token();
         let replaced = async {
             tokio::select! {
@@ -313,46 +308,38 @@ impl Replicator {
     }
 
     async fn watch_gauges(&self, store: &SledStore, stop: &CancellationToken) {
-        let mut repeats = FailureLog::new("gauges");
-        let mut checkpoints = self.pulse.checkpoints();
-        loop {
+        let supervisor = Supervisor::tireless("gauges", GAUGES_EVERY);
+        let round = async || {
             let started = tokio::time::Instant::now();
-            checkpoints.mark_unchanged();
-            self.pulse.metrics.store_bytes.set(store.bytes() as i64);
-            let asked = tokio::select! {
-                () = stop.cancelled() => return,
-                asked = self.questions.gauges(self.pulse.checkpoint()) => asked,
+            let mut checkpoints = self.state.checkpoints();
+            self.state.metrics.store_bytes.set(store.bytes() as i64);
+            let gauges = tokio::select! {
+                () = stop.cancelled() => return Ok(NextRound::Never),
+                gauges = self.questions.gauges(self.state.checkpoint()) => gauges?,
             };
+            supervisor.recovered();
             // Counting a long backlog is work: at most a twentieth of the time is spent on it.
             let rest = (started.elapsed() * 19).max(GAUGES_EVERY);
-            let mut still = false;
-            match asked {
-                Ok(gauges) => {
-                    repeats.recovered();
-                    still = gauges.lag.changes == 0 && gauges.files.waiting == 0;
-                    self.note(gauges);
-                }
-                Err(error) => {
-                    repeats.failed(&error);
-                }
+            let is_still = gauges.lag.changes == 0 && gauges.files.waiting == 0;
+            self.note(gauges);
+            if !is_still || pause_or_stop(rest, stop).await {
+                return Ok(NextRound::After(rest));
             }
-            if wait(rest, stop).await {
-                return;
+            // If nothing happens, there is little to ask; health wants to hear of it in time.
+            let longer = STILL_GAUGES_EVERY.min(self.live().settings.control.lag_limit / 3);
+            tokio::select! {
+                // The sender lives as long as the replicator does.
+                _ = checkpoints.changed() => {}
+                _ = pause_or_stop(longer.saturating_sub(rest), stop) => {}
             }
-            if still {
-                // Where nothing happens, there is little to ask; health wants to hear of it in time.
-                let longer = STILL_GAUGES_EVERY.min(self.live().settings.control.lag_limit / 3);
-                tokio::select! {
-                    // The sender lives as long as the replicator does.
-                    _ = checkpoints.changed() => {}
-                    stopped = wait(longer.saturating_sub(rest), stop) => if stopped { return },
-                }
-            }
-        }
+            Ok(NextRound::After(Duration::ZERO))
+        };
+        // It is tireless: it ends when it is stopped.
+        let _ = supervisor.run(stop, |_| {}, round).await;
     }
 
     fn note(&self, gauges: SourceGauges) {
-        let metrics = &self.pulse.metrics;
+        let metrics = &self.state.metrics;
         metrics.lag_changes.set(gauges.lag.changes as i64);
         metrics.lag_seconds.set(gauges.lag.seconds);
         metrics.outbox_bytes.set(gauges.outbox_bytes as i64);
@@ -374,7 +361,7 @@ impl Replicator {
     /// # Errors
     /// The source's or the cloud's before the first entity; later ones are in the report.
     pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
-        self.sync_recorded(request, &self.pulse.record(), observer).await
+        self.sync_recorded(request, &self.state.record(), observer).await
     }
 
     /// The same, with a report of what was accepted since `recording` began.
@@ -388,10 +375,10 @@ impl Replicator {
         let live = self.live();
         let entity_indexes = live.settings.catalogue.select(&request.entities)?;
         let synced = async {
-            let reconcile = reconcile(&live.settings, &live.cloud, &self.pulse).await?;
+            let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
             records::call_all(session.client(), request.force).await?;
-            self.pulse.files_wanted.notify_one();
+            self.state.files_wanted.notify_one();
             Ok(reconcile
                 .sync(&entity_indexes, request.force, recording, observer)
                 .await)
@@ -404,7 +391,7 @@ impl Replicator {
             )
             .remedy("ask again when it runs")),
         };
-        let metrics = &self.pulse.metrics;
+        let metrics = &self.state.metrics;
         let last = match &synced {
             Ok(report) => LastSync {
                 finished_at: Timestamp::now(),
@@ -485,7 +472,7 @@ pub fn drain(
     settings: &Settings,
     cloud: Cloud,
     store: Arc<dyn crate::checkpoint::Store>,
-    pulse: Arc<ReplicationState>,
+    state: Arc<ReplicationState>,
 ) -> Result<Drain> {
     Ok(Drain {
         database_url: settings.require_database_url()?.clone(),
@@ -498,12 +485,12 @@ pub fn drain(
             bytes: settings.delivery.batch_bytes,
         },
         media_root: settings.media.root.clone(),
-        pulse,
-        greet_every: GREET_EVERY,
+        state,
+        handshake_every: HANDSHAKE_EVERY,
     })
 }
 
-fn uploads(settings: &Settings, cloud: Cloud, pulse: &ReplicationState) -> Result<FileLane> {
+fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Result<FileLane> {
     Ok(FileLane {
         database_url: settings.require_database_url()?.clone(),
         source_id: settings.source.source_id.clone(),
@@ -512,28 +499,20 @@ fn uploads(settings: &Settings, cloud: Cloud, pulse: &ReplicationState) -> Resul
         root: settings.media.root.clone(),
         settle: settings.media.settle,
         videos: settings.files.upload_videos,
-        metrics: pulse.metrics.clone(),
-        wanted: pulse.files_wanted.clone(),
+        metrics: state.metrics.clone(),
+        wanted: state.files_wanted.clone(),
     })
 }
 
-async fn reconcile(settings: &Settings, cloud: &Cloud, pulse: &Arc<ReplicationState>) -> Result<Reconcile> {
+async fn reconcile(settings: &Settings, cloud: &Cloud, state: &Arc<ReplicationState>) -> Result<Reconcile> {
     Reconcile::open(
         settings.require_database_url()?,
         settings.source.source_id.as_deref(),
         Arc::new(settings.catalogue.clone()),
         cloud.clone(),
-        pulse.clone(),
+        state.clone(),
         settings.media.root.clone(),
         PATIENCE,
     )
     .await
-}
-
-/// Waits; true where `shutdown` came first.
-async fn wait(time: Duration, shutdown: &CancellationToken) -> bool {
-    tokio::select! {
-        () = tokio::time::sleep(time) => false,
-        () = shutdown.cancelled() => true,
-    }
 }

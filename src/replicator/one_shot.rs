@@ -1,5 +1,5 @@
-//! One-shot passes of the command line, where no daemon runs: the drain and the upload lane run beside the pass, and end
-//! with it.
+//! One-shot passes of the command line, where no daemon runs: the drain and the upload lane run beside the
+//! pass, and end with it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::leader::Leader;
-use super::{Replicator, cloud, drain, reconcile, uploads, wait};
+use super::{Replicator, cloud, drain, reconcile, uploads};
 use crate::checkpoint::SledStore;
 use crate::config::Settings;
 use crate::control::SyncRequest;
@@ -18,6 +18,7 @@ use crate::media::records;
 use crate::reconcile::Observer;
 use crate::reconcile::backfill::{BackfillReport, RowSpan};
 use crate::reconcile::report::SyncReport;
+use crate::supervise::pause_or_stop;
 
 /// Files that the cloud does not take, told in a report at most.
 const FILES_TOLD: i64 = 100;
@@ -52,7 +53,8 @@ impl OneShot {
         })
     }
 
-    /// Takes the leader's lock, and starts the drain and the upload lane; none where a replicator drains this outbox.
+    /// Takes the leader's lock, and starts the drain and the upload lane; none where a replicator drains this
+    /// outbox.
     ///
     /// # Errors
     /// The source's, the store's, or a configuration error.
@@ -63,10 +65,10 @@ impl OneShot {
         };
         let (store, _aside) = SledStore::open(&settings.store.path.join("checkpoint"))?;
         let cloud = cloud(settings)?;
-        let pulse = replicator.pulse.clone();
-        let drain = drain(settings, cloud.clone(), Arc::new(store), pulse.clone())?;
-        let uploads = uploads(settings, cloud, &pulse)?;
-        let recording = pulse.record();
+        let state = replicator.state.clone();
+        let drain = drain(settings, cloud.clone(), Arc::new(store), state.clone())?;
+        let uploads = uploads(settings, cloud, &state)?;
+        let recording = state.record();
         let stop = CancellationToken::new();
         let tasks = vec![
             tokio::spawn({
@@ -117,13 +119,13 @@ impl OneShot {
         loop {
             let gauges = replicator
                 .questions
-                .gauges(replicator.pulse.checkpoint())
+                .gauges(replicator.state.checkpoint())
                 .await
                 .map_err(|error| error.to_string())?;
             if gauges.lag.changes == 0 && gauges.files.soon == 0 {
                 return Ok(());
             }
-            match replicator.pulse.condition() {
+            match replicator.state.condition() {
                 Condition::Starting | Condition::Replicating => unwell = 0,
                 Condition::Stopped { reason } => return Err(reason),
                 Condition::BackingOff { reason, .. } | Condition::KeyRefused { reason } => {
@@ -133,7 +135,7 @@ impl OneShot {
                     }
                 }
             }
-            wait(Duration::from_millis(200), &self.stop).await;
+            pause_or_stop(Duration::from_millis(200), &self.stop).await;
         }
     }
 
@@ -155,8 +157,8 @@ impl OneShot {
     }
 }
 
-/// Backfills, beside a running replicator or without one: the rows go through the outbox, and the drain of this process
-/// delivers them where no replicator runs.
+/// Backfills, beside a running replicator or without one: the rows go through the outbox, and the drain of
+/// this process delivers them where no replicator runs.
 ///
 /// # Errors
 /// Before the first entity; later ones are in the report.
@@ -170,11 +172,11 @@ pub async fn backfill(
 ) -> Result<BackfillReport> {
     let entity_indexes = settings.catalogue.select(entities)?;
     let once = OneShot::try_start(settings).await?;
-    let pulse = match &once {
-        Some(once) => once.replicator.pulse.clone(),
+    let state = match &once {
+        Some(once) => once.replicator.state.clone(),
         None => mirror_pulse(settings, shutdown).await?,
     };
-    let reconcile = reconcile(settings, &cloud(settings)?, &pulse).await?;
+    let reconcile = reconcile(settings, &cloud(settings)?, &state).await?;
     let report = reconcile
         .backfill(&entity_indexes, span, restart, observer, shutdown)
         .await;
@@ -188,24 +190,24 @@ pub async fn backfill(
     Ok(report)
 }
 
-/// A pulse that follows the checkpoint's mirror, where another process drains.
+/// A state that follows the checkpoint's mirror, where another process drains.
 async fn mirror_pulse(settings: &Settings, shutdown: &CancellationToken) -> Result<Arc<ReplicationState>> {
     let replicator = Replicator::new(settings)?;
     let session = super::connect(settings, "follow the mirror").await?;
     let identity =
         crate::source::identity::stored_identity_of(session.client(), settings.source.source_id.as_deref())
             .await?;
-    let pulse = replicator.pulse.clone();
-    let (followed, shutdown) = (pulse.clone(), shutdown.clone());
+    let state = replicator.state.clone();
+    let (followed, shutdown) = (state.clone(), shutdown.clone());
     tokio::spawn(async move {
         loop {
             if let Ok(Some(checkpoint)) = crate::source::outbox::mirrored(&session, &identity).await {
                 followed.follow(checkpoint);
             }
-            if wait(Duration::from_millis(500), &shutdown).await {
+            if pause_or_stop(Duration::from_millis(500), &shutdown).await {
                 return;
             }
         }
     });
-    Ok(pulse)
+    Ok(state)
 }

@@ -19,12 +19,12 @@ const STILL: Duration = Duration::from_secs(60);
 impl Operator for Replicator {
     async fn status(&self) -> Result<StatusReport> {
         let live = self.live();
-        let checkpoint = self.pulse.checkpoint();
+        let checkpoint = self.state.checkpoint();
         let asked = self.questions.gauges(checkpoint.clone()).await;
         let mut status = StatusReport::unknown(ReplicatorState::Starting);
         status.running_since = Some(self.started_at);
-        let metrics = &self.pulse.metrics;
-        (status.state, status.reason) = match (self.standby(), self.pulse.condition()) {
+        let metrics = &self.state.metrics;
+        (status.state, status.reason) = match (self.standby(), self.state.condition()) {
             (Some(reason), _) => (ReplicatorState::Standby, Some(reason)),
             (None, Condition::Starting) => (ReplicatorState::Starting, None),
             (None, Condition::Replicating) => (ReplicatorState::Replicating, None),
@@ -48,14 +48,14 @@ impl Operator for Replicator {
         }
         source_status::fill_checkpoint(&mut status, checkpoint.as_ref());
         status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
-        let capabilities = self.pulse.capabilities();
+        let capabilities = self.state.capabilities();
         status.cloud.capabilities = capabilities
             .unwrap_or_default()
             .names()
             .into_iter()
             .map(str::to_owned)
             .collect();
-        status.cloud.reachable = match self.pulse.condition() {
+        status.cloud.reachable = match self.state.condition() {
             Condition::BackingOff {
                 away: Peer::Cloud, ..
             }
@@ -107,7 +107,7 @@ impl Operator for Replicator {
         if let Some(reason) = self.overdue(&gauges) {
             return Health::Still(reason);
         }
-        match self.pulse.condition() {
+        match self.state.condition() {
             Condition::Starting => Health::Starting("connecting".to_owned()),
             Condition::Replicating | Condition::BackingOff { .. } if self.guarded.reason().is_some() => {
                 Health::Still(self.guarded.reason().unwrap_or_default())
@@ -121,7 +121,7 @@ impl Operator for Replicator {
             Condition::BackingOff { reason, .. } if waiting > 0 => Health::Still(reason),
             Condition::BackingOff { .. } => well(&gauges),
             Condition::Replicating => {
-                let since = self.pulse.progressed_at().elapsed();
+                let since = self.state.progressed_at().elapsed();
                 if waiting > 0 && since > STILL && gauges.lag.seconds > STILL.as_secs_f64() {
                     Health::Still(format!(
                         "{waiting} changes wait, and no batch was accepted for {} s",
@@ -135,7 +135,7 @@ impl Operator for Replicator {
     }
 
     fn metrics(&self) -> String {
-        self.pulse.metrics.encode()
+        self.state.metrics.encode()
     }
 }
 
@@ -157,7 +157,7 @@ impl Replicator {
         let unasked = gauges
             .at
             .map_or_else(|| self.started.elapsed(), |asked| asked.elapsed());
-        let told = match self.pulse.condition() {
+        let told = match self.state.condition() {
             Condition::Starting | Condition::Replicating => self.guarded.reason(),
             Condition::BackingOff { reason, .. }
             | Condition::KeyRefused { reason }

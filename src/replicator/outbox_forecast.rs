@@ -20,8 +20,8 @@ const APART: Duration = Duration::from_secs(5);
 pub(super) struct OutboxForecast(VecDeque<(Instant, u64)>);
 
 impl OutboxForecast {
-    /// Notes the size now, and answers how it grows. The rate is over the kept samples since the outbox last shrank: a trim
-    /// is no sign that there is more room.
+    /// Notes the size now, and answers how it grows. The rate is over the kept samples since the outbox last
+    /// shrank: a trim is no sign that there is more room.
     pub(super) fn note(&mut self, now: Instant, bytes: u64, room: Option<u64>) -> GrowthStatus {
         let samples = &mut self.0;
         if samples.back().is_some_and(|(_, last)| bytes < *last) {
@@ -57,8 +57,8 @@ const WHERE: &str = "select coalesce(host(inet_server_addr()), ''), \
      (select coalesce(nullif(pg_tablespace_location(oid), ''), current_setting('data_directory', true)) from pg_tablespace \
       where oid = (select dattablespace from pg_database where datname = current_database()))";
 
-/// How many bytes the outbox may still grow by: the free space of the disk that it lies on, where the server runs on this
-/// machine and says where its data lies, and what the limit leaves. None where neither is known.
+/// How many bytes the outbox may still grow by: the free space of the disk that it lies on, where the server
+/// runs on this machine and says where its data lies, and what the limit leaves. None where neither is known.
 pub(super) async fn room(client: &Client, limit: Option<u64>, bytes: u64) -> Result<Option<u64>> {
     let left = limit.map(|limit| limit.saturating_sub(bytes));
     let free = match client.query_one(WHERE, &[]).await {

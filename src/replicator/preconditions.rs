@@ -126,7 +126,8 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Asks the cloud for the schema of each entity, as it will before the first change; a line for each that it refuses.
+/// Asks the cloud for the schema of each entity, as it will before the first change; a line for each that it
+/// refuses.
 async fn check_schemas(
     settings: &Settings,
     origin: &ChangeOrigin,
@@ -172,8 +173,9 @@ async fn version(session: &Session) -> Result<String> {
     ))
 }
 
-/// The order is that of the remedies: what stands further up is mended first. Whose outbox it is comes before its capture,
-/// since after a restore nothing else counts. Returns the entities whose capture is as it should be.
+/// The order is that of the remedies: what stands further up is mended first. Whose outbox it is comes before
+/// its capture, since after a restore nothing else counts. Returns the entities whose capture is as it should
+/// be.
 async fn check_source<'a>(
     settings: &'a Settings,
     session: &Session,
@@ -244,8 +246,8 @@ async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {
     Ok(format!("{} entities fit their tables", tables.len()))
 }
 
-/// Triggers in place, firing always, and with the functions as they were installed; nothing missed before; and no table
-/// beside it that writers might use instead.
+/// Triggers in place, firing always, and with the functions as they were installed; nothing missed before;
+/// and no table beside it that writers might use instead.
 async fn capture(
     session: &Session,
     entity: &Entity,
@@ -309,8 +311,8 @@ async fn clock(session: &Session) -> Result<String> {
     Ok("the site database's is this machine's, within a minute".to_owned())
 }
 
-/// The outbox survives a crash, and its positions rise as they are taken. Table `incarnation` is unlogged on purpose: that it is
-/// empty tells of a crash.
+/// The outbox survives a crash, and its positions rise as they are taken. Table `incarnation` is unlogged on
+/// purpose: that it is empty tells of a crash.
 async fn outbox_tables(session: &Session) -> Result<String> {
     let operation = "look at the outbox";
     let row = session
@@ -356,7 +358,8 @@ async fn outbox_tables(session: &Session) -> Result<String> {
     Ok("logged, its positions rise, and its functions may write to it".to_owned())
 }
 
-/// A writer's statement keeps all rows that it wrote until it ends, for capture: beyond `work_mem` in a temporary file.
+/// A writer's statement keeps all rows that it wrote until it ends, for capture: beyond `work_mem` in a
+/// temporary file.
 async fn temporary_files(session: &Session) -> Result<String> {
     let row = session
         .client()

@@ -1,5 +1,5 @@
-//! Replay: puts the checkpoint back, so that the drain sends the rows again whose touches are still in the outbox. It sends their
-//! present states, so that no row goes back.
+//! Replay: puts the checkpoint back, so that the drain sends the rows again whose touches are still in the
+//! outbox. It sends their present states, so that no row goes back.
 
 use std::collections::BTreeMap;
 

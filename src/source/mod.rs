@@ -23,6 +23,7 @@ pub mod pages;
 pub(crate) mod projection;
 pub(crate) mod rows;
 pub mod sent;
+pub mod site_session;
 pub mod term;
 mod text_parameter;
 pub mod touch;

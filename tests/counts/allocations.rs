@@ -39,7 +39,7 @@ fn a_further_change_takes_a_few_allocations() {
     };
     delivered(FEW);
     let (few, many) = (delivered(FEW), delivered(FEW + MORE));
-    assert_eq!(drain.pulse.metrics.accepted_total(), 3 * FEW + MORE);
+    assert_eq!(drain.state.metrics.accepted_total(), 3 * FEW + MORE);
     let a_change = |few: u64, many: u64| many.saturating_sub(few) as f64 / MORE as f64;
     let allocations = a_change(few.count_total, many.count_total);
     let bytes = a_change(few.bytes_total, many.bytes_total);

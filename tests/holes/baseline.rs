@@ -31,7 +31,7 @@ async fn a_unique_value_that_moves_between_rows_ends_in_no_quarantine() {
         let (server, site) = rooms("moves", Duration::from_secs(5)).await;
         server.unique("rooms", "no");
         let mut drain = drain_by(&site, rows);
-        drain.greet_every = Duration::from_secs(3600);
+        drain.handshake_every = Duration::from_secs(3600);
         let mut stages = drain.open().await.unwrap();
         site.run("insert into room values (1, 'A', 'one'), (2, 'B', 'two')")
             .await;

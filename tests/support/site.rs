@@ -248,9 +248,9 @@ impl Site {
             .entities()
             .iter()
             .map(|entity| entity.name.as_str());
-        let pulse = Arc::new(ReplicationState::new(Arc::new(Metrics::new(names))));
+        let state = Arc::new(ReplicationState::new(Arc::new(Metrics::new(names))));
         let cloud = replicator::cloud(&self.settings).unwrap();
-        replicator::drain(&self.settings, cloud, Arc::new(store), pulse).unwrap()
+        replicator::drain(&self.settings, cloud, Arc::new(store), state).unwrap()
     }
 
     /// The replicator, running in this process.

@@ -19,7 +19,7 @@ async fn a_capability_that_vanishes_is_done_without_and_one_that_appears_is_used
     let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), &["bulk", "delete"]).await;
     let site = Site::school("vanish", &server.url(), baseline::KEY).await;
     let mut drain = site.drain();
-    drain.greet_every = Duration::from_millis(100);
+    drain.handshake_every = Duration::from_millis(100);
     let stop = CancellationToken::new();
     let task = tokio::spawn({
         let (drain, stop) = (drain.clone(), stop.clone());

@@ -1,4 +1,5 @@
-//! What the cloud is told of an entity's columns: those that leave the site, and those that the cloud has beside them.
+//! The schema of an entity as it is sent to the cloud: the columns that leave the site, and those that only
+//! the cloud has.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +7,8 @@ use crate::catalogue::{Entity, EntityIndex};
 use crate::deliver::TableSchema;
 use crate::source::describe::SourceTable;
 
-/// The entities whose schema the cloud refuses, by their places in the catalogue, each with the reason. The sender knows them, and
-/// the reader parks them.
+/// The entities whose schema the cloud refuses, by their places in the catalogue, each with the reason. The
+/// sender knows them, and the reader parks them.
 pub(super) type RefusedSchemas = BTreeMap<EntityIndex, String>;
 
 /// The schema of an entity on the wire: no excluded column, and the URL columns of its files.
