@@ -159,7 +159,7 @@ impl Error {
         }
     }
 
-    /// The process's exit code for it: see DESIGN's table, and the README.
+    /// The process's exit code for it: see docs/guide/operate.md.
     pub fn exit_code(&self) -> u8 {
         match self.0.kind {
             Kind::Config => 2,

@@ -1,78 +1,31 @@
 //! What is counted and measured: one set of fields behind `/metrics`, the status and the dashboard.
 //!
-//! Names are constants and part of the contract with whoever scrapes them; counters get `_total` at the end when they
-//! are written out. The fields are cheap to touch from the delivery path: atomics, and a counter of each entity that
-//! is found by its entity_index in the catalogue, not by its name.
+//! [`table`] declares each metric once: name, kind, label, help. The fields are cheap to touch from the delivery path:
+//! atomics, and a counter of each entity that is found by its index in the catalogue, not by its name.
 
-use crate::catalogue::EntityIndex;
+pub(crate) mod table;
+
+use std::borrow::Cow;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
+use crate::catalogue::EntityIndex;
 use crate::error::Kind;
 use crate::latency::{Latency, PerStep, Percentiles};
-
-/// Changes that the cloud accepted, by entity.
-pub const CHANGES_ACCEPTED: &str = "cloud_sync_changes_accepted";
-/// Changes that the cloud refused for good.
-pub const CHANGES_REFUSED: &str = "cloud_sync_changes_refused";
-/// Changes that a later change of the same row superseded before they were sent.
-pub const CHANGES_COLLAPSED: &str = "cloud_sync_changes_collapsed";
-/// Changes that were not sent: the server has no call for them, or the cloud keeps such rows.
-pub const CHANGES_NOT_SENT: &str = "cloud_sync_changes_not_sent";
-/// Batches that were delivered.
-pub const BATCHES: &str = "cloud_sync_batches";
-/// Bytes of request bodies with changes, as they were sent.
-pub const BYTES_SENT: &str = "cloud_sync_bytes_sent";
-/// Changes that the cloud has not accepted.
-pub const LAG_CHANGES: &str = "cloud_sync_lag_changes";
-/// Age of the oldest change that the cloud has not accepted.
-pub const LAG_SECONDS: &str = "cloud_sync_lag_seconds";
-/// What the local checkpoint store takes on the disk.
-pub const STORE_BYTES: &str = "cloud_sync_store_bytes";
-/// The checkpoint's position.
-pub const CHECKPOINT_POSITION: &str = "cloud_sync_checkpoint_position";
-/// Refused changes that wait for a decision.
-pub const QUARANTINE: &str = "cloud_sync_quarantine";
-/// Media files that reached a state, by state.
-pub const FILES: &str = "cloud_sync_files";
-/// Media files that wait for their upload.
-pub const FILES_WAITING: &str = "cloud_sync_files_waiting";
-/// Bytes of uploaded media files.
-pub const FILE_BYTES: &str = "cloud_sync_file_bytes";
-/// The outbox's size in the source database.
-pub const OUTBOX_BYTES: &str = "cloud_sync_outbox_bytes";
-/// How fast the outbox grows.
-pub const OUTBOX_GROWTH: &str = "cloud_sync_outbox_growth_bytes_per_second";
-/// How much the outbox may still grow.
-pub const OUTBOX_ROOM: &str = "cloud_sync_outbox_room_bytes";
-/// When the outbox has used up its room, at the rate of the last minutes.
-pub const OUTBOX_FULL: &str = "cloud_sync_outbox_full_seconds";
-/// Entities whose changes may be missed now.
-pub const CAPTURE_BROKEN: &str = "cloud_sync_capture_broken";
-/// Entities of which changes were missed, and that are not compared with the cloud yet.
-pub const CAPTURE_GAPS: &str = "cloud_sync_capture_gaps";
-/// Whether an entity is parked, by entity: 1 while its changes wait and all others flow, else 0. The status says why.
-pub const PARKED: &str = "cloud_sync_parked";
-/// From a change's capture to the cloud's acceptance.
-pub const DELIVERY_LATENCY: &str = "cloud_sync_delivery_latency_seconds";
-/// What the steps of a batch's way took, by step.
-pub const STEP: &str = "cloud_sync_step_seconds";
-/// Failed requests to the cloud, by class.
-pub const CLOUD_ERRORS: &str = "cloud_sync_cloud_errors";
-/// Failed calls of the source database.
-pub const SOURCE_ERRORS: &str = "cloud_sync_source_errors";
-/// Finished syncs, by result.
-pub const SYNCS: &str = "cloud_sync_syncs";
+use table::MetricSpec;
 
 /// A gauge that holds a fraction.
 pub type FractionGauge = Gauge<f64, AtomicU64>;
+
+/// A metric's label with its value.
+type LabelValue = [(&'static str, Cow<'static, str>); 1];
 
 /// Everything that is counted and measured in one process.
 #[derive(Debug)]
@@ -151,155 +104,55 @@ struct CloudErrors {
     protocol: Counter,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EntityLabel {
-    entity: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabel {
-    state: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ClassLabel {
-    class: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StepLabel {
-    step: &'static str,
-}
-
 /// The steps of a batch's way. The total is not among the histograms, so that they can be added up.
 #[derive(Debug)]
 struct StepMetrics {
-    seconds: Family<StepLabel, Histogram>,
+    seconds: Labelled<Histogram>,
     recent: PerStep<Latency>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: &'static str,
 }
 
 impl Metrics {
     /// All at zero, for entities with these names in the catalogue's order.
     pub fn new<'a>(entities: impl IntoIterator<Item = &'a str>) -> Self {
         let mut registry = Registry::default();
-        let by_entity = Family::<EntityLabel, Counter>::default();
-        registry.register(
-            CHANGES_ACCEPTED,
-            "Changes that the cloud accepted",
-            by_entity.clone(),
-        );
-        let parked_entity = Family::<EntityLabel, Gauge>::default();
-        registry.register(
-            PARKED,
-            "Whether the entity is parked: its changes wait, and the status says why",
-            parked_entity.clone(),
-        );
+        let accepted =
+            Labelled::<Counter>::register(&mut registry, &table::CHANGES_ACCEPTED, Counter::default);
+        let parked = Labelled::<Gauge>::register(&mut registry, &table::PARKED, Gauge::default);
         let (accepted, parked) = entities
             .into_iter()
-            .map(|name| {
-                let label = EntityLabel {
-                    entity: name.to_owned(),
-                };
-                (
-                    by_entity.get_or_create_owned(&label),
-                    parked_entity.get_or_create_owned(&label),
-                )
-            })
+            .map(|name| (accepted.of(name.to_owned()), parked.of(name.to_owned())))
             .unzip();
-        let files = FileMetrics::register(&mut registry);
-        let cloud_errors = CloudErrors::register(&mut registry);
-        let syncs = Family::<ResultLabel, Counter>::default();
-        registry.register(SYNCS, "Finished syncs", syncs.clone());
+        let syncs = Labelled::<Counter>::register(&mut registry, &table::SYNCS, Counter::default);
         // From a quarter of a millisecond to about an hour: an outage's backlog belongs in it too.
         let latency = Histogram::new((0..13).map(|nth| 0.000_25 * 4_f64.powi(nth)));
-        registry.register(
-            DELIVERY_LATENCY,
-            "From a change's capture to the cloud's acceptance",
-            latency.clone(),
-        );
-        let steps = StepMetrics::register(&mut registry);
-        let lag_seconds = FractionGauge::default();
-        registry.register(
-            LAG_SECONDS,
-            "Age of the oldest change that the cloud has not accepted",
-            lag_seconds.clone(),
-        );
+        let latency = register(&mut registry, &table::DELIVERY_LATENCY, latency);
         Self {
             accepted,
             parked,
-            refused: counter(
-                &mut registry,
-                CHANGES_REFUSED,
-                "Changes that the cloud refused for good",
-            ),
-            collapsed: counter(
-                &mut registry,
-                CHANGES_COLLAPSED,
-                "Changes that a later change of the same row superseded",
-            ),
-            not_sent: counter(
-                &mut registry,
-                CHANGES_NOT_SENT,
-                "Changes that the server has no call for, or that the cloud keeps",
-            ),
-            batches: counter(&mut registry, BATCHES, "Batches that were delivered"),
-            bytes_sent: counter(&mut registry, BYTES_SENT, "Bytes of request bodies with changes"),
-            lag_changes: gauge(
-                &mut registry,
-                LAG_CHANGES,
-                "Changes that the cloud has not accepted",
-            ),
-            lag_seconds,
-            store_bytes: gauge(
-                &mut registry,
-                STORE_BYTES,
-                "What the local checkpoint store takes on the disk",
-            ),
-            checkpoint_position: gauge(&mut registry, CHECKPOINT_POSITION, "The checkpoint's position"),
-            quarantine: gauge(
-                &mut registry,
-                QUARANTINE,
-                "Refused changes that wait for a decision",
-            ),
-            files,
-            outbox_bytes: gauge(
-                &mut registry,
-                OUTBOX_BYTES,
-                "Size of the outbox in the source database",
-            ),
-            outbox_growth: fraction(&mut registry, OUTBOX_GROWTH, "How fast the outbox grows"),
-            outbox_room: fraction(&mut registry, OUTBOX_ROOM, "How much the outbox may still grow"),
-            outbox_full_seconds: fraction(
-                &mut registry,
-                OUTBOX_FULL,
-                "When the outbox has used up its room, at the rate of the last minutes",
-            ),
-            capture_broken: gauge(
-                &mut registry,
-                CAPTURE_BROKEN,
-                "Entities whose changes may be missed now",
-            ),
-            capture_gaps: gauge(
-                &mut registry,
-                CAPTURE_GAPS,
-                "Entities of which changes were missed, and that are not compared with the cloud yet",
-            ),
-            source_errors: counter(
-                &mut registry,
-                SOURCE_ERRORS,
-                "Failed calls of the source database",
-            ),
-            syncs_done: syncs.get_or_create_owned(&ResultLabel { result: "done" }),
-            syncs_failed: syncs.get_or_create_owned(&ResultLabel { result: "failed" }),
+            refused: counter(&mut registry, &table::CHANGES_REFUSED),
+            collapsed: counter(&mut registry, &table::CHANGES_COLLAPSED),
+            not_sent: counter(&mut registry, &table::CHANGES_NOT_SENT),
+            batches: counter(&mut registry, &table::BATCHES),
+            bytes_sent: counter(&mut registry, &table::BYTES_SENT),
+            lag_changes: gauge(&mut registry, &table::LAG_CHANGES),
+            lag_seconds: fraction(&mut registry, &table::LAG_SECONDS, 0.0),
+            store_bytes: gauge(&mut registry, &table::STORE_BYTES),
+            checkpoint_position: gauge(&mut registry, &table::CHECKPOINT_POSITION),
+            quarantine: gauge(&mut registry, &table::QUARANTINE),
+            files: FileMetrics::register(&mut registry),
+            outbox_bytes: gauge(&mut registry, &table::OUTBOX_BYTES),
+            outbox_growth: fraction(&mut registry, &table::OUTBOX_GROWTH, f64::NAN),
+            outbox_room: fraction(&mut registry, &table::OUTBOX_ROOM, f64::NAN),
+            outbox_full_seconds: fraction(&mut registry, &table::OUTBOX_FULL, f64::NAN),
+            capture_broken: gauge(&mut registry, &table::CAPTURE_BROKEN),
+            capture_gaps: gauge(&mut registry, &table::CAPTURE_GAPS),
+            source_errors: counter(&mut registry, &table::SOURCE_ERRORS),
+            syncs_done: syncs.of("done"),
+            syncs_failed: syncs.of("failed"),
             latency,
             recent: Latency::default(),
-            steps,
-            cloud_errors,
+            steps: StepMetrics::register(&mut registry),
+            cloud_errors: CloudErrors::register(&mut registry),
             registry,
         }
     }
@@ -365,16 +218,14 @@ impl Metrics {
 
 impl FileMetrics {
     fn register(registry: &mut Registry) -> Self {
-        let states = Family::<StateLabel, Counter>::default();
-        registry.register(FILES, "Media files that reached a state", states.clone());
-        let of = |state| states.get_or_create_owned(&StateLabel { state });
+        let states = Labelled::<Counter>::register(registry, &table::FILES, Counter::default);
         Self {
-            uploaded: of("uploaded"),
-            present: of("present"),
-            missing: of("missing"),
-            failed: of("failed"),
-            waiting: gauge(registry, FILES_WAITING, "Media files that wait for their upload"),
-            bytes: counter(registry, FILE_BYTES, "Bytes of uploaded media files"),
+            uploaded: states.of("uploaded"),
+            present: states.of("present"),
+            missing: states.of("missing"),
+            failed: states.of("failed"),
+            waiting: gauge(registry, &table::FILES_WAITING),
+            bytes: counter(registry, &table::FILE_BYTES),
         }
     }
 }
@@ -383,11 +234,10 @@ impl StepMetrics {
     fn register(registry: &mut Registry) -> Self {
         // From an eighth of a millisecond to about half an hour.
         let buckets = || Histogram::new((0..13).map(|nth| 0.000_125 * 4_f64.powi(nth)));
-        let seconds = Family::new_with_constructor(buckets as fn() -> Histogram);
-        registry.register(STEP, "What the steps of a batch's way took", seconds.clone());
+        let seconds = Labelled::<Histogram>::register(registry, &table::STEP, buckets);
         let recent = PerStep::<Latency>::default();
         for (step, _) in recent.named() {
-            seconds.get_or_create_owned(&StepLabel { step });
+            seconds.of(step);
         }
         Self { seconds, recent }
     }
@@ -395,8 +245,7 @@ impl StepMetrics {
     fn note(&self, took: &PerStep<Option<Duration>>) {
         for ((step, took), (_, recent)) in took.named().into_iter().zip(self.recent.named()) {
             if let Some(took) = took {
-                let seconds = self.seconds.get_or_create(&StepLabel { step });
-                seconds.observe(took.as_secs_f64());
+                self.seconds.of(step).observe(took.as_secs_f64());
                 recent.record(*took);
             }
         }
@@ -408,41 +257,68 @@ impl StepMetrics {
 
 impl CloudErrors {
     fn register(registry: &mut Registry) -> Self {
-        let classes = Family::<ClassLabel, Counter>::default();
-        registry.register(CLOUD_ERRORS, "Failed requests to the cloud", classes.clone());
-        let of = |class| classes.get_or_create_owned(&ClassLabel { class });
+        let classes = Labelled::<Counter>::register(registry, &table::CLOUD_ERRORS, Counter::default);
         Self {
-            unreachable: of("unreachable"),
-            key: of("key"),
-            refused: of("refused"),
-            protocol: of("protocol"),
+            unreachable: classes.of("unreachable"),
+            key: classes.of("key"),
+            refused: classes.of("refused"),
+            protocol: classes.of("protocol"),
         }
     }
 }
 
-/// A counter without labels. The registry ends each help text with a dot.
-fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
-    let counter = Counter::default();
-    registry.register(name, help, counter.clone());
-    counter
+/// What is registered: a metric, or a family of metrics of one type.
+trait Registered: Metric + TypedMetric + Clone {}
+
+impl<M: Metric + TypedMetric + Clone> Registered for M {}
+
+/// A metric with a label: one series for each of the label's values.
+#[derive(Debug)]
+struct Labelled<M> {
+    label: &'static str,
+    series: Family<LabelValue, M, fn() -> M>,
 }
 
-fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
-    let gauge = Gauge::default();
-    registry.register(name, help, gauge.clone());
-    gauge
+impl<M: Registered> Labelled<M> {
+    fn register(registry: &mut Registry, spec: &MetricSpec, make: fn() -> M) -> Self {
+        Self {
+            label: spec.label.map_or("", |label| label.name),
+            series: register(registry, spec, Family::new_with_constructor(make)),
+        }
+    }
+
+    /// The series with this value of the label.
+    fn of(&self, value: impl Into<Cow<'static, str>>) -> M {
+        self.series.get_or_create_owned(&[(self.label, value.into())])
+    }
 }
 
-/// A fraction that is not known yet.
-fn fraction(registry: &mut Registry, name: &str, help: &str) -> FractionGauge {
+fn counter(registry: &mut Registry, spec: &MetricSpec) -> Counter {
+    register(registry, spec, Counter::default())
+}
+
+fn gauge(registry: &mut Registry, spec: &MetricSpec) -> Gauge {
+    register(registry, spec, Gauge::default())
+}
+
+/// A gauge that holds a fraction, `first` to begin with.
+fn fraction(registry: &mut Registry, spec: &MetricSpec, first: f64) -> FractionGauge {
     let gauge = FractionGauge::default();
-    gauge.set(f64::NAN);
-    registry.register(name, help, gauge.clone());
-    gauge
+    gauge.set(first);
+    register(registry, spec, gauge)
+}
+
+fn register<M: Registered>(registry: &mut Registry, spec: &MetricSpec, metric: M) -> M {
+    debug_assert_eq!(spec.kind.word(), M::TYPE.as_str(), "the kind of {}", spec.name);
+    registry.register(spec.name, spec.help, metric.clone());
+    metric
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use super::table::METRICS;
     use super::*;
 
     #[test]
@@ -488,6 +364,35 @@ mod tests {
         }
         assert!(!text.contains("total\"}"), "the steps can be added up:\n{text}");
         assert_eq!(metrics.accepted_total(), 3);
+    }
+
+    #[test]
+    fn the_table_is_what_is_written_out() {
+        let text = Metrics::new(["rooms"]).encode();
+        let written = |prefix: &str| -> BTreeSet<String> {
+            let lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
+            lines.map(str::to_owned).collect()
+        };
+        let kinds = METRICS
+            .iter()
+            .map(|spec| format!("{} {}", spec.name, spec.kind.word()));
+        assert_eq!(written("# TYPE "), kinds.collect());
+        let helps = METRICS.iter().map(|spec| format!("{} {}.", spec.name, spec.help));
+        assert_eq!(written("# HELP "), helps.collect());
+        for spec in METRICS {
+            let Some(label) = spec.label else { continue };
+            let values = if label.values.is_empty() {
+                &["rooms"]
+            } else {
+                label.values
+            };
+            let series = text.lines().filter(|line| line.starts_with(spec.name));
+            let found: BTreeSet<&str> = series
+                .filter_map(|line| line.split_once(&format!("{}=\"", label.name)))
+                .filter_map(|(_, rest)| rest.split('"').next())
+                .collect();
+            assert_eq!(found, values.iter().copied().collect(), "{}", spec.name);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod counts;
 mod crash;
 mod deliver;
 mod demo;
+mod docs;
 mod faults;
 mod files;
 mod holes;

@@ -74,7 +74,7 @@ fn describe(answer: &InitAnswer) -> String {
     lines.push(format!("capture is in place, epoch {}", answer.epoch));
     if !answer.attached.is_empty() {
         lines.push(
-            "rows that stood before are pushed by `cloud-sync backfill`, changes from now on by `cloud-sync run`"
+            "`cloud-sync backfill` pushes the rows that are there already, `cloud-sync run` each change from now on"
                 .to_owned(),
         );
     }

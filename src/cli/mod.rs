@@ -14,6 +14,8 @@ mod output;
 mod progress;
 mod quarantine;
 mod receiver;
+#[cfg(test)]
+mod reference;
 mod reload;
 mod replay;
 mod run;
@@ -39,9 +41,9 @@ Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration;
 Examples:
   cloud-sync check            is everything in place?
   cloud-sync init             install capture in the site's database
-  cloud-sync backfill         push what stood before
+  cloud-sync backfill         push the rows that are there already
   cloud-sync run              replicate from now on
-  cloud-sync status           how it stands";
+  cloud-sync status           is it replicating, and how far behind is it?";
 
 /// Carries each change of a site's PostgreSQL database, and the files that its rows name, to the site's cloud.
 #[derive(Debug, Parser)]
@@ -81,23 +83,23 @@ enum Command {
     Uninstall(uninstall::UninstallArgs),
     /// Replicate continuously and serve the operator API
     Run(run::RunArgs),
-    /// One pass of comparing with the cloud and pushing what is missing
+    /// Compare with the cloud once, and push what is missing
     Sync(sync::SyncArgs),
-    /// Push the rows that stood before capture; can be interrupted and resumed
+    /// Push the rows that were there before capture; can be interrupted and resumed
     Backfill(backfill::BackfillArgs),
-    /// Drain again from an earlier position or time
+    /// Send again from an earlier position or time
     Replay(replay::ReplayArgs),
-    /// Lag, last and next sync, counts, quarantine, files
+    /// Print lag, last and next sync, counts, quarantine, files
     Status(status::StatusArgs),
-    /// Every precondition, one line each: ok, or what is wrong and the remedy
+    /// Look at each precondition, one line each: ok, or what is wrong and the remedy
     Check(check::CheckArgs),
     /// Decide on rows that the cloud refused, or that cannot be read
     Quarantine(quarantine::QuarantineArgs),
-    /// The reference cloud server
+    /// Serve as the reference cloud server
     Receiver(receiver::ReceiverArgs),
-    /// A private PostgreSQL, the sample school, a receiver and the replicator, live
+    /// Show a sample school with its own PostgreSQL, a receiver and the replicator, live
     Demo(demo::DemoArgs),
-    /// The effective settings and where each came from, secrets hidden
+    /// Print the effective settings and where each came from, with secrets hidden
     Config(config::ConfigArgs),
 }
 

@@ -87,7 +87,7 @@ fn one(place: &SettingsText<'_>, value: &Spanned<DeValue<'_>>) -> Result<Entity>
             let span = error.span().unwrap_or_else(|| value.span());
             place
                 .wrong(&name, &span, error.message().to_owned())
-                .remedy("an entity needs name, table and key = [\"column\"]; the README lists the rest")
+                .remedy("an entity needs name, table and key = [\"column\"]; docs/guide/entities.md lists the other keys")
         },
     )
 }

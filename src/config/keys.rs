@@ -145,7 +145,7 @@ pub const KEYS: &[SettingKey] = &[
         "source.source_id",
         None,
         ValueShape::Word,
-        "what the cloud knows this database by; made up by init where unset",
+        "the cloud's name for this database; init generates one if it is not set",
     ),
     key(
         "source.outbox_limit",
@@ -154,7 +154,7 @@ pub const KEYS: &[SettingKey] = &[
             min: 1 << 20,
             max: 1 << 50,
         },
-        "how far the outbox may grow before its disk counts as full, for the forecast; unset leaves it to the disk",
+        "the size of the outbox at which its disk counts as full, for the forecast; if it is not set, the free space of the disk counts",
     ),
     key(
         "media.root",
@@ -166,7 +166,7 @@ pub const KEYS: &[SettingKey] = &[
         "media.settle",
         Some("2s"),
         ValueShape::Duration { min: 0, max: HOUR },
-        "how long a file must stand still before it counts as finished",
+        "how long a file must be unchanged before it counts as finished",
     ),
     key(
         "store.path",
@@ -219,19 +219,19 @@ pub const KEYS: &[SettingKey] = &[
         "cloud.capabilities",
         Some("auto"),
         ValueShape::Capabilities,
-        "auto, or the list to use whatever the server says",
+        "auto uses what the server lists; a list is used in place of it",
     ),
     key(
         "cloud.delete_moved",
         Some("true"),
         ValueShape::Bool,
-        "whether a row that moves to another entity of its table is deleted under its old path first; false where the new path replaces it",
+        "whether a row that moves to another entity of its table is first deleted under its old path; set false if the new path replaces it",
     ),
     key(
         "cloud.allow_insecure_http",
         Some("false"),
         ValueShape::Bool,
-        "allow an http:// URL that is not loopback: key and rows go in the clear",
+        "whether an http:// URL that is not loopback is allowed: key and rows go without encryption",
     ),
     key(
         "cloud.ca_file",
@@ -243,7 +243,7 @@ pub const KEYS: &[SettingKey] = &[
         "delivery.batch_rows",
         Some("5000"),
         ValueShape::Count { min: 1, max: 100_000 },
-        "rows a batch, at most",
+        "the most rows of a batch",
     ),
     key(
         "delivery.batch_bytes",
@@ -252,19 +252,19 @@ pub const KEYS: &[SettingKey] = &[
             min: 1 << 10,
             max: 256 << 20,
         },
-        "bytes of row text a batch, at most",
+        "the most bytes of row text of a batch",
     ),
     key(
         "delivery.in_flight",
         Some("16"),
         ValueShape::Count { min: 1, max: 256 },
-        "requests at a time, at most",
+        "the most requests at a time",
     ),
     key(
         "delivery.compress",
         None,
         ValueShape::Bool,
-        "compress the bodies of changes; where it is not set, unless the cloud is on this machine",
+        "whether the bodies of changes are compressed; if it is not set, they are unless the cloud is on this machine",
     ),
     legacy(
         key(
@@ -315,18 +315,18 @@ pub const KEYS: &[SettingKey] = &[
             min: 1_000,
             max: 30 * 24 * HOUR,
         },
-        "age of the oldest change that waits from which on /healthz fails",
+        "/healthz fails if the oldest change that waits is older",
     ),
     secret(
         "control.token",
         ValueShape::Word,
-        "the operator API's bearer token; made up in the store's folder where unset",
+        "the operator API's bearer token; if it is not set, one is generated in the store's folder",
     ),
     key(
         "schedule.sync",
         Some("0 * * * *"),
         ValueShape::Cron,
-        "when a sync is due, as cron in local time, or off",
+        "when a sync runs, as cron in local time, or off",
     ),
     key(
         "receiver.listen",
@@ -349,13 +349,13 @@ pub const KEYS: &[SettingKey] = &[
         "receiver.public_url",
         None,
         ValueShape::HttpUrl,
-        "the base of the URLs that it hands out",
+        "the base of the URLs of uploaded files; if it is not set, the address of the request",
     ),
     key(
         "receiver.history",
         Some("false"),
         ValueShape::Bool,
-        "whether superseded versions of rows are kept",
+        "whether each applied change is noted, for audits",
     ),
     secret(
         "receiver.keys",

@@ -419,6 +419,26 @@ fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
 }
 
 #[test]
+fn the_guide_names_each_key_of_an_entity() {
+    let guide = concat!(
+        include_str!("../../docs/guide/entities.md"),
+        include_str!("../../docs/guide/connect-an-existing-cloud-server.md")
+    );
+    let keys = [
+        &entity::ENTITY[..],
+        &entity::WINDOW,
+        &entity::FILE,
+        &entity::COLUMN,
+    ];
+    for key in keys.concat() {
+        assert!(
+            guide.contains(&format!("`{key}`")) || guide.contains(&format!("{key} = ")),
+            "no page in docs/guide says what {key} is"
+        );
+    }
+}
+
+#[test]
 fn a_reload_takes_what_it_can_and_names_what_needs_a_restart() {
     let before = SettingsFolder::new()
         .file("[cloud]\nkey = \"old\"\n[store]\npath = \"a\"\n[delivery]\nbatch_rows = 5\n")
