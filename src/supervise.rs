@@ -81,7 +81,8 @@ impl Supervisor {
         F: Future<Output = Result<NextRound>>,
     {
         while !stop.is_cancelled() {
-            let pause = match round().await {
+            // Boxed: the future of a round is large, and callers hold this one in theirs.
+            let pause = match Box::pin(round()).await {
                 Ok(NextRound::Never) => break,
                 Ok(NextRound::After(pause)) => pause,
                 Err(error) => {

@@ -8,6 +8,7 @@ mod backfill;
 mod check;
 mod config;
 mod demo;
+mod explain;
 mod init;
 mod logging;
 mod output;
@@ -101,6 +102,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Print the effective settings and where each came from, with secrets hidden
     Config(config::ConfigArgs),
+    /// Say what an error's code means and what to do
+    Explain(explain::ExplainArgs),
 }
 
 /// Flags for the settings that are most often given by hand.
@@ -172,7 +175,7 @@ impl Command {
             Self::Quarantine(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
             Self::Receiver(args) => args.overrides(),
-            Self::Demo(_) => Vec::new(),
+            Self::Demo(_) | Self::Explain(_) => Vec::new(),
         }
     }
 
@@ -195,6 +198,7 @@ impl Command {
             Self::Receiver(args) => receiver::execute(context, args).await,
             Self::Demo(args) => demo::execute(context, args).await,
             Self::Config(args) => config::execute(context, &args),
+            Self::Explain(args) => explain::execute(&args, context.json),
         }
     }
 }
@@ -214,6 +218,10 @@ pub async fn run_command(cli: Cli) -> ExitCode {
 async fn execute(cli: Cli) -> Result<ExitCode> {
     let Cli { global, command } = cli;
     logging::start(global.log.as_deref(), global.verbose, command.is_long_lived())?;
+    if let Command::Explain(args) = &command {
+        // It also explains why the settings cannot be read.
+        return explain::execute(args, global.json);
+    }
     let mut overrides = global.set;
     overrides.extend(command.overrides());
     let options = LoadOptions::of_process(global.config, overrides);

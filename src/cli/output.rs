@@ -22,9 +22,20 @@ pub(super) fn show<T: Serialize>(json: bool, value: &T, human: impl FnOnce(&T) -
 /// Tells why the command failed: on stderr, and as JSON on stdout where JSON was asked for.
 pub(super) fn failure(error: &Error, json: bool) {
     // There is no place left to tell that stderr is closed.
-    let _ = writeln!(std::io::stderr(), "error: {error}");
+    let mut err = std::io::stderr().lock();
+    let _ = writeln!(err, "error[{}]: {}", error.code(), error.headline());
+    if let Some(remedy) = error.remedy_text() {
+        let _ = writeln!(err, "  help: {remedy}");
+    }
+    let _ = writeln!(err, "  more: cloud-sync explain {}", error.code());
     if json {
-        let body = json!({"success": false, "errors": [error.to_string()]});
+        let body = json!({
+            "success": false,
+            "errors": [error.to_string()],
+            "code": error.code().as_str(),
+            "scope": error.scope().as_str(),
+            "remedy": error.remedy_text(),
+        });
         let _ = write(&format!("{body:#}"));
     }
 }

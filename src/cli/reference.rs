@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, Args, Command, CommandFactory};
 
 use super::{Cli, SiteFlags};
 use crate::config::keys::{KEYS, SettingKey, ValueShape};
+use crate::error::Code;
 use crate::metrics::table::{METRICS, MetricKind};
 
 const UPDATE: &str = "UPDATE=1 cargo test --lib cli::reference";
@@ -20,6 +21,7 @@ fn the_references_are_what_the_program_is() {
         ("settings.md", settings()),
         ("commands.md", commands()),
         ("metrics.md", metrics()),
+        ("errors.md", errors()),
     ] {
         let path = folder.join(name);
         if update {
@@ -259,6 +261,19 @@ fn metrics() -> String {
         });
         let (name, kind, help) = (code(&name), metric.kind.word(), cell(metric.help));
         writeln!(text, "| {name} | {kind} | {label} | {help} |").unwrap();
+    }
+    text
+}
+
+fn errors() -> String {
+    let mut text = page("Errors", "src/error/code.rs");
+    text.push_str(
+        "Each error has a code. `cloud-sync explain CODE` prints the same as this page. Codes are stable.\n\n\
+         | code | what failed | what it means | what to do |\n|---|---|---|---|\n",
+    );
+    for code in Code::ALL {
+        let (meaning, remedy) = (cell(code.meaning()), cell(code.remedy()));
+        let _ = writeln!(text, "| {code} | {} | {meaning} | {remedy} |", cell(code.title()));
     }
     text
 }

@@ -64,7 +64,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::catalogue::Catalogue;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::deliver::Cloud;
-use crate::error::{Class, Error, Kind, Result};
+use crate::error::{Class, Code, Error, Kind, Result};
 use crate::latency::Stopwatch;
 use crate::retry::Backoff;
 use crate::source::connect::Session;
@@ -270,7 +270,7 @@ impl Drain {
             };
             supervisor.recovered();
             let began = Instant::now();
-            let ended = stages.run(&shutdown).await?;
+            let ended = Box::pin(stages.run(&shutdown)).await?;
             Ok(match ended {
                 RoundEnd::Stopped => NextRound::Never,
                 RoundEnd::NewTerm => {
@@ -396,5 +396,6 @@ fn outbox_is_behind(expected: crate::change::Position, last: crate::change::Posi
              database was restored"
         ),
     )
+    .with_code(Code::OutboxBehind)
     .remedy("run `cloud-sync init --new-epoch` and start the replicator again")
 }

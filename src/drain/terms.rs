@@ -9,7 +9,7 @@ use super::send::Sender;
 use crate::change::Epoch;
 use crate::checkpoint::Version;
 use crate::deliver::{CloudInfo, Failure, Numbering};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::source::{drift, identity, term};
 
 impl Sender {
@@ -124,12 +124,15 @@ impl Sender {
                     Kind::Identity,
                     "deliver to the cloud",
                     format!(
-                        "the cloud knows source {} as database {database}, and this is {}: two databases must not share one source",
+                        "the cloud knows source {} as database {database}, and this is {}: two databases must \
+                         not share one source",
                         self.origin.source_id, self.origin.database
                     ),
                 )
+                .with_code(Code::SharedSource)
                 .remedy(
-                    "set source.source_id to another name; if this database takes the other one's place, run `cloud-sync init --new-epoch`",
+                    "set source.source_id to another name; if this database takes the other one's place, run \
+                     `cloud-sync init --new-epoch`",
                 ));
             }
             if version.epoch >= self.origin.epoch.0 {
@@ -156,11 +159,15 @@ impl Sender {
             Error::new(
                 Kind::Identity,
                 "deliver to the cloud",
-                format!("the cloud has batches of term {}, and this database knows of no such term", version.term),
+                format!(
+                    "the cloud has batches of term {}, and this database knows of no such term",
+                    version.term
+                ),
             )
+            .with_code(Code::CopiedSource)
             .remedy(
-                "another machine sends as this source, a copy of it; or this database was put back to an older state. Stop the copy; \
-                 if this is the site's database now, run `cloud-sync init --new-epoch`",
+                "another machine sends as this source, a copy of it; or an older state of this database was \
+                 restored. Stop the copy; if this is the site's database now, run `cloud-sync init --new-epoch`",
             )
         })
     }
@@ -171,7 +178,10 @@ fn cloud_is_ahead(theirs: i64, ours: i64) -> Error {
     Error::new(
         Kind::Identity,
         "deliver to the cloud",
-        format!("the cloud has epoch {theirs} of this source, and the outbox is of epoch {ours}: it is not the outbox that the cloud knows"),
+        format!(
+            "the cloud has epoch {theirs} of this source, and the outbox is of epoch {ours}: it is not the outbox \
+             that the cloud knows"
+        ),
     )
     .remedy("if this is the site's database now, run `cloud-sync init --new-epoch` and start the replicator again")
 }

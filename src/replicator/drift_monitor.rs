@@ -12,7 +12,7 @@ use crate::catalogue::{Catalogue, Entity};
 use crate::control::SyncRequest;
 use crate::control::status::CaptureProblem;
 use crate::deliver::ChangeOrigin;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::reconcile::NoObserver;
 use crate::retry::Backoff;
 use crate::source::connect::Session;
@@ -74,12 +74,11 @@ fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a EntityDrift>)
                 (_, Some(why), _) => parked(entity, why),
                 (Some(wrong), None, _) => wrong.error(entity),
                 (None, None, Some((gap, _))) => Error::config(
-                    format!("vouch for the cloud's {}", entity.name),
+                    format!("say that the cloud has all of {}", entity.name),
                     gap.clone(),
                 )
-                .remedy(
-                    "a running replicator compares it with the cloud by itself, and `cloud-sync sync` does",
-                ),
+                .with_code(Code::CaptureGap)
+                .remedy("a running replicator compares it with the cloud, and so does `cloud-sync sync`"),
                 (None, None, None) => return None,
             };
             Some(CaptureProblem {
@@ -97,7 +96,8 @@ pub(super) fn parked(entity: &Entity, why: &str) -> Error {
         format!("replicate {}", entity.name),
         format!("its changes wait in the site's database, and those of all other entities go on: {why}"),
     )
-    .remedy("mend that: a running replicator tries again by itself, and no change is lost")
+    .with_code(Code::Parked)
+    .remedy("correct that: a running replicator tries again without help, and no change is lost")
 }
 
 /// One look of the guard: as [`drift_monitor::watch`], with gaps marked where changes may be missed or values

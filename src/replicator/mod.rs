@@ -280,11 +280,11 @@ impl Replicator {
         };
         let ((), drained, uploaded, (), (), ()) = tokio::join!(
             replaced,
-            async { ending(drain.run(stop.clone()).await) },
-            async { ending(uploads.run(stop.clone()).await) },
-            self.watch_gauges(&store, &stop),
-            self.guard_capture(&stop),
-            self.follow_schedule(&live, &stop),
+            async { ending(Box::pin(drain.run(stop.clone())).await) },
+            async { ending(Box::pin(uploads.run(stop.clone())).await) },
+            Box::pin(self.watch_gauges(&store, &stop)),
+            Box::pin(self.guard_capture(&stop)),
+            Box::pin(self.follow_schedule(&live, &stop)),
         );
         drained.and(uploaded)
     }

@@ -10,7 +10,7 @@ use crate::checkpoint::SledStore;
 use crate::config::Settings;
 use crate::deliver::{ChangeOrigin, CloudInfo};
 use crate::drain::wire_schema;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::quarantine;
 use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::describe::{self, DescribedTable, SourceTable};
@@ -261,10 +261,12 @@ async fn capture(
         return Err(super::drift_monitor::parked(entity, why));
     }
     if let Some((gap, _)) = &watched.gap {
-        return Err(
-            Error::config(format!("vouch for the cloud's {}", entity.name), gap.clone())
-                .remedy("run `cloud-sync sync`, or wait until the running replicator has compared it"),
-        );
+        return Err(Error::config(
+            format!("say that the cloud has all of {}", entity.name),
+            gap.clone(),
+        )
+        .with_code(Code::CaptureGap)
+        .remedy("run `cloud-sync sync`, or wait until the running replicator has compared it"));
     }
     let rows = session
         .client()

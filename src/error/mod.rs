@@ -1,9 +1,15 @@
 //! One error type for the whole program: what was tried, on what, why it failed, and what to do about it.
 //!
-//! Every message a user can see reads `operation subject: cause; remedy`. It never carries a row's values, a
-//! credential or a signed URL. What happens after an error is decided in one place, [`Error::class`].
+//! A message reads `cannot OPERATION: CAUSE`; the remedy is apart, and follows after a semicolon only where
+//! an error is one line of text. No message carries a row's values, a credential or a signed URL. What
+//! happens after an error is decided in one place: [`Error::class`] says how it is retried, [`Error::scope`]
+//! how far it reaches. [`Code`] is its short name, which `cloud-sync explain` explains.
+
+mod code;
 
 use std::fmt;
+
+pub use code::Code;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -46,11 +52,37 @@ pub enum Class {
     Fatal,
 }
 
+/// How far an error reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// One request, row or file. Everything else goes on.
+    Request,
+    /// One entity. All others go on.
+    Entity,
+    /// The drain, or the uploads: the other one goes on, and capture does in any case.
+    Lane,
+    /// The program, or the command.
+    Program,
+}
+
+impl Scope {
+    /// Its name in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Entity => "entity",
+            Self::Lane => "lane",
+            Self::Program => "program",
+        }
+    }
+}
+
 /// An error: what was tried, on what, why it failed, and the remedy.
 pub struct Error(Box<ErrorInner>);
 
 struct ErrorInner {
     kind: Kind,
+    code: Option<Code>,
     operation: String,
     cause: String,
     remedy: Option<String>,
@@ -63,6 +95,7 @@ impl Error {
     pub fn new(kind: Kind, operation: impl Into<String>, cause: impl Into<String>) -> Self {
         Self(Box::new(ErrorInner {
             kind,
+            code: None,
             operation: operation.into(),
             cause: cause.into(),
             remedy: None,
@@ -81,6 +114,20 @@ impl Error {
         let mut error = Self::new(Kind::Local, operation, source.to_string());
         error.0.source = Some(Box::new(source));
         error
+    }
+
+    /// Its code, if that says more than its kind does.
+    #[must_use]
+    pub fn with_code(mut self, code: Code) -> Self {
+        self.0.code = Some(code);
+        self
+    }
+
+    /// What caused it.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Box::new(source));
+        self
     }
 
     /// What the user should do about it.
@@ -138,6 +185,62 @@ impl Error {
         &self.0.cause
     }
 
+    /// What the user should do about it, if that is known.
+    pub fn remedy_text(&self) -> Option<&str> {
+        self.0.remedy.as_deref()
+    }
+
+    /// What failed and why, without the remedy.
+    pub fn headline(&self) -> String {
+        format!("cannot {}: {}", self.0.operation, self.0.cause)
+    }
+
+    /// Its code.
+    pub fn code(&self) -> Code {
+        if let Some(code) = self.0.code {
+            return code;
+        }
+        match (self.0.kind, self.sqlstate().unwrap_or_default()) {
+            (_, state) if state.starts_with("28") => Code::SourceLogin,
+            (_, "3D000") => Code::SourceNoDatabase,
+            (_, "42501") => Code::SourceNoRight,
+            (_, "55P03" | "57014" | "40P01") => Code::SourceLocked,
+            (_, "53100" | "53200") => Code::SourceFull,
+            (Kind::Config, _) => Code::Usage,
+            (Kind::SourceUnreachable, _) => Code::SourceUnreachable,
+            (Kind::Source, _) => Code::SourceFailed,
+            (Kind::Identity, _) => Code::OtherOutbox,
+            (Kind::CloudUnreachable, _) => Code::CloudUnreachable,
+            (Kind::CloudAuth, _) => Code::CloudKey,
+            (Kind::CloudRefused, _) => Code::CloudRefused,
+            (Kind::CloudProtocol, _) => Code::CloudProtocol,
+            (Kind::Store, _) => Code::StoreFailed,
+            (Kind::Media, _) => Code::MediaFailed,
+            (Kind::Local, _) => Code::LocalFailed,
+        }
+    }
+
+    /// How far it reaches.
+    pub fn scope(&self) -> Scope {
+        match self.0.kind {
+            _ if matches!(
+                self.0.code,
+                Some(Code::EntityUnfit | Code::Parked | Code::CaptureGap)
+            ) =>
+            {
+                Scope::Entity
+            }
+            Kind::CloudRefused | Kind::Media => Scope::Request,
+            Kind::SourceUnreachable
+            | Kind::Source
+            | Kind::CloudUnreachable
+            | Kind::CloudAuth
+            | Kind::CloudProtocol
+            | Kind::Store => Scope::Lane,
+            Kind::Config | Kind::Identity | Kind::Local => Scope::Program,
+        }
+    }
+
     /// The database's SQLSTATE, where the error came from a database's answer.
     pub fn sqlstate(&self) -> Option<&str> {
         self.0.sqlstate.as_deref()
@@ -148,7 +251,8 @@ impl Error {
         match self.0.kind {
             Kind::SourceUnreachable | Kind::CloudUnreachable | Kind::Media => Class::Retry,
             Kind::Source => match self.sqlstate() {
-                // A deadlock, a serialization failure, a cancelled or timed-out statement, no lock within lock_timeout.
+                // A deadlock, a serialization failure, a cancelled or timed-out statement, no lock within
+                // lock_timeout.
                 Some("40P01" | "40001" | "57014" | "55P03") => Class::Retry,
                 _ => Class::Operator,
             },
@@ -213,6 +317,7 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
+            .field("code", &self.code())
             .field("operation", &self.0.operation)
             .field("cause", &self.0.cause)
             .field("remedy", &self.0.remedy)
@@ -248,6 +353,14 @@ mod tests {
             let error = Error::new(kind, "try", "it broke");
             assert_eq!((error.class(), error.exit_code()), (class, code), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_code_follows_from_the_kind_unless_it_is_named() {
+        let error = Error::config("read entity rooms", "it is wrong");
+        assert_eq!((error.code(), error.scope()), (Code::Usage, Scope::Program));
+        let error = error.with_code(Code::EntityUnfit);
+        assert_eq!((error.code(), error.scope()), (Code::EntityUnfit, Scope::Entity));
     }
 
     #[test]
