@@ -2,11 +2,13 @@
 
 use jiff::Timestamp;
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
+use jiff::tz::{Offset, TimeZone};
 use rand::{RngExt, rngs::StdRng};
 
 use super::people::Person;
-use super::video::SCHOOL_TIME;
+
+/// The clock on the wall of the school, 8 hours ahead of UTC.
+pub(super) const SCHOOL_TIME: Offset = Offset::constant(8);
 
 /// A room, by its id.
 pub(super) struct Room {
@@ -92,6 +94,6 @@ pub(super) fn school_day(at: Timestamp) -> Date {
 }
 
 /// Where a faculty's photo lies below the media root.
-pub(super) fn photo(faculty: i64, shot: u64) -> String {
+pub(super) fn photo_path(faculty: i64, shot: usize) -> String {
     format!("faculty_images/{faculty}/faculty_{faculty:03}_{shot}.jpg")
 }

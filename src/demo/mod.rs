@@ -4,28 +4,25 @@
 //!
 //! - [`postgres`] runs a private PostgreSQL server that never outlives this program;
 //! - [`school`] makes the sample school in an empty database: the rows of nine tables (`rows`, `campus`, `people`,
-//!   `slips`) and the files that they name, drawn on all processors (`studio`);
+//!   `slips`) and the files that they name (`media_files`);
 //! - [`traffic`] goes on from there: cameras, teachers and the registrar at work until shutdown;
 //! - [`equality`] compares what the site has with what the cloud holds, row by row and file by file.
 //!
-//! The files are real ones: `pictures` draws portraits and scanned slips, `video` a corridor with someone in it, both
-//! on a `canvas` with a bitmap `font`; `mp4` is the container that grows while a camera records.
+//! The files are valid JPEG and MP4 files, each different from the others: `pictures` and `recording` make them from a
+//! few short ones that are part of the program.
 
 mod campus;
-mod canvas;
 pub mod equality;
-mod font;
 mod live;
-mod mp4;
+mod media_files;
 mod people;
 mod pictures;
 mod plan;
 pub mod postgres;
+mod recording;
 mod rows;
 pub mod school;
 mod slips;
-mod studio;
 pub mod traffic;
-mod video;
 
 pub use live::{DemoOptions, DemoReport, run_demo};

@@ -9,12 +9,12 @@ use jiff::{SignedDuration, Timestamp};
 use rand::{RngExt, rngs::StdRng};
 use tokio_postgres::Transaction;
 
-use super::campus::{Room, Sighting, photo, recording_path, school_day, school_time};
-use super::people::{COURSES, DAYS, Person, age, pick, rng_for, seed_for};
+use super::campus::{Room, SCHOOL_TIME, Sighting, photo_path, recording_path, school_day, school_time};
+use super::media_files::{SampleFile, WrittenRecording};
+use super::people::{COURSES, DAYS, Person, age, pick, rng_for};
+use super::pictures;
 use super::plan::SchoolSize;
 use super::slips::{Leave, PassSlip};
-use super::studio::{Picture, Shot};
-use super::video::SCHOOL_TIME;
 
 const NULL: &str = "\\N";
 
@@ -169,7 +169,7 @@ impl School {
         );
         for id in 1..=self.plan.faculties {
             let person = Person::of(self.seed, id);
-            let images = serde_json::json!([photo(id, 1), photo(id, 2), photo(id, 3)]);
+            let images = serde_json::json!([photo_path(id, 1), photo_path(id, 2), photo_path(id, 3)]);
             let mut rng = rng_for(self.seed, "embedding", id);
             let numbers: Vec<String> = (0..128)
                 .map(|_| format!("{:.6}", rng.random_range(-0.25..0.25_f64)))
@@ -332,32 +332,32 @@ impl School {
         sheet
     }
 
-    /// The recordings, as they turned out.
-    pub(super) fn recordings(&self, shots: &[Shot]) -> Sheet {
+    /// The recordings that were written.
+    pub(super) fn recordings(&self, recordings: &[WrittenRecording]) -> Sheet {
         let mut sheet = Sheet::new(
             "tbl_stream_recordings",
             "camera_id, filename, filepath, start_time, duration, frames, file_size",
         );
-        for shot in shots {
-            let filename = shot.path.rsplit('/').next().unwrap_or(&shot.path);
+        for recording in recordings {
+            let filename = recording.path.rsplit('/').next().unwrap_or(&recording.path);
             sheet.row(
-                shot.start,
+                recording.start,
                 &[
-                    &shot.camera,
+                    &recording.camera,
                     &filename,
-                    &shot.path,
-                    &school_time(shot.start),
-                    &shot.facts.seconds,
-                    &shot.facts.frames,
-                    &shot.facts.bytes,
+                    &recording.path,
+                    &school_time(recording.start),
+                    &recording.facts.seconds,
+                    &recording.facts.frames,
+                    &recording.facts.bytes,
                 ],
             );
         }
         sheet
     }
 
-    /// Every file, the longest work first.
-    pub(super) fn pictures(&self) -> Vec<Picture> {
+    /// Every file.
+    pub(super) fn files(&self) -> Vec<SampleFile> {
         let mut rng = self.rng("recordings");
         let count = self.plan.recordings;
         let mut ages: Vec<i64> = (0..count).map(|nth| age(7, 40, nth % 10 < 7, &mut rng)).collect();
@@ -366,7 +366,7 @@ impl School {
         let videos = ages.into_iter().zip(0..).map(|(seconds, nth)| {
             let start = self.ago(seconds);
             let camera = rng.random_range(1..=self.plan.cameras);
-            Picture::Video {
+            SampleFile::Recording {
                 path: recording_path(camera, start),
                 camera,
                 start,
@@ -374,17 +374,21 @@ impl School {
                 bytes: least + (most - least) * (nth * 7 % count) as u64 / (count - 1).max(1) as u64,
             }
         });
-        let mut pictures: Vec<Picture> = videos.collect();
-        pictures.extend(self.leave_slips().map(|(_, leave)| Picture::Leave(leave)));
-        pictures.extend(self.pass_slips().map(|(_, pass)| Picture::Pass(pass)));
-        pictures.extend((1..=self.plan.faculties).flat_map(|id| {
-            (1..=3).map(move |shot| Picture::Portrait {
-                path: photo(id, shot),
-                person: seed_for(self.seed, "face", id),
-                shot,
+        let leaves = self.leave_slips().map(|(_, leave)| SampleFile::Picture {
+            path: leave.path(),
+            picture: leave.scan(),
+        });
+        let passes = self.pass_slips().map(|(_, pass)| SampleFile::Picture {
+            path: pass.path(),
+            picture: pass.scan(),
+        });
+        let photos = (1..=self.plan.faculties).flat_map(|id| {
+            (1..=3).map(move |shot| SampleFile::Picture {
+                path: photo_path(id, shot),
+                picture: pictures::photo(id, shot),
             })
-        }));
-        pictures
+        });
+        videos.chain(leaves).chain(passes).chain(photos).collect()
     }
 
     fn leave_slips(&self) -> impl Iterator<Item = (Timestamp, Leave)> {

@@ -1,17 +1,17 @@
 //! Fills the sample school: the rows of nine tables and the media files that they name.
 //!
 //! The same seed gives the same school, dated back from the hour in which it is made. Of each table with a retention
-//! window a good part lies inside the window and a good part outside. Rows go in by COPY, in one transaction, while
-//! other threads draw the files: the school is there as a whole or not at all.
+//! window a good part lies inside the window and a good part outside. Rows go in by COPY, in one transaction,
+//! which commits when every file is written.
 
 use std::path::Path;
 
 use serde::Serialize;
 use tokio_postgres::NoTls;
 
+use super::media_files::write_files;
 pub use super::plan::SchoolSize;
 use super::rows::School;
-use super::studio::Studio;
 use crate::error::{Error, Result};
 
 const SCHEMA: &str = include_str!("../../sql/sample_school.sql");
@@ -62,25 +62,28 @@ pub async fn create_planned(
     transaction.batch_execute(SCHEMA).await.map_err(|error| {
         broken(error).remedy("the sample school needs a database without such tables: name an empty one")
     })?;
-    let studio = Studio::open(media_root, seed, school.pictures())?;
     let mut rows = Vec::new();
     for sheet in school.sheets() {
         progress(&format!("{}: {} rows", sheet.table, sheet.rows));
         rows.push((sheet.table, sheet.copy(&transaction).await.map_err(broken)?));
     }
-    progress("photos, slips and recordings are being made");
-    let (shots, drawn) = studio.close().await?;
-    let sheet = school.recordings(&shots);
+    progress("writing photos, slips and recordings");
+    let written = write_files(media_root, seed, school.files()).await?;
+    let sheet = school.recordings(&written.recordings);
     rows.push((sheet.table, sheet.copy(&transaction).await.map_err(broken)?));
     transaction.commit().await.map_err(broken)?;
     client.batch_execute("analyze").await.map_err(broken)?;
-    progress(&format!("{} files, {} MB", drawn.files, drawn.bytes / 1_000_000));
+    progress(&format!(
+        "{} files, {} MB",
+        written.files,
+        written.bytes / 1_000_000
+    ));
     drop(client);
     // The connection ends with its client; what it says then changes nothing.
     connection.await.ok();
     Ok(SchoolCounts {
         rows,
-        files: drawn.files,
-        file_bytes: drawn.bytes,
+        files: written.files,
+        file_bytes: written.bytes,
     })
 }

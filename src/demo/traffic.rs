@@ -16,9 +16,11 @@ use tokio_postgres::{Client, NoTls, Row};
 use tokio_util::sync::CancellationToken;
 
 use super::campus::{Sighting, recording_path, school_day, school_time};
-use super::people::{pick, rng_for, seed_for};
+use super::media_files::comment;
+use super::people::{pick, rng_for};
+use super::pictures::with_comment;
+use super::recording::{FRAME_RATE, Recording};
 use super::slips::{Leave, PassSlip};
-use super::video::{RATE, Recording};
 use crate::error::{Error, Kind, Result};
 
 /// How often things happen: the mean time between two of a kind, and how long a recording runs.
@@ -256,15 +258,12 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
         let wait = Duration::from_millis(rng.random_range(100..2000));
         let (path, scan, insert) = if leave {
             let leave = Leave::new(seed, id, self.faculties, today);
-            let form = leave.clone();
-            let scan = draw(move || form.scan(seed)).await?;
-            (leave.path(), scan, Paper::Leave(leave))
+            (leave.path(), leave.scan(), Paper::Leave(leave))
         } else {
             let pass = PassSlip::new(seed, id, self.faculties, today);
-            let form = pass.clone();
-            let scan = draw(move || form.scan(seed)).await?;
-            (pass.path(), scan, Paper::Pass(pass))
+            (pass.path(), pass.scan(), Paper::Pass(pass))
         };
+        let scan = with_comment(scan, &comment(&path, seed));
         let file = self.media_root.join(&path);
         let way = pick(&[Way::Rename, Way::Whole, Way::Pieces], rng);
         if file_first {
@@ -381,24 +380,24 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
             id = Some(row.get(0));
         }
         (self.observe)(&format!("camera {camera} records"));
-        let seed = seed_for(self.seed, "recording", start.as_second());
-        let mut recording = draw(move || Recording::create(&file, camera, start, seed)).await?;
-        let mut clock = tokio::time::interval(Duration::from_secs(1) / RATE);
+        let comment = comment(&path, self.seed);
+        let mut recording = on_blocking_thread(move || Recording::create(&file, &comment)).await?;
+        let mut clock = tokio::time::interval(Duration::from_secs(1) / FRAME_RATE);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let frames = (self.rates.recording_length.as_secs_f64() * f64::from(RATE)) as u32;
+        let frames = (self.rates.recording_length.as_secs_f64() * f64::from(FRAME_RATE)) as u32;
         for nth in 0..frames.max(1) {
             // A recording has one frame at least.
             tokio::select! {
                 () = self.shutdown.cancelled(), if nth > 0 => break,
                 _ = clock.tick() => {}
             }
-            recording = draw(move || {
+            recording = on_blocking_thread(move || {
                 recording.append()?;
                 Ok(recording)
             })
             .await?;
         }
-        let facts = draw(move || recording.finish()).await?;
+        let facts = on_blocking_thread(move || recording.finish()).await?;
         let id = match id {
             Some(id) => {
                 let update = "update tbl_stream_recordings set duration = $2, frames = $3, file_size = $4, \
@@ -502,11 +501,13 @@ async fn make_folder(file: &Path) -> Result<()> {
         .map_err(|error| Error::local(format!("make the folder {}", folder.display()), error))
 }
 
-/// Work for the processor or the disk, off the runtime's threads.
-async fn draw<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+/// Runs work that writes to the disk on a thread where it may block.
+async fn on_blocking_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| Error::new(Kind::Local, "draw a sample file", error.to_string()))?
+        .map_err(|error| Error::new(Kind::Local, "write a recording", error.to_string()))?
 }
 
 fn broken(error: tokio_postgres::Error) -> Error {
