@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 pub(super) enum SampleFile {
     /// A copy of one of the program's pictures.
     Picture { path: String, picture: &'static [u8] },
-    /// A recording of at least so many bytes.
+    /// A recording of at least this many bytes.
     Recording {
         path: String,
         camera: i64,
@@ -32,16 +32,16 @@ pub(super) struct WrittenRecording {
 /// What was written.
 #[derive(Default)]
 pub(super) struct WrittenFiles {
-    /// In the order of their start.
+    /// Sorted by the time when they started.
     pub(super) recordings: Vec<WrittenRecording>,
-    /// How many files, pictures and recordings.
+    /// Number of files: pictures and recordings.
     pub(super) files: u64,
     /// Bytes of all files.
     pub(super) bytes: u64,
 }
 
-/// Writes the files, and creates their folders, on a thread of its own. If the caller goes away, the thread still
-/// writes what is left, which takes about a second.
+/// Creates the folders and writes the files, on a thread that may block. If this is dropped, the thread still
+/// writes the remaining files, which takes about a second.
 pub(super) async fn write_files(root: &Path, seed: u64, files: Vec<SampleFile>) -> Result<WrittenFiles> {
     let root = root.to_owned();
     tokio::task::spawn_blocking(move || {
@@ -58,7 +58,7 @@ pub(super) async fn write_files(root: &Path, seed: u64, files: Vec<SampleFile>) 
     .map_err(|error| Error::new(Kind::Local, "write the sample files", error.to_string()))?
 }
 
-/// What makes the file at this path different from the files at other paths and of other seeds.
+/// A comment that makes a file unique: its path and the school's seed.
 pub(super) fn comment(path: &str, seed: u64) -> String {
     format!("{path}, seed {seed}")
 }
@@ -98,7 +98,7 @@ impl WrittenFiles {
     }
 }
 
-/// The path below the root, whose folder exists after this.
+/// The path below the root. Creates its folder.
 fn target(root: &Path, path: &str) -> Result<PathBuf> {
     let target = root.join(path);
     let folder = target.parent().unwrap_or(root);

@@ -1,7 +1,7 @@
-//! The sample school's pictures: a few JPEG files that are part of the program, from which every picture is made.
+//! The sample school's pictures. Each is a copy of one of a few JPEG files that are part of the program.
 //!
-//! Two faculties were photographed, three times each, and two leave slips and two pass slips were scanned. A comment
-//! segment makes each copy different from every other one; whoever shows the picture skips the comment.
+//! There are three photos of each of two faculties, and scans of two leave slips and two pass slips. A
+//! comment segment makes each copy unique; programs that show a picture skip the comment.
 
 const PHOTOS: [[&[u8]; 3]; 2] = [
     [
@@ -40,9 +40,9 @@ pub(super) fn pass_slip(number: i64) -> &'static [u8] {
     choose(&PASS_SLIPS, number)
 }
 
-/// A copy of a picture with a comment segment behind its JFIF header, which has to come first.
+/// A copy of a picture with a comment segment after its JFIF header, which must come first.
 pub(super) fn with_comment(picture: &[u8], comment: &str) -> Vec<u8> {
-    // The segment's length counts its own two bytes; the comment is a path and a number, far below 64 KB.
+    // The segment's length includes its own two bytes. The comment is a path and a number, far below 64 KB.
     let length = (comment.len() + 2) as u16;
     let header_end = 4 + usize::from(u16::from_be_bytes([picture[4], picture[5]]));
     let (header, image) = picture.split_at(header_end);
@@ -64,7 +64,7 @@ fn choose<T: Copy>(choices: &[T; 2], number: i64) -> T {
 mod tests {
     use super::*;
 
-    /// Width, height and comment of a JPEG file, having walked its markers from the start to the scan.
+    /// Width, height and comment of a JPEG file, from its markers up to the scan.
     fn inspect(jpeg: &[u8]) -> ((u16, u16), Option<&str>) {
         assert_eq!(jpeg[..2], [0xff, 0xd8], "starts with SOI");
         assert_eq!(jpeg[2..4], [0xff, 0xe0], "the JFIF header comes first");

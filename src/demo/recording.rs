@@ -1,9 +1,10 @@
-//! Camera recordings: an MP4 file that grows frame by frame, made from a short one that is part of the program.
+//! Camera recordings: MP4 files that grow frame by frame, made from a short one that is part of the program.
 //!
-//! The short one is fragmented (ISO/IEC 14496-12, 8.8): `ftyp` and `moov` describe the track, and then each frame is a
-//! fragment of its own, a `moof` with its `mdat`. A recording repeats the fragments in a circle, each with its own
-//! number and time. A `free` box, which players skip, holds a comment that makes the file different from every other.
-//! The end of a recording writes its length into `mehd`, in the middle of the file, as a camera's recorder does.
+//! The short file is fragmented (ISO/IEC 14496-12, 8.8): `ftyp` and `moov` describe the track, and each frame
+//! is a fragment, a `moof` and its `mdat`. A recording repeats the fragments, each with its own number and
+//! time, so that the file is valid after every frame. A `free` box, which players skip, has a comment that
+//! makes the file unique. The last step writes the recording's length into `mehd`, near the start of the
+//! file, as cameras do.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -18,7 +19,7 @@ pub(super) const FRAME_RATE: u32 = 5;
 /// The boxes of the short recording: `ftyp` and `moov`, and then a `moof` and an `mdat` for each frame.
 static SAMPLE: LazyLock<Vec<&[u8]>> = LazyLock::new(|| split_boxes(include_bytes!("media/recording.mp4")));
 const HEADER_BOXES: usize = 2;
-/// Where a fragment has its sequence number and its time of decoding, in frames.
+/// Offsets in a fragment: of its sequence number, and of its decode time, which is in frames.
 const SEQUENCE_NUMBER: usize = 20;
 const DECODE_TIME: usize = 60;
 
@@ -38,7 +39,7 @@ pub(super) struct Recording {
     file: File,
     frames: u32,
     bytes: u64,
-    /// Where the header has the recording's length.
+    /// The offset of the recording's length in the header.
     length_field: u64,
 }
 
@@ -91,7 +92,7 @@ impl Recording {
     }
 }
 
-/// The boxes that follow each other in an MP4 file. Each begins with its size, in four bytes, and its kind.
+/// Splits an MP4 file into its boxes. Each begins with its size in four bytes, and its name.
 fn split_boxes(mut file: &[u8]) -> Vec<&[u8]> {
     let mut boxes = Vec::new();
     while let Some(size) = file.first_chunk() {
@@ -102,13 +103,13 @@ fn split_boxes(mut file: &[u8]) -> Vec<&[u8]> {
     boxes
 }
 
-/// Where the header has the recording's length: after the name, the version and the flags of `mehd`.
+/// The offset of the recording's length in the header: after the name, the version and the flags of `mehd`.
 fn length_field(header: &[u8]) -> usize {
     let name = header.windows(4).position(|bytes| bytes == b"mehd");
     name.unwrap_or_default() + 8
 }
 
-/// The fragment of a recording's frame, counted from 0.
+/// The fragment for a frame of a recording. The first frame is 0.
 fn fragment(frame: u32) -> Vec<u8> {
     let fragments = &SAMPLE[HEADER_BOXES..];
     let first = frame as usize * 2 % fragments.len();
@@ -180,7 +181,7 @@ mod tests {
             };
             assert_eq!(&track_header[4..8], b"tfhd");
             assert_eq!((&time[4..8], number(time, 12)), (&b"tfdt"[..], frame));
-            // One sample, which begins behind the header of `mdat` and fills it.
+            // One sample, which begins after the header of `mdat` and fills it.
             assert_eq!(&samples[4..8], b"trun");
             let [count, offset, size] = [12, 16, 20].map(|at| number(samples, at) as usize);
             assert_eq!((count, offset, size), (1, moof.len() + 8, mdat.len() - 8));
