@@ -337,7 +337,7 @@ impl School {
     }
 
     /// The recordings that were written.
-    pub(super) fn recordings(&self, recordings: &[WrittenRecording]) -> TableRows {
+    pub(super) fn recordings(recordings: &[WrittenRecording]) -> TableRows {
         let mut table = TableRows::new(
             "tbl_stream_recordings",
             "camera_id, filename, filepath, start_time, duration, frames, file_size",

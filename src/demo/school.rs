@@ -74,7 +74,7 @@ pub async fn create_with_size(
     }
     progress("writing photos, slips and recordings");
     let written = write_files(media_root, seed, school.files()).await?;
-    let table = school.recordings(&written.recordings);
+    let table = School::recordings(&written.recordings);
     rows.push((
         table.name,
         table.copy(&transaction).await.map_err(postgres_error)?,
