@@ -188,11 +188,11 @@ fn outbox(status: &StatusReport) -> String {
     }
     match (growth.room_bytes, growth.full_in_seconds) {
         (Some(room), Some(seconds)) => {
-            text.push_str(&format!(", room for {}: full in {}", size(room), span(seconds)));
+            text.push_str(&format!(", room for {}: full in {}", size(room), span(seconds)))
         }
         (Some(room), None) => text.push_str(&format!(", room for {}", size(room))),
         (None, _) => {
-            text.push_str(", room unknown: its disk cannot be seen from here (set source.outbox_limit)");
+            text.push_str(", room unknown: its disk cannot be seen from here (set source.outbox_limit)")
         }
     }
     text

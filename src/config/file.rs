@@ -180,7 +180,7 @@ fn form_fields(fields: &DeTable<'_>) -> ParsedValue<String> {
         let name = name.get_ref();
         match value.get_ref().as_str() {
             Some(value) if !value.contains(';') && !name.contains(['=', ';']) => {
-                text.push(format!("{name}={value}"));
+                text.push(format!("{name}={value}"))
             }
             Some(_) => return Err(format!("must not hold ; in the field {name}")),
             None => {

@@ -99,7 +99,7 @@ pub(super) fn parked(entity: &Entity, why: &str) -> Error {
     .remedy("mend that: a running replicator tries again by itself, and no change is lost")
 }
 
-/// One look of the guard: as [`drift_monitor::watch`], with gaps marked where changes may be missed or values changed without a trigger,
+/// One look of the guard: as [`drift::watch`], with gaps marked where changes may be missed or values changed without a trigger,
 /// and triggers made again where that is all it takes. Returns how each entity stands after it.
 ///
 /// # Errors
