@@ -1,12 +1,13 @@
-# cloud-sync's own targets. `make` alone lists them.
+# `make` without a target lists the targets.
 
 CARGO ?= cargo
 ARGS ?=
-# Installing needs root: nothing in front where we are root, sudo elsewhere.
+# Installing packages needs root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak bench lint prerequisites compiler postgresql faketime pgbouncer peers
+.PHONY: help build demo test soak bench lint doc deny prerequisites compiler postgresql faketime pgbouncer \
+  peers cargo-deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +18,7 @@ build: compiler ## build the release binary, target/release/cloud-sync
 demo: prerequisites ## show it live: a sample school, its cloud, and the replicator; flags in ARGS="…"
 	$(CARGO) run --release -- demo $(ARGS)
 
-test: prerequisites faketime pgbouncer ## run every test; the last line sums up what the fault tests did and found
+test: prerequisites faketime pgbouncer ## run every test; the last line sums up the fault tests
 	@tally=$$($(CARGO) metadata --no-deps --format-version 1 | \
 	  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/tmp/fault-tally; \
 	rm -f "$$tally"; status=0; \
@@ -28,28 +29,34 @@ test: prerequisites faketime pgbouncer ## run every test; the last line sums up 
 	  exit violations > 0 }' "$$tally" || exit 1; \
 	exit $$status
 
-soak: prerequisites ## let faults of every kind strike a site for minutes; ARGS="--minutes N --seed S"
+soak: prerequisites ## replicate for minutes with faults of every kind; ARGS="--minutes N --seed S"
 	@program=$$($(CARGO) test --no-run --test soak --message-format=json-render-diagnostics | \
 	  sed -n 's/.*"executable":"\([^"]*\/soak-[^"]*\)".*/\1/p') && \
 	test -n "$$program" && exec "$$program" $(ARGS)
 
-bench: prerequisites peers ## measure beside its peers, in one table; ARGS="ROW… --list --json --plot FILE"
+bench: prerequisites peers ## measure this and its peers, in one table; ARGS="ROW… --list --json --plot FILE"
 	@$(CARGO) bench --bench figures -- $(ARGS)
 
-lint: compiler ## formatting, and clippy with warnings denied
+lint: compiler ## check the format, and run clippy with warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --test soak -- -D warnings
 
-prerequisites: compiler postgresql ## install what building and the private servers need, where it is missing
+doc: compiler ## write the documentation of every module to target/doc, with warnings denied
+	RUSTDOCFLAGS="$$RUSTDOCFLAGS -D warnings" $(CARGO) doc --no-deps --document-private-items
 
-# Some dependencies (zstd, ring) hold C and assembly.
+deny: cargo-deny ## check which crates, licences and sources the dependencies have; see deny.toml
+	$(CARGO) deny check bans licenses sources
+
+prerequisites: compiler postgresql ## install what the build and the private servers need, if it is missing
+
+# Some dependencies (zstd, ring) contain C and assembly.
 compiler:
 	@command -v cc >/dev/null || { \
 	  echo "no C compiler: installing build-essential"; \
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends build-essential; }
 
-# Demo and tests run private servers of their own; the distribution's default cluster is neither needed nor wanted.
+# The demo and the tests start private servers: no default cluster is created.
 postgresql:
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
 	  echo "no PostgreSQL server: installing the distribution's"; \
@@ -61,22 +68,22 @@ postgresql:
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 	    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold postgresql; }
 
-# Tests turn the clock of a program by a day.
+# Tests change a program's clock by a day.
 faketime:
 	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { \
 	  echo "no libfaketime: installing the distribution's"; \
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends faketime; }
 
-# Tests put a site's database behind one.
+# Tests connect to a site's database through PgBouncer.
 pgbouncer:
 	@command -v pgbouncer >/dev/null || ls /usr/sbin/pgbouncer >/dev/null 2>&1 || { \
 	  echo "no PgBouncer: installing the distribution's"; \
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends pgbouncer; }
 
-# What the measurements run beside. PgQ is an extension of the server: the package fits the newest server that Debian put
-# here. Where it cannot be had, the measurements say that PgQ was skipped.
+# The peers of the measurements. PgQ is an extension of the server: the package is for the newest server that
+# Debian installed. If it cannot be installed, the measurements skip PgQ and say so.
 peers:
 	@command -v curl >/dev/null && command -v rclone >/dev/null || { \
 	  echo "no curl or no rclone: installing the distribution's"; \
@@ -86,5 +93,12 @@ peers:
 	test -z "$$major" || ls /usr/share/postgresql/$$major/extension/pgq.control >/dev/null 2>&1 || { \
 	  echo "no PgQ for PostgreSQL $$major: installing postgresql-$$major-pgq3"; \
 	  $(SUDO) apt-get update && \
-	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql-$$major-pgq3 || \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+	    postgresql-$$major-pgq3 || \
 	  echo "postgresql-$$major-pgq3 cannot be installed: PgQ is skipped"; }
+
+# Compiles for two to three minutes on two processors.
+cargo-deny:
+	@$(CARGO) deny --version >/dev/null 2>&1 || { \
+	  echo "no cargo-deny: compiling it"; \
+	  $(CARGO) install --quiet --locked cargo-deny; }

@@ -167,11 +167,6 @@ impl Latency {
         if samples.is_empty() {
             return None;
         }
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss
-        )]
         let rank = (samples.len() as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil() as usize;
         let (_, sample, _) = samples.select_nth_unstable(rank.max(1) - 1);
         Some(*sample)

@@ -16,9 +16,6 @@
 //! [`control`] and [`cli`] are how people see and steer it. [`receiver`] is the reference cloud server,
 //! [`demo`] a whole site with its cloud.
 
-#![warn(missing_docs, unreachable_pub)]
-#![forbid(unsafe_code)]
-
 pub mod cli;
 pub mod demo;
 

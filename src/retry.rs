@@ -53,8 +53,10 @@ impl Backoff {
     ///
     /// What the server asks for is waited for in full (up to [`LONGEST_RETRY_AFTER`]), with a little jitter on top, so
     /// that all who were sent away together do not come back together.
-    // Not an iterator: each step takes what the server said.
-    #[allow(clippy::should_implement_trait)]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "not an iterator: each step takes what the server said"
+    )]
     pub fn next(&mut self, retry_after: Option<Duration>) -> Duration {
         self.failures = self.failures.saturating_add(1);
         match retry_after {

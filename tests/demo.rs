@@ -76,12 +76,12 @@ async fn a_sample_school_lives_and_is_compared() {
     let url = server.url("college");
 
     let plan = SchoolSize::small();
-    let counts = school::create_planned(&plan, &url, &media, 7, |_| {})
+    let counts = school::create_with_size(&plan, &url, &media, 7, |_| {})
         .await
         .unwrap();
     let client = connect(&url).await;
     the_school_is_as_planned(&client, &media, &plan, &counts).await;
-    let again = school::create_planned(&plan, &url, &media, 7, |_| {}).await;
+    let again = school::create_with_size(&plan, &url, &media, 7, |_| {}).await;
     assert!(again.unwrap_err().to_string().contains("empty"));
 
     traffic_leaves_whole_files_and_rows(&client, &url, &media).await;
@@ -260,7 +260,7 @@ async fn the_comparison_tells_what_differs(client: &Client, url: &str, media: &P
     let report = compare().await;
     assert!(report.equal, "{report}");
     let logs = of(&report, "recognition_logs");
-    assert!(logs.in_window > 0 && logs.in_window < logs.cloud_rows);
+    assert!(logs.in_retention > 0 && logs.in_retention < logs.cloud_rows);
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["entities"][8]["entity"], "stream_recordings");
 
@@ -279,7 +279,7 @@ async fn the_comparison_tells_what_differs(client: &Client, url: &str, media: &P
     let report = compare().await;
     assert!(!report.equal);
     let rooms = of(&report, "rooms");
-    assert_eq!((rooms.in_window, rooms.in_cloud, rooms.equal), (4, 3, 2));
+    assert_eq!((rooms.in_retention, rooms.in_cloud, rooms.equal), (4, 3, 2));
     assert!(of(&report, "cameras").is_equal());
     let loads = of(&report, "teaching_loads");
     assert_eq!(

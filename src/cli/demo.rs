@@ -22,7 +22,7 @@ pub(super) struct DemoArgs {
     /// End when the cloud equals the site, and print the report
     #[arg(long)]
     once: bool,
-    /// Keep databases and files in this folder, instead of a temporary one
+    /// Keep databases and files in this folder instead of a temporary one
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
     /// The seed of the sample school
@@ -32,12 +32,12 @@ pub(super) struct DemoArgs {
 
 pub(super) async fn execute(context: &Context, args: DemoArgs) -> Result<ExitCode> {
     let shutdown = Shutdown::listen()?;
-    let plan = demo::DemoOptions {
+    let options = demo::DemoOptions {
         folder: args.keep,
         seed: args.seed,
         once: args.once,
     };
-    let report = demo::run_demo(plan, shutdown.token(), |line| eprintln!("{line}")).await?;
+    let report = demo::run_demo(options, shutdown.token(), |line| eprintln!("{line}")).await?;
     let Some(report) = report else {
         return Ok(ExitCode::SUCCESS);
     };

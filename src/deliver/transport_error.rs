@@ -77,7 +77,7 @@ impl EnvironmentProxy {
     }
 }
 
-/// The same as [`transport_error`] for a request that goes through this proxy.
+/// The same as [`broken`] for a request that goes through this proxy.
 pub(super) fn broken_through(
     proxy: Option<&EnvironmentProxy>,
     operation: &str,

@@ -1,17 +1,19 @@
-//! The school's rooms and cameras, what the cameras see, and how the school tells time.
+//! The school's rooms and cameras, what the cameras recognize, and the school's time zone.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
+use jiff::tz::{Offset, TimeZone};
 use rand::{RngExt, rngs::StdRng};
 
 use super::people::Person;
-use super::video::SCHOOL_TIME;
 
-/// A room, by its id.
+/// The school's time zone, 8 hours ahead of UTC.
+pub(super) const SCHOOL_OFFSET: Offset = Offset::constant(8);
+
+/// A room.
 pub(super) struct Room {
-    /// Building, floor and door.
-    pub(super) no: String,
+    /// Building, floor and door, as digits.
+    pub(super) number: String,
     /// Building.
     pub(super) building: i64,
     /// Floor.
@@ -19,39 +21,39 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// The room with this id; a camera hangs in the room with its own id.
-    pub(super) fn of(id: i64) -> Self {
+    /// The room with this id. The camera in it has the same id.
+    pub(super) fn new(id: i64) -> Self {
         let (building, floor) = ((id - 1) / 12 + 1, (id - 1) / 4 % 3 + 1);
         Self {
-            no: format!("{building}{floor}{:02}", (id - 1) % 4 + 1),
+            number: format!("{building}{floor}{:02}", (id - 1) % 4 + 1),
             building,
             floor,
         }
     }
 }
 
-/// What a camera's face recognition wrote down.
-pub(super) struct Sighting {
-    /// Whom it knew, if anyone.
+/// What a camera's face recognition logged.
+pub(super) struct Recognition {
+    /// The faculty that it recognized; `None` for an unknown person.
     pub(super) faculty: Option<i64>,
     /// The camera's name.
     pub(super) camera_name: String,
-    /// Where the camera hangs.
+    /// The camera's room.
     pub(super) room_name: String,
-    /// In which building.
+    /// The camera's building.
     pub(super) building: String,
-    /// The name of whom it knew, or `Unknown`.
+    /// The faculty's name, or `Unknown`.
     pub(super) name: String,
     /// `recognized` or `unknown`.
     pub(super) status: &'static str,
-    /// How far the face lay from the nearest known one, with six digits.
+    /// The distance to the nearest known face, with six digits.
     pub(super) distance: String,
 }
 
-impl Sighting {
-    /// A sighting of a faculty by a camera; of a stranger where it is not `known`.
+impl Recognition {
+    /// A camera sees a faculty or, unless `known`, a person whom it does not know.
     pub(super) fn new(seed: u64, camera: i64, faculty: i64, known: bool, rng: &mut StdRng) -> Self {
-        let room = Room::of(camera);
+        let room = Room::new(camera);
         let distance = if known {
             rng.random_range(0.18..0.45_f64)
         } else {
@@ -60,10 +62,10 @@ impl Sighting {
         Self {
             faculty: known.then_some(faculty),
             camera_name: format!("Camera {camera:02}"),
-            room_name: format!("Lecture Room {}", room.no),
+            room_name: format!("Lecture Room {}", room.number),
             building: room.building.to_string(),
             name: if known {
-                Person::of(seed, faculty).name()
+                Person::new(seed, faculty).name()
             } else {
                 "Unknown".to_owned()
             },
@@ -73,25 +75,25 @@ impl Sighting {
     }
 }
 
-/// Where a recording lies below the media root: by day, camera and the second in which it started.
+/// A recording's path below the media root: day, camera, and the second in which it started.
 pub(super) fn recording_path(camera: i64, start: Timestamp) -> String {
-    let start = start.to_zoned(TimeZone::fixed(SCHOOL_TIME));
+    let start = start.to_zoned(TimeZone::fixed(SCHOOL_OFFSET));
     let (day, stamp) = (start.strftime("%Y-%m-%d"), start.strftime("%Y%m%d_%H%M%S"));
     format!("stream_recordings/{day}/camera_{camera:02}_{stamp}.mp4")
 }
 
-/// ISO 8601 with the school's offset, as the application writes times into text columns.
+/// A time in ISO 8601 with the school's offset, as the application writes it into text columns.
 pub(super) fn school_time(at: Timestamp) -> String {
-    let zoned = at.to_zoned(TimeZone::fixed(SCHOOL_TIME));
+    let zoned = at.to_zoned(TimeZone::fixed(SCHOOL_OFFSET));
     zoned.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
-/// The school's date at a moment.
+/// The date at the school.
 pub(super) fn school_day(at: Timestamp) -> Date {
-    at.to_zoned(TimeZone::fixed(SCHOOL_TIME)).date()
+    at.to_zoned(TimeZone::fixed(SCHOOL_OFFSET)).date()
 }
 
-/// Where a faculty's photo lies below the media root.
-pub(super) fn photo(faculty: i64, shot: u64) -> String {
+/// The path of a faculty's photo below the media root.
+pub(super) fn photo_path(faculty: i64, shot: usize) -> String {
     format!("faculty_images/{faculty}/faculty_{faculty:03}_{shot}.jpg")
 }

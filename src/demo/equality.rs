@@ -1,9 +1,11 @@
-//! Whether the cloud holds what the site holds: each row in its entity's window, and each file that such a row names.
+//! Compares a site with its cloud: each row within its entity's retention, and each file that such a row
+//! names.
 //!
-//! Both servers render a row as canonical `jsonb` text in UTC, with the site's columns only, without those that are
-//! excluded or redacted; rows are matched by key, files by content hash. The site must stand still meanwhile, and what
-//! it committed must have been delivered. Rows are streamed; of a row of the site, its key, a hash and its files'
-//! names are kept. Both servers are taken to be on this machine: the connections are without TLS.
+//! Both servers format a row as canonical `jsonb` text in UTC. The text has the site's columns, without those
+//! that are excluded or redacted. Rows are matched by key, files by content hash. The site must not change
+//! during the comparison, and the cloud must have accepted all its changes. Rows are streamed: only the key,
+//! the hash and the files' names of each row of the site are in memory. Connections are without TLS, since
+//! both servers are on this machine. If a database or a file cannot be read, there is an error and no report.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,16 +20,16 @@ use tokio_postgres::{Client, NoTls};
 use crate::catalogue::{Catalogue, Entity, FileColumn};
 use crate::error::{Error, Kind, Result};
 
-/// What both servers are told, so that equal values look equal.
-const SAME_RENDERING: &str = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; \
+/// Settings for both sessions, so that equal values have equal text.
+const TEXT_FORMAT: &str = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; \
                               set bytea_output = 'hex'; set extra_float_digits = 1";
 
-/// Site and cloud, entity by entity.
+/// The comparison of a site with its cloud, by entity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EqualityReport {
     /// The site's name in the cloud.
     pub site: String,
-    /// Whether every row and every file is there and equal.
+    /// Whether the cloud has every row and every file, and all are equal.
     pub equal: bool,
     /// In the catalogue's order.
     pub entities: Vec<EntityEquality>,
@@ -38,37 +40,37 @@ pub struct EqualityReport {
 pub struct EntityEquality {
     /// The entity's name.
     pub entity: String,
-    /// Rows in the window on the site.
-    pub in_window: u64,
+    /// Rows of the site within the entity's retention.
+    pub in_retention: u64,
     /// Of those, rows that the cloud has.
     pub in_cloud: u64,
     /// Of those, rows that the cloud has with equal values.
     pub equal: u64,
-    /// Rows of the site in the cloud, those outside the window included.
+    /// All rows of the site in the cloud, also those beyond the retention.
     pub cloud_rows: u64,
-    /// Columns of the site that the cloud's table lacks; no row is equal then.
+    /// Columns of the site that the cloud's table does not have. If there are any, no row is equal.
     pub columns_missing: Vec<String>,
-    /// Files that rows in the window name.
+    /// Files that rows within the retention name.
     pub files: u64,
-    /// Of those, files that the site itself does not have.
+    /// Of those, files that are missing on the site itself.
     pub files_absent: u64,
     /// Bytes of those files on the site.
     pub file_bytes: u64,
-    /// Of those files, those that lie in the cloud under the row's URL with equal content.
+    /// Of those files, those that the cloud has at the row's URL with equal content.
     pub files_verified: u64,
 }
 
 impl EntityEquality {
-    /// Whether every row in the window and every file that it names is in the cloud and equal.
+    /// Whether the cloud has every row within the retention and every file that it names, and all are equal.
     pub fn is_equal(&self) -> bool {
-        self.equal == self.in_window && self.files_verified == self.files
+        self.equal == self.in_retention && self.files_verified == self.files
     }
 }
 
 /// Compares a site's database and media root with the receiver's database and files.
 ///
 /// # Errors
-/// A database cannot be reached, or answers with an error; a file that is there cannot be read.
+/// A database cannot be reached or returns an error, or a file that exists cannot be read.
 pub async fn compare(
     site_db_url: &str,
     cloud_db_url: &str,
@@ -81,12 +83,14 @@ pub async fn compare(
     let cloud = connect(cloud_db_url).await?;
     let mut entities = Vec::with_capacity(catalogue.entities().len());
     for entity in catalogue.entities() {
-        let compared = Comparison::new(entity, &site, &cloud, site_name).run().await;
+        let compared = Comparison::new(entity, &site, &cloud, site_name)
+            .compare_rows()
+            .await;
         let (mut found, files) =
             compared.map_err(|error| Error::postgres(format!("compare {}", entity.name), error))?;
         let (root, stored) = (media_root.to_owned(), receiver_files.to_owned());
         let verified = tokio::task::spawn_blocking(move || {
-            verify(&files, &root, &stored, &mut found)?;
+            verify_files(&files, &root, &stored, &mut found)?;
             Ok::<_, Error>(found)
         });
         entities.push(
@@ -103,15 +107,17 @@ pub async fn compare(
 }
 
 async fn connect(url: &str) -> Result<Client> {
-    let broken = |error| Error::postgres("connect to compare site and cloud", error);
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.map_err(broken)?;
-    // It ends when the client is dropped; an error of it reaches the client's next query.
+    let postgres_error = |error| Error::postgres("connect to compare site and cloud", error);
+    let (client, connection) = tokio_postgres::connect(url, NoTls)
+        .await
+        .map_err(postgres_error)?;
+    // The connection ends when the client is dropped. The client's next query returns an error of it.
     tokio::spawn(connection);
-    client.batch_execute(SAME_RENDERING).await.map_err(broken)?;
+    client.batch_execute(TEXT_FORMAT).await.map_err(postgres_error)?;
     Ok(client)
 }
 
-/// A file that a row names: where it lies on the site, and the URL that the cloud's row has for it.
+/// A file that a row names: its path on the site, and its URL in the cloud's row.
 struct FileOfRow {
     path: String,
     url: Option<String>,
@@ -119,7 +125,7 @@ struct FileOfRow {
 
 struct SiteRow {
     hash: blake3::Hash,
-    /// By file column: the paths that the row names.
+    /// The paths that the row names, by file column.
     paths: Vec<Vec<String>>,
 }
 
@@ -140,33 +146,42 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    async fn run(&self) -> std::result::Result<(EntityEquality, Vec<FileOfRow>), tokio_postgres::Error> {
+    async fn compare_rows(
+        &self,
+    ) -> std::result::Result<(EntityEquality, Vec<FileOfRow>), tokio_postgres::Error> {
         let entity = self.entity;
         let mut found = EntityEquality {
             entity: entity.name.clone(),
             ..EntityEquality::default()
         };
-        let kept: Vec<String> = columns(self.site, &entity.table)
+        let compared: Vec<String> = columns(self.site, &entity.table)
             .await?
             .into_iter()
             .filter(|column| !entity.exclude.contains(column) && !entity.redact.contains(column))
             .collect();
-        let mut rows = self.site_rows(&kept).await?;
-        found.in_window = rows.len() as u64;
+        let mut rows = self.site_rows(&compared).await?;
+        found.in_retention = rows.len() as u64;
 
         let table = format!("cloud.{}", quoted(&entity.name));
-        let there = columns(self.cloud, &table).await?;
+        let cloud_columns = columns(self.cloud, &table).await?;
         let mut files = Vec::new();
-        if !there.is_empty() {
-            found.columns_missing = kept
+        if !cloud_columns.is_empty() {
+            found.columns_missing = compared
                 .iter()
-                .filter(|column| !there.contains(column))
+                .filter(|column| !cloud_columns.contains(column))
                 .cloned()
                 .collect();
-            self.match_cloud(&table, &there, &kept, &mut rows, &mut found, &mut files)
-                .await?;
+            self.match_cloud(
+                &table,
+                &cloud_columns,
+                &compared,
+                &mut rows,
+                &mut found,
+                &mut files,
+            )
+            .await?;
         }
-        // What is left, the cloud does not have.
+        // The cloud does not have the remaining rows.
         for path in rows.into_values().flat_map(|row| row.paths).flatten() {
             files.push(FileOfRow { path, url: None });
         }
@@ -175,11 +190,11 @@ impl<'a> Comparison<'a> {
 
     async fn site_rows(
         &self,
-        kept: &[String],
+        compared: &[String],
     ) -> std::result::Result<HashMap<Box<str>, SiteRow>, tokio_postgres::Error> {
         let entity = self.entity;
         let all = columns(self.site, &entity.table).await?;
-        let left_out = outside(&all, kept);
+        let ignored = other_columns(&all, compared);
         let mut conditions = Vec::new();
         if let Some(window) = &entity.window {
             let column = quoted(&window.column);
@@ -191,19 +206,19 @@ impl<'a> Comparison<'a> {
         conditions.extend(entity.filter.iter().map(|filter| format!("({filter})")));
         let mut statement = format!(
             "select {}, (to_jsonb(t.*) - $1::text[])::text{} from {} as t",
-            key(entity),
-            texts(entity.files.iter().map(|file| file.column.as_str())),
+            key_text(entity),
+            text_columns(entity.files.iter().map(|file| file.column.as_str())),
             entity.table,
         );
         if !conditions.is_empty() {
             statement += &format!(" where {}", conditions.join(" and "));
         }
-        let stream = self.site.query_raw(&statement, [left_out]).await?;
+        let stream = self.site.query_raw(&statement, [ignored]).await?;
         let mut stream = std::pin::pin!(stream);
         let mut rows = HashMap::new();
         while let Some(row) = stream.try_next().await? {
             let paths = (entity.files.iter().enumerate())
-                .map(|(nth, file)| list(file, row.get(2 + nth)))
+                .map(|(index, file)| names_in(file, row.get(2 + index)))
                 .collect();
             let hash = blake3::hash(row.get::<_, &str>(1).as_bytes());
             rows.insert(row.get::<_, &str>(0).into(), SiteRow { hash, paths });
@@ -211,20 +226,20 @@ impl<'a> Comparison<'a> {
         Ok(rows)
     }
 
-    /// Takes out of `rows` each that the cloud has.
+    /// Compares the cloud's rows with the site's and removes those that the cloud has from `rows`.
     async fn match_cloud(
         &self,
         table: &str,
-        there: &[String],
-        kept: &[String],
+        cloud_columns: &[String],
+        compared: &[String],
         rows: &mut HashMap<Box<str>, SiteRow>,
         found: &mut EntityEquality,
         files: &mut Vec<FileOfRow>,
     ) -> std::result::Result<(), tokio_postgres::Error> {
         let entity = self.entity;
-        // A table that has not seen a file yet may lack the column for its URL.
+        // A table may have no column for a file's URL before its first file.
         let urls = entity.files.iter().map(|file| {
-            if there.contains(&file.url_column) {
+            if cloud_columns.contains(&file.url_column) {
                 file.url_column.as_str()
             } else {
                 ""
@@ -232,11 +247,11 @@ impl<'a> Comparison<'a> {
         });
         let statement = format!(
             "select {}, (to_jsonb(t.*) - $1::text[])::text{} from {table} as t where t._site = $2",
-            key(entity),
-            texts(urls),
+            key_text(entity),
+            text_columns(urls),
         );
-        let left_out = outside(there, kept);
-        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&left_out, &self.site_name];
+        let ignored = other_columns(cloud_columns, compared);
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&ignored, &self.site_name];
         let stream = self.cloud.query_raw(&statement, values).await?;
         let mut stream = std::pin::pin!(stream);
         while let Some(row) = stream.try_next().await? {
@@ -248,8 +263,8 @@ impl<'a> Comparison<'a> {
             if blake3::hash(row.get::<_, &str>(1).as_bytes()) == site.hash {
                 found.equal += 1;
             }
-            for ((nth, file), paths) in entity.files.iter().enumerate().zip(site.paths) {
-                let mut urls = list(file, row.get(2 + nth)).into_iter();
+            for ((index, file), paths) in entity.files.iter().enumerate().zip(site.paths) {
+                let mut urls = names_in(file, row.get(2 + index)).into_iter();
                 for path in paths {
                     files.push(FileOfRow {
                         path,
@@ -262,7 +277,7 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// The table's columns, in order; none where there is no such table.
+/// The table's columns, in order. Empty if the table does not exist.
 async fn columns(client: &Client, table: &str) -> std::result::Result<Vec<String>, tokio_postgres::Error> {
     let statement = "select attname::text from pg_attribute \
                      where attrelid = to_regclass($1) and attnum > 0 and not attisdropped order by attnum";
@@ -270,16 +285,16 @@ async fn columns(client: &Client, table: &str) -> std::result::Result<Vec<String
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// The columns that are not among those kept.
-fn outside(all: &[String], kept: &[String]) -> Vec<String> {
+/// The columns that are not compared.
+fn other_columns(all: &[String], compared: &[String]) -> Vec<String> {
     all.iter()
-        .filter(|column| !kept.contains(column))
+        .filter(|column| !compared.contains(column))
         .cloned()
         .collect()
 }
 
-/// The key as text, the same on both servers.
-fn key(entity: &Entity) -> String {
+/// An expression for the row's key as text, which is the same on both servers.
+fn key_text(entity: &Entity) -> String {
     let columns: Vec<String> = entity
         .key
         .iter()
@@ -288,8 +303,8 @@ fn key(entity: &Entity) -> String {
     format!("jsonb_build_array({})::text", columns.join(", "))
 }
 
-/// Further columns of a select, as text; null for an empty name.
-fn texts<'a>(columns: impl Iterator<Item = &'a str>) -> String {
+/// Further columns of a `select`, as text. An empty name gives a null.
+fn text_columns<'a>(columns: impl Iterator<Item = &'a str>) -> String {
     columns
         .map(|column| match column {
             "" => ", null::text".to_owned(),
@@ -303,7 +318,7 @@ fn quoted(name: &str) -> String {
 }
 
 /// The paths or URLs in a column's value.
-fn list(file: &FileColumn, value: Option<&str>) -> Vec<String> {
+fn names_in(file: &FileColumn, value: Option<&str>) -> Vec<String> {
     match value {
         None | Some("") => Vec::new(),
         Some(text) if file.many => serde_json::from_str(text).unwrap_or_default(),
@@ -311,17 +326,18 @@ fn list(file: &FileColumn, value: Option<&str>) -> Vec<String> {
     }
 }
 
-/// Compares the content of each file with what lies under its URL.
-fn verify(files: &[FileOfRow], root: &Path, stored: &Path, found: &mut EntityEquality) -> Result<()> {
+/// Compares each file with the cloud's file at its URL.
+fn verify_files(files: &[FileOfRow], root: &Path, stored: &Path, found: &mut EntityEquality) -> Result<()> {
     for file in files {
         found.files += 1;
-        let Some((hash, bytes)) = below(root, &file.path).map_or(Ok(None), |path| content(&path))? else {
+        let Some((hash, bytes)) = join_below(root, &file.path).map_or(Ok(None), |path| hash_file(&path))?
+        else {
             found.files_absent += 1;
             continue;
         };
         found.file_bytes += bytes;
         let copy = file.url.as_deref().and_then(|url| stored_path(stored, url));
-        let copy = copy.map_or(Ok(None), |path| content(&path))?;
+        let copy = copy.map_or(Ok(None), |path| hash_file(&path))?;
         if copy.is_some_and(|(copied, _)| copied == hash) {
             found.files_verified += 1;
         }
@@ -329,16 +345,16 @@ fn verify(files: &[FileOfRow], root: &Path, stored: &Path, found: &mut EntityEqu
     Ok(())
 }
 
-/// A path below a folder, unless it leads out of it.
-fn below(folder: &Path, path: &str) -> Option<PathBuf> {
+/// The path below a folder. `None` if it leads out of the folder.
+fn join_below(folder: &Path, path: &str) -> Option<PathBuf> {
     let path = Path::new(path);
-    let inside = path
+    let is_below = path
         .components()
         .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    inside.then(|| folder.join(path))
+    is_below.then(|| folder.join(path))
 }
 
-/// Where the receiver keeps what it serves as `…/media/<site>/<directory>/<name>`.
+/// The path of the file that the receiver serves as `…/media/<site>/<directory>/<name>`.
 fn stored_path(stored: &Path, url: &str) -> Option<PathBuf> {
     let path = match url::Url::parse(url) {
         Ok(url) => url.path().to_owned(),
@@ -348,30 +364,30 @@ fn stored_path(stored: &Path, url: &str) -> Option<PathBuf> {
     let (name, directory, site) = (parts.next()?, parts.next()?, parts.next()?);
     parts.next().filter(|before| before.ends_with("media"))?;
     let tail = format!("{site}/{directory}/{name}");
-    below(stored, &percent_decode_str(&tail).decode_utf8().ok()?)
+    join_below(stored, &percent_decode_str(&tail).decode_utf8().ok()?)
 }
 
-/// A file's hash and size; none where there is no file.
-fn content(path: &Path) -> Result<Option<(blake3::Hash, u64)>> {
-    let unreadable = |error| Error::local(format!("read {}", path.display()), error);
+/// A file's hash and size. `None` if the file does not exist.
+fn hash_file(path: &Path) -> Result<Option<(blake3::Hash, u64)>> {
+    let read_error = |error| Error::local(format!("read {}", path.display()), error);
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
+        Err(error) => return Err(read_error(error)),
     };
-    let bytes = file.metadata().map_err(unreadable)?.len();
+    let bytes = file.metadata().map_err(read_error)?.len();
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(file).map_err(unreadable)?;
+    hasher.update_reader(file).map_err(read_error)?;
     Ok(Some((hasher.finalize(), bytes)))
 }
 
 impl fmt::Display for EqualityReport {
-    /// A table: rows and files of each entity, and their sums.
+    /// Writes a table: rows and files of each entity, and their sums.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
         table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header([
             "entity",
-            "in window",
+            "in retention",
             "in the cloud",
             "equal",
             "files",
@@ -381,7 +397,7 @@ impl fmt::Display for EqualityReport {
         let mut sums = [0; 6];
         for entity in &self.entities {
             let numbers = [
-                entity.in_window,
+                entity.in_retention,
                 entity.in_cloud,
                 entity.equal,
                 entity.files,
@@ -391,17 +407,17 @@ impl fmt::Display for EqualityReport {
             for (sum, number) in sums.iter_mut().zip(numbers) {
                 *sum += number;
             }
-            table.add_row(line(&entity.entity, numbers, entity.files > 0));
+            table.add_row(table_row(&entity.entity, numbers, entity.files > 0));
         }
-        table.add_row(line("all", sums, true));
+        table.add_row(table_row("all", sums, true));
         write!(f, "{table}")
     }
 }
 
-/// A line of the table; the files' columns stay empty where an entity has none.
-fn line(name: &str, numbers: [u64; 6], files: bool) -> Vec<Cell> {
-    let cells = numbers.iter().enumerate().map(|(nth, number)| {
-        let text = if nth < 3 || files {
+/// A row of the table. The columns for files are empty if the entity has no files.
+fn table_row(name: &str, numbers: [u64; 6], has_files: bool) -> Vec<Cell> {
+    let cells = numbers.iter().enumerate().map(|(index, number)| {
+        let text = if index < 3 || has_files {
             number.to_string()
         } else {
             String::new()
@@ -416,7 +432,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_leads_to_the_receivers_file() {
+    fn a_url_gives_the_path_of_the_receivers_file() {
         let stored = Path::new("/files");
         for (url, path) in [
             (
@@ -439,10 +455,10 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_entity_and_one_for_all() {
-        let of = |name: &str, rows, files| EntityEquality {
+    fn the_table_has_a_row_for_each_entity_and_one_for_all() {
+        let equality = |name: &str, rows, files| EntityEquality {
             entity: name.to_owned(),
-            in_window: rows,
+            in_retention: rows,
             in_cloud: rows,
             equal: rows,
             files,
@@ -452,7 +468,7 @@ mod tests {
         let report = EqualityReport {
             site: "college".to_owned(),
             equal: true,
-            entities: vec![of("rooms", 40, 0), of("leaves", 120, 119)],
+            entities: vec![equality("rooms", 40, 0), equality("leaves", 120, 119)],
         };
         let text = report.to_string();
         for word in ["rooms", "leaves", "160", "119"] {

@@ -1,4 +1,4 @@
-//! The demo itself: starts a site and its cloud, replicates, and reports.
+//! Runs the demo: starts a site and its cloud, replicates, and reports.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,63 +26,64 @@ use crate::source::install;
 
 const SITE: &str = "college";
 
-/// How long `--once` lets the school live before it compares.
-const LIVE: Duration = Duration::from_secs(12);
+/// How long there is traffic with `--once`, before the comparison.
+const TRAFFIC_TIME: Duration = Duration::from_secs(12);
 
-/// How long `--once` waits for the cloud to equal the site.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long `--once` waits until the cloud equals the site.
+const EQUALITY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the demo shall do.
+/// How to run the demo.
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
-    /// Where databases and files go; a temporary folder where none is named.
+    /// The folder for databases and files; `None` for a temporary one.
     pub folder: Option<PathBuf>,
     /// The sample school's seed.
     pub seed: u64,
-    /// End when the cloud equals the site.
+    /// Whether to end when the cloud equals the site.
     pub once: bool,
 }
 
-/// The proof that both sides hold the same.
+/// The proof that both sides hold the same data.
 #[derive(Debug, Serialize)]
 pub struct DemoReport {
-    /// Rows that were pushed, by entity, in the catalogue's order.
+    /// Rows sent, by entity, in the catalogue's order.
     pushed: Vec<u64>,
     equality: EqualityReport,
 }
 
 impl DemoReport {
-    /// Whether every row and every file is there and equal.
+    /// Whether the cloud has every row and every file, and all are equal.
     pub fn equal(&self) -> bool {
         self.equality.equal
     }
 }
 
-/// Runs the demo until `shutdown`, or with [`DemoOptions::once`] until the cloud equals the site; then there is a report.
+/// Runs the demo until `shutdown`. With [`DemoOptions::once`], runs it until the cloud equals the site and
+/// returns a report.
 ///
 /// # Errors
-/// Whatever keeps a part from starting, each with its remedy.
+/// The error of the first part that cannot start or that fails.
 pub async fn run_demo(
-    plan: DemoOptions,
+    options: DemoOptions,
     shutdown: CancellationToken,
     say: impl Fn(&str) + Send + Sync + Clone + 'static,
 ) -> Result<Option<DemoReport>> {
-    let (folder, _temporary) = folder(&plan)?;
-    say(&format!("everything lies in {}", folder.display()));
-    let (stand, receiver) = SiteAndCloud::start(&folder, &plan, &say).await?;
-    let ended = stand.live(receiver, &plan, &shutdown, &say).await;
-    stand.server.stop().await?;
-    ended
+    let (folder, _temporary) = create_folder(&options)?;
+    say(&format!("databases and files are in {}", folder.display()));
+    let (site_and_cloud, receiver) = SiteAndCloud::start(&folder, &options, &say).await?;
+    let report = site_and_cloud.run(receiver, &options, &shutdown, &say).await;
+    site_and_cloud.server.stop().await?;
+    report
 }
 
-fn folder(plan: &DemoOptions) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
+fn create_folder(options: &DemoOptions) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
     use std::os::unix::fs::PermissionsExt;
-    let local = |error| Error::local("make the demo's folder", error);
-    if let Some(folder) = &plan.folder {
+    let local = |error| Error::local("create the demo's folder", error);
+    if let Some(folder) = &options.folder {
         std::fs::create_dir_all(folder).map_err(local)?;
         return Ok((folder.canonicalize().map_err(local)?, None));
     }
-    // Run by root, the private server runs as another user, who must be able to reach its folder.
+    // If we are root, the private server runs as another user, who must be able to enter its folder.
     let temporary = tempfile::Builder::new()
         .prefix("cloud-sync-demo-")
         .permissions(std::fs::Permissions::from_mode(0o755))
@@ -100,16 +101,16 @@ struct SiteAndCloud {
 }
 
 impl SiteAndCloud {
-    async fn start(folder: &Path, plan: &DemoOptions, say: &impl Fn(&str)) -> Result<(Self, Receiver)> {
+    async fn start(folder: &Path, options: &DemoOptions, say: &impl Fn(&str)) -> Result<(Self, Receiver)> {
         let server = PrivateServer::start(&folder.join("postgres")).await?;
-        say("a private PostgreSQL server runs");
+        say("started a private PostgreSQL server");
         server.create_database("college").await?;
         server.create_database("cloud").await?;
         let media = folder.join("media");
-        let counts = school::create(&server.url("college"), &media, plan.seed, say).await?;
+        let counts = school::create(&server.url("college"), &media, options.seed, say).await?;
         let rows: u64 = counts.rows.iter().map(|(_, rows)| rows).sum();
         say(&format!("the sample school has {rows} rows"));
-        let key = blake3::hash(format!("demo {}", plan.seed).as_bytes()).to_hex()[..32].to_owned();
+        let key = blake3::hash(format!("demo {}", options.seed).as_bytes()).to_hex()[..32].to_owned();
         let cloud_files = folder.join("cloud-files");
         let receiver = Receiver::bind(ReceiverSettings {
             listen: ([127, 0, 0, 1], 0).into(),
@@ -139,20 +140,20 @@ impl SiteAndCloud {
             dir: folder.to_owned(),
         })?
         .settings;
-        let stand = Self {
+        let site_and_cloud = Self {
             server,
             media,
             cloud_files,
             settings,
         };
-        Ok((stand, receiver))
+        Ok((site_and_cloud, receiver))
     }
 
-    /// Replicates with traffic beside it. Every task ends before this does.
-    async fn live(
+    /// Replicates while there is traffic. Every task ends before this returns.
+    async fn run(
         &self,
         receiver: Receiver,
-        plan: &DemoOptions,
+        options: &DemoOptions,
         shutdown: &CancellationToken,
         say: &(impl Fn(&str) + Send + Sync + Clone + 'static),
     ) -> Result<Option<DemoReport>> {
@@ -161,9 +162,9 @@ impl SiteAndCloud {
         let receiver_stop = CancellationToken::new();
         let receiver_guard = receiver_stop.clone().drop_guard();
         let address = receiver.address();
-        let received = tokio::spawn(receiver.serve(receiver_stop));
+        let receiving = tokio::spawn(receiver.serve(receiver_stop));
         say(&format!(
-            "the receiver, the cloud's server, listens on http://{address}/api"
+            "the receiver (the cloud's server) listens on http://{address}/api"
         ));
         install::init(
             self.settings.require_database_url()?,
@@ -171,7 +172,7 @@ impl SiteAndCloud {
             OutboxDeclaration::Nothing,
         )
         .await?;
-        say("capture is installed: every change from now on is in the outbox");
+        say("installed capture: the outbox contains every change from now on");
         let replicator = Replicator::new(&self.settings)?;
         let replicating = tokio::spawn({
             let (replicator, stop, say) = (replicator.clone(), stop.clone(), say.clone());
@@ -180,7 +181,8 @@ impl SiteAndCloud {
                 replicator
                     .run(stop, |address| {
                         say(&format!(
-                            "the operator API: curl -H \"Authorization: Bearer $(cat {})\" http://{address}/api/cloud-sync/status",
+                            "the operator API: curl -H \"Authorization: Bearer $(cat {})\" \
+                             http://{address}/api/cloud-sync/status",
                             token.display()
                         ));
                     })
@@ -191,11 +193,15 @@ impl SiteAndCloud {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let traffic_stop = stop.child_token();
-        let rates = if plan.once { brisk() } else { Rates::default() };
-        let (url, media, seed) = (self.server.url("college"), self.media.clone(), plan.seed);
-        let living = tokio::spawn({
+        let rates = if options.once {
+            fast_rates()
+        } else {
+            Rates::default()
+        };
+        let (url, media, seed) = (self.server.url("college"), self.media.clone(), options.seed);
+        let traffic = tokio::spawn({
             let (stop, say) = (traffic_stop.clone(), say.clone());
-            let once = plan.once;
+            let once = options.once;
             async move {
                 let observe = move |line: &str| {
                     if !once {
@@ -205,55 +211,64 @@ impl SiteAndCloud {
                 traffic::run_at(rates, url, media, seed, stop, observe).await
             }
         });
-        say("backfilling what stood before, while the school goes on");
+        say("backfilling the rows that existed before, while traffic goes on");
         let backfilled =
             replicator::backfill(&self.settings, &[], RowSpan::Window, false, &NoObserver, &stop).await?;
         let rows: u64 = backfilled.pushed.iter().map(|(_, rows)| rows).sum();
         say(&format!("backfilled {rows} rows"));
-        let report = if plan.once {
+        let report = if options.once {
             tokio::select! {
-                () = tokio::time::sleep(LIVE) => {}
+                () = tokio::time::sleep(TRAFFIC_TIME) => {}
                 () = stop.cancelled() => {}
             }
             traffic_stop.cancel();
-            joined("live traffic", living.await)?;
-            say("the school stands still: waiting until the cloud equals it");
-            Some(self.proof(&replicator, &stop).await?)
+            join_result("live traffic", traffic.await)?;
+            say("stopped the traffic: waiting until the cloud equals the site");
+            Some(self.wait_for_equality(&replicator, &stop).await?)
         } else {
-            self.tell(&replicator, &stop, say).await;
-            joined("live traffic", living.await)?;
+            self.report_status(&replicator, &stop, say).await;
+            join_result("live traffic", traffic.await)?;
             None
         };
         drop(guard);
-        joined("the replicator", replicating.await)?;
+        join_result("the replicator", replicating.await)?;
         drop(receiver_guard);
-        joined("the receiver", received.await)?;
+        join_result("the receiver", receiving.await)?;
         Ok(report)
     }
 
-    /// Says how it stands every five seconds, until `stop`.
-    async fn tell(&self, replicator: &Arc<Replicator>, stop: &CancellationToken, say: &impl Fn(&str)) {
+    /// Prints the status every five seconds, until `stop`.
+    async fn report_status(
+        &self,
+        replicator: &Arc<Replicator>,
+        stop: &CancellationToken,
+        say: &impl Fn(&str),
+    ) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(5)) => {}
                 () = stop.cancelled() => return,
             }
             match replicator.status().await {
-                Ok(status) => say(&line(&status)),
+                Ok(status) => say(&status_line(&status)),
                 Err(error) => say(&format!("status: {error}")),
             }
         }
     }
 
-    /// Waits until nothing waits, then compares both sides.
-    async fn proof(&self, replicator: &Arc<Replicator>, stop: &CancellationToken) -> Result<DemoReport> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+    /// Waits until nothing is left to send, and then compares both sides until they are equal.
+    async fn wait_for_equality(
+        &self,
+        replicator: &Arc<Replicator>,
+        stop: &CancellationToken,
+    ) -> Result<DemoReport> {
+        let deadline = tokio::time::Instant::now() + EQUALITY_TIMEOUT;
         loop {
             let status = replicator.status().await?;
-            let still = status.state == ReplicatorState::Replicating
+            let idle = status.state == ReplicatorState::Replicating
                 && status.lag.is_some_and(|lag| lag.changes == 0)
                 && status.files.waiting == 0;
-            if still {
+            if idle {
                 let equality = equality::compare(
                     &self.server.url("college"),
                     &self.server.url("cloud"),
@@ -268,11 +283,11 @@ impl SiteAndCloud {
                     return Ok(DemoReport { pushed, equality });
                 }
             }
-            if tokio::time::Instant::now() > deadline + PATIENCE || stop.is_cancelled() {
+            if tokio::time::Instant::now() > deadline + EQUALITY_TIMEOUT || stop.is_cancelled() {
                 return Err(Error::new(
                     Kind::Local,
                     "wait until the cloud equals the site",
-                    format!("it still says: {}", line(&status)),
+                    format!("the last status is: {}", status_line(&status)),
                 ));
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -280,8 +295,8 @@ impl SiteAndCloud {
     }
 }
 
-/// Traffic for a short life: everything happens at least once.
-fn brisk() -> Rates {
+/// Rates for a short run: every activity happens at least once.
+fn fast_rates() -> Rates {
     Rates {
         recognition: Duration::from_millis(200),
         attendance: Duration::from_millis(400),
@@ -292,12 +307,12 @@ fn brisk() -> Rates {
     }
 }
 
-fn joined(what: &str, task: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
-    task.unwrap_or_else(|error| Err(Error::local(format!("run {what}"), std::io::Error::other(error))))
+fn join_result(part: &str, task: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
+    task.unwrap_or_else(|error| Err(Error::local(format!("run {part}"), std::io::Error::other(error))))
 }
 
-/// The status in one line.
-fn line(status: &StatusReport) -> String {
+/// The status, as one line.
+fn status_line(status: &StatusReport) -> String {
     let lag = status.lag.unwrap_or_default();
     let latency = status
         .latency
@@ -322,7 +337,7 @@ impl fmt::Display for DemoReport {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header([
             "entity",
-            "in window",
+            "in retention",
             "pushed",
             "in the cloud",
             "equal",
@@ -335,7 +350,7 @@ impl fmt::Display for DemoReport {
         for (entity, &pushed) in self.equality.entities.iter().zip(&self.pushed) {
             table.add_row([
                 Cell::new(&entity.entity),
-                number(entity.in_window),
+                number(entity.in_retention),
                 number(pushed),
                 number(entity.in_cloud),
                 number(entity.equal),

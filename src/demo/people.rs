@@ -1,9 +1,11 @@
-//! Who works at the sample school, and the words that its rows are filled with.
+//! The people of the sample school, and the words in its rows.
+//!
+//! Everything is derived from the school's seed, so that the same seed always gives the same school.
 
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-const FIRST: [&str; 32] = [
+const FIRST_NAMES: [&str; 32] = [
     "Ana",
     "Benjamin",
     "Carmela",
@@ -37,7 +39,7 @@ const FIRST: [&str; 32] = [
     "Emilio",
     "Florencia",
 ];
-const LAST: [&str; 32] = [
+const LAST_NAMES: [&str; 32] = [
     "Abad",
     "Bautista",
     "Cruz",
@@ -96,9 +98,9 @@ pub(super) const COURSES: [(&str, &str); 12] = [
     ("HIST 100", "Readings in History"),
     ("PHED 101", "Physical Fitness"),
 ];
-/// Days on which there are classes.
+/// Days with classes.
 pub(super) const DAYS: [&str; 6] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
-/// Why someone is on leave, with the leave's type.
+/// Reasons for a leave, with the leave's type.
 pub(super) const LEAVE_REASONS: [(&str, &str); 6] = [
     ("Influenza", "Sick"),
     ("Dental surgery", "Sick"),
@@ -107,7 +109,7 @@ pub(super) const LEAVE_REASONS: [(&str, &str); 6] = [
     ("Research congress", "Official"),
     ("Birth of a child", "Parental"),
 ];
-/// Why someone leaves the campus for some hours.
+/// Reasons for leaving the campus for some hours.
 pub(super) const PASS_REASONS: [&str; 6] = [
     "Bank errand",
     "Clinic visit",
@@ -116,8 +118,8 @@ pub(super) const PASS_REASONS: [&str; 6] = [
     "Supplies for the laboratory",
     "Car trouble",
 ];
-/// What the registrar decides.
-pub(super) const VERDICTS: [&str; 4] = ["Approved", "Approved", "Pending", "Denied"];
+/// The registrar's decisions.
+pub(super) const DECISIONS: [&str; 4] = ["Approved", "Approved", "Pending", "Denied"];
 
 /// One faculty.
 pub(super) struct Person {
@@ -133,12 +135,12 @@ pub(super) struct Person {
 
 impl Person {
     /// The faculty with this id in the school of this seed.
-    pub(super) fn of(seed: u64, faculty: i64) -> Self {
+    pub(super) fn new(seed: u64, faculty: i64) -> Self {
         let mut rng = rng_for(seed, "person", faculty);
         Self {
-            first: pick(&FIRST, &mut rng),
-            middle: pick(&LAST, &mut rng),
-            last: pick(&LAST, &mut rng),
+            first: pick(&FIRST_NAMES, &mut rng),
+            middle: pick(&LAST_NAMES, &mut rng),
+            last: pick(&LAST_NAMES, &mut rng),
             department: pick(&DEPARTMENTS, &mut rng),
         }
     }
@@ -149,36 +151,31 @@ impl Person {
     }
 }
 
-/// One of the choices.
+/// Picks one of the choices, which must not be empty.
 pub(super) fn pick<T: Copy>(choices: &[T], rng: &mut StdRng) -> T {
     *choices.choose(rng).unwrap_or(&choices[0])
 }
 
-/// A number that follows from the school's seed, a kind of thing and the thing's number.
-pub(super) fn seed_for(seed: u64, kind: &str, number: i64) -> u64 {
+/// The random numbers for one thing of the school. They follow from the school's seed, the kind of thing, and
+/// its number.
+pub(super) fn rng_for(seed: u64, kind: &str, number: i64) -> StdRng {
     let mut hasher = blake3::Hasher::new();
     hasher
         .update(&seed.to_le_bytes())
         .update(&number.to_le_bytes())
         .update(kind.as_bytes());
     let hash = hasher.finalize();
-    hash.as_bytes()[..8]
-        .iter()
-        .fold(0, |sum, &byte| sum << 8 | u64::from(byte))
+    let seed = (hash.as_bytes()[..8].iter()).fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+    StdRng::seed_from_u64(seed)
 }
 
-/// The dice for one thing of the school.
-pub(super) fn rng_for(seed: u64, kind: &str, number: i64) -> StdRng {
-    StdRng::seed_from_u64(seed_for(seed, kind, number))
-}
-
-/// An age in seconds: `inside`, within `window` days, else beyond it, up to `oldest` days. Six hours on
-/// either side of the window's end stay free, so that a demo of some hours never sees a row pass it.
-pub(super) fn age(window: i64, oldest: i64, inside: bool, rng: &mut StdRng) -> i64 {
+/// A row's age in seconds: below `retention` days if it is `retained`, else above that, up to `oldest` days.
+/// No age is within six hours of the limit, so that no row passes it during a demo of some hours.
+pub(super) fn age(retention: i64, oldest: i64, retained: bool, rng: &mut StdRng) -> i64 {
     const DAY: i64 = 86_400;
-    if inside {
-        rng.random_range(600..window * DAY - DAY / 4)
+    if retained {
+        rng.random_range(600..retention * DAY - DAY / 4)
     } else {
-        rng.random_range(window * DAY + DAY / 4..oldest * DAY)
+        rng.random_range(retention * DAY + DAY / 4..oldest * DAY)
     }
 }

@@ -1,15 +1,15 @@
-//! A private PostgreSQL server: its own folder, its own port on the loopback, gone when this program is gone.
+//! A private PostgreSQL server, with its own folder and its own port on the loopback interface.
 //!
-//! Invariants:
-//! - Nobody else gets in: TCP listens on 127.0.0.1 only and asks for a random password (SCRAM); the Unix socket lies in
-//!   the server's folder, which only its owner may enter.
-//! - Settings stay PostgreSQL's own, the durable ones too.
-//! - The server never outlives this program, however that ends. A small shell keeps the server and reads from a pipe
-//!   whose other end is here: when that end closes, be it by [`PrivateServer::stop`], by a drop or by SIGKILL, the shell
-//!   asks the server for a fast shutdown.
+//! What always holds:
+//! - Nobody else can connect: TCP listens on 127.0.0.1 only and asks for a random password (SCRAM). The Unix
+//!   socket is in the server's folder, which only its owner may enter.
+//! - Settings are PostgreSQL's defaults, also those for durability.
+//! - The server never outlives this program, however the program ends. A shell starts the server and reads
+//!   from a pipe whose other end this program holds. When that end closes, by [`PrivateServer::stop`], by a
+//!   drop or by SIGKILL, the shell asks the server for a fast shutdown.
 //!
-//! PostgreSQL refuses to run as root. Where we are root, the server runs as the user `postgres`, who then owns the
-//! folder. A folder that holds a server's data already is started again with what it holds.
+//! PostgreSQL refuses to run as root. If we are root, the server runs as the user `postgres`, who then owns
+//! the folder. If the folder has a server's data already, the server starts with these data.
 
 use std::fs::Permissions;
 use std::net::{SocketAddr, TcpListener};
@@ -25,7 +25,7 @@ use tokio_postgres::NoTls;
 
 use crate::error::{Error, Kind, Result};
 
-/// Runs the server given as its arguments until it ends or standard input does.
+/// Runs the server, which its arguments give, until the server or standard input ends.
 const KEEPER: &str = r#"
 exec 3<&0
 "$@" 3<&- </dev/null &
@@ -40,10 +40,10 @@ exit "$code"
 "#;
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
-/// The longest path of a Unix socket, without its end.
+/// The longest path of a Unix socket, without the zero byte at its end.
 const SOCKET_LIMIT: usize = 107;
 
-/// A running server. Dropping it shuts the server down without waiting for that.
+/// A running server. Dropping it shuts the server down, without waiting until it has ended.
 pub struct PrivateServer {
     keeper: Child,
     /// The open end of the keeper's pipe.
@@ -53,28 +53,28 @@ pub struct PrivateServer {
 }
 
 impl PrivateServer {
-    /// Starts a server in `folder`, which it makes unless it is there, and waits until it answers.
+    /// Starts a server in `folder`, which is created if needed, and waits until it accepts connections.
     ///
     /// # Errors
-    /// The server's programs are missing; as root, the user `postgres` is missing or cannot enter the folder; the server
-    /// does not come up within a minute.
+    /// The server's programs are missing, or the server does not start within a minute. As root: the user
+    /// `postgres` is missing or cannot enter the folder.
     pub async fn start(folder: &Path) -> Result<Self> {
         let programs = Programs::find()?;
         std::fs::create_dir_all(folder)
             .and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o700)))
-            .map_err(|error| Error::local(format!("make the folder {}", folder.display()), error))?;
+            .map_err(|error| Error::local(format!("create the folder {}", folder.display()), error))?;
         let folder = folder
             .canonicalize()
             .map_err(|error| Error::local(format!("open the folder {}", folder.display()), error))?;
         let account = Account::choose(&folder)?;
-        let password = initialise(&programs, &account, &folder).await?;
-        // Between choosing a free port and the server's taking it, someone else can take it.
+        let password = initialise_data_folder(&programs, &account, &folder).await?;
+        // Another program can take the free port before the server does.
         let mut attempts = 0;
         loop {
             attempts += 1;
             match launch(&programs, &account, &folder, &password).await {
                 Err(error) if attempts == 3 => return Err(error),
-                Err(error) => tracing::debug!(%error, "the private PostgreSQL server starts again"),
+                Err(error) => tracing::debug!(%error, "starting the private PostgreSQL server again"),
                 Ok(server) => return Ok(server),
             }
         }
@@ -89,23 +89,23 @@ impl PrivateServer {
         )
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
-    /// Creates a database, unless it is there.
+    /// Creates a database, unless it exists.
     ///
     /// # Errors
-    /// The server's answer.
+    /// The server cannot be reached or refuses.
     pub async fn create_database(&self, name: &str) -> Result<()> {
         let operation = || format!("create the database {name}");
         let (client, connection) = tokio_postgres::connect(&self.url("postgres"), NoTls)
             .await
             .map_err(|error| Error::postgres(operation(), error))?;
         let work = async move {
-            let known = "select 1 from pg_database where datname = $1";
-            if client.query_opt(known, &[&name]).await?.is_none() {
+            let exists = "select 1 from pg_database where datname = $1";
+            if client.query_opt(exists, &[&name]).await?.is_none() {
                 let quoted = name.replace('"', "\"\"");
                 client
                     .batch_execute(&format!("create database \"{quoted}\""))
@@ -113,15 +113,16 @@ impl PrivateServer {
             }
             Ok(())
         };
-        // The connection ends when the client is dropped, at the end of the work.
-        let (done, _) = tokio::join!(work, connection);
-        done.map_err(|error| Error::postgres(operation(), error))
+        // The connection ends when the work ends, which drops the client.
+        let (created, _) = tokio::join!(work, connection);
+        created.map_err(|error| Error::postgres(operation(), error))
     }
 
-    /// Shuts the server down and waits for that. Open connections are broken off; what was committed is safe.
+    /// Shuts the server down and waits until it has ended. Open connections are closed; committed data are
+    /// safe.
     ///
     /// # Errors
-    /// It does not end within a minute.
+    /// The server does not end within a minute.
     pub async fn stop(self) -> Result<()> {
         let Self {
             mut keeper, lifeline, ..
@@ -148,7 +149,7 @@ struct Programs {
 }
 
 impl Programs {
-    /// Looks on the PATH first, then for the highest version where Debian puts them.
+    /// Looks on the PATH first, and then for the newest version in Debian's folder.
     fn find() -> Result<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut installed: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
@@ -179,53 +180,53 @@ impl Programs {
     }
 }
 
-/// Whom the server runs as.
+/// The user that the server runs as.
 enum Account {
-    /// As ourselves.
+    /// Our own user.
     Own,
-    /// As `postgres`, since we are root.
+    /// The user `postgres`, since we are root.
     Postgres { uid: u32, gid: u32 },
 }
 
 impl Account {
-    /// Chooses the account and, where it is another than ours, gives it the folder.
+    /// Chooses the account. Gives it the folder if it is not our own.
     fn choose(folder: &Path) -> Result<Self> {
-        // Whose a file is that we make tells who we are.
-        let ours = tempfile::tempfile_in(folder)
+        // The owner of a new file is our own user.
+        let own_file = tempfile::tempfile_in(folder)
             .and_then(|file| file.metadata())
             .map_err(|error| Error::local(format!("write to the folder {}", folder.display()), error))?;
-        if ours.uid() != 0 {
+        if own_file.uid() != 0 {
             return Ok(Self::Own);
         }
         let (uid, gid) = postgres_user().ok_or_else(|| {
             Error::new(
                 Kind::Local,
                 "start a private PostgreSQL server as root",
-                "there is no user postgres, and PostgreSQL does not run as root",
+                "PostgreSQL does not run as root, and there is no user postgres",
             )
-            .remedy("start it as an ordinary user, or install the server: apt-get install postgresql")
+            .remedy("run this as an ordinary user, or install the server: apt-get install postgresql")
         })?;
-        for above in folder.ancestors().skip(1) {
-            let entry = above
+        for parent in folder.ancestors().skip(1) {
+            let entry = parent
                 .metadata()
-                .map_err(|error| Error::local(format!("read the folder {}", above.display()), error))?;
-            let mine = if entry.uid() == uid {
+                .map_err(|error| Error::local(format!("read the folder {}", parent.display()), error))?;
+            let may_enter = if entry.uid() == uid {
                 0o100
             } else if entry.gid() == gid {
                 0o010
             } else {
                 0o001
             };
-            if entry.mode() & mine == 0 {
+            if entry.mode() & may_enter == 0 {
                 return Err(Error::new(
                     Kind::Local,
                     format!("start a private PostgreSQL server in {}", folder.display()),
                     format!(
                         "it runs as the user postgres, who may not enter {}",
-                        above.display()
+                        parent.display()
                     ),
                 )
-                .remedy("choose a folder that everybody can reach, such as one below /var/tmp"));
+                .remedy("choose a folder that every user may enter, such as one below /var/tmp"));
             }
         }
         chown(folder, Some(uid), Some(gid))
@@ -233,7 +234,8 @@ impl Account {
         Ok(Self::Postgres { uid, gid })
     }
 
-    /// A command that runs `program` as this account, in `folder`, deaf to our environment's PostgreSQL settings.
+    /// A command that runs `program` as this account, in `folder`, without PostgreSQL's variables of our
+    /// environment.
     fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = match self {
             Self::Own => Command::new(program),
@@ -254,7 +256,7 @@ impl Account {
         command
     }
 
-    fn own(&self, path: &Path) -> std::io::Result<()> {
+    fn give(&self, path: &Path) -> std::io::Result<()> {
         match *self {
             Self::Own => Ok(()),
             Self::Postgres { uid, gid } => chown(path, Some(uid), Some(gid)),
@@ -262,7 +264,7 @@ impl Account {
     }
 }
 
-/// User and group id of `postgres`.
+/// The user id and group id of `postgres`.
 fn postgres_user() -> Option<(u32, u32)> {
     let users = std::fs::read_to_string("/etc/passwd").ok()?;
     let mut fields = users
@@ -273,26 +275,26 @@ fn postgres_user() -> Option<(u32, u32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Makes the data folder unless it is there; answers the password.
-async fn initialise(programs: &Programs, account: &Account, folder: &Path) -> Result<String> {
-    let secret = folder.join("password");
+/// Creates the data folder, unless it exists. Returns the password.
+async fn initialise_data_folder(programs: &Programs, account: &Account, folder: &Path) -> Result<String> {
+    let password_file = folder.join("password");
     let data = folder.join("data");
     if data.join("PG_VERSION").exists() {
-        return std::fs::read_to_string(&secret)
-            .map_err(|error| Error::local(format!("read {}", secret.display()), error));
+        return std::fs::read_to_string(&password_file)
+            .map_err(|error| Error::local(format!("read {}", password_file.display()), error));
     }
     let password = format!("{:032x}", rand::rng().random::<u128>());
-    std::fs::write(&secret, "")
-        .and_then(|()| std::fs::set_permissions(&secret, Permissions::from_mode(0o600)))
-        .and_then(|()| std::fs::write(&secret, &password))
-        .and_then(|()| account.own(&secret))
-        .map_err(|error| Error::local(format!("write {}", secret.display()), error))?;
+    std::fs::write(&password_file, "")
+        .and_then(|()| std::fs::set_permissions(&password_file, Permissions::from_mode(0o600)))
+        .and_then(|()| std::fs::write(&password_file, &password))
+        .and_then(|()| account.give(&password_file))
+        .map_err(|error| Error::local(format!("write {}", password_file.display()), error))?;
     let output = account
         .command(&programs.initdb, folder)
         .args(["--username=postgres", "--encoding=UTF8", "--no-locale"])
         .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
         .arg("--pwfile")
-        .arg(&secret)
+        .arg(&password_file)
         .arg("--pgdata")
         .arg(&data)
         .output()
@@ -301,13 +303,13 @@ async fn initialise(programs: &Programs, account: &Account, folder: &Path) -> Re
     if output.status.success() {
         return Ok(password);
     }
-    // A half-made data folder would be taken for a whole one next time.
+    // The next start would use an incomplete data folder as if it were complete.
     std::fs::remove_dir_all(&data).ok();
-    let told = String::from_utf8_lossy(&output.stderr);
-    let cause = told
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let cause = stderr
         .lines()
         .rfind(|line| line.contains("error:"))
-        .unwrap_or("it failed");
+        .unwrap_or("it failed without a message");
     Err(Error::new(
         Kind::Local,
         format!("run initdb in {}", folder.display()),
@@ -315,7 +317,7 @@ async fn initialise(programs: &Programs, account: &Account, folder: &Path) -> Re
     ))
 }
 
-/// One attempt to start the server on a port that is free just now.
+/// Tries once to start the server on a port that is free at the moment.
 async fn launch(
     programs: &Programs,
     account: &Account,
@@ -323,12 +325,12 @@ async fn launch(
     password: &str,
 ) -> Result<PrivateServer> {
     let operation = || format!("start a private PostgreSQL server in {}", folder.display());
-    let broken = |error| Error::local(operation(), error);
+    let local_error = |error| Error::local(operation(), error);
     let port = TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
-        .map_err(broken)?
+        .map_err(local_error)?
         .port();
-    let log = std::fs::File::create(folder.join("server.log")).map_err(broken)?;
+    let log = std::fs::File::create(folder.join("server.log")).map_err(local_error)?;
     let socket = folder.join(format!(".s.PGSQL.{port}"));
     let sockets = if socket.as_os_str().len() <= SOCKET_LIMIT {
         folder.as_os_str().to_owned()
@@ -344,10 +346,10 @@ async fn launch(
         .args(["-c", "listen_addresses=127.0.0.1", "-p", &port.to_string(), "-k"])
         .arg(sockets)
         .stdin(Stdio::piped())
-        .stdout(log.try_clone().map_err(broken)?)
+        .stdout(log.try_clone().map_err(local_error)?)
         .stderr(log)
         .spawn()
-        .map_err(broken)?;
+        .map_err(local_error)?;
     let Some(lifeline) = keeper.stdin.take() else {
         return Err(Error::new(Kind::Local, operation(), "it has no standard input"));
     };
@@ -359,7 +361,7 @@ async fn launch(
     };
     let limit = Instant::now() + START_LIMIT;
     loop {
-        if let Some(status) = server.keeper.try_wait().map_err(broken)? {
+        if let Some(status) = server.keeper.try_wait().map_err(local_error)? {
             return Err(
                 Error::new(Kind::Local, operation(), format!("it ended with {status}"))
                     .remedy(format!("look at {}", folder.join("server.log").display())),

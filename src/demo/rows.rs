@@ -1,4 +1,4 @@
-//! The rows of the sample school's tables, and which files belong to them.
+//! The rows of the sample school's tables, and the files that they name.
 
 use std::fmt::Write;
 
@@ -9,36 +9,36 @@ use jiff::{SignedDuration, Timestamp};
 use rand::{RngExt, rngs::StdRng};
 use tokio_postgres::Transaction;
 
-use super::campus::{Room, Sighting, photo, recording_path, school_day, school_time};
-use super::people::{COURSES, DAYS, Person, age, pick, rng_for, seed_for};
-use super::plan::SchoolSize;
+use super::campus::{Recognition, Room, SCHOOL_OFFSET, photo_path, recording_path, school_day, school_time};
+use super::media_files::{SampleFile, WrittenRecording};
+use super::people::{COURSES, DAYS, Person, age, pick, rng_for};
+use super::pictures;
+use super::school_size::SchoolSize;
 use super::slips::{Leave, PassSlip};
-use super::studio::{Picture, Shot};
-use super::video::SCHOOL_TIME;
 
 const NULL: &str = "\\N";
 
 /// Rows of one table in COPY's text format. No value here has a tab, a newline or a backslash.
-pub(super) struct Sheet {
-    /// The table.
-    pub(super) table: &'static str,
+pub(super) struct TableRows {
+    /// The table's name.
+    pub(super) name: &'static str,
     columns: &'static str,
     text: String,
     /// How many rows it has.
     pub(super) rows: u64,
 }
 
-impl Sheet {
-    fn new(table: &'static str, columns: &'static str) -> Self {
+impl TableRows {
+    fn new(name: &'static str, columns: &'static str) -> Self {
         Self {
-            table,
+            name,
             columns,
             text: String::new(),
             rows: 0,
         }
     }
 
-    /// Adds a row of the sheet's columns, created at a moment and not changed since.
+    /// Adds a row: the values of the columns, and when it was created. It was not updated since.
     fn row(&mut self, created: Timestamp, fields: &[&dyn std::fmt::Display]) {
         for field in fields {
             // Writing to a string cannot fail.
@@ -48,14 +48,14 @@ impl Sheet {
         self.rows += 1;
     }
 
-    /// Writes the rows; answers how many the server took.
+    /// Writes the rows. Returns how many the server has written.
     pub(super) async fn copy(
         self,
         transaction: &Transaction<'_>,
     ) -> std::result::Result<u64, tokio_postgres::Error> {
         let statement = format!(
             "copy {} ({}, created_at, updated_at) from stdin",
-            self.table, self.columns
+            self.name, self.columns
         );
         let sink = transaction.copy_in::<_, Bytes>(&statement).await?;
         let mut sink = std::pin::pin!(sink);
@@ -64,19 +64,19 @@ impl Sheet {
     }
 }
 
-/// A school of a size, from a seed, at an hour.
+/// The contents of a school: they follow from its size, its seed, and the hour of its creation.
 pub(super) struct School {
-    plan: SchoolSize,
+    size: SchoolSize,
     seed: u64,
     now: Timestamp,
 }
 
 impl School {
-    /// The school of this hour.
-    pub(super) fn new(plan: SchoolSize, seed: u64) -> Self {
+    /// The school as it is in the present hour.
+    pub(super) fn new(size: SchoolSize, seed: u64) -> Self {
         let second = Timestamp::now().as_second();
         let now = Timestamp::from_second(second - second % 3600).unwrap_or_default();
-        Self { plan, seed, now }
+        Self { size, seed, now }
     }
 
     fn rng(&self, kind: &str) -> StdRng {
@@ -89,18 +89,20 @@ impl School {
             .unwrap_or(self.now)
     }
 
-    /// When the rows of a table with a window were created, oldest first. Of five, three lie inside.
-    fn moments(&self, kind: &str, count: i64, window: i64, oldest: i64) -> Vec<Timestamp> {
+    /// When the rows of a table with a retention were created, oldest first. Three of five are younger than
+    /// the retention, which is in days, as `oldest` is.
+    fn creation_times(&self, kind: &str, count: i64, retention: i64, oldest: i64) -> Vec<Timestamp> {
         let mut rng = self.rng(kind);
         let mut ages: Vec<i64> = (0..count)
-            .map(|nth| age(window, oldest, nth % 5 < 3, &mut rng))
+            .map(|index| age(retention, oldest, index % 5 < 3, &mut rng))
             .collect();
         ages.sort_unstable_by(|a, b| b.cmp(a));
         ages.into_iter().map(|seconds| self.ago(seconds)).collect()
     }
 
-    /// Every table but the recordings, whose rows tell what their files turned out to be.
-    pub(super) fn sheets(&self) -> [Sheet; 8] {
+    /// Every table except the recordings: their rows contain the sizes of their files, which must be written
+    /// first.
+    pub(super) fn tables(&self) -> [TableRows; 8] {
         [
             self.rooms(),
             self.cameras(),
@@ -113,39 +115,39 @@ impl School {
         ]
     }
 
-    fn rooms(&self) -> Sheet {
-        let mut sheet = Sheet::new("tbl_room", "room_no, room_name, room_building_no, room_floor_no");
-        for id in 1..=self.plan.rooms {
-            let room = Room::of(id);
+    fn rooms(&self) -> TableRows {
+        let mut table = TableRows::new("tbl_room", "room_no, room_name, room_building_no, room_floor_no");
+        for id in 1..=self.size.rooms {
+            let room = Room::new(id);
             let name = if id % 6 == 0 { "Laboratory" } else { "Lecture Room" };
-            sheet.row(
+            table.row(
                 self.ago(700 * 86_400 - id),
                 &[
-                    &room.no,
-                    &format_args!("{name} {}", room.no),
+                    &room.number,
+                    &format_args!("{name} {}", room.number),
                     &room.building,
                     &room.floor,
                 ],
             );
         }
-        sheet
+        table
     }
 
-    fn cameras(&self) -> Sheet {
-        let mut sheet = Sheet::new(
+    fn cameras(&self) -> TableRows {
+        let mut table = TableRows::new(
             "tbl_camera",
-            "camera_name, camera_ip_address, camera_username, camera_password, camera_live_feed, room_no, room_name, \
-             room_building_no",
+            "camera_name, camera_ip_address, camera_username, camera_password, camera_live_feed, room_no, \
+             room_name, room_building_no",
         );
         let mut rng = self.rng("cameras");
-        for id in 1..=self.plan.cameras {
-            let room = Room::of(id);
+        for id in 1..=self.size.cameras {
+            let room = Room::new(id);
             let address = format!("10.20.{}.{}", room.building, 100 + id);
             let password: String = (0..10)
                 .map(|_| char::from(rng.random_range(b'a'..=b'z')))
                 .collect();
             let feed = format!("rtsp://viewer:{password}@{address}:554/stream{}", id % 2 + 1);
-            sheet.row(
+            table.row(
                 self.ago(600 * 86_400 - id),
                 &[
                     &format_args!("Camera {id:02}"),
@@ -153,28 +155,29 @@ impl School {
                     &"viewer",
                     &password,
                     &feed,
-                    &room.no,
-                    &format_args!("Lecture Room {}", room.no),
+                    &room.number,
+                    &format_args!("Lecture Room {}", room.number),
                     &room.building,
                 ],
             );
         }
-        sheet
+        table
     }
 
-    fn faculties(&self) -> Sheet {
-        let mut sheet = Sheet::new(
+    fn faculties(&self) -> TableRows {
+        let mut table = TableRows::new(
             "tbl_faculty",
-            "faculty_fname, faculty_mname, faculty_lname, faculty_department, faculty_images, faculty_face_embedding",
+            "faculty_fname, faculty_mname, faculty_lname, faculty_department, faculty_images, \
+             faculty_face_embedding",
         );
-        for id in 1..=self.plan.faculties {
-            let person = Person::of(self.seed, id);
-            let images = serde_json::json!([photo(id, 1), photo(id, 2), photo(id, 3)]);
+        for id in 1..=self.size.faculties {
+            let person = Person::new(self.seed, id);
+            let images = serde_json::json!([photo_path(id, 1), photo_path(id, 2), photo_path(id, 3)]);
             let mut rng = rng_for(self.seed, "embedding", id);
             let numbers: Vec<String> = (0..128)
                 .map(|_| format!("{:.6}", rng.random_range(-0.25..0.25_f64)))
                 .collect();
-            sheet.row(
+            table.row(
                 self.ago(500 * 86_400 - id * 3600),
                 &[
                     &person.first,
@@ -186,25 +189,25 @@ impl School {
                 ],
             );
         }
-        sheet
+        table
     }
 
-    fn teaching_loads(&self) -> Sheet {
-        let mut sheet = Sheet::new(
+    fn teaching_loads(&self) -> TableRows {
+        let mut table = TableRows::new(
             "tbl_teaching_load",
-            "faculty_id, room_no, teaching_load_course_code, teaching_load_subject, teaching_load_class_section, \
-             teaching_load_day_of_week, teaching_load_time_in, teaching_load_time_out, teaching_load_semester, \
-             teaching_load_school_year",
+            "faculty_id, room_no, teaching_load_course_code, teaching_load_subject, \
+             teaching_load_class_section, teaching_load_day_of_week, teaching_load_time_in, \
+             teaching_load_time_out, teaching_load_semester, teaching_load_school_year",
         );
-        for id in 1..=self.plan.teaching_loads {
+        for id in 1..=self.size.teaching_loads {
             let mut rng = rng_for(self.seed, "teaching load", id);
             let (code, subject) = pick(&COURSES, &mut rng);
             let hour = rng.random_range(7..17);
-            sheet.row(
+            table.row(
                 self.ago(150 * 86_400 - id * 60),
                 &[
-                    &(id % self.plan.faculties + 1),
-                    &Room::of(rng.random_range(1..=self.plan.rooms)).no,
+                    &(id % self.size.faculties + 1),
+                    &Room::new(rng.random_range(1..=self.size.rooms)).number,
                     &code,
                     &subject,
                     &format_args!(
@@ -220,49 +223,50 @@ impl School {
                 ],
             );
         }
-        sheet
+        table
     }
 
-    fn attendance_records(&self) -> Sheet {
-        let mut sheet = Sheet::new(
+    fn attendance_records(&self) -> TableRows {
+        let mut table = TableRows::new(
             "tbl_attendance_record",
             "faculty_id, teaching_load_id, camera_id, record_date, record_time_in, record_time_out, \
              time_duration_seconds, record_status, record_remarks",
         );
         let mut rng = self.rng("attendance");
-        for created in self.moments("attendance", self.plan.attendance_records, 30, 150) {
-            let load = rng.random_range(1..=self.plan.teaching_loads);
-            let stay = rng.random_range(1800..5400);
-            let day = created.to_zoned(TimeZone::fixed(SCHOOL_TIME)).start_of_day();
+        for created in self.creation_times("attendance", self.size.attendance_records, 30, 150) {
+            let load = rng.random_range(1..=self.size.teaching_loads);
+            let seconds = rng.random_range(1800..5400);
+            let day = created.to_zoned(TimeZone::fixed(SCHOOL_OFFSET)).start_of_day();
             let out = created
-                .saturating_add(SignedDuration::from_secs(stay))
+                .saturating_add(SignedDuration::from_secs(seconds))
                 .unwrap_or(created);
             let late = rng.random_bool(0.12);
-            sheet.row(
+            table.row(
                 created,
                 &[
-                    &(load % self.plan.faculties + 1),
+                    &(load % self.size.faculties + 1),
                     &load,
-                    &rng.random_range(1..=self.plan.cameras),
+                    &rng.random_range(1..=self.size.cameras),
                     &day.map_or(created, |day| day.timestamp()),
                     &created,
                     &out,
-                    &stay,
+                    &seconds,
                     &if late { "Late" } else { "Present" },
                     &if late { "Came after the bell" } else { NULL },
                 ],
             );
         }
-        sheet
+        table
     }
 
-    fn leaves(&self) -> Sheet {
-        let mut sheet = Sheet::new(
+    fn leaves(&self) -> TableRows {
+        let mut table = TableRows::new(
             "tbl_leave",
-            "faculty_id, leave_reason, leave_start_date, leave_end_date, leave_type, leave_status, leave_slip_image",
+            "faculty_id, leave_reason, leave_start_date, leave_end_date, leave_type, leave_status, \
+             leave_slip_image",
         );
         for (created, leave) in self.leave_slips() {
-            sheet.row(
+            table.row(
                 created,
                 &[
                     &leave.faculty,
@@ -275,16 +279,16 @@ impl School {
                 ],
             );
         }
-        sheet
+        table
     }
 
-    fn passes(&self) -> Sheet {
-        let mut sheet = Sheet::new(
+    fn passes(&self) -> TableRows {
+        let mut table = TableRows::new(
             "tbl_pass",
             "faculty_id, pass_reason, pass_date, pass_time_out, pass_time_in, pass_status, pass_slip_image",
         );
         for (created, pass) in self.pass_slips() {
-            sheet.row(
+            table.row(
                 created,
                 &[
                     &pass.faculty,
@@ -297,24 +301,24 @@ impl School {
                 ],
             );
         }
-        sheet
+        table
     }
 
-    fn recognition_logs(&self) -> Sheet {
-        let mut sheet = Sheet::new(
+    fn recognition_logs(&self) -> TableRows {
+        let mut table = TableRows::new(
             "tbl_recognition_logs",
-            "camera_id, faculty_id, recognition_time, camera_name, room_name, building_no, faculty_name, status, \
-             distance",
+            "camera_id, faculty_id, recognition_time, camera_name, room_name, building_no, faculty_name, \
+             status, distance",
         );
         let mut rng = self.rng("recognition");
-        for created in self.moments("recognition", self.plan.recognition_logs, 7, 60) {
+        for created in self.creation_times("recognition", self.size.recognition_logs, 7, 60) {
             let (camera, faculty) = (
-                rng.random_range(1..=self.plan.cameras),
-                rng.random_range(1..=self.plan.faculties),
+                rng.random_range(1..=self.size.cameras),
+                rng.random_range(1..=self.size.faculties),
             );
-            let seen = Sighting::new(self.seed, camera, faculty, rng.random_bool(0.85), &mut rng);
+            let seen = Recognition::new(self.seed, camera, faculty, rng.random_bool(0.85), &mut rng);
             let id = seen.faculty.map_or(NULL.to_owned(), |id| id.to_string());
-            sheet.row(
+            table.row(
                 created,
                 &[
                     &camera,
@@ -329,81 +333,93 @@ impl School {
                 ],
             );
         }
-        sheet
+        table
     }
 
-    /// The recordings, as they turned out.
-    pub(super) fn recordings(&self, shots: &[Shot]) -> Sheet {
-        let mut sheet = Sheet::new(
+    /// The recordings that were written.
+    pub(super) fn recordings(recordings: &[WrittenRecording]) -> TableRows {
+        let mut table = TableRows::new(
             "tbl_stream_recordings",
             "camera_id, filename, filepath, start_time, duration, frames, file_size",
         );
-        for shot in shots {
-            let filename = shot.path.rsplit('/').next().unwrap_or(&shot.path);
-            sheet.row(
-                shot.start,
+        for recording in recordings {
+            let filename = recording.path.rsplit('/').next().unwrap_or(&recording.path);
+            table.row(
+                recording.start,
                 &[
-                    &shot.camera,
+                    &recording.camera,
                     &filename,
-                    &shot.path,
-                    &school_time(shot.start),
-                    &shot.facts.seconds,
-                    &shot.facts.frames,
-                    &shot.facts.bytes,
+                    &recording.path,
+                    &school_time(recording.start),
+                    &recording.facts.seconds,
+                    &recording.facts.frames,
+                    &recording.facts.bytes,
                 ],
             );
         }
-        sheet
+        table
     }
 
-    /// Every file, the longest work first.
-    pub(super) fn pictures(&self) -> Vec<Picture> {
+    /// Every file.
+    pub(super) fn files(&self) -> Vec<SampleFile> {
         let mut rng = self.rng("recordings");
-        let count = self.plan.recordings;
-        let mut ages: Vec<i64> = (0..count).map(|nth| age(7, 40, nth % 10 < 7, &mut rng)).collect();
+        let count = self.size.recordings;
+        let mut ages: Vec<i64> = (0..count)
+            .map(|index| age(7, 40, index % 10 < 7, &mut rng))
+            .collect();
         ages.sort_unstable_by(|a, b| b.cmp(a));
-        let (least, most) = self.plan.video_bytes;
-        let videos = ages.into_iter().zip(0..).map(|(seconds, nth)| {
+        let (smallest, largest) = self.size.video_bytes;
+        let videos = ages.into_iter().zip(0..).map(|(seconds, index)| {
             let start = self.ago(seconds);
-            let camera = rng.random_range(1..=self.plan.cameras);
-            Picture::Video {
+            let camera = rng.random_range(1..=self.size.cameras);
+            SampleFile::Recording {
                 path: recording_path(camera, start),
                 camera,
                 start,
-                // Sizes are spread evenly, in an order that mixes large and small over the dates.
-                bytes: least + (most - least) * (nth * 7 % count) as u64 / (count - 1).max(1) as u64,
+                // The sizes are evenly distributed, and large and small ones alternate over the dates.
+                bytes: smallest
+                    + (largest - smallest) * (index * 7 % count) as u64 / (count - 1).max(1) as u64,
             }
         });
-        let mut pictures: Vec<Picture> = videos.collect();
-        pictures.extend(self.leave_slips().map(|(_, leave)| Picture::Leave(leave)));
-        pictures.extend(self.pass_slips().map(|(_, pass)| Picture::Pass(pass)));
-        pictures.extend((1..=self.plan.faculties).flat_map(|id| {
-            (1..=3).map(move |shot| Picture::Portrait {
-                path: photo(id, shot),
-                person: seed_for(self.seed, "face", id),
-                shot,
+        let leaves = self.leave_slips().map(|(_, leave)| SampleFile::Picture {
+            path: leave.path(),
+            picture: leave.scan(),
+        });
+        let passes = self.pass_slips().map(|(_, pass)| SampleFile::Picture {
+            path: pass.path(),
+            picture: pass.scan(),
+        });
+        let photos = (1..=self.size.faculties).flat_map(|id| {
+            (1..=3).map(move |shot| SampleFile::Picture {
+                path: photo_path(id, shot),
+                picture: pictures::photo(id, shot),
             })
-        }));
-        pictures
+        });
+        videos.chain(leaves).chain(passes).chain(photos).collect()
     }
 
     fn leave_slips(&self) -> impl Iterator<Item = (Timestamp, Leave)> {
-        let moments = self
-            .moments("leaves", self.plan.leaves, 90, 240)
+        let creation_times = self
+            .creation_times("leaves", self.size.leaves, 90, 240)
             .into_iter()
             .zip(1..);
-        moments.map(|(at, id)| (at, Leave::new(self.seed, id, self.plan.faculties, school_day(at))))
+        creation_times.map(|(created, id)| {
+            (
+                created,
+                Leave::new(self.seed, id, self.size.faculties, school_day(created)),
+            )
+        })
     }
 
     fn pass_slips(&self) -> impl Iterator<Item = (Timestamp, PassSlip)> {
-        let moments = self
-            .moments("passes", self.plan.passes, 90, 240)
+        let creation_times = self
+            .creation_times("passes", self.size.passes, 90, 240)
             .into_iter()
             .zip(1..);
-        moments.map(|(at, id)| {
+        creation_times.map(|(created, id)| {
             (
-                at,
-                PassSlip::new(self.seed, id, self.plan.faculties, school_day(at)),
+                created,
+                PassSlip::new(self.seed, id, self.size.faculties, school_day(created)),
             )
         })
     }

@@ -1,22 +1,22 @@
-//! Fills the sample school: the rows of nine tables and the media files that they name.
+//! Creates the sample school: the rows of nine tables, and the media files that they name.
 //!
-//! The same seed gives the same school, dated back from the hour in which it is made. Of each table with a retention
-//! window a good part lies inside the window and a good part outside. Rows go in by COPY, in one transaction, while
-//! other threads draw the files: the school is there as a whole or not at all.
+//! The same seed gives the same school; times count back from the hour in which it is created. In each table
+//! with a retention, many rows are younger than the retention and many are older. Rows are written by COPY in
+//! one transaction, which commits after every file is written: if anything fails, the database stays empty.
 
 use std::path::Path;
 
 use serde::Serialize;
 use tokio_postgres::NoTls;
 
-pub use super::plan::SchoolSize;
+use super::media_files::write_files;
 use super::rows::School;
-use super::studio::Studio;
+pub use super::school_size::SchoolSize;
 use crate::error::{Error, Result};
 
 const SCHEMA: &str = include_str!("../../sql/sample_school.sql");
 
-/// What a school has.
+/// How many rows and files a school has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SchoolCounts {
     /// Rows by table, in the catalogue's order.
@@ -27,60 +27,71 @@ pub struct SchoolCounts {
     pub file_bytes: u64,
 }
 
-/// Makes the sample school of [`SchoolSize::full`] in an empty database and below a media root.
+/// Creates the sample school of [`SchoolSize::full`] in an empty database and below a media root.
 ///
 /// # Errors
-/// As [`create_planned`].
+/// As [`create_with_size`].
 pub async fn create(
     database_url: &str,
     media_root: &Path,
     seed: u64,
     progress: impl Fn(&str),
 ) -> Result<SchoolCounts> {
-    create_planned(&SchoolSize::full(), database_url, media_root, seed, progress).await
+    create_with_size(&SchoolSize::full(), database_url, media_root, seed, progress).await
 }
 
-/// Makes a sample school of this size.
+/// Creates a sample school of this size.
 ///
 /// # Errors
-/// The database cannot be reached or has such tables already; a file cannot be written. The database then stays empty.
-pub async fn create_planned(
-    plan: &SchoolSize,
+/// The database cannot be reached or has such tables already, or a file cannot be written. The database then
+/// stays empty.
+pub async fn create_with_size(
+    size: &SchoolSize,
     database_url: &str,
     media_root: &Path,
     seed: u64,
     progress: impl Fn(&str),
 ) -> Result<SchoolCounts> {
-    let broken = |error| Error::postgres("make the sample school", error);
+    let postgres_error = |error| Error::postgres("create the sample school", error);
     let (mut client, connection) = tokio_postgres::connect(database_url, NoTls)
         .await
-        .map_err(broken)?;
+        .map_err(postgres_error)?;
     let connection = tokio::spawn(connection);
-    let school = School::new(plan.clone(), seed);
+    let school = School::new(size.clone(), seed);
 
-    let transaction = client.transaction().await.map_err(broken)?;
-    transaction.batch_execute(SCHEMA).await.map_err(|error| {
-        broken(error).remedy("the sample school needs a database without such tables: name an empty one")
-    })?;
-    let studio = Studio::open(media_root, seed, school.pictures())?;
+    let transaction = client.transaction().await.map_err(postgres_error)?;
+    transaction
+        .batch_execute(SCHEMA)
+        .await
+        .map_err(|error| postgres_error(error).remedy("give the sample school an empty database"))?;
     let mut rows = Vec::new();
-    for sheet in school.sheets() {
-        progress(&format!("{}: {} rows", sheet.table, sheet.rows));
-        rows.push((sheet.table, sheet.copy(&transaction).await.map_err(broken)?));
+    for table in school.tables() {
+        progress(&format!("{}: {} rows", table.name, table.rows));
+        rows.push((
+            table.name,
+            table.copy(&transaction).await.map_err(postgres_error)?,
+        ));
     }
-    progress("photos, slips and recordings are being made");
-    let (shots, drawn) = studio.close().await?;
-    let sheet = school.recordings(&shots);
-    rows.push((sheet.table, sheet.copy(&transaction).await.map_err(broken)?));
-    transaction.commit().await.map_err(broken)?;
-    client.batch_execute("analyze").await.map_err(broken)?;
-    progress(&format!("{} files, {} MB", drawn.files, drawn.bytes / 1_000_000));
+    progress("writing photos, slips and recordings");
+    let written = write_files(media_root, seed, school.files()).await?;
+    let table = School::recordings(&written.recordings);
+    rows.push((
+        table.name,
+        table.copy(&transaction).await.map_err(postgres_error)?,
+    ));
+    transaction.commit().await.map_err(postgres_error)?;
+    client.batch_execute("analyze").await.map_err(postgres_error)?;
+    progress(&format!(
+        "{} files, {} MB",
+        written.files,
+        written.bytes / 1_000_000
+    ));
     drop(client);
-    // The connection ends with its client; what it says then changes nothing.
+    // The connection ends with its client. Everything is committed: an error of it changes nothing.
     connection.await.ok();
     Ok(SchoolCounts {
         rows,
-        files: drawn.files,
-        file_bytes: drawn.bytes,
+        files: written.files,
+        file_bytes: written.bytes,
     })
 }

@@ -1,20 +1,18 @@
-//! Leave and pass slips: the row's values, the file's place below the media root, and the scanned form itself.
+//! Leave and pass slips: the values of the row, and the path and picture of the scanned form.
 
 use jiff::ToSpan;
 use jiff::civil::{Date, Time};
 use rand::RngExt;
 
-use super::people::{LEAVE_REASONS, PASS_REASONS, Person, VERDICTS, pick, rng_for, seed_for};
-use super::pictures::{Slip, slip};
-use crate::error::Result;
+use super::people::{DECISIONS, LEAVE_REASONS, PASS_REASONS, pick, rng_for};
+use super::pictures;
 
-/// A leave of some days.
-#[derive(Clone)]
+/// A leave for some days.
 pub(super) struct Leave {
     number: i64,
-    /// Whose.
+    /// The faculty who asks for it.
     pub(super) faculty: i64,
-    /// Why.
+    /// The reason.
     pub(super) reason: &'static str,
     /// `Sick`, `Personal` and so on.
     pub(super) kind: &'static str,
@@ -27,68 +25,52 @@ pub(super) struct Leave {
 }
 
 impl Leave {
-    /// The leave with this number, handed in on a day by one of the first `faculties`.
-    pub(super) fn new(seed: u64, number: i64, faculties: i64, handed_in: Date) -> Self {
+    /// The leave with this number: one of the first `faculties` asked for it on this day.
+    pub(super) fn new(seed: u64, number: i64, faculties: i64, requested: Date) -> Self {
         let mut rng = rng_for(seed, "leave", number);
         let (reason, kind) = pick(&LEAVE_REASONS, &mut rng);
-        let start = handed_in.saturating_add(rng.random_range(0..10).days());
+        let start = requested.saturating_add(rng.random_range(0..10).days());
         Self {
             number,
             faculty: rng.random_range(1..=faculties),
             reason,
             kind,
-            status: pick(&VERDICTS, &mut rng),
+            status: pick(&DECISIONS, &mut rng),
             start,
             end: start.saturating_add(rng.random_range(0..6).days()),
         }
     }
 
-    /// Where its scan lies below the media root.
+    /// The path of its scan below the media root.
     pub(super) fn path(&self) -> String {
         format!("leave_slips/leave_{:06}.jpg", self.number)
     }
 
-    /// The scanned form.
-    pub(super) fn scan(&self, seed: u64) -> Result<Vec<u8>> {
-        let person = Person::of(seed, self.faculty);
-        let fields = [
-            ("Name", person.name()),
-            ("Department", person.department.to_owned()),
-            ("From", self.start.to_string()),
-            ("To", self.end.to_string()),
-            ("Reason", self.reason.to_owned()),
-            ("Type", self.kind.to_owned()),
-        ];
-        let form = Slip {
-            title: "LEAVE SLIP",
-            number: self.number,
-            fields: &fields,
-            verdict: self.status,
-        };
-        slip(&form, seed_for(seed, "leave scan", self.number))
+    /// The picture of the scanned form.
+    pub(super) fn scan(&self) -> &'static [u8] {
+        pictures::leave_slip(self.number)
     }
 }
 
-/// Some hours off the campus.
-#[derive(Clone)]
+/// A pass to leave the campus for some hours.
 pub(super) struct PassSlip {
     number: i64,
-    /// Whose.
+    /// The faculty who asks for it.
     pub(super) faculty: i64,
-    /// Why.
+    /// The reason.
     pub(super) reason: &'static str,
     /// `Approved`, `Pending` or `Denied`.
     pub(super) status: &'static str,
-    /// On which day.
+    /// The day.
     pub(super) date: Date,
-    /// When the bearer leaves.
+    /// When the faculty leaves the campus.
     pub(super) time_out: Time,
-    /// When the bearer is back.
+    /// When the faculty is back.
     pub(super) time_in: Time,
 }
 
 impl PassSlip {
-    /// The pass with this number, for a day, of one of the first `faculties`.
+    /// The pass with this number, for this day and one of the first `faculties`.
     pub(super) fn new(seed: u64, number: i64, faculties: i64, date: Date) -> Self {
         let mut rng = rng_for(seed, "pass", number);
         let (hour, minute) = (rng.random_range(8..15), rng.random_range(0..12) * 5);
@@ -96,35 +78,20 @@ impl PassSlip {
             number,
             faculty: rng.random_range(1..=faculties),
             reason: pick(&PASS_REASONS, &mut rng),
-            status: pick(&VERDICTS, &mut rng),
+            status: pick(&DECISIONS, &mut rng),
             date,
             time_out: jiff::civil::time(hour, minute, 0, 0),
             time_in: jiff::civil::time(hour + rng.random_range(1..4), minute, 0, 0),
         }
     }
 
-    /// Where its scan lies below the media root.
+    /// The path of its scan below the media root.
     pub(super) fn path(&self) -> String {
         format!("pass_slips/pass_{:06}.jpg", self.number)
     }
 
-    /// The scanned form.
-    pub(super) fn scan(&self, seed: u64) -> Result<Vec<u8>> {
-        let person = Person::of(seed, self.faculty);
-        let fields = [
-            ("Name", person.name()),
-            ("Department", person.department.to_owned()),
-            ("Date", self.date.to_string()),
-            ("Time out", self.time_out.strftime("%H:%M").to_string()),
-            ("Time in", self.time_in.strftime("%H:%M").to_string()),
-            ("Reason", self.reason.to_owned()),
-        ];
-        let form = Slip {
-            title: "PASS SLIP",
-            number: self.number,
-            fields: &fields,
-            verdict: self.status,
-        };
-        slip(&form, seed_for(seed, "pass scan", self.number))
+    /// The picture of the scanned form.
+    pub(super) fn scan(&self) -> &'static [u8] {
+        pictures::pass_slip(self.number)
     }
 }

@@ -1,9 +1,11 @@
-//! Live traffic: what a college's cameras, teachers and registrar do to the database and the media root all day.
+//! Live traffic: what a college's cameras, teachers and registrar write to the database and the media root
+//! all day.
 //!
-//! Five loops run side by side on one connection, each at its own pace with jitter: recognition logs, attendance,
-//! slips, teaching loads and recordings. A slip's file comes before or after its row, whole or piece by
-//! piece; a recording grows for some seconds, and its row comes when it starts or when it ends. On shutdown each loop
-//! finishes what it began, so that every row names a whole file and every file has its row.
+//! Five loops share one connection, each with its own mean interval and random jitter: recognition logs,
+//! attendance, slips, teaching loads and recordings. A slip's file is written before or after its row, at
+//! once or piece by piece. A recording grows for some seconds, and its row is inserted when it starts or when
+//! it ends. On shutdown each loop completes what it started, so that every row names a complete file and
+//! every file has a row.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,13 +17,15 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row};
 use tokio_util::sync::CancellationToken;
 
-use super::campus::{Sighting, recording_path, school_day, school_time};
-use super::people::{pick, rng_for, seed_for};
+use super::campus::{Recognition, recording_path, school_day, school_time};
+use super::media_files::comment;
+use super::people::{pick, rng_for};
+use super::pictures::with_comment;
+use super::recording::{FRAME_RATE, Recording};
 use super::slips::{Leave, PassSlip};
-use super::video::{RATE, Recording};
 use crate::error::{Error, Kind, Result};
 
-/// How often things happen: the mean time between two of a kind, and how long a recording runs.
+/// How often things happen: the mean time between two activities of a kind, and the length of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rates {
     /// Between two recognition logs.
@@ -30,7 +34,7 @@ pub struct Rates {
     pub attendance: Duration,
     /// Between two leave or pass slips.
     pub slip: Duration,
-    /// Between two changes of the timetable, where a teaching load is taken out and put in again.
+    /// Between two changes of the timetable: each deletes a teaching load and inserts it again.
     pub teaching_load: Duration,
     /// Between two recordings.
     pub recording: Duration,
@@ -51,7 +55,7 @@ impl Default for Rates {
     }
 }
 
-/// Makes traffic at the default rates until shutdown; `observe` hears of each thing that happened.
+/// Makes traffic at the default rates until shutdown. Calls `observe` with a line for each activity.
 ///
 /// # Errors
 /// As [`run_at`].
@@ -73,10 +77,10 @@ pub async fn run_traffic(
     .await
 }
 
-/// Makes traffic at these rates in a sample school that is there, until shutdown.
+/// Makes traffic at these rates in an existing sample school, until shutdown.
 ///
 /// # Errors
-/// The database breaks off or refuses a row; a file cannot be written.
+/// The connection to the database fails, the database refuses a row, or a file cannot be written.
 pub async fn run_at(
     rates: Rates,
     database_url: String,
@@ -87,20 +91,20 @@ pub async fn run_at(
 ) -> Result<()> {
     let (client, connection) = tokio_postgres::connect(&database_url, NoTls)
         .await
-        .map_err(broken)?;
+        .map_err(postgres_error)?;
     let connection = tokio::spawn(connection);
     let counts = "select (select max(faculty_id) from tbl_faculty), (select max(camera_id) from tbl_camera), \
                   (select max(teaching_load_id) from tbl_teaching_load)";
-    let row = client.query_one(counts, &[]).await.map_err(broken)?;
+    let row = client.query_one(counts, &[]).await.map_err(postgres_error)?;
     let (Some(faculties), Some(cameras), Some(loads)) = (row.get(0), row.get(1), row.get(2)) else {
         return Err(Error::new(
             Kind::Local,
             "make live traffic",
             "the school has no faculties, cameras or teaching loads",
         )
-        .remedy("fill the sample school first"));
+        .remedy("create the sample school first"));
     };
-    let school = OpenRecordings {
+    let traffic = Traffic {
         client,
         media_root,
         seed,
@@ -112,21 +116,21 @@ pub async fn run_at(
         observe,
     };
     tokio::try_join!(
-        school.every(Doing::Recognition),
-        school.every(Doing::Attendance),
-        school.every(Doing::Slip),
-        school.every(Doing::Timetable),
-        school.every(Doing::Recording),
+        traffic.repeat(Activity::Recognition),
+        traffic.repeat(Activity::Attendance),
+        traffic.repeat(Activity::Slip),
+        traffic.repeat(Activity::Timetable),
+        traffic.repeat(Activity::Recording),
     )?;
-    drop(school);
-    // The connection ends with its client; what it says then changes nothing.
+    drop(traffic);
+    // The connection ends with its client. Everything is committed: an error of it changes nothing.
     connection.await.ok();
     Ok(())
 }
 
-/// What goes on in the school.
+/// A kind of thing that happens in the school.
 #[derive(Clone, Copy)]
-enum Doing {
+enum Activity {
     Recognition,
     Attendance,
     Slip,
@@ -134,7 +138,7 @@ enum Doing {
     Recording,
 }
 
-struct OpenRecordings<F> {
+struct Traffic<F> {
     client: Client,
     media_root: PathBuf,
     seed: u64,
@@ -146,27 +150,27 @@ struct OpenRecordings<F> {
     observe: F,
 }
 
-impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
-    /// Does one kind of thing again and again, until shutdown.
-    async fn every(&self, kind: Doing) -> Result<()> {
-        let mean = match kind {
-            Doing::Recognition => self.rates.recognition,
-            Doing::Attendance => self.rates.attendance,
-            Doing::Slip => self.rates.slip,
-            Doing::Timetable => self.rates.teaching_load,
-            Doing::Recording => self.rates.recording,
+impl<F: Fn(&str) + Send + Sync> Traffic<F> {
+    /// Repeats an activity until shutdown.
+    async fn repeat(&self, activity: Activity) -> Result<()> {
+        let mean = match activity {
+            Activity::Recognition => self.rates.recognition,
+            Activity::Attendance => self.rates.attendance,
+            Activity::Slip => self.rates.slip,
+            Activity::Timetable => self.rates.teaching_load,
+            Activity::Recording => self.rates.recording,
         };
-        let mut rng = rng_for(self.seed, "traffic", kind as i64);
+        let mut rng = rng_for(self.seed, "traffic", activity as i64);
         let mut present = Vec::new();
-        // Of each kind, the first comes soon.
+        // The first of each kind happens soon.
         let mut wait = mean / 4;
         while self.pause(wait, &mut rng).await {
-            match kind {
-                Doing::Recognition => self.recognise(&mut rng).await?,
-                Doing::Attendance => self.attend(&mut present, &mut rng).await?,
-                Doing::Slip => self.slip(&mut rng).await?,
-                Doing::Timetable => self.reschedule(&mut rng).await?,
-                Doing::Recording => self.record(&mut rng).await?,
+            match activity {
+                Activity::Recognition => self.recognise(&mut rng).await?,
+                Activity::Attendance => self.attend(&mut present, &mut rng).await?,
+                Activity::Slip => self.slip(&mut rng).await?,
+                Activity::Timetable => self.reschedule(&mut rng).await?,
+                Activity::Recording => self.record(&mut rng).await?,
             }
             wait = mean;
         }
@@ -178,12 +182,12 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
             rng.random_range(1..=self.cameras),
             rng.random_range(1..=self.faculties),
         );
-        let seen = Sighting::new(self.seed, camera, faculty, rng.random_bool(0.85), rng);
-        let insert = "insert into tbl_recognition_logs (camera_id, faculty_id, recognition_time, camera_name, room_name, \
-                      building_no, faculty_name, status, distance) \
+        let seen = Recognition::new(self.seed, camera, faculty, rng.random_bool(0.85), rng);
+        let insert = "insert into tbl_recognition_logs (camera_id, faculty_id, recognition_time, \
+                      camera_name, room_name, building_no, faculty_name, status, distance) \
                       values ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::numeric) returning log_id";
         let id: i64 = self
-            .one(
+            .query_one(
                 insert,
                 &[
                     &camera,
@@ -203,7 +207,7 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
         Ok(())
     }
 
-    /// Someone comes, or one of those present goes.
+    /// A faculty arrives, or one of those who are present departs.
     async fn attend(&self, present: &mut Vec<i64>, rng: &mut StdRng) -> Result<()> {
         if present.is_empty() || (present.len() < 40 && rng.random_bool(0.55)) {
             present.push(self.arrive(rng).await?);
@@ -214,15 +218,16 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
     }
 
     async fn arrive(&self, rng: &mut StdRng) -> Result<i64> {
-        // The load may be out of the timetable just now: the lookup then finds nothing, and the record has none.
-        let insert = "insert into tbl_attendance_record (faculty_id, teaching_load_id, camera_id, record_date, \
-                      record_time_in, record_status) \
-                      values ($1, (select teaching_load_id from tbl_teaching_load where teaching_load_id = $2 for share), \
+        // If the load is deleted at this moment, the lookup finds nothing and the record has no load.
+        let insert = "insert into tbl_attendance_record (faculty_id, teaching_load_id, camera_id, \
+                      record_date, record_time_in, record_status) \
+                      values ($1, (select teaching_load_id from tbl_teaching_load \
+                      where teaching_load_id = $2 for share), \
                       $3, date_trunc('day', now()), now(), 'Present') returning record_id";
         let load = rng.random_range(1..=self.loads);
         let camera = rng.random_range(1..=self.cameras);
         let id = self
-            .one(insert, &[&(load % self.faculties + 1), &load, &camera])
+            .query_one(insert, &[&(load % self.faculties + 1), &load, &camera])
             .await?
             .get(0);
         (self.observe)(&format!("attendance record {id}: time in"));
@@ -231,8 +236,12 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
 
     async fn depart(&self, record: i64) -> Result<()> {
         let update = "update tbl_attendance_record set record_time_out = now(), updated_at = now(), \
-                      time_duration_seconds = extract(epoch from now() - record_time_in)::int where record_id = $1";
-        self.client.execute(update, &[&record]).await.map_err(broken)?;
+                      time_duration_seconds = extract(epoch from now() - record_time_in)::int \
+                      where record_id = $1";
+        self.client
+            .execute(update, &[&record])
+            .await
+            .map_err(postgres_error)?;
         (self.observe)(&format!("attendance record {record}: time out"));
         Ok(())
     }
@@ -246,46 +255,46 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
             ("tbl_pass", "pass_id")
         };
         let next = "select nextval(pg_get_serial_sequence($1, $2))";
-        let id: i64 = self.one(next, &[&table, &key]).await?.get(0);
+        let id: i64 = self.query_one(next, &[&table, &key]).await?.get(0);
         let file_first = rng.random_bool(0.5);
         let order = if file_first {
             "file, then row"
         } else {
             "row, then file"
         };
-        let wait = Duration::from_millis(rng.random_range(100..2000));
-        let (path, scan, insert) = if leave {
+        let gap = Duration::from_millis(rng.random_range(100..2000));
+        let (path, picture, row) = if leave {
             let leave = Leave::new(seed, id, self.faculties, today);
-            let form = leave.clone();
-            let scan = draw(move || form.scan(seed)).await?;
-            (leave.path(), scan, Paper::Leave(leave))
+            (leave.path(), leave.scan(), SlipRow::Leave(leave))
         } else {
             let pass = PassSlip::new(seed, id, self.faculties, today);
-            let form = pass.clone();
-            let scan = draw(move || form.scan(seed)).await?;
-            (pass.path(), scan, Paper::Pass(pass))
+            (pass.path(), pass.scan(), SlipRow::Pass(pass))
         };
+        let scan = with_comment(picture, &comment(&path, seed));
         let file = self.media_root.join(&path);
-        let way = pick(&[Way::Rename, Way::Whole, Way::Pieces], rng);
+        let method = pick(
+            &[WriteMethod::Rename, WriteMethod::Whole, WriteMethod::Pieces],
+            rng,
+        );
         if file_first {
-            self.write(&file, &scan, way).await?;
-            self.wait(wait).await;
-            self.insert_slip(id, &path, &insert).await?;
+            self.write(&file, &scan, method).await?;
+            self.wait(gap).await;
+            self.insert_slip(id, &path, &row).await?;
         } else {
-            self.insert_slip(id, &path, &insert).await?;
-            self.wait(wait).await;
-            self.write(&file, &scan, way).await?;
+            self.insert_slip(id, &path, &row).await?;
+            self.wait(gap).await;
+            self.write(&file, &scan, method).await?;
         }
         let kind = if leave { "leave" } else { "pass" };
         (self.observe)(&format!("{kind} slip {id}: {order}, {} KB", scan.len() / 1000));
         Ok(())
     }
 
-    async fn insert_slip(&self, id: i64, path: &str, paper: &Paper) -> Result<()> {
-        let done = match paper {
-            Paper::Leave(leave) => {
-                let insert = "insert into tbl_leave (leave_id, faculty_id, leave_reason, leave_start_date, leave_end_date, \
-                              leave_type, leave_status, leave_slip_image) \
+    async fn insert_slip(&self, id: i64, path: &str, slip: &SlipRow) -> Result<()> {
+        let inserted = match slip {
+            SlipRow::Leave(leave) => {
+                let insert = "insert into tbl_leave (leave_id, faculty_id, leave_reason, leave_start_date, \
+                              leave_end_date, leave_type, leave_status, leave_slip_image) \
                               values ($1, $2, $3, $4::text::date, $5::text::date, $6, $7, $8)";
                 let (start, end) = (leave.start.to_string(), leave.end.to_string());
                 self.client
@@ -304,9 +313,9 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
                     )
                     .await
             }
-            Paper::Pass(pass) => {
-                let insert = "insert into tbl_pass (pass_id, faculty_id, pass_reason, pass_date, pass_time_out, \
-                              pass_time_in, pass_status, pass_slip_image) \
+            SlipRow::Pass(pass) => {
+                let insert = "insert into tbl_pass (pass_id, faculty_id, pass_reason, pass_date, \
+                              pass_time_out, pass_time_in, pass_status, pass_slip_image) \
                               values ($1, $2, $3, $4::text::date, $5::text::time, $6::text::time, $7, $8)";
                 let (date, out, back) = (
                     pass.date.to_string(),
@@ -330,50 +339,58 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
                     .await
             }
         };
-        done.map(drop).map_err(broken)
+        inserted.map(drop).map_err(postgres_error)
     }
 
-    /// Takes a teaching load out, and puts it in again: as it was, or under a new id.
+    /// Deletes a teaching load and inserts it again, with its old id or with a new one.
     async fn reschedule(&self, rng: &mut StdRng) -> Result<()> {
         let delete = "delete from tbl_teaching_load l where teaching_load_id = \
                       (select teaching_load_id from tbl_teaching_load offset $1 limit 1) \
                       returning teaching_load_id, to_json(l)::text";
-        let nth = rng.random_range(0..self.loads);
-        let Some(gone) = self.client.query_opt(delete, &[&nth]).await.map_err(broken)? else {
+        let offset = rng.random_range(0..self.loads);
+        let Some(deleted) = self
+            .client
+            .query_opt(delete, &[&offset])
+            .await
+            .map_err(postgres_error)?
+        else {
             return Ok(());
         };
-        let (id, row): (i64, String) = (gone.get(0), gone.get(1));
+        let (id, row): (i64, String) = (deleted.get(0), deleted.get(1));
         (self.observe)(&format!("teaching load {id}: taken out"));
         self.wait(Duration::from_millis(rng.random_range(50..3000))).await;
-        let insert = "insert into tbl_teaching_load select r.* from jsonb_populate_record(null::tbl_teaching_load, \
+        let insert = "insert into tbl_teaching_load select r.* from \
+                      jsonb_populate_record(null::tbl_teaching_load, \
                       $1::text::jsonb || jsonb_build_object('updated_at', now(), 'teaching_load_id', \
-                      coalesce($2, nextval(pg_get_serial_sequence('tbl_teaching_load', 'teaching_load_id'))))) r \
-                      returning teaching_load_id";
-        let same = rng.random_bool(0.5).then_some(id);
-        let id: i64 = self.one(insert, &[&row, &same]).await?.get(0);
+                      coalesce($2, nextval(pg_get_serial_sequence('tbl_teaching_load', \
+                      'teaching_load_id'))))) r returning teaching_load_id";
+        let old_id = rng.random_bool(0.5).then_some(id);
+        let id: i64 = self.query_one(insert, &[&row, &old_id]).await?.get(0);
         (self.observe)(&format!("teaching load {id}: put in"));
         Ok(())
     }
 
-    /// Records for a while. The row comes with the first frame and is completed with the last, or comes then.
+    /// Records for a while. The row is inserted with the first frame and updated with the last, or inserted
+    /// with the last.
     async fn record(&self, rng: &mut StdRng) -> Result<()> {
         let (camera, start) = (rng.random_range(1..=self.cameras), Timestamp::now());
         let path = recording_path(camera, start);
         let file = self.media_root.join(&path);
         if file.exists() {
-            // The camera has begun a recording in this very second.
+            // The camera started another recording in the same second.
             return Ok(());
         }
-        make_folder(&file).await?;
+        create_folder(&file).await?;
         let row_first = rng.random_bool(0.5);
-        let insert = "insert into tbl_stream_recordings (camera_id, filename, filepath, start_time, duration, frames, \
+        let insert = "insert into tbl_stream_recordings (camera_id, filename, filepath, start_time, \
+                      duration, frames, \
                       file_size) values ($1, $2, $3, $4, $5, $6, $7) returning recording_id";
         let filename = path.rsplit('/').next().unwrap_or(&path);
         let started = school_time(start);
         let mut id: Option<i64> = None;
         if row_first {
             let row = self
-                .one(
+                .query_one(
                     insert,
                     &[&camera, &filename, &path, &started, &0_i32, &0_i32, &0_i64],
                 )
@@ -381,30 +398,33 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
             id = Some(row.get(0));
         }
         (self.observe)(&format!("camera {camera} records"));
-        let seed = seed_for(self.seed, "recording", start.as_second());
-        let mut recording = draw(move || Recording::create(&file, camera, start, seed)).await?;
-        let mut clock = tokio::time::interval(Duration::from_secs(1) / RATE);
+        let comment = comment(&path, self.seed);
+        let mut recording = on_blocking_thread(move || Recording::create(&file, &comment)).await?;
+        let mut clock = tokio::time::interval(Duration::from_secs(1) / FRAME_RATE);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let frames = (self.rates.recording_length.as_secs_f64() * f64::from(RATE)) as u32;
-        for nth in 0..frames.max(1) {
-            // A recording has one frame at least.
+        let frames = (self.rates.recording_length.as_secs_f64() * f64::from(FRAME_RATE)) as u32;
+        for frame in 0..frames.max(1) {
+            // A recording has at least one frame.
             tokio::select! {
-                () = self.shutdown.cancelled(), if nth > 0 => break,
+                () = self.shutdown.cancelled(), if frame > 0 => break,
                 _ = clock.tick() => {}
             }
-            recording = draw(move || {
+            recording = on_blocking_thread(move || {
                 recording.append()?;
                 Ok(recording)
             })
             .await?;
         }
-        let facts = draw(move || recording.finish()).await?;
+        let facts = on_blocking_thread(move || recording.finish()).await?;
         let id = match id {
             Some(id) => {
                 let update = "update tbl_stream_recordings set duration = $2, frames = $3, file_size = $4, \
                               updated_at = now() where recording_id = $1";
                 let values: [&(dyn ToSql + Sync); 4] = [&id, &facts.seconds, &facts.frames, &facts.bytes];
-                self.client.execute(update, &values).await.map_err(broken)?;
+                self.client
+                    .execute(update, &values)
+                    .await
+                    .map_err(postgres_error)?;
                 id
             }
             None => {
@@ -417,7 +437,7 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
                     &facts.frames,
                     &facts.bytes,
                 ];
-                self.one(insert, &values).await?.get(0)
+                self.query_one(insert, &values).await?.get(0)
             }
         };
         (self.observe)(&format!(
@@ -428,12 +448,12 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
         Ok(())
     }
 
-    async fn write(&self, file: &Path, bytes: &[u8], way: Way) -> Result<()> {
+    async fn write(&self, file: &Path, bytes: &[u8], method: WriteMethod) -> Result<()> {
         let operation = || format!("write {}", file.display());
-        make_folder(file).await?;
-        let written = match way {
-            Way::Whole => tokio::fs::write(file, bytes).await,
-            Way::Rename => {
+        create_folder(file).await?;
+        let written = match method {
+            WriteMethod::Whole => tokio::fs::write(file, bytes).await,
+            WriteMethod::Rename => {
                 let mut part = file.as_os_str().to_owned();
                 part.push(".part");
                 match tokio::fs::write(&part, bytes).await {
@@ -441,12 +461,12 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
                     Err(error) => Err(error),
                 }
             }
-            Way::Pieces => self.write_pieces(file, bytes).await,
+            WriteMethod::Pieces => self.write_pieces(file, bytes).await,
         };
         written.map_err(|error| Error::local(operation(), error))
     }
 
-    /// As over a slow share: with the file half there for a while.
+    /// Writes as over a slow network share: for a while, the file is incomplete.
     async fn write_pieces(&self, file: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let mut out = tokio::fs::File::create(file).await?;
         for piece in bytes.chunks(bytes.len().div_ceil(4).max(1)) {
@@ -457,7 +477,7 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
         Ok(())
     }
 
-    /// Waits about `mean`; false where shutdown came first.
+    /// Waits about `mean`. Returns false if shutdown came first.
     async fn pause(&self, mean: Duration, rng: &mut StdRng) -> bool {
         let seconds = mean.as_secs_f64() * rng.random_range(0.5..1.5);
         let wait = Duration::try_from_secs_f64(seconds).unwrap_or(mean);
@@ -468,47 +488,52 @@ impl<F: Fn(&str) + Send + Sync> OpenRecordings<F> {
         }
     }
 
-    /// Waits in the middle of something, which shutdown cuts short.
+    /// Waits in the middle of an activity. Shutdown ends the wait, not the activity.
     async fn wait(&self, wait: Duration) {
-        // Either way, what was begun goes on.
+        // The activity continues after the wait and after a shutdown.
         let _ = tokio::time::timeout(wait, self.shutdown.cancelled()).await;
     }
 
-    async fn one(&self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row> {
-        self.client.query_one(statement, values).await.map_err(broken)
+    async fn query_one(&self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row> {
+        self.client
+            .query_one(statement, values)
+            .await
+            .map_err(postgres_error)
     }
 }
 
-enum Paper {
+enum SlipRow {
     Leave(Leave),
     Pass(PassSlip),
 }
 
-/// How a file comes to its place.
+/// How a file is written.
 #[derive(Clone, Copy)]
-enum Way {
-    /// Under another name, then renamed.
+enum WriteMethod {
+    /// With another name, and then renamed.
     Rename,
     /// At once.
     Whole,
-    /// Slowly.
+    /// Slowly, piece by piece.
     Pieces,
 }
 
-async fn make_folder(file: &Path) -> Result<()> {
+async fn create_folder(file: &Path) -> Result<()> {
     let folder = file.parent().unwrap_or(file);
     tokio::fs::create_dir_all(folder)
         .await
-        .map_err(|error| Error::local(format!("make the folder {}", folder.display()), error))
+        .map_err(|error| Error::local(format!("create the folder {}", folder.display()), error))
 }
 
-/// Work for the processor or the disk, off the runtime's threads.
-async fn draw<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+/// Runs work that writes to the disk on a thread that may block.
+async fn on_blocking_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| Error::new(Kind::Local, "draw a sample file", error.to_string()))?
+        .map_err(|error| Error::new(Kind::Local, "write a recording", error.to_string()))?
 }
 
-fn broken(error: tokio_postgres::Error) -> Error {
+fn postgres_error(error: tokio_postgres::Error) -> Error {
     Error::postgres("make live traffic", error)
 }

@@ -1,7 +1,6 @@
 //! Requests as a server saw them, and what goes wrong with them.
 
-// Each test file uses its own part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::sync::Arc;
 

@@ -6,8 +6,7 @@
 //! let site = Site::school("page", &gate.url(), KEY).await;
 //! ```
 
-// Each test file uses its own part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -41,7 +41,7 @@ wait $server
 "#;
 
 /// A running server.
-pub struct Server {
+pub(crate) struct Server {
     port: u16,
     folder: PathBuf,
     databases: AtomicU32,
@@ -60,12 +60,12 @@ impl Drop for Server {
 
 impl Server {
     /// The run's server, started by the first who asks.
-    pub fn get() -> &'static Self {
+    pub(crate) fn get() -> &'static Self {
         SERVER.get_or_init(|| Self::with(&[]))
     }
 
     /// A server of one's own with further options, such as `max_prepared_transactions=20`. It ends when it is dropped.
-    pub fn with(options: &[&str]) -> Self {
+    pub(crate) fn with(options: &[&str]) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cloud-sync-tests-")
             .tempdir()
@@ -97,7 +97,7 @@ impl Server {
 
     /// Ends the server by a signal and starts it anew: `QUIT` as in a crash, `INT` in order.
     #[allow(dead_code, reason = "for tests with a server of their own")]
-    pub fn restart(&self, signal: &str) {
+    pub(crate) fn restart(&self, signal: &str) {
         let before = self.status();
         let before = before.lines().next().unwrap_or_default();
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,24 +133,24 @@ impl Server {
 
     /// Keeps its folder when it ends, and answers it.
     #[allow(dead_code, reason = "for whoever inspects what went wrong")]
-    pub fn keep(&self) -> &Path {
+    pub(crate) fn keep(&self) -> &Path {
         std::fs::write(self.folder.join("keep"), "").expect("the server's folder can be written");
         &self.folder
     }
 
     /// The URL of a database.
-    pub fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
     /// The folder of its Unix socket, and its port.
     #[allow(dead_code, reason = "for tests that need a socket instead of TCP")]
-    pub fn socket(&self) -> (&Path, u16) {
+    pub(crate) fn socket(&self) -> (&Path, u16) {
         (&self.folder, self.port)
     }
 
     /// Creates a new database, and answers its URL.
-    pub async fn database(&self, hint: &str) -> String {
+    pub(crate) async fn database(&self, hint: &str) -> String {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         let name = format!("{hint}_{number}");
         assert!(
@@ -173,7 +173,7 @@ impl Server {
 
 /// A free port for a server that ends and comes back: not one that the kernel gives to connections that go out, as it
 /// could be taken meanwhile.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id().wrapping_mul(97);
     for _ in 0..10_000 {

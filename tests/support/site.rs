@@ -283,7 +283,7 @@ impl Site {
         assert!(report.equal, "{report}");
         for (entity, about) in report.entities.iter().zip(self.settings.catalogue.entities()) {
             if about.window.is_none() && about.deletes() == cloud_sync::catalogue::Deletes::Propagate {
-                assert_eq!(entity.cloud_rows, entity.in_window, "{report}");
+                assert_eq!(entity.cloud_rows, entity.in_retention, "{report}");
             }
         }
     }

@@ -17,8 +17,7 @@
 //! assert!(cloud.waste().percent() < 2.0);
 //! ```
 
-// Each test file uses its own part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 mod lists;
 mod quirks;

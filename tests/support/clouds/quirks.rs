@@ -4,8 +4,7 @@
 //! different at servers that exist. A test changes single switches: `Quirks { page: Some(15),
 //! ..Quirks::django() }`.
 
-// Each test file uses its own part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 use serde_json::{Value, json};
 

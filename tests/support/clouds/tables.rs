@@ -1,7 +1,6 @@
 //! The rows of a server: what it does to a row that comes, why it refuses one, and in which words.
 
-// Each test file uses its own part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;

@@ -18,9 +18,8 @@ pub(super) async fn answer(
     directory: &str,
     raw: axum::extract::Request,
 ) -> Response {
-    let (file, fields) = match read(uploads, raw).await {
-        Some((Some(file), fields)) => (file, fields),
-        _ => return required(uploads.field),
+    let Some((Some(file), fields)) = read(uploads, raw).await else {
+        return required(uploads.field);
     };
     if let Some(missing) = uploads.requires.iter().find(|name| !fields.contains_key(**name)) {
         return required(missing);

@@ -19,14 +19,14 @@ pub struct SchoolSize {
     pub passes: i64,
     /// Recognition logs.
     pub recognition_logs: i64,
-    /// Recordings, with a video each. Of ten, seven lie inside the window.
+    /// Recordings, with a video each. Seven of ten are younger than their retention.
     pub recordings: i64,
-    /// Bytes of the smallest and of the largest video.
+    /// Bytes of the smallest and the largest video, at least.
     pub video_bytes: (u64, u64),
 }
 
 impl SchoolSize {
-    /// The school of the demo: 30,830 rows, 590 files of about 140 MB.
+    /// The demo's school: 30,830 rows, 590 files of about 140 MB.
     pub fn full() -> Self {
         Self {
             rooms: 40,
@@ -42,7 +42,7 @@ impl SchoolSize {
         }
     }
 
-    /// A school for tests: every kind of row and file, few of each.
+    /// A school for tests: a few rows and files of each kind.
     pub fn small() -> Self {
         Self {
             rooms: 4,
