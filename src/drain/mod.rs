@@ -79,7 +79,7 @@ use record::Recorder;
 pub use replication_state::{AcceptedKeyRecorder, Condition, Peer, ReplicationState};
 use resume::same_server;
 use retries::Retries;
-use send::Sender;
+use send::{Sender, SenderLinks};
 use trimmer::Trimmer;
 pub use wire_schema::wire_schema;
 
@@ -219,31 +219,18 @@ impl Drain {
             handshake.clone(),
             parents.clone(),
         ));
-        let (recorded, acknowledged) = watch::channel(start.checkpoint.serial);
-        let (mirror, mirrored) = watch::channel(start.mirror.clone());
-        let recorder = Recorder::new(
-            self,
-            recording,
-            &start.checkpoint,
-            start.fence.clone(),
-            parents,
-            retries.clone(),
-            recorded,
-            mirror,
-        );
+        let recorder = Recorder::new(self, recording, &start, parents, retries.clone());
+        let links = SenderLinks {
+            handshake: handshake.clone(),
+            retries: retries.clone(),
+            refused,
+            recorded: recorder.acknowledgements(),
+        };
         Ok(Stages {
             reader,
             preparer: Preparer::new(self, sending.clone()),
-            trimmer: Trimmer::new(trimming, mirrored, start.fence.clone()),
-            sender: Sender::new(
-                self,
-                sending,
-                start,
-                handshake.clone(),
-                retries.clone(),
-                refused,
-                acknowledged,
-            ),
+            trimmer: Trimmer::new(trimming, recorder.mirror(), start.fence.clone()),
+            sender: Sender::new(self, sending, start, links),
             recorder,
             handshake,
             retries,

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::baseline;
 use super::parents::Parents;
+use super::resume::DrainStart;
 use super::retries::Retries;
 use super::table_schemas::TableSchemas;
 use super::{BatchInFlight, Drain, ReplicationState};
@@ -57,31 +58,37 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         drain: &Drain,
         session: Arc<Session>,
-        start: &Checkpoint,
-        fence: Fence,
+        start: &DrainStart,
         parents: Arc<Parents>,
         retries: Arc<Retries>,
-        recorded: watch::Sender<u64>,
-        mirror: watch::Sender<Option<Checkpoint>>,
     ) -> Self {
         Self {
             session,
             catalogue: drain.catalogue.clone(),
             store: drain.store.clone(),
             state: drain.state.clone(),
-            fence,
+            fence: start.fence.clone(),
             media_root: drain.media_root.clone(),
             parents,
             retries,
             last: None,
-            mirrored: start.mirrored,
-            recorded,
-            mirror,
+            mirrored: start.checkpoint.mirrored,
+            recorded: watch::Sender::new(start.checkpoint.serial),
+            mirror: watch::Sender::new(start.mirror.clone()),
         }
+    }
+
+    /// The serial of the last checkpoint that is recorded.
+    pub(super) fn acknowledgements(&self) -> watch::Receiver<u64> {
+        self.recorded.subscribe()
+    }
+
+    /// The checkpoint that is in the mirror.
+    pub(super) fn mirror(&self) -> watch::Receiver<Option<Checkpoint>> {
+        self.mirror.subscribe()
     }
 
     /// Records one batch.

@@ -84,16 +84,24 @@ pub(super) struct Sender {
     in_flight_bytes: usize,
 }
 
+/// What joins the sender to the other parts.
+pub(super) struct SenderLinks {
+    pub(super) handshake: Arc<Handshake>,
+    pub(super) retries: Arc<Retries>,
+    /// Tells the reader which schemas the cloud refuses.
+    pub(super) refused: watch::Sender<RefusedSchemas>,
+    /// The serial of the last checkpoint that was recorded.
+    pub(super) recorded: watch::Receiver<u64>,
+}
+
 impl Sender {
-    pub(super) fn new(
-        drain: &Drain,
-        session: Arc<Session>,
-        start: DrainStart,
-        handshake: Arc<Handshake>,
-        retries: Arc<Retries>,
-        refused: watch::Sender<RefusedSchemas>,
-        recorded: watch::Receiver<u64>,
-    ) -> Self {
+    pub(super) fn new(drain: &Drain, session: Arc<Session>, start: DrainStart, links: SenderLinks) -> Self {
+        let SenderLinks {
+            handshake,
+            retries,
+            refused,
+            recorded,
+        } = links;
         Self {
             session,
             catalogue: drain.catalogue.clone(),
