@@ -147,7 +147,9 @@ impl Entity {
         })
     }
 
-    fn window(mut self, days: u32) -> Self {
+    /// Bounds backfill and sync to rows of the last `days` days, by column `created_at`.
+    #[must_use]
+    pub fn window(mut self, days: u32) -> Self {
         self.window = Some(Retention {
             column: "created_at".to_owned(),
             days,
@@ -156,7 +158,10 @@ impl Entity {
         self
     }
 
-    fn file(mut self, column: &str, url_column: &str, directory: &str, many: bool) -> Self {
+    /// Names a column of paths below the media root, the column of the cloud that gets the files' URLs, and the upload's
+    /// directory. `many` says that the column holds a list.
+    #[must_use]
+    pub fn file(mut self, column: &str, url_column: &str, directory: &str, many: bool) -> Self {
         self.files.push(FileColumn {
             column: column.to_owned(),
             url_column: url_column.to_owned(),

@@ -102,6 +102,36 @@ pub struct ReceiverSettings {
     pub capabilities: Option<Vec<String>>,
 }
 
+impl ReceiverSettings {
+    /// On any free port of this machine, with all capabilities and no keys yet.
+    pub fn new(database_url: &str, files: impl Into<PathBuf>) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            database_url: database_url.to_owned(),
+            files: files.into(),
+            public_url: None,
+            keys: BTreeMap::new(),
+            history: false,
+            body_limit: BODY_LIMIT,
+            capabilities: None,
+        }
+    }
+
+    /// Listens on this address.
+    #[must_use]
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    /// Takes this key for the site, besides others that it has.
+    #[must_use]
+    pub fn key(mut self, site: &str, key: &str) -> Self {
+        self.keys.entry(site.to_owned()).or_default().push(key.to_owned());
+        self
+    }
+}
+
 /// What all requests share.
 struct Shared {
     pool: PgPool,
