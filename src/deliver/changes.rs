@@ -14,8 +14,6 @@ use bytes::Bytes;
 use futures::future::Either;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder};
-use serde::Deserialize;
-use serde_json::Value;
 
 use super::failure::{CloudResult, Failure};
 use super::http::HttpAnswer;
@@ -26,7 +24,10 @@ use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::Catalogue;
 use crate::change::{Cause, Change, Op};
 use crate::error::{Error, Kind};
-use crate::wire::{self, TurnCode};
+use crate::wire::paths;
+use crate::wire::{
+    BatchHeaders, Capability, ChangeLine, ChangesAnswer, ErrorCode, NDJSON, RejectedChange, TurnCode,
+};
 
 /// Below this, a compressed body saves nothing worth the work.
 const WORTH_COMPRESSING: usize = 4 * 1024;
@@ -179,11 +180,11 @@ async fn send(
                 cloud.inner.compress.store(false, Ordering::Relaxed);
             }
             HttpAnswer::Refused { status, .. } if matches!(status, 404 | 405) => {
-                return Err(Failure::capability(operation, "changes", status));
+                return Err(Failure::capability(operation, Capability::Changes, status));
             }
             HttpAnswer::Refused { status, words, code } => {
                 if status == 409
-                    && let Some(code) = code.as_deref().and_then(TurnCode::of)
+                    && let Some(ErrorCode::Turn(code)) = code
                 {
                     return Err(out_of_turn(operation, code, words));
                 }
@@ -284,23 +285,22 @@ impl EncodedBody {
         numbering: &Numbering,
         number: i64,
     ) -> RequestBuilder {
-        let mut request = cloud
-            .inner
-            .link
-            .request(Method::POST, "changes")
-            .header(wire::SOURCE_ID, &origin.source_id)
-            .header(wire::SOURCE_DATABASE, &origin.database)
-            .header(wire::EPOCH, origin.epoch.0)
-            .header(wire::TERM, numbering.term)
-            .header(wire::TERM_NONCE, &numbering.nonce)
-            .header(wire::BATCH, number)
-            .header(CONTENT_TYPE, "application/x-ndjson")
-            .header(CONTENT_LENGTH, self.size.bytes);
-        if let Some(previous) = &numbering.previous_nonce
-            && number == 1
-        {
-            request = request.header(wire::PREVIOUS_NONCE, previous);
+        let headers = BatchHeaders {
+            source: &origin.source_id,
+            epoch: origin.epoch.0,
+            term: numbering.term,
+            batch: number,
+            nonce: &numbering.nonce,
+            previous_nonce: numbering.previous_nonce.as_deref().filter(|_| number == 1),
+            database: Some(&origin.database),
+        };
+        let mut request = cloud.inner.link.request(Method::POST, paths::CHANGES);
+        for (name, value) in headers.fields() {
+            request = request.header(name, value.as_bytes());
         }
+        request = request
+            .header(CONTENT_TYPE, NDJSON)
+            .header(CONTENT_LENGTH, self.size.bytes);
         if self.size.squeezed {
             request = request.header(CONTENT_ENCODING, "zstd");
         }
@@ -310,48 +310,29 @@ impl EncodedBody {
 
 /// The changes as NDJSON, their keys and rows unparsed.
 fn encode<'a>(catalogue: &Catalogue, changes: impl Iterator<Item = &'a Change> + Clone) -> Vec<u8> {
-    use std::io::Write;
     let entity = |change: &Change| catalogue[change.entity].name.as_str();
-    // `{"position":` and so on to the closing brace take 62 bytes, the longest op 8, the longest position 20.
     let bytes = changes
         .clone()
         .map(|change| {
-            change.key.len() + change.row.as_ref().map_or(0, |row| row.len()) + entity(change).len() + 90
+            change.key.len()
+                + change.row.as_ref().map_or(0, |row| row.len())
+                + entity(change).len()
+                + ChangeLine::OVERHEAD
         })
         .sum();
     let mut text = Vec::with_capacity(bytes);
     for change in changes {
-        // Writing to memory cannot fail.
-        let _ = write!(
-            text,
-            "{{\"position\":{},\"entity\":\"{}\",\"op\":\"{}\"",
-            change.position,
-            entity(change),
-            change.op.word()
-        );
-        if !change.key.is_empty() {
-            text.extend_from_slice(b",\"key\":");
-            one_line(&mut text, &change.key);
-        }
-        if let Some(row) = &change.row {
-            text.extend_from_slice(b",\"row\":");
-            one_line(&mut text, row);
-        }
-        text.extend_from_slice(b"}\n");
+        let line = ChangeLine {
+            position: change.position.0,
+            entity: entity(change).into(),
+            op: Some(change.op),
+            key: Some(&*change.key).filter(|key| !key.is_empty()),
+            row: change.row.as_deref(),
+            number: 0,
+        };
+        line.write_to(&mut text);
     }
     text
-}
-
-/// Copies JSON text without its line breaks: unescaped, they are only ever white space between tokens.
-fn one_line(text: &mut Vec<u8>, json: &str) {
-    let start = text.len();
-    text.extend_from_slice(json.as_bytes());
-    let added = &mut text[start..];
-    let mut from = 0;
-    while let Some(at) = memchr::memchr2(b'\n', b'\r', &added[from..]) {
-        added[from + at] = b' ';
-        from += at + 1;
-    }
 }
 
 /// The text compressed, where that pays.
@@ -369,53 +350,22 @@ async fn squeeze(text: Bytes) -> Option<Bytes> {
     (squeezed.len() < bytes / 10 * 9).then(|| Bytes::from(squeezed))
 }
 
-#[derive(Deserialize)]
-struct ChangesAnswer {
-    applied: u64,
-    skipped: u64,
-    rejected: Vec<RejectedMember>,
-}
-
-#[derive(Deserialize)]
-struct RejectedMember {
-    position: i64,
-    /// Counted from 1.
-    #[serde(default)]
-    line: Option<usize>,
-    #[serde(default)]
-    code: Value,
-    #[serde(default)]
-    error: Value,
-}
-
-impl RejectedMember {
-    /// Whether the cloud does not know the entity, or a column: by the codes that the receiver has for them.
-    fn untold(&self) -> bool {
-        matches!(self.code.as_str(), Some("unknown-entity" | "unknown-column"))
-    }
-
-    /// An HTTP status where the code is one, else 422 with the code before the words.
-    fn fate(&self, clean: impl Fn(&str) -> String) -> Fate {
-        let text = |value: &Value| match value {
-            Value::String(text) => text.clone(),
-            Value::Null => String::new(),
-            other => other.to_string(),
-        };
-        let (code, error) = (text(&self.code), text(&self.error));
-        match code.parse() {
-            Ok(status @ 400..=599) => Fate::Refused {
-                code: status,
-                error: clean(&error),
-            },
-            _ if code.is_empty() => Fate::Refused {
-                code: 422,
-                error: clean(&error),
-            },
-            _ => Fate::Refused {
-                code: 422,
-                error: clean(&format!("{code}: {error}")),
-            },
-        }
+/// The fate of a rejected change: an HTTP status where the code is one, else 422 with the code before the words.
+fn fate_of(rejected: &RejectedChange, clean: impl Fn(&str) -> String) -> Fate {
+    let (code, error) = (rejected.code.as_str(), rejected.error.as_str());
+    match code.parse() {
+        Ok(status @ 400..=599) => Fate::Refused {
+            code: status,
+            error: clean(error),
+        },
+        _ if code.is_empty() => Fate::Refused {
+            code: 422,
+            error: clean(error),
+        },
+        _ => Fate::Refused {
+            code: 422,
+            error: clean(&format!("{code}: {error}")),
+        },
     }
 }
 
@@ -470,8 +420,8 @@ fn read_answer(
         };
         rejections.push(Rejection {
             change_index,
-            fate: one.fate(&clean),
-            untold: one.untold(),
+            fate: fate_of(one, &clean),
+            untold: one.code.needs_schema(),
         });
     }
     rejections.sort_by_key(|one| one.change_index);
@@ -504,28 +454,6 @@ mod tests {
             }
             .into(),
             row: (op == Op::Upsert).then(|| "{\"room_id\":1,\n\"x\":\r\n{\"y\" :\"a\\n\"}}".into()),
-        }
-    }
-
-    #[test]
-    fn each_change_is_one_valid_line() {
-        let changes = [
-            change(i64::MAX, Op::Upsert),
-            change(2, Op::Delete),
-            change(3, Op::Truncate),
-        ];
-        let text = String::from_utf8(encode(&Catalogue::builtin(), changes.iter())).unwrap();
-        assert_eq!(
-            text.lines().collect::<Vec<_>>(),
-            [
-                "{\"position\":9223372036854775807,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"room_id\" : 1},\
-                 \"row\":{\"room_id\":1, \"x\":  {\"y\" :\"a\\n\"}}}",
-                "{\"position\":2,\"entity\":\"rooms\",\"op\":\"delete\",\"key\":{\"room_id\" : 1}}",
-                "{\"position\":3,\"entity\":\"rooms\",\"op\":\"truncate\"}",
-            ]
-        );
-        for line in text.lines() {
-            serde_json::from_str::<Value>(line).unwrap();
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Class, Error, Kind};
+use crate::wire::Capability;
 
 /// The result of a call to the cloud. `?` turns its failure into an [`Error`] where a function answers one.
 pub type CloudResult<T> = Result<T, Failure>;
@@ -16,7 +17,7 @@ pub struct Failure {
     error: Error,
     retry_after: Option<Duration>,
     status: Option<u16>,
-    capability: Option<&'static str>,
+    capability: Option<Capability>,
     under_way: bool,
     new_term: bool,
     words: Option<String>,
@@ -39,10 +40,13 @@ impl Failure {
     }
 
     /// The cloud no longer has a call that it had listed.
-    pub(super) fn capability(operation: &str, capability: &'static str, status: u16) -> Self {
+    pub(super) fn capability(operation: &str, capability: Capability, status: u16) -> Self {
         let mut failure = Self::protocol(
             operation,
-            format!("the cloud had listed the capability {capability} and now answers {status}"),
+            format!(
+                "the cloud had listed the capability {} and now answers {status}",
+                capability.name()
+            ),
             "ask it again for its capabilities; if it still lists this one, its server is wrong",
         );
         failure.status = Some(status);
@@ -134,7 +138,7 @@ impl Failure {
     }
 
     /// The capability that the server had listed and has no more: say hello again before the next delivery.
-    pub fn lost_capability(&self) -> Option<&'static str> {
+    pub fn lost_capability(&self) -> Option<Capability> {
         self.capability
     }
 

@@ -15,7 +15,6 @@ use futures::{Stream, stream};
 use reqwest::header::LOCATION;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Method};
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -27,6 +26,8 @@ use super::reply::Verdict;
 use super::transport_error::broken;
 use crate::abort;
 use crate::error::{Error, Kind};
+use crate::wire::paths::{self, HASH_PREFIX};
+use crate::wire::{Capability, FILE_PART, UploadAnswer};
 
 /// What the kernel may still have to send when the last piece is handed over.
 const SOCKET_BUFFER: u64 = 4 * 1024 * 1024;
@@ -70,7 +71,7 @@ pub struct UploadForm {
 impl Default for UploadForm {
     fn default() -> Self {
         Self {
-            field: "file".to_owned(),
+            field: FILE_PART.to_owned(),
             fields: Vec::new(),
         }
     }
@@ -89,19 +90,6 @@ pub struct UploadReceipt {
     pub bytes: u64,
     /// Whether the cloud answered with the same hash. A baseline server answers none.
     pub confirmed: bool,
-}
-
-/// An answer to an upload; some servers wrap it in `data`.
-#[derive(Deserialize)]
-struct UploadAnswer {
-    #[serde(default)]
-    url: Option<String>,
-    #[serde(default)]
-    path: Option<String>,
-    #[serde(default)]
-    hash: Option<String>,
-    #[serde(default)]
-    data: Option<Box<UploadAnswer>>,
 }
 
 pub(super) async fn upload(
@@ -134,7 +122,7 @@ pub(super) async fn upload(
         fields = fields.text(name.clone(), value.clone());
     }
     let request = link
-        .request(Method::POST, &path_of(directory))
+        .request(Method::POST, &paths::upload_to(&encoded(directory)))
         .multipart(fields.part(form.field.clone(), part));
     let exchange = async {
         let response = link.send(&operation, request).await?;
@@ -164,11 +152,7 @@ pub(super) async fn upload(
             link.clean(&words),
         ));
     }
-    let answered: UploadAnswer = reply.json(&operation)?;
-    let answered = match answered.data {
-        Some(data) if answered.url.is_none() && answered.path.is_none() => *data,
-        _ => answered,
-    };
+    let answered = reply.json::<UploadAnswer>(&operation)?.unwrapped();
     let Some(hash) = hash else {
         return Err(Failure::protocol(
             &operation,
@@ -191,7 +175,7 @@ pub(super) async fn upload(
     let theirs = answered
         .hash
         .as_deref()
-        .and_then(|text| text.strip_prefix("blake3:"));
+        .and_then(|text| text.strip_prefix(HASH_PREFIX));
     if theirs.is_some_and(|theirs| !theirs.eq_ignore_ascii_case(&hash.to_hex())) {
         let cause = "the cloud has another content than was sent";
         return Err(Failure::new(Kind::Media, &operation, cause));
@@ -211,7 +195,7 @@ pub(super) async fn find(
     hash: &blake3::Hash,
 ) -> CloudResult<Option<String>> {
     let operation = format!("ask the cloud for a file's content in {directory}");
-    let path = format!("{}?hash=blake3:{}", path_of(directory), hash.to_hex());
+    let path = paths::content_in(&encoded(directory), &hash.to_hex());
     match link
         .call(&operation, link.request(Method::HEAD, &path), 0)
         .await?
@@ -225,15 +209,18 @@ pub(super) async fn find(
             )),
         },
         HttpAnswer::Refused { status: 404, .. } => Ok(None),
-        HttpAnswer::Refused { status: 405, .. } => Err(Failure::capability(&operation, "content-hash", 405)),
+        HttpAnswer::Refused { status: 405, .. } => {
+            Err(Failure::capability(&operation, Capability::ContentHash, 405))
+        }
         HttpAnswer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
     }
 }
 
-fn path_of(directory: &str) -> String {
-    let mut path = "upload/".to_owned();
-    encode_into(&mut path, directory);
-    path
+/// A directory as one segment of a path.
+fn encoded(directory: &str) -> String {
+    let mut segment = String::new();
+    encode_into(&mut segment, directory);
+    segment
 }
 
 /// The pieces as they may be sent.

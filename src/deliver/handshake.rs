@@ -3,67 +3,14 @@
 use std::collections::BTreeMap;
 
 use reqwest::Method;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
 use super::failure::{CloudResult, Failure};
 use super::http::HttpAnswer;
 use super::reply::Verdict;
 use super::{ChangeOrigin, Cloud};
 use crate::checkpoint::Version;
-use crate::fields::plain;
-
-/// What a server can do beside the baseline.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize)]
-pub struct Capabilities {
-    /// `POST /bulk/{path}`.
-    pub bulk: bool,
-    /// `DELETE /{path}/{key}`.
-    pub delete: bool,
-    /// `POST /changes`.
-    pub changes: bool,
-    /// `PUT /schema/{path}`.
-    pub schema: bool,
-    /// Resumable uploads at `/files`.
-    pub tus: bool,
-    /// `HEAD /upload/{directory}?hash=…`.
-    pub content_hash: bool,
-}
-
-impl Capabilities {
-    /// The capabilities with these names on the wire; answers also the names that it does not know.
-    pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> (Self, Vec<&'a str>) {
-        let mut known = Self::default();
-        let mut unknown = Vec::new();
-        for name in names {
-            match name {
-                "bulk" => known.bulk = true,
-                "delete" => known.delete = true,
-                "changes" => known.changes = true,
-                "schema" => known.schema = true,
-                "tus" => known.tus = true,
-                "content-hash" => known.content_hash = true,
-                _ => unknown.push(name),
-            }
-        }
-        (known, unknown)
-    }
-
-    /// Their names on the wire.
-    pub fn names(self) -> Vec<&'static str> {
-        [
-            (self.bulk, "bulk"),
-            (self.delete, "delete"),
-            (self.changes, "changes"),
-            (self.schema, "schema"),
-            (self.tus, "tus"),
-            (self.content_hash, "content-hash"),
-        ]
-        .into_iter()
-        .filter_map(|(has, name)| has.then_some(name))
-        .collect()
-    }
-}
+use crate::wire::paths::SYNC_STATUS;
+use crate::wire::{Capabilities, SourceStatus, SourcesMember, SyncStatusAnswer};
 
 /// What the cloud says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,8 +61,8 @@ impl Cloud {
                 .with_status(status));
             }
         };
-        let is_contract = path == STATUS_PATH;
-        let status: SyncStatusAnswer<'_> = match reply.json(operation) {
+        let is_contract = path == SYNC_STATUS;
+        let status: SyncStatusAnswer = match reply.json(operation) {
             Ok(status) => status,
             // Another server's status may be of any form that says no failure.
             Err(failure) => match reply.verdict(operation, None)? {
@@ -141,21 +88,22 @@ impl Cloud {
         let mut capabilities = self
             .inner
             .forced
-            .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(|name| &**name)).0);
+            .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(String::as_str)).0);
         let mut entities = self.catalogue().entities().iter();
         if entities.any(|entity| entity.server_setting().is_some()) {
             // Rows in a form of the server's own go by the calls that have one.
             (capabilities.changes, capabilities.schema) = (false, false);
         }
         let tells_version = capabilities.changes && status.sources.is_some();
-        let sources: BTreeMap<String, SourceAnswer> = match status.sources {
-            Some(sources) if tells_version => serde_json::from_str(sources.get()).map_err(|_| {
-                Failure::protocol(
+        let sources: BTreeMap<String, SourceStatus> = match status.sources {
+            Some(SourcesMember::Known(sources)) if tells_version => sources,
+            Some(SourcesMember::Other(_)) if tells_version => {
+                return Err(Failure::protocol(
                     operation,
                     "its list of sources does not say epoch, term and batch",
                     "check the cloud's server",
-                )
-            })?,
+                ));
+            }
             _ => BTreeMap::new(),
         };
         let own = sources.get(&origin.source_id);
@@ -171,37 +119,7 @@ impl Cloud {
             database: own.and_then(|own| own.database.clone()),
             highest_epoch: sources.values().map(|source| source.epoch).max().unwrap_or(0),
             tells_version,
-            last_sync: status.last_sync.and_then(plain).map(|text| link.clean(&text)),
+            last_sync: status.last_sync.map(|text| link.clean(&text)),
         })
     }
-}
-
-/// The contract's status call.
-pub const STATUS_PATH: &str = "sync-status";
-
-/// `GET /sync-status`, as far as it matters.
-#[derive(Deserialize, Default)]
-struct SyncStatusAnswer<'a> {
-    #[serde(default)]
-    status: Option<String>,
-    #[serde(default, borrow)]
-    last_sync: Option<&'a RawValue>,
-    #[serde(default)]
-    capabilities: Option<Vec<String>>,
-    #[serde(default)]
-    site: Option<String>,
-    #[serde(default, borrow)]
-    sources: Option<&'a RawValue>,
-    #[serde(default)]
-    receiver: Option<String>,
-}
-
-/// How far a source has come.
-#[derive(Deserialize)]
-struct SourceAnswer {
-    epoch: i64,
-    term: i64,
-    batch: i64,
-    #[serde(default)]
-    database: Option<String>,
 }

@@ -22,10 +22,11 @@ use super::failure::{CloudResult, Failure};
 use super::reply::{CloudReply, is_html, looks_like_html};
 use super::secure::{check, is_loopback, tls};
 use super::transport_error::{EnvironmentProxy, Resolver, broken, broken_through};
-use super::words::{messages, own_code, without_tags, words};
+use super::words::{error_code, messages, without_tags, words};
 use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
 use crate::retry;
+use crate::wire::{ErrorCode, JSON};
 
 /// The slowest uplink that a body's time is reckoned with, in bytes a second.
 const SLOWEST: u64 = 16 * 1024;
@@ -51,8 +52,8 @@ pub(super) enum HttpAnswer {
         status: u16,
         /// The server's words, cut and cleaned.
         words: String,
-        /// The server's own code for it.
-        code: Option<String>,
+        /// The contract's code for it.
+        code: Option<ErrorCode>,
     },
 }
 
@@ -77,10 +78,8 @@ impl HttpClient {
         let mut bearer = HeaderValue::from_str(&format!("Bearer {}", options.key.expose_secret()))
             .map_err(|_| Error::config(operation, "the key has characters that a header cannot carry"))?;
         bearer.set_sensitive(true);
-        let headers = HeaderMap::from_iter([
-            (AUTHORIZATION, bearer),
-            (ACCEPT, HeaderValue::from_static("application/json")),
-        ]);
+        let headers =
+            HeaderMap::from_iter([(AUTHORIZATION, bearer), (ACCEPT, HeaderValue::from_static(JSON))]);
         let mut builder = Client::builder()
             .user_agent(concat!("cloud-sync/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
@@ -239,7 +238,7 @@ impl HttpClient {
         &self,
         operation: &str,
         response: Response,
-    ) -> CloudResult<(u16, String, Option<String>)> {
+    ) -> CloudResult<(u16, String, Option<ErrorCode>)> {
         let status = response.status();
         let code = status.as_u16();
         match code {
@@ -294,7 +293,7 @@ impl HttpClient {
                     Some(words) if !page && !looks_like_html(&body) => self.clean(&words),
                     _ => status.canonical_reason().unwrap_or("refused").to_owned(),
                 };
-                Ok((code, words, own_code(&body)))
+                Ok((code, words, error_code(&body)))
             }
             _ => Err(Failure::protocol(
                 operation,

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::failure::CloudResult;
 use super::http::HttpAnswer;
 use crate::error::Error;
-use crate::wire;
+use crate::wire::limits::MAX_IN_FLIGHT;
 
 /// A body of so many bytes is in no other's way.
 const SHORT: usize = 64 * 1024;
@@ -153,7 +153,7 @@ impl PipelineDepth {
     /// How many: 2 at least, so that the server finds the next batch when it has done one; and as many more as it could do while
     /// an answer and the next batch are on their way.
     pub(super) fn batches(&self) -> usize {
-        let most = wire::IN_FLIGHT as usize;
+        let most = MAX_IN_FLIGHT as usize;
         let (Some(delay), Some(interval)) = (self.delays.iter().min(), self.interval) else {
             return 2;
         };

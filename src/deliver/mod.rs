@@ -27,7 +27,6 @@ mod reply;
 mod row_form;
 mod rows;
 mod secure;
-mod timing;
 mod transport_error;
 mod words;
 
@@ -40,13 +39,12 @@ use std::time::Duration;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use url::Url;
 
 pub use failure::{CloudResult, Failure};
 pub use files::{UploadFile, UploadForm, UploadReceipt, UploadThrottle};
-pub use handshake::{Capabilities, CloudInfo, STATUS_PATH};
+pub use handshake::CloudInfo;
 pub use in_flight::InFlight;
 pub use numbering::Numbering;
 pub use probe::ProbeAnswer;
@@ -56,6 +54,9 @@ use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::change::Epoch;
 use crate::checkpoint::Identity;
 use crate::error::{Error, Kind, Result};
+use crate::wire::paths::{self, SYNC_STATUS};
+pub use crate::wire::{Capabilities, SchemaDeclaration};
+use crate::wire::{Capability, ErrorCode, JSON, SuccessAnswer, headers};
 use http::{HttpAnswer, HttpClient};
 use in_flight::{PipelineDepth, Uplink};
 use row_form::RowForm;
@@ -109,7 +110,7 @@ impl CloudOptions {
             in_flight: 16,
             compress: false,
             prefix: String::new(),
-            status_path: STATUS_PATH.to_owned(),
+            status_path: SYNC_STATUS.to_owned(),
             upload: UploadForm::default(),
             delete_moved: true,
         }
@@ -137,21 +138,13 @@ impl From<&Identity> for ChangeOrigin {
     }
 }
 
-/// An entity's columns, for servers that build their tables from it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// An entity's columns, and the path that they are declared at.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableSchema {
-    /// The entity's name.
-    pub entity: String,
-    /// Its resource path.
-    #[serde(skip)]
+    /// The entity's resource path.
     pub path: String,
-    /// The key columns, in order.
-    pub key: Vec<String>,
-    /// Name and PostgreSQL base type of each column, in order.
-    #[serde(serialize_with = "name_and_type")]
-    pub columns: Vec<(String, String)>,
-    /// The retention window's column.
-    pub window: Option<String>,
+    /// What the cloud gets.
+    pub declaration: SchemaDeclaration,
 }
 
 /// The client. Clones share one HTTP client with its kept connections.
@@ -193,9 +186,9 @@ impl Cloud {
                 (known, unknown) if unknown.is_empty() => Some(known),
                 (_, unknown) => {
                     let cause = format!("there is no capability {:?}", unknown[0]);
-                    return Err(Error::config("use cloud.capabilities", cause).remedy(
-                        "set \"auto\" or a list of bulk, delete, changes, schema, tus, content-hash",
-                    ));
+                    let known = Capability::NAMES.join(", ");
+                    return Err(Error::config("use cloud.capabilities", cause)
+                        .remedy(format!("set \"auto\" or a list of {known}")));
                 }
             },
         };
@@ -278,19 +271,23 @@ impl Cloud {
 
     /// Tells the cloud an entity's columns: `PUT /schema/{path}`. Only where `schema` is listed.
     pub async fn put_schema(&self, origin: &ChangeOrigin, schema: &TableSchema) -> CloudResult<()> {
-        let operation = format!("tell the cloud the columns of {}", schema.entity);
-        let body = serde_json::to_vec(schema)
+        let operation = format!("tell the cloud the columns of {}", schema.declaration.entity);
+        let body = serde_json::to_vec(&schema.declaration)
             .map_err(|error| Error::new(Kind::Local, operation.as_str(), error.to_string()))?;
         let link = &self.inner.link;
         let bytes = body.len();
         let request = link
-            .request(Method::PUT, &format!("schema/{}", schema.path))
-            .header(CONTENT_TYPE, "application/json")
-            .header(crate::wire::SOURCE_ID, &origin.source_id)
+            .request(Method::PUT, &paths::schema_of(&schema.path))
+            .header(CONTENT_TYPE, JSON)
+            .header(headers::SOURCE_ID, &origin.source_id)
             .body(body);
         match link.call(&operation, request, bytes).await? {
-            HttpAnswer::Accepted(reply) => reply.json::<SuccessAnswer>(&operation)?.check(&operation),
-            HttpAnswer::Refused { words, code, .. } if code.as_deref() == Some("other-source") => {
+            HttpAnswer::Accepted(reply) => check_success(reply.json(&operation)?, &operation),
+            HttpAnswer::Refused {
+                words,
+                code: Some(ErrorCode::OtherSource),
+                ..
+            } => {
                 Err(Error::new(Kind::Identity, operation.as_str(), words)
                     .remedy(
                         "two databases must not share an entity's rows under one key: give the entity another name here, \
@@ -299,7 +296,7 @@ impl Cloud {
                     .into())
             }
             HttpAnswer::Refused { status, .. } if matches!(status, 404 | 405) => {
-                Err(Failure::capability(&operation, "schema", status))
+                Err(Failure::capability(&operation, Capability::Schema, status))
             }
             HttpAnswer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
         }
@@ -468,33 +465,14 @@ fn refused(operation: &str, status: u16, words: &str) -> Failure {
     .with_status(status)
 }
 
-/// `{"success":true, …}`.
-#[derive(Deserialize)]
-struct SuccessAnswer {
-    success: bool,
-}
-
-impl SuccessAnswer {
-    fn check(&self, operation: &str) -> CloudResult<()> {
-        if self.success {
-            return Ok(());
-        }
-        Err(Failure::protocol(
-            operation,
-            "the cloud answered 200 and yet success: false",
-            "the contract wants a 4xx for what is refused: look at the cloud's own logs",
-        ))
+/// Fails if a 2xx says that the cloud did not do what was asked.
+fn check_success(answer: SuccessAnswer, operation: &str) -> CloudResult<()> {
+    if answer.success {
+        return Ok(());
     }
-}
-
-fn name_and_type<S: Serializer>(
-    columns: &[(String, String)],
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Column<'a> {
-        name: &'a str,
-        r#type: &'a str,
-    }
-    serializer.collect_seq(columns.iter().map(|(name, kind)| Column { name, r#type: kind }))
+    Err(Failure::protocol(
+        operation,
+        "the cloud answered 200 and yet success: false",
+        "the contract wants a 4xx for what is refused: look at the cloud's own logs",
+    ))
 }

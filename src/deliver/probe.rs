@@ -8,6 +8,7 @@ use super::Cloud;
 use super::failure::CloudResult;
 use super::http::read_body;
 use super::reply::says_failure;
+use crate::wire::JSON;
 
 /// The longest answer that is looked at, in bytes.
 const LONGEST: usize = 1024 * 1024;
@@ -41,9 +42,7 @@ impl Cloud {
         let link = &self.inner.link;
         let mut request = link.request_below_url(method, path);
         if let Some(body) = body {
-            request = request
-                .header(CONTENT_TYPE, "application/json")
-                .body(body.to_string());
+            request = request.header(CONTENT_TYPE, JSON).body(body.to_string());
         }
         let asked = async {
             let response = link.send(&operation, request).await?;

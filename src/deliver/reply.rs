@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use super::failure::{CloudResult, Failure};
 use super::http::CAPTIVE;
-use super::timing;
 use super::words::messages;
 use crate::latency::AnswerTimes;
+use crate::wire::server_timing::read_applied;
 
 /// How many characters of a foreign answer are told.
 const SHOWN: usize = 80;
@@ -71,7 +71,7 @@ impl CloudReply {
 
     /// How long the answer took, and what of that the server says that it took itself.
     pub(super) fn answered(&self, took: Duration) -> AnswerTimes {
-        let applied = timing::applied(&self.headers);
+        let applied = read_applied(&self.headers);
         AnswerTimes {
             took,
             applied: applied.map(|applied| applied.min(took)),

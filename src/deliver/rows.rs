@@ -30,6 +30,7 @@ use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::{Entity, EntityIndex};
 use crate::error::Kind;
 use crate::retry::Backoff;
+use crate::wire::{Capability, JSON};
 
 /// How often a request is tried in one delivery.
 const ATTEMPTS: u32 = 4;
@@ -296,7 +297,7 @@ impl<'c> RowSender<'c> {
                 .inner
                 .link
                 .request(Method::POST, path)
-                .header(CONTENT_TYPE, "application/json")
+                .header(CONTENT_TYPE, JSON)
                 .body(row.clone())
         };
         let text = std::str::from_utf8(&row).unwrap_or_default();
@@ -363,7 +364,7 @@ impl<'c> RowSender<'c> {
                     .inner
                     .link
                     .request(Method::POST, &path)
-                    .header(CONTENT_TYPE, "application/json")
+                    .header(CONTENT_TYPE, JSON)
                     .body(body.clone())
             };
             let all: Vec<usize> = piece.iter().map(|(change_index, _)| change_index.0).collect();
@@ -405,7 +406,10 @@ impl<'c> RowSender<'c> {
                     }
                 },
                 Ok(HttpAnswer::Refused { status, .. }) if matches!(status, 404 | 405) => {
-                    return (fates, Err(Failure::capability(operation, "bulk", status)));
+                    return (
+                        fates,
+                        Err(Failure::capability(operation, Capability::Bulk, status)),
+                    );
                 }
                 Ok(HttpAnswer::Refused { status, words, .. }) => {
                     if status == 413 {

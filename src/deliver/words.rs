@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::wire::ErrorCode;
+
 /// The shortest value that is taken out of a server's words: a shorter one says nothing, and would tear the
 /// words apart.
 const SHORTEST_VALUE: usize = 4;
@@ -9,10 +11,10 @@ const SHORTEST_VALUE: usize = 4;
 /// Messages that are joined at most.
 const MESSAGES: usize = 4;
 
-/// The member `code` of a refusal's body.
-pub(super) fn own_code(body: &[u8]) -> Option<String> {
+/// The contract's code in the member `code` of a refusal's body.
+pub(super) fn error_code(body: &[u8]) -> Option<ErrorCode> {
     let body: Value = serde_json::from_slice(body).ok()?;
-    Some(body.get("code")?.as_str()?.chars().take(40).collect())
+    ErrorCode::from_text(body.get("code")?.as_str()?)
 }
 
 /// What a refusal's body says: the messages of a JSON object, else its text.

@@ -134,7 +134,7 @@ pub async fn settle(
         columns.op.push(if code == UNREADABLE {
             'r'
         } else {
-            change.op.letter()
+            op_letter(change.op)
         } as i8);
         columns.image.push(change.row.as_deref());
         columns.code.push(i32::from(code));
@@ -518,4 +518,13 @@ pub async fn discard_all(client: &Client) -> Result<u64> {
         .execute("delete from cloud_sync.quarantine", &[])
         .await
         .map_err(failed("discard from"))
+}
+
+/// The letter by which the table of the quarantine names an op.
+fn op_letter(op: Op) -> char {
+    match op {
+        Op::Upsert => 'u',
+        Op::Delete => 'd',
+        Op::Truncate => 't',
+    }
 }

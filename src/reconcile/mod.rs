@@ -401,9 +401,10 @@ impl Reconcile {
     fn compared(&self, entity: &Entity, table: &SourceTable) -> Option<Vec<String>> {
         self.capabilities.changes.then(|| {
             let sent = wire_schema(entity, table)
+                .declaration
                 .columns
                 .into_iter()
-                .map(|(name, _)| name);
+                .map(|column| column.name);
             let mut columns: Vec<String> = sent.chain(entity.exclude.iter().cloned()).collect();
             columns.sort_unstable();
             columns.dedup();

@@ -167,7 +167,7 @@ async fn answers_to_changes_are_checked() {
             .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
             .await
             .unwrap_err();
-        assert_eq!(failure.lost_capability(), Some("changes"));
+        assert_eq!(failure.lost_capability(), Some(Capability::Changes));
         assert_eq!(batch.count(&Fate::Pending), 3);
     }
 }

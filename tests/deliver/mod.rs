@@ -26,6 +26,7 @@ use cloud_sync::deliver::{
 };
 use cloud_sync::error::{Class, Error, Kind};
 use cloud_sync::existence::{CloudRows, digest};
+use cloud_sync::wire::{Capability, ColumnDeclaration, SchemaDeclaration};
 use serde_json::{Value, json};
 
 use crate::support::baseline::{Baseline, Fault, KEY};

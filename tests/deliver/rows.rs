@@ -336,7 +336,7 @@ async fn bulk_sends_chunks_and_isolates_the_refused_row() {
         .deliver(BULK, &origin(), &mut numbering(), &mut rooms([1]))
         .await
         .unwrap_err();
-    assert_eq!(failure.lost_capability(), Some("bulk"));
+    assert_eq!(failure.lost_capability(), Some(Capability::Bulk));
     assert_eq!(failure.error().kind(), Kind::CloudProtocol);
 }
 

@@ -13,8 +13,8 @@ use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgTypeInfo};
 use sqlx::query::Query;
 use sqlx::{Encode, Postgres, Type};
 
-use crate::receiver::rows::json;
 use crate::receiver::tables::column_type::ColumnType;
+use crate::wire::json;
 
 /// Days from 1970-01-01 to PostgreSQL's epoch, 2000-01-01.
 const EPOCH_DAYS: i64 = 10_957;

@@ -6,8 +6,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::receiver::rows::array_params::{date, digits, inside, timestamp, timestamptz};
-use crate::receiver::rows::json;
 use crate::receiver::tables::column_type::ColumnType;
+use crate::wire::json;
 
 /// How a column's values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,9 @@
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
 /// The members of a JSON object, in order: each name, and the value's text.
 pub(crate) struct Members<'a> {
     text: &'a str,
@@ -134,6 +137,31 @@ pub(crate) fn value_as_text(value: &str) -> Option<Cow<'_, str>> {
     } else {
         Some(Cow::Borrowed(value))
     }
+}
+
+/// Where a JSON text is broken. serde's own words may carry a value.
+pub(crate) fn syntax_error_place(error: &serde_json::Error) -> String {
+    let what = match error.classify() {
+        serde_json::error::Category::Data => "a member is missing or of another kind",
+        _ => "broken JSON",
+    };
+    format!("{what} at line {}, column {}", error.line(), error.column())
+}
+
+/// Reads any JSON value as plain text: a string's content, null as nothing, anything else as JSON text.
+pub(crate) fn plain_text_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    optional_plain_text_of(deserializer).map(Option::unwrap_or_default)
+}
+
+/// The same; `None` if it is null.
+pub(crate) fn optional_plain_text_of<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => Some(text),
+        Value::Null => None,
+        other => Some(other.to_string()),
+    })
 }
 
 #[cfg(test)]
