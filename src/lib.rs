@@ -43,7 +43,6 @@ pub mod abort;
 pub mod catalogue;
 pub mod change;
 pub mod error;
-mod fields;
 pub mod latency;
 pub mod metrics;
 mod redact;

@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 
 use super::failure::Failure;
 use crate::error::{self, Error};
+use crate::wire::json::ValueScanner;
 
 /// The longest row that is taken from a list.
 const LONGEST_ROW: usize = 64 * 1024 * 1024;
@@ -47,9 +48,7 @@ enum SplitState {
 #[derive(Default)]
 pub(super) struct ArraySplitter {
     place: SplitState,
-    depth: usize,
-    in_string: bool,
-    escaped: bool,
+    scanner: ValueScanner,
     /// The start of the element that the last chunk cut in two.
     begun: Vec<u8>,
     rows: u64,
@@ -67,7 +66,7 @@ impl ArraySplitter {
         let mut at = 0;
         while at < chunk.len() && self.place != SplitState::AfterArray {
             if self.place == SplitState::Inside {
-                let end = self.end_of_element(&chunk[at..]);
+                let end = self.scanner.scan(&chunk[at..]);
                 let part = &chunk[at..end.map_or(chunk.len(), |end| at + end)];
                 at += part.len();
                 if end.is_none() || !self.begun.is_empty() {
@@ -97,7 +96,6 @@ impl ArraySplitter {
             self.place = match (self.place, byte) {
                 (SplitState::BeforeArray, b'[') => SplitState::First,
                 (SplitState::First | SplitState::Next, b'{') => {
-                    self.depth = 0;
                     self.place = SplitState::Inside;
                     // The brace belongs to the element.
                     continue;
@@ -124,34 +122,6 @@ impl ArraySplitter {
     /// How many rows it had, and a digest of their texts.
     pub(super) fn counted(&self) -> (u64, blake3::Hash) {
         (self.rows, self.digest.finalize())
-    }
-
-    /// One past the closing brace of the current element, where it lies in `text`.
-    fn end_of_element(&mut self, text: &[u8]) -> Option<usize> {
-        for (nth, &byte) in text.iter().enumerate() {
-            if self.in_string {
-                if self.escaped {
-                    self.escaped = false;
-                } else if byte == b'\\' {
-                    self.escaped = true;
-                } else if byte == b'"' {
-                    self.in_string = false;
-                }
-                continue;
-            }
-            match byte {
-                b'"' => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => {
-                    self.depth -= 1;
-                    if self.depth == 0 {
-                        return Some(nth + 1);
-                    }
-                }
-                _ => {}
-            }
-        }
-        None
     }
 }
 

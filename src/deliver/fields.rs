@@ -1,7 +1,7 @@
 //! A key as a path segment.
 
 use super::http::encode_into;
-use crate::fields::{pick, plain};
+use crate::wire::json::{non_null_text, pick};
 
 /// The key as the last segment of `DELETE /{path}/{key}`: the values in the key's order, each
 /// percent-encoded, joined by commas. None where the key has no such form: a column is missing, null or
@@ -10,7 +10,7 @@ use crate::fields::{pick, plain};
 pub(super) fn segment(key: &str, columns: &[String]) -> Option<String> {
     let mut segment = String::new();
     for (nth, value) in pick(key, columns).ok()?.into_iter().enumerate() {
-        let text = plain(value?)?;
+        let text = non_null_text(value?)?;
         if text.is_empty() {
             return None;
         }
@@ -32,7 +32,7 @@ pub(super) fn key_line(row: &str, columns: &[String], names: &[String]) -> Optio
         }
         key.push_str(&serde_json::to_string(column).ok()?);
         key.push(':');
-        key.push_str(value?.get());
+        key.push_str(value?);
     }
     key.push('}');
     (!key.contains('\n')).then_some(key)

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::array_splitter::{ArraySplitter, SplitError};
 use crate::error;
+use crate::wire::json::ValueScanner;
 
 /// The names under which any entity's rows stand.
 const LISTS: [&str; 4] = ["data", "results", "items", "records"];
@@ -31,10 +32,10 @@ pub(super) struct ListPage<'n> {
     /// The objects that are open, by their names in the one around them.
     within: Vec<String>,
     name: Vec<u8>,
-    capture: Vec<u8>,
-    depth: usize,
-    in_string: bool,
+    /// Whether the last byte of the name was a backslash.
     escaped: bool,
+    capture: Vec<u8>,
+    scanner: ValueScanner,
     elements: Option<ArraySplitter>,
     members: PageMembers,
 }
@@ -73,10 +74,9 @@ impl<'n> ListPage<'n> {
             at: PageState::Start,
             within: Vec::new(),
             name: Vec::new(),
-            capture: Vec::new(),
-            depth: 0,
-            in_string: false,
             escaped: false,
+            capture: Vec::new(),
+            scanner: ValueScanner::default(),
             elements: None,
             members: PageMembers::default(),
         }
@@ -99,8 +99,18 @@ impl<'n> ListPage<'n> {
                 }
                 continue;
             }
+            if self.at == PageState::Kept {
+                let end = self.scanner.scan(rest);
+                let (kept, after) = rest.split_at(end.unwrap_or(rest.len()));
+                self.keep(kept);
+                rest = after;
+                if end.is_some() {
+                    self.kept()?;
+                }
+                continue;
+            }
             let blank = matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
-            let inside = matches!(self.at, PageState::InName | PageState::Kept | PageState::Scalar);
+            let inside = matches!(self.at, PageState::InName | PageState::Scalar);
             if (!blank || inside) && !self.step(byte)? {
                 continue;
             }
@@ -136,17 +146,11 @@ impl<'n> ListPage<'n> {
             }
             (PageState::Colon, b':') => self.at = PageState::Value,
             (PageState::Value, _) => return self.begin(byte),
-            (PageState::Kept, _) => {
-                self.keep(byte);
-                if self.ends(byte) {
-                    self.kept()?;
-                }
-            }
             (PageState::Scalar, b',' | b'}' | b' ' | b'\n' | b'\r' | b'\t') => {
                 self.kept()?;
                 return Ok(false);
             }
-            (PageState::Scalar, _) => self.keep(byte),
+            (PageState::Scalar, _) => self.keep(&[byte]),
             (PageState::AfterValue, b',') => self.at = PageState::Name,
             _ => return Err(SplitError::Form("the answer is not valid JSON".into())),
         }
@@ -168,51 +172,23 @@ impl<'n> ListPage<'n> {
             }
             b'"' | b'{' | b'[' => {
                 self.at = PageState::Kept;
-                self.in_string = byte == b'"';
-                self.depth = usize::from(byte != b'"');
+                self.scanner = ValueScanner::default();
             }
             _ => self.at = PageState::Scalar,
         }
-        self.escaped = false;
         self.capture.clear();
-        self.keep(byte);
-        Ok(true)
+        // The first byte is a part of it.
+        Ok(false)
     }
 
     fn is_list(&self, name: &str) -> bool {
         LISTS.contains(&name) || self.names.iter().any(|own| own == name)
     }
 
-    fn keep(&mut self, byte: u8) {
-        if self.capture.len() <= LONGEST_MEMBER {
-            self.capture.push(byte);
-        }
-    }
-
-    /// Whether the byte ends a text, a list or an object that is kept.
-    fn ends(&mut self, byte: u8) -> bool {
-        if self.in_string {
-            match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = true,
-                b'"' => {
-                    self.in_string = false;
-                    return self.depth == 0;
-                }
-                _ => {}
-            }
-            return false;
-        }
-        match byte {
-            b'"' => self.in_string = true,
-            b'{' | b'[' => self.depth += 1,
-            b'}' | b']' => {
-                self.depth = self.depth.saturating_sub(1);
-                return self.depth == 0;
-            }
-            _ => {}
-        }
-        false
+    fn keep(&mut self, part: &[u8]) {
+        // One byte more than is kept shows that it is too long.
+        let room = (LONGEST_MEMBER + 1).saturating_sub(self.capture.len());
+        self.capture.extend_from_slice(&part[..part.len().min(room)]);
     }
 
     /// A member that is kept has ended.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::words::messages;
-use crate::fields::{pick, plain};
+use crate::wire::json::{non_null_text, pick};
 
 /// How deep in an error the row's key is looked for.
 const DEEP: usize = 2;
@@ -43,7 +43,7 @@ fn of_row(row: &str, key: &[String]) -> Option<Vec<String>> {
     pick(row, key)
         .ok()?
         .into_iter()
-        .map(|value| plain(value?))
+        .map(|value| Some(non_null_text(value?)?.into_owned()))
         .collect()
 }
 

@@ -5,11 +5,10 @@
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
-use serde_json::value::RawValue;
 
 use crate::catalogue::Entity;
 use crate::catalogue::server::ValueForm;
-use crate::fields::{all, plain};
+use crate::wire::json::{all_members, non_null_text};
 
 /// An entity's form.
 #[derive(Debug)]
@@ -53,7 +52,7 @@ impl RowForm {
     /// # Errors
     /// The column whose value has no such form, in words without the value.
     pub(super) fn shape(&self, row: &str) -> Result<String, String> {
-        let fields = all(row).map_err(|_| "the row is no JSON object".to_owned())?;
+        let fields = all_members(row).map_err(|_| "the row is no JSON object".to_owned())?;
         let mut text = String::with_capacity(row.len() + 64);
         text.push('{');
         for (name, value) in &fields {
@@ -68,7 +67,7 @@ impl RowForm {
             text.push_str(&quoted(cloud));
             text.push(':');
             match self.columns.iter().find(|(column, ..)| column == name) {
-                None => text.push_str(value.get()),
+                None => text.push_str(value),
                 Some((_, form, zone)) => match brought(value, *form, zone) {
                     Some(brought) => text.push_str(&brought),
                     None => {
@@ -90,14 +89,14 @@ impl RowForm {
 }
 
 /// A value in a form, as JSON text.
-fn brought(value: &RawValue, form: ValueForm, zone: &TimeZone) -> Option<String> {
-    if value.get() == "null" {
+fn brought(value: &str, form: ValueForm, zone: &TimeZone) -> Option<String> {
+    if value == "null" {
         return Some("null".to_owned());
     }
-    let text = plain(value)?;
+    let text = non_null_text(value)?;
     Some(match form {
         ValueForm::Text | ValueForm::JsonText => quoted(&text),
-        ValueForm::Number => match text.as_str() {
+        ValueForm::Number => match &*text {
             "true" => "1".to_owned(),
             "false" => "0".to_owned(),
             // A number of JSON: no sign before it, no letters.

@@ -27,9 +27,9 @@ use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::{Op, Position};
 use crate::error::{Error, Result};
-use crate::fields::pick;
 use crate::source::install::AttachedEntity;
 use crate::source::touch;
+use crate::wire::json::pick;
 
 pub use again::add;
 pub(crate) use again::{by_hand, due, expected, first_images, put_off};

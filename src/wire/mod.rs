@@ -20,6 +20,7 @@
 //! | `Server-Timing` | [`server_timing`] |
 //! | bounds | [`limits`] |
 //! | JSON text, without building values | `json` |
+//! | PostgreSQL's values as JSON, and back | `values` |
 //!
 //! A batch is named by (epoch, term, batch): the life of the site's outbox, the term in it, and the batch's number in the
 //! term, counted from 1. The version of all its rows is [`row_version`], within the epoch.
@@ -35,6 +36,7 @@ pub mod paths;
 mod schema;
 pub mod server_timing;
 mod sync_status;
+pub(crate) mod values;
 
 pub use answers::{BulkAnswer, ChangesAnswer, ErrorAnswer, RejectedChange, SuccessAnswer, UploadAnswer};
 pub use capability::{Capabilities, Capability};

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_not_read_ms() {
+    fn what_cannot_be_read_is_passed_over() {
         for value in [
             "",
             "apply",
