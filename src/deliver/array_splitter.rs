@@ -1,5 +1,8 @@
-//! Cuts a JSON array of objects, arriving in chunks, into its elements: only the one that a chunk's end cut
-//! in two is kept.
+//! Splits a JSON array of objects, which arrives in chunks, into its elements. Only an element that a chunk's
+//! end divides is kept in memory.
+//!
+//! This is another job than [`crate::wire::json::Members`] has, whose text is there as a whole. Both find the
+//! end of a value by [`ValueScanner`].
 
 use serde_json::value::RawValue;
 
@@ -7,17 +10,17 @@ use super::failure::Failure;
 use crate::error::{self, Error};
 use crate::wire::json::ValueScanner;
 
-/// The longest row that is taken from a list.
+/// The longest row that is taken from a list, in bytes.
 const LONGEST_ROW: usize = 64 * 1024 * 1024;
 
-const REMEDY: &str = "a list is a JSON array of objects, or an object with such an array under data, results or the entity's \
-                      name: check cloud.url and the cloud's server";
+const REMEDY: &str = "a list is a JSON array of objects, or an object with such an array under data, results \
+                      or the entity's name: check cloud.url and the cloud's server";
 
-/// Why the cutting stopped.
+/// Why the splitting stopped.
 pub(super) enum SplitError {
     /// The text is not an array of objects.
     Form(String),
-    /// The caller does not want any more.
+    /// The caller does not want more rows.
     Row(Error),
 }
 
@@ -44,19 +47,19 @@ enum SplitState {
     AfterArray,
 }
 
-/// Cuts a JSON array of objects, arriving in chunks, into its elements.
+/// Splits a JSON array of objects, which arrives in chunks, into its elements.
 #[derive(Default)]
 pub(super) struct ArraySplitter {
-    place: SplitState,
+    state: SplitState,
     scanner: ValueScanner,
-    /// The start of the element that the last chunk cut in two.
+    /// The start of the element that the last chunk's end divided.
     begun: Vec<u8>,
     rows: u64,
     digest: blake3::Hasher,
 }
 
 impl ArraySplitter {
-    /// Takes a part in, up to the array's end. Returns how many bytes that were.
+    /// Reads a chunk, up to the array's end. Returns how many bytes it has read.
     pub(super) fn feed(
         &mut self,
         chunk: &[u8],
@@ -64,8 +67,8 @@ impl ArraySplitter {
     ) -> Result<usize, SplitError> {
         let form = |words: &str| SplitError::Form(words.to_owned());
         let mut at = 0;
-        while at < chunk.len() && self.place != SplitState::AfterArray {
-            if self.place == SplitState::Inside {
+        while at < chunk.len() && self.state != SplitState::AfterArray {
+            if self.state == SplitState::Inside {
                 let end = self.scanner.scan(&chunk[at..]);
                 let part = &chunk[at..end.map_or(chunk.len(), |end| at + end)];
                 at += part.len();
@@ -85,7 +88,7 @@ impl ArraySplitter {
                 self.digest.update(element.get().as_bytes());
                 row(element).map_err(SplitError::Row)?;
                 self.begun.clear();
-                self.place = SplitState::Between;
+                self.state = SplitState::Between;
                 continue;
             }
             let byte = chunk[at];
@@ -93,10 +96,10 @@ impl ArraySplitter {
                 at += 1;
                 continue;
             }
-            self.place = match (self.place, byte) {
+            self.state = match (self.state, byte) {
                 (SplitState::BeforeArray, b'[') => SplitState::First,
                 (SplitState::First | SplitState::Next, b'{') => {
-                    self.place = SplitState::Inside;
+                    self.state = SplitState::Inside;
                     // The brace belongs to the element.
                     continue;
                 }
@@ -116,7 +119,7 @@ impl ArraySplitter {
 
     /// Whether the array has ended.
     pub(super) fn is_whole(&self) -> bool {
-        self.place == SplitState::AfterArray
+        self.state == SplitState::AfterArray
     }
 
     /// How many rows it had, and a digest of their texts.
@@ -129,7 +132,7 @@ impl ArraySplitter {
 mod tests {
     use super::*;
 
-    fn cut(text: &str, chunk: usize) -> Option<Vec<String>> {
+    fn split(text: &str, chunk: usize) -> Option<Vec<String>> {
         let mut elements = ArraySplitter::default();
         let mut found = Vec::new();
         for part in text.as_bytes().chunks(chunk) {
@@ -154,12 +157,12 @@ mod tests {
         ];
         for chunk in 1..=text.len() {
             assert_eq!(
-                cut(text, chunk).as_deref(),
+                split(text, chunk).as_deref(),
                 Some(expected.map(str::to_owned).as_slice()),
                 "{chunk}"
             );
         }
-        assert_eq!(cut("[]", 1), Some(vec![]));
+        assert_eq!(split("[]", 1), Some(vec![]));
     }
 
     #[test]
@@ -181,7 +184,7 @@ mod tests {
             "[{\"a\" 1}]",
         ] {
             for chunk in [1, 3, 100] {
-                assert_eq!(cut(text, chunk), None, "{text}");
+                assert_eq!(split(text, chunk), None, "{text}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The status call: who the cloud is, what it can do, how far our source has come there.
+//! The handshake: asking the cloud who it is, what it can do, and how far our source has come there.
 
 use std::collections::BTreeMap;
 
@@ -10,24 +10,24 @@ use super::reply::Verdict;
 use super::{ChangeOrigin, Cloud};
 use crate::checkpoint::Version;
 use crate::wire::paths::SYNC_STATUS;
-use crate::wire::{Capabilities, SourceStatus, SourcesMember, SyncStatusAnswer};
+use crate::wire::{Capabilities, SourceProgress, SourcesMember, SyncStatusAnswer};
 
 /// What the cloud says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloudInfo {
     /// What to use: what it lists, or what the configuration forces.
     pub capabilities: Capabilities,
-    /// The site that the key belongs to, where the server says so.
+    /// The site that the key belongs to, if the server says so.
     pub site: Option<String>,
-    /// The server's own identity, where it says so.
+    /// The server's own identity, if it says so.
     pub receiver: Option<String>,
-    /// The last batch that it has taken from our source, where it says so.
+    /// The last batch that it has taken from our source, if it says so.
     pub version: Option<Version>,
     /// The database that our source was when that batch came.
     pub database: Option<String>,
     /// The highest epoch of any source of the site.
     pub highest_epoch: i64,
-    /// Whether it says how far each source has come: then no version means that it has nothing of ours.
+    /// Whether it says how far each source has come: then no version means that it has nothing of our source.
     pub tells_version: bool,
     /// When it last took something in, in its own words.
     pub last_sync: Option<String>,
@@ -35,18 +35,18 @@ pub struct CloudInfo {
 
 impl Cloud {
     /// Asks the cloud who it is and what it can do: `GET /sync-status`, or the path that the configuration
-    /// names in its place.
+    /// names instead.
     pub async fn hello(&self, origin: &ChangeOrigin) -> CloudResult<CloudInfo> {
         let operation = "ask the cloud for its status";
-        let link = &self.inner.link;
-        let path = link.status_path();
-        let ask = || link.call(operation, link.request(Method::GET, path), 0);
+        let http = &self.inner.http;
+        let path = http.status_path();
+        let ask = || http.call(operation, http.request(Method::GET, path), 0);
         let mut answer = ask().await;
         if answer
             .as_ref()
-            .is_err_and(|failure| matches!(failure.status(), Some(300..=399)) && failure.is_passing())
+            .is_err_and(|failure| matches!(failure.status(), Some(300..=399)) && failure.is_transient())
         {
-            // It wants a slash at the end of its addresses, and has it from now on.
+            // It wants a slash at the end of its addresses, and gets it from now on.
             answer = ask().await;
         }
         let reply = match answer? {
@@ -55,8 +55,9 @@ impl Cloud {
                 return Err(Failure::protocol(
                     operation,
                     format!("the cloud answered {status} to GET /{path}"),
-                    "check cloud.url: it must be the API's base URL, as in https://cloud.example/api; a server with another \
-                     status call needs cloud.prefix and cloud.status_path, see `cloud-sync check --cloud`",
+                    "check cloud.url: it must be the API's base URL, as in https://cloud.example/api; a \
+                     server with another status call needs cloud.prefix and cloud.status_path, see \
+                     `cloud-sync check --cloud`",
                 )
                 .with_status(status));
             }
@@ -64,23 +65,23 @@ impl Cloud {
         let is_contract = path == SYNC_STATUS;
         let status: SyncStatusAnswer = match reply.json(operation) {
             Ok(status) => status,
-            // Another server's status may be of any form that says no failure.
+            // The status of another server may have any form that says no failure.
             Err(failure) => match reply.verdict(operation, None)? {
                 Verdict::Accepted if !is_contract => SyncStatusAnswer::default(),
                 _ => return Err(failure),
             },
         };
-        let is_well = match &status.status {
+        let is_ok = match &status.status {
             Some(word) => {
                 word == "ok" || (!is_contract && reply.verdict(operation, None)? == Verdict::Accepted)
             }
             None => !is_contract && reply.verdict(operation, None)? == Verdict::Accepted,
         };
-        if !is_well {
+        if !is_ok {
             let word = status.status.as_deref().unwrap_or("missing");
             return Err(Failure::protocol(
                 operation,
-                format!("its status is {:?}, not \"ok\"", link.clean(word)),
+                format!("its status is {:?}, not \"ok\"", http.clean(word)),
                 "look at the cloud's own logs",
             ));
         }
@@ -91,11 +92,11 @@ impl Cloud {
             .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(String::as_str)).0);
         let mut entities = self.catalogue().entities().iter();
         if entities.any(|entity| entity.server_setting().is_some()) {
-            // Rows in a form of the server's own go by the calls that have one.
+            // Rows in a form of the server's own are sent by the calls of a baseline server.
             (capabilities.changes, capabilities.schema) = (false, false);
         }
         let tells_version = capabilities.changes && status.sources.is_some();
-        let sources: BTreeMap<String, SourceStatus> = match status.sources {
+        let sources: BTreeMap<String, SourceProgress> = match status.sources {
             Some(SourcesMember::Known(sources)) if tells_version => sources,
             Some(SourcesMember::Other(_)) if tells_version => {
                 return Err(Failure::protocol(
@@ -106,20 +107,20 @@ impl Cloud {
             }
             _ => BTreeMap::new(),
         };
-        let own = sources.get(&origin.source_id);
+        let own_source = sources.get(&origin.source_id);
         Ok(CloudInfo {
             capabilities,
-            site: status.site.map(|site| link.clean(&site)),
-            receiver: status.receiver.map(|receiver| link.clean(&receiver)),
-            version: own.map(|own| Version {
-                epoch: own.epoch,
-                term: own.term,
-                batch: own.batch,
+            site: status.site.map(|site| http.clean(&site)),
+            receiver: status.receiver.map(|receiver| http.clean(&receiver)),
+            version: own_source.map(|source| Version {
+                epoch: source.epoch,
+                term: source.term,
+                batch: source.batch,
             }),
-            database: own.and_then(|own| own.database.clone()),
+            database: own_source.and_then(|source| source.database.clone()),
             highest_epoch: sources.values().map(|source| source.epoch).max().unwrap_or(0),
             tells_version,
-            last_sync: status.last_sync.map(|text| link.clean(&text)),
+            last_sync: status.last_sync.map(|text| http.clean(&text)),
         })
     }
 }

@@ -1,15 +1,16 @@
 //! The bodies of answers.
 //!
-//! The members are written in the order of their names, but for those of `POST /changes`, whose answer is stored and sent
-//! as text.
+//! The members are written in the order of their names, but for those of `POST /changes`, whose answer is
+//! stored and sent as text.
 
 use serde::{Deserialize, Serialize};
 
 use super::codes::{ErrorCode, RejectCode};
 use super::json::plain_text_of;
-use super::sync_status::BatchPosition;
+use super::sync_status::BatchId;
 
-/// The answer of `POST /changes`, sent after the receiver's commit. Each change of the request is counted once.
+/// The answer of `POST /changes`, sent after the receiver's commit. Each change of the request is counted
+/// once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangesAnswer {
     /// How many changes took effect.
@@ -25,7 +26,8 @@ pub struct ChangesAnswer {
 pub struct RejectedChange {
     /// The change's position.
     pub position: i64,
-    /// Its line in the request, counted from 1: several changes may have one position. A server may leave it out.
+    /// Its line in the request, counted from 1: several changes may have one position. A server may leave it
+    /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
     /// Why, for a program.
@@ -73,7 +75,8 @@ pub struct UploadAnswer {
     /// The file's length. The client does not read it.
     #[serde(default, skip_deserializing)]
     pub size: u64,
-    /// Whether the cloud took the file. The client reads it as it reads any server's words: see `deliver::reply`.
+    /// Whether the cloud took the file. The client reads it as it reads any server's words: see
+    /// `deliver::reply`.
     #[serde(default, skip_deserializing)]
     pub success: bool,
     /// The file's URL.
@@ -91,17 +94,19 @@ impl UploadAnswer {
     }
 }
 
-/// Every answer that is not a 2xx: `{"success":false,"error":…}`, with `code` and `source` where a program acts on them.
+/// Every answer that is not a 2xx: `{"success":false,"error":…}`, with `code` and `source` where a program
+/// acts on them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ErrorAnswer {
+pub struct ErrorBody {
     /// What is wrong, for a program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
     /// What is wrong, for people; without a row's value.
     pub error: String,
-    /// The newest batch that the receiver has of the source; `null` if it has none. Only with a [`super::TurnCode`].
+    /// The newest batch that the receiver has of the source; `null` if it has none. Only with a
+    /// [`super::TurnCode`].
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<Option<BatchPosition>>,
+    pub source: Option<Option<BatchId>>,
     /// Always `false`.
     pub success: bool,
 }
@@ -113,7 +118,8 @@ mod tests {
     #[test]
     fn an_answer_without_what_the_client_does_not_need_is_read() {
         let answer: ChangesAnswer = serde_json::from_str(
-            r#"{"applied":1,"skipped":0,"rejected":[{"position":8},{"position":9,"error":["a"],"code":409}],"more":1}"#,
+            r#"{"applied":1,"skipped":0,"more":1,
+                "rejected":[{"position":8},{"position":9,"error":["a"],"code":409}]}"#,
         )
         .unwrap();
         let [first, second] = &answer.rejected[..] else {

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One thing that a server can do in addition to the baseline. It is used only if the server lists it in the member
-/// `capabilities` of `/sync-status`, or if the site's configuration forces it.
+/// One thing that a server can do in addition to the baseline. It is used only if the server lists it in the
+/// member `capabilities` of `/sync-status`, or if the site's configuration forces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Capability {

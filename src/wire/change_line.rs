@@ -1,11 +1,11 @@
 //! A line of `POST /changes`: NDJSON, one change a line.
 //!
-//! The client writes lines into one buffer ([`ChangeLine::write_to`]). The receiver reads them while the body comes
-//! ([`ChangeLineReader`]): entity, key and row stay slices of the body, and keys and rows stay unparsed JSON text.
-//! [`ChangeLine::number`] tells which line of the request one is, as an answer names rejected changes by it.
+//! The client writes lines into one buffer ([`ChangeLine::write_to`]). The receiver reads them while the body
+//! comes ([`ChangeLineReader`]): entity, key and row stay slices of the body, and keys and rows stay unparsed
+//! JSON text. [`ChangeLine::number`] is its number in the request: an answer names rejected changes by it.
 //!
-//! A line that is not a change makes the whole request wrong, since nothing tells what else is wrong. An op that is none of
-//! the contract's is a matter of that change only.
+//! A line that is not a change makes the whole request wrong, since nothing tells what else is wrong. An op
+//! that is none of the contract's is a matter of that change only.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -69,8 +69,8 @@ pub struct ChangeLine<'a> {
 }
 
 impl ChangeLine<'_> {
-    /// How many bytes a line has at most beyond its entity's name, its key and its row: its names and braces have 62, the
-    /// longest op 8, the longest position 20.
+    /// How many bytes a line has at most beyond its entity's name, its key and its row: its names and braces
+    /// have 62, the longest op 8, the longest position 20.
     pub const OVERHEAD: usize = 90;
 
     /// Appends the line. The entity's name must be one that needs no escape in JSON.
@@ -190,18 +190,18 @@ impl ChangeLineReader {
             return Err(error);
         }
         let body = utf8_text(body, 0)?;
-        let at = |place: Range<usize>| &body[place];
+        let slice = |span: Range<usize>| &body[span];
         let string = |text: TextSpan| match text {
-            TextSpan::At(place) => Cow::Borrowed(at(place)),
+            TextSpan::At(span) => Cow::Borrowed(slice(span)),
             TextSpan::Unescaped(text) => Cow::Owned(text),
         };
-        let lines = self.lines.into_iter().map(|place| ChangeLine {
-            position: place.position,
-            entity: string(place.entity),
-            op: place.op,
-            key: place.key.map(at),
-            row: place.row.map(at),
-            number: place.number,
+        let lines = self.lines.into_iter().map(|spans| ChangeLine {
+            position: spans.position,
+            entity: string(spans.entity),
+            op: spans.op,
+            key: spans.key.map(slice),
+            row: spans.row.map(slice),
+            number: spans.number,
         });
         Ok(lines.collect())
     }
@@ -256,8 +256,8 @@ impl ChangeLineReader {
     }
 }
 
-/// Reads a body as `POST /changes` does, without a database: how many changes it has, and how many members their keys and
-/// rows have.
+/// Reads a body as `POST /changes` does, without a database: how many changes it has, and how many members
+/// their keys and rows have.
 ///
 /// # Errors
 /// What the request would be answered.
@@ -312,13 +312,16 @@ mod tests {
         let mut text = Vec::new();
         lines.iter().for_each(|line| line.write_to(&mut text));
         let text = String::from_utf8(text).unwrap();
+        let position = i64::MAX;
+        let upsert = format!(
+            r#"{{"position":{position},"entity":"rooms","op":"upsert","key":{{"room_id" : 1}},"row":"#
+        ) + r#"{"room_id":1, "x":  {"y" :"a\n"}}}"#;
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
-                "{\"position\":9223372036854775807,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"room_id\" : 1},\
-                 \"row\":{\"room_id\":1, \"x\":  {\"y\" :\"a\\n\"}}}",
-                "{\"position\":2,\"entity\":\"rooms\",\"op\":\"delete\",\"key\":{\"room_id\" : 1}}",
-                "{\"position\":3,\"entity\":\"rooms\",\"op\":\"truncate\"}",
+                &upsert,
+                r#"{"position":2,"entity":"rooms","op":"delete","key":{"room_id" : 1}}"#,
+                r#"{"position":3,"entity":"rooms","op":"truncate"}"#,
             ]
         );
         let read = ChangeLineReader::default().finish(text.as_bytes()).unwrap();
@@ -341,8 +344,12 @@ mod tests {
 
     #[test]
     fn lines_are_numbered_and_blank_ones_are_passed_over() {
-        let text = "{\"position\":7,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"id\" : 1},\"row\":{\"id\":1}}\n\n\
-                    {\"position\":8,\"entity\":\"ro\\u006fms\",\"op\":\"truncate\",\"key\":null}\r\n";
+        let text = concat!(
+            r#"{"position":7,"entity":"rooms","op":"upsert","key":{"id" : 1},"row":{"id":1}}"#,
+            "\n\n",
+            r#"{"position":8,"entity":"ro\u006fms","op":"truncate","key":null}"#,
+            "\r\n"
+        );
         let lines = ChangeLineReader::default().finish(text.as_bytes()).unwrap();
         assert_eq!(lines.len(), 2);
         assert_eq!((lines[0].number, lines[0].key), (1, Some("{\"id\" : 1}")));

@@ -25,8 +25,8 @@ pub enum RejectCode {
     KeyMismatch,
     /// The row is not a JSON object.
     NotAnObject,
-    /// An SQLSTATE of the receiver's database, or the code of another server: an HTTP status, or a word. Empty if there is
-    /// none.
+    /// An SQLSTATE of the receiver's database, or the code of another server: an HTTP status, or a word.
+    /// Empty if there is none.
     Other(Cow<'static, str>),
 }
 

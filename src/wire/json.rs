@@ -1,11 +1,11 @@
 //! JSON text, walked without building values: names and values stay slices of it.
 //!
-//! There are two walks. [`Members`] goes over an object whose whole text is there. [`ValueScanner`] finds where a value
-//! ends in text that comes in pieces; `Members` uses it too, and so do the readers of lists in `deliver`, which have their
-//! own grammar around it (an array of rows, a page of a list).
+//! There are two walks. [`Members`] goes over an object whose whole text is there. [`ValueScanner`] finds
+//! where a value ends in text that comes in pieces; `Members` uses it too, and so do the readers of lists in
+//! `deliver`, which have their own grammar around it (an array of rows, a page of a list).
 //!
-//! The text of a value is not checked: it comes out of a `RawValue`, or out of this program's own encoder. On anything
-//! else a walk ends early; it never panics, and [`pick`] says that the text is not an object.
+//! The text of a value is not checked: it comes out of a `RawValue`, or out of this program's own encoder. On
+//! anything else a walk ends early; it never panics, and [`pick`] says that the text is not an object.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,8 +23,8 @@ pub(crate) struct ValueScanner {
 }
 
 impl ValueScanner {
-    /// Scans the next piece of a value that begins with `"`, `[` or `{`. Returns one past the value's last byte in the
-    /// piece; `None` if the value does not end in it.
+    /// Scans the next piece of a value that begins with `"`, `[` or `{`. Returns one past the value's last
+    /// byte in the piece; `None` if the value does not end in it.
     pub(crate) fn scan(&mut self, piece: &[u8]) -> Option<usize> {
         let mut at = 0;
         loop {
@@ -81,8 +81,8 @@ impl<'a> Members<'a> {
         text.starts_with('{').then_some(Self { text, at: 1 })
     }
 
-    /// The value of the next member, if that is written as `name` (in quotes, with its colon); else `None`, and the walk
-    /// stays where it is.
+    /// The value of the next member, if that is written as `name` (in quotes, with its colon); else `None`,
+    /// and the walk stays where it is.
     pub(crate) fn expect(&mut self, name: &str) -> Option<&'a str> {
         self.skip(b',');
         let start = self.at;
@@ -165,8 +165,8 @@ impl fmt::Display for NotAnObject {
 
 impl std::error::Error for NotAnObject {}
 
-/// The values of the members with these names, in the order of `names`, as JSON text; `None` for a name that the object
-/// does not have. Of a name that comes twice the last value counts.
+/// The values of the members with these names, in the order of `names`, as JSON text; `None` for a name that
+/// the object does not have. Of a name that comes twice the last value counts.
 pub(crate) fn pick<'a, N: AsRef<str>>(
     object: &'a str,
     names: &[N],
@@ -366,8 +366,10 @@ mod tests {
     proptest! {
         #[test]
         fn an_objects_members_are_what_serde_reads(value in json(), pretty: bool) {
-            let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) };
-            let text = text.unwrap();
+            let text = match pretty {
+                true => serde_json::to_string_pretty(&value).unwrap(),
+                false => serde_json::to_string(&value).unwrap(),
+            };
             match &value {
                 Value::Object(members) => {
                     let walked = all_members(&text).unwrap();
@@ -385,7 +387,7 @@ mod tests {
         }
 
         #[test]
-        fn a_value_ends_where_it_ends_however_its_text_comes(value in json(), piece in 1_usize..9, tail: String) {
+        fn a_value_ends_where_it_ends_in_any_pieces(value in json(), piece in 1_usize..9, tail: String) {
             let text = serde_json::to_string(&value).unwrap();
             if matches!(text.as_bytes()[0], b'"' | b'[' | b'{') {
                 let all = format!("{text}{tail}");

@@ -15,12 +15,12 @@ pub const FILES: &str = "files";
 /// `POST {HASHES}/{path}`: sums of row hashes.
 pub const HASHES: &str = "hashes";
 
-/// The paths of the contract's own calls. No entity has one of them: the site refuses it at its start, and the receiver
-/// refuses its schema.
+/// The paths of the contract's own calls. No entity has one of them: the site refuses it at its start, and
+/// the receiver refuses its schema.
 pub const RESERVED: [&str; 7] = [SYNC_STATUS, BULK, UPLOAD, CHANGES, SCHEMA, FILES, HASHES];
 
-/// The columns of a table in the cloud that are the receiver's own, and the name that its statements give to the place
-/// of a tombstone. No entity's column has one of these names there.
+/// The columns of a table in the cloud that are the receiver's own, and the name that its statements give to
+/// the place of a tombstone. No entity's column has one of these names there.
 pub const RESERVED_COLUMNS: [&str; 4] = ["_site", "_epoch", "_version", "_version_tombstone"];
 
 /// Whether an entity cannot have this path.

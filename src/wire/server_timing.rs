@@ -1,4 +1,5 @@
-//! How long a server itself took to apply a request: the header `Server-Timing: apply;dur=1.5`, in milliseconds.
+//! How long a server itself took to apply a request: the header `Server-Timing: apply;dur=1.5`, in
+//! milliseconds.
 //!
 //! Source: <https://www.w3.org/TR/server-timing/>.
 
@@ -17,7 +18,8 @@ pub fn write_applied(took: Duration) -> String {
     format!("{APPLY};dur={:.3}", took.as_secs_f64() * 1000.0)
 }
 
-/// The time that the server took to apply the request; `None` if no header says so in a form that can be read.
+/// The time that the server took to apply the request; `None` if no header says so in a form that can be
+/// read.
 pub fn read_applied(headers: &HeaderMap) -> Option<Duration> {
     let values = headers.get_all(SERVER_TIMING).iter();
     values

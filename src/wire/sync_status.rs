@@ -1,4 +1,5 @@
-//! The answer of `GET /sync-status`: who the cloud is, what it can do, and how far each source of the site has come.
+//! The answer of `GET /sync-status`: who the cloud is, what it can do, and how far each source of the site
+//! has come.
 
 use std::collections::BTreeMap;
 
@@ -35,20 +36,20 @@ pub struct SyncStatusAnswer {
     pub status: Option<String>,
 }
 
-/// How far each source has come. What another server has under that name need not be of the contract's form: it is an
-/// error only if the server has `changes`.
+/// How far each source has come. What another server has under that name need not be of the contract's form:
+/// it is an error only if the server has `changes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum SourcesMember {
     /// By the source's id.
-    Known(BTreeMap<String, SourceStatus>),
+    Known(BTreeMap<String, SourceProgress>),
     /// Something else.
     Other(Value),
 }
 
 /// How far a source has come: its newest batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceStatus {
+pub struct SourceProgress {
     /// The batch's number in its term.
     pub batch: i64,
     /// The database that the source was when that batch came.
@@ -62,7 +63,7 @@ pub struct SourceStatus {
 
 /// The name of a batch, as error answers give it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BatchPosition {
+pub struct BatchId {
     /// The batch's number in its term.
     pub batch: i64,
     /// The epoch of the source's outbox.

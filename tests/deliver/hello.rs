@@ -1,4 +1,4 @@
-//! What a server says of itself, and what it is told.
+//! What a server says about itself, and which schema it gets.
 
 use super::*;
 
@@ -30,8 +30,10 @@ async fn hello_reads_site_and_version_of_our_receiver() {
     let server = Scripted::start(|_| {
         json_answer(
             200,
-            json!({"status": "ok", "message": "", "last_sync": "2026-11-01T00:00:00Z", "capabilities": ["changes"],
-                "site": "college", "receiver": "r-1", "sources": {"other": {"epoch": 9, "term": 9, "batch": 9},
+            json!({"status": "ok", "message": "", "last_sync": "2026-11-01T00:00:00Z",
+                "capabilities": ["changes"],
+                "site": "college", "receiver": "r-1",
+                "sources": {"other": {"epoch": 9, "term": 9, "batch": 9},
                 "college-db": {"epoch": 2, "term": 3, "batch": 7, "database": "7/5"}}}),
         )
     })

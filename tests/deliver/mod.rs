@@ -1,4 +1,5 @@
-//! The cloud's client against real HTTP servers: the baseline cloud of `support`, and scripted ones for the rest.
+//! The cloud's client against real HTTP servers: the baseline cloud of `support`, and scripted ones for the
+//! rest.
 
 mod changes;
 mod files;

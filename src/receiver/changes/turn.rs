@@ -12,7 +12,7 @@ use sqlx::{PgConnection, Row};
 use crate::receiver::db::pool::DbError;
 use crate::receiver::http::api_error::ApiError;
 use crate::wire::limits::MAX_IN_FLIGHT;
-use crate::wire::{BatchHeaders, BatchPosition, ErrorCode, TurnCode};
+use crate::wire::{BatchHeaders, BatchId, ErrorCode, TurnCode};
 
 const TURN: &str = include_str!("../../../sql/receiver/turn.sql");
 const TAKE: &str = include_str!("../../../sql/receiver/take.sql");
@@ -182,7 +182,7 @@ fn refusal(code: TurnCode, headers: &BatchHeaders<'_>, newest: Option<&NewestBat
         ),
         (TurnCode::DifferentBatch, _) => format!("{batch} was taken before, with another body"),
     };
-    let source = newest.map(|newest| BatchPosition {
+    let source = newest.map(|newest| BatchId {
         batch: newest.batch,
         epoch: newest.epoch,
         term: newest.term,

@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::receiver::db::pool::{DbError, condition};
-use crate::wire::{BatchPosition, Capability, ErrorAnswer, ErrorCode, HeaderError, LineError};
+use crate::wire::{BatchId, Capability, ErrorBody, ErrorCode, HeaderError, LineError};
 
 /// The result of a request.
 pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
@@ -16,7 +16,7 @@ pub(crate) struct ApiError {
     status: StatusCode,
     error: String,
     code: Option<ErrorCode>,
-    source: Option<Option<BatchPosition>>,
+    source: Option<Option<BatchId>>,
 }
 
 impl ApiError {
@@ -37,7 +37,7 @@ impl ApiError {
     }
 
     /// The same answer, with what the receiver has of the source.
-    pub(crate) fn with_source(mut self, source: Option<BatchPosition>) -> Self {
+    pub(crate) fn with_source(mut self, source: Option<BatchId>) -> Self {
         self.source = Some(source);
         self
     }
@@ -137,7 +137,7 @@ pub(crate) fn words(state: &str, column: Option<&str>) -> String {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = ErrorAnswer {
+        let body = ErrorBody {
             code: self.code,
             error: self.error,
             source: self.source,

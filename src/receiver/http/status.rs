@@ -12,7 +12,7 @@ use sqlx::Row;
 use crate::receiver::Shared;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
-use crate::wire::{Capability, SourceStatus, SourcesMember, SyncStatusAnswer};
+use crate::wire::{Capability, SourceProgress, SourcesMember, SyncStatusAnswer};
 
 const SOURCES: &str = include_str!("../../../sql/receiver/sources.sql");
 
@@ -29,7 +29,7 @@ pub(crate) async fn sync_status(
         last_sync = row.try_get("last_sync")?;
         let id: Option<String> = row.try_get("source_id")?;
         if let Some(id) = id.filter(|id| !id.is_empty()) {
-            let newest = SourceStatus {
+            let newest = SourceProgress {
                 batch: row.try_get("batch")?,
                 database: row.try_get("database")?,
                 epoch: row.try_get("epoch")?,

@@ -1,7 +1,8 @@
 //! From the wire's JSON to PostgreSQL's binary form of a value, of the types that most columns have.
 //!
-//! Only values in the usual form are read here, as a token of JSON: a string with its quotes and without escapes, a
-//! number, a word. `None` means any other form; PostgreSQL's own input function reads that, or says why it cannot.
+//! Only values in the usual form are read here, as a token of JSON: a string with its quotes and without
+//! escapes, a number, a word. `None` means any other form; PostgreSQL's own input function reads that, or
+//! says why it cannot.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -51,8 +52,8 @@ impl BinaryType {
         Self::Uuid,
     ];
 
-    /// Appends the binary form of a value, given as a JSON token that is not `null`. What has been appended is of no use
-    /// if it returns `None`.
+    /// Appends the binary form of a value, given as a JSON token that is not `null`. What has been appended
+    /// is of no use if it returns `None`.
     pub(crate) fn push(self, buffer: &mut Vec<u8>, token: &str) -> Option<()> {
         let mut put = |bytes: &[u8]| buffer.extend_from_slice(bytes);
         match self {
@@ -159,7 +160,8 @@ fn local_micros(text: &[u8]) -> Option<(i64, &[u8])> {
     Some((days_since_2000(date)? * MICROS_A_DAY + micros_of_day(time)?, zone))
 }
 
-/// Whether a floating-point number is one whose reading leaves no question: what is neither huge, tiny nor in words.
+/// Whether a floating-point number is one whose reading leaves no question: what is neither huge, tiny nor in
+/// words.
 fn is_usual(token: &str, normal: bool) -> bool {
     !token.starts_with('"') && (normal || token == "0" || token == "0.0")
 }
@@ -167,8 +169,8 @@ fn is_usual(token: &str, normal: bool) -> bool {
 /// Digits of a number are kept in groups of this many.
 const GROUP: usize = 4;
 
-/// Appends a decimal number without an exponent: the numbers of groups of digits, the weight of the first group, the
-/// sign, the digits after the point, and the groups.
+/// Appends a decimal number without an exponent: the numbers of groups of digits, the weight of the first
+/// group, the sign, the digits after the point, and the groups.
 ///
 /// Source: PostgreSQL, `numeric_send` in `numeric.c`.
 fn push_numeric(buffer: &mut Vec<u8>, token: &[u8]) -> Option<()> {

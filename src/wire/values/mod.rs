@@ -1,11 +1,12 @@
 //! The codec between PostgreSQL's values and the wire's JSON.
 //!
-//! [`to_json`] is what the site sends: the binary form of a value as JSON text. [`from_json`] is the way back at the
-//! receiver: JSON text as the binary form, for the types that most columns have and for values in the usual form; all
-//! others it leaves to PostgreSQL's own input functions. Each reads what the other writes; the tests here say so.
+//! [`to_json`] is what the site sends: the binary form of a value as JSON text. [`from_json`] is the way back
+//! at the receiver: JSON text as the binary form, for the types that most columns have and for values in the
+//! usual form; all others it leaves to PostgreSQL's own input functions. Each reads what the other writes;
+//! the tests here say so.
 //!
-//! Forms: timestamps are ISO 8601 and have an offset if their type has one, `numeric` and 64-bit integers are exact,
-//! `bytea` is base64, SQL's NULL is `null`. Numbers of the binary form are big-endian.
+//! Forms: timestamps are ISO 8601 and have an offset if their type has one, `numeric` and 64-bit integers are
+//! exact, `bytea` is base64, SQL's NULL is `null`. Numbers of the binary form are big-endian.
 
 pub(crate) mod calendar;
 pub(crate) mod from_json;

@@ -1,5 +1,5 @@
-//! From PostgreSQL's binary form of a value to the wire's JSON: byte by byte what `to_json` would have made of it in a
-//! session whose time zone is UTC; `bytea` as base64.
+//! From PostgreSQL's binary form of a value to the wire's JSON: byte by byte what `to_json` would have made
+//! of it in a session whose time zone is UTC; `bytea` as base64.
 //!
 //! Source: PostgreSQL, the `…_send` functions of the types; `datum_to_json` for what they become.
 
@@ -23,8 +23,8 @@ fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
     Some(*first)
 }
 
-/// Appends the JSON of a value, given in the binary form of the type with this oid. Returns `None` if it is not in that
-/// form; what has been appended is of no use then.
+/// Appends the JSON of a value, given in the binary form of the type with this oid. Returns `None` if it is
+/// not in that form; what has been appended is of no use then.
 pub(crate) fn push_binary(json: &mut Vec<u8>, oid: u32, mut field: &[u8]) -> Option<()> {
     push_value(json, oid, &mut field)
 }
@@ -186,7 +186,8 @@ fn push_infinite_number(json: &mut Vec<u8>, positive: bool) {
     });
 }
 
-/// Appends a date by its days since 2000. Returns whether it lies before the year 1, which [`push_era`] writes.
+/// Appends a date by its days since 2000. Returns whether it lies before the year 1, which [`push_era`]
+/// writes.
 fn push_date(json: &mut Vec<u8>, days: i64) -> bool {
     let (year, month, day) = civil_from_days(days + DAYS_TO_2000);
     let shown = if year > 0 { year } else { 1 - year };
