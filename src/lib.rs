@@ -19,8 +19,8 @@
 //!    snapshots), and then the present state of their rows.
 //! 2. [`batch`] holds the states, each row once.
 //! 3. [`existence`] knows what the cloud already holds; [`media`] adds the URLs of uploaded files.
-//! 4. [`deliver`] speaks to the cloud, in the contract's words ([`wire`]). What the cloud refuses for good goes
-//!    to [`quarantine`].
+//! 4. [`deliver`] speaks to the cloud; [`wire`] is the contract between the two. What the cloud refuses for good
+//!    goes to [`quarantine`].
 //! 5. [`checkpoint`] keeps how far the cloud has accepted; then [`source`] trims the outbox.
 //!
 //! [`drain`] drives all of that in four stages: read, prepare, send, record. [`reconcile`] finds what is
@@ -83,7 +83,6 @@ pub mod catalogue;
 pub mod change;
 #[doc(hidden)]
 pub mod error;
-mod fields;
 #[doc(hidden)]
 pub mod latency;
 #[doc(hidden)]

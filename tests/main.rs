@@ -3,6 +3,7 @@
 mod cases;
 mod cli;
 mod clouds;
+mod contract;
 mod control;
 mod counts;
 mod crash;

@@ -28,9 +28,6 @@ use crate::error::{Error, Result};
 pub use self::builder::SettingsBuilder;
 pub use self::layers::{ChangedSettings, EffectiveValue, LoadOptions, Loaded, SettingOrigin};
 
-/// The capabilities of DESIGN section 4 that a server can have.
-pub const CAPABILITIES: [&str; 6] = ["bulk", "delete", "changes", "schema", "tus", "content-hash"];
-
 /// Everything that can be set, typed and checked.
 #[derive(Debug, Clone)]
 pub struct Settings {

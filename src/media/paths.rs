@@ -6,17 +6,15 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use serde_json::value::RawValue;
-
 /// The paths in a column's JSON value, in order: a text with one path, a text that holds a JSON array, or an
 /// array. Empty texts and nulls name no file, and keep their place as none.
-pub(crate) fn named(value: Option<&RawValue>) -> NamedFile {
-    let Some(value) = value.filter(|value| value.get() != "null") else {
+pub(crate) fn named(value: Option<&str>) -> NamedFile {
+    let Some(value) = value.filter(|value| *value != "null") else {
         return NamedFile::default();
     };
-    match serde_json::from_str::<Vec<Option<String>>>(value.get()) {
+    match serde_json::from_str::<Vec<Option<String>>>(value) {
         Ok(list) => NamedFile::list(list),
-        Err(_) => match serde_json::from_str::<String>(value.get()) {
+        Err(_) => match serde_json::from_str::<String>(value) {
             Ok(text) if text.trim_start().starts_with('[') => {
                 match serde_json::from_str::<Vec<Option<String>>>(&text) {
                     Ok(list) => NamedFile::list(list),
@@ -135,7 +133,7 @@ mod tests {
     use super::*;
 
     fn of(json: &str) -> Vec<Option<String>> {
-        named(Some(&RawValue::from_string(json.to_owned()).unwrap())).paths
+        named(Some(json)).paths
     }
 
     #[test]

@@ -20,7 +20,6 @@ use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::deliver::{ChangeOrigin, Cloud};
 use crate::error::{Error, Kind, Result};
-use crate::fields::pick;
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::source::connect::Session;
@@ -28,6 +27,7 @@ use crate::source::install::AttachedEntity;
 use crate::source::site_session::SiteSession;
 use crate::source::touch;
 use crate::supervise::{NextRound, Supervisor};
+use crate::wire::json::pick;
 
 /// What the lane works on.
 #[derive(Clone)]

@@ -15,7 +15,7 @@ use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::server::{ColumnValue, Unconfirmed};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::error::{Error, Kind, Result};
-use crate::fields::pick;
+use crate::wire::json::pick;
 
 /// Where the cloud has a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,7 +254,7 @@ fn url_values(
             }
         };
         if in_place && !named.paths.iter().any(|path| known(path).is_some()) {
-            values.push(own.map_or("null", RawValue::get).to_owned());
+            values.push(own.unwrap_or("null").to_owned());
             continue;
         }
         let list: Vec<Option<String>> = named.paths.iter().map(told).collect();
@@ -301,10 +301,10 @@ fn is_outdated(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], url
     Ok(sent
         .iter()
         .zip(&now)
-        .any(|(sent, now)| sent.map(RawValue::get) != Some(now)))
+        .any(|(sent, now)| *sent != Some(now.as_str())))
 }
 
-fn url_columns<'a>(entity: &Entity, row: &'a str) -> Result<Vec<Option<&'a RawValue>>> {
+fn url_columns<'a>(entity: &Entity, row: &'a str) -> Result<Vec<Option<&'a str>>> {
     let names: Vec<&str> = entity.files.iter().map(|file| file.url_column.as_str()).collect();
     pick(row, &names).map_err(|_| broken(entity))
 }

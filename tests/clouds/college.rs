@@ -30,10 +30,11 @@ const PLAIN: [&str; 9] = [
 ];
 
 fn tables() -> String {
-    let mut sql = "create table rooms (room_no int primary key, note text, created_at timestamptz not null default now()); \
-                   create table users (id int primary key, name text); create table departments (id int primary key, name text); \
-                   create table slips (id int primary key, kind text not null, room_no int references rooms, note text, image text, \
-                   start_date date not null default current_date, created_at timestamptz not null default now());"
+    let mut sql = "create table rooms (room_no int primary key, note text, created_at timestamptz not null \
+                   default now()); create table users (id int primary key, name text); create table \
+                   departments (id int primary key, name text); create table slips (id int primary key, kind \
+                   text not null, room_no int references rooms, note text, image text, start_date date not \
+                   null default current_date, created_at timestamptz not null default now());"
         .to_owned();
     for table in PLAIN {
         sql += &format!(
@@ -72,10 +73,10 @@ fn config() -> String {
             "slips",
             &["id"],
             &format!(
-                "where = \"kind = '{kind}'\"\n\
-                 window = {{ column = \"created_at\", days = 90, cloud_days_by = \"start_date\" }}\n\
-                 columns = {{ room_no = {{ as = \"text\" }}, {local} }}\n\
-                 files = [{{ column = \"image\", url_column = \"image\", directory = \"slips\", column_value = \"path\" }}]"
+                "where = \"kind = '{kind}'\"\nwindow = {{ column = \"created_at\", days = 90, cloud_days_by \
+                 = \"start_date\" }}\ncolumns = {{ room_no = {{ as = \"text\" }}, {local} }}\nfiles = [{{ \
+                 column = \"image\", url_column = \"image\", directory = \"slips\", column_value = \"path\" \
+                 }}]"
             ),
         ));
     }
@@ -203,7 +204,7 @@ async fn the_college_at_the_server_of_the_old_script() {
             "{row}"
         );
     }
-    // each refused one is told with the server's words, without the row's,
+    // each refused one is reported with the server's words, without the row's,
     let entries = quarantine::list(&site.client, None).await.unwrap();
     assert_eq!(entries.len(), refused);
     for entry in &entries {

@@ -35,8 +35,9 @@ const ALL: Can = Can {
 fn config() -> String {
     let slips = |kind: &str| {
         format!(
-            "where = \"kind = '{kind}'\"\ncolumns = {{ created_at = {{ as = \"local datetime\", zone = \"Asia/Manila\" }} }}\n\
-             files = [{{ column = \"image\", url_column = \"image\", directory = \"slips\", column_value = \"path\" }}]"
+            "where = \"kind = '{kind}'\"\ncolumns = {{ created_at = {{ as = \"local datetime\", zone = \
+             \"Asia/Manila\" }} }}\nfiles = [{{ column = \"image\", url_column = \"image\", directory = \
+             \"slips\", column_value = \"path\" }}]"
         )
     };
     [
@@ -158,8 +159,8 @@ async fn brings_rows_and_files(site: &Site, server: &Cloud, running: &Running, c
 async fn moves(site: &Site, server: &Cloud, running: &Running, can: Can) {
     // When rows move from one path to the other, both ways, together and one by one,
     site.run(
-        "update slip set kind = case kind when 'pass' then 'leave' else 'pass' end where slip_id in (1, 2, 11, 12); \
-         update slip set kind = 'pass' where slip_id = 3",
+        "update slip set kind = case kind when 'pass' then 'leave' else 'pass' end where slip_id in (1, 2, \
+         11, 12); update slip set kind = 'pass' where slip_id = 3",
     )
     .await;
     still(running, 0).await;
@@ -204,7 +205,7 @@ async fn refuses(site: &Site, server: &Cloud, running: &Running, passes_by_itsel
     )
     .await;
     still(running, 2).await;
-    // then the good ones are there, the two are told in the server's words without the row's,
+    // then the good ones are there, the two are reported in the server's words without the row's,
     let there = |path: &str, id: &str| server.row(path, id).is_some();
     assert!((301..=320).all(|n| there("rooms", &n.to_string()) == (n != 310)));
     assert!((301..=320).all(|n| there("leaves", &n.to_string()) == (n != 310)));
@@ -286,8 +287,9 @@ async fn names_and_forms_are_the_servers() {
         "rooms",
         "room",
         &["room_id"],
-        "path = \"Room\"\nrename = { room_id = \"id\", room_no = \"number\" }\ncolumns = { room_id = { as = \"text\" } }\n\
-         constants = { school = \"college\" }\ndelete_path = \"Room/by-id/{key}\"\nbulk_path = \"Room/bulk\"",
+        "path = \"Room\"\nrename = { room_id = \"id\", room_no = \"number\" }\ncolumns = { room_id = { as = \
+         \"text\" } }\nconstants = { school = \"college\" }\ndelete_path = \"Room/by-id/{key}\"\nbulk_path = \
+         \"Room/bulk\"",
     );
     let quirks = Quirks {
         delete_paths: vec![["Room", "Room/by-id/{key}"]],

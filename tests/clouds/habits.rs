@@ -237,7 +237,7 @@ async fn rows_are_stored_as_the_server_makes_them() {
     assert_eq!(caller.get("rooms").await[0]["room_id"], id);
 }
 
-/// The rows of a page, the address of the next, and the total where it is told.
+/// The rows of a page, the address of the next, and the total if the page says it.
 fn page(response: &Value, link: Option<&str>) -> (Vec<i64>, Option<String>, Option<u64>) {
     let rows = [
         response,

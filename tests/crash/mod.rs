@@ -278,7 +278,7 @@ async fn three_hundred_thousand_changes_are_drained_in_bounded_memory() {
 const BATCH: i64 = 100;
 
 /// The changes of the batches in flight, at most, and of three that are accepted and on their way into the checkpoint.
-const IN_FLIGHT: i64 = (cloud_sync::wire::IN_FLIGHT + 3) * BATCH;
+const IN_FLIGHT: i64 = (cloud_sync::wire::limits::MAX_IN_FLIGHT + 3) * BATCH;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_ends_with_a_current_checkpoint() {

@@ -1,4 +1,5 @@
-//! The cloud's client against real HTTP servers: the baseline cloud of `support`, and scripted ones for the rest.
+//! The cloud's client against real HTTP servers: the baseline cloud of `support`, and scripted ones for the
+//! rest.
 
 mod changes;
 mod files;
@@ -26,6 +27,7 @@ use cloud_sync::deliver::{
 };
 use cloud_sync::error::{Class, Error, Kind};
 use cloud_sync::existence::{CloudRows, digest};
+use cloud_sync::wire::{Capability, ColumnDeclaration, SchemaDeclaration};
 use serde_json::{Value, json};
 
 use crate::support::baseline::{Baseline, Fault, KEY};

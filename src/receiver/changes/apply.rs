@@ -22,19 +22,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::receiver::Shared;
 use crate::receiver::changes::fast_path;
-use crate::receiver::changes::ndjson::ChangeLine;
-use crate::receiver::changes::turn::{self, BatchHeaders, BatchRefusal};
+use crate::receiver::changes::turn::{self, BatchRefusal};
 use crate::receiver::db::pool::{self, DbError};
 use crate::receiver::http::api_error::{ApiResult, words};
 use crate::receiver::rows::copy::{CopyIn, CopyRefusal};
 use crate::receiver::rows::row_batch::{RejectReason, RowBatch, canonical_key};
 use crate::receiver::rows::statement::{self, StatementForm};
 use crate::receiver::tables::schema::EntityTable;
+use crate::wire::{BatchHeaders, ChangeLine, ChangesAnswer, Op, RejectCode, RejectedChange};
 
 /// How long a batch waits for those before it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,33 +52,13 @@ pub(crate) struct BatchToApply<'a> {
 impl BatchToApply<'_> {
     /// What its rows are of: epoch, and version in it.
     fn at(&self) -> (i64, i64) {
-        (self.headers.epoch, self.headers.version())
+        (self.headers.epoch, self.headers.row_version())
     }
 }
 
-/// A change that was refused.
-#[derive(Debug, Serialize)]
-pub(crate) struct RejectedChange {
-    pub(crate) position: i64,
-    /// The line in the request, counted from 1: backfilled rows share a position.
-    pub(crate) line: usize,
-    pub(crate) code: Cow<'static, str>,
-    pub(crate) error: String,
-}
-
-/// The answer.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct BatchAnswer {
-    pub(crate) applied: u64,
-    pub(crate) skipped: u64,
-    pub(crate) rejected: Vec<RejectedChange>,
-}
-
-impl BatchAnswer {
-    /// The answer's text.
-    pub(crate) fn text(&self) -> Result<String, DbError> {
-        serde_json::to_string(self).map_err(|error| DbError::Fault(error.to_string()))
-    }
+/// The answer's text.
+pub(crate) fn answer_text(answer: &ChangesAnswer) -> Result<String, DbError> {
+    serde_json::to_string(answer).map_err(|error| DbError::Fault(error.to_string()))
 }
 
 /// An entity's changes in a batch.
@@ -137,7 +116,7 @@ async fn attempt(
             return Ok(answered.map(Option::unwrap_or_default));
         }
     }
-    let mut outcome = BatchAnswer::default();
+    let mut outcome = ChangesAnswer::default();
     let groups = groups(shared, &mut transaction, delivery, &mut outcome).await?;
     for group in groups {
         let mut run = EntityApply {
@@ -151,16 +130,16 @@ async fn attempt(
         run.all().await?;
     }
     outcome.rejected.sort_by_key(|rejected| rejected.line);
-    let answer = outcome.text()?;
+    let answer = answer_text(&outcome)?;
     turn::take(&mut transaction, site, headers, body_hash, &answer).await?;
     transaction.commit().await?;
     Ok(Ok(answer))
 }
 
-fn reject(outcome: &mut BatchAnswer, line: &ChangeLine<'_>, reason: RejectReason) {
+fn reject(outcome: &mut ChangesAnswer, line: &ChangeLine<'_>, reason: RejectReason) {
     outcome.rejected.push(RejectedChange {
         position: line.position,
-        line: line.number,
+        line: Some(line.number),
         code: reason.code,
         error: reason.error,
     });
@@ -171,7 +150,7 @@ async fn groups<'a>(
     shared: &Shared,
     connection: &mut PgConnection,
     delivery: &BatchToApply<'a>,
-    outcome: &mut BatchAnswer,
+    outcome: &mut ChangesAnswer,
 ) -> Result<Vec<EntityChanges<'a>>, DbError> {
     let mut names: Vec<&str> = Vec::new();
     let mut of_line: Vec<usize> = Vec::with_capacity(delivery.lines.len());
@@ -217,7 +196,7 @@ async fn groups<'a>(
         let sorted = match &mut groups[place] {
             Some(group) => group.add(delivery.lines, nth, outcome),
             None => Err(RejectReason::new(
-                "unknown-entity",
+                RejectCode::UnknownEntity,
                 "this site has not declared the entity; PUT /schema/{path} comes first",
             )),
         };
@@ -252,29 +231,32 @@ impl<'a> EntityChanges<'a> {
         &mut self,
         lines: &'a [ChangeLine<'a>],
         nth: usize,
-        outcome: &mut BatchAnswer,
+        outcome: &mut ChangesAnswer,
     ) -> Result<(), RejectReason> {
         let line = &lines[nth];
-        match line.op() {
-            "truncate" => {
+        match line.op {
+            Some(Op::Truncate) => {
                 outcome.skipped += u64::from(self.truncated);
                 self.truncated = true;
                 return Ok(());
             }
-            "upsert" if line.row().is_none() => {
-                return Err(RejectReason::new("row-missing", "an upsert must carry the row"));
-            }
-            "upsert" | "delete" => {}
-            _ => {
+            Some(Op::Upsert) if line.row.is_none() => {
                 return Err(RejectReason::new(
-                    "unknown-op",
+                    RejectCode::RowMissing,
+                    "an upsert must carry the row",
+                ));
+            }
+            Some(Op::Upsert | Op::Delete) => {}
+            None => {
+                return Err(RejectReason::new(
+                    RejectCode::UnknownOp,
                     "op is not upsert, delete or truncate",
                 ));
             }
         }
         let key = line
-            .key()
-            .ok_or_else(|| RejectReason::new("key-missing", "the change carries no key"))?;
+            .key
+            .ok_or_else(|| RejectReason::new(RejectCode::KeyMissing, "the change carries no key"))?;
         let key = canonical_key(&self.table, key)?;
         match self.last.entry(key) {
             Entry::Vacant(place) => {
@@ -299,7 +281,7 @@ struct EntityApply<'a, 'r> {
     delivery: &'r BatchToApply<'a>,
     careful: bool,
     history: bool,
-    outcome: &'r mut BatchAnswer,
+    outcome: &'r mut ChangesAnswer,
     group: EntityChanges<'a>,
 }
 
@@ -317,7 +299,7 @@ impl<'a> EntityApply<'a, '_> {
         while !pending.is_empty() {
             let (upserts, deletes): (Vec<_>, Vec<_>) = pending
                 .into_iter()
-                .partition(|(_, nth)| lines[*nth].op() == "upsert");
+                .partition(|(_, nth)| lines[*nth].op == Some(Op::Upsert));
             let mut refused = self.rows(deletes, true).await?;
             refused.extend(self.rows(upserts, false).await?);
             pending = self.next_best(refused);
@@ -381,7 +363,7 @@ impl<'a> EntityApply<'a, '_> {
             let mut taken = Vec::new();
             for (key, nth) in left.by_ref().take(grid.room()) {
                 let line = &self.delivery.lines[nth];
-                let text = if delete { line.key() } else { line.row() };
+                let text = if delete { line.key } else { line.row };
                 match grid.push(text.unwrap_or_default(), &key, !delete) {
                     Ok(()) => taken.push((key, nth)),
                     Err(reason) => {
@@ -414,7 +396,7 @@ impl<'a> EntityApply<'a, '_> {
         let mut left = Vec::new();
         for (key, nth) in changes {
             let line = &self.delivery.lines[nth];
-            match copy.push(&key, line.row().unwrap_or_default()).await {
+            match copy.push(&key, line.row.unwrap_or_default()).await {
                 Ok(true) => {}
                 Ok(false) => left.push((key, nth)),
                 Err(CopyRefusal::Row(reason)) => {
@@ -476,7 +458,7 @@ impl<'a> EntityApply<'a, '_> {
                 Err(DbError::Data { state, column }) if self.careful => {
                     let column = column.or_else(|| grid.suspect(range.start));
                     let error = words(&state, column.as_deref());
-                    let code = Cow::Owned(state);
+                    let code = RejectCode::Other(Cow::Owned(state));
                     refused.push((range.start, RejectReason { code, error }));
                 }
                 Err(trouble) => return Err(trouble),

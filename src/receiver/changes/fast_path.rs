@@ -13,12 +13,13 @@ use std::fmt::Write;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::receiver::Shared;
-use crate::receiver::changes::apply::{BatchAnswer, BatchToApply, EntityChanges};
+use crate::receiver::changes::apply::{BatchToApply, EntityChanges, answer_text};
 use crate::receiver::db::apply_pool::ApplyConnection;
 use crate::receiver::db::pool::{self, DbError};
 use crate::receiver::rows::array_params::{ArrayParam, as_text};
 use crate::receiver::rows::row_batch::RowBatch;
 use crate::receiver::rows::statement::{self, StatementForm};
+use crate::wire::{ChangeLine, ChangesAnswer, Op};
 
 /// Changes and bytes of a brief batch, at most: above, the round trips are small beside the work.
 const CHANGES: usize = 64;
@@ -34,16 +35,14 @@ pub(crate) async fn apply(
     let Some(first) = lines.first().filter(|_| lines.len() <= CHANGES) else {
         return Ok(None);
     };
-    let (entity, op) = (&first.entity, first.op());
-    let delete = op == "delete";
-    let alike = lines.iter().all(|line| line.entity == *entity && line.op() == op);
-    let size = |line: &crate::receiver::changes::ndjson::ChangeLine<'_>| {
-        line.row().or(line.key()).map_or(0, str::len)
-    };
+    let (entity, op) = (&first.entity, first.op);
+    let delete = op == Some(Op::Delete);
+    let alike = lines.iter().all(|line| line.entity == *entity && line.op == op);
+    let size = |line: &ChangeLine<'_>| line.row.or(line.key).map_or(0, str::len);
     let table = shared.tables.known(entity);
-    let Some(table) = table
-        .filter(|_| alike && (delete || op == "upsert") && lines.iter().map(size).sum::<usize>() <= BYTES)
-    else {
+    let Some(table) = table.filter(|_| {
+        alike && (delete || op == Some(Op::Upsert)) && lines.iter().map(size).sum::<usize>() <= BYTES
+    }) else {
         return Ok(None);
     };
     let columns: Vec<usize> = if delete {
@@ -51,7 +50,7 @@ pub(crate) async fn apply(
     } else {
         (0..table.columns.len()).collect()
     };
-    let mut outcome = BatchAnswer::default();
+    let mut outcome = ChangesAnswer::default();
     let mut group = EntityChanges::new(std::sync::Arc::clone(&table), None, true);
     for nth in 0..lines.len() {
         if group.add(lines, nth, &mut outcome).is_err() {
@@ -61,7 +60,7 @@ pub(crate) async fn apply(
     let mut grid = RowBatch::new(&table, &columns);
     for (key, nth) in group.pending() {
         let line = &lines[nth];
-        let text = if delete { line.key() } else { line.row() };
+        let text = if delete { line.key } else { line.row };
         if grid.push(text.unwrap_or_default(), &key, !delete).is_err() {
             return Ok(None);
         }
@@ -115,7 +114,7 @@ pub(crate) async fn apply(
     let applied = u64::try_from(answer.try_get::<i64, _>(1)?).unwrap_or_default();
     outcome.applied += applied;
     outcome.skipped += grid.len() as u64 - applied;
-    outcome.text().map(Some)
+    answer_text(&outcome).map(Some)
 }
 
 /// Both statements; none where a value holds a zero byte, which ends a message.
@@ -131,7 +130,7 @@ fn message(
     sql.push_str(", ");
     literal(&mut sql, &grid.table.entity);
     let headers = delivery.headers;
-    let _ = write!(sql, ", '{}', '{}'", headers.epoch, headers.version());
+    let _ = write!(sql, ", '{}', '{}'", headers.epoch, headers.row_version());
     for column in values {
         sql.push_str(", '{");
         for (nth, value) in column.texts()?.enumerate() {

@@ -2,6 +2,5 @@
 
 pub(crate) mod apply;
 pub(crate) mod fast_path;
-pub(crate) mod ndjson;
 pub(crate) mod route;
 pub(crate) mod turn;

@@ -3,9 +3,9 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
 use crate::receiver::db::pool::{DbError, condition};
+use crate::wire::{BatchId, Capability, ErrorBody, ErrorCode, HeaderError, LineError};
 
 /// The result of a request.
 pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
@@ -15,8 +15,8 @@ pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
 pub(crate) struct ApiError {
     status: StatusCode,
     error: String,
-    code: Option<&'static str>,
-    source: Option<Value>,
+    code: Option<ErrorCode>,
+    source: Option<Option<BatchId>>,
 }
 
 impl ApiError {
@@ -31,13 +31,13 @@ impl ApiError {
     }
 
     /// The same answer, with a code for the calling program.
-    pub(crate) fn with_code(mut self, code: &'static str) -> Self {
+    pub(crate) fn with_code(mut self, code: ErrorCode) -> Self {
         self.code = Some(code);
         self
     }
 
     /// The same answer, with what the receiver has of the source.
-    pub(crate) fn with_source(mut self, source: Value) -> Self {
+    pub(crate) fn with_source(mut self, source: Option<BatchId>) -> Self {
         self.source = Some(source);
         self
     }
@@ -77,10 +77,10 @@ impl ApiError {
     }
 
     /// 404 for a capability that this server does not offer.
-    pub(crate) fn not_offered(capability: &str) -> Self {
+    pub(crate) fn not_offered(capability: Capability) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
-            format!("this server does not offer {capability}"),
+            format!("this server does not offer {}", capability.name()),
         )
     }
 
@@ -106,6 +106,21 @@ impl From<DbError> for ApiError {
     }
 }
 
+impl From<HeaderError> for ApiError {
+    fn from(error: HeaderError) -> Self {
+        Self::malformed(error.to_string())
+    }
+}
+
+impl From<LineError> for ApiError {
+    fn from(error: LineError) -> Self {
+        match error {
+            LineError::TooMany => Self::too_large(error.to_string()),
+            LineError::NotAChange(cause) => Self::malformed(cause),
+        }
+    }
+}
+
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
         DbError::from(error).into()
@@ -122,13 +137,12 @@ pub(crate) fn words(state: &str, column: Option<&str>) -> String {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut body = json!({"success": false, "error": self.error});
-        if let Some(code) = self.code {
-            body["code"] = code.into();
-        }
-        if let Some(source) = self.source {
-            body["source"] = source;
-        }
+        let body = ErrorBody {
+            code: self.code,
+            error: self.error,
+            source: self.source,
+            success: false,
+        };
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response

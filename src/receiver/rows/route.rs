@@ -19,8 +19,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::sync::mpsc;
 
@@ -29,10 +29,11 @@ use crate::receiver::db::pool::{self, DbError};
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
 use crate::receiver::http::site_shares::SiteShare;
-use crate::receiver::rows::json::Members;
 use crate::receiver::rows::row_batch::{RejectReason, RowBatch, canonical_key, unknown_column};
 use crate::receiver::rows::statement;
-use crate::receiver::tables::schema::{self, EntityTable, PathOwner, TableColumn, place_of};
+use crate::receiver::tables::schema::{self, EntityTable, PathOwner, TableColumn};
+use crate::wire::json::{Members, syntax_error_place};
+use crate::wire::{BulkAnswer, Capability, RejectCode, SuccessAnswer};
 
 /// Rows of a list go out in pieces of about this many bytes.
 const PIECE: usize = 32 * 1024;
@@ -143,19 +144,20 @@ pub(crate) async fn post(
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
     request: Request,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<SuccessAnswer>> {
     let (parts, body) = request.into_parts();
     let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
-    let row: &RawValue = serde_json::from_slice(&body.bytes)
-        .map_err(|error| ApiError::malformed(format!("the body is not a row: {}", place_of(&error))))?;
+    let row: &RawValue = serde_json::from_slice(&body.bytes).map_err(|error| {
+        ApiError::malformed(format!("the body is not a row: {}", syntax_error_place(&error)))
+    })?;
     upsert(&shared, (&site, &share), &path, &[row])
         .await
         .map_err(|(_, refusal)| refusal)?;
-    Ok(Json(json!({"success": true})))
+    Ok(Json(SuccessAnswer::DONE))
 }
 
 #[derive(Deserialize)]
-struct BulkAnswer<'a> {
+struct BulkRequest<'a> {
     #[serde(borrow)]
     records: Vec<&'a RawValue>,
 }
@@ -166,14 +168,14 @@ pub(crate) async fn bulk(
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
     request: Request,
-) -> ApiResult<Json<Value>> {
-    shared.offers("bulk")?;
+) -> ApiResult<Json<BulkAnswer>> {
+    shared.offers(Capability::Bulk)?;
     let (parts, body) = request.into_parts();
     let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
-    let bulk: BulkAnswer<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
+    let bulk: BulkRequest<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
         ApiError::malformed(format!(
             "the body is not {{\"records\":[…]}}: {}",
-            place_of(&error)
+            syntax_error_place(&error)
         ))
     })?;
     upsert(&shared, (&site, &share), &path, &bulk.records)
@@ -182,14 +184,17 @@ pub(crate) async fn bulk(
             Some(nth) => refusal.about(&format!("record {nth}")),
             None => refusal,
         })?;
-    Ok(Json(json!({"success": true, "upserted": bulk.records.len()})))
+    Ok(Json(BulkAnswer {
+        success: true,
+        upserted: bulk.records.len(),
+    }))
 }
 
 /// A refusal, and the row that it is about where that is known.
 type RowRefusal = (Option<usize>, ApiError);
 
 fn about(nth: usize, reason: RejectReason) -> RowRefusal {
-    let error = format!("{} ({})", reason.error, reason.code);
+    let error = format!("{} ({})", reason.error, reason.code.as_str());
     (Some(nth), ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error))
 }
 
@@ -238,8 +243,8 @@ async fn upsert(
 
 /// The columns that a row names, in the table's order.
 fn named(table: &EntityTable, row: &str) -> Result<Vec<usize>, RejectReason> {
-    let members =
-        Members::of(row).ok_or_else(|| RejectReason::new("not-an-object", "the row is not a JSON object"))?;
+    let members = Members::of(row)
+        .ok_or_else(|| RejectReason::new(RejectCode::NotAnObject, "the row is not a JSON object"))?;
     let mut columns = members
         .map(|(name, _)| table.place(&name).ok_or_else(|| unknown_column(table, &name)))
         .collect::<Result<Vec<_>, _>>()?;
@@ -310,8 +315,8 @@ pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
     uri: Uri,
-) -> ApiResult<Json<Value>> {
-    shared.offers("delete")?;
+) -> ApiResult<Json<SuccessAnswer>> {
+    shared.offers(Capability::Delete)?;
     let mut segments = uri.path().rsplit('/');
     let key = segments.next().unwrap_or_default();
     let path = segments.next().unwrap_or_default();
@@ -371,5 +376,5 @@ pub(crate) async fn delete(
     if count == 0 {
         return Err(none());
     }
-    Ok(Json(json!({"success": true})))
+    Ok(Json(SuccessAnswer::DONE))
 }

@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use crate::receiver::db::pool::DbError;
 use crate::receiver::rows::array_params::{ArrayParam, encode};
-use crate::receiver::rows::json::{self, Members};
 use crate::receiver::tables::schema::{EntityTable, TableColumn};
+use crate::wire::RejectCode;
+use crate::wire::json::{self, Members};
 
 /// Rows and cells that go into one statement at most: each row costs memory here and in the server.
 const ROWS: usize = 20_000;
@@ -15,15 +16,14 @@ const CELLS: usize = 1_000_000;
 /// Why a change is rejected. No values in it.
 #[derive(Debug)]
 pub(crate) struct RejectReason {
-    /// An SQLSTATE, or a word of ours.
-    pub(crate) code: Cow<'static, str>,
+    pub(crate) code: RejectCode,
     pub(crate) error: String,
 }
 
 impl RejectReason {
-    pub(crate) fn new(code: &'static str, error: impl Into<String>) -> Self {
+    pub(crate) fn new(code: RejectCode, error: impl Into<String>) -> Self {
         Self {
-            code: Cow::Borrowed(code),
+            code,
             error: error.into(),
         }
     }
@@ -92,7 +92,7 @@ impl<'a> RowBatch<'a> {
                 Ok(())
             } else {
                 Err(RejectReason::new(
-                    "key-mismatch",
+                    RejectCode::KeyMismatch,
                     "the row's own key is not the change's",
                 ))
             }
@@ -106,7 +106,7 @@ impl<'a> RowBatch<'a> {
 
     fn read(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), RejectReason> {
         let mut members = Members::of(row)
-            .ok_or_else(|| RejectReason::new("not-an-object", "the row is not a JSON object"))?;
+            .ok_or_else(|| RejectReason::new(RejectCode::NotAnObject, "the row is not a JSON object"))?;
         for nth in 0.. {
             let remembered = self.order.get(nth).copied();
             let expected = remembered
@@ -189,7 +189,7 @@ impl<'a> RowBatch<'a> {
 /// The reason for a member that is not a column.
 pub(crate) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
     RejectReason::new(
-        "unknown-column",
+        RejectCode::UnknownColumn,
         format!(
             "{} has no column {name} in the cloud; declare it with PUT /schema/{{path}} first",
             table.entity
@@ -199,8 +199,8 @@ pub(crate) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
 
 /// A change's key in a form that is the same for keys that differ in blanks, order of members and escapes only.
 pub(crate) fn canonical_key<'a>(table: &EntityTable, key: &'a str) -> Result<Cow<'a, str>, RejectReason> {
-    let members =
-        Members::of(key).ok_or_else(|| RejectReason::new("key-missing", "the key is not a JSON object"))?;
+    let members = Members::of(key)
+        .ok_or_else(|| RejectReason::new(RejectCode::KeyMissing, "the key is not a JSON object"))?;
     if let [only] = table.key[..] {
         let name = &table.columns[only].name;
         let value = members.filter(|(member, _)| member == name).last();
@@ -226,7 +226,7 @@ fn canonical<'a>(
         let missing = || {
             let column = &table.columns[table.key[nth]].name;
             RejectReason::new(
-                "key-missing",
+                RejectCode::KeyMissing,
                 format!("the key column {column} is missing or null"),
             )
         };
@@ -244,5 +244,5 @@ fn canonical<'a>(
             }
         });
     }
-    joined.ok_or_else(|| RejectReason::new("key-missing", "the key is empty"))
+    joined.ok_or_else(|| RejectReason::new(RejectCode::KeyMissing, "the key is empty"))
 }

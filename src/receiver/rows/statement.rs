@@ -154,7 +154,10 @@ impl StatementForm {
              select $1, $2, key, epoch, version, '{op}', digest from applied"
         );
         let answer = || {
-            let taken = fill(TAKEN, &[("kept", &crate::wire::IN_FLIGHT.to_string())]);
+            let taken = fill(
+                TAKEN,
+                &[("kept", &crate::wire::limits::MAX_IN_FLIGHT.to_string())],
+            );
             let taken = FastPathParameters::after(columns).fill(&taken);
             format!(", {taken} select (select fits from known), (select count(*) from applied)")
         };

@@ -103,7 +103,7 @@ async fn a_wait_that_the_cloud_asks_for_is_kept_and_ends_when_someone_asks_for_a
     rooms(&site, 2, 1).await;
     let told = why(&replicator).await;
     assert!(
-        told.contains("the cloud answered 429") && told.contains("it asks for patience"),
+        told.contains("the cloud answered 429") && told.contains("no sooner than the cloud asks for"),
         "{told}"
     );
     // then it is left alone,

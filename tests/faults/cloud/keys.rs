@@ -40,7 +40,7 @@ async fn a_refused_key_stops_the_pushing_and_not_the_capture_until_it_is_valid_a
         let answer = daemon.ask(&["status"]);
         let text = String::from_utf8_lossy(&answer.stdout).into_owned();
         assert!(text.contains("key refused"), "{text}");
-        let remedy = "set cloud.key (CLOUD_API_KEY) to a key that is valid there; capture goes on meanwhile";
+        let remedy = "set cloud.key (CLOUD_API_KEY) to a key that is valid there; until then changes wait in the outbox";
         assert!(text.contains(remedy), "{text}");
         assert!(!text.contains(KEY) && !daemon.log().contains(KEY));
         // and once the key is accepted, it goes on by itself.
