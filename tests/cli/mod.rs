@@ -1,43 +1,21 @@
 //! The real binary: what it prints, where, and its exit codes.
 
-use std::process::{Command, Output};
+mod configuration_errors;
+mod help;
+mod reports;
+mod transcript;
 
 use serde_json::Value;
 
-struct Site(tempfile::TempDir);
-
-impl Site {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    /// Runs the program in the site's folder, with no environment but these variables.
-    fn run(&self, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = Command::new(env!("CARGO_BIN_EXE_cloud-sync"))
-            .args(arguments)
-            .current_dir(self.0.path())
-            .env_clear()
-            .envs(variables.iter().copied())
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (status.code().unwrap(), text(stdout), text(stderr))
-    }
-}
+use transcript::Program;
 
 #[test]
 fn config_tells_where_values_come_from_and_hides_secrets() {
-    let site = Site::new();
-    std::fs::write(
-        site.0.path().join("cloud-sync.toml"),
+    let site = Program::with_file(
+        "cloud-sync.toml",
         "[cloud]\nurl = \"https://cloud.example/api\"\n",
-    )
-    .unwrap();
-    std::fs::write(site.0.path().join(".env"), "CLOUD_API_KEY=top-secret\n").unwrap();
+    );
+    site.write(".env", "CLOUD_API_KEY=top-secret\n");
     let variables = [("DATABASE_URL", "postgresql://u:top-secret@h/d")];
     let (code, out, err) = site.run(&["config", "--set", "delivery.in_flight=3"], &variables);
     assert_eq!((code, err.as_str()), (0, ""));
@@ -69,7 +47,7 @@ fn config_tells_where_values_come_from_and_hides_secrets() {
 
 #[test]
 fn wrong_usage_and_settings_end_with_2() {
-    let site = Site::new();
+    let site = Program::new();
     for arguments in [
         &["config", "--set", "cloud.timeout=soon"][..],
         &["config", "--set", "cloud.uri=x"],
@@ -93,7 +71,7 @@ fn wrong_usage_and_settings_end_with_2() {
 
 #[test]
 fn an_error_is_json_too_where_json_was_asked_for() {
-    let (code, out, err) = Site::new().run(&["--json", "config", "--set", "cloud.timeout=soon"], &[]);
+    let (code, out, err) = Program::new().run(&["--json", "config", "--set", "cloud.timeout=soon"], &[]);
     assert_eq!(code, 2);
     let json: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(json["success"], false);
@@ -113,12 +91,11 @@ fn url_columns_that_would_overwrite_each_other_are_refused_at_start() {
         ),
         (file("a", "a"), "name another url_column"),
     ] {
-        let site = Site::new();
         let config = format!(
             "[source]\ndatabase_url = \"postgresql://h/d\"\n[cloud]\nurl = \"https://cloud.example/api\"\nkey = \"k\"\n\
              [[entity]]\nname = \"pictures\"\ntable = \"t\"\nkey = [\"id\"]\nfiles = [{files}]\n"
         );
-        std::fs::write(site.0.path().join("cloud-sync.toml"), config).unwrap();
+        let site = Program::with_file("cloud-sync.toml", &config);
         for command in ["init", "check", "run"] {
             let (code, _, err) = site.run(&[command], &[]);
             assert_eq!(code, 2, "{err}");
