@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::sql::number;
 use cloud_sync::catalogue::Catalogue;
 use cloud_sync::demo::equality::{self, EqualityReport};
 use cloud_sync::demo::postgres::PrivateServer;
@@ -32,10 +33,6 @@ async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
-}
-
-async fn number(client: &Client, statement: &str) -> i64 {
-    client.query_one(statement, &[]).await.unwrap().get(0)
 }
 
 /// Every file that a row names.

@@ -4,7 +4,7 @@ use cloud_sync::catalogue::Catalogue;
 use cloud_sync::control::Operator;
 use cloud_sync::latency::{PerStep, Percentiles};
 
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, Running, Site};
 
@@ -50,7 +50,7 @@ async fn each_step_of_a_change_is_measured_and_told() {
 
 #[tokio::test]
 async fn what_a_baseline_server_takes_itself_is_not_known() {
-    let cloud = Baseline::start(&Catalogue::builtin(), &[]).await;
+    let cloud = BaselineServer::start(&Catalogue::builtin(), &[]).await;
     let site = Site::school("steps_baseline", &cloud.url(), baseline::KEY).await;
     let (steps, metrics) = steps(&site).await;
     assert_eq!(steps.apply, None);

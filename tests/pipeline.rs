@@ -2,6 +2,7 @@
 
 use cloud_sync::drain::DrainStep;
 
+use crate::support::oracle::assert_never_back;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 /// One room, and the number in its name, as the receiver has it.
@@ -104,34 +105,6 @@ async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
     assert_eq!(room_name(&cloud, 9).await.as_deref(), Some("longest"));
     site.assert_equal(&cloud).await;
     assert_never_back(&cloud).await;
-}
-
-/// No row of the receiver ever went back to an older version, and no version came with two contents.
-pub(crate) async fn assert_never_back(cloud: &Cloud) {
-    let client = connect(&cloud.database_url).await;
-    let back: i64 = client
-        .query_one(
-            "select count(*) from (select (epoch, version) <= lag((epoch, version)) \
-             over (partition by site, entity, key order by id) as back from cloud_meta.history) h where back",
-            &[],
-        )
-        .await
-        .unwrap()
-        .get(0);
-    let twice: i64 = client
-        .query_one(
-            "select count(*) from (select from cloud_meta.history where version > 0 \
-             group by site, entity, key, epoch, version having count(distinct digest) > 1) d",
-            &[],
-        )
-        .await
-        .unwrap()
-        .get(0);
-    assert_eq!(
-        (back, twice),
-        (0, 0),
-        "rows that went back, versions with two contents"
-    );
 }
 
 #[tokio::test]

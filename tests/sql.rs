@@ -9,20 +9,8 @@ use futures::StreamExt;
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
-
-const NOWHERE: &str = "http://127.0.0.1:9/api";
-
-/// What `init` says to this catalogue on these tables.
-async fn refusal(hint: &str, tables: &str, entities: &str) -> String {
-    let site = Site::bare(hint, NOWHERE, KEY, tables, entities).await;
-    let url = site.settings.require_database_url().unwrap();
-    let error = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing)
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), Kind::Config, "{error}");
-    error.to_string()
-}
+use crate::support::site::{Cloud, KEY, LIMIT, NOWHERE, Site, connect};
+use crate::support::sql::number;
 
 fn entity(name: &str, table: &str, key: &str) -> String {
     format!("[[entity]]\nname = \"{name}\"\ntable = \"{table}\"\nkey = [{key}]\n")
@@ -37,22 +25,22 @@ async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
         }
     };
     has(
-        refusal("no_table", "", &entity("rooms", "tbl_rom", "\"id\"")).await,
+        Site::refusal("no_table", "", &entity("rooms", "tbl_rom", "\"id\"")).await,
         &["tbl_rom", "rooms", "no such table", "take the entity out"],
     );
     has(
-        refusal("no_column", table, &entity("a", "a", "\"idd\"")).await,
+        Site::refusal("no_column", table, &entity("a", "a", "\"idd\"")).await,
         &["no column idd", "key", "is id meant?"],
     );
     has(
-        refusal("no_key", "create table k (id int);", &entity("k", "k", "\"id\"")).await,
+        Site::refusal("no_key", "create table k (id int);", &entity("k", "k", "\"id\"")).await,
         &[
             "table k has no primary or unique key on (id)",
             "add a primary key",
         ],
     );
     has(
-        refusal(
+        Site::refusal(
             "null_key",
             "create table k (id int unique);",
             &entity("k", "k", "\"id\""),
@@ -63,16 +51,16 @@ async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
     let two = format!("{table} create table b (id int primary key, a_id int references a);");
     let child_first = entity("b", "b", "\"id\"") + &entity("a", "a", "\"id\"");
     has(
-        refusal("order", &two, &child_first).await,
+        Site::refusal("order", &two, &child_first).await,
         &["entity b refers to a", "list a before b"],
     );
     let circle = format!("{two} alter table a add foreign key (b_id) references b;");
     has(
-        refusal("circle", &circle, &child_first).await,
+        Site::refusal("circle", &circle, &child_first).await,
         &["in a circle: b -> a -> b", "take one of them out"],
     );
     has(
-        refusal(
+        Site::refusal(
             "view",
             "create view v as select 1 as id;",
             &entity("v", "v", "\"id\""),
@@ -248,10 +236,6 @@ async fn touched(site: &Site, writer: &Client, sql: &str) -> Vec<String> {
     let mut touches: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     touches.sort();
     touches
-}
-
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
 #[tokio::test]
@@ -896,7 +880,7 @@ async fn a_window_is_read_along_the_segments_indexes_and_never_sorted() {
 #[tokio::test]
 async fn a_schema_of_the_version_that_wrote_rows_is_refused_with_the_remedy() {
     let tables = "create table num (id int primary key); create schema cloud_sync; create table cloud_sync.outbox_0 ()";
-    let text = refusal("oldschema", tables, &entity("num", "num", "\"id\"")).await;
+    let text = Site::refusal("oldschema", tables, &entity("num", "num", "\"id\"")).await;
     for words in [
         "older version",
         "cloud-sync uninstall",

@@ -9,8 +9,9 @@ use cloud_sync::source::{describe, install};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::assert_never_back;
-use crate::support::baseline::{self, Baseline, Fault};
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::fault::Fault;
+use crate::support::oracle::assert_never_back;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 /// Rows of four entities, children after their parents; some outside their windows.
@@ -35,7 +36,7 @@ async fn sync(site: &Site, request: &SyncRequest) -> cloud_sync::control::SyncRe
 #[tokio::test]
 async fn a_row_on_its_way_is_not_pushed_by_a_sync_too() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("underway", &server.url(), baseline::KEY).await;
     // Given rows that nothing has drained yet
     site.run(ROWS).await;
@@ -57,7 +58,7 @@ async fn a_row_on_its_way_is_not_pushed_by_a_sync_too() {
 #[tokio::test]
 async fn a_baseline_server_gets_what_is_missing_once_and_parents_first() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("baseline", &server.url(), baseline::KEY).await;
     site.run(ROWS).await;
     // Given a server that holds some of the rows already, and rows that the drain has delivered
@@ -100,7 +101,7 @@ async fn a_baseline_server_gets_what_is_missing_once_and_parents_first() {
 #[tokio::test]
 async fn a_sync_goes_on_past_errors_and_reports_them() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("past", &server.url(), baseline::KEY).await;
     site.run(ROWS).await;
     server.fault(Fault::status(404).on("cameras").method(reqwest::Method::GET));
@@ -123,7 +124,7 @@ async fn a_sync_goes_on_past_errors_and_reports_them() {
 #[tokio::test]
 async fn a_refused_row_waits_in_quarantine_and_leaves_it_when_it_is_accepted() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("refused", &server.url(), baseline::KEY).await;
     server.fault(
         Fault::status(422)
@@ -182,7 +183,7 @@ async fn a_refused_row_waits_in_quarantine_and_leaves_it_when_it_is_accepted() {
 #[tokio::test]
 async fn private_columns_leave_neither_for_the_cloud_nor_for_the_outbox() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("private", &server.url(), baseline::KEY).await;
     let in_outbox = async || -> Vec<String> {
         site.client

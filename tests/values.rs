@@ -6,7 +6,7 @@ use cloud_sync::deliver::{Cloud as Destination, CloudOptions};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 const ENTITY: &str = "[[entity]]\nname = \"notes\"\ntable = \"note\"\nkey = [\"id\"]\n";
@@ -20,16 +20,16 @@ struct Line {
 }
 
 /// A site with one table, a cloud, and a door between them that notes what passes.
-async fn notes(hint: &str, tables: &str) -> (Site, Gate, Cloud) {
+async fn notes(hint: &str, tables: &str) -> (Site, FaultProxy, Cloud) {
     let cloud = Cloud::start(hint).await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::bare(hint, &gate.url(), KEY, tables, ENTITY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::bare(hint, &fault_proxy.url(), KEY, tables, ENTITY).await;
     site.init().await;
-    (site, gate, cloud)
+    (site, fault_proxy, cloud)
 }
 
 /// The rows that the cloud is sent, by key, as they stand in the requests.
-async fn sent(site: &Site, gate: &Gate) -> HashMap<String, String> {
+async fn sent(site: &Site, fault_proxy: &FaultProxy) -> HashMap<String, String> {
     let mut drain = site.drain();
     let options = CloudOptions {
         timeout: site.settings.cloud.timeout,
@@ -39,7 +39,11 @@ async fn sent(site: &Site, gate: &Gate) -> HashMap<String, String> {
     drain.cloud = Destination::new(options, drain.catalogue.clone()).unwrap();
     drain.drain_all().await.unwrap();
     let mut rows = HashMap::new();
-    for request in gate.requests().iter().filter(|request| request.path == "changes") {
+    for request in fault_proxy
+        .requests()
+        .iter()
+        .filter(|request| request.path == "changes")
+    {
         let lines = request.body.split(|&byte| byte == b'\n');
         for line in lines.filter(|line| !line.is_empty()) {
             let line: Line = serde_json::from_slice(line).unwrap();
@@ -88,7 +92,7 @@ from generate_series(1, 2000) n";
 
 #[tokio::test]
 async fn a_row_is_the_json_that_postgresql_makes_of_it() {
-    let (site, gate, _cloud) = notes("values", TYPES).await;
+    let (site, fault_proxy, _cloud) = notes("values", TYPES).await;
     // Given rows of a writer with settings of its own
     let writer = connect(&site.database_url).await;
     let session = "set datestyle = 'SQL, DMY'; set timezone = 'Asia/Kathmandu'; set extra_float_digits = 0; set bytea_output = escape";
@@ -96,7 +100,7 @@ async fn a_row_is_the_json_that_postgresql_makes_of_it() {
         writer.batch_execute(sql).await.unwrap();
     }
     // when they are sent
-    let sent = sent(&site, &gate).await;
+    let sent = sent(&site, &fault_proxy).await;
     // then each is what row_to_json makes of it in UTC, with binary strings in base64.
     site.run("set timezone = 'UTC'").await;
     let rows = site
@@ -121,7 +125,7 @@ async fn other_types_go_as_text_and_arrays_of_built_in_types_as_json() {
     let tables = "create type mood as enum ('fine', 'so \"so\"'); create type pair as (a int, b text); create domain whole as int; \
          create table note (id bigint primary key, a mood, b inet, c interval, d int4range, e pair, f money, g whole, h int[], \
          i text[], j timestamptz[], k mood[], l point, m oid, n macaddr, o xml, p bit(3), q bytea[], r jsonb[], s pair[], t float8[])";
-    let (site, gate, cloud) = notes("othertypes", tables).await;
+    let (site, fault_proxy, cloud) = notes("othertypes", tables).await;
     let writer = connect(&site.database_url).await;
     let session = "set intervalstyle = 'iso_8601'; set timezone = 'Asia/Kathmandu'";
     writer.batch_execute(session).await.unwrap();
@@ -134,7 +138,7 @@ async fn other_types_go_as_text_and_arrays_of_built_in_types_as_json() {
         )
         .await
         .unwrap();
-    let sent = sent(&site, &gate).await;
+    let sent = sent(&site, &fault_proxy).await;
     let row: serde_json::Value = serde_json::from_str(&sent["{\"id\":1}"]).unwrap();
     let expected = serde_json::json!({
         "id": 1, "a": "so \"so\"", "b": "10.0.0.1/8", "c": "1 day 02:00:00", "d": "[1,5)", "e": "(1,\"x \"\"y\"\"\")", "f": "$12.50", "g": 7,

@@ -7,10 +7,10 @@ use cloud_sync::replicator::preconditions;
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use super::{entity, says};
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::says;
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
 // The owner of the tables is bound by their policies, and is no superuser.
 #[tokio::test]

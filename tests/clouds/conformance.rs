@@ -6,9 +6,9 @@ use cloud_sync::quarantine;
 use serde_json::json;
 
 use super::{connected, pushed, sync};
-use crate::cases::entity;
-use crate::support::clouds::{Cloud, Quirks, Refusal};
-use crate::support::site::{Running, Site};
+
+use crate::support::baseline::{BaselineServer, Quirks, Refusal};
+use crate::support::site::{Running, Site, entity};
 
 const TABLES: &str = "
     create table room (room_id int primary key, room_no text, note text);
@@ -103,7 +103,7 @@ async fn serves(hint: &str, quirks: Quirks, cloud: &str, can: Can) {
     running.end().await;
 }
 
-async fn brings_rows_and_files(site: &Site, server: &Cloud, running: &Running, can: Can) {
+async fn brings_rows_and_files(site: &Site, server: &BaselineServer, running: &Running, can: Can) {
     // Given rows and files
     for n in 1..=6 {
         std::fs::write(
@@ -155,7 +155,7 @@ async fn brings_rows_and_files(site: &Site, server: &Cloud, running: &Running, c
     assert!(at.len() == 19 && at.as_bytes()[10] == b' ', "{at}");
 }
 
-async fn moves(site: &Site, server: &Cloud, running: &Running, can: Can) {
+async fn moves(site: &Site, server: &BaselineServer, running: &Running, can: Can) {
     // When rows move from one path to the other, both ways, together and one by one,
     site.run(
         "update slip set kind = case kind when 'pass' then 'leave' else 'pass' end where slip_id in (1, 2, 11, 12); \
@@ -190,7 +190,7 @@ async fn moves(site: &Site, server: &Cloud, running: &Running, can: Can) {
     assert_eq!((server.count("leaves"), server.count("passes")), (10, 8));
 }
 
-async fn refuses(site: &Site, server: &Cloud, running: &Running, passes_by_itself: bool) {
+async fn refuses(site: &Site, server: &BaselineServer, running: &Running, passes_by_itself: bool) {
     server.require("leaves", "room_id", "rooms", "room_id");
     server.refuse(|path, row| {
         let bad = path == "rooms" && row["note"] == "a note that is bad";
@@ -300,8 +300,8 @@ async fn names_and_forms_are_the_servers() {
         .await
         .settings
         .catalogue;
-    let server = Cloud::start(&catalogue, quirks).await;
-    let key = crate::support::clouds::KEY;
+    let server = BaselineServer::start(&catalogue, quirks).await;
+    let key = crate::support::baseline::KEY;
     let site = Site::bare("names", &server.url(), key, TABLES, &config).await;
     site.init().await;
     let running = site.replicate();

@@ -3,7 +3,7 @@
 use cloud_sync::drain::DrainStep;
 
 use super::{Metered, rooms};
-use crate::support::meter::Count;
+use crate::support::counting_proxy::Count;
 
 /// What one batch may cost on a session: statements that are executed, and answers that are asked for.
 struct Bound {
@@ -86,12 +86,14 @@ async fn a_batch_costs_the_same_few_statements_whatever_its_rows() {
             (TRIMMER, &metered.source),
             (RECEIVER, &metered.target),
         ];
-        let before = bounds.each_ref().map(|(bound, meter)| meter.of(bound.session));
+        let before = bounds
+            .each_ref()
+            .map(|(bound, counting_proxy)| counting_proxy.of(bound.session));
         let all = metered.source.of("cloud-sync");
         assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);
         let mut known = Count::default();
-        for ((bound, meter), before) in bounds.iter().zip(before) {
-            let cost = meter.of(bound.session) - before;
+        for ((bound, counting_proxy), before) in bounds.iter().zip(before) {
+            let cost = counting_proxy.of(bound.session) - before;
             bound.check(rows, cost);
             if bound.session == COURIER.session {
                 least = least.min(cost.statements);

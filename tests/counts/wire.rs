@@ -4,7 +4,7 @@ use cloud_sync::deliver::{Cloud, CloudOptions};
 use secrecy::SecretString;
 
 use super::{Metered, rooms};
-use crate::support::meter::Count;
+use crate::support::counting_proxy::Count;
 use crate::support::site::KEY;
 
 const ROWS: u64 = 10_000;

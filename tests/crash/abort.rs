@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use super::{BATCH, IN_FLIGHT, Stream, applied, applied_or_late, garden, number, sent};
+use super::{BATCH, IN_FLIGHT, Stream, applied, applied_or_late, garden, sent};
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
-use crate::support::proxy::{Proxy, Trouble};
 use crate::support::site::{Cloud, KEY, LIMIT, SITE, Site, connect};
+use crate::support::sql::number;
+use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 /// What the replicator does when it comes by the point.
-enum Work {
+enum AbortedWork {
     /// It replicates under load.
     Drain,
     /// It backfills rows that stood before capture.
@@ -25,11 +26,11 @@ macro_rules! points {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                match Work::$work {
-                    Work::Drain => amid_a_drain(stringify!($name), $point).await,
-                    Work::Backfill => amid_a_backfill(stringify!($name), $point).await,
-                    Work::Sync => amid_a_sync(stringify!($name), $point).await,
-                    Work::Upload => amid_an_upload(stringify!($name), $point).await,
+                match AbortedWork::$work {
+                    AbortedWork::Drain => amid_a_drain(stringify!($name), $point).await,
+                    AbortedWork::Backfill => amid_a_backfill(stringify!($name), $point).await,
+                    AbortedWork::Sync => amid_a_sync(stringify!($name), $point).await,
+                    AbortedWork::Upload => amid_an_upload(stringify!($name), $point).await,
                 }
             }
         )*
@@ -119,7 +120,7 @@ async fn amid_a_drain(hint: &str, point: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_it_awaits_the_answer() {
     let cloud = Cloud::start("awaits").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     let site = Site::bare("awaits", &proxy.url(), KEY, super::TABLES, super::ENTITIES).await;
     site.init().await;
     let there = connect(&cloud.database_url).await;

@@ -3,7 +3,7 @@
 mod abort;
 mod opening;
 mod recovery;
-mod storm;
+mod workload;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,11 +16,12 @@ use rand::RngExt;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::assert_never_back;
+use crate::support::oracle::assert_never_back;
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
-use crate::support::storm::{ENTITIES, TABLES};
+use crate::support::sql::number;
+use crate::support::workload::{ENTITIES, TABLES};
 
 async fn garden(hint: &str, cloud: &Cloud) -> Site {
     garden_on(Server::get(), hint, cloud).await
@@ -37,10 +38,6 @@ fn given(name: &str, default: u64) -> u64 {
     std::env::var(name)
         .ok()
         .map_or(default, |text| text.parse().unwrap())
-}
-
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
 /// How many rows the receiver has applied: one that is sent again is read again, and is applied as the newer state.

@@ -4,9 +4,9 @@ use cloud_sync::control::status::ReplicatorState;
 use cloud_sync::control::{Health, Operator};
 use cloud_sync::replicator::preconditions;
 
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::oracle::Tally;
-use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect, whole};
+use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect, until_whole};
 
 const NOTES: &str = "create table note (id int primary key, text text, size int, photo bytea, secret text); \
      create table other (id int primary key, text text);";
@@ -104,7 +104,7 @@ async fn columns_added_dropped_renamed_and_retyped_are_followed_without_a_restar
         site.run(change).await;
         tally.faults += 1;
     }
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     tally.judge(&site, &cloud).await;
     // One at a time too, each settled before the next.
     for change in [
@@ -115,7 +115,7 @@ async fn columns_added_dropped_renamed_and_retyped_are_followed_without_a_restar
         site.run(change).await;
         site.run("update note set body = body || '.' where id = 7").await;
         tally.faults += 1;
-        whole(&site, &running).await;
+        until_whole(&site, &running).await;
         site.assert_equal(&cloud).await;
     }
     tally.judge(&site, &cloud).await;
@@ -123,7 +123,7 @@ async fn columns_added_dropped_renamed_and_retyped_are_followed_without_a_restar
     site.run("alter table note alter column body type jsonb using to_jsonb(body); update note set body = '{\"a\": [1]}' where id = 7")
         .await;
     tally.faults += 1;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     cloud_holds(
         &cloud,
         "select body::jsonb = '{\"a\": [1]}' from cloud.notes where id = 7",
@@ -152,7 +152,7 @@ async fn changes_from_before_a_column_went_arrive_without_it() {
     // When both are back, the replicator as a new process
     cloud.back().await;
     let running = site.replicate_guarded();
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     // Then the rows are there as they are now. The cloud's column stays: it drops nothing.
     tally.judge(&site, &cloud).await;
     cloud_holds(
@@ -197,7 +197,7 @@ async fn a_key_column_that_goes_never_blocks_the_site_and_nothing_else() {
         // When the remedy is followed, all of it is in the cloud.
         site.run(back).await;
         site.init().await;
-        whole(&site, &running).await;
+        until_whole(&site, &running).await;
         tally.judge(&site, &cloud).await;
     }
     // A key that is dropped with its values, and a new one in its place.
@@ -213,7 +213,7 @@ async fn a_key_column_that_goes_never_blocks_the_site_and_nothing_else() {
               alter table note add primary key (id)")
         .await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     tally.judge(&site, &cloud).await;
     running.end().await;
 }
@@ -232,7 +232,7 @@ async fn a_private_column_that_is_renamed_stays_private_and_is_reported() {
     cloud_holds(&cloud, "select true from cloud.others where id = 1").await;
     site.run("alter table note rename column hidden to secret").await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     tally.judge(&site, &cloud).await;
     let dump = connect(&cloud.database_url).await;
     let leaked: i64 = dump
@@ -281,12 +281,12 @@ async fn a_table_renamed_dropped_or_made_anew_is_reported_and_the_rest_flows_on(
     site.run("insert into other (id) values (1)").await;
     cloud_holds(&cloud, "select true from cloud.others where id = 1").await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.run(
         "insert into memo (id, text) values (23, 'no entity any more'); insert into note (id) values (24)",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     tally.judge(&site, &cloud).await;
     // A table that is gone, seen by the running replicator and by one that starts.
     site.run("drop table note; insert into other (id) values (2)")
@@ -300,7 +300,7 @@ async fn a_table_renamed_dropped_or_made_anew_is_reported_and_the_rest_flows_on(
     site.run("create table note (like memo including all); insert into note (id, text) values (1, 'back')")
         .await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     tally.judge(&site, &cloud).await;
     running.end().await;
 }
@@ -337,7 +337,7 @@ async fn triggers_that_someone_disables_drops_or_alters_are_noticed_while_runnin
         if mended {
             site.init().await;
         }
-        whole(&site, &running).await;
+        until_whole(&site, &running).await;
         tally.judge(&site, &cloud).await;
     }
     // Writers that act as a replica, as logical replication does, are captured.
@@ -402,7 +402,7 @@ async fn partitions_are_captured_whichever_way_rows_come_and_go() {
                 .until("noticed", |status| !status.capture.is_empty())
                 .await;
         }
-        whole(&site, &running).await;
+        until_whole(&site, &running).await;
         // What only said that something changed was not sent: something later is.
         site.run("insert into other (id) select 1 + count(*) from other")
             .await;
@@ -440,7 +440,7 @@ async fn a_condition_that_fails_blocks_nobody() {
     cloud_holds(&cloud, "select count(*) = 2 from cloud.notes").await;
     // When the row is mended, it goes.
     site.run("update note set size = 5 where id = 3").await;
-    let status = whole(&site, &running).await;
+    let status = until_whole(&site, &running).await;
     assert_eq!(status.quarantine, Some(0));
     cloud_holds(&cloud, "select count(*) = 3 from cloud.notes").await;
     running.end().await;
@@ -449,7 +449,7 @@ async fn a_condition_that_fails_blocks_nobody() {
 #[tokio::test]
 async fn a_server_that_tells_keys_only_gets_every_row_after_a_gap() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("keys_only", &server.url(), baseline::KEY).await;
     let running = site.replicate_guarded();
     site.run(
@@ -461,7 +461,7 @@ async fn a_server_that_tells_keys_only_gets_every_row_after_a_gap() {
         .await;
     broken(&running, "rooms", &["disabled"]).await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     assert_eq!(server.row("rooms", "3").unwrap()["room_name"], "missed");
     running.end().await;
 }

@@ -9,13 +9,10 @@ use tokio_postgres::Client;
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::sql::number;
 
 const TABLES: &str = "create table note (id int primary key, text text)";
 const CATALOGUE: &str = "[[entity]]\nname = \"notes\"\ntable = \"note\"\nkey = [\"id\"]\n";
-
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
 
 /// Bytes of the segments, as the server's files are on its disk.
 async fn on_disk(client: &Client) -> i64 {

@@ -8,14 +8,14 @@ use cloud_sync::reconcile::NoObserver;
 use cloud_sync::reconcile::backfill::RowSpan;
 use cloud_sync::replicator;
 use serde_json::Value;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::sql::number;
 
 const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
 
@@ -25,15 +25,11 @@ const FAMILY: &str = "
     insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || 1 + n % 2 from generate_series(1, 40) n;
     insert into tbl_recognition_logs (camera_id, status) select 1 + n % 40, 's' from generate_series(1, 200) n;";
 
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
-
 #[tokio::test]
 async fn rows_without_their_parent_wait_aside_and_follow_it_on_servers_without_positions() {
     for capabilities in [&[][..], &["bulk", "delete"]] {
         let hint = format!("family_{}", capabilities.len());
-        let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), capabilities).await;
+        let server = BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), capabilities).await;
         server.require("cameras", "room_no", "rooms", "room_no");
         server.require("recognition-logs", "camera_id", "cameras", "camera_id");
         server.fault(Fault::status(422).when(|row: &Value| row["room_name"] == "bad"));
@@ -108,7 +104,7 @@ async fn rows_without_their_parent_wait_aside_and_follow_it_on_a_server_with_pos
 
 #[tokio::test]
 async fn a_child_that_is_bad_for_another_reason_is_not_retried_for_ever() {
-    let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), &[]).await;
+    let server = BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), &[]).await;
     server.fault(Fault::status(422).when(|row: &Value| row["camera_name"] == "bad"));
     let site = Site::school("stubborn", &server.url(), baseline::KEY).await;
     let _tally = Tally {
@@ -146,7 +142,7 @@ async fn rows_of_one_table_that_need_each_other_find_their_order() {
         // Given a server that wants a row's parent, in the same table, first
         let hint = format!("tree_{}", capabilities.len());
         let mut site = Site::bare(&hint, "http://127.0.0.1:1/api", baseline::KEY, tables, config).await;
-        let server = Baseline::start(&site.settings.catalogue, capabilities).await;
+        let server = BaselineServer::start(&site.settings.catalogue, capabilities).await;
         server.require("nodes", "parent_id", "nodes", "node_id");
         site.settings.cloud.url = Some(server.url().parse().unwrap());
         site.init().await;
@@ -280,7 +276,7 @@ async fn every_third_row_refused_lets_the_others_through() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_refused_rows_hold_nothing_up_and_can_be_decided_on() {
-    let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), &[]).await;
+    let server = BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), &[]).await;
     let site = Site::school("many", &server.url(), baseline::KEY).await;
     let daemon = Daemon::of(&site, "store");
     let mut tally = Tally::default();

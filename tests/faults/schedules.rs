@@ -5,13 +5,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cloud_sync::checkpoint::{Checkpoint, Store};
 use cloud_sync::drain::{BatchLimits, Drain, DrainStep, Stages};
-use cloud_sync::error::{Error, Kind, Result};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
@@ -19,6 +17,7 @@ use tokio_postgres::Client;
 
 use crate::support::oracle::{Tally, amid};
 use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::store::MemoryStore;
 
 const TABLE: &str = "create table thing (id bigint primary key, label bigint not null)";
 const ENTITY: &str = "
@@ -90,31 +89,6 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// A store in memory, whose next commit may fail.
-#[derive(Default)]
-struct Memory {
-    checkpoint: Mutex<Option<Checkpoint>>,
-    fails: AtomicBool,
-}
-
-impl Store for Memory {
-    fn load(&self) -> Result<Option<Checkpoint>> {
-        Ok(self.checkpoint.lock().unwrap().clone())
-    }
-
-    fn commit(&self, checkpoint: &Checkpoint) -> Result<()> {
-        if self.fails.swap(false, Ordering::Relaxed) {
-            return Err(Error::new(
-                Kind::Store,
-                "commit the checkpoint",
-                "the test's disk",
-            ));
-        }
-        *self.checkpoint.lock().unwrap() = Some(checkpoint.clone());
-        Ok(())
-    }
-}
-
 /// What a row holds; none where it is not there.
 type State = Option<i64>;
 
@@ -177,12 +151,12 @@ impl Model {
     }
 }
 
-struct World {
+struct ScheduleRun {
     site: Site,
     cloud: Cloud,
     there: Client,
     drain: Drain,
-    store: Arc<Memory>,
+    store: Arc<MemoryStore>,
     sessions: Vec<Session>,
     stages: Option<Stages>,
     /// Each value that is written is new, over all schedules.
@@ -194,12 +168,12 @@ async fn held(client: &Client, sql: &str) -> BTreeMap<i64, i64> {
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-impl World {
+impl ScheduleRun {
     async fn new() -> Self {
         let cloud = Cloud::start("schedules").await;
         let site = Site::bare("schedules", &cloud.url, KEY, TABLE, ENTITY).await;
         site.init().await;
-        let store = Arc::new(Memory::default());
+        let store = Arc::new(MemoryStore::default());
         let mut drain = site.drain();
         drain.store = store.clone();
         // Windows of more than one batch.
@@ -237,7 +211,7 @@ impl World {
             session.open = None;
             session.savepoints.clear();
         }
-        self.store.fails.store(false, Ordering::Relaxed);
+        self.store.cancel_failure();
         self.stages = None;
         self.site
             .run("insert into thing values (0, 0); truncate thing")
@@ -270,10 +244,10 @@ impl World {
                 }
                 Action::DrainAll => self.drain_all(&mut model, false).await?,
                 Action::DrainUncommitted => {
-                    self.store.fails.store(true, Ordering::Relaxed);
+                    self.store.fail_next_commit();
                     let stages = self.stages().await;
                     let stepped = stages.step().await;
-                    let failed = !self.store.fails.swap(false, Ordering::Relaxed);
+                    let failed = !self.store.cancel_failure();
                     prop_assert_eq!(failed, stepped.is_err());
                     if failed {
                         self.stages = None;
@@ -283,7 +257,7 @@ impl World {
                 Action::Restart => self.stages = None,
                 Action::LoseStore => {
                     self.stages = None;
-                    *self.store.checkpoint.lock().unwrap() = None;
+                    self.store.clear();
                 }
                 _ => self.act(*session, action, &mut model).await,
             }
@@ -470,7 +444,7 @@ fn any_schedule_of_transactions_arrives_in_order_and_whole() {
         .enable_all()
         .build()
         .unwrap();
-    let world = RefCell::new(runtime.block_on(World::new()));
+    let world = RefCell::new(runtime.block_on(ScheduleRun::new()));
     let mut tally = Tally::default();
     let asked = std::env::var_os("PROPTEST_CASES").is_some();
     let mut config = if asked {

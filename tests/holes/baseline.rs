@@ -8,16 +8,17 @@ use cloud_sync::quarantine;
 use serde_json::json;
 
 use super::{drain_by, drained, elsewhere};
-use crate::support::baseline::{self, Baseline, Fault};
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::fault::Fault;
 use crate::support::site::Site;
 
 const TABLE: &str =
     "create table room (id bigint primary key, no text unique deferrable initially deferred, name text)";
 const ROOMS: &str = "[[entity]]\nname = \"rooms\"\ntable = \"room\"\nkey = [\"id\"]\npath = \"rooms\"\n";
 
-async fn rooms(hint: &str, timeout: Duration) -> (Baseline, Site) {
+async fn rooms(hint: &str, timeout: Duration) -> (BaselineServer, Site) {
     let probe = Site::bare(hint, "http://127.0.0.1:1/api", baseline::KEY, TABLE, ROOMS).await;
-    let server = Baseline::start(&probe.settings.catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&probe.settings.catalogue, &["delete"]).await;
     let mut site = Site::bare(hint, &server.url(), baseline::KEY, TABLE, ROOMS).await;
     site.settings.cloud.timeout = timeout;
     site.init().await;
@@ -105,7 +106,7 @@ async fn a_request_that_arrives_late_does_not_stay() {
         .wait_until("the second try", |server| server.row("rooms", "1").is_some())
         .await;
     site.run("update room set name = 'v2'").await;
-    let name = |server: &Baseline| server.row("rooms", "1").map(|row| row["name"].clone());
+    let name = |server: &BaselineServer| server.row("rooms", "1").map(|row| row["name"].clone());
     server
         .wait_until("v2", |server| name(server) == Some(json!("v2")))
         .await;
@@ -142,7 +143,7 @@ async fn a_drain_that_takes_over_waits_until_no_request_can_arrive() {
     assert!(dying.await.unwrap_err().is_cancelled());
     site.run("update room set name = 'v2'").await;
     let second = elsewhere(&drain);
-    let name = |server: &Baseline| server.row("rooms", "1").map(|row| row["name"].clone());
+    let name = |server: &BaselineServer| server.row("rooms", "1").map(|row| row["name"].clone());
     let (drained, ()) = tokio::join!(second.drain_all(), async {
         // A request lives for twice the time limit: this one comes after half of that, or at once after v2.
         let v2 = server.wait_until("v2", |server| name(server) == Some(json!("v2")));
@@ -174,7 +175,7 @@ async fn a_delete_of_a_truncate_that_arrives_late_does_not_stay() {
         .wait_until("the truncate", |server| server.count("rooms") == 0)
         .await;
     site.run("insert into room values (1, 'A', 'v2')").await;
-    let name = |server: &Baseline| server.row("rooms", "1").map(|row| row["name"].clone());
+    let name = |server: &BaselineServer| server.row("rooms", "1").map(|row| row["name"].clone());
     server
         .wait_until("v2", |server| name(server) == Some(json!("v2")))
         .await;
@@ -204,7 +205,7 @@ async fn a_source_that_fails_amid_a_delivery_ends_the_round_and_loses_nothing() 
         &config,
     )
     .await;
-    let server = Baseline::start(&probe.settings.catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&probe.settings.catalogue, &["delete"]).await;
     let site = Site::bare("amid_delivery", &server.url(), baseline::KEY, table, &config).await;
     site.init().await;
     let running = site.replicate();

@@ -5,9 +5,10 @@ use cloud_sync::replicator::preconditions;
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use super::{TABLE, drained, held, number, site_of, texts, things, until};
+use super::{TABLE, drained, held, site_of, things};
 use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::sql::{number, texts, until};
 
 /// The least time between two looks of a replicator that sleeps and waits for nobody in particular, in milliseconds.
 const SLOW_POLL: i64 = 4_000;

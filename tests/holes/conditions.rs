@@ -8,14 +8,15 @@ use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 use serde_json::json;
 
-use super::{TABLE, drained, elsewhere, held, site_of, things, until_one_waits};
-use crate::support::baseline::{self, Baseline};
+use super::{TABLE, drained, elsewhere, held, site_of, things};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::site::{Site, connect};
+use crate::support::sql::until_session_waits;
 
 const CONDITION: &str = "where = \"label <> 'hidden'\"";
 
 /// A site whose cloud is a baseline server that can delete.
-async fn before_baseline(hint: &str, more: &str) -> (Baseline, Site) {
+async fn before_baseline(hint: &str, more: &str) -> (BaselineServer, Site) {
     let probe = Site::bare(
         hint,
         "http://127.0.0.1:1/api",
@@ -24,7 +25,7 @@ async fn before_baseline(hint: &str, more: &str) -> (Baseline, Site) {
         &things(more),
     )
     .await;
-    let server = Baseline::start(&probe.settings.catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&probe.settings.catalogue, &["delete"]).await;
     let mut site = Site::bare(hint, &server.url(), baseline::KEY, TABLE, &things(more)).await;
     site.settings.cloud.timeout = Duration::from_millis(500);
     site.init().await;
@@ -48,7 +49,7 @@ async fn a_drain_that_was_followed_sends_nothing_that_it_has_not_noted() {
         .unwrap();
     let second = elsewhere(&drain);
     let (first, ()) = tokio::join!(one.step(), async {
-        until_one_waits(&site.client, "delivery").await;
+        until_session_waits(&site.client, "delivery").await;
         // when row 1 stops meeting the condition, and drain B passes it,
         site.run("update thing set label = 'hidden' where id = 1").await;
         second.drain_all().await.unwrap();

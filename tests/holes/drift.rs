@@ -2,8 +2,9 @@
 
 use cloud_sync::catalogue::Catalogue;
 
-use super::{TABLE, drained, held, number, site_of, things, until_one_waits, whole};
-use crate::support::site::connect;
+use super::{TABLE, drained, held, site_of, things};
+use crate::support::site::{connect, until_whole};
+use crate::support::sql::{number, until_session_waits};
 
 // H15. `alter column v type int using v + 1`: names, types and touches are as before.
 #[tokio::test]
@@ -14,7 +15,7 @@ async fn values_that_change_without_a_touch_are_compared() {
     site.run("insert into thing select n, n from generate_series(1, 9) n")
         .await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     let there = connect(&cloud.database_url).await;
     for (change, so) in [
         (
@@ -27,9 +28,9 @@ async fn values_that_change_without_a_touch_are_compared() {
         ),
     ] {
         site.run(change).await;
-        super::until_some(&there, so).await;
+        crate::support::sql::until_some(&there, so).await;
     }
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -41,7 +42,7 @@ async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
     let running = site.replicate_guarded();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.run(
         "begin; alter table thing disable trigger cloud_sync_1_update; update thing set label = 'unseen' where id = 1; \
          alter table thing enable always trigger cloud_sync_1_update; commit",
@@ -51,7 +52,7 @@ async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
         .until("noticed", |status| !status.capture.is_empty())
         .await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -66,14 +67,14 @@ async fn what_a_gap_missed_is_found_whatever_its_age() {
     site.run("insert into thing values (1, 'old', now() - interval '60 days'), (2, 'new', now())")
         .await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.run("alter table thing disable trigger all; update thing set label = 'missed'")
         .await;
     running
         .until("noticed", |status| !status.capture.is_empty())
         .await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     assert_eq!(
         held(&cloud, "select label from cloud.things order by id").await,
         ["missed", "missed"]
@@ -92,25 +93,25 @@ async fn a_leafs_truncate_and_a_new_partition_are_compared() {
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.run("truncate low").await;
-    super::until_some(
+    crate::support::sql::until_some(
         &connect(&cloud.database_url).await,
         "select count(*) = 5 and min(id) = 10 from cloud.things",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     let truncates = held(&cloud, "select op from cloud_meta.history where op = 'truncate'").await;
     assert!(truncates.is_empty());
     // One transaction: no look of the guard comes in between.
     site.run("begin; create table more partition of thing for values from (20) to (30); insert into more values (21, 'direct'); commit")
         .await;
-    super::until_some(
+    crate::support::sql::until_some(
         &connect(&cloud.database_url).await,
         "select count(*) = 6 from cloud.things",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -127,7 +128,7 @@ async fn a_partition_that_goes_is_compared() {
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     for (change, left) in [
         ("drop table low", 5),
         (
@@ -137,12 +138,12 @@ async fn a_partition_that_goes_is_compared() {
         ),
     ] {
         site.run(change).await;
-        super::until_some(
+        crate::support::sql::until_some(
             &connect(&cloud.database_url).await,
             &format!("select count(*) = {left} from cloud.things"),
         )
         .await;
-        whole(&site, &running).await;
+        until_whole(&site, &running).await;
         site.assert_equal(&cloud).await;
     }
     running.end().await;
@@ -172,7 +173,7 @@ async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
     )
     .await;
     let (stepped, ()) = tokio::join!(stages.step(), async {
-        until_one_waits(&site.client, "drain").await;
+        until_session_waits(&site.client, "drain").await;
         site.run("alter table thing detach partition more").await;
         locker
             .batch_execute("select pg_advisory_unlock(7)")
@@ -217,7 +218,7 @@ async fn what_a_partition_lost_between_two_looks_is_compared() {
             assert!(start.elapsed() < std::time::Duration::from_secs(10), "{change}");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        whole(&site, &running).await;
+        until_whole(&site, &running).await;
         site.assert_equal(&cloud).await;
         running.end().await;
     }
@@ -257,7 +258,7 @@ async fn what_changed_while_the_catalogue_lacked_its_entity_is_compared() {
     // then the entity is compared when it is there again.
     site.settings.catalogue = all;
     let running = site.replicate_guarded();
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }

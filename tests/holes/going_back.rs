@@ -7,14 +7,15 @@ use cloud_sync::error::{Error, Kind};
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use super::{TABLE, drained, elsewhere, held, number, site_of, texts, things, until, until_some, whole};
-use crate::pipeline::assert_never_back;
+use super::{TABLE, drained, elsewhere, held, site_of, things};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::machine::{Machine, reach};
+use crate::support::oracle::assert_never_back;
 use crate::support::postgres::{Server, binaries, free_port};
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
+use crate::support::sql::{number, texts, until, until_some};
 
 // H3 i and ii. A commit, and a later number that nothing wrote to the disk, are in an accepted checkpoint; the server crashes,
 // and gives the number again. With `synchronous_commit = off` the commit itself is not on the disk.
@@ -126,7 +127,7 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
     site.run("insert into thing values (11, 'later')").await;
     // then the cloud gets all of it again, and loses what the site has not.
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     assert_eq!(
         held(&cloud, "select id::text || label from cloud.things order by id")
@@ -141,14 +142,14 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_is_read_again_goes_under_a_new_term() {
     let cloud = Cloud::start("again").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::bare("again", &gate.url(), KEY, TABLE, &things("")).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::bare("again", &fault_proxy.url(), KEY, TABLE, &things("")).await;
     site.init().await;
     let running = site.replicate();
     site.run("insert into thing values (1, 'first')").await;
     running.caught_up().await;
     let term = number(&site.client, "select term from cloud_sync.term").await;
-    gate.fault(Fault::cut_after_store().on("changes"));
+    fault_proxy.fault(Fault::cut_after_store().on("changes"));
     site.run("update thing set label = 'second' where id = 1").await;
     let there = connect(&cloud.database_url).await;
     until(&there, "select label = 'second' from cloud.things").await;
@@ -158,7 +159,7 @@ async fn a_batch_that_is_read_again_goes_under_a_new_term() {
          and application_name like 'cloud-sync %'",
     )
     .await;
-    gate.clear_faults();
+    fault_proxy.clear_faults();
     until(&there, "select label = 'third' from cloud.things").await;
     running.caught_up().await;
     assert!(number(&site.client, "select term from cloud_sync.term").await > term);
@@ -301,8 +302,8 @@ async fn an_outbox_that_moved_with_its_numbers_keeps_its_touches() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_mirror_is_not_written_over_a_newer_one() {
     let cloud = Cloud::start("older_mirror").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::bare("older_mirror", &gate.url(), KEY, TABLE, &things("")).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::bare("older_mirror", &fault_proxy.url(), KEY, TABLE, &things("")).await;
     site.init().await;
     let daemon = Daemon::of(&site, "store");
     // Given a checkpoint of the first term, whose mirror follows within a second,
@@ -311,7 +312,7 @@ async fn an_older_mirror_is_not_written_over_a_newer_one() {
     site.run("insert into thing values (1, 'one')").await;
     until_some(&there, "select count(*) = 1 from cloud.things").await;
     // and a second term, whose first batch gets no answer that counts,
-    gate.fault(
+    fault_proxy.fault(
         Fault::answer(
             409,
             "application/json",
@@ -320,7 +321,7 @@ async fn an_older_mirror_is_not_written_over_a_newer_one() {
         .on("changes")
         .times(1),
     );
-    gate.fault(Fault::status(503).on("changes"));
+    fault_proxy.fault(Fault::status(503).on("changes"));
     site.run("insert into thing values (2, 'two')").await;
     process.aborted().await;
     // then the mirror is that of the last term.
@@ -328,7 +329,7 @@ async fn an_older_mirror_is_not_written_over_a_newer_one() {
          unnest(array[t.term, c.term, (c.body::json->>'term')::bigint]) of (term)";
     let terms = texts(&site.client, terms).await;
     assert_eq!(terms.len(), 1, "{terms:?}");
-    gate.clear_faults();
+    fault_proxy.clear_faults();
     let process = daemon.start();
     daemon.caught_up().await;
     site.assert_equal(&cloud).await;

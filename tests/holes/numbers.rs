@@ -2,8 +2,9 @@
 
 use cloud_sync::drain::DrainStep;
 
-use super::{TABLE, drain_by, drained, held, number, site_of, things};
+use super::{TABLE, drain_by, drained, held, site_of, things};
 use crate::support::site::{Cloud, connect};
+use crate::support::sql::number;
 
 async fn term_of(cloud: &Cloud) -> i64 {
     let there = connect(&cloud.database_url).await;

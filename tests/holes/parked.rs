@@ -1,7 +1,8 @@
 //! H14, and sentences 4 and 5: an entity that cannot be read or believed waits alone, and its touches are kept.
 
-use super::{TABLE, deletes, drain_by, drained, held, number, settled, site_of, texts, things, until};
+use super::{TABLE, deletes, drain_by, drained, held, settled, site_of, things};
 use crate::support::site::connect;
+use crate::support::sql::{number, texts, until};
 
 const COLLATED: &str = "create collation words (provider = icu, locale = 'en'); \
      create table thing (id text collate words primary key, label text); \

@@ -2,12 +2,11 @@
 
 use cloud_sync::drain::BatchLimits;
 
-use super::{
-    TABLE, deletes, drain_by, drained, held, site_of, texts, things, until_one_waits, until_some, whole,
-};
+use super::{TABLE, deletes, drain_by, drained, held, site_of, things};
 use crate::support::postgres::Server;
-use crate::support::proxy::{Proxy, Trouble};
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
+use crate::support::sql::{texts, until_session_waits, until_some};
+use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 // H2. Site's `a_t after truncate`: `insert into t values (1), (2), (3)`; batches of 2.
 #[tokio::test]
@@ -111,7 +110,7 @@ async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_
         .await
         .unwrap();
     let (stepped, ()) = tokio::join!(stages.step(), async {
-        until_one_waits(&site.client, "drain").await;
+        until_session_waits(&site.client, "drain").await;
         other.batch_execute("commit").await.unwrap();
     });
     stepped.unwrap();
@@ -130,7 +129,7 @@ async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_
     // What was sent in the old form is compared.
     drop((stages, drain));
     let running = site.replicate_guarded();
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -140,7 +139,7 @@ async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_
 async fn what_a_halved_read_shows_is_on_the_disk_before_it_is_sent() {
     let server = Server::with(&["wal_writer_delay=10s", "full_page_writes=off", "autovacuum=off"]);
     let cloud = Cloud::start("halved").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     // Row 4 cannot be read; the read of row 1 waits for lock 7.
     let tables = format!(
         "{TABLE}; create function fine(bigint) returns boolean immutable language plpgsql as \
@@ -163,7 +162,7 @@ async fn what_a_halved_read_shows_is_on_the_disk_before_it_is_sent() {
     .await;
     proxy.set(Trouble::HoldAnswers);
     let (stepped, ()) = tokio::join!(stages.step(), async {
-        until_one_waits(&site.client, "drain").await;
+        until_session_waits(&site.client, "drain").await;
         writer
             .batch_execute("set synchronous_commit = off; update thing set label = 'new' where id = 3")
             .await

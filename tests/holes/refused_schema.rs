@@ -5,22 +5,23 @@ use cloud_sync::control::Operator;
 use cloud_sync::error::Kind;
 use cloud_sync::replicator::preconditions;
 
-use super::{TABLE, held, number, settled, texts, things, until, whole};
+use super::{TABLE, held, settled, things};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
-use crate::support::site::{Cloud, KEY, Running, Site};
+use crate::support::fault_proxy::FaultProxy;
+use crate::support::site::{Cloud, KEY, Running, Site, until_whole};
+use crate::support::sql::{number, texts, until};
 
 const OTHER: &str = "[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\npath = \"others\"\n";
 
-/// A site with entities `things` and `others`, and a gate before its cloud.
-async fn gated(hint: &str, tables: &str) -> (Cloud, Gate, Site) {
+/// A site with entities `things` and `others`, and a fault proxy before its cloud.
+async fn gated(hint: &str, tables: &str) -> (Cloud, FaultProxy, Site) {
     let cloud = Cloud::start(hint).await;
-    let gate = Gate::before(&cloud.url).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
     let tables = format!("{tables}; create table other (id bigint primary key)");
     let config = format!("{}{OTHER}", things(""));
-    let site = Site::bare(hint, &gate.url(), KEY, &tables, &config).await;
+    let site = Site::bare(hint, &fault_proxy.url(), KEY, &tables, &config).await;
     site.init().await;
-    (cloud, gate, site)
+    (cloud, fault_proxy, site)
 }
 
 fn refused_schema(status: u16) -> Fault {
@@ -44,8 +45,8 @@ async fn parked(running: &Running) -> String {
 async fn a_refused_schema_parks_its_entity_alone() {
     // A path of its own may be unknown to a server that has the call, too.
     for status in [422, 404] {
-        let (cloud, gate, site) = gated("refused_schema", TABLE).await;
-        gate.fault(refused_schema(status));
+        let (cloud, fault_proxy, site) = gated("refused_schema", TABLE).await;
+        fault_proxy.fault(refused_schema(status));
         let running = site.replicate_guarded();
         site.run(
             "insert into thing select n, 'one' from generate_series(1, 3) n; insert into other values (1)",
@@ -85,8 +86,8 @@ async fn a_refused_schema_parks_its_entity_alone() {
         site.run("update thing set id = 4 where id = 3").await;
         running.caught_up().await;
         // and it is tried again by itself.
-        gate.clear_faults();
-        whole(&site, &running).await;
+        fault_proxy.clear_faults();
+        until_whole(&site, &running).await;
         site.assert_equal(&cloud).await;
         running.end().await;
     }
@@ -116,7 +117,7 @@ async fn a_schema_that_is_mended_at_the_site_is_sent_as_it_is_then() {
         "alter table thing alter at type timestamptz using '2026-02-02'; delete from thing where id = 2",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -124,7 +125,7 @@ async fn a_schema_that_is_mended_at_the_site_is_sent_as_it_is_then() {
 // 401 stops the pushing, and 503 passes: neither is a refusal of the schema.
 #[tokio::test]
 async fn what_is_no_refusal_of_a_schema_parks_nothing() {
-    let (cloud, gate, site) = gated("no_refusal", TABLE).await;
+    let (cloud, fault_proxy, site) = gated("no_refusal", TABLE).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values (1, 'one')").await;
@@ -133,10 +134,10 @@ async fn what_is_no_refusal_of_a_schema_parks_nothing() {
         (503, Kind::CloudUnreachable),
         (429, Kind::CloudUnreachable),
     ] {
-        gate.fault(refused_schema(status));
+        fault_proxy.fault(refused_schema(status));
         let failed = stages.step().await.unwrap_err();
         assert_eq!(failed.kind(), kind, "{failed}");
-        gate.clear_faults();
+        fault_proxy.clear_faults();
         stages = drain.open().await.unwrap();
     }
     let why = texts(
@@ -159,17 +160,17 @@ async fn keys_of_any_type_are_kept_as_they_are() {
         (several, "\"a\", \"b\", \"c\", \"d\", \"e\"", values),
     ] {
         let cloud = Cloud::start("kept_keys").await;
-        let gate = Gate::before(&cloud.url).await;
+        let fault_proxy = FaultProxy::before(&cloud.url).await;
         let config = things("").replace("\"id\"", key);
         let tables = format!("create table thing ({columns})");
-        let site = Site::bare("kept_keys", &gate.url(), KEY, &tables, &config).await;
+        let site = Site::bare("kept_keys", &fault_proxy.url(), KEY, &tables, &config).await;
         site.init().await;
-        gate.fault(refused_schema(422));
+        fault_proxy.fault(refused_schema(422));
         let running = site.replicate_guarded();
         site.run(&format!("insert into thing values ({values})")).await;
         until(&site.client, "select count(*) = 1 from cloud_sync.parked_key").await;
-        gate.clear_faults();
-        whole(&site, &running).await;
+        fault_proxy.clear_faults();
+        until_whole(&site, &running).await;
         assert_eq!(
             held(&cloud, "select count(*)::text from cloud.things").await,
             ["1"],

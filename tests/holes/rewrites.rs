@@ -1,7 +1,8 @@
 //! H1: a table that is rewritten while its rows are read.
 
-use super::{deletes, drained, number, settled, site_of, things, until, until_one_waits};
+use super::{deletes, drained, settled, site_of, things};
 use crate::support::site::{Cloud, connect};
+use crate::support::sql::{number, until, until_session_waits};
 
 const TABLES: &str = "create table thing (id bigint primary key, n int); \
      insert into thing select n, n from generate_series(1, 5) n";
@@ -34,7 +35,7 @@ async fn a_rewrite_that_ends_while_the_read_waits_deletes_nothing() {
         other.batch_execute(&format!("begin; {rewrite}")).await.unwrap();
         // when it ends while the read waits for the table's lock,
         let (stepped, ()) = tokio::join!(stages.step(), async {
-            until_one_waits(&site.client, "drain").await;
+            until_session_waits(&site.client, "drain").await;
             other.batch_execute("commit").await.unwrap();
         });
         stepped.unwrap();
@@ -105,7 +106,7 @@ async fn a_leaf_that_is_rewritten_while_the_read_waits_deletes_nothing() {
         .await
         .unwrap();
     let (stepped, ()) = tokio::join!(stages.step(), async {
-        until_one_waits(&site.client, "drain").await;
+        until_session_waits(&site.client, "drain").await;
         other.batch_execute("commit").await.unwrap();
     });
     stepped.unwrap();

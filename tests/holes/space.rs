@@ -1,7 +1,8 @@
 //! H17 and sentence 12: the outbox gives its space back, and never a touch with it.
 
-use super::{TABLE, drained, number, site_of, things};
+use super::{TABLE, drained, site_of, things};
 use crate::support::site::connect;
+use crate::support::sql::number;
 
 // H17. The trimmer has looked, and holds no lock yet; the writer of an open touch commits.
 #[tokio::test]
@@ -35,7 +36,7 @@ async fn a_touch_that_commits_while_a_segment_is_trimmed_is_kept() {
         .await
         .unwrap();
     let (trimmed, ()) = tokio::join!(trimmer.batch_execute(&trim), async {
-        super::until_one_waits(&site.client, "trim").await;
+        crate::support::sql::until_session_waits(&site.client, "trim").await;
         writer.batch_execute("commit").await.unwrap();
         lock.batch_execute("commit").await.unwrap();
     });

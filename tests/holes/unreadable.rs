@@ -1,8 +1,9 @@
 //! H9: one key or row that cannot be read does not stop the batch.
 
-use super::{drained, held, settled, site_of, texts, things, whole};
+use super::{drained, held, settled, site_of, things};
 use crate::support::postgres::Server;
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
+use crate::support::sql::texts;
 
 async fn quarantined(site: &Site) -> Vec<String> {
     texts(&site.client, "select key from cloud_sync.quarantine order by key").await
@@ -34,12 +35,12 @@ async fn an_enum_key_whose_label_was_renamed_is_a_delete() {
     // That the row is called `d` now is the guard's to find.
     drop((stages, drain));
     let running = site.replicate_guarded();
-    super::until_some(
+    crate::support::sql::until_some(
         &connect(&cloud.database_url).await,
         "select count(*) = 3 from cloud.things where id in ('a', 'c', 'd')",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::site::{Cloud, SITE, Site, connect};
+use super::sql::number;
 
 /// What a fault test did, and what the oracle found. Dropped, it is added to the run's tallies: a test that fails
 /// counts as one violation more.
@@ -73,10 +74,6 @@ impl Drop for Tally {
     }
 }
 
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
-
 /// What holds at any moment: no row of the receiver ever went back to an older version, no version came with two contents,
 /// and the checkpoint's mirror does not count a batch as accepted that the cloud has not taken.
 pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
@@ -131,6 +128,34 @@ pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
         ));
     }
     found
+}
+
+/// No row of the receiver ever went back to an older version, and no version came with two contents.
+pub(crate) async fn assert_never_back(cloud: &Cloud) {
+    let client = connect(&cloud.database_url).await;
+    let back: i64 = client
+        .query_one(
+            "select count(*) from (select (epoch, version) <= lag((epoch, version)) \
+             over (partition by site, entity, key order by id) as back from cloud_meta.history) h where back",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    let twice: i64 = client
+        .query_one(
+            "select count(*) from (select from cloud_meta.history where version > 0 \
+             group by site, entity, key, epoch, version having count(distinct digest) > 1) d",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(
+        (back, twice),
+        (0, 0),
+        "rows that went back, versions with two contents"
+    );
 }
 
 /// Epoch, term and batch; none where there is no such row.

@@ -8,9 +8,8 @@ use std::process::Command;
 use super::path;
 use super::roads::{self, WithChanges};
 use super::statements::{self, Sent, Statement, files, statements};
-use crate::cases::entity;
 use crate::support::postgres::Server;
-use crate::support::site::connect;
+use crate::support::site::{Site, connect, entity};
 
 const HOSTILE: &str = include_str!("takeover.sql");
 
@@ -252,9 +251,9 @@ async fn a_condition_that_means_an_operator_of_another_role_is_refused() {
     );
     // Given an operator that fits a condition better than PostgreSQL's own
     let config = entity("x", "t", &["id"], "where = \"kind = 'public'\"");
-    let said = crate::cases::refusal("maker", &tables, &config).await;
+    let said = Site::refusal("maker", &tables, &config).await;
     // then it is named, with its owner and what to write.
-    crate::cases::says(
+    crate::support::says(
         &said,
         &[
             "operator public.=(character varying,character varying)",

@@ -7,16 +7,17 @@ use reqwest::Method;
 use tokio_util::sync::CancellationToken;
 
 use super::{rooms, why};
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::oracle::Tally;
 use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 #[tokio::test]
 async fn a_capability_that_vanishes_is_done_without_and_one_that_appears_is_used() {
-    let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), &["bulk", "delete"]).await;
+    let server =
+        BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), &["bulk", "delete"]).await;
     let site = Site::school("vanish", &server.url(), baseline::KEY).await;
     let mut drain = site.drain();
     drain.handshake_every = Duration::from_millis(100);
@@ -26,7 +27,7 @@ async fn a_capability_that_vanishes_is_done_without_and_one_that_appears_is_used
         async move { drain.run(stop).await }
     });
     let mut tally = Tally::default();
-    let bulk = |server: &Baseline| {
+    let bulk = |server: &BaselineServer| {
         let calls = server.calls();
         calls.iter().filter(|call| call.contains("bulk/")).count()
     };
@@ -67,18 +68,18 @@ async fn a_capability_that_vanishes_is_done_without_and_one_that_appears_is_used
 #[tokio::test]
 async fn a_cloud_that_loses_its_changes_call_gets_rows_one_by_one_and_then_changes_again() {
     let cloud = Cloud::start("downgrade").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("downgrade", &gate.url(), KEY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("downgrade", &fault_proxy.url(), KEY).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
     rooms(&site, 1, 5).await;
     replicator.caught_up().await;
-    gate.hide(&["changes", "bulk"]);
+    fault_proxy.hide(&["changes", "bulk"]);
     tally.faults += 1;
     rooms(&site, 6, 5).await;
     let status = replicator.caught_up().await;
     assert!(!status.cloud.capabilities.contains(&"changes".to_owned()));
-    gate.hide(&[]);
+    fault_proxy.hide(&[]);
     // Asked for by a sync, or by itself after a while
     replicator
         .replicator
@@ -221,8 +222,8 @@ async fn a_cloud_restored_from_a_backup_is_noticed_and_repaired() {
 #[tokio::test]
 async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
     let mut cloud = Cloud::start("lossy").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("lossy", &gate.url(), KEY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("lossy", &fault_proxy.url(), KEY).await;
     let backup = Server::get().database("lossy_backup").await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
@@ -238,7 +239,7 @@ async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
     cloud.away().await;
     copy(&backup, &cloud.database_url).await;
     cloud.back().await;
-    gate.fault(Fault::status(500).method(Method::GET).on("rooms"));
+    fault_proxy.fault(Fault::status(500).method(Method::GET).on("rooms"));
     tally.faults += 1;
     let replicator = site.replicate();
     let noticed = replicator
@@ -253,7 +254,7 @@ async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
     replicator.caught_up().await;
     replicator.end().await;
     // then the next run still knows.
-    gate.clear_faults();
+    fault_proxy.clear_faults();
     let replicator = site.replicate();
     replicator
         .until("repaired", |status| {

@@ -8,8 +8,8 @@ use tokio::net::TcpListener;
 
 use super::{reason, rooms, waits, why};
 use crate::support::oracle::Tally;
-use crate::support::proxy::{Proxy, Trouble};
 use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 #[tokio::test]
 async fn a_cloud_that_is_away_from_the_start_is_told_with_a_remedy_and_found_when_it_comes() {
@@ -60,7 +60,7 @@ async fn a_name_without_an_address_is_told_with_a_remedy() {
 #[tokio::test]
 async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
     let cloud = Cloud::start("breaks").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     let mut site = Site::school("breaks", &proxy.url(), KEY).await;
     site.settings.cloud.timeout = Duration::from_secs(1);
     let there = connect(&cloud.database_url).await;
@@ -108,7 +108,7 @@ async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
 #[tokio::test]
 async fn an_uplink_that_never_carries_a_long_request_gets_short_ones() {
     let cloud = Cloud::start("short").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     let site = Site::school("short", &proxy.url(), KEY).await;
     let mut tally = Tally::default();
     // Given a backlog whose batches are longer than what any connection carries before it is cut

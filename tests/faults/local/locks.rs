@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use cloud_sync::control::status::ReplicatorState;
 
-use crate::cases::entity;
 use crate::faults::attack::takeover::sources;
-use crate::support::lone;
+use crate::support::commit_latency;
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
 /// What a site's settings must hold for health to fail soon.
 const SOON: &str = "control.lag_limit=1s";
@@ -135,7 +134,8 @@ async fn locks_of_another_role_hold_up_its_own_entity_alone_and_are_told() {
         text.contains("own") && text.contains("pg_terminate_backend"),
         "{text}"
     );
-    lone::commits("a role that holds every lock", &site, &cloud, "other", "other").await;
+    commit_latency::print_commit_latency("a role that holds every lock", &site, &cloud, "other", "other")
+        .await;
     second.batch_execute("commit").await.unwrap();
     arrived("select count(*) from cloud.own", 3).await;
     until_health(&daemon, 200, &[]).await;

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::cases::{entity, says};
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::says;
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
 /// A mounted FUSE file system whose other end is held by a shell that answers nothing.
 struct DeadMount {
@@ -95,7 +95,7 @@ async fn rows_wait_for_no_file_system_that_does_not_answer() {
         // then rows arrive, those too that name files,
         arrived(id).await;
     }
-    crate::support::lone::commits("a dead mount", &site, &cloud, "u", "y").await;
+    crate::support::commit_latency::print_commit_latency("a dead mount", &site, &cloud, "u", "y").await;
     // `check` says what is wrong, and the replicator ends when it is told to.
     let check = daemon.ask(&["check"]);
     assert!(!check.status.success(), "{check:?}");

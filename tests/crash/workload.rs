@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{applied, applied_or_late, given, number};
+use super::{applied, applied_or_late, given};
 use crate::support::oracle::{Tally, amid};
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, LIMIT, connect};
-use crate::support::storm::{self, SERVER, Scope, Storm, audited};
+use crate::support::sql::number;
+use crate::support::workload::{self, SERVER_OPTIONS, Workload, WorkloadScope, audited};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rounds_of_sigkill_under_writers_of_every_kind() {
@@ -18,9 +19,9 @@ async fn rounds_of_sigkill_under_writers_of_every_kind() {
     let seed = given("CLOUD_SYNC_SEED", rand::random());
     println!("CLOUD_SYNC_SEED={seed} CLOUD_SYNC_ROUNDS={rounds}");
     // Given a server that can prepare transactions, on which nobody notifies
-    let server = Server::with(&SERVER);
+    let server = Server::with(&SERVER_OPTIONS);
     let cloud = Cloud::start("sigkill").await;
-    let site = storm::site(&server, "sigkill", &cloud.url).await;
+    let site = workload::site(&server, "sigkill", &cloud.url).await;
     let there = connect(&cloud.database_url).await;
     let daemon = Daemon::of(&site, "store");
     let mut tally = Tally::default();
@@ -34,7 +35,7 @@ async fn rounds_of_sigkill_under_writers_of_every_kind() {
     process.kill();
 
     // and writers,
-    let storm = Storm::start(&site.database_url, rng.random(), Scope::Rows);
+    let workload = Workload::start(&site.database_url, rng.random(), WorkloadScope::Rows);
     // when the replicator is killed again and again, at random moments after a start or amid deliveries,
     for round in 0..rounds {
         let process = daemon.start();
@@ -55,7 +56,7 @@ async fn rounds_of_sigkill_under_writers_of_every_kind() {
         }
     }
     let before = applied(&there).await;
-    let committed = storm.end().await.committed();
+    let committed = workload.end().await.committed();
     // and one last run leaves both sides equal, no row ever went back, and nothing was refused.
     let process = daemon.start();
     daemon.caught_up().await;

@@ -1,4 +1,4 @@
-//! The tables of a storm, and the entities that replicate them.
+//! The tables of a workload, and the entities that replicate them.
 
 /// Parents and children with a composite key: small, so that starts are about the replicator and not the catalogue.
 pub(crate) const TABLES: &str = "
@@ -28,7 +28,7 @@ key = [\"pot_id\", \"nth\"]
 path = \"leaves\"
 ";
 
-/// The further tables of a storm of every kind.
+/// The further tables of a workload of every kind.
 const FURTHER_TABLES: &str = include_str!("tables.sql");
 
 /// Their entities, named as the table is: the table and its key. Parents come before children.
@@ -48,7 +48,7 @@ const FURTHER_ENTITIES: [(&str, &[&str]); 13] = [
     ("draft", &["id"]),
 ];
 
-/// Tables and entities of a storm of every kind.
+/// Tables and entities of a workload of every kind.
 pub(super) fn every_kind() -> (String, String) {
     let mut entities = ENTITIES.to_owned();
     for (table, key) in FURTHER_ENTITIES {

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::ops::{Add, Sub};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
+
+use super::locked;
 
 /// What went through.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,51 +54,52 @@ impl Sub for Count {
 }
 
 /// The proxy; it ends when it is dropped.
-pub(crate) struct Meter {
+pub(crate) struct CountingProxy {
     address: SocketAddr,
-    ears: Arc<Mutex<Vec<Arc<Mutex<Ear>>>>>,
+    streams: Arc<Mutex<Vec<Arc<Mutex<ClientStream>>>>>,
     _stop: DropGuard,
 }
 
-impl Meter {
+impl CountingProxy {
     /// Listens on a port of its own, and passes on to `target`.
     pub(crate) async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let ears = Arc::<Mutex<Vec<_>>>::default();
+        let streams = Arc::<Mutex<Vec<_>>>::default();
         let stop = CancellationToken::new();
-        let (known, passing) = (ears.clone(), stop.clone());
+        let (known, passing) = (streams.clone(), stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let ear = Arc::<Mutex<Ear>>::default();
-                locked(&known).push(ear.clone());
+                let stream_count = Arc::<Mutex<ClientStream>>::default();
+                locked(&known).push(stream_count.clone());
                 let passing = passing.clone();
-                tokio::spawn(passing.run_until_cancelled_owned(pass(stream, target, ear)));
+                tokio::spawn(passing.run_until_cancelled_owned(pass(stream, target, stream_count)));
             }
         }));
         Self {
             address,
-            ears,
+            streams,
             _stop: stop.drop_guard(),
         }
     }
 
-    /// A meter before the server of this URL, and the URL through it.
+    /// A counting_proxy before the server of this URL, and the URL through it.
     pub(crate) async fn before(url: &str) -> (Self, String) {
         let mut url: Url = url.parse().unwrap();
         let host = url.host_str().unwrap().parse().unwrap();
-        let meter = Self::start(SocketAddr::new(host, url.port().unwrap())).await;
-        url.set_port(Some(meter.address.port())).unwrap();
-        (meter, url.into())
+        let counting_proxy = Self::start(SocketAddr::new(host, url.port().unwrap())).await;
+        url.set_port(Some(counting_proxy.address.port())).unwrap();
+        (counting_proxy, url.into())
     }
 
     /// What went through so far, of the clients whose `application_name` begins so.
     pub(crate) fn of(&self, application: &str) -> Count {
-        let ears = locked(&self.ears);
-        ears.iter()
-            .map(|ear| locked(ear))
-            .filter(|ear| ear.application.starts_with(application))
-            .fold(Count::default(), |sum, ear| sum + ear.count)
+        let streams = locked(&self.streams);
+        streams
+            .iter()
+            .map(|stream_count| locked(stream_count))
+            .filter(|stream_count| stream_count.application.starts_with(application))
+            .fold(Count::default(), |sum, stream_count| sum + stream_count.count)
     }
 
     /// What went through so far.
@@ -105,12 +108,8 @@ impl Meter {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Passes one connection on, until either side ends it.
-async fn pass(here: TcpStream, target: SocketAddr, ear: Arc<Mutex<Ear>>) {
+async fn pass(here: TcpStream, target: SocketAddr, stream_count: Arc<Mutex<ClientStream>>) {
     let Ok(there) = TcpStream::connect(target).await else {
         return;
     };
@@ -119,7 +118,7 @@ async fn pass(here: TcpStream, target: SocketAddr, ear: Arc<Mutex<Ear>>) {
     let up = async {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(bytes @ 1..) = read.read(&mut buffer).await {
-            locked(&ear).hear(&buffer[..bytes]);
+            locked(&stream_count).hear(&buffer[..bytes]);
             if write.write_all(&buffer[..bytes]).await.is_err() {
                 return;
             }
@@ -133,10 +132,10 @@ async fn pass(here: TcpStream, target: SocketAddr, ear: Arc<Mutex<Ear>>) {
 
 /// Understands what one client says, of either protocol.
 #[derive(Default)]
-struct Ear {
+struct ClientStream {
     count: Count,
     application: String,
-    speech: Speech,
+    protocol: Protocol,
     /// The beginning of a message that is not all here.
     begun: Vec<u8>,
     /// So many bytes of a message's body are still to come.
@@ -144,7 +143,7 @@ struct Ear {
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Speech {
+enum Protocol {
     /// Nothing was said, or only that it would like to encrypt.
     #[default]
     Unknown,
@@ -159,17 +158,17 @@ const ENCRYPT: [u32; 2] = [80_877_103, 80_877_104];
 
 const DELIVERY: &[u8] = b"POST /api/changes ";
 
-impl Ear {
+impl ClientStream {
     fn hear(&mut self, bytes: &[u8]) {
         self.count.bytes += bytes.len() as u64;
-        if self.speech == Speech::Unknown && self.begun.is_empty() && bytes[0] != 0 {
-            self.speech = Speech::Http;
+        if self.protocol == Protocol::Unknown && self.begun.is_empty() && bytes[0] != 0 {
+            self.protocol = Protocol::Http;
         }
-        match self.speech {
-            Speech::Http => self.requests(bytes),
+        match self.protocol {
+            Protocol::Http => self.requests(bytes),
             _ => self.messages(bytes),
         }
-        if self.speech != Speech::Unknown {
+        if self.protocol != Protocol::Unknown {
             self.count.connections = 1;
         }
     }
@@ -195,7 +194,7 @@ impl Ear {
                 let four = self.begun.get(at..at + 4)?;
                 Some(u32::from_be_bytes(four.try_into().ok()?))
             };
-            if self.speech == Speech::Postgres {
+            if self.protocol == Protocol::Postgres {
                 let Some(length) = number(1) else { continue };
                 self.skip = length as usize - 4;
                 self.count.statements += u64::from(matches!(self.begun[0], b'E' | b'Q'));
@@ -208,7 +207,7 @@ impl Ear {
                     continue;
                 }
                 if !ENCRYPT.contains(&code) {
-                    self.speech = Speech::Postgres;
+                    self.protocol = Protocol::Postgres;
                     let mut parameters = self.begun[8..].split(|&byte| byte == 0);
                     if parameters.any(|name| name == b"application_name") {
                         let name = parameters.next().unwrap_or_default();
@@ -241,12 +240,18 @@ fn what_clients_say_is_understood_in_whatever_pieces_it_comes() {
     }
     let request = b"POST /api/changes HTTP/1.1\r\n\r\n{}POST /api/changes HTTP/1.1\r\n\r\n";
     for pieces in [1, 3, 1000] {
-        let mut ear = Ear::default();
-        said.chunks(pieces).for_each(|piece| ear.hear(piece));
-        assert_eq!(ear.application, "cloud-sync drain");
-        assert_eq!((ear.count.statements, ear.count.round_trips), (2, 2));
-        let mut ear = Ear::default();
-        request.chunks(pieces).for_each(|piece| ear.hear(piece));
-        assert_eq!((ear.count.connections, ear.count.deliveries), (1, 2));
+        let mut stream_count = ClientStream::default();
+        said.chunks(pieces).for_each(|piece| stream_count.hear(piece));
+        assert_eq!(stream_count.application, "cloud-sync drain");
+        assert_eq!(
+            (stream_count.count.statements, stream_count.count.round_trips),
+            (2, 2)
+        );
+        let mut stream_count = ClientStream::default();
+        request.chunks(pieces).for_each(|piece| stream_count.hear(piece));
+        assert_eq!(
+            (stream_count.count.connections, stream_count.count.deliveries),
+            (1, 2)
+        );
     }
 }

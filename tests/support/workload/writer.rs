@@ -1,4 +1,4 @@
-//! One writer of a storm: a session that works through restarts of the server.
+//! One writer of a workload: a session that works through restarts of the server.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,18 +10,18 @@ use rand::rngs::StdRng;
 use tokio_postgres::{Client, Error, NoTls};
 use tokio_util::sync::CancellationToken;
 
-use super::kinds::Work;
-use super::{Counts, Scope, definitions, kinds, rows};
+use super::kinds::WorkUnit;
+use super::{TransactionCounts, WorkloadScope, definitions, kinds, rows};
 use crate::support::site::SITE;
 
 pub(super) struct Writer {
     /// Which of the writers it is: the first holds transactions open, two prepare theirs, the last may change definitions.
     pub(super) number: u64,
-    pub(super) scope: Scope,
+    pub(super) scope: WorkloadScope,
     pub(super) url: String,
     pub(super) stop: CancellationToken,
     pub(super) rng: StdRng,
-    pub(super) counts: Arc<Mutex<Counts>>,
+    pub(super) counts: Arc<Mutex<TransactionCounts>>,
     /// Whether the server has MERGE.
     pub(super) merge: bool,
     /// The names of transactions that may be prepared.
@@ -74,20 +74,22 @@ impl Writer {
 
     /// One transaction, and its kind.
     async fn once(&mut self, client: &Client, nth: u64) -> (&'static str, Result<(), Error>) {
-        let every_kind = self.scope != Scope::Rows;
+        let every_kind = self.scope != WorkloadScope::Rows;
         match self.number {
             0 => ("held open", self.hold_open(client).await),
             1 | 2 => {
                 let name = format!("{SITE}-{}-{nth}", self.number);
                 ("prepared", self.prepare(client, name).await)
             }
-            7 if self.scope == Scope::Definitions && self.rng.random_bool(0.7) => self.define(client).await,
+            7 if self.scope == WorkloadScope::Definitions && self.rng.random_bool(0.7) => {
+                self.define(client).await
+            }
             _ if every_kind && self.rng.random_bool(0.06) => ("copy", self.copy(client).await),
             _ => {
-                let Work { kind, sql } = if every_kind {
+                let WorkUnit { kind, sql } = if every_kind {
                     kinds::transaction(&mut self.rng, self.merge)
                 } else {
-                    Work {
+                    WorkUnit {
                         kind: "pots and leaves",
                         sql: rows::transaction(&mut self.rng),
                     }
@@ -118,7 +120,7 @@ impl Writer {
     /// A part of a transaction on the tables of every kind; nothing where only rows of pots and leaves are written.
     fn part(&mut self) -> String {
         match self.scope {
-            Scope::Rows => "select".to_owned(),
+            WorkloadScope::Rows => "select".to_owned(),
             _ => kinds::part(&mut self.rng, self.merge).sql,
         }
     }
@@ -248,7 +250,7 @@ impl Writer {
 
     /// Changes a definition, and tries again while the lock is not free.
     async fn define(&mut self, client: &Client) -> (&'static str, Result<(), Error>) {
-        let Work { kind, sql } = definitions::change(&mut self.rng);
+        let WorkUnit { kind, sql } = definitions::change(&mut self.rng);
         let mut tries = 1;
         loop {
             let done = client.batch_execute(&sql).await;

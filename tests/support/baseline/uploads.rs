@@ -9,11 +9,12 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::quirks::{Names, Uploads};
-use super::{File, Inner, locked};
+use super::{BaselineState, UploadedFile};
+use crate::support::locked;
 
 /// Takes the file of `POST upload/directory`.
 pub(super) async fn answer(
-    state: &Inner,
+    state: &BaselineState,
     uploads: &Uploads,
     directory: &str,
     raw: axum::extract::Request,
@@ -38,7 +39,8 @@ pub(super) async fn answer(
         Names::BaseName => name.rsplit('/').next().unwrap_or_default().to_owned(),
     };
     let stored = format!("{directory}/{kept}");
-    let is_same = |file: &&File| file.directory == directory && file.name == name && file.bytes == bytes;
+    let is_same =
+        |file: &&UploadedFile| file.directory == directory && file.name == name && file.bytes == bytes;
     if files.iter().any(|file| is_same(&file)) {
         let waste = &mut locked(&state.tables).waste;
         waste.files_again += 1;
@@ -54,7 +56,7 @@ pub(super) async fn answer(
             json!({"success": true, "url": url, "path": format!("/storage/{stored}"), "filename": kept})
         }
     };
-    files.push(File {
+    files.push(UploadedFile {
         directory: directory.to_owned(),
         name,
         kind,

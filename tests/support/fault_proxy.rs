@@ -1,96 +1,79 @@
-//! A door before the receiver: it passes requests on, and answers some of them in the receiver's place or after it.
+//! An HTTP proxy before the receiver: it passes requests on, and answers some of them in the receiver's place or
+//! after it.
 //!
 //! ```ignore
-//! let gate = Gate::before(&cloud).await;
-//! gate.fault(Fault::page().on("changes").times(2));
-//! let site = Site::school("page", &gate.url(), KEY).await;
+//! let fault_proxy = FaultProxy::before(&cloud).await;
+//! fault_proxy.fault(Fault::page().on("changes").times(2));
+//! let site = Site::school("page", &fault_proxy.url(), KEY).await;
 //! ```
 
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 
-use super::fault::{Fault, Request, What};
-use super::wire::{Door, Scissors};
+use super::cuttable_listener::{CutHandle, HttpServer};
+use super::fault::{Fault, FaultScript, Request, What};
+use super::locked;
 
-/// The door; it closes when it is dropped.
-pub(crate) struct Gate {
-    state: Arc<Inner>,
-    address: SocketAddr,
-    serving: JoinHandle<()>,
+/// The proxy; it ends when it is dropped.
+pub(crate) struct FaultProxy {
+    state: Arc<FaultProxyState>,
+    server: HttpServer,
 }
 
-struct Inner {
+struct FaultProxyState {
     /// The receiver's base URL.
     target: String,
     client: reqwest::Client,
-    faults: Mutex<Vec<Fault>>,
+    faults: FaultScript,
     struck: Mutex<u64>,
     requests: Mutex<Vec<Request>>,
     hidden: Mutex<Vec<String>>,
     longest: Mutex<usize>,
 }
 
-impl Gate {
-    /// A gate before the server with this base URL.
+impl FaultProxy {
+    /// A fault proxy before the server with this base URL.
     pub(crate) async fn before(target: &str) -> Self {
-        let state = Arc::new(Inner {
+        let state = Arc::new(FaultProxyState {
             target: target.to_owned(),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
-            faults: Mutex::default(),
+            faults: FaultScript::default(),
             struck: Mutex::default(),
             requests: Mutex::default(),
             hidden: Mutex::default(),
             longest: Mutex::new(usize::MAX),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let app = Router::new()
-            .fallback(handle)
-            .layer(DefaultBodyLimit::disable())
-            .with_state(state.clone());
-        let listener = Door {
-            listener,
-            connections: Arc::default(),
-        };
-        let serving = tokio::spawn(async move {
-            let service = app.into_make_service_with_connect_info::<Scissors>();
-            axum::serve(listener, service).await.unwrap();
-        });
-        Self {
-            state,
-            address,
-            serving,
-        }
+        let app = Router::new().fallback(handle).with_state(state.clone());
+        let server = HttpServer::start(app, Arc::default()).await;
+        Self { state, server }
     }
 
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address
     }
 
     /// The API's base URL through it.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}/api", self.address)
+        format!("http://{}/api", self.address())
     }
 
     /// Adds a fault. The first one that fits a request strikes.
     pub(crate) fn fault(&self, fault: Fault) {
-        locked(&self.state.faults).push(fault);
+        self.state.faults.add(fault);
     }
 
     /// From now on nothing goes wrong.
     pub(crate) fn clear_faults(&self) {
-        locked(&self.state.faults).clear();
+        self.state.faults.clear();
     }
 
     /// How many requests were struck so far.
@@ -114,15 +97,9 @@ impl Gate {
     }
 }
 
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
-}
-
 async fn handle(
-    State(state): State<Arc<Inner>>,
-    ConnectInfo(scissors): ConnectInfo<Scissors>,
+    State(state): State<Arc<FaultProxyState>>,
+    ConnectInfo(cut_handle): ConnectInfo<CutHandle>,
     request: axum::extract::Request,
 ) -> Response {
     let (head, body) = request.into_parts();
@@ -130,26 +107,13 @@ async fn handle(
         return StatusCode::BAD_REQUEST.into_response();
     };
     let path = head.uri.path().trim_start_matches("/api").trim_start_matches('/');
-    let request = Request {
-        method: head.method,
-        path: path.to_owned(),
-        query: head.uri.query().unwrap_or_default().to_owned(),
-        headers: head.headers,
-        body,
-    };
+    let request = Request::new(&head, path, body);
     locked(&state.requests).push(request.clone());
-    let what = {
-        let mut faults = locked(&state.faults);
-        let fault = faults.iter_mut().find(|fault| fault.strikes(&request));
-        fault.map(|fault| {
-            fault.times = fault.times.map(|times| times - 1);
-            (fault.what.clone(), fault.after)
-        })
-    };
-    if what.is_some() {
+    let fault = state.faults.strike(&request);
+    if fault.is_some() {
         *locked(&state.struck) += 1;
     }
-    match what {
+    match fault.map(|fault| (fault.what, fault.after)) {
         Some((
             What::Answer {
                 status,
@@ -167,7 +131,7 @@ async fn handle(
             if stored {
                 pass(&state, &request).await;
             }
-            scissors.cut();
+            cut_handle.cut();
             StatusCode::OK.into_response()
         }
         Some((What::Stall | What::Hold(_), _)) => std::future::pending().await,
@@ -175,7 +139,7 @@ async fn handle(
     }
 }
 
-async fn pass(state: &Inner, request: &Request) -> Response {
+async fn pass(state: &FaultProxyState, request: &Request) -> Response {
     let first = request.path.split('/').next().unwrap_or_default();
     if locked(&state.hidden).iter().any(|name| name == first) {
         return StatusCode::NOT_FOUND.into_response();
@@ -213,8 +177,4 @@ async fn pass(state: &Inner, request: &Request) -> Response {
         return axum::Json(body).into_response();
     }
     (status, headers, body).into_response()
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -12,13 +12,14 @@ use serde_json::{Value, json};
 
 use super::quirks::{Accepted, Bulk, Quirks, Refusal, Slash};
 use super::tables::{Context, Refused, cleaned};
-use super::{Inner, KEY, lists, locked, uploads};
+use super::{BaselineState, KEY, lists, uploads};
+use crate::support::cuttable_listener::CutHandle;
 use crate::support::fault::{Request, What};
-use crate::support::wire::Scissors;
+use crate::support::locked;
 
 pub(super) async fn handle(
-    State(state): State<Arc<Inner>>,
-    ConnectInfo(scissors): ConnectInfo<Scissors>,
+    State(state): State<Arc<BaselineState>>,
+    ConnectInfo(cut_handle): ConnectInfo<CutHandle>,
     request: axum::extract::Request,
 ) -> Response {
     let at_once = state.at_once.fetch_add(1, Ordering::SeqCst) + 1;
@@ -37,28 +38,14 @@ pub(super) async fn handle(
         .strip_prefix(&root)
         .filter(|rest| rest.starts_with('/'))
         .map_or(path, |rest| rest.trim_start_matches('/'));
-    let request = Request {
-        method: head.method.clone(),
-        path: below.to_owned(),
-        query: head.uri.query().unwrap_or_default().to_owned(),
-        headers: head.headers.clone(),
-        body: body.clone(),
-    };
+    let request = Request::new(&head, below, body.clone());
     locked(&state.requests).push(request.clone());
     locked(&state.tables).note_bytes(below.trim_end_matches('/'), body.len());
     let latency = *locked(&state.latency);
     if latency > Duration::ZERO {
         tokio::time::sleep(latency).await;
     }
-    let what = {
-        let mut faults = locked(&state.faults);
-        let fault = faults.iter_mut().find(|fault| fault.strikes(&request));
-        fault.map(|fault| {
-            fault.times = fault.times.map(|times| times - 1);
-            fault.what.clone()
-        })
-    };
-    match what {
+    match state.faults.strike(&request).map(|fault| fault.what) {
         Some(What::Answer {
             status,
             headers,
@@ -69,7 +56,7 @@ pub(super) async fn handle(
                 let raw = axum::extract::Request::from_parts(head, body.into());
                 answer(&state, &request, raw).await;
             }
-            scissors.cut();
+            cut_handle.cut();
             return StatusCode::OK.into_response();
         }
         Some(What::Stall) => std::future::pending().await,
@@ -92,7 +79,7 @@ pub(super) async fn handle(
     answer(&state, &request, raw).await
 }
 
-struct Leaving<'a>(&'a Inner);
+struct Leaving<'a>(&'a BaselineState);
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
@@ -116,7 +103,7 @@ enum Call {
 }
 
 /// What the server does when nothing goes wrong.
-async fn answer(state: &Inner, request: &Request, raw: axum::extract::Request) -> Response {
+async fn answer(state: &BaselineState, request: &Request, raw: axum::extract::Request) -> Response {
     let quirks = locked(&state.quirks).clone();
     if let Some(redirect) = with_slash(&quirks, request, &raw) {
         return redirect;
@@ -168,7 +155,7 @@ async fn answer(state: &Inner, request: &Request, raw: axum::extract::Request) -
     }
 }
 
-fn call_of(state: &Inner, quirks: &Quirks, request: &Request) -> Option<Call> {
+fn call_of(state: &BaselineState, quirks: &Quirks, request: &Request) -> Option<Call> {
     let path = match quirks.slash {
         Slash::Never => request.path.as_str(),
         _ => request.path.trim_end_matches('/'),
@@ -229,7 +216,7 @@ fn with_slash(quirks: &Quirks, request: &Request, raw: &axum::extract::Request) 
     Some((StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, location)]).into_response())
 }
 
-fn post(state: &Inner, quirks: &Quirks, path: &str, row: &Value) -> Response {
+fn post(state: &BaselineState, quirks: &Quirks, path: &str, row: &Value) -> Response {
     let rules = locked(&state.rules);
     let context = Context {
         quirks,
@@ -247,7 +234,7 @@ fn post(state: &Inner, quirks: &Quirks, path: &str, row: &Value) -> Response {
     }
 }
 
-fn bulk(state: &Inner, quirks: &Quirks, path: &str, body: &Value) -> Response {
+fn bulk(state: &BaselineState, quirks: &Quirks, path: &str, body: &Value) -> Response {
     let rows = body["records"].as_array().map_or(&[][..], Vec::as_slice);
     let rules = locked(&state.rules);
     let context = Context {

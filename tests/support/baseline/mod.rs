@@ -2,13 +2,13 @@
 //!
 //! It is a real HTTP server on a port of its own. It knows the paths and keys of a catalogue, and answers 404
 //! to all else. Each request is recorded as it arrives; faults are scripted with [`Fault`]; rows are refused
-//! by rules ([`Cloud::require`], [`Cloud::refuse`]) until [`Cloud::clear_rules`].
+//! by rules ([`BaselineServer::require`], [`BaselineServer::refuse`]) until [`BaselineServer::clear_rules`].
 //!
 //! A request goes through [`serve`]; rows are in [`tables`], lists are made by [`lists`], files are taken by
 //! [`uploads`].
 //!
 //! ```ignore
-//! let cloud = Cloud::start(&catalogue, Quirks::laravel()).await;
+//! let cloud = BaselineServer::start(&catalogue, Quirks::laravel()).await;
 //! cloud.require("leaves", "faculty_id", "faculties", "faculty_id");
 //! cloud.refuse(|path, row| (path == "rooms" && row["room_id"] == 3).then(|| "no such building".to_owned()));
 //! cloud.fault(Fault::status(503).retry_after("1").on("rooms").times(2));
@@ -28,17 +28,14 @@ mod uploads;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::DefaultBodyLimit;
 use cloud_sync::catalogue::{Catalogue, Entity};
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 
 #[allow(unused_imports, reason = "each test file uses its own part")]
 pub(crate) use quirks::{
@@ -47,15 +44,16 @@ pub(crate) use quirks::{
 pub(crate) use tables::Waste;
 use tables::{Rules, Tables, key_of};
 
-use super::fault::{Fault, Request};
-use super::wire::{Door, Scissors};
+use super::cuttable_listener::HttpServer;
+use super::fault::{Fault, FaultScript, Request};
+use super::locked;
 
 /// The key that the server takes; any other is answered 401.
 pub(crate) const KEY: &str = "a-key-that-must-not-leak";
 
 /// A file that was uploaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct File {
+pub(crate) struct UploadedFile {
     pub(crate) directory: String,
     /// As it was sent.
     pub(crate) name: String,
@@ -68,21 +66,20 @@ pub(crate) struct File {
 }
 
 /// The server. It ends when it is dropped.
-pub(crate) struct Cloud {
-    state: Arc<Inner>,
-    address: SocketAddr,
-    serving: JoinHandle<()>,
+pub(crate) struct BaselineServer {
+    state: Arc<BaselineState>,
+    server: HttpServer,
 }
 
-struct Inner {
+struct BaselineState {
     /// By path.
     entities: HashMap<String, Entity>,
     quirks: Mutex<Quirks>,
     rules: Mutex<Rules>,
     tables: Mutex<Tables>,
-    files: Mutex<Vec<File>>,
+    files: Mutex<Vec<UploadedFile>>,
     requests: Mutex<Vec<Request>>,
-    faults: Mutex<Vec<Fault>>,
+    faults: FaultScript,
     latency: Mutex<Duration>,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
@@ -92,20 +89,20 @@ struct Inner {
     changed: Notify,
 }
 
-impl Cloud {
+impl BaselineServer {
     /// Starts a server that knows the paths and keys of the catalogue. Where capabilities stand in place of
     /// quirks, it is the contract's server with these.
     pub(crate) async fn start(catalogue: &Catalogue, quirks: impl Into<Quirks>) -> Self {
         let entities = catalogue.entities().iter();
         let connections = Arc::new(AtomicUsize::new(0));
-        let state = Arc::new(Inner {
+        let state = Arc::new(BaselineState {
             entities: entities.map(|one| (one.path.clone(), one.clone())).collect(),
             quirks: Mutex::new(quirks.into()),
             rules: Mutex::default(),
             tables: Mutex::default(),
             files: Mutex::default(),
             requests: Mutex::default(),
-            faults: Mutex::default(),
+            faults: FaultScript::default(),
             latency: Mutex::default(),
             at_once: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
@@ -113,35 +110,21 @@ impl Cloud {
             late: AtomicUsize::new(0),
             changed: Notify::new(),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let app = Router::new()
             .fallback(serve::handle)
-            .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&state));
-        let listener = Door {
-            listener,
-            connections,
-        };
-        let serving = tokio::spawn(async move {
-            let service = app.into_make_service_with_connect_info::<Scissors>();
-            axum::serve(listener, service).await.unwrap();
-        });
-        Self {
-            state,
-            address,
-            serving,
-        }
+        let server = HttpServer::start(app, connections).await;
+        Self { state, server }
     }
 
     /// The base URL, for `cloud.url`; calls are below it and the prefix.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}{}", self.address, locked(&self.state.quirks).base)
+        format!("http://{}{}", self.address(), locked(&self.state.quirks).base)
     }
 
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address
     }
 
     /// The rows of a path as they are stored, in the order of their keys.
@@ -176,7 +159,7 @@ impl Cloud {
     }
 
     /// The files, in the order of their arrival.
-    pub(crate) fn files(&self) -> Vec<File> {
+    pub(crate) fn files(&self) -> Vec<UploadedFile> {
         locked(&self.state.files).clone()
     }
 
@@ -201,12 +184,12 @@ impl Cloud {
 
     /// Adds a fault. The first one that fits a request strikes.
     pub(crate) fn fault(&self, fault: Fault) {
-        locked(&self.state.faults).push(fault);
+        self.state.faults.add(fault);
     }
 
     /// From now on nothing goes wrong; requests that stall go on stalling.
     pub(crate) fn clear_faults(&self) {
-        locked(&self.state.faults).clear();
+        self.state.faults.clear();
     }
 
     /// From now on a row of `child` is refused (by 409 where refusals are 4xx) unless a row of `parent` has
@@ -295,14 +278,4 @@ impl Cloud {
             "the cloud has waited {limit:?} for this: {what}"
         );
     }
-}
-
-impl Drop for Cloud {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -3,7 +3,7 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::kinds::Work;
+use super::kinds::WorkUnit;
 
 /// How often a change whose lock is not free is tried.
 pub(super) const TRIES: u32 = 6;
@@ -105,7 +105,7 @@ const LOCK_HELD: [&str; 4] = [
 ];
 
 /// One change of a definition, or a write to a partition that comes and goes.
-pub(super) fn change(rng: &mut StdRng) -> Work {
+pub(super) fn change(rng: &mut StdRng) -> WorkUnit {
     let (kind, sqls): (_, &[&str]) = match rng.random_range(0..100) {
         0..15 => ("add a column", &ADD_COLUMN),
         15..25 => ("drop a column", &DROP_COLUMN),
@@ -119,16 +119,16 @@ pub(super) fn change(rng: &mut StdRng) -> Work {
         88..94 => ("lock held", &LOCK_HELD),
         _ => return write_to_partition(rng),
     };
-    Work {
+    WorkUnit {
         kind,
         sql: sqls[rng.random_range(0..sqls.len())].to_owned(),
     }
 }
 
 /// Writes to a partition that may have no triggers of its own yet, or be no partition any more.
-fn write_to_partition(rng: &mut StdRng) -> Work {
+fn write_to_partition(rng: &mut StdRng) -> WorkUnit {
     let word: u32 = rng.random();
-    Work {
+    WorkUnit {
         kind: "new partition itself",
         sql: format!(
             "insert into event_soon (id, day, note) select n, 61 + n % 19, 'soon {word}' from generate_series(1, 30) n \

@@ -8,7 +8,7 @@ use super::site::{Cloud, LIMIT, Site, connect};
 const COMMITS: usize = 100;
 
 /// Commits rows of ids from 1,000 on to the table, whose key is `id`, and waits for each in the entity's table of the cloud.
-pub(crate) async fn commits(what: &str, site: &Site, cloud: &Cloud, table: &str, entity: &str) {
+pub(crate) async fn print_commit_latency(what: &str, site: &Site, cloud: &Cloud, table: &str, entity: &str) {
     let (here, there) = (
         connect(&site.database_url).await,
         connect(&cloud.database_url).await,

@@ -33,7 +33,7 @@ pub(crate) enum Trouble {
 }
 
 /// The proxy; it ends when it is dropped.
-pub(crate) struct Proxy {
+pub(crate) struct TcpProxy {
     address: SocketAddr,
     trouble: watch::Sender<Trouble>,
     target: watch::Sender<SocketAddr>,
@@ -41,7 +41,7 @@ pub(crate) struct Proxy {
     _stop: DropGuard,
 }
 
-impl Proxy {
+impl TcpProxy {
     /// Listens on a port of its own, and passes on to `target`.
     pub(crate) async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", free_port())).await.unwrap();
@@ -50,12 +50,12 @@ impl Proxy {
         let (target, targeted) = watch::channel(target);
         let stop = CancellationToken::new();
         let struck = Arc::new(AtomicU64::new(0));
-        let road = Road {
+        let route = ProxyRoute {
             trouble: troubled,
             struck: struck.clone(),
             stop: stop.clone(),
         };
-        tokio::spawn(listen(listener, address, targeted, road));
+        tokio::spawn(listen(listener, address, targeted, route));
         Self {
             address,
             trouble,
@@ -92,13 +92,13 @@ impl Proxy {
 }
 
 #[derive(Clone)]
-struct Road {
+struct ProxyRoute {
     trouble: watch::Receiver<Trouble>,
     struck: Arc<AtomicU64>,
     stop: CancellationToken,
 }
 
-impl Road {
+impl ProxyRoute {
     /// Counts, and has the sender's socket reset when it is dropped; the other side's is closed, after what passed.
     fn strike(&self, sender: &OwnedReadHalf) {
         let _ = sender.as_ref().set_zero_linger();
@@ -110,12 +110,12 @@ async fn listen(
     listener: TcpListener,
     address: SocketAddr,
     target: watch::Receiver<SocketAddr>,
-    mut road: Road,
+    mut route: ProxyRoute,
 ) {
     let mut listener = Some(listener);
-    let stop = road.stop.clone();
+    let stop = route.stop.clone();
     loop {
-        if *road.trouble.borrow_and_update() == Trouble::Refuse {
+        if *route.trouble.borrow_and_update() == Trouble::Refuse {
             listener = None;
         } else if listener.is_none() {
             // The port may be taken for a moment by a connection that goes out.
@@ -124,17 +124,17 @@ async fn listen(
         let accepted = async {
             match &listener {
                 Some(listener) => listener.accept().await.ok(),
-                None if *road.trouble.borrow() == Trouble::Refuse => std::future::pending().await,
+                None if *route.trouble.borrow() == Trouble::Refuse => std::future::pending().await,
                 None => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     None
                 }
             }
         };
-        let mut changes = road.trouble.clone();
+        let mut changes = route.trouble.clone();
         tokio::select! {
             accepted = accepted => if let Some((stream, _)) = accepted {
-                tokio::spawn(pass(stream, *target.borrow(), road.clone()));
+                tokio::spawn(pass(stream, *target.borrow(), route.clone()));
             },
             changed = changes.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
@@ -143,30 +143,30 @@ async fn listen(
 }
 
 /// Passes one connection on, until either side ends it or trouble does.
-async fn pass(here: TcpStream, target: SocketAddr, road: Road) {
+async fn pass(here: TcpStream, target: SocketAddr, route: ProxyRoute) {
     let Ok(there) = TcpStream::connect(target).await else {
         return;
     };
     let _ = (here.set_nodelay(true), there.set_nodelay(true));
     let ((read_here, write_here), (read_there, write_there)) = (here.into_split(), there.into_split());
     tokio::select! {
-        () = pump(read_here, write_there, true, road.clone()) => {}
-        () = pump(read_there, write_here, false, road.clone()) => {}
-        () = road.stop.cancelled() => {}
+        () = pump(read_here, write_there, true, route.clone()) => {}
+        () = pump(read_there, write_here, false, route.clone()) => {}
+        () = route.stop.cancelled() => {}
     }
 }
 
 /// Passes one direction on; ends when the connection is to be closed.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: bool, mut road: Road) {
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: bool, mut route: ProxyRoute) {
     let mut buffer = vec![0; 64 * 1024];
     'changed: loop {
-        let trouble = *road.trouble.borrow_and_update();
+        let trouble = *route.trouble.borrow_and_update();
         let (mut left, mut at_once, mut pause) = (None, buffer.len(), Duration::ZERO);
         match trouble {
             Trouble::None => {}
             Trouble::Refuse => {
                 if requests {
-                    road.strike(&from);
+                    route.strike(&from);
                 }
                 return;
             }
@@ -176,9 +176,9 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: bool, m
             Trouble::HoldAnswers if requests => {}
             Trouble::Stall | Trouble::HoldAnswers => {
                 if requests {
-                    road.struck.fetch_add(1, Ordering::Relaxed);
+                    route.struck.fetch_add(1, Ordering::Relaxed);
                 }
-                if road.trouble.changed().await.is_err() {
+                if route.trouble.changed().await.is_err() {
                     return;
                 }
                 continue 'changed;
@@ -188,7 +188,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: bool, m
         loop {
             let read = tokio::select! {
                 biased;
-                changed = road.trouble.changed() => match changed {
+                changed = route.trouble.changed() => match changed {
                     Ok(()) => continue 'changed,
                     Err(_) => return,
                 },
@@ -206,7 +206,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: bool, m
             if let Some(left) = &mut left {
                 *left -= passes;
                 if *left == 0 {
-                    road.strike(&from);
+                    route.strike(&from);
                     return;
                 }
             }

@@ -1,4 +1,4 @@
-//! Connections that a server can cut from within a request, and a count of them.
+//! An HTTP server on a port of its own whose requests can cut their connection, and a count of its connections.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,30 +7,60 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 
-/// A listener whose connections can be cut by the request that came over them.
-pub(crate) struct Door {
-    pub(crate) listener: TcpListener,
-    /// How many connections were opened.
-    pub(crate) connections: Arc<AtomicUsize>,
+/// A running server; it ends when it is dropped.
+pub(crate) struct HttpServer {
+    pub(crate) address: SocketAddr,
+    _serving: AbortOnDropHandle<()>,
 }
 
-impl Listener for Door {
-    type Io = Thread;
+impl HttpServer {
+    /// Serves bodies of any length. A handler gets the [`CutHandle`] of its connection as `ConnectInfo`; `connections` counts
+    /// the connections.
+    pub(crate) async fn start(app: Router, connections: Arc<AtomicUsize>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = CuttableListener {
+            listener,
+            connections,
+        };
+        let service = app
+            .layer(DefaultBodyLimit::disable())
+            .into_make_service_with_connect_info::<CutHandle>();
+        let serving = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
+        Self {
+            address,
+            _serving: AbortOnDropHandle::new(serving),
+        }
+    }
+}
+
+/// A listener whose connections can be cut by the request that came over them.
+struct CuttableListener {
+    listener: TcpListener,
+    /// How many connections were opened.
+    connections: Arc<AtomicUsize>,
+}
+
+impl Listener for CuttableListener {
+    type Io = Connection;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Thread, SocketAddr) {
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
         let (stream, address) = Listener::accept(&mut self.listener).await;
         let _ = stream.set_nodelay(true);
         self.connections.fetch_add(1, Ordering::SeqCst);
-        let scissors = Scissors {
+        let cut_handle = CutHandle {
             cut: Arc::new(AtomicBool::new(false)),
         };
-        (Thread { stream, scissors }, address)
+        (Connection { stream, cut_handle }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -40,39 +70,39 @@ impl Listener for Door {
 
 /// Cuts one connection.
 #[derive(Clone)]
-pub(crate) struct Scissors {
+pub(crate) struct CutHandle {
     cut: Arc<AtomicBool>,
 }
 
-impl Scissors {
+impl CutHandle {
     /// Whatever is written to the connection from now on, its end is what the client sees.
     pub(crate) fn cut(&self) {
         self.cut.store(true, Ordering::SeqCst);
     }
 }
 
-impl Connected<IncomingStream<'_, Door>> for Scissors {
-    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        stream.io().scissors.clone()
+impl Connected<IncomingStream<'_, CuttableListener>> for CutHandle {
+    fn connect_info(stream: IncomingStream<'_, CuttableListener>) -> Self {
+        stream.io().cut_handle.clone()
     }
 }
 
 /// One connection.
-pub(crate) struct Thread {
+struct Connection {
     stream: TcpStream,
-    scissors: Scissors,
+    cut_handle: CutHandle,
 }
 
-impl Thread {
+impl Connection {
     fn check(&self) -> io::Result<()> {
-        if self.scissors.cut.load(Ordering::SeqCst) {
+        if self.cut_handle.cut.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(())
     }
 }
 
-impl AsyncRead for Thread {
+impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -83,7 +113,7 @@ impl AsyncRead for Thread {
     }
 }
 
-impl AsyncWrite for Thread {
+impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

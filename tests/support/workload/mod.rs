@@ -1,4 +1,4 @@
-//! A storm: writers of every kind against one site, and an audit of what they committed.
+//! A workload: writers of every kind against one site, and an audit of what they committed.
 
 pub(crate) mod audit;
 mod definitions;
@@ -23,21 +23,21 @@ use super::postgres::Server;
 use super::site::{KEY, Site};
 use writer::Writer;
 
-/// What a storm needs of a server: writers prepare transactions, and a crash takes back all that no commit has written.
-pub(crate) const SERVER: [&str; 2] = ["max_prepared_transactions=20", "wal_writer_delay=10s"];
+/// What a workload needs of a server: writers prepare transactions, and a crash takes back all that no commit has written.
+pub(crate) const SERVER_OPTIONS: [&str; 2] = ["max_prepared_transactions=20", "wal_writer_delay=10s"];
 
-/// What the writers of a storm do.
+/// What the writers of a workload do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scope {
+pub(crate) enum WorkloadScope {
     /// Transactions on pots and leaves.
     Rows,
-    /// Every kind of transaction, on all tables of the storm.
+    /// Every kind of transaction, on all tables of the workload.
     EveryKind,
     /// The same, while one writer changes the definitions of tables.
     Definitions,
 }
 
-/// The site of a storm on pots and leaves, with its audit, on this server.
+/// The site of a workload on pots and leaves, with its audit, on this server.
 pub(crate) async fn site(server: &Server, hint: &str, cloud_url: &str) -> Site {
     let (tables, entities) = (TABLES, ENTITIES);
     audited_site(server, hint, cloud_url, tables, entities).await
@@ -57,20 +57,20 @@ async fn audited_site(server: &Server, hint: &str, cloud_url: &str, tables: &str
     site
 }
 
-/// How many writers a storm has.
+/// How many writers a workload has.
 const WRITERS: u64 = 8;
 
 /// How many transactions of each kind were committed, and how many failed: on a key, a lock or a deadlock.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Counts(BTreeMap<&'static str, (u64, u64)>);
+pub(crate) struct TransactionCounts(BTreeMap<&'static str, (u64, u64)>);
 
-impl Counts {
+impl TransactionCounts {
     /// How many were committed.
     pub(crate) fn committed(&self) -> u64 {
         self.0.values().map(|(committed, _)| committed).sum()
     }
 
-    /// Adds those of another storm.
+    /// Adds those of another workload.
     pub(crate) fn add(&mut self, other: &Self) {
         for (kind, (committed, failed)) in &other.0 {
             let counts = self.0.entry(kind).or_default();
@@ -80,7 +80,7 @@ impl Counts {
     }
 }
 
-impl fmt::Display for Counts {
+impl fmt::Display for TransactionCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (kind, (committed, failed)) in &self.0 {
             writeln!(f, "  {kind}: {committed} committed, {failed} failed")?;
@@ -90,15 +90,15 @@ impl fmt::Display for Counts {
 }
 
 /// Writers at work.
-pub(crate) struct Storm {
+pub(crate) struct Workload {
     stop: CancellationToken,
     writers: JoinSet<()>,
-    counts: Arc<Mutex<Counts>>,
+    counts: Arc<Mutex<TransactionCounts>>,
 }
 
-impl Storm {
+impl Workload {
     /// Starts the writers; the same seed starts the same ones.
-    pub(crate) fn start(url: &str, seed: u64, scope: Scope) -> Self {
+    pub(crate) fn start(url: &str, seed: u64, scope: WorkloadScope) -> Self {
         let stop = CancellationToken::new();
         let counts = Arc::new(Mutex::default());
         let mut writers = JoinSet::new();
@@ -123,7 +123,7 @@ impl Storm {
     }
 
     /// Ends them, with nothing left open or prepared. Returns what they did.
-    pub(crate) async fn end(mut self) -> Counts {
+    pub(crate) async fn end(mut self) -> TransactionCounts {
         self.stop.cancel();
         while let Some(ended) = self.writers.join_next().await {
             ended.unwrap();

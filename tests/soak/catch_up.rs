@@ -1,4 +1,4 @@
-//! The calm after a storm: all is left to catch up, and then both sides must be equal, without a command of a person.
+//! The calm after a workload: all is left to catch up, and then both sides must be equal, without a command of a person.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use cloud_sync::source::drift;
 use tokio_postgres::Client;
 
 use crate::support::oracle;
-use crate::support::proxy::Trouble;
 use crate::support::site::connect;
-use crate::support::storm::{self, Storm, audited};
+use crate::support::tcp_proxy::Trouble;
+use crate::support::workload::{self, Workload, audited};
 use crate::{World, tail};
 
 /// How long the replicator may take until nothing waits, once nothing is in its way. Twice it may have to wait for its next look
@@ -18,12 +18,12 @@ use crate::{World, tail};
 const CATCH_UP: Duration = Duration::from_secs(240);
 
 impl World<'_> {
-    /// Ends the storm, leaves everything alone until nothing waits, and returns what is broken then.
-    pub(super) async fn calm(&mut self, storm: Storm) -> Vec<String> {
+    /// Ends the workload, leaves everything alone until nothing waits, and returns what is broken then.
+    pub(super) async fn calm(&mut self, workload: Workload) -> Vec<String> {
         self.proxy.set(Trouble::None);
-        self.gate.clear_faults();
+        self.fault_proxy.clear_faults();
         self.receiver.ensure();
-        let counts = storm.end().await;
+        let counts = workload.end().await;
         self.counts.add(&counts);
         let begun = Instant::now();
         self.command = None;
@@ -105,7 +105,7 @@ impl World<'_> {
             .and_then(|status| status.quarantine)
             .is_some_and(|rows| rows > 0)
         {
-            // What the gate refused, a person sends again.
+            // What the fault proxy refused, a person sends again.
             self.daemons[which].ask(&["quarantine", "retry", "--all"]);
             return Some("rows were in quarantine".to_owned());
         }
@@ -144,7 +144,7 @@ impl World<'_> {
 
     /// Forgets what was checked, so that checks stay quick: of each row's history only the last entry is kept.
     async fn forget(&self) {
-        storm::audit::forget(&self.site).await;
+        workload::audit::forget(&self.site).await;
         let sql = "delete from cloud_meta.history h using (select site, entity, key, max(id) as id \
                    from cloud_meta.history group by 1, 2, 3) l where h.site = l.site and h.entity = l.entity \
                    and h.key is not distinct from l.key and h.id < l.id";
