@@ -3,13 +3,14 @@
 
 use std::time::Instant;
 
+use crate::Outcome;
 use crate::load::{LoadTable, Writers};
 use crate::memory::{PeakMemory, PeerMemory};
+use crate::progress::Progress;
 use crate::servers::{Server, World};
 use crate::site::Site;
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const CHANGES: u64 = 100_000;
 const WRITERS: u64 = 8;

@@ -13,11 +13,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use crate::Outcome;
 use crate::load;
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::{KEY, Plan, Site};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const ROWS: u64 = 5_000;
 

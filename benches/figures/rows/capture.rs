@@ -7,11 +7,12 @@
 
 use crate::load::{LoadTable, Until, Writers};
 use crate::pgq::{Pgq, PgqOrSkipped};
+use crate::progress::Progress;
 use crate::servers::{Server, World};
 use crate::site::{Plan, Site};
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit, grouped};
-use crate::{Outcome, Progress, school};
+use crate::{Outcome, school};
 
 const WRITERS: u64 = 8;
 

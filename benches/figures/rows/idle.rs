@@ -6,10 +6,11 @@ use tokio::time::sleep;
 
 use crate::load::LoadTable;
 use crate::memory::backends;
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::Site;
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress, process};
+use crate::{Outcome, process};
 
 /// How long after its last change it counts as idle.
 const QUIET: Duration = Duration::from_secs(5);

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
+use crate::Outcome;
 use crate::load::{LoadTable, many_rows, one_row};
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::Site;
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const COMMITS: usize = 1_000;
 

@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use crate::Outcome;
 use crate::line::Line;
 use crate::load::{self, LoadTable};
+use crate::progress::Progress;
 use crate::rows::backlog::write;
 use crate::servers::World;
 use crate::site::{Plan, Site};
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const BITS_PER_SECOND: u64 = 5_000_000;
 const ROUND_TRIP: Duration = Duration::from_millis(100);

@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::time::Instant;
 
+use crate::Outcome;
 use crate::load::{LoadTable, Until, Writers, many_rows};
 use crate::memory::PeakMemory;
 use crate::plot::{self, Point};
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::Site;
 use crate::table::{Row, Samples, Target, Unit, grouped};
-use crate::{Outcome, Progress};
 
 const BACKLOGS: [u64; 3] = [10_000, 100_000, 1_000_000];
 

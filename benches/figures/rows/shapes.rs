@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
+use crate::Outcome;
 use crate::load::{self, LoadTable, many_rows};
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::{Plan, Site};
 use crate::table::{Row, Samples, Unit, grouped};
-use crate::{Outcome, Progress};
 
 const CHANGES: u64 = 100_000;
 

@@ -1,11 +1,12 @@
 //! Writers of three kinds, one to 32 of them, while the replicator is stopped, is idle when they begin, and works off a
 //! backlog. Measured where it is named.
 
+use crate::Outcome;
 use crate::load::{self, Until, Writers};
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::{Plan, Site};
 use crate::table::{Row, Samples, Unit};
-use crate::{Outcome, Progress};
 
 const CLIENTS: [u64; 3] = [1, 8, 32];
 const SECONDS: u64 = 2;
