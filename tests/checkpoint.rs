@@ -1,5 +1,5 @@
-//! What every checkpoint store must do: one suite, which each store passes. A further store needs a [`StorePlace`] and
-//! a test.
+//! What every checkpoint store must do: one suite, which each store passes. A further store needs a
+//! [`StorePlace`] and a test.
 
 use std::path::Path;
 use std::sync::Arc;

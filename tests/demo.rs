@@ -1,4 +1,5 @@
-//! The demo's parts on a private server: the sample school, live traffic in it, and the comparison with a cloud.
+//! The demo's parts on a private server: the sample school, live traffic in it, and the comparison with a
+//! cloud.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -233,7 +234,8 @@ async fn the_comparison_tells_what_differs(client: &Client, url: &str, media: &P
             .map(|column| format!("; alter table cloud.{} drop column {column}", entity.name))
             .collect();
         let statement = format!(
-            "create table cloud.{} as select *, 'college'::text as _site, 1::bigint as _epoch, 0::bigint as _version\
+            "create table cloud.{} as select *, 'college'::text as _site, 1::bigint as _epoch, \
+             0::bigint as _version\
              {urls} from {}{drops}",
             entity.name, entity.table
         );

@@ -123,7 +123,8 @@ async fn paths_outside_the_root_and_empty_files_are_never_sent() {
     std::os::unix::fs::symlink(site.folder.path().join("secret"), site.media().join("link.jpg")).unwrap();
     let replicator = site.replicate();
     site.run(&format!(
-        "{FACULTY} ('x', null); {LEAVE} (1, '../secret'), (1, '/etc/passwd'), (1, 'link.jpg'), (1, 'empty.jpg'), (1, ''), (1, null)"
+        "{FACULTY} ('x', null); {LEAVE} (1, '../secret'), (1, '/etc/passwd'), (1, 'link.jpg'), (1, \
+         'empty.jpg'), (1, ''), (1, null)"
     ))
     .await;
     let status = replicator

@@ -45,7 +45,8 @@ async fn a_transaction_that_no_snapshot_lists_is_read_from_its_first_change() {
     let site = Site::school("newest", &cloud.url, KEY).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
-    // Given a transaction with the newest number of all, which a snapshot's list of those in progress leaves out
+    // Given a transaction with the newest number of all, which a snapshot's list of those in progress leaves
+    // out
     let newest = connect(&site.database_url).await;
     newest
         .batch_execute(&format!("begin; {ROOM} (1, 'A1', 'first')"))
@@ -78,7 +79,8 @@ async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
         .batch_execute("begin; update tbl_room set room_name = 'longest' where room_id = 9")
         .await
         .unwrap();
-    // and one that begins before the next and updates the row after it: its number is lower, its change is later
+    // and one that begins before the next and updates the row after it: its number is lower, its change is
+    // later
     let second = connect(&site.database_url).await;
     second
         .batch_execute("begin; select pg_current_xact_id()")
@@ -114,10 +116,12 @@ async fn every_kind_of_statement_reaches_the_receiver() {
     let replicator = site.replicate();
     // insert, and a multi-row update
     site.run(
-        "insert into tbl_room (room_no, room_name) select 'R' || n, 'room ' || n from generate_series(1, 50) n; \
+        "insert into tbl_room (room_no, room_name) select 'R' || n, 'room ' || n \
+         from generate_series(1, 50) n; \
          update tbl_room set room_name = upper(room_name) where room_id <= 20; \
          insert into tbl_faculty (faculty_fname) select 'f' || n from generate_series(1, 30) n; \
-         insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || n from generate_series(1, 10) n",
+         insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || n \
+         from generate_series(1, 10) n",
     )
     .await;
     // a key change, a swap of keys, a delete, and an upsert
@@ -145,8 +149,8 @@ async fn every_kind_of_statement_reaches_the_receiver() {
     copy.finish().await.unwrap();
     // a cascade
     site.run(
-        "insert into tbl_teaching_load (faculty_id, teaching_load_subject) select faculty_id, 's' from tbl_faculty; \
-         delete from tbl_faculty where faculty_id <= 5",
+        "insert into tbl_teaching_load (faculty_id, teaching_load_subject) select faculty_id, 's' \
+         from tbl_faculty; delete from tbl_faculty where faculty_id <= 5",
     )
     .await;
     replicator.caught_up().await;
@@ -160,8 +164,11 @@ async fn every_kind_of_statement_reaches_the_receiver() {
     replicator.caught_up().await;
     site.assert_equal(&cloud).await;
     // TRUNCATE, and rows after it
-    site.run("truncate tbl_teaching_load cascade; insert into tbl_teaching_load (teaching_load_subject) values ('after')")
-        .await;
+    site.run(
+        "truncate tbl_teaching_load cascade; insert into tbl_teaching_load (teaching_load_subject) \
+         values ('after')",
+    )
+    .await;
     replicator.caught_up().await;
     site.assert_equal(&cloud).await;
     assert_never_back(&cloud).await;
@@ -172,23 +179,27 @@ async fn every_kind_of_statement_reaches_the_receiver() {
 async fn of_keys_that_lie_close_together_each_row_arrives_and_each_gap_is_a_delete() {
     let cloud = Cloud::start("range").await;
     let tables = "create table item (item_id smallint primary key, amount int, note text)";
-    let entities = "[[entity]]\nname = \"items\"\ntable = \"item\"\nkey = [\"item_id\"]\nwhere = \"100 / amount > 0\"\n\
+    let entities = "[[entity]]\nname = \"items\"\ntable = \"item\"\nkey = [\"item_id\"]\nwhere = \"100 / \
+         amount > 0\"\n\
                     [[entity]]\nname = \"more\"\ntable = \"item\"\nkey = [\"item_id\"]\n";
     let site = Site::bare("range", &cloud.url, KEY, tables, entities).await;
     site.init().await;
     let drain = site.drain();
     // Given rows next to each other, at the ends of their type and around 0,
-    let insert = "insert into item select n, 1 + abs(n) % 90 * case when n % 5 = 0 then 2 else 1 end, 'first' from generate_series";
+    let insert = "insert into item select n, 1 + abs(n) % 90 * case when n % 5 = 0 then 2 \
+         else 1 end, 'first' from generate_series";
     for (from, to) in [(-32768, -32500), (-200, 200), (32400, 32767)] {
         site.run(&format!("{insert}({from}, {to}) n where n % 11 <> 0"))
             .await;
     }
     drain.drain_all().await.unwrap();
-    // when some of them are deleted, some get another key, some no longer meet the condition, and for one it has no value,
+    // when some of them are deleted, some get another key, some no longer meet the condition, and for one it
+    // has no value,
     site.run(
         "begin; update item set note = 'second'; delete from item where item_id % 7 = 0; \
          update item set item_id = item_id / 11 * 11 where item_id % 11 = 1 and item_id between 20 and 180; \
-         update item set amount = 1000 where item_id % 13 = 0; update item set amount = 0 where item_id = 5; commit",
+         update item set amount = 1000 where item_id % 13 = 0; \
+         update item set amount = 0 where item_id = 5; commit",
     )
     .await;
     drain.drain_all().await.unwrap();

@@ -1,4 +1,5 @@
-//! What is installed in the site's database: capture, the checks of its catalogue, waking, the segments, drift.
+//! What is installed in the site's database: capture, the checks of its catalogue, waking, the segments,
+//! drift.
 
 use std::collections::BTreeSet;
 
@@ -73,19 +74,22 @@ async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
 #[tokio::test]
 async fn odd_tables_composite_keys_filters_and_roles_without_rights_are_captured() {
     let cloud = Cloud::start("odd").await;
-    let tables = "create schema \"Annex\"; create table \"Annex\".\"Seat \"\"Plan\"\"\" (\"Row\" int, seat text, \
-                  taken boolean not null default false, note numeric, primary key (\"Row\", seat));";
-    let config = "[[entity]]\nname = \"seats\"\ntable = '\"Annex\".\"Seat \"\"Plan\"\"\"'\nkey = [\"Row\", \"seat\"]\n\
+    let tables = "create schema \"Annex\"; create table \"Annex\".\"Seat \"\"Plan\"\"\" (\"Row\" int, \
+         seat text, taken boolean not null default false, note numeric, primary key (\"Row\", seat));";
+    let config = "[[entity]]\nname = \"seats\"\ntable = '\"Annex\".\"Seat \"\"Plan\"\"\"'\nkey = \
+         [\"Row\", \"seat\"]\n\
                   where = \"taken\"\n";
     let site = Site::bare("odd", &cloud.url, KEY, tables, config).await;
     site.init().await;
     let role = format!("writer_{}", std::process::id());
     site.run(&format!(
-        "create role {role}; grant usage on schema \"Annex\" to {role}; grant all on \"Annex\".\"Seat \"\"Plan\"\"\" to {role}; \
+        "create role {role}; grant usage on schema \"Annex\" to {role}; \
+         grant all on \"Annex\".\"Seat \"\"Plan\"\"\" to {role}; \
          set role {role}; \
-         insert into \"Annex\".\"Seat \"\"Plan\"\"\" select n, 'seat ' || n, true, 12345678901234567890.123456789 from generate_series(1, 9) n; \
-         insert into \"Annex\".\"Seat \"\"Plan\"\"\" values (10, E'o\\'dd \\\\ \"name\" \\n', true), (11, 'free', false); \
-         update \"Annex\".\"Seat \"\"Plan\"\"\" set taken = false where \"Row\" = 2; \
+         insert into \"Annex\".\"Seat \"\"Plan\"\"\" select n, 'seat ' || n, true, \
+         12345678901234567890.123456789 from generate_series(1, 9) n; \
+         insert into \"Annex\".\"Seat \"\"Plan\"\"\" values (10, E'o\\'dd \\\\ \"name\" \\n', true), (11, \
+         'free', false); update \"Annex\".\"Seat \"\"Plan\"\"\" set taken = false where \"Row\" = 2; \
          update \"Annex\".\"Seat \"\"Plan\"\"\" set \"Row\" = 30 where \"Row\" = 3; \
          delete from \"Annex\".\"Seat \"\"Plan\"\"\" where \"Row\" = 4; \
          reset role; drop owned by {role}; drop role {role}"
@@ -103,7 +107,8 @@ async fn odd_tables_composite_keys_filters_and_roles_without_rights_are_captured
     };
     let ours = held(
         connect(&site.database_url).await,
-        "select (\"Row\", seat, note)::text from \"Annex\".\"Seat \"\"Plan\"\"\" where taken order by \"Row\"",
+        "select (\"Row\", seat, note)::text from \"Annex\".\"Seat \"\"Plan\"\"\" where taken \
+         order by \"Row\"",
     )
     .await;
     let theirs = held(
@@ -202,7 +207,8 @@ async fn writers_look_for_no_sleeper_before_the_first_replicator_and_after_one_t
     assert!(!may_sleep().await);
 }
 
-const TABLES: &str = "create table num (id int primary key, v text); create table txt (id text primary key, v text); \
+const TABLES: &str = "create table num (id int primary key, v text); \
+     create table txt (id text primary key, v text); \
      create table pair (a int, b text, v text, primary key (a, b)); \
      create table part (id int, day int, v text, primary key (id, day)) partition by range (day); \
      create table part_1 partition of part for values from (0) to (100); \
@@ -278,7 +284,8 @@ async fn each_row_that_a_statement_writes_is_touched_by_its_key() {
             vec!["num w #50", "num w #51"],
         ),
         (
-            "begin;\ninsert into num values (60);\nsavepoint a;\ninsert into num values (61);\nrollback to a;\n\
+            "begin;\ninsert into num values (60);\nsavepoint a;\ninsert into num \
+             values (61);\nrollback to a;\n\
              savepoint b;\ninsert into num values (62);\nrelease b;\ncommit",
             vec!["num w #60", "num w #62"],
         ),
@@ -355,9 +362,12 @@ async fn keys_that_rows_exchange_in_one_statement_are_touched_once_and_none_as_a
 
 #[tokio::test]
 async fn the_text_of_a_key_does_not_depend_on_the_writers_session() {
-    let tables = "create table f (id float8 primary key, v int); create table r (id real primary key, v int); \
-         create table z (id timestamptz primary key, v int); create table i (id interval primary key, v int); \
-         create table y (id bytea primary key, v int); create table d (a date, f float8, v int, primary key (a, f)); \
+    let tables = "create table f (id float8 primary key, v int); \
+         create table r (id real primary key, v int); \
+         create table z (id timestamptz primary key, v int); \
+         create table i (id interval primary key, v int); \
+         create table y (id bytea primary key, v int); \
+         create table d (a date, f float8, v int, primary key (a, f)); \
          insert into f values (0.1::float8 + 0.2); insert into r values (1.1); \
          insert into z values ('2026-01-02 03:04:05.6+00'); insert into i values ('1 day 2 hours'); \
          insert into y values ('\\x00ff'); insert into d values ('2026-02-01', 0.1::float8 + 0.2);";
@@ -392,7 +402,8 @@ async fn a_writer_never_fails_for_a_key_column_that_is_not_what_it_was() {
     let site = tables("keydrift").await;
     // Given a writer whose session has its plans, and compiles what it can
     let writer = connect(&site.database_url).await;
-    let jit = "set jit = on; set jit_above_cost = 0; set jit_inline_above_cost = 0; set jit_optimize_above_cost = 0";
+    let jit = "set jit = on; set jit_above_cost = 0; set jit_inline_above_cost = 0; \
+         set jit_optimize_above_cost = 0";
     writer.batch_execute(jit).await.unwrap();
     let touches = async |num: &str, txt: &str, pair: &str| {
         let script = format!(
@@ -407,16 +418,22 @@ async fn a_writer_never_fails_for_a_key_column_that_is_not_what_it_was() {
     let first = touches("1", "id) values ('a', 'x'", "1, 'x'").await;
     assert_eq!(first, ["num w #1", "pair w {1,x}", "txt w x"]);
     // when keys get another type, then their texts are as they are now.
-    site.run("alter table num alter id type text; alter table txt alter id type int using 0; alter table pair alter a type text")
-        .await;
+    site.run(
+        "alter table num alter id type text; alter table txt alter id type int using 0; \
+         alter table pair alter a type text",
+    )
+    .await;
     let text = touches("'abc'", "id) values ('a', 5", "'ü', 'x'").await;
     assert_eq!(text, ["num w abc", "pair w {ü,x}", "txt w 5"]);
     site.run("alter table num alter id type bigint using 0").await;
     let bigint = touches("6", "id) values ('a', 5", "'ü', 'x'").await;
     assert_eq!(bigint, ["num w 6", "pair w {ü,x}", "txt w 5"]);
     // When they are renamed or dropped, then touches say that their key is not known.
-    site.run("alter table num rename id to other; alter table txt drop id; alter table txt add other text; alter table pair rename a to c")
-        .await;
+    site.run(
+        "alter table num rename id to other; alter table txt drop id; alter table txt add other text; \
+         alter table pair rename a to c",
+    )
+    .await;
     let unknown = touches("6", "other) values ('a', 'b'", "'ü', 'x'").await;
     // Of two keys that are not known nobody can say that they are the same.
     let expected = [
@@ -438,11 +455,13 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
     for right in ["bigint", "integer"] {
         for (of, operators) in [("boolean", vec!["=", ">", "<>"]), ("bigint", vec!["&", ">>"])] {
             hostile.push_str(&format!(
-                "create function hostile.{of}_of(bigint, {right}) returns {of} language plpgsql as $$ begin raise 'taken'; end $$;"
+                "create function hostile.{of}_of(bigint, {right}) returns {of} language plpgsql as $$ begin \
+                 raise 'taken'; end $$;"
             ));
             for operator in operators {
                 hostile.push_str(&format!(
-                    "create operator hostile.{operator} (leftarg = bigint, rightarg = {right}, function = hostile.{of}_of);"
+                    "create operator hostile.{operator} (leftarg = bigint, rightarg = {right}, \
+                     function = hostile.{of}_of);"
                 ));
             }
         }
@@ -450,7 +469,8 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
     site.run(&hostile).await;
     site.run(&format!(
         "create role {role}; grant usage on schema hostile to {role}; \
-         grant all on num, txt, pair, part, part_1, part_2 to {role}; select cloud_sync.add_segment(), cloud_sync.add_segment()"
+         grant all on num, txt, pair, part, part_1, part_2 to {role}; \
+         select cloud_sync.add_segment(), cloud_sync.add_segment()"
     ))
     .await;
     let writer = connect(&site.database_url).await;
@@ -461,7 +481,8 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
         .await
         .unwrap();
     assert!(writer.batch_execute("select 1::bigint = 1").await.is_err());
-    // Given each segment in its turn, of which the last have no branch of their own, and a replicator that sleeps or not
+    // Given each segment in its turn, of which the last have no branch of their own, and a replicator that
+    // sleeps or not
     let asleep = 1_i64 << 40;
     let states = (0..6)
         .map(|segment| (segment, 0))
@@ -471,7 +492,8 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
             "truncate cloud_sync.outbox; select cloud_sync.set_state({segment}, {until})"
         ))
         .await;
-        let script = "insert into num values (1);\nupdate num set v = 'x';\nupdate num set id = 2;\ndelete from num;\n\
+        let script = "insert into num values (1);\nupdate num set v = 'x';\nupdate num set id = 2;\ndelete \
+             from num;\n\
              truncate num;\ninsert into txt values ('a');\ntruncate txt;\ninsert into pair values (1, 'a');\n\
              delete from pair;\ninsert into part values (1, 1);\ntruncate part_1;\ntruncate part";
         let expected = [
@@ -494,7 +516,8 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
         let touches = touched(&site, &writer, script).await;
         assert_eq!(touches, expected, "segment {segment}, until {until}");
         let elsewhere = format!(
-            "select count(*) from cloud_sync.outbox where tableoid <> 'cloud_sync.segment_{segment}'::regclass and op not in ('t', 'g')"
+            "select count(*) from cloud_sync.outbox where tableoid <> \
+             'cloud_sync.segment_{segment}'::regclass and op not in ('t', 'g')"
         );
         assert_eq!(number(&site.client, &elsewhere).await, 0);
     }
@@ -563,13 +586,15 @@ async fn a_table_that_has_triggers_of_ours_can_become_a_partition() {
     site.init().await;
     // when partitions come, leave and come back, and one is another entity's table, then nothing fails.
     site.run(
-        "create table note_2 partition of note for values from (100) to (200); alter table note detach partition old; \
+        "create table note_2 partition of note for values from (100) to (200); \
+         alter table note detach partition old; \
          alter table note attach partition old for values from (0) to (100)",
     )
     .await;
     site.init().await;
     site.run(
-        "alter table note detach partition note_2; alter table note attach partition note_2 for values from (100) to (200); \
+        "alter table note detach partition note_2; \
+         alter table note attach partition note_2 for values from (100) to (200); \
          alter table note attach partition other for values from (200) to (300)",
     )
     .await;
@@ -646,7 +671,8 @@ async fn segment_and_time_are_set_side_by_side_and_neither_undoes_the_other() {
 
 /// Trims a segment, with all accepted that a snapshot sees; the present one where none is given.
 async fn trim(client: &Client, segment: i32, snapshot: Option<&str>) -> Option<i64> {
-    let sql = "select cloud_sync.trim_segment(0, $1, coalesce($2::text::pg_snapshot, pg_current_snapshot()), 9223372036854775807)";
+    let sql = "select cloud_sync.trim_segment(0, $1, coalesce($2::text::pg_snapshot, \
+         pg_current_snapshot()), 9223372036854775807)";
     client
         .query_one(sql, &[&segment, &snapshot])
         .await
@@ -708,7 +734,8 @@ async fn a_segment_is_truncated_only_when_all_in_it_is_accepted_and_nobody_write
 #[tokio::test]
 async fn a_touch_that_comes_between_the_look_and_the_lock_is_not_truncated() {
     let site = tables("looks").await;
-    // Given a trim that has seen a segment whose touches are all accepted, and waits for the term before it locks it
+    // Given a trim that has seen a segment whose touches are all accepted, and waits for the term before it
+    // locks it
     site.run("insert into num values (1)").await;
     assert!(rotate(&site, i64::MAX).await);
     let snapshot = site
@@ -763,7 +790,8 @@ async fn segments_that_are_held_are_passed_over_and_a_fifth_is_made_only_when_it
     // when it must be, then another is made, and writers go on there.
     assert!(rotate(&site, 1).await);
     let writer = connect(&site.database_url).await;
-    let script = "insert into num values (100);\nupdate num set id = 101 where id = 100;\ndelete from num where id = 101;\n\
+    let script = "insert into num values (100);\nupdate num set id = 101 where id = 100;\ndelete from num \
+         where id = 101;\n\
          select cloud_sync.touch(1::smallint, 'w', array[5::bigint], array[null])";
     let touches = touched(&site, &writer, script).await;
     assert_eq!(
@@ -879,7 +907,8 @@ async fn a_window_is_read_along_the_segments_indexes_and_never_sorted() {
 
 #[tokio::test]
 async fn a_schema_of_the_version_that_wrote_rows_is_refused_with_the_remedy() {
-    let tables = "create table num (id int primary key); create schema cloud_sync; create table cloud_sync.outbox_0 ()";
+    let tables = "create table num (id int primary key); create schema cloud_sync; \
+         create table cloud_sync.outbox_0 ()";
     let text = Site::refusal("oldschema", tables, &entity("num", "num", "\"id\"")).await;
     for words in [
         "older version",
@@ -936,8 +965,11 @@ async fn a_key_that_is_touched_as_number_and_as_text_is_sent_once() {
     let table = "create domain whole as bigint; create table num (id whole primary key, v text)";
     let site = Site::bare("domain", &cloud.url, KEY, table, &entity("num", "num", "\"id\"")).await;
     site.init().await;
-    site.run("insert into num values (1, 'a'); select cloud_sync.touch(1::smallint, 'w', array[1::bigint], array[null])")
-        .await;
+    site.run(
+        "insert into num values (1, 'a'); select cloud_sync.touch(1::smallint, 'w', array[1::bigint], \
+         array[null])",
+    )
+    .await;
     let forms = "select count(number) * 10 + count(key) from cloud_sync.outbox";
     assert_eq!(number(&site.client, forms).await, 11);
     let drain = site.drain();

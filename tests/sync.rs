@@ -1,4 +1,5 @@
-//! Sync, backfill and quarantine, against a server that knows the baseline calls only, and against the receiver.
+//! Sync, backfill and quarantine, against a server that knows the baseline calls only, and against the
+//! receiver.
 
 use cloud_sync::control::SyncRequest;
 use cloud_sync::quarantine;
@@ -17,7 +18,8 @@ use crate::support::site::{Cloud, KEY, Site, connect};
 /// Rows of four entities, children after their parents; some outside their windows.
 const ROWS: &str = "
     insert into tbl_room (room_no, room_name) select 'R' || n, 'room ' || n from generate_series(1, 12) n;
-    insert into tbl_camera (camera_name, room_no, camera_ip_address, camera_username, camera_password, camera_live_feed)
+    insert into tbl_camera (camera_name, room_no, camera_ip_address, camera_username, camera_password, \
+    camera_live_feed)
         select 'camera ' || n, 'R' || n, '10.77.0.' || n, 'private-user-' || n, 'private-word-' || n,
                format('rtsp://private-user-%s:private-word-%s@10.77.0.%s:554/live?channel=%s', n, n, n, n)
         from generate_series(1, 8) n;
@@ -323,7 +325,8 @@ async fn a_sync_repairs_rows_that_the_receiver_lost_changed_or_has_too_many_of()
         .batch_execute(
             "delete from cloud.rooms where room_id = 2; \
              update cloud.rooms set room_name = 'wrong' where room_id = 4; \
-             insert into cloud.rooms (_site, _epoch, _version, room_id, room_no) values ('college', 0, 0, 999, 'X')",
+             insert into cloud.rooms (_site, _epoch, _version, room_id, room_no) \
+             values ('college', 0, 0, 999, 'X')",
         )
         .await
         .unwrap();

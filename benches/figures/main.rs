@@ -1,19 +1,21 @@
-//! What the project promises to be as fast as, measured beside its peers: `make bench`, one row `make bench ARGS=latency`.
+//! What the project promises to be as fast as, measured beside its peers: `make bench`, one row `make bench
+//! ARGS=latency`.
 //!
-//! Whole processes are measured, the released binary among them, from outside: a private PostgreSQL server for the site,
-//! one for the cloud and one for logical replication's source, with PostgreSQL's own durable settings; the replicator, the
-//! receiver, and each peer at its own defaults; all of it on this machine and its loopback. Each figure is measured three times, interleaved with its
-//! peer's; the table has the medians, and as spread the lowest and the highest of the runs. The whole takes less than 15
-//! minutes: a row that nobody named and that takes long is left with fewer runs.
+//! Whole processes are measured, the released binary among them, from outside: a private PostgreSQL server
+//! for the site, one for the cloud and one for logical replication's source, with PostgreSQL's own durable
+//! settings; the replicator, the receiver, and each peer at its own defaults; all of it on this machine and
+//! its loopback. Each figure is measured three times, interleaved with its peer's; the table has the medians,
+//! and as spread the lowest and the highest of the runs. The whole takes less than 15 minutes: a row that
+//! nobody named and that takes long is left with fewer runs.
 //!
 //! Invariants:
-//! - Nothing survives: neither a server nor a process nor a file, be it after the end, after a failure, after Ctrl-C or
-//!   after SIGKILL ([`servers`], [`process`]).
+//! - Nothing survives: neither a server nor a process nor a file, be it after the end, after a failure,
+//!   after Ctrl-C or after SIGKILL ([`servers`], [`process`]).
 //! - A target that is missed is a line of the table; only a measurement that failed is a failure.
 //! - Where something is counted in (a start, a hash, an fsync) or estimated, a note below the table says so.
 //!
-//! A measurement travels: [`arguments`] -> [`rows`] -> [`site`] or a peer ([`subscription`], [`pgq`], [`peers`]), both on
-//! [`servers`], under a [`load`] -> [`arrival`] -> [`table`].
+//! A measurement travels: [`arguments`] -> [`rows`] -> [`site`] or a peer ([`subscription`], [`pgq`],
+//! [`peers`]), both on [`servers`], under a [`load`] -> [`arrival`] -> [`table`].
 
 mod arguments;
 mod arrival;

@@ -65,8 +65,8 @@ impl Axis {
     }
 }
 
-/// The picture: time on the left, both axes logarithmic, so that a straight line is linear; memory on the right, with
-/// its limit.
+/// The picture: time on the left, both axes logarithmic, so that a straight line is linear; memory on the
+/// right, with its limit.
 pub(crate) fn svg(points: &[Point], limit: f64) -> String {
     let changes = || points.iter().map(|point| point.changes);
     let most = points.iter().map(|point| point.megabytes).fold(limit, f64::max);

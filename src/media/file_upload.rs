@@ -1,7 +1,7 @@
 //! One file: whether it can be uploaded now, and its upload.
 //!
-//! A file that may still be written, that is empty or that is missing is not sent: it is looked at again later. After
-//! an upload the file must look as it did before, else it is uploaded again.
+//! A file that may still be written, that is empty or that is missing is not sent: it is looked at again
+//! later. After an upload the file must look as it did before, else it is uploaded again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use crate::metrics::Metrics;
 /// How often a missing file is looked for although nothing was seen.
 const MISSING_EVERY: f64 = 60.0;
 
-/// How many seconds a file waits after the first failure (5xx) and after the first refusal (4xx); and at most.
+/// How many seconds a file waits after the first failure (5xx) and after the first refusal (4xx); and at
+/// most.
 const FAILING_FIRST: f64 = 10.0;
 const REFUSED_FIRST: f64 = 600.0;
 const FAILING_LAST: f64 = 3600.0;

@@ -1,16 +1,17 @@
 //! The upload lane: each file that a row names is uploaded once, and the row gets its URL.
 //!
-//! What always holds: a row never waits for a file. A file counts as uploaded when the cloud has confirmed its content
-//! hash (a server without hashes: when it has accepted the file). Then, in one transaction, the URL is recorded and the
-//! rows that name the file are touched again, so that the URL is sent as any change is. A file that grows, is empty or
-//! is missing is tried again, and is never sent in part.
+//! What always holds: a row never waits for a file. A file counts as uploaded when the cloud has confirmed
+//! its content hash (a server without hashes: when it has accepted the file). Then, in one transaction, the
+//! URL is recorded and the rows that name the file are touched again, so that the URL is sent as any change
+//! is. A file that grows, is empty or is missing is tried again, and is never sent in part.
 //!
-//! Data flow: [`urls`] adds to each row that is sent the URLs that are known, and notes which rows name which files;
-//! [`records`] keeps that in the site's database; [`watch`] sees files appear and change; [`upload`] gives the files that
-//! are due to [`upload_pool`], which uploads each by [`file_upload`], and [`upload_journal`] records the outcomes.
+//! Data flow: [`urls`] adds to each row that is sent the URLs that are known, and notes which rows name which
+//! files; [`records`] keeps that in the site's database; [`watch`] sees files appear and change; [`upload`]
+//! gives the files that are due to [`upload_pool`], which uploads each by [`file_upload`], and
+//! [`upload_journal`] records the outcomes.
 //!
-//! On failure: a file that fails is tried again less and less often. An unreachable cloud or database ends the round;
-//! the next round begins with what the database says is due.
+//! On failure: a file that fails is tried again less and less often. An unreachable cloud or database ends
+//! the round; the next round begins with what the database says is due.
 
 mod file_upload;
 mod paths;

@@ -1,7 +1,8 @@
 //! The paths that a column names: one, or a JSON array of them; and where such a path is on this machine.
 //!
-//! A path has one form, below the media root: `./slips//a.jpg` and `<root>/slips/a.jpg` are both `slips/a.jpg`. Nothing
-//! outside the root is ever opened: not by `..`, not by an absolute path, and not through a symbolic link.
+//! A path has one form, below the media root: `./slips//a.jpg` and `<root>/slips/a.jpg` are both
+//! `slips/a.jpg`. Nothing outside the root is ever opened: not by `..`, not by an absolute path, and not
+//! through a symbolic link.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -59,8 +60,8 @@ impl NamedFile {
 /// The longest path below the root, in bytes: an index entry of the records holds little more.
 const LONGEST: usize = 2_000;
 
-/// The path as its record has it: below the media root. Text that is no such path is recorded as it is written, up to
-/// what an index can hold, so that the upload can report what is wrong with it.
+/// The path as its record has it: below the media root. Text that is no such path is recorded as it is
+/// written, up to what an index can hold, so that the upload can report what is wrong with it.
 pub(crate) fn recorded(root: &Path, path: String) -> String {
     below(root, &path).unwrap_or_else(|_| match path.char_indices().find(|(at, _)| *at > LONGEST) {
         Some((end, _)) => path[..end].to_owned(),

@@ -1,5 +1,5 @@
-//! The state of each file that a row names, in the site's database: it survives the loss of the local store, and every
-//! command sees it.
+//! The state of each file that a row names, in the site's database: it survives the loss of the local store,
+//! and every command sees it.
 
 use tokio_postgres::Client;
 
@@ -120,10 +120,11 @@ pub(super) struct DeferredFile<'a> {
 pub(super) async fn defer(client: &Client, files: &[DeferredFile<'_>]) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media m set state = f.state, error = f.error, attempts = m.attempts + f.counts::integer, \
+            "update cloud_sync.media m set state = f.state, error = f.error, \
+             attempts = m.attempts + f.counts::integer, \
              next_attempt = now() + make_interval(secs => f.seconds) \
-             from unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::boolean[]) f (path, state, error, seconds, counts) \
-             where m.path = f.path",
+             from unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::boolean[]) f (path, state, \
+             error, seconds, counts) where m.path = f.path",
             &[
                 &files.iter().map(|file| file.path).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.state).collect::<Vec<_>>(),
@@ -153,7 +154,8 @@ pub(super) struct UploadedFile<'a> {
 pub(super) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media m set state = 'uploaded', size = f.size, modified_us = f.modified_us, hash = f.hash, \
+            "update cloud_sync.media m set state = 'uploaded', size = f.size, modified_us = f.modified_us, \
+             hash = f.hash, \
              url = f.url, remote_path = f.remote_path, error = null, attempts = 0, uploaded_at = now() \
              from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[]) \
              f (path, size, modified_us, hash, url, remote_path) \
@@ -161,7 +163,10 @@ pub(super) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) 
             &[
                 &files.iter().map(|file| file.path).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.stamp.size).collect::<Vec<_>>(),
-                &files.iter().map(|file| file.stamp.modified_us).collect::<Vec<_>>(),
+                &files
+                    .iter()
+                    .map(|file| file.stamp.modified_us)
+                    .collect::<Vec<_>>(),
                 &files.iter().map(|file| file.hash.as_str()).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.url).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.remote_path).collect::<Vec<_>>(),
@@ -172,17 +177,20 @@ pub(super) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) 
     Ok(())
 }
 
-/// Makes files due again that share their URL with another file of other content: the server keeps one of them. The
-/// newer ones are uploaded under names of their own. In the caller's transaction. Returns their paths.
+/// Makes files due again that share their URL with another file of other content: the server keeps one of
+/// them. The newer ones are uploaded under names of their own. In the caller's transaction. Returns their
+/// paths.
 pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec<String>> {
     let rows = client
         .query(
             "with clash as ( \
                  select m.path as later, o.path as earlier from cloud_sync.media m \
-                 join cloud_sync.media o on md5(o.url) = md5(m.url) and o.url = m.url and o.path <> m.path and o.hash <> m.hash \
+                 join cloud_sync.media o on md5(o.url) = md5(m.url) and o.url = m.url and o.path <> m.path \
+                 and o.hash <> m.hash \
                  where m.path = any($1) and m.state = 'uploaded' and o.state = 'uploaded' \
                  and (o.path <> all($1) or o.path < m.path)), \
-             renamed as (update cloud_sync.media m set sent_as = left(md5(m.path), 8) || '-' || regexp_replace(m.path, '^.*/', '') \
+             renamed as (update cloud_sync.media m set sent_as = left(md5(m.path), \
+             8) || '-' || regexp_replace(m.path, '^.*/', '') \
                          where m.path in (select later from clash) and m.sent_as is null) \
              select path from (select later from clash union select earlier from clash) c (path)",
             &[&paths],
@@ -193,7 +201,8 @@ pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec
     if !clashing.is_empty() {
         client
             .execute(
-                "update cloud_sync.media set state = 'waiting', url = null, remote_path = null, next_attempt = now(), \
+                "update cloud_sync.media set state = 'waiting', url = null, remote_path = null, \
+                 next_attempt = now(), \
                  error = 'the cloud gave it the address of another file' where path = any($1)",
                 &[&clashing],
             )
@@ -259,7 +268,8 @@ fn known_row(row: &tokio_postgres::Row) -> (String, String, Option<FileStamp>) {
 pub(super) async fn make_due(client: &Client, paths: &[String], seconds: f64) -> Result<()> {
     client
         .execute(
-            "with seen as (select path from cloud_sync.media where path = any($1) order by path for no key update) \
+            "with seen as (select path from cloud_sync.media where path = any($1) \
+             order by path for no key update) \
              update cloud_sync.media set state = 'waiting', attempts = 0, \
              next_attempt = now() + make_interval(secs => $2) where path in (select path from seen)",
             &[&paths, &seconds],
@@ -279,7 +289,8 @@ pub async fn make_all_due(client: &Client, refused_too: bool) -> Result<()> {
             "with late as (select path from cloud_sync.media \
                            where state in ('waiting', 'failing', 'missing') or ($1 and state = 'refused') \
                            order by path for no key update) \
-             update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path from late)",
+             update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path \
+             from late)",
             &[&refused_too],
         )
         .await
@@ -321,16 +332,18 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
     Ok(counts)
 }
 
-/// Files that the cloud does not take or that cannot be sent, at most `limit`, each with the reason; without videos that
-/// are not to be uploaded.
+/// Files that the cloud does not take or that cannot be sent, at most `limit`, each with the reason; without
+/// videos that are not to be uploaded.
 ///
 /// # Errors
 /// The source's.
 pub async fn not_taken(client: &Client, limit: i64) -> Result<Vec<(String, String)>> {
     let rows = client
         .query(
-            "select path, coalesce(error, 'refused') from cloud_sync.media where state in ('failing', 'refused') \
-             or (state = 'waiting' and error <> all($2) and next_attempt > now() + interval '3 s') order by path limit $1",
+            "select path, coalesce(error, 'refused') from cloud_sync.media \
+             where state in ('failing', 'refused') \
+             or (state = 'waiting' and error <> all($2) and next_attempt > now() + interval '3 s') \
+             order by path limit $1",
             &[&limit, &[NO_VIDEOS, SETTLING].as_slice()],
         )
         .await

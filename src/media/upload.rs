@@ -1,10 +1,10 @@
 //! The upload lane: uploads each file that is due, once.
 //!
-//! [`UploadPool`] uploads several files at a time. At the same time their outcomes are recorded ([`UploadJournal`]), a
-//! group at a time: a group is what has ended while the group before it was recorded.
+//! [`UploadPool`] uploads several files at a time. At the same time their outcomes are recorded
+//! ([`UploadJournal`]), a group at a time: a group is what has ended while the group before it was recorded.
 //!
-//! Any error ends the round: the lane waits, then opens its session again and asks the database what is due. A file
-//! whose outcome was not recorded is uploaded again.
+//! Any error ends the round: the lane waits, then opens its session again and asks the database what is due.
+//! A file whose outcome was not recorded is uploaded again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -67,9 +67,9 @@ struct FileLaneRound<'a> {
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
 impl FileLane {
-    /// Runs until `shutdown`, through outages of the source and of the cloud, on a thread of its own: a call of a file
-    /// that does not return, as on a dead mount, delays files alone. Its thread is abandoned if it has not returned a
-    /// moment after `shutdown`.
+    /// Runs until `shutdown`, through outages of the source and of the cloud, on a thread of its own: a call
+    /// of a file that does not return, as on a dead mount, delays files alone. Its thread is abandoned if it
+    /// has not returned a moment after `shutdown`.
     ///
     /// # Errors
     /// Only what the operator must repair first: configuration and identity.
@@ -83,7 +83,8 @@ impl FileLane {
             tokio::time::sleep(SHUTDOWN_GRACE).await;
         };
         tokio::select! {
-            ended = lane => ended.map_err(|error| Error::local("upload files", std::io::Error::other(error)))?,
+            ended = lane => ended.map_err(|error| Error::local("upload \
+                 files", std::io::Error::other(error)))?,
             () = grace => {
                 tracing::warn!("a call of a file in the media root does not return: its thread is abandoned");
                 Ok(())
@@ -239,7 +240,8 @@ impl FileLaneRound<'_> {
             self.pool.while_uploading(all).await?;
         }
         self.seen_while_busy.extend(seen.paths);
-        // The outcome of a busy file is not recorded yet: whether the file has changed since is seen afterwards.
+        // The outcome of a busy file is not recorded yet: whether the file has changed since is seen
+        // afterwards.
         let (busy, idle): (Vec<_>, Vec<_>) = std::mem::take(&mut self.seen_while_busy)
             .into_iter()
             .partition(|path| self.pool.is_busy(path));

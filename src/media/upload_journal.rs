@@ -1,7 +1,7 @@
 //! The uploads' side of the site's database: what became of each file, and the rows that name it.
 //!
-//! Outcomes are recorded in groups, one transaction a group. In that transaction the rows that name an uploaded file are
-//! touched again, so that its URL is sent with them.
+//! Outcomes are recorded in groups, one transaction a group. In that transaction the rows that name an
+//! uploaded file are touched again, so that its URL is sent with them.
 
 use std::path::Path;
 
@@ -41,7 +41,8 @@ impl UploadJournal<'_> {
         }
     }
 
-    /// Makes those files due that do not look as they did at their upload, or that were missing and are there now.
+    /// Makes those files due that do not look as they did at their upload, or that were missing and are there
+    /// now.
     pub(super) async fn make_changed_due(
         &self,
         known: Vec<(String, String, Option<FileStamp>)>,
@@ -71,8 +72,8 @@ impl UploadJournal<'_> {
         records::make_due(self.session.client(), &changed, 0.0).await
     }
 
-    /// Records outcomes, and touches the rows that name the uploaded files. If a group cannot be recorded, as one of
-    /// its rows is locked, its outcomes are recorded one by one.
+    /// Records outcomes, and touches the rows that name the uploaded files. If a group cannot be recorded, as
+    /// one of its rows is locked, its outcomes are recorded one by one.
     pub(super) async fn record(&mut self, outcomes: &[FileOutcome]) -> Result<()> {
         let Err(error) = self.record_group(outcomes).await else {
             return Ok(());
@@ -115,7 +116,8 @@ impl UploadJournal<'_> {
         let transaction = self.session.client_mut().transaction().await.map_err(failed)?;
         let client = transaction.client();
         if outcomes.len() > 1 {
-            // Shorter than the server waits before it looks for a deadlock, so that no transaction of the site's is ended.
+            // Shorter than the server waits before it looks for a deadlock, so that no transaction of the
+            // site's is ended.
             client
                 .batch_execute("set local lock_timeout = '200ms'")
                 .await
@@ -133,7 +135,8 @@ impl UploadJournal<'_> {
             if !clashing.is_empty() {
                 tracing::warn!(
                     files = clashing.len(),
-                    "the cloud gave several files one address: those that came later go up again under other names"
+                    "the cloud gave several files one address: \
+                     those that came later go up again under other names"
                 );
                 paths.retain(|path| clashing.iter().all(|clash| clash != path));
             }

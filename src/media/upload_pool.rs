@@ -1,9 +1,9 @@
 //! Files that are being uploaded: many small ones at a time, and one large one.
 //!
-//! Large files are uploaded one after another: several at a time over a slow link that drops would all be interrupted
-//! before their end. Small ones do not wait for them. An outcome is kept until it is taken and recorded; until then
-//! its file is busy, and is not given again. After the first sign that the cloud is unreachable no upload starts, and
-//! those that have started end.
+//! Large files are uploaded one after another: several at a time over a slow link that drops would all be
+//! interrupted before their end. Small ones do not wait for them. An outcome is kept until it is taken and
+//! recorded; until then its file is busy, and is not given again. After the first sign that the cloud is
+//! unreachable no upload starts, and those that have started end.
 
 use std::collections::{HashSet, VecDeque};
 use std::pin::pin;

@@ -1,8 +1,8 @@
 //! Adds URLs to rows before they are sent, and notes which rows name which files.
 //!
-//! A row that has files always has the URL column, with null until the file is uploaded: so a row has the same columns
-//! whether it is delivered or compared. If the URL column is the file column itself, it has the site's own value until
-//! then.
+//! A row that has files always has the URL column, with null until the file is uploaded: so a row has the
+//! same columns whether it is delivered or compared. If the URL column is the file column itself, it has the
+//! site's own value until then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -154,10 +154,10 @@ pub async fn note_references(
     }
     let row = client
         .query_one(
-            "with named as (select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) n (path, directory, entity, key)), \
-             fresh as (insert into cloud_sync.media (path, directory) \
-                       select distinct on (path) path, directory from named on conflict do nothing returning 1) \
-             select count(*) from fresh",
+            "with named as (select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) n (path, \
+             directory, entity, key)), fresh as (insert into cloud_sync.media (path, directory) \
+                       select distinct on (path) path, directory from named on conflict do nothing \
+                       returning 1) select count(*) from fresh",
             &[&all, &directories, &entities, &keys],
         )
         .await
@@ -166,14 +166,14 @@ pub async fn note_references(
     client
         .execute(
             "insert into cloud_sync.media_ref (path, entity, key) \
-             select distinct path, entity, key from unnest($1::text[], $2::text[], $3::text[]) n (path, entity, key) \
-             on conflict do nothing",
+             select distinct path, entity, key from unnest($1::text[], $2::text[], $3::text[]) n (path, \
+             entity, key) on conflict do nothing",
             &[&all, &entities, &keys],
         )
         .await
         .map_err(|error| Error::postgres("note the rows that name files", error))?;
-    // An upload that is recorded from now on touches these rows again. One that is being recorded now may have looked
-    // for them before they were noted: the query waits for its lock, and finds what it recorded.
+    // An upload that is recorded from now on touches these rows again. One that is being recorded now may
+    // have looked for them before they were noted: the query waits for its lock, and finds what it recorded.
     let urls = known_urls(client, root, &rows, URLS_SETTLED).await?;
     for NamedRow { change_index, named } in &rows {
         let change = &batch[*change_index];

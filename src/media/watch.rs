@@ -1,7 +1,7 @@
 //! Watches the media root: which files appeared or changed, and which are being written.
 //!
-//! A file is finished when it is closed after writing, or renamed into the folder. From its first event until then it
-//! counts as being written. If the watch fails or overflows, all files are looked at again.
+//! A file is finished when it is closed after writing, or renamed into the folder. From its first event until
+//! then it counts as being written. If the watch fails or overflows, all files are looked at again.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -246,7 +246,8 @@ async fn a_row_that_was_set_aside_by_hand_is_in_no_batch() {
     scenario.assert_nothing_to_sync().await;
     for round in 0..5 {
         scenario.run(&format!(
-            "insert into t select n, 'v{round}' from generate_series(1, 2000) n on conflict (id) do update set v = excluded.v"
+            "insert into t select n, 'v{round}' from generate_series(1, 2000) n on conflict (id) do update \
+             set v = excluded.v"
         ))
         .await;
     }

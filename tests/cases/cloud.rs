@@ -33,7 +33,12 @@ async fn capture_installed_again_with_an_empty_store_is_newer_than_all_that_the_
     scenario.site.init().await;
     scenario.running = scenario.site.replicate_guarded();
     // When rows are updated and deleted
-    scenario.run("update t set v = 'after' where id < 5; delete from t where id between 10 and 20; insert into t values (100, 'new')").await;
+    scenario
+        .run(
+            "update t set v = 'after' where id < 5; delete from t where id between 10 and 20; \
+         insert into t values (100, 'new')",
+        )
+        .await;
     // Then the cloud takes that as newer.
     scenario.assert_rows_equal("x", "t", "id, v", "true").await;
     scenario.running.end().await;
@@ -126,7 +131,13 @@ async fn a_backfill_from_the_start_brings_rows_that_were_loaded_after_a_truncate
         .await;
     // Given the same keys, loaded while triggers were off and no replicator ran
     scenario.running.end().await;
-    scenario.site.run("alter table t disable trigger all; insert into t select n, 'loaded' from generate_series(1, 10) n").await;
+    scenario
+        .site
+        .run(
+            "alter table t disable trigger all; \
+         insert into t select n, 'loaded' from generate_series(1, 10) n",
+        )
+        .await;
     scenario.site.init().await;
     // When it is backfilled from the start
     let report = backfill(&scenario.site, true).await;

@@ -12,7 +12,8 @@ use crate::support::site::{Site, entity};
 const TABLES: &str = "create extension citext; create type state as enum ('draft', 'live');
     create function is_live(s state) returns boolean language sql immutable as $$ select s = 'live' $$;
     create function fails(s state) returns boolean language plpgsql immutable as $$ begin
-        if current_setting('application_name') = 'a writer' then raise exception 'evaluated in a writer''s session'; end if;
+        if current_setting('application_name') = 'a writer' then raise exception 'evaluated in a writer''s \
+        session'; end if;
         return s = 'live'; end $$;
     create domain kind as citext check (value <> '');
     create table t (id int primary key, kind citext, k kind, s state, v text)";
@@ -37,8 +38,10 @@ async fn a_condition_means_the_same_in_the_stream_and_in_a_sync() {
                 .await
         };
         for sql in [
-            "insert into t values (1, 'public', 'public', 'live', 'x'), (2, 'PUBLIC', 'PUBLIC', 'live', 'wy'), (3, 'private', 'p', 'draft', 'z')",
-            "update t set v = 'w' where id = 1; insert into t values (4, 'Public', 'Public', 'live', 'w'), (5, null, null, null, 'w')",
+            "insert into t values (1, 'public', 'public', 'live', 'x'), (2, 'PUBLIC', 'PUBLIC', 'live', \
+             'wy'), (3, 'private', 'p', 'draft', 'z')",
+            "update t set v = 'w' where id = 1; insert into t \
+             values (4, 'Public', 'Public', 'live', 'w'), (5, null, null, null, 'w')",
             "update t set kind = 'private', k = 'private', s = 'draft', v = 'no' where id = 2",
             "update t set kind = 'pUBLIC', k = 'pUBLIC', s = 'live', v = 'w' where id = 3",
             "delete from t where id = 4",
@@ -97,11 +100,14 @@ async fn two_entities_share_a_table_and_rows_change_sides() {
             .await;
     };
     for sql in [
-        "insert into t select n, case n % 3 when 0 then 'open' when 1 then 'closed' else 'neither' end, 'v' || n from generate_series(1, 60) n",
+        "insert into t select n, case n % 3 when 0 then 'open' when 1 then 'closed' \
+         else 'neither' end, 'v' || n from generate_series(1, 60) n",
         // Rows change sides, there and back, within one transaction too.
         "update t set kind = 'closed' where id in (3, 6, 9)",
-        "begin; update t set kind = 'open' where id in (3, 4); update t set kind = 'closed' where id = 4; commit",
-        "update t set kind = 'neither' where id < 20; update t set kind = 'open' where kind = 'neither' and id > 40",
+        "begin; update t set kind = 'open' where id in (3, 4); update t set kind = 'closed' where id = 4; \
+         commit",
+        "update t set kind = 'neither' where id < 20; \
+         update t set kind = 'open' where kind = 'neither' and id > 40",
         "update t set id = id + 100, kind = 'closed' where id = 30",
         "delete from t where id > 50 and id < 100",
     ] {
@@ -167,7 +173,12 @@ async fn a_row_whose_condition_fails_is_set_aside_alone() {
     let config =
         entity("x", "t", &["id"], "where = \"100 / n > 1\"") + &entity("other", "other", &["id"], "");
     let scenario = Scenario::start("where_fails", tables, &config).await;
-    scenario.run("insert into t values (1, 10, 'a'), (2, 0, 'b'), (3, 90, 'c'), (4, 5, 'd'); insert into other values (1, 'x')").await;
+    scenario
+        .run(
+            "insert into t values (1, 10, 'a'), (2, 0, 'b'), (3, 90, 'c'), (4, 5, 'd'); \
+         insert into other values (1, 'x')",
+        )
+        .await;
     let status = scenario.running.caught_up().await;
     assert_eq!(status.quarantine, Some(1));
     let entries = cloud_sync::quarantine::list(&scenario.site.client, None)
@@ -191,7 +202,8 @@ async fn a_row_whose_condition_fails_is_set_aside_alone() {
 
 #[tokio::test]
 async fn a_condition_that_the_table_no_longer_fits_parks_its_entity_alone() {
-    let tables = "create table t (id int primary key, kind text, v text); create table other (id int primary key, v text)";
+    let tables = "create table t (id int primary key, kind text, v text); \
+         create table other (id int primary key, v text)";
     let config =
         entity("x", "t", &["id"], "where = \"kind = 'open'\"") + &entity("other", "other", &["id"], "");
     let scenario = Scenario::start("where_gone", tables, &config).await;
@@ -200,7 +212,12 @@ async fn a_condition_that_the_table_no_longer_fits_parks_its_entity_alone() {
         .assert_rows_equal("x", "t", "id, v", "kind = 'open'")
         .await;
     // When a column of the condition has another name
-    scenario.run("alter table t rename column kind to sort; insert into t values (2, 'open', 'b'); insert into other values (1, 'x')").await;
+    scenario
+        .run(
+            "alter table t rename column kind to sort; insert into t values (2, 'open', 'b'); \
+         insert into other values (1, 'x')",
+        )
+        .await;
     // Then the other entity goes on, and the status says what is wrong;
     scenario
         .assert_rows_equal("other", "other", "id, v", "true")

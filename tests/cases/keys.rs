@@ -45,7 +45,8 @@ async fn keys_of_structured_types_are_backfilled_and_compared_page_by_page() {
         println!("{of}");
         // Given more rows than a page has
         let tables = format!(
-            "{types} create table t (id {of} primary key, v text); insert into t select {value}, 'v' || n from generate_series(1, 3000) n"
+            "{types} create table t (id {of} primary key, v text); \
+             insert into t select {value}, 'v' || n from generate_series(1, 3000) n"
         );
         let scenario = Scenario::start(hint, &tables, &entity("x", "t", &["id"], "")).await;
         // When they are backfilled
@@ -71,7 +72,8 @@ async fn keys_of_structured_types_are_backfilled_and_compared_page_by_page() {
 
 const BYTES: &str = "create table t (id bytea primary key, v text);
     insert into t select decode(md5(n::text), 'hex'), 'v' || n from generate_series(1, 600) n";
-const CHANGES: &str = "insert into t values ('\\x00ff5c22', 'new'), ('', 'empty'); update t set v = 'changed' where v in ('v1', 'v2'); \
+const CHANGES: &str = "insert into t values ('\\x00ff5c22', 'new'), ('', 'empty'); \
+     update t set v = 'changed' where v in ('v1', 'v2'); \
     delete from t where v in ('v3', 'v4'); update t set id = '\\xdeadbeef' where v = 'v5'";
 
 #[tokio::test]
@@ -120,10 +122,13 @@ async fn keys_of_bytes_are_deleted_at_a_baseline_server() {
 
 #[tokio::test]
 async fn a_key_that_is_equal_to_the_table_and_reads_differently_is_one_row() {
-    let tables = "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); create extension citext;
-        create table t (id text collate ci primary key, v text); create table c (id citext primary key, v text);
+    let tables = "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
+         create extension citext;
+        create table t (id text collate ci primary key, v text); \
+        create table c (id citext primary key, v text);
         create table n (id numeric primary key, v text);
-        insert into t values ('bob', 'b'), ('eve', 'e'); insert into c select * from t; insert into n values (1.0, 'b'), (2, 'e')";
+        insert into t values ('bob', 'b'), ('eve', 'e'); insert into c select * from t; \
+        insert into n values (1.0, 'b'), (2, 'e')";
     let config =
         entity("x", "t", &["id"], "") + &entity("c", "c", &["id"], "") + &entity("n", "n", &["id"], "");
     let scenario = Scenario::start("equal_keys", tables, &config).await;
@@ -135,10 +140,14 @@ async fn a_key_that_is_equal_to_the_table_and_reads_differently_is_one_row() {
     };
     equal().await;
     for sql in [
-        "update t set id = 'Bob' where id = 'BOB'; update c set id = 'Bob' where id = 'BOB'; update n set id = 1.00 where id = 1",
-        "update t set v = 'new' where id = 'EVE'; update c set v = 'new' where id = 'EVE'; update n set v = 'new' where id = 2.000",
-        "begin; delete from t where id = 'eve'; insert into t values ('EVE', 'again'); delete from c where id = 'eve'; \
-         insert into c values ('EVE', 'again'); delete from n where id = 2; insert into n values (2.0, 'again'); commit",
+        "update t set id = 'Bob' where id = 'BOB'; update c set id = 'Bob' where id = 'BOB'; \
+         update n set id = 1.00 where id = 1",
+        "update t set v = 'new' where id = 'EVE'; update c set v = 'new' where id = 'EVE'; \
+         update n set v = 'new' where id = 2.000",
+        "begin; delete from t where id = 'eve'; insert into t values ('EVE', 'again'); \
+         delete from c where id = 'eve'; \
+         insert into c values ('EVE', 'again'); delete from n where id = 2; \
+         insert into n values (2.0, 'again'); commit",
         "delete from t where id = 'bob'; delete from c where id = 'bob'; delete from n where id = 1",
     ] {
         scenario.run(sql).await;
@@ -173,7 +182,12 @@ async fn a_key_whose_type_changes_is_one_row_still() {
             )
             .await;
         // When the key's type changes
-        scenario.run(&format!("alter table t alter id type {after}; update t set v = 'after' where v like 'v1%'; delete from t where v = 'v2'")).await;
+        scenario
+            .run(&format!(
+                "alter table t alter id type {after}; \
+             update t set v = 'after' where v like 'v1%'; delete from t where v = 'v2'"
+            ))
+            .await;
         // Then no row is there twice,
         scenario.until_whole().await;
         scenario.assert_rows_equal("x", "t", columns, "true").await;
@@ -189,7 +203,8 @@ async fn a_key_whose_type_changes_is_one_row_still() {
 
 #[tokio::test]
 async fn a_primary_key_that_includes_other_columns_is_a_key() {
-    let tables = "create table t (id int, tenant int, v text, primary key (id) include (v)); insert into t values (1, 1, 'a')";
+    let tables = "create table t (id int, tenant int, v text, primary key (id) include (v)); \
+         insert into t values (1, 1, 'a')";
     let scenario = Scenario::start("including", tables, &entity("x", "t", &["id"], "")).await;
     backfill_all(&scenario.site).await;
     scenario
@@ -221,7 +236,13 @@ async fn domains_that_are_not_null_are_synced_backfilled_and_compared() {
     let columns = "id, mail, n, note, photo";
     backfill_all(&scenario.site).await;
     scenario.assert_settled(columns).await;
-    scenario.assert_each(&["insert into t values (3, 'c@x', 3, 'three', 'c@3.jpg'); update t set note = 'x' where id = 1; delete from t where id = 2"], columns).await;
+    scenario
+        .assert_each(
+            &["insert into t values (3, 'c@x', 3, 'three', 'c@3.jpg'); \
+         update t set note = 'x' where id = 1; delete from t where id = 2"],
+            columns,
+        )
+        .await;
     // A sync repairs a row that the cloud has lost,
     scenario
         .cloud_client
@@ -251,7 +272,8 @@ async fn domains_that_are_not_null_are_backfilled_to_a_baseline_server_with_thei
         &entity("x", "t", &["id"], ""),
     )
     .await;
-    let files = "key = [\"id\"]\nfiles = [{ column = \"photo\", url_column = \"photo_url\", directory = \"photos\" }]\n";
+    let files = "key = [\"id\"]\nfiles = [{ column = \"photo\", url_column = \"photo_url\", \
+         directory = \"photos\" }]\n";
     site.reconfigure("key = [\"id\"]\n", files);
     for name in ["a@1.jpg", "b@2.jpg"] {
         std::fs::write(site.media().join(name), name).unwrap();

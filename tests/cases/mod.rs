@@ -1,7 +1,7 @@
 //! Inputs on which the product once failed, with the right outcome: see each file for its kind.
 //!
-//! A case is a site with tables of its own, the receiver (or a baseline server) as its cloud, and a replicator that runs. Rows are
-//! compared by the text that PostgreSQL writes of each value, on both sides.
+//! A case is a site with tables of its own, the receiver (or a baseline server) as its cloud, and a
+//! replicator that runs. Rows are compared by the text that PostgreSQL writes of each value, on both sides.
 
 mod aside;
 mod cloud;

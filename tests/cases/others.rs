@@ -9,8 +9,8 @@ use crate::support::process::Daemon;
 use crate::support::says;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
-/// A site with tables `t` and `u` as entities `x` and `y`, a fault proxy before its cloud, and its replicator's
-/// settings.
+/// A site with tables `t` and `u` as entities `x` and `y`, a fault proxy before its cloud, and its
+/// replicator's settings.
 async fn two(hint: &str) -> (Cloud, FaultProxy, Site, Daemon) {
     let cloud = Cloud::start(hint).await;
     let fault_proxy = FaultProxy::before(&cloud.url).await;

@@ -96,7 +96,11 @@ async fn a_sync_without_a_daemon_reports_the_rows_that_its_drain_delivered() {
         // the one after has nothing to report,
         names(&one_sync(&site).await, 0, 0);
         // and updates are reported as new rows are.
-        site.run("update tbl_room set room_name = 'again' where room_id <= 3; update tbl_room set room_name = 'twice' where room_id = 1").await;
+        site.run(
+            "update tbl_room set room_name = 'again' where room_id <= 3; \
+             update tbl_room set room_name = 'twice' where room_id = 1",
+        )
+        .await;
         names(&one_sync(&site).await, 3, 0);
     }
 }

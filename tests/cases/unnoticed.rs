@@ -17,7 +17,10 @@ async fn rows_that_a_subscription_applies_are_captured() {
     // Given a site whose table is a subscriber's
     let publisher = connect(&server.database("publisher").await).await;
     publisher
-        .batch_execute(&format!("{TABLE}; insert into t select n, 'copied' from generate_series(1, 5) n; create publication p for table t"))
+        .batch_execute(&format!(
+            "{TABLE}; insert into t select n, 'copied' from generate_series(1, 5) n; \
+             create publication p for table t"
+        ))
         .await
         .unwrap();
     let name: String = publisher
@@ -40,11 +43,14 @@ async fn rows_that_a_subscription_applies_are_captured() {
     )
     .await;
     let scenario = Scenario::of(cloud, site).await;
-    // The first copy needs a slot of its own on the same server, and waits for no transaction of ours for long.
-    scenario.site
+    // The first copy needs a slot of its own on the same server, and waits for no transaction of ours for
+    // long.
+    scenario
+        .site
         .client
         .batch_execute(&format!(
-            "create subscription sub connection '{}' publication p with (create_slot = false, slot_name = 'sub')",
+            "create subscription sub connection '{}' publication p \
+             with (create_slot = false, slot_name = 'sub')",
             server.url(&name)
         ))
         .await
@@ -98,7 +104,8 @@ async fn rows_that_a_subscription_applies_are_captured() {
 async fn attributes_of_a_composite_type_and_labels_of_an_enum_are_followed() {
     let tables = "create type mood as enum ('ok', 'bad'); create type address as (street text, zip text);
         create table t (kind mood, id int, a address, aa address[], primary key (kind, id));
-        insert into t select case n % 2 when 0 then 'ok' else 'bad' end::mood, n, ('s' || n, 'z')::address, array[('x', 'y')::address]
+        insert into t select case n % 2 when 0 then 'ok' else 'bad' end::mood, n, ('s' || n, 'z')::address, \
+        array[('x', 'y')::address]
         from generate_series(1, 30) n";
     let scenario = Scenario::start("composite", tables, &entity("x", "t", &["kind", "id"], "")).await;
     backfill_all(&scenario.site).await;
@@ -127,7 +134,8 @@ async fn attributes_of_a_composite_type_and_labels_of_an_enum_are_followed() {
 #[tokio::test]
 async fn an_unlogged_table_that_a_crash_has_emptied_is_emptied_in_the_cloud() {
     let server = Server::with(&["fsync=on"]);
-    let tables = "create unlogged table t (id int primary key, v text); create table kept (id int primary key, v text);
+    let tables = "create unlogged table t (id int primary key, v text); \
+         create table kept (id int primary key, v text);
         create table parts (id int primary key) partition by range (id);
         create unlogged table parts_low partition of parts for values from (0) to (100);
         create table parts_high partition of parts for values from (100) to (200)";
@@ -137,7 +145,12 @@ async fn an_unlogged_table_that_a_crash_has_emptied_is_emptied_in_the_cloud() {
     let cloud = Cloud::start("unlogged").await;
     let site = Site::bare_on(&server, "unlogged", &cloud.url, KEY, tables, &config).await;
     let mut scenario = Scenario::of(cloud, site).await;
-    scenario.run("insert into t select n, 'v' from generate_series(1, 5) n; insert into kept values (1, 'v'); insert into parts values (1), (101)").await;
+    scenario
+        .run(
+            "insert into t select n, 'v' from generate_series(1, 5) n; \
+         insert into kept values (1, 'v'); insert into parts values (1), (101)",
+        )
+        .await;
     scenario.assert_settled("id, v").await;
     // Given that nothing of these rows would be read again after a restart
     let sent: std::time::SystemTime = scenario
@@ -198,7 +211,8 @@ async fn an_unlogged_table_that_a_crash_has_emptied_is_emptied_in_the_cloud() {
 }
 
 const FEED: &str = "create table t (id int primary key, kind text, secret text, feed text)";
-const ROWS: &str = "insert into t select n, case n % 2 when 0 then 'public' else 'private' end, 'word' || n, 'u:word' || n || '@h' from generate_series(1, 40) n";
+const ROWS: &str = "insert into t select n, case n % 2 when 0 then 'public' \
+     else 'private' end, 'word' || n, 'u:word' || n || '@h' from generate_series(1, 40) n";
 
 /// Asserts that private rows and secrets are gone from the cloud.
 async fn no_secrets(scenario: &Scenario) {
@@ -272,7 +286,8 @@ async fn advisory_locks_of_a_role_without_rights_hold_nothing_up() {
     let ours: i64 = scenario
         .site_client
         .query_one(
-            "select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())",
+            "select count(*) from pg_locks where locktype = 'advisory' and database = (select oid \
+             from pg_database where datname = current_database())",
             &[],
         )
         .await
@@ -305,13 +320,23 @@ async fn advisory_locks_of_a_role_without_rights_hold_nothing_up() {
 async fn a_column_whose_type_changes_is_compared_once_and_then_left_alone() {
     let tables = "create table t (id int primary key, n text, d text, b text)";
     let scenario = Scenario::start("retyped", tables, &entity("x", "t", &["id"], "")).await;
-    scenario.assert_each(&["insert into t select n, n, '2026-01-' || lpad((1 + n % 28)::text, 2, '0'), n % 2 = 0 from generate_series(1, 50) n"], "id, n, d, b").await;
+    scenario
+        .assert_each(
+            &[
+                "insert into t select n, n, '2026-01-' || lpad((1 + n % 28)::text, 2, '0'), \
+         n % 2 = 0 from generate_series(1, 50) n",
+            ],
+            "id, n, d, b",
+        )
+        .await;
     // When texts become numbers, dates and booleans
-    scenario.run(
-        "alter table t alter n type int using n::int; alter table t alter d type date using d::date; \
-         alter table t alter b type boolean using b::boolean; insert into t values (100, 5, '2026-12-31', true)",
-    )
-    .await;
+    scenario
+        .run(
+            "alter table t alter n type int using n::int; alter table t alter d type date using d::date; \
+         alter table t alter b type boolean using b::boolean; \
+         insert into t values (100, 5, '2026-12-31', true)",
+        )
+        .await;
     scenario.until_whole().await;
     scenario.assert_rows_equal("x", "t", "id, n, d, b", "true").await;
     // Then no later sync pushes a row.

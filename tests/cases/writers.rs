@@ -120,12 +120,15 @@ async fn json_that_jsonb_refuses_never_fails_a_writer() {
         r#""\ud83d\ude00""#,
     ] {
         // When they are written
-        scenario.run(&format!(
-            "delete from t; delete from hidden; \
-             insert into t values (1, '{doc}', '\\x00ff', 'é'); insert into hidden values (1, '{doc}', 's'); \
-             update t set photo = '\\x01'; update hidden set secret = 't'; insert into hidden values (2, null, 'u')"
-        ))
-        .await;
+        scenario
+            .run(&format!(
+                "delete from t; delete from hidden; \
+             insert into t values (1, '{doc}', '\\x00ff', 'é'); \
+             insert into hidden values (1, '{doc}', 's'); \
+             update t set photo = '\\x01'; update hidden set secret = 't'; \
+             insert into hidden values (2, null, 'u')"
+            ))
+            .await;
         // Then they arrive as they are.
         scenario.assert_settled("id, doc, photo, name").await;
         scenario
@@ -135,8 +138,8 @@ async fn json_that_jsonb_refuses_never_fails_a_writer() {
     scenario.running.end().await;
 }
 
-/// Writes two large values between two small rows. Then each large row has arrived or is set aside by its key, and all others
-/// have arrived.
+/// Writes two large values between two small rows. Then each large row has arrived or is set aside by its
+/// key, and all others have arrived.
 async fn large_values(cloud: Cloud, hint: &str, bytes: usize, letters: usize) {
     let tables = "create table t (id int primary key, photo bytea, body text, secret text)";
     let config = entity("x", "t", &["id"], "exclude = [\"secret\"]");
@@ -222,7 +225,10 @@ async fn a_limit_of_temporary_files_is_told_by_check() {
     // The limit is that of a session; a writer below it is captured,
     let writer = connect(&scenario.site.database_url).await;
     writer
-        .batch_execute(&format!("set temp_file_limit = '2MB'; set role {role}; insert into t select n, 'v' from generate_series(1, 10000) n"))
+        .batch_execute(&format!(
+            "set temp_file_limit = '2MB'; set role {role}; \
+             insert into t select n, 'v' from generate_series(1, 10000) n"
+        ))
         .await
         .unwrap();
     scenario.assert_settled("id, v").await;
@@ -258,7 +264,8 @@ async fn init_beside_writers(
     tokio::pin!(init);
     let writers = async {
         let writer = connect(&site.database_url).await;
-        // Far below how long the transaction stays open otherwise, and far above what a try of `init` may take.
+        // Far below how long the transaction stays open otherwise, and far above what a try of `init` may
+        // take.
         writer
             .batch_execute("set statement_timeout = '20s'")
             .await
@@ -266,7 +273,8 @@ async fn init_beside_writers(
         for n in 0..40 {
             for table in entities {
                 let sql = format!(
-                    "insert into {table} values ({n}, 'meanwhile') on conflict (id) do update set v = excluded.v"
+                    "insert into {table} values ({n}, 'meanwhile') on conflict (id) do update \
+                     set v = excluded.v"
                 );
                 writer.batch_execute(&sql).await.unwrap();
             }

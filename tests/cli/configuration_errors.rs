@@ -1,5 +1,6 @@
-//! Every error that a user can meet from the command line and from the configuration: as the program prints it, with
-//! its exit code. A configuration that is well prints its settings, which these transcripts never hold.
+//! Every error that a user can meet from the command line and from the configuration: as the program prints
+//! it, with its exit code. A configuration that is well prints its settings, which these transcripts never
+//! hold.
 
 use super::transcript::{Program, Transcript};
 use crate::support::postgres::Server;
@@ -276,7 +277,8 @@ async fn entities_that_do_not_fit_the_database() {
         "table = \"thing\"\nkey = [\"id\"]\nexclude = [\"lable\"]",
         "table = \"thing\"\nkey = [\"id\"]\nredact = [\"number\"]",
         "table = \"thing\"\nkey = [\"id\"]\nwindow = { column = \"label\", days = 7 }",
-        "table = \"thing\"\nkey = [\"id\"]\nfiles = [{ column = \"image\", url_column = \"url\", directory = \"d\" }]",
+        "table = \"thing\"\nkey = [\"id\"]\nfiles = [{ column = \"image\", url_column = \"url\", \
+         directory = \"d\" }]",
         "table = \"thing\"\nkey = [\"id\"]\nwhere = \"label = \"",
         "table = \"thing\"\nkey = [\"id\"]\nwhere = \"made > now()\"",
         "table = \"thing\"\nkey = [\"id\"]\nwhere = \"id in (select id from parent)\"",
@@ -297,7 +299,8 @@ async fn entities_that_do_not_fit_the_database() {
 
 /// Tables, each of which fails one of `init`'s checks, or whose columns do.
 const UNFIT: &str = "
-    create table thing (id bigint primary key, number bigint, label text, maybe text unique, made timestamptz);
+    create table thing (id bigint primary key, number bigint, label text, maybe text unique, \
+    made timestamptz);
     create table child (id bigint primary key, thing_id bigint references thing);
     create view seen as select id from thing;
     create table parent (id bigint primary key);

@@ -92,7 +92,8 @@ fn url_columns_that_would_overwrite_each_other_are_refused_at_start() {
         (file("a", "a"), "name another url_column"),
     ] {
         let config = format!(
-            "[source]\ndatabase_url = \"postgresql://h/d\"\n[cloud]\nurl = \"https://cloud.example/api\"\nkey = \"k\"\n\
+            "[source]\ndatabase_url = \"postgresql://h/d\"\n[cloud]\nurl \
+             = \"https://cloud.example/api\"\nkey = \"k\"\n\
              [[entity]]\nname = \"pictures\"\ntable = \"t\"\nkey = [\"id\"]\nfiles = [{files}]\n"
         );
         let site = Program::with_file("cloud-sync.toml", &config);

@@ -6,7 +6,8 @@ use crate::support::site::{Cloud, KEY, SCHOOL, Site};
 
 const ROWS: &str = "
     insert into tbl_room (room_no, room_name) select 'R' || n, 'room ' || n from generate_series(1, 12) n;
-    insert into tbl_camera (camera_name, room_no) select 'camera ' || n, 'R' || n from generate_series(1, 3) n;
+    insert into tbl_camera (camera_name, room_no) select 'camera ' || n, 'R' || n \
+    from generate_series(1, 3) n;
     insert into tbl_faculty (faculty_fname) values ('Ann')";
 
 /// A transcript in which ports, folders, databases, times and sizes are hidden.

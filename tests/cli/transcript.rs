@@ -1,8 +1,8 @@
 //! Whole command lines under snapshot: the arguments, what went to stdout and to stderr, and the exit code.
 //!
-//! A [`Transcript`] is compared with the file of its name below `snapshots`, after what varies from run to run was
-//! replaced. A test fails on any difference. `INSTA_UPDATE=always cargo test --test main cli::` writes the files
-//! again; read their diff before you commit it.
+//! A [`Transcript`] is compared with the file of its name below `snapshots`, after what varies from run to
+//! run was replaced. A test fails on any difference. `INSTA_UPDATE=always cargo test --test main cli::`
+//! writes the files again; read their diff before you commit it.
 
 use std::fmt::Write;
 use std::process::{Command, Output, Stdio};

@@ -1,7 +1,8 @@
-//! What the work costs, counted and never timed: statements, round trips, requests, bytes, notifications, allocations.
+//! What the work costs, counted and never timed: statements, round trips, requests, bytes, notifications,
+//! allocations.
 //!
-//! Each bound is what the work takes now, with what it is made of beside it. Whoever makes it leaner lowers the bound; what
-//! makes a count depend on the number of rows breaks it at once.
+//! Each bound is what the work takes now, with what it is made of beside it. Whoever makes it leaner lowers
+//! the bound; what makes a count depend on the number of rows breaks it at once.
 
 mod allocations;
 mod idle;

@@ -56,7 +56,8 @@ async fn a_storm_of_commits_notifies_no_one_while_the_replicator_is_awake() {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     };
-    // Given a replicator that sleeps, and is woken by more than it can read while its cloud holds its answers back,
+    // Given a replicator that sleeps, and is woken by more than it can read while its cloud holds its answers
+    // back,
     replicator.caught_up().await;
     until(true).await;
     proxy.set(Trouble::HoldAnswers);

@@ -12,16 +12,17 @@ struct Bound {
     round_trips: u64,
 }
 
-/// In one round trip the sequence's value, the fence, and the window's first page; in another the rows of the one entity, the
-/// columns' fingerprint, and where the log ends. Each asks for an answer of its own, and none waits for the one before it.
+/// In one round trip the sequence's value, the fence, and the window's first page; in another the rows of the
+/// one entity, the columns' fingerprint, and where the log ends. Each asks for an answer of its own, and none
+/// waits for the one before it.
 const READER: Bound = Bound {
     session: "cloud-sync drain",
     statements: 6,
     round_trips: 6,
 };
 
-/// Which entities have changes in quarantine. Where another session has written to the log and not to the disk: is the log on
-/// the disk, and where it is not, a message that takes it there.
+/// Which entities have changes in quarantine. Where another session has written to the log and not to the
+/// disk: is the log on the disk, and where it is not, a message that takes it there.
 const COURIER: Bound = Bound {
     session: "cloud-sync delivery",
     statements: 1 + 2,
@@ -38,16 +39,16 @@ const COMMITTER: Bound = Bound {
     round_trips: 1,
 };
 
-/// A step ends with a trim in two rounds. Each asks which segments are to be truncated, and whether writers move on; the second
-/// truncates the one that they have left.
+/// A step ends with a trim in two rounds. Each asks which segments are to be truncated, and whether writers
+/// move on; the second truncates the one that they have left.
 const TRIMMER: Bound = Bound {
     session: "cloud-sync space",
     statements: (1 + 1) + (1 + 1 + 1),
     round_trips: (1 + 1) + (1 + 1 + 1),
 };
 
-/// Begin with the site's lock, the source's turn, the entities' state, one upsert for the one entity, the turn that was taken, commit.
-/// A batch of few rows is one statement that does all of it.
+/// Begin with the site's lock, the source's turn, the entities' state, one upsert for the one entity, the
+/// turn that was taken, commit. A batch of few rows is one statement that does all of it.
 const RECEIVER: Bound = Bound {
     session: "cloud-sync receiver",
     statements: 6,

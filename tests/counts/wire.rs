@@ -18,8 +18,8 @@ const RECKONED: u64 = 64;
 /// Further batches at the beginning, which are smaller: how large a row is, is learnt from the ones before.
 const LEARNING: u64 = 2;
 
-/// Bytes of a change beside its key and its row: `{"position":`, mostly four digits, `,"entity":"rooms"`, `,"op":"upsert"`,
-/// `,"key":`, `,"row":`, `}` and the line's end.
+/// Bytes of a change beside its key and its row: `{"position":`, mostly four digits, `,"entity":"rooms"`,
+/// `,"op":"upsert"`, `,"key":`, `,"row":`, `}` and the line's end.
 const FRAME: u64 = 63;
 
 /// What the greeting and the schema take, and the heads of the requests.

@@ -184,7 +184,8 @@ async fn amid_a_sync(hint: &str, point: &str) {
     // Given a cloud that has lost rows, holds others in another state, and some that the site has not
     there
         .batch_execute(&format!(
-            "delete from cloud.pots where pot_id <= 100; update cloud.pots set label = 'other' where pot_id > 400; \
+            "delete from cloud.pots where pot_id <= 100; \
+             update cloud.pots set label = 'other' where pot_id > 400; \
              insert into cloud.pots (_site, _epoch, _version, pot_id, label) \
              select '{SITE}', 1, 0, n, 'stranger' from generate_series(1001, 1010) n"
         ))
@@ -220,7 +221,8 @@ async fn amid_an_upload(hint: &str, point: &str) {
     }
     site.run(
         "insert into tbl_faculty (faculty_fname) values ('x'), ('y'); \
-         insert into tbl_leave (faculty_id, leave_slip_image) values (1, 'a.jpg'), (1, 'b.jpg'), (1, 'c.jpg'), (2, 'a.jpg')",
+         insert into tbl_leave (faculty_id, leave_slip_image) \
+         values (1, 'a.jpg'), (1, 'b.jpg'), (1, 'c.jpg'), (2, 'a.jpg')",
     )
     .await;
     // when the replicator dies while it uploads,

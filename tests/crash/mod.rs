@@ -1,4 +1,5 @@
-//! Crashes and outages: the real binary is killed, its store is lost, the cloud goes away, and nothing is lost.
+//! Crashes and outages: the real binary is killed, its store is lost, the cloud goes away, and nothing is
+//! lost.
 
 mod abort;
 mod opening;
@@ -40,7 +41,8 @@ fn given(name: &str, default: u64) -> u64 {
         .map_or(default, |text| text.parse().unwrap())
 }
 
-/// How many rows the receiver has applied: one that is sent again is read again, and is applied as the newer state.
+/// How many rows the receiver has applied: one that is sent again is read again, and is applied as the newer
+/// state.
 async fn applied(cloud: &Client) -> i64 {
     number(
         cloud,
@@ -62,7 +64,8 @@ fn sent(status: &StatusReport) -> i64 {
     (status.counts.accepted + status.counts.collapsed) as i64
 }
 
-/// Inserts pots, each one change that no other supersedes, in transactions of `rows`, until it is told to stop.
+/// Inserts pots, each one change that no other supersedes, in transactions of `rows`, until it is told to
+/// stop.
 struct Stream {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -111,8 +114,8 @@ impl Stream {
     }
 }
 
-/// Delivers under load, ends once by SIGTERM and once by SIGKILL, spoils the store by `spoil` while the load goes on, and
-/// starts again. Every log of such a start holds `told`.
+/// Delivers under load, ends once by SIGTERM and once by SIGKILL, spoils the store by `spoil` while the load
+/// goes on, and starts again. Every log of such a start holds `told`.
 async fn spoilt_store(hint: &str, told: &[&str], spoil: impl Fn(&Daemon)) {
     let cloud = Cloud::start(hint).await;
     let site = garden(hint, &cloud).await;
@@ -247,7 +250,8 @@ async fn three_hundred_thousand_changes_are_drained_in_bounded_memory() {
     for rows in std::iter::once(ROWS / 2).chain(std::iter::repeat_n(1000, 150)) {
         site.client
             .execute(
-                "insert into pot select n, rpad('pot ' || n, 250, 'x'), n from generate_series($1::bigint, $2) n",
+                "insert into pot select n, rpad('pot ' || n, 250, 'x'), n \
+                 from generate_series($1::bigint, $2) n",
                 &[&from, &(from + rows - 1)],
             )
             .await
@@ -274,7 +278,8 @@ async fn three_hundred_thousand_changes_are_drained_in_bounded_memory() {
 
 const BATCH: i64 = 100;
 
-/// The changes of the batches in flight, at most, and of three that are accepted and on their way into the checkpoint.
+/// The changes of the batches in flight, at most, and of three that are accepted and on their way into the
+/// checkpoint.
 const IN_FLIGHT: i64 = (cloud_sync::wire::IN_FLIGHT + 3) * BATCH;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -37,7 +37,8 @@ async fn given_back(client: &Client) {
     }
 }
 
-/// Writers that give up where they have to wait for a lock. Not at once: tables grow under a lock that they share.
+/// Writers that give up where they have to wait for a lock. Not at once: tables grow under a lock that they
+/// share.
 struct Writers {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
@@ -58,7 +59,10 @@ impl Writers {
             let (stop, written) = (stop.clone(), written.clone());
             tasks.push(tokio::spawn(async move {
                 let statement = client
-                    .prepare("insert into note values ($1, repeat('x', 200)) on conflict (id) do update set text = excluded.text || $1")
+                    .prepare(
+                        "insert into note values ($1, repeat('x', 200)) on conflict (id) do update \
+                         set text = excluded.text || $1",
+                    )
                     .await
                     .unwrap();
                 let mut id = 0;
@@ -199,7 +203,8 @@ async fn writers_go_on_while_a_segment_is_being_truncated() {
     let kept = on_disk(&site.client).await;
     site.run(
         "select cloud_sync.set_state(0, null); \
-         select cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, 9223372036854775807) \
+         select cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, \
+         9223372036854775807) \
          from cloud_sync.checkpoint, generate_series(0, 3) segment; select cloud_sync.rotate(1 << 20)",
     )
     .await;
@@ -209,7 +214,8 @@ async fn writers_go_on_while_a_segment_is_being_truncated() {
     trim.batch_execute("begin").await.unwrap();
     let bytes = number(
         &trim,
-        "select sum(cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, 9223372036854775807))::bigint \
+        "select sum(cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, \
+         9223372036854775807))::bigint \
          from cloud_sync.checkpoint, generate_series(0, 3) segment",
     )
     .await;
@@ -244,7 +250,8 @@ async fn a_dump_of_the_site_delays_the_trim_and_nothing_else() {
     // Given a dump that reads for hours: a snapshot, and every table locked against being dropped
     let dump = connect(&site.database_url).await;
     dump.batch_execute(
-        "begin isolation level repeatable read; lock table cloud_sync.outbox, note in access share mode; select count(*) from note",
+        "begin isolation level repeatable read; lock table cloud_sync.outbox, note in access share mode; \
+         select count(*) from note",
     )
     .await
     .unwrap();

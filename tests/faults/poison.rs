@@ -1,4 +1,5 @@
-//! Changes that the cloud refuses: they stand aside, the rest flows, and they come back when what was wrong is mended.
+//! Changes that the cloud refuses: they stand aside, the rest flows, and they come back when what was wrong
+//! is mended.
 
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
 /// A room that is refused, its cameras, and what these saw: three floors of children.
 const FAMILY: &str = "
     insert into tbl_room (room_no, room_name) values ('R1', 'bad'), ('R2', 'good');
-    insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || 1 + n % 2 from generate_series(1, 40) n;
-    insert into tbl_recognition_logs (camera_id, status) select 1 + n % 40, 's' from generate_series(1, 200) n;";
+    insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || 1 + n % 2 \
+    from generate_series(1, 40) n;
+    insert into tbl_recognition_logs (camera_id, status) select 1 + n % 40, 's' \
+    from generate_series(1, 200) n;";
 
 #[tokio::test]
 async fn rows_without_their_parent_wait_aside_and_follow_it_on_servers_without_positions() {
@@ -72,15 +75,19 @@ async fn rows_without_their_parent_wait_aside_and_follow_it_on_a_server_with_pos
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
-    site.run("insert into tbl_camera (camera_name) values ('first'); insert into tbl_room (room_no) values ('first'); \
-              insert into tbl_recognition_logs (status) values ('first')")
-        .await;
+    site.run(
+        "insert into tbl_camera (camera_name) values ('first'); \
+         insert into tbl_room (room_no) values ('first'); \
+              insert into tbl_recognition_logs (status) values ('first')",
+    )
+    .await;
     replicator.caught_up().await;
     // Given a cloud whose owner has added foreign keys and a check
     there
         .batch_execute(
             "alter table cloud.rooms add unique (_site, room_no), add check (room_name <> 'bad'); \
-             alter table cloud.cameras add foreign key (_site, room_no) references cloud.rooms (_site, room_no); \
+             alter table cloud.cameras add foreign key (_site, room_no) references cloud.rooms (_site, \
+             room_no); \
              alter table cloud.recognition_logs add foreign key (_site, camera_id) references cloud.cameras",
         )
         .await
@@ -112,8 +119,11 @@ async fn a_child_that_is_bad_for_another_reason_is_not_retried_for_ever() {
         ..Tally::default()
     };
     let replicator = site.replicate();
-    site.run("insert into tbl_room (room_no) values ('R1'); insert into tbl_camera (camera_name, room_no) values ('bad', 'R1')")
-        .await;
+    site.run(
+        "insert into tbl_room (room_no) values ('R1'); \
+         insert into tbl_camera (camera_name, room_no) values ('bad', 'R1')",
+    )
+    .await;
     // Given a parent that changes again and again
     for nth in 0..20 {
         site.run(&format!("update tbl_room set room_name = 'name {nth}'"))
@@ -157,8 +167,10 @@ async fn rows_of_one_table_that_need_each_other_find_their_order() {
         assert_eq!(replicator.caught_up().await.quarantine, Some(0));
         site.run(
             "begin; alter table node drop constraint node_parent_id_fkey; \
-             insert into node select 1000 - n, case when n > 0 then 1001 - n end from generate_series(40, 0, -1) n; \
-             alter table node add constraint node_parent_id_fkey foreign key (parent_id) references node; commit",
+             insert into node select 1000 - n, case when n > 0 then 1001 - n end \
+             from generate_series(40, 0, -1) n; \
+             alter table node add constraint node_parent_id_fkey foreign key (parent_id) references node; \
+             commit",
         )
         .await;
         // then all of it is accepted.

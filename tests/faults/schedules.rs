@@ -1,7 +1,7 @@
 //! Random schedules of concurrent transactions, drained at random moments, compared with a model.
 //!
-//! The schedules run one after another on one table: each begins by emptying both sides, so that a failing one can be
-//! replayed and shrunk. `PROPTEST_CASES` says how many there are.
+//! The schedules run one after another on one table: each begins by emptying both sides, so that a failing
+//! one can be replayed and shrunk. `PROPTEST_CASES` says how many there are.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -35,8 +35,8 @@ const ROWS: i64 = 4;
 const CASES: u32 = 60;
 const ENOUGH: Duration = Duration::from_secs(25);
 
-/// One step of a schedule. Statements outside a transaction commit by themselves; one that would wait for a lock, or
-/// that fails, is undone alone.
+/// One step of a schedule. Statements outside a transaction commit by themselves; one that would wait for a
+/// lock, or that fails, is undone alone.
 #[derive(Debug, Clone)]
 enum Action {
     Begin,
@@ -106,8 +106,9 @@ struct Model {
     rows: BTreeMap<i64, Vec<State>>,
     /// Which state of each row the cloud was last seen in.
     seen: BTreeMap<i64, usize>,
-    /// Whether the table was truncated. What was written to it since can be on its way before the truncate is, as a row's present
-    /// state is sent with its first touch: the row is gone then, until its later touch brings it again.
+    /// Whether the table was truncated. What was written to it since can be on its way before the truncate
+    /// is, as a row's present state is sent with its first touch: the row is gone then, until its later touch
+    /// brings it again.
     truncated: bool,
 }
 
@@ -121,7 +122,8 @@ impl Model {
     }
 
     fn commit(&mut self, changes: Vec<(i64, State)>) {
-        // A transaction may arrive in several batches, and so a row in each state that the transaction gave it.
+        // A transaction may arrive in several batches, and so a row in each state that the transaction gave
+        // it.
         for (row, state) in changes {
             self.rows.get_mut(&row).unwrap().push(state);
         }
@@ -132,7 +134,8 @@ impl Model {
         self.rows.iter().filter_map(last).collect()
     }
 
-    /// Checks that the cloud holds a committed state of each row, and none that is older than one it held before.
+    /// Checks that the cloud holds a committed state of each row, and none that is older than one it held
+    /// before.
     fn look(&mut self, cloud: &BTreeMap<i64, i64>) -> std::result::Result<(), TestCaseError> {
         for (row, states) in &self.rows {
             let held = cloud.get(row).copied();
@@ -143,7 +146,8 @@ impl Model {
             let found = states[seen..].iter().position(|state| *state == held);
             prop_assert!(
                 found.is_some(),
-                "row {row} is {held:?} in the cloud; it was {states:?}, and the cloud had seen number {seen} of these"
+                "row {row} is {held:?} in the cloud; \
+                 it was {states:?}, and the cloud had seen number {seen} of these"
             );
             self.seen.insert(*row, seen + found.unwrap_or_default());
         }
@@ -302,8 +306,8 @@ impl ScheduleRun {
         self.site.client.query_one(parked, &[]).await.unwrap().get(0)
     }
 
-    /// Whatever is committed by now arrives, whoever has a transaction open; but what nobody can read while a truncate holds the
-    /// table waits for that one's end, `ended` tells that it came.
+    /// Whatever is committed by now arrives, whoever has a transaction open; but what nobody can read while a
+    /// truncate holds the table waits for that one's end, `ended` tells that it came.
     async fn drain_all(&mut self, model: &mut Model, ended: bool) -> std::result::Result<(), TestCaseError> {
         loop {
             while self.step().await == DrainStep::Delivered {

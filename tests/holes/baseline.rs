@@ -50,13 +50,15 @@ async fn a_unique_value_that_moves_between_rows_ends_in_no_quarantine() {
     }
 }
 
-// H11. A row is refused once for a reason that passes, and nothing touches it again: one refusal does not count.
+// H11. A row is refused once for a reason that passes, and nothing touches it again: one refusal does not
+// count.
 #[tokio::test]
 async fn one_refusal_does_not_count() {
     let (server, site) = rooms("once", Duration::from_secs(5)).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
-    // The row goes alone and is the last of its window, as a row whose unique value another row of the cloud still has.
+    // The row goes alone and is the last of its window, as a row whose unique value another row of the cloud
+    // still has.
     server.fault(Fault::status(422).on("rooms").times(1));
     site.run("insert into room values (1, 'A', 'one')").await;
     drained(&mut stages).await;
@@ -157,8 +159,8 @@ async fn a_drain_that_takes_over_waits_until_no_request_can_arrive() {
     assert_eq!(name(&server), Some(json!("v2")));
 }
 
-// H12 with a truncate, which such a server gets as one delete a row: one of them timed out, the row is there again, the delete
-// arrives.
+// H12 with a truncate, which such a server gets as one delete a row: one of them timed out, the row is there
+// again, the delete arrives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delete_of_a_truncate_that_arrives_late_does_not_stay() {
     let (server, site) = rooms("late_truncate", Duration::from_secs(3)).await;
@@ -192,7 +194,8 @@ async fn a_delete_of_a_truncate_that_arrives_late_does_not_stay() {
     running.end().await;
 }
 
-// The site's sessions break while a delivery is tried again: the round ends, and the next one has sessions of its own.
+// The site's sessions break while a delivery is tried again: the round ends, and the next one has sessions of
+// its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_fails_amid_a_delivery_ends_the_round_and_loses_nothing() {
     let table = "create table room (id bigint primary key, name text)";

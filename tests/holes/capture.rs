@@ -10,7 +10,8 @@ use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 use crate::support::sql::{number, texts, until};
 
-/// The least time between two looks of a replicator that sleeps and waits for nobody in particular, in milliseconds.
+/// The least time between two looks of a replicator that sleeps and waits for nobody in particular, in
+/// milliseconds.
 const SLOW_POLL: i64 = 4_000;
 
 // H10 i. The key goes from int to text: writers go on, and so does the row.
@@ -22,7 +23,8 @@ async fn a_key_that_becomes_text_fails_no_writer() {
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     drained(&mut stages).await;
     site.run(
-        "update thing set label = 'before' where id = 1; alter table thing alter column id type text using id::text; \
+        "update thing set label = 'before' where id = 1; \
+         alter table thing alter column id type text using id::text; \
          insert into thing values ('abc', 'three'); update thing set label = 'after' where id = '2'",
     )
     .await;
@@ -134,7 +136,8 @@ async fn a_captured_table_can_be_attached_as_a_partition() {
     .await;
     site.run("alter table thing attach partition high for values from (10) to (20)")
         .await;
-    // And rows that are written there before it has triggers of its own are captured, where the row triggers fire.
+    // And rows that are written there before it has triggers of its own are captured, where the row triggers
+    // fire.
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run(
@@ -176,7 +179,8 @@ async fn a_key_that_an_apply_worker_changes_leaves_no_row_behind() {
             "select count(*) = 3 from thing",
         ),
         (
-            "update thing set id = 4 where id = 1; delete from thing where id = 2; update thing set label = 'last' where id = 3",
+            "update thing set id = 4 where id = 1; delete from thing where id = 2; \
+             update thing set label = 'last' where id = 3",
             "select count(*) = 1 from thing where label = 'last'",
         ),
         ("truncate thing", "select count(*) = 0 from thing"),
@@ -242,7 +246,8 @@ async fn a_sleeper_that_is_gone_is_notified_until_its_deadline_only() {
     assert!(!heard("extract(epoch from clock_timestamp())::bigint - 1").await);
 }
 
-// Sentence 17. The text of a key does not depend on the writer's session: 0.1 + 0.2 is 0.3 under `extra_float_digits = 0`.
+// Sentence 17. The text of a key does not depend on the writer's session: 0.1 + 0.2 is 0.3 under
+// `extra_float_digits = 0`.
 #[tokio::test]
 async fn a_key_reads_the_same_whatever_the_writer_has_set() {
     let tables = "create table thing (id float8 primary key, label text); \
@@ -255,8 +260,10 @@ async fn a_key_reads_the_same_whatever_the_writer_has_set() {
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run(
-        "set extra_float_digits = 0; set datestyle = 'German'; set timezone = 'Asia/Tokyo'; set intervalstyle = 'sql_standard'; \
-         insert into thing values (0.1::float8 + 0.2::float8, 'one'); insert into day values ('2026-11-05 10:00+00', '1 day', 'one')",
+        "set extra_float_digits = 0; set datestyle = 'German'; set timezone = 'Asia/Tokyo'; \
+         set intervalstyle = 'sql_standard'; \
+         insert into thing values (0.1::float8 + 0.2::float8, 'one'); \
+         insert into day values ('2026-11-05 10:00+00', '1 day', 'one')",
     )
     .await;
     drained(&mut stages).await;
@@ -269,8 +276,8 @@ async fn a_key_reads_the_same_whatever_the_writer_has_set() {
     assert_eq!(held(&cloud, "select label from cloud.days").await, ["two"]);
 }
 
-// Sentence 8. A transaction has written before the replicator lay down, and notifies nobody: as long as it runs the replicator looks
-// again and again, and not only when the slow poll is due.
+// Sentence 8. A transaction has written before the replicator lay down, and notifies nobody: as long as it
+// runs the replicator looks again and again, and not only when the slow poll is due.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks() {
     let (cloud, site) = site_of("sleeper", TABLE, &things("")).await;
@@ -285,9 +292,11 @@ async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks
         "select pg_sequence_last_value('cloud_sync.state') > 65535",
     )
     .await;
-    // Two looks in a row come sooner than any slow poll would: one pair of looks stands for the lying down itself.
+    // Two looks in a row come sooner than any slow poll would: one pair of looks stands for the lying down
+    // itself.
     let look = "select (extract(epoch from query_start) * 1000)::bigint from pg_stat_activity \
-         where datname = current_database() and application_name = 'cloud-sync drain' and query like '%captured_at%'";
+         where datname = current_database() and application_name = 'cloud-sync drain' \
+         and query like '%captured_at%'";
     let start = std::time::Instant::now();
     let mut looks: Vec<i64> = Vec::new();
     while !looks.windows(4).any(|looks| looks[3] - looks[0] < SLOW_POLL) {

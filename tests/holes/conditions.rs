@@ -32,8 +32,8 @@ async fn before_baseline(hint: &str, more: &str) -> (BaselineServer, Site) {
     (server, site)
 }
 
-// H6. Drain A reads row 1, which meets the condition, and has not noted it; row 1 stops meeting it; drain B begins a term, reads
-// it, does not know it and passes; A notes it and sends it.
+// H6. Drain A reads row 1, which meets the condition, and has not noted it; row 1 stops meeting it; drain B
+// begins a term, reads it, does not know it and passes; A notes it and sends it.
 #[tokio::test]
 async fn a_drain_that_was_followed_sends_nothing_that_it_has_not_noted() {
     let (server, site) = before_baseline("fenced", CONDITION).await;
@@ -103,7 +103,8 @@ async fn a_row_that_stops_meeting_the_condition_leaves_the_cloud() {
 // Sentence 6. A condition that changes its mind without a touch is refused.
 #[tokio::test]
 async fn a_condition_on_more_than_the_rows_own_columns_is_refused() {
-    let tables = "create table thing (id bigint primary key, label text, at timestamptz); create table list (label text); \
+    let tables = "create table thing (id bigint primary key, label text, at timestamptz); \
+         create table list (label text); \
          create function asked(text) returns boolean language plpgsql as 'begin return true; end'";
     for (condition, fits) in [
         ("at > now() - interval '1 day'", false),
@@ -145,7 +146,8 @@ async fn what_is_kept_has_no_second_row_after_a_change_of_key() {
     assert_eq!(held(&cloud, ids).await, ["6", "7"]);
 }
 
-// Sentence 7. A key is changed and the table truncated in one batch: the truncate is kept, so the old key's delete is not left to it.
+// Sentence 7. A key is changed and the table truncated in one batch: the truncate is kept, so the old key's
+// delete is not left to it.
 #[tokio::test]
 async fn an_old_key_beside_a_truncate_that_is_kept_leaves_the_cloud() {
     let (cloud, site) = site_of("keep_moved", super::TABLE, &things("deletes = \"keep\"")).await;

@@ -44,7 +44,8 @@ async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
     running.caught_up().await;
     until_whole(&site, &running).await;
     site.run(
-        "begin; alter table thing disable trigger cloud_sync_1_update; update thing set label = 'unseen' where id = 1; \
+        "begin; alter table thing disable trigger cloud_sync_1_update; \
+         update thing set label = 'unseen' where id = 1; \
          alter table thing enable always trigger cloud_sync_1_update; commit",
     )
     .await;
@@ -57,7 +58,8 @@ async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
     running.end().await;
 }
 
-// Sentence 4. Retention of 30 days, triggers off, a row of 60 days is changed: the gap's comparison has no bound.
+// Sentence 4. Retention of 30 days, triggers off, a row of 60 days is changed: the gap's comparison has no
+// bound.
 #[tokio::test]
 async fn what_a_gap_missed_is_found_whatever_its_age() {
     let tables = "create table thing (id bigint primary key, label text, at timestamptz not null)";
@@ -104,8 +106,11 @@ async fn a_leafs_truncate_and_a_new_partition_are_compared() {
     let truncates = held(&cloud, "select op from cloud_meta.history where op = 'truncate'").await;
     assert!(truncates.is_empty());
     // One transaction: no look of the guard comes in between.
-    site.run("begin; create table more partition of thing for values from (20) to (30); insert into more values (21, 'direct'); commit")
-        .await;
+    site.run(
+        "begin; create table more partition of thing for values from (20) to (30); \
+         insert into more values (21, 'direct'); commit",
+    )
+    .await;
     crate::support::sql::until_some(
         &connect(&cloud.database_url).await,
         "select count(*) = 6 from cloud.things",
@@ -120,7 +125,8 @@ const PARTITIONS: &str = "create table thing (id bigint primary key, label text)
      create table low partition of thing for values from (0) to (10); \
      create table high partition of thing for values from (10) to (20)";
 
-// A partition is dropped, or leaves while another comes: its rows left without a trigger, and nothing else is wrong.
+// A partition is dropped, or leaves while another comes: its rows left without a trigger, and nothing else is
+// wrong.
 #[tokio::test]
 async fn a_partition_that_goes_is_compared() {
     let (cloud, site) = site_of("leaf_goes", PARTITIONS, &things("")).await;
@@ -149,7 +155,8 @@ async fn a_partition_that_goes_is_compared() {
     running.end().await;
 }
 
-// A partition comes, its row is read, and it leaves while the same batch is read still: no look at the tables ever shows it.
+// A partition comes, its row is read, and it leaves while the same batch is read still: no look at the tables
+// ever shows it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
     // The rows of `other` are read after those of `thing`, and wait for lock 7.
@@ -186,7 +193,8 @@ async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
     site.assert_equal(&cloud).await;
 }
 
-// Between two looks of the guard a partition comes, a row of it is sent, and it leaves, or loses the row without a touch.
+// Between two looks of the guard a partition comes, a row of it is sent, and it leaves, or loses the row
+// without a touch.
 #[tokio::test]
 async fn what_a_partition_lost_between_two_looks_is_compared() {
     for (nth, change) in [
@@ -241,7 +249,8 @@ async fn what_changed_while_the_catalogue_lacked_its_entity_is_compared() {
     let only_things = Catalogue::new(only_things).unwrap();
     let all = std::mem::replace(&mut site.settings.catalogue, only_things);
     site.run(
-        "update other set label = 'new' where id = 1; delete from other where id = 2; insert into other values (6, 'new'); \
+        "update other set label = 'new' where id = 1; delete from other where id = 2; \
+         insert into other values (6, 'new'); \
          insert into thing values (2, 'two')",
     )
     .await;

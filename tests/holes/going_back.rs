@@ -1,4 +1,5 @@
-//! H3, H4, H5, sentences 9 and 10: the site's database, the cloud or the drain's session goes back, or there are two of them.
+//! H3, H4, H5, sentences 9 and 10: the site's database, the cloud or the drain's session goes back, or there
+//! are two of them.
 
 use std::process::Command;
 
@@ -17,8 +18,9 @@ use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
 use crate::support::sql::{number, texts, until, until_some};
 
-// H3 i and ii. A commit, and a later number that nothing wrote to the disk, are in an accepted checkpoint; the server crashes,
-// and gives the number again. With `synchronous_commit = off` the commit itself is not on the disk.
+// H3 i and ii. A commit, and a later number that nothing wrote to the disk, are in an accepted checkpoint;
+// the server crashes, and gives the number again. With `synchronous_commit = off` the commit itself is not on
+// the disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn numbers_that_a_crash_gives_again_hide_no_change() {
     for commit in ["on", "off"] {
@@ -71,8 +73,11 @@ async fn a_promoted_standby_that_lacks_changes_is_compared_without_asking_anybod
     machine.replica("standby");
     machine.down("standby", "fast");
     // Given changes that reached the cloud and not the standby
-    site.run("insert into thing values (10, 'lost'); update thing set label = 'lost' where id = 1; delete from thing where id = 2")
-        .await;
+    site.run(
+        "insert into thing values (10, 'lost'); update thing set label = 'lost' where id = 1; \
+         delete from thing where id = 2",
+    )
+    .await;
     daemon.caught_up().await;
     process.kill();
     // when that takes over and writes others,
@@ -98,10 +103,12 @@ async fn a_promoted_standby_that_lacks_changes_is_compared_without_asking_anybod
     assert!(process.terminate().await.success(), "{}", daemon.log());
 }
 
-// H4. The cloud is restored from a backup: what lay between is in no later window. One row is older than its retention.
+// H4. The cloud is restored from a backup: what lay between is in no later window. One row is older than its
+// retention.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cloud_that_went_back_is_compared_with_all_rows() {
-    let tables = "create table thing (id bigint primary key, label text, created_at timestamptz not null default now())";
+    let tables = "create table thing (id bigint primary key, label text, \
+         created_at timestamptz not null default now())";
     let config = things("window = { column = \"created_at\", days = 30 }\ndeletes = \"propagate\"");
     let (mut cloud, site) = site_of("backup", tables, &config).await;
     let running = site.replicate_guarded();
@@ -116,8 +123,11 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
         .await
         .unwrap();
     cloud.back().await;
-    site.run("update thing set label = 'after' where id = 1; delete from thing where id = 2; insert into thing values (10, 'after')")
-        .await;
+    site.run(
+        "update thing set label = 'after' where id = 1; delete from thing where id = 2; \
+         insert into thing values (10, 'after')",
+    )
+    .await;
     running.caught_up().await;
     // when it takes the cloud's place,
     cloud.away().await;
@@ -138,7 +148,8 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
     running.end().await;
 }
 
-// H5. The cloud takes a batch, no answer comes, and the drain's sessions are killed before the commit; a row changes meanwhile.
+// H5. The cloud takes a batch, no answer comes, and the drain's sessions are killed before the commit; a row
+// changes meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_is_read_again_goes_under_a_new_term() {
     let cloud = Cloud::start("again").await;
@@ -206,7 +217,8 @@ async fn a_database_copied_by_template_does_not_send() {
     assert_identity(copy.drain_once().await);
 }
 
-// Sentence 10. A machine copied by its files has the site's identity and its last nonce: whoever sends first goes on alone.
+// Sentence 10. A machine copied by its files has the site's identity and its last nonce: whoever sends first
+// goes on alone.
 #[tokio::test]
 async fn of_two_machines_with_one_identity_only_the_first_to_send_goes_on() {
     for first in ["site", "copy"] {
@@ -250,7 +262,8 @@ async fn of_two_machines_with_one_identity_only_the_first_to_send_goes_on() {
     }
 }
 
-// Sentence 9. `pg_restore --clean` into the same database: server and database are the same, the outbox is another one.
+// Sentence 9. `pg_restore --clean` into the same database: server and database are the same, the outbox is
+// another one.
 #[tokio::test]
 async fn an_outbox_that_was_restored_in_place_is_noticed() {
     let (_cloud, site) = site_of("in_place", TABLE, &things("")).await;
@@ -271,7 +284,8 @@ async fn an_outbox_that_was_restored_in_place_is_noticed() {
     assert_identity(drain.drain_once().await);
 }
 
-// Sentence 9. After pg_upgrade the server's identifier is another one and transaction numbers go on: «it is the same outbox».
+// Sentence 9. After pg_upgrade the server's identifier is another one and transaction numbers go on: «it is
+// the same outbox».
 #[tokio::test]
 async fn an_outbox_that_moved_with_its_numbers_keeps_its_touches() {
     let (cloud, site) = site_of("upgraded", TABLE, &things("")).await;
@@ -297,8 +311,8 @@ async fn an_outbox_that_moved_with_its_numbers_keeps_its_touches() {
     );
 }
 
-// A term begins, and writes the mirror, while the mirror of the checkpoint before it has not been written yet: that one must not
-// come over it.
+// A term begins, and writes the mirror, while the mirror of the checkpoint before it has not been written
+// yet: that one must not come over it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_mirror_is_not_written_over_a_newer_one() {
     let cloud = Cloud::start("older_mirror").await;

@@ -1,6 +1,8 @@
-//! Holes that the first draft of DESIGN section 6 had, each as the schedule that showed it, against the real program.
+//! Holes that the first draft of DESIGN section 6 had, each as the schedule that showed it, against the real
+//! program.
 //!
-//! A test's name says what holds; the comment above it says the schedule. Each was seen to fail with the rule taken out.
+//! A test's name says what holds; the comment above it says the schedule. Each was seen to fail with the rule
+//! taken out.
 
 mod baseline;
 mod capture;

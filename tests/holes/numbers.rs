@@ -15,7 +15,8 @@ async fn term_of(cloud: &Cloud) -> i64 {
     .await
 }
 
-// H13. Batches whose changes are all kept here, between others: none is refused for a number that was never sent.
+// H13. Batches whose changes are all kept here, between others: none is refused for a number that was never
+// sent.
 #[tokio::test]
 async fn batches_with_nothing_to_send_leave_no_hole_in_the_numbers() {
     let (cloud, site) = site_of("kept", TABLE, &things("deletes = \"keep\"")).await;
@@ -26,7 +27,8 @@ async fn batches_with_nothing_to_send_leave_no_hole_in_the_numbers() {
     let term = term_of(&cloud).await;
     for id in 2..5 {
         site.run(&format!(
-            "insert into thing values (100); delete from thing where id = 100; insert into thing values ({id}, 'next'); \
+            "insert into thing values (100); delete from thing where id = 100; \
+             insert into thing values ({id}, 'next'); \
              delete from thing where id = {}",
             id - 1
         ))

@@ -1,4 +1,5 @@
-//! H14, and sentences 4 and 5: an entity that cannot be read or believed waits alone, and its touches are kept.
+//! H14, and sentences 4 and 5: an entity that cannot be read or believed waits alone, and its touches are
+//! kept.
 
 use super::{TABLE, deletes, drain_by, drained, held, settled, site_of, things};
 use crate::support::site::connect;
@@ -100,8 +101,11 @@ async fn an_entity_that_is_locked_waits_alone_and_loses_nothing() {
     drain.drain_all().await.unwrap();
     let mut stages = drain.open().await.unwrap();
     let other = connect(&site.database_url).await;
-    site.run("update thing set label = 'kept' where id = 1; delete from thing where id = 2; insert into other values (1)")
-        .await;
+    site.run(
+        "update thing set label = 'kept' where id = 1; delete from thing where id = 2; \
+         insert into other values (1)",
+    )
+    .await;
     other
         .batch_execute("begin; lock table thing in access exclusive mode")
         .await
@@ -120,7 +124,8 @@ async fn an_entity_that_is_locked_waits_alone_and_loses_nothing() {
     assert_eq!(deletes(&cloud).await, 1);
 }
 
-// A truncate that was kept comes behind what was delivered since, and takes it from the cloud: that comes again.
+// A truncate that was kept comes behind what was delivered since, and takes it from the cloud: that comes
+// again.
 #[tokio::test]
 async fn a_truncate_of_a_table_that_was_locked_takes_nothing_for_good() {
     let (cloud, site) = site_of("kept_truncate", TABLE, &things("")).await;

@@ -30,7 +30,8 @@ async fn rows_that_a_truncate_trigger_seeds_outlive_the_truncate_in_the_cloud() 
     );
 }
 
-// H8. `update nm set id = 1.00` touches 1.00, then 1.0; batches of one. The cloud's key is typed: both are one row.
+// H8. `update nm set id = 1.00` touches 1.00, then 1.0; batches of one. The cloud's key is typed: both are
+// one row.
 #[tokio::test]
 async fn a_key_that_reads_differently_keeps_its_row() {
     let (cloud, site) = site_of(
@@ -93,8 +94,8 @@ async fn keys_that_a_stopped_stream_has_not_come_to_are_not_deleted() {
     assert_eq!(held(&cloud, "select id::text from cloud.things").await.len(), 57);
 }
 
-// Sentence 2. The table changes amid the read of a page of a long window, and between two pages: what is read after it has the new
-// form, and no page is lost.
+// Sentence 2. The table changes amid the read of a page of a long window, and between two pages: what is read
+// after it has the new form, and no page is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_on() {
     let (cloud, site) = site_of("amid", TABLE, &things("")).await;
@@ -134,7 +135,8 @@ async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_
     running.end().await;
 }
 
-// A read that is halved ends after the log's end was looked up: a commit that comes in between need not be on the disk.
+// A read that is halved ends after the log's end was looked up: a commit that comes in between need not be on
+// the disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_halved_read_shows_is_on_the_disk_before_it_is_sent() {
     let server = Server::with(&["wal_writer_delay=10s", "full_page_writes=off", "autovacuum=off"]);
@@ -143,7 +145,8 @@ async fn what_a_halved_read_shows_is_on_the_disk_before_it_is_sent() {
     // Row 4 cannot be read; the read of row 1 waits for lock 7.
     let tables = format!(
         "{TABLE}; create function fine(bigint) returns boolean immutable language plpgsql as \
-         'begin if $1 = 1 then perform pg_advisory_xact_lock_shared(7); end if; return 1 / (4 - $1) is not null; end'"
+         'begin if $1 = 1 then perform pg_advisory_xact_lock_shared(7); end if; \
+         return 1 / (4 - $1) is not null; end'"
     );
     let config = things("where = \"fine(id)\"");
     let site = Site::bare_on(&server, "halved", &proxy.url(), KEY, &tables, &config).await;

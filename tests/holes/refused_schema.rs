@@ -1,4 +1,5 @@
-//! DESIGN 8: refusals reach as far as they must. An entity whose schema the cloud refuses is parked alone, and loses nothing.
+//! DESIGN 8: refusals reach as far as they must. An entity whose schema the cloud refuses is parked alone,
+//! and loses nothing.
 
 use axum::http::Method;
 use cloud_sync::control::Operator;
@@ -93,7 +94,8 @@ async fn a_refused_schema_parks_its_entity_alone() {
     }
 }
 
-// The table had another type when the cloud's was made: the cloud refuses that, until someone mends the table.
+// The table had another type when the cloud's was made: the cloud refuses that, until someone mends the
+// table.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schema_that_is_mended_at_the_site_is_sent_as_it_is_then() {
     let (cloud, _gate, site) = gated(
@@ -150,7 +152,8 @@ async fn what_is_no_refusal_of_a_schema_parks_nothing() {
     site.assert_equal(&cloud).await;
 }
 
-// Changes that were read already are kept by their keys' JSON: that names the same rows, whatever the keys' types.
+// Changes that were read already are kept by their keys' JSON: that names the same rows, whatever the keys'
+// types.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_of_any_type_are_kept_as_they_are() {
     let several = "a bytea, b timestamptz, c float8, d int[], e text, primary key (a, b, c, d, e)";

@@ -14,13 +14,16 @@ const REWRITES: [&str; 7] = [
     "alter table thing alter column n type bigint using n + 1",
     "alter table thing add column drawn float8 default random()",
     "alter table thing add column twice bigint generated always as (n * 2) stored",
-    "create temporary table kept as select * from thing; truncate thing; insert into thing (id, n, drawn) select id, n, drawn from kept",
+    "create temporary table kept as select * from thing; truncate thing; \
+     insert into thing (id, n, drawn) select id, n, drawn from kept",
     // The new table has no triggers: that is drift, and said elsewhere.
-    "create table anew (like thing including all); insert into anew (id, n, drawn) select id, n, drawn from thing; \
+    "create table anew (like thing including all); \
+     insert into anew (id, n, drawn) select id, n, drawn from thing; \
      drop table thing; alter table anew rename to thing",
 ];
 
-// H1. Rows 1..5 sent; `update … id < 4`; a rewrite is under way when the batch comes: the read waits for it.
+// H1. Rows 1..5 sent; `update … id < 4`; a rewrite is under way when the batch comes: the read waits for
+// it.
 #[tokio::test]
 async fn a_rewrite_that_ends_while_the_read_waits_deletes_nothing() {
     let (cloud, site) = site_of("rewrite", TABLES, &things("")).await;

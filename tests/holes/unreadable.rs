@@ -114,8 +114,11 @@ async fn bytes_that_are_no_text_set_their_row_aside() {
     site.init().await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
-    site.run("insert into thing select n, case n when 3 then E'\\xff\\xfe' else 'text' end from generate_series(1, 9) n")
-        .await;
+    site.run(
+        "insert into thing select n, case n when 3 then E'\\xff\\xfe' else 'text' end \
+         from generate_series(1, 9) n",
+    )
+    .await;
     drained(&mut stages).await;
     assert_eq!(quarantined(&site).await, [r#"{"id":3}"#]);
     assert_eq!(held(&cloud, "select id::text from cloud.things").await.len(), 8);
@@ -130,8 +133,8 @@ async fn types_without_a_binary_form_are_read_as_text() {
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run(
-        "insert into thing values (1, 'postgres=r/postgres', null, '1.5 .. 2.5', '978-0-393-04002-9', 'pg_class', 12.5, \
-         array['978-0-393-04002-9'::isbn13]); insert into thing values (2)",
+        "insert into thing values (1, 'postgres=r/postgres', null, '1.5 .. 2.5', '978-0-393-04002-9', \
+         'pg_class', 12.5, array['978-0-393-04002-9'::isbn13]); insert into thing values (2)",
     )
     .await;
     drained(&mut stages).await;
@@ -149,11 +152,13 @@ async fn types_without_a_binary_form_are_read_as_text() {
     );
 }
 
-// What the condition calls is gone: each read of the entity fails in a way that mostly passes, as tables change, and this does not.
+// What the condition calls is gone: each read of the entity fails in a way that mostly passes, as tables
+// change, and this does not.
 #[tokio::test]
 async fn an_entity_whose_reading_fails_for_good_is_parked_alone() {
     let tables = "create function helper(text) returns boolean language sql as 'select true'; \
-         create function fits(text) returns boolean immutable language plpgsql as 'begin return public.helper($1); end'; \
+         create function fits(text) returns boolean immutable language plpgsql as 'begin return \
+         public.helper($1); end'; \
          create table thing (id text primary key, label text); create table other (id bigint primary key)";
     let config = format!(
         "{}[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\npath = \"others\"\n",

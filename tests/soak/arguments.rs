@@ -2,7 +2,8 @@
 
 use clap::Parser;
 
-/// Lets faults of every kind strike a site, its replicator and its cloud, and says whether a guarantee was broken.
+/// Lets faults of every kind strike a site, its replicator and its cloud, and says whether a guarantee was
+/// broken.
 #[derive(Parser)]
 #[command(
     name = "soak",

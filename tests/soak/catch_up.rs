@@ -1,4 +1,5 @@
-//! The calm after a workload: all is left to catch up, and then both sides must be equal, without a command of a person.
+//! The calm after a workload: all is left to catch up, and then both sides must be equal, without a command
+//! of a person.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use crate::support::tcp_proxy::Trouble;
 use crate::support::workload::{self, Workload, audited};
 use crate::{World, tail};
 
-/// How long the replicator may take until nothing waits, once nothing is in its way. Twice it may have to wait for its next look
-/// at the capture.
+/// How long the replicator may take until nothing waits, once nothing is in its way. Twice it may have to
+/// wait for its next look at the capture.
 const CATCH_UP: Duration = Duration::from_secs(240);
 
 impl World<'_> {
@@ -75,8 +76,8 @@ impl World<'_> {
         which
     }
 
-    /// Why there is still something to do for the replicator; none where nothing waits, capture is in place, every gap is closed,
-    /// and the columns of every table are those that it has seen.
+    /// Why there is still something to do for the replicator; none where nothing waits, capture is in place,
+    /// every gap is closed, and the columns of every table are those that it has seen.
     async fn unsettled(&self, which: usize) -> Option<String> {
         let url = self.site.database_url.as_str().into();
         // Types are called in a session of the program's as the program calls them.
@@ -142,7 +143,8 @@ impl World<'_> {
         found
     }
 
-    /// Forgets what was checked, so that checks stay quick: of each row's history only the last entry is kept.
+    /// Forgets what was checked, so that checks stay quick: of each row's history only the last entry is
+    /// kept.
     async fn forget(&self) {
         workload::audit::forget(&self.site).await;
         let sql = "delete from cloud_meta.history h using (select site, entity, key, max(id) as id \
@@ -156,7 +158,8 @@ impl World<'_> {
     }
 }
 
-/// Whether the guard would find, at its next look, that values may have changed without a touch. Leaves no trace.
+/// Whether the guard would find, at its next look, that values may have changed without a touch. Leaves no
+/// trace.
 async fn would_mark_a_gap(client: &Client, id: i16, table: u32) -> bool {
     let sql = format!("begin; select cloud_sync.note_shape({id}::smallint, {table}::oid); rollback");
     let messages = client

@@ -255,17 +255,18 @@ impl World<'_> {
     }
 }
 
-/// A role that owns nothing takes advisory locks of every form, among them those of small numbers, and an owner of tables locks
-/// two of them, for so long.
+/// A role that owns nothing takes advisory locks of every form, among them those of small numbers, and an
+/// owner of tables locks two of them, for so long.
 async fn hold_locks(url: String, held: Duration) {
     let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await else {
         return;
     };
     tokio::spawn(connection);
     let sql = "begin; set local lock_timeout = '1s'; \
-               select pg_try_advisory_xact_lock(n), pg_try_advisory_xact_lock_shared(-n) from generate_series(0, 500) n; \
-               select pg_try_advisory_xact_lock(n, m) from generate_series(0, 20) n, generate_series(0, 20) m; \
-               lock table item_log in access exclusive mode; lock table total in share mode";
+               select pg_try_advisory_xact_lock(n), pg_try_advisory_xact_lock_shared(-n) \
+               from generate_series(0, 500) n; \
+               select pg_try_advisory_xact_lock(n, m) from generate_series(0, 20) n, generate_series(0, \
+               20) m; lock table item_log in access exclusive mode; lock table total in share mode";
     if client.batch_execute(sql).await.is_ok() {
         tokio::time::sleep(held).await;
     }

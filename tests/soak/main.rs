@@ -1,8 +1,9 @@
 //! Lets faults of every kind strike one site for minutes: `make soak ARGS="--minutes N --seed S"`.
 //!
-//! Writers of every kind work against a site whose replicator, cloud, database and line are killed, cut and stalled at
-//! random. After each round the oracle is asked what must hold at any moment; every few rounds all is left to catch up,
-//! and the oracle is asked whether both sides are equal. The last line says what was done and found.
+//! Writers of every kind work against a site whose replicator, cloud, database and line are killed, cut and
+//! stalled at random. After each round the oracle is asked what must hold at any moment; every few rounds all
+//! is left to catch up, and the oracle is asked whether both sides are equal. The last line says what was
+//! done and found.
 
 mod arguments;
 mod catch_up;

@@ -1,5 +1,5 @@
-//! Single commits, each until the cloud shows it: what trouble elsewhere costs those that are well. The times are printed, never
-//! judged.
+//! Single commits, each until the cloud shows it: what trouble elsewhere costs those that are well. The times
+//! are printed, never judged.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,8 @@ use super::site::{Cloud, LIMIT, Site, connect};
 
 const COMMITS: usize = 100;
 
-/// Commits rows of ids from 1,000 on to the table, whose key is `id`, and waits for each in the entity's table of the cloud.
+/// Commits rows of ids from 1,000 on to the table, whose key is `id`, and waits for each in the entity's
+/// table of the cloud.
 pub(crate) async fn print_commit_latency(what: &str, site: &Site, cloud: &Cloud, table: &str, entity: &str) {
     let (here, there) = (
         connect(&site.database_url).await,

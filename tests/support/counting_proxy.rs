@@ -1,4 +1,5 @@
-//! A TCP proxy that counts what a client asks of a server: no clock has a part in it, so the counts are stable.
+//! A TCP proxy that counts what a client asks of a server: no clock has a part in it, so the counts are
+//! stable.
 
 use std::net::SocketAddr;
 use std::ops::{Add, Sub};

@@ -1,4 +1,5 @@
-//! An HTTP server on a port of its own whose requests can cut their connection, and a count of its connections.
+//! An HTTP server on a port of its own whose requests can cut their connection, and a count of its
+//! connections.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,8 +23,8 @@ pub(crate) struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves bodies of any length. A handler gets the [`CutHandle`] of its connection as `ConnectInfo`; `connections` counts
-    /// the connections.
+    /// Serves bodies of any length. A handler gets the [`CutHandle`] of its connection as `ConnectInfo`;
+    /// `connections` counts the connections.
     pub(crate) async fn start(app: Router, connections: Arc<AtomicUsize>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -40,7 +40,8 @@ impl Request {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// The rows that it carries: of a DELETE `{"key": "…"}`, the last part of its path; of a batch also the keys of its deletes.
+    /// The rows that it carries: of a DELETE `{"key": "…"}`, the last part of its path; of a batch also the
+    /// keys of its deletes.
     fn rows(&self) -> Vec<Value> {
         if self.method == Method::DELETE {
             return vec![json!({"key": self.path.rsplit('/').next()})];
@@ -183,7 +184,8 @@ impl Fault {
         Self::new(What::Stall)
     }
 
-    /// Holds the request on its way, also when the client has given it up, until the latch opens; only at a baseline server.
+    /// Holds the request on its way, also when the client has given it up, until the latch opens; only at a
+    /// baseline server.
     pub(crate) fn hold() -> (Self, Latch) {
         let (open, held) = watch::channel(false);
         (Self::new(What::Hold(held)), Latch(open))

@@ -1,5 +1,5 @@
-//! An HTTP proxy before the receiver: it passes requests on, and answers some of them in the receiver's place or
-//! after it.
+//! An HTTP proxy before the receiver: it passes requests on, and answers some of them in the receiver's place
+//! or after it.
 //!
 //! ```ignore
 //! let fault_proxy = FaultProxy::before(&cloud).await;

@@ -1,10 +1,11 @@
-//! The kit of the integration tests, the soak included: one private PostgreSQL a run, sites, their clouds, and what
-//! goes wrong between them.
+//! The kit of the integration tests, the soak included: one private PostgreSQL a run, sites, their clouds,
+//! and what goes wrong between them.
 //!
-//! [`site`] has the [`site::Site`] and its [`site::Cloud`], the receiver in this process; [`scenario`] puts both
-//! together with a running replicator. [`process`] and [`receiver`] run the real binary instead. [`baseline`] is a
-//! server that knows the baseline calls only. Faults come from [`fault_proxy`] (HTTP), [`tcp_proxy`] (bytes) and
-//! [`machine`] (servers that are stopped, copied and promoted). [`workload`] writes, and [`oracle`] judges.
+//! [`site`] has the [`site::Site`] and its [`site::Cloud`], the receiver in this process; [`scenario`] puts
+//! both together with a running replicator. [`process`] and [`receiver`] run the real binary instead.
+//! [`baseline`] is a server that knows the baseline calls only. Faults come from [`fault_proxy`] (HTTP),
+//! [`tcp_proxy`] (bytes) and [`machine`] (servers that are stopped, copied and promoted). [`workload`]
+//! writes, and [`oracle`] judges.
 
 pub(crate) mod baseline;
 pub(crate) mod batches;

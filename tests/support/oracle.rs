@@ -1,7 +1,7 @@
 //! The oracle of the fault tests: whether a guarantee was broken, whatever failed on the way.
 //!
-//! [`check`] is asked when nothing waits any more; [`amid`] at any moment. Both answer violations in words, and none
-//! where all holds. [`Tally`] is what a fault test counts; `make test` adds the tallies up.
+//! [`check`] is asked when nothing waits any more; [`amid`] at any moment. Both answer violations in words,
+//! and none where all holds. [`Tally`] is what a fault test counts; `make test` adds the tallies up.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,8 +14,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::site::{Cloud, SITE, Site, connect};
 use super::sql::number;
 
-/// What a fault test did, and what the oracle found. Dropped, it is added to the run's tallies: a test that fails
-/// counts as one violation more.
+/// What a fault test did, and what the oracle found. Dropped, it is added to the run's tallies: a test that
+/// fails counts as one violation more.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     /// Processes, backends and servers that were killed.
@@ -74,8 +74,8 @@ impl Drop for Tally {
     }
 }
 
-/// What holds at any moment: no row of the receiver ever went back to an older version, no version came with two contents,
-/// and the checkpoint's mirror does not count a batch as accepted that the cloud has not taken.
+/// What holds at any moment: no row of the receiver ever went back to an older version, no version came with
+/// two contents, and the checkpoint's mirror does not count a batch as accepted that the cloud has not taken.
 pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
     let mut found = Vec::new();
     // The site first: what it says is accepted must be in the cloud by the time that the cloud is asked.
@@ -83,7 +83,8 @@ pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
         &site.client,
         &format!(
             "select (a->>'epoch')::bigint, (a->>'term')::bigint, (a->>'batch')::bigint \
-             from cloud_sync.checkpoint, lateral (select body::json->'accepted') b (a) where source_id = '{SITE}'"
+             from cloud_sync.checkpoint, lateral (select body::json->'accepted') b (a) \
+             where source_id = '{SITE}'"
         ),
     )
     .await;
@@ -175,8 +176,8 @@ pub(crate) async fn check(site: &Site, cloud: &Cloud) -> Vec<String> {
     found
 }
 
-/// Rows of the cloud that the site does not have, and how rows differ, a few of each entity. For catalogues in which every
-/// delete leaves the site. Asked when nothing waits any more.
+/// Rows of the cloud that the site does not have, and how rows differ, a few of each entity. For catalogues
+/// in which every delete leaves the site. Asked when nothing waits any more.
 #[allow(dead_code, reason = "for the soak")]
 pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
     let there = connect(&cloud.database_url).await;
@@ -186,7 +187,8 @@ pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
         let columns: Vec<String> = texts(
             &site.client,
             &format!(
-                "select attname from pg_attribute where attrelid = '{}'::regclass and attnum > 0 and not attisdropped",
+                "select attname from pg_attribute where attrelid = '{}'::regclass and attnum > 0 \
+                 and not attisdropped",
                 entity.table
             ),
         )
@@ -194,7 +196,8 @@ pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
         // Of the cloud's row only the columns that the site has now.
         let rows = |table: &str| {
             format!(
-                "select jsonb_build_array({}) || (select jsonb_object_agg(k, v) from jsonb_each(to_jsonb(t)) e (k, v) \
+                "select jsonb_build_array({}) || (select jsonb_object_agg(k, v) \
+                 from jsonb_each(to_jsonb(t)) e (k, v) \
                  where k = any ('{{{}}}'))::jsonb || '[]' from {table} t",
                 key.join(", "),
                 columns.join(",")

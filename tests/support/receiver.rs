@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::process::signal;
 use super::site::{Cloud, LIMIT, SITE};
 
-/// The receiver's place: its address, settings and log. It may be killed and started any number of times, and is killed when it
-/// is dropped.
+/// The receiver's place: its address, settings and log. It may be killed and started any number of times, and
+/// is killed when it is dropped.
 pub(crate) struct ReceiverProcess {
     pub(crate) address: String,
     child: Option<Child>,
@@ -33,7 +33,8 @@ impl ReceiverProcess {
         process
     }
 
-    /// In the place of the cloud's own receiver, with its settings and its log in `folder`; it does not run yet.
+    /// In the place of the cloud's own receiver, with its settings and its log in `folder`; it does not run
+    /// yet.
     pub(crate) fn new(cloud: &Cloud, folder: PathBuf, keys: &[(&str, &[&str])]) -> Self {
         let address = cloud.address().to_string();
         let settings = format!(

@@ -82,7 +82,8 @@ impl Scenario {
             .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
-    /// Waits until nothing waits, then asserts that the entity's rows in the cloud are the table's that meet the condition.
+    /// Waits until nothing waits, then asserts that the entity's rows in the cloud are the table's that meet
+    /// the condition.
     pub(crate) async fn assert_rows_equal(&self, name: &str, table: &str, columns: &str, condition: &str) {
         let status = self.running.caught_up().await;
         assert_eq!(status.quarantine, Some(0), "{status:#?}");
@@ -91,7 +92,8 @@ impl Scenario {
         assert!(cloud == site, "{name}:\nsite  {site:#?}\ncloud {cloud:#?}");
     }
 
-    /// As [`Scenario::assert_rows_equal`], for an entity `x` on table `t` without a condition; and nothing had to be compared for it.
+    /// As [`Scenario::assert_rows_equal`], for an entity `x` on table `t` without a condition; and nothing
+    /// had to be compared for it.
     pub(crate) async fn assert_settled(&self, columns: &str) {
         self.assert_rows_equal("x", "t", columns, "true").await;
         let status = self.running.replicator.status().await.unwrap();
@@ -106,7 +108,8 @@ impl Scenario {
         }
     }
 
-    /// Waits until nothing is wrong with the capture, and nothing is left to compare, what the columns tell now included.
+    /// Waits until nothing is wrong with the capture, and nothing is left to compare, what the columns tell
+    /// now included.
     pub(crate) async fn until_whole(&self) {
         until_whole(&self.site, &self.running).await;
     }

@@ -1,5 +1,5 @@
-//! A site and its cloud for a test: a database of its own with the school's tables, a media folder, a store, and the
-//! receiver as the cloud; or another server in its place.
+//! A site and its cloud for a test: a database of its own with the school's tables, a media folder, a store,
+//! and the receiver as the cloud; or another server in its place.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -177,7 +177,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// A site with the school's empty tables and capture installed, whose cloud is at `cloud_url` and knows `key`.
+    /// A site with the school's empty tables and capture installed, whose cloud is at `cloud_url` and knows
+    /// `key`.
     pub(crate) async fn school(hint: &str, cloud_url: &str, key: &str) -> Self {
         let site = Self::bare(hint, cloud_url, key, SCHOOL, "").await;
         site.init().await;
@@ -377,8 +378,8 @@ impl Running {
     }
 }
 
-/// Waits until nothing waits, capture is in place, no entity is parked, and nothing is left to compare: what the columns tell
-/// now included, whether or not the replicator has looked at them since.
+/// Waits until nothing waits, capture is in place, no entity is parked, and nothing is left to compare: what
+/// the columns tell now included, whether or not the replicator has looked at them since.
 pub(crate) async fn until_whole(site: &Site, running: &Running) -> StatusReport {
     let catalogue = &site.settings.catalogue;
     // Types are called in a session of the program's as the program calls them.

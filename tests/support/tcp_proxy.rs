@@ -99,7 +99,8 @@ struct ProxyRoute {
 }
 
 impl ProxyRoute {
-    /// Counts, and has the sender's socket reset when it is dropped; the other side's is closed, after what passed.
+    /// Counts, and has the sender's socket reset when it is dropped; the other side's is closed, after what
+    /// passed.
     fn strike(&self, sender: &OwnedReadHalf) {
         let _ = sender.as_ref().set_zero_linger();
         self.struck.fetch_add(1, Ordering::Relaxed);

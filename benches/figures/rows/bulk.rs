@@ -16,7 +16,8 @@ use crate::table::{Row, Samples, Target, Unit};
 
 const ROWS: u64 = 300_000;
 
-/// A run's inserts with capture and those without alternate, so that both see the machine as fast as it then is.
+/// A run's inserts with capture and those without alternate, so that both see the machine as fast as it then
+/// is.
 const TURNS: u64 = 3;
 
 /// The insert itself, while the replicator is stopped.

@@ -83,15 +83,27 @@ pub(crate) async fn file(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
             .peer("curl, multipart, to the same receiver", theirs)
             .target(Target::RatioAtLeast(0.95))
             .note(
-                "from the commit of the row that names it until the row with its URL is visible in the cloud: \
-                 finding, hashing, upload, the row. curl: the upload alone. The receiver syncs either to disk.",
+                "from the commit of the row that names it until the row \
+                 with its URL is visible in the cloud: \
+                 finding, hashing, upload, the row. curl: the upload alone. \
+                 The receiver syncs either to disk.",
             ),
-        Row::new("file", "growth of the replicator's peak memory", Unit::Mebibytes, replicator)
-            .target(Target::AtMost(UNCHANGED))
-            .note(grew(0)),
-        Row::new("file", "growth of the receiver's peak memory", Unit::Mebibytes, receiver)
-            .target(Target::AtMost(UNCHANGED))
-            .note(grew(1)),
+        Row::new(
+            "file",
+            "growth of the replicator's peak memory",
+            Unit::Mebibytes,
+            replicator,
+        )
+        .target(Target::AtMost(UNCHANGED))
+        .note(grew(0)),
+        Row::new(
+            "file",
+            "growth of the receiver's peak memory",
+            Unit::Mebibytes,
+            receiver,
+        )
+        .target(Target::AtMost(UNCHANGED))
+        .note(grew(1)),
     ])
 }
 
@@ -136,8 +148,10 @@ pub(crate) async fn files(world: &World, progress: &Progress<'_>) -> Outcome<Vec
         Row::new("files", "10,000 files of 50 KB, files", Unit::PerSecond, ours)
             .peer("rclone copy to rclone serve webdav", theirs)
             .note(
-                "not judged: the target names an S3 server, and there is no driver for one yet. Ours goes to the receiver, from \
-                 the start of `run` until the last row with its URL is visible; rclone copies to its own WebDAV server, both at \
+                "not judged: the target names an S3 server, and there is no driver for one yet. \
+                 Ours goes to the receiver, from \
+                 the start of `run` until the last row with its URL is visible; \
+                 rclone copies to its own WebDAV server, both at \
                  their defaults. That server syncs nothing to disk, the receiver each file.",
             ),
     ])

@@ -1,4 +1,5 @@
-//! Processes that have nothing to do: the replicator, the receiver, and the backends of both at their databases.
+//! Processes that have nothing to do: the replicator, the receiver, and the backends of both at their
+//! databases.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
-//! Single commits, one at a time: from the moment at which the writer knows its commit until a reader sees it in the
-//! cloud. Once where nothing else is to do, and once more as soon as a large insert has arrived, when caches, the outbox
-//! and the log are full of it.
+//! Single commits, one at a time: from the moment at which the writer knows its commit until a reader sees it
+//! in the cloud. Once where nothing else is to do, and once more as soon as a large insert has arrived, when
+//! caches, the outbox and the log are full of it.
 
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,8 @@ pub(crate) async fn latency(world: &World, progress: &Progress<'_>) -> Outcome<V
     let own_clock = own_clock.unwrap_or_default();
     let own = |name: &str| own_clock[name].as_f64().unwrap_or(f64::NAN);
     let note = format!(
-        "a reader looks every {} ms, by key. The replicator's own clock, capture to acceptance: p50 {:.1} ms, p99 {:.1} ms.",
+        "a reader looks every {} ms, by key. The replicator's own clock, capture to acceptance: \
+         p50 {:.1} ms, p99 {:.1} ms.",
         LOOK.as_secs_f64() * 1000.0,
         own("p50_ms"),
         own("p99_ms"),

@@ -1,5 +1,5 @@
-//! How the cost grows with the shape of the work: entities, sizes of rows, one hot row, a transaction that stays open.
-//! Measured where it is named.
+//! How the cost grows with the shape of the work: entities, sizes of rows, one hot row, a transaction that
+//! stays open. Measured where it is named.
 
 use std::time::Instant;
 
@@ -163,7 +163,8 @@ async fn hot(world: &World) -> Outcome<Vec<Row>> {
     ])
 }
 
-/// The seconds of a backlog of 100,000 changes, beside a transaction that has written and stays open or without it.
+/// The seconds of a backlog of 100,000 changes, beside a transaction that has written and stays open or
+/// without it.
 async fn beside(world: &World, open: bool) -> Outcome<f64> {
     let site = Site::with_logs(world).await?;
     let other = world.source.connect(&site.name).await?;

@@ -158,7 +158,8 @@ async fn what_is_too_long_is_halved_and_one_row_that_is_too_long_alone_stands_as
     fault_proxy.limit(64 * 1024);
     site.run(
         "insert into tbl_room (room_id, room_no, room_name) overriding system value \
-         select n, 'R' || n, repeat('x', case n when 500 then 100000 else 500 end) from generate_series(1, 1000) n",
+         select n, 'R' || n, repeat('x', case n when 500 then 100000 else 500 end) \
+         from generate_series(1, 1000) n",
     )
     .await;
     let replicator = site.replicate();

@@ -68,8 +68,8 @@ async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
     let replicator = site.replicate();
     rooms(&site, 1, 1).await;
     replicator.caught_up().await;
-    // Given requests that are cut in their head or body, answers that are cut before or amid their head, silence, and a
-    // closed port
+    // Given requests that are cut in their head or body, answers that are cut before or amid their head,
+    // silence, and a closed port
     for (nth, trouble) in [
         Trouble::CutRequest(0),
         Trouble::CutRequest(40),
@@ -112,8 +112,11 @@ async fn an_uplink_that_never_carries_a_long_request_gets_short_ones() {
     let site = Site::school("short", &proxy.url(), KEY).await;
     let mut tally = Tally::default();
     // Given a backlog whose batches are longer than what any connection carries before it is cut
-    site.run("insert into tbl_room (room_no, room_name) select 'R' || n, repeat('x', 1000) from generate_series(1, 1500) n")
-        .await;
+    site.run(
+        "insert into tbl_room (room_no, room_name) select 'R' || n, repeat('x', 1000) \
+         from generate_series(1, 1500) n",
+    )
+    .await;
     proxy.set(Trouble::CutRequest(200_000));
     // then it gets through all the same.
     let replicator = site.replicate();
@@ -124,9 +127,9 @@ async fn an_uplink_that_never_carries_a_long_request_gets_short_ones() {
     tally.judge(&site, &cloud).await;
 }
 
-/// A cloud that takes one request after the other, each on a connection of its own. It fails the second and the fourth
-/// `POST /changes`, and leaves the next request time to come before it answers. Answers its URL, and how many changes
-/// were in each request that it accepted.
+/// A cloud that takes one request after the other, each on a connection of its own. It fails the second and
+/// the fourth `POST /changes`, and leaves the next request time to come before it answers. Answers its URL,
+/// and how many changes were in each request that it accepted.
 async fn one_at_a_time() -> (String, Arc<Mutex<Vec<usize>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/api", listener.local_addr().unwrap());

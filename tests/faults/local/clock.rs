@@ -1,5 +1,5 @@
-//! The machine's clock jumps by a day, forward and back, while the program runs. libfaketime stands for the clock; time
-//! that only runs on (CLOCK_MONOTONIC) is left alone, as a jump leaves it.
+//! The machine's clock jumps by a day, forward and back, while the program runs. libfaketime stands for the
+//! clock; time that only runs on (CLOCK_MONOTONIC) is left alone, as a jump leaves it.
 
 use std::path::PathBuf;
 use std::time::Duration;

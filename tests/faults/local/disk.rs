@@ -1,7 +1,7 @@
 //! The disk under the store and under the log.
 //!
-//! A limit on the size of files, set on the running process, stands for a full disk: each write fails, no root is
-//! needed, and the space comes back when the limit is lifted.
+//! A limit on the size of files, set on the running process, stands for a full disk: each write fails, no
+//! root is needed, and the space comes back when the limit is lifted.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};

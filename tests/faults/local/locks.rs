@@ -48,7 +48,8 @@ async fn locks_of_another_role_hold_up_its_own_entity_alone_and_are_told() {
     let role = format!("holder_{}", std::process::id());
     let mut cloud = Cloud::start("holder").await;
     let tables = format!(
-        "create role {role} login; create table own (id int primary key); create table other (id int primary key);
+        "create role {role} login; create table own (id int primary key); \
+         create table other (id int primary key);
          alter table own owner to {role}; grant select on other to {role}"
     );
     let config = entity("own", "own", &["id"], "") + &entity("other", "other", &["id"], "");
@@ -83,7 +84,10 @@ async fn locks_of_another_role_hold_up_its_own_entity_alone_and_are_told() {
         .await;
     let holder = connect(&url(&site.database_url)).await;
     holder
-        .batch_execute("begin; lock table own in access exclusive mode; select from other; lock table other in access share mode")
+        .batch_execute(
+            "begin; lock table own in access exclusive mode; select from other; \
+             lock table other in access share mode",
+        )
         .await
         .unwrap();
     // when rows of both are written (those of its own by itself),

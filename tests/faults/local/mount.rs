@@ -18,7 +18,8 @@ struct DeadMount {
 impl DeadMount {
     /// None where nothing can be mounted, which is then said.
     fn over(folder: &Path) -> Option<Self> {
-        let script = "exec 3<>/dev/fuse && mount -i -t fuse dead \"$0\" -o fd=3,rootmode=40000,user_id=0,group_id=0 && \
+        let script = "exec 3<>/dev/fuse && mount -i -t fuse dead \"$0\" -o \
+             fd=3,rootmode=40000,user_id=0,group_id=0 && \
                       echo mounted && read -r _";
         let mut holder = Command::new("sh")
             .args(["-c", script])
@@ -38,7 +39,8 @@ impl DeadMount {
             return Some(mount);
         }
         eprintln!(
-            "skipped: this process may not mount a FUSE file system (it must be root, and /dev/fuse must be there)"
+            "skipped: this process may not mount a FUSE file system (it must be root, \
+             and /dev/fuse must be there)"
         );
         None
     }

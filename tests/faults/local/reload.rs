@@ -1,4 +1,5 @@
-//! New settings for a running program: what it can take is taken, what it cannot is named, what is broken is refused.
+//! New settings for a running program: what it can take is taken, what it cannot is named, what is broken is
+//! refused.
 
 use std::time::{Duration, Instant};
 

@@ -81,9 +81,12 @@ async fn a_disk_too_full_for_the_replicators_own_tables_is_told_and_waited_for()
     // When nothing can be written beside the outbox
     site.run(
         "create function full_disk() returns trigger language plpgsql as $$ begin \
-         raise exception using errcode = 'disk_full', message = 'could not extend file: No space left on device'; end $$; \
-         create trigger full_disk before insert or update on cloud_sync.checkpoint for each row execute function full_disk(); \
-         create trigger full_disk before insert or update on cloud_sync.quarantine for each row execute function full_disk()",
+         raise exception using errcode = 'disk_full', message = 'could not extend file: No space left \
+         on device'; end $$; \
+         create trigger full_disk before insert or update on cloud_sync.checkpoint for each row execute \
+         function full_disk(); \
+         create trigger full_disk before insert or update on cloud_sync.quarantine for each row execute \
+         function full_disk()",
     )
     .await;
     tally.faults += 1;

@@ -38,7 +38,8 @@ impl Pooler {
             format!("pool_mode = {mode}\n")
         };
         let text = format!(
-            "[databases]\n* = host=127.0.0.1 port={server} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+            "[databases]\n* = host=127.0.0.1 port={server} user=postgres\n[pgbouncer]\nlisten_addr = \
+             127.0.0.1\n\
              listen_port = {port}\nauth_type = any\nunix_socket_dir =\n{mode}"
         );
         std::fs::write(&at, text).unwrap();

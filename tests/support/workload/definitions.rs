@@ -100,7 +100,8 @@ const REWRITE: [&str; 9] = [
 const LOCK_HELD: [&str; 4] = [
     "begin; lock table draft in access exclusive mode; select pg_sleep(4); commit",
     "begin; alter table stock alter column note type text using lower(note); select pg_sleep(4); commit",
-    "begin; lock table event_low in access exclusive mode; select pg_sleep(4); update event_low set note = 'held'; commit",
+    "begin; lock table event_low in access exclusive mode; select pg_sleep(4); \
+     update event_low set note = 'held'; commit",
     "begin; truncate seat; select pg_sleep(4); insert into seat (id, note) values (1, 'after'); commit",
 ];
 
@@ -131,8 +132,10 @@ fn write_to_partition(rng: &mut StdRng) -> WorkUnit {
     WorkUnit {
         kind: "new partition itself",
         sql: format!(
-            "insert into event_soon (id, day, note) select n, 61 + n % 19, 'soon {word}' from generate_series(1, 30) n \
-             on conflict (id, day) do update set note = excluded.note; delete from event_soon where id % 7 = 3"
+            "insert into event_soon (id, day, note) select n, 61 + n % 19, 'soon {word}' \
+             from generate_series(1, 30) n \
+             on conflict (id, day) do update set note = excluded.note; \
+             delete from event_soon where id % 7 = 3"
         ),
     }
 }

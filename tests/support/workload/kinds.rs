@@ -1,4 +1,5 @@
-//! What a writer of every kind does to the tables of `tables.sql`: parts of transactions, and how they are put together.
+//! What a writer of every kind does to the tables of `tables.sql`: parts of transactions, and how they are
+//! put together.
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -30,7 +31,8 @@ pub(super) fn transaction(rng: &mut StdRng, merge: bool) -> WorkUnit {
     }
 }
 
-/// A transaction of two parts, with a savepoint between them; constraints are deferred at its beginning or checked amid it.
+/// A transaction of two parts, with a savepoint between them; constraints are deferred at its beginning or
+/// checked amid it.
 fn several(rng: &mut StdRng, merge: bool) -> WorkUnit {
     let (first, second, third) = (part(rng, merge), part(rng, merge), part(rng, merge));
     let constraints = ["deferred", "immediate", "deferred"][rng.random_range(0..3)];
@@ -72,7 +74,8 @@ fn triggers(rng: &mut StdRng, merge: bool) -> WorkUnit {
         0..30 => WorkUnit::new(
             "triggers, insert",
             format!(
-                "insert into item (id, title) select n, case when n % 11 = 5 then 'skip' else 'title {word} ' || n end \
+                "insert into item (id, title) select n, case when n % 11 = 5 then 'skip' \
+                 else 'title {word} ' || n end \
                  from generate_series({id}, {last}) n on conflict (id) do update set title = excluded.title"
             ),
         ),
@@ -91,7 +94,8 @@ fn triggers(rng: &mut StdRng, merge: bool) -> WorkUnit {
         82..94 if merge => WorkUnit::new(
             "triggers, merge",
             format!(
-                "merge into item t using (select n as id, 'merged {word}' as title from generate_series({id}, {last}) n) s \
+                "merge into item t using (select n as id, 'merged {word}' as title \
+                 from generate_series({id}, {last}) n) s \
                  on t.id = s.id when matched and t.id % 3 = 0 then delete \
                  when matched then update set title = s.title \
                  when not matched then insert (id, title) values (s.id, s.title)"
@@ -102,7 +106,8 @@ fn triggers(rng: &mut StdRng, merge: bool) -> WorkUnit {
         _ => WorkUnit::new(
             "triggers, truncate and insert",
             format!(
-                "truncate item; insert into item (id, title) select n, 'after {word}' from generate_series({id}, {last}) n"
+                "truncate item; insert into item (id, title) select n, 'after {word}' \
+                 from generate_series({id}, {last}) n"
             ),
         ),
     }
@@ -127,7 +132,8 @@ fn deferrable(rng: &mut StdRng) -> WorkUnit {
         25..40 => WorkUnit::new(
             "deferrable, swap in one statement",
             format!(
-                "update {table} set {key} = case {key} when {one} then {two} else {one} end, note = 'swapped {word}' \
+                "update {table} set {key} = case {key} when {one} then {two} \
+                 else {one} end, note = 'swapped {word}' \
                  where {key} in ({one}, {two})"
             ),
         ),
@@ -135,21 +141,25 @@ fn deferrable(rng: &mut StdRng) -> WorkUnit {
             "deferrable, swap over statements",
             format!(
                 "set constraints all deferred; do $$ declare a bigint; b bigint; begin \
-                 select mark into a from {table} where {key} = {one}; select mark into b from {table} where {key} = {two}; \
-                 update {table} set {key} = {two} where mark = a; update {table} set {key} = {one} where mark = b; end $$"
+                 select mark into a from {table} where {key} = {one}; \
+                 select mark into b from {table} where {key} = {two}; \
+                 update {table} set {key} = {two} where mark = a; \
+                 update {table} set {key} = {one} where mark = b; end $$"
             ),
         ),
         58..68 => WorkUnit::new(
             "deferrable, insert before the delete",
             format!(
-                "set constraints all deferred; insert into {}; delete from {table} where {key} = {one} and note <> 'new {word}'",
+                "set constraints all deferred; insert into {}; \
+                 delete from {table} where {key} = {one} and note <> 'new {word}'",
                 value(one)
             ),
         ),
         68..78 => WorkUnit::new(
             "deferrable, given up and taken",
             format!(
-                "with moved as (update {table} set {key} = {two} where {key} = {one} returning *) insert into {}",
+                "with moved as (update {table} set {key} = {two} where {key} = {one} \
+                 returning *) insert into {}",
                 value(one)
             ),
         ),
@@ -173,16 +183,20 @@ fn cascades(rng: &mut StdRng) -> WorkUnit {
         0..20 => WorkUnit::new(
             "cascade, insert",
             format!(
-                "insert into region values ({region}, 'region {word}') on conflict (id) do update set name = excluded.name; \
-                 insert into town select {region}, n, 'town {word}' from generate_series(1, {town}) n on conflict do nothing; \
-                 insert into street select {region}, n, m, 'street {word}' from generate_series(1, {town}) n, generate_series(1, {nth}) m \
+                "insert into region values ({region}, 'region {word}') on conflict (id) do update \
+                 set name = excluded.name; \
+                 insert into town select {region}, n, 'town {word}' from generate_series(1, {town}) n \
+                 on conflict do nothing; \
+                 insert into street select {region}, n, m, 'street {word}' \
+                 from generate_series(1, {town}) n, generate_series(1, {nth}) m \
                  on conflict do nothing"
             ),
         ),
         20..40 => WorkUnit::new(
             "cascade, insert",
             format!(
-                "insert into person select {region} * 100 + n, {region}, {town}, 'person {word}' from generate_series(1, 9) n \
+                "insert into person select {region} * 100 + n, {region}, {town}, 'person {word}' \
+                 from generate_series(1, 9) n \
                  on conflict (id) do update set region = excluded.region, town = excluded.town"
             ),
         ),
@@ -205,7 +219,8 @@ fn cascades(rng: &mut StdRng) -> WorkUnit {
         92..95 => WorkUnit::new(
             "cascade, delete and insert",
             format!(
-                "delete from region where id = {region}; insert into region values ({region}, 'again {word}'); \
+                "delete from region where id = {region}; \
+                 insert into region values ({region}, 'again {word}'); \
              insert into town values ({region}, {town}, 'again {word}')"
             ),
         ),
@@ -233,8 +248,8 @@ fn plain(rng: &mut StdRng, merge: bool) -> WorkUnit {
         0..25 if merge => WorkUnit::new(
             "merge",
             format!(
-                "merge into stock t using (select n as id from generate_series({id}, {last}) n) s on t.id = s.id \
-                 when matched and t.amount % 4 = 3 then delete \
+                "merge into stock t using (select n as id from generate_series({id}, {last}) n) s \
+                 on t.id = s.id when matched and t.amount % 4 = 3 then delete \
                  when matched then update set amount = t.amount + 1, note = 'merged {word}' \
                  when not matched and s.id % 5 = 0 then do nothing \
                  when not matched then insert (id, note) values (s.id, 'merged {word}')"
@@ -244,7 +259,8 @@ fn plain(rng: &mut StdRng, merge: bool) -> WorkUnit {
             "insert on conflict update",
             format!(
                 "insert into stock select n, 0, 'put {word}' from generate_series({id}, {last}) n \
-                 on conflict (id) do update set amount = stock.amount + 1, note = excluded.note where stock.amount % 7 <> 5"
+                 on conflict (id) do update set amount = stock.amount + 1, note = excluded.note \
+                 where stock.amount % 7 <> 5"
             ),
         ),
         50..68 => WorkUnit::new(
@@ -257,8 +273,8 @@ fn plain(rng: &mut StdRng, merge: bool) -> WorkUnit {
         68..76 => WorkUnit::new(
             "delete and insert in one statement",
             format!(
-                "with new as (insert into stock values ({id} + 100, 1, 'moved {word}') on conflict (id) do nothing returning *), \
-                 gone as (delete from stock where id = {id} returning *), \
+                "with new as (insert into stock values ({id} + 100, 1, 'moved {word}') on conflict (id) \
+                 do nothing returning *), gone as (delete from stock where id = {id} returning *), \
                  changed as (update stock set amount = amount + 1 where id = {last} + 1 returning *) \
                  select from new, gone, changed"
             ),
@@ -271,7 +287,8 @@ fn plain(rng: &mut StdRng, merge: bool) -> WorkUnit {
         _ => WorkUnit::new(
             "truncate and insert",
             format!(
-                "truncate stock; insert into stock select n, 0, 'after {word}' from generate_series({id}, {last}) n"
+                "truncate stock; insert into stock select n, 0, 'after {word}' \
+                 from generate_series({id}, {last}) n"
             ),
         ),
     }
@@ -297,7 +314,8 @@ fn partitions(rng: &mut StdRng) -> WorkUnit {
         30..60 => WorkUnit::new(
             "partitions, row moves",
             format!(
-                "update event set day = {other}, note = 'moved {word}' where id between {id} and {last} and day = {day}"
+                "update event set day = {other}, note = 'moved {word}' where id between {id} and {last} \
+                 and day = {day}"
             ),
         ),
         60..70 => WorkUnit::new(
@@ -307,15 +325,18 @@ fn partitions(rng: &mut StdRng) -> WorkUnit {
         70..80 => WorkUnit::new(
             "partition itself",
             format!(
-                "insert into event_low select n, {day} % 20, 'low {word}' from generate_series({id}, {last}) n on conflict do nothing; \
+                "insert into event_low select n, {day} % 20, 'low {word}' \
+                 from generate_series({id}, {last}) n on conflict do nothing; \
                  update event_high set note = 'high {word}' where id = {id}; \
-                 update event_high_1 set day = 20 + (day + 1) % 20 where id = {last}; delete from event_rest where id = {id}"
+                 update event_high_1 set day = 20 + (day + 1) % 20 where id = {last}; \
+                 delete from event_rest where id = {id}"
             ),
         ),
         80..87 => WorkUnit::new(
             "partition itself",
             format!(
-                "insert into event_more select n, 40 + {day} % 20, 'more {word}' from generate_series({id}, {last}) n on conflict do nothing"
+                "insert into event_more select n, 40 + {day} % 20, 'more {word}' \
+                 from generate_series({id}, {last}) n on conflict do nothing"
             ),
         ),
         87..99 => WorkUnit::new(

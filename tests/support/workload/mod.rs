@@ -23,7 +23,8 @@ use super::postgres::Server;
 use super::site::{KEY, Site};
 use writer::Writer;
 
-/// What a workload needs of a server: writers prepare transactions, and a crash takes back all that no commit has written.
+/// What a workload needs of a server: writers prepare transactions, and a crash takes back all that no commit
+/// has written.
 pub(crate) const SERVER_OPTIONS: [&str; 2] = ["max_prepared_transactions=20", "wal_writer_delay=10s"];
 
 /// What the writers of a workload do.

@@ -11,11 +11,12 @@ pub(super) fn transaction(rng: &mut StdRng) -> String {
     match rng.random_range(0..100) {
         0..25 => "update pot set weight = weight + 1 where pot_id = 1".to_owned(),
         25..40 => format!(
-            "insert into pot values ({pot}, 'pot {word}', 0) on conflict (pot_id) do update set label = excluded.label"
+            "insert into pot values ({pot}, 'pot {word}', 0) on conflict (pot_id) do update \
+             set label = excluded.label"
         ),
         40..55 => format!(
-            "insert into leaf select pot_id, n, 'leaf {word}' from pot, generate_series(1, {}) n where pot_id = {pot} \
-             on conflict (pot_id, nth) do update set note = excluded.note",
+            "insert into leaf select pot_id, n, 'leaf {word}' from pot, generate_series(1, {}) n \
+             where pot_id = {pot} on conflict (pot_id, nth) do update set note = excluded.note",
             rng.random_range(1..8)
         ),
         55..65 => format!("delete from pot where pot_id = {pot}"),

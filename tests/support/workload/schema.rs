@@ -1,6 +1,7 @@
 //! The tables of a workload, and the entities that replicate them.
 
-/// Parents and children with a composite key: small, so that starts are about the replicator and not the catalogue.
+/// Parents and children with a composite key: small, so that starts are about the replicator and not the
+/// catalogue.
 pub(crate) const TABLES: &str = "
 create table pot (
     pot_id bigint primary key,

@@ -15,7 +15,8 @@ use super::{TransactionCounts, WorkloadScope, definitions, kinds, rows};
 use crate::support::site::SITE;
 
 pub(super) struct Writer {
-    /// Which of the writers it is: the first holds transactions open, two prepare theirs, the last may change definitions.
+    /// Which of the writers it is: the first holds transactions open, two prepare theirs, the last may change
+    /// definitions.
     pub(super) number: u64,
     pub(super) scope: WorkloadScope,
     pub(super) url: String,
@@ -117,7 +118,8 @@ impl Writer {
         }
     }
 
-    /// A part of a transaction on the tables of every kind; nothing where only rows of pots and leaves are written.
+    /// A part of a transaction on the tables of every kind; nothing where only rows of pots and leaves are
+    /// written.
     fn part(&mut self) -> String {
         match self.scope {
             WorkloadScope::Rows => "select".to_owned(),
@@ -163,7 +165,8 @@ impl Writer {
         client.batch_execute(end).await
     }
 
-    /// A transaction that is prepared; now and then it stays so for a while, through whatever else this writer does.
+    /// A transaction that is prepared; now and then it stays so for a while, through whatever else this
+    /// writer does.
     async fn prepare(&mut self, client: &Client, name: String) -> Result<(), Error> {
         let (row, word) = (self.rng.random_range(2..200), self.rng.random::<u32>());
         let own = 2000 + self.number * 100 + self.rng.random_range(0..20);
@@ -174,7 +177,8 @@ impl Writer {
             .batch_execute(&format!(
                 "begin; insert into pot values ({own}, 'prepared {word}', 0) \
                  on conflict (pot_id) do update set label = excluded.label; \
-                 update pot set weight = weight + 1 where pot_id = {row}; delete from leaf where pot_id = {row}; \
+                 update pot set weight = weight + 1 where pot_id = {row}; \
+                 delete from leaf where pot_id = {row}; \
                  {part}; prepare transaction '{name}'"
             ))
             .await;
