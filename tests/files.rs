@@ -183,7 +183,7 @@ async fn small_files_go_side_by_side_and_large_ones_one_after_another() {
         &format!("{LEAVE} select 1, n || '.jpg' from generate_series(1, 42) n").replace(" values ", " "),
     )
     .await;
-    // When as many are under way as may be
+    // When as many as possible are being uploaded
     server
         .wait_until("uploads", |server| uploads(server) == (13, 1))
         .await;

@@ -165,13 +165,13 @@ async fn uninstall_says_at_once_who_drains_the_outbox() {
     running.caught_up().await;
     for arguments in [&["uninstall"][..], &["uninstall", "--force"]] {
         let answer = Daemon::of(&site, "other").ask(arguments);
-        let said = String::from_utf8_lossy(&answer.stderr);
-        assert_eq!(answer.status.code(), Some(2), "{said}");
+        let stderr = String::from_utf8_lossy(&answer.stderr);
+        assert_eq!(answer.status.code(), Some(2), "{stderr}");
         let leader = "select 'session ' || pid from pg_stat_activity \
              where datname = current_database() and application_name = 'cloud-sync leader'";
         let leader: String = site.client.query_one(leader, &[]).await.unwrap().get(0);
         for words in [leader.as_str(), "127.0.0.1", "stop `cloud-sync run`"] {
-            assert!(said.contains(words), "no {words:?} in: {said}");
+            assert!(stderr.contains(words), "no {words:?} in: {stderr}");
         }
     }
     // Nothing was taken away by half, and it goes once the replicator has ended.
@@ -200,7 +200,7 @@ async fn writers_look_for_no_sleeper_before_the_first_replicator_and_after_one_t
     running.caught_up().await;
     let start = std::time::Instant::now();
     while !may_sleep().await {
-        assert!(start.elapsed() < LIMIT, "it never lies down");
+        assert!(start.elapsed() < LIMIT, "it never arms the wake lock");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     running.end().await;
@@ -692,7 +692,7 @@ async fn rotate(site: &Site, large: i64) -> bool {
 async fn a_segment_is_truncated_only_when_all_in_it_is_accepted_and_nobody_writes_there() {
     let site = tables("trims").await;
     assert!(!rotate(&site, 0).await, "nothing is in it");
-    // Given a touch of an open transaction, beside one that is committed
+    // Given a touch of an open transaction, and one of a committed one
     let writer = connect(&site.database_url).await;
     writer
         .batch_execute("begin; insert into num values (1)")

@@ -166,7 +166,7 @@ async fn a_refused_row_waits_in_quarantine_and_leaves_it_when_it_is_accepted() {
     let status = replicator.caught_up().await;
     assert_eq!(status.quarantine, Some(0));
     assert_eq!(server.row("rooms", "5").unwrap()["room_name"], "room 5");
-    // A row that was refused and then gets a good image leaves by itself.
+    // A row that was refused and then gets a good image leaves without a command.
     server.fault(
         Fault::status(422)
             .on("rooms")
@@ -202,7 +202,7 @@ async fn private_columns_leave_neither_for_the_cloud_nor_for_the_outbox() {
     let mut outbox = in_outbox().await;
     let replicator = site.replicate();
     replicator.caught_up().await;
-    // Captured anew, by a sync that trusts nothing
+    // Captured again, by a sync that trusts nothing
     let request = SyncRequest {
         force: true,
         entities: vec!["cameras".into()],
@@ -247,7 +247,7 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
         "",
     )
     .await;
-    // Given rows that stood before capture, and changes of some of them while it streams
+    // Given rows that are older than capture, and changes of some of them while it streams
     site.run(ROWS).await;
     site.init().await;
     let replicator = site.replicate();
@@ -287,7 +287,7 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
         .get(0);
     assert_eq!(logs, window);
     assert!(window < 140);
-    // A second one has nothing to do, and one that begins anew finds everything held.
+    // A second one has nothing to do, and one that begins again finds everything held.
     let again = |restart| {
         let settings = site.settings.clone();
         async move {
@@ -304,9 +304,9 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
         }
     };
     assert_eq!(again(false).await.pushed.get("rooms"), report.pushed.get("rooms"));
-    let anew = again(true).await;
+    let restarted = again(true).await;
     assert_eq!(
-        (anew.pushed.get("rooms"), anew.held.get("rooms")),
+        (restarted.pushed.get("rooms"), restarted.held.get("rooms")),
         (Some(&0), Some(&12))
     );
     replicator.end().await;

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 
 use crate::rows::ROWS;
 
-/// Measures cloud-sync beside its peers, and prints one table.
+/// Compares cloud-sync with its peers, and prints one table.
 #[derive(Parser)]
 #[command(
     name = "figures",

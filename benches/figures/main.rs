@@ -1,4 +1,4 @@
-//! What the project promises to be as fast as, measured beside its peers: `make bench`, one row `make bench
+//! What the project promises to be as fast as, compared with its peers: `make bench`, one row `make bench
 //! ARGS=latency`.
 //!
 //! Whole processes are measured, the released binary among them, from outside: a private PostgreSQL server

@@ -1,4 +1,4 @@
-//! Programs that we are measured beside: PostgreSQL's COPY, curl, rclone.
+//! Programs that cloud-sync is compared with: PostgreSQL's COPY, curl, rclone.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};

@@ -39,8 +39,8 @@ pub(crate) async fn finished(what: &str, command: &mut Command) -> Outcome<Outpu
     if output.status.success() {
         return Ok(output);
     }
-    let told = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{what} ended with {}: {}", output.status, told.trim()).into())
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{what} ended with {}: {}", output.status, stderr.trim()).into())
 }
 
 /// A running process, killed when it is dropped.
@@ -59,7 +59,7 @@ impl Process {
         Ok(Self { what, child, pid })
     }
 
-    /// An error where it has ended by itself.
+    /// An error if it has ended.
     pub(crate) fn check(&mut self) -> Outcome<()> {
         match self.child.try_wait()? {
             None => Ok(()),

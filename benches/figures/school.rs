@@ -1,4 +1,4 @@
-//! The school's real table: attendance, 12 columns, 3 foreign keys, 4 indexes beside its key.
+//! The school's real table: attendance, 12 columns, 3 foreign keys, 4 indexes and its key.
 
 use crate::load::LoadTable;
 

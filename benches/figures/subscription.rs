@@ -38,8 +38,8 @@ impl SubscriptionPlan {
 }
 
 /// A publication and a subscription to it, in databases of their own, one on the publisher and one on the
-/// cloud's server. It is paused unless it was resumed, so that it takes nothing from what is measured beside
-/// it; its slot keeps what is written.
+/// cloud's server. It is paused unless it was resumed, so that it takes nothing from what is measured at the
+/// same time; its slot keeps what is written.
 pub(crate) struct Subscription<'a> {
     world: &'a World,
     pub(crate) name: String,

@@ -142,7 +142,7 @@ async fn a_cloud_that_takes_no_row_at_all_is_waited_for() {
         running
             .until("set aside", |status| status.quarantine == Some(1))
             .await;
-        // when all that follow get the same answer, then they wait, and it is said why.
+        // when all that follow get the same answer, then they wait, and the status says why.
         site.run("insert into t select n, 'good' from generate_series(2, 20) n")
             .await;
         let tries = |server: &BaselineServer| server.calls().iter().filter(|call| *call == "POST x").count();
@@ -186,7 +186,7 @@ async fn keys_as_long_as_an_index_can_hold_stop_nothing() {
         entity("y", "u", &["id"], ""),
     );
     let scenario = Scenario::start("long_keys", &tables, &config).await;
-    // Given keys that the cloud has no room for beside the site's name, and some that it just has,
+    // Given keys that the cloud has no room for together with the site's name, and some that it just has,
     scenario
         .run(
             "insert into t select random_text(2690), 'long', 'a.jpg' from generate_series(1, 3); \
@@ -217,7 +217,7 @@ async fn keys_as_long_as_an_index_can_hold_stop_nothing() {
     );
     let held = |condition| row_texts(&scenario.cloud_client, "cloud.x", "v", condition);
     assert_eq!(held("true").await.len(), 4);
-    // what is too long for a path is said,
+    // a path that is too long is reported,
     let refused = "select count(*) from cloud_sync.media where error like '%longer than%'";
     let here = connect(&scenario.site.database_url).await;
     crate::support::sql::until(&here, &format!("select ({refused}) = 1")).await;

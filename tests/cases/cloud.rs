@@ -64,7 +64,7 @@ async fn two_databases_under_one_key_that_share_an_entity_are_refused_at_the_han
         // When its replicator starts
         let running = second.replicate();
         let status = running.until("refused", |status| status.reason.is_some()).await;
-        // Then it is told so in words, and nothing of it reaches the cloud.
+        // Then it gets an error that says so, and nothing of it reaches the cloud.
         let reason = status.reason.unwrap();
         assert!(reason.contains("database"), "{reason}");
         scenario.assert_settled("id, v").await;

@@ -69,13 +69,13 @@ async fn a_condition_that_is_not_of_the_row_alone_is_refused() {
         ("where_number", "id + 1", "boolean"),
         ("where_two", "true; drop table t", "syntax"),
     ] {
-        let told = Site::refusal(
+        let message = Site::refusal(
             hint,
             TABLES,
             &entity("x", "t", &["id"], &format!("where = \"{condition}\"")),
         )
         .await;
-        says(&told, &["entity x", "where", words]);
+        says(&message, &["entity x", "where", words]);
     }
 }
 
@@ -189,7 +189,7 @@ async fn a_row_whose_condition_fails_is_set_aside_alone() {
         ("{\"id\":2}", "r")
     );
     says(&entries[0].error, &["condition"]);
-    // Once it can be told, the row follows by itself.
+    // Once the condition can be evaluated, the row follows without a command.
     scenario.run("update t set n = 3 where id = 2").await;
     scenario
         .assert_rows_equal("x", "t", "id, n, v", "100 / n > 1")

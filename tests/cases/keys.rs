@@ -218,9 +218,9 @@ async fn a_primary_key_that_includes_other_columns_is_a_key() {
         .await;
     scenario.running.end().await;
     // The columns that it includes are no part of it.
-    let told = Site::refusal("not_including", tables, &entity("x", "t", &["id", "v"], "")).await;
+    let message = Site::refusal("not_including", tables, &entity("x", "t", &["id", "v"], "")).await;
     crate::support::says(
-        &told,
+        &message,
         &["no primary or unique key on (id, v)", "its primary key is (id)"],
     );
 }

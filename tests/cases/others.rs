@@ -23,7 +23,7 @@ async fn two(hint: &str) -> (Cloud, FaultProxy, Site, Daemon) {
 }
 
 /// One row that the cloud answers by this status, as `spoil` makes it: those of another entity arrive as
-/// ever, and it is said everywhere what is wrong and what to do.
+/// ever, and every report says what is wrong and what to do.
 async fn one_row(hint: &str, what: &str, status: i32, spoil: impl AsyncFnOnce(&Cloud, &FaultProxy)) {
     let (cloud, fault_proxy, site, daemon) = two(hint).await;
     let process = daemon.start();

@@ -100,20 +100,23 @@ async fn the_clouds_words_about_a_row_stay_in_the_quarantine() {
         .await;
     let report = daemon.ask(&["sync", "--json"]);
     assert_eq!(report.status.code(), Some(1), "{report:?}");
-    let mut told = String::from_utf8_lossy(&report.stdout).into_owned();
-    assert!(told.contains("422") && told.contains("quarantine list"), "{told}");
-    // then nothing that is told holds a value of theirs,
-    told += &String::from_utf8_lossy(&report.stderr);
+    let mut printed = String::from_utf8_lossy(&report.stdout).into_owned();
+    assert!(
+        printed.contains("422") && printed.contains("quarantine list"),
+        "{printed}"
+    );
+    // then no message holds a value of theirs,
+    printed += &String::from_utf8_lossy(&report.stderr);
     for arguments in [&["status"][..], &["status", "--json"], &["check"], &["sync"]] {
         let answer = daemon.ask(arguments);
-        told += &String::from_utf8_lossy(&answer.stdout);
-        told += &String::from_utf8_lossy(&answer.stderr);
+        printed += &String::from_utf8_lossy(&answer.stdout);
+        printed += &String::from_utf8_lossy(&answer.stderr);
     }
     for path in ["/api/cloud-sync/status", "/metrics", "/healthz"] {
-        told += &get(path).await.unwrap().text().await.unwrap();
+        printed += &get(path).await.unwrap().text().await.unwrap();
     }
-    told += &daemon.log();
-    let leaks: Vec<&str> = told.lines().filter(|line| line.contains(VALUE)).collect();
+    printed += &daemon.log();
+    let leaks: Vec<&str> = printed.lines().filter(|line| line.contains(VALUE)).collect();
     assert!(leaks.is_empty(), "{leaks:#?}");
     // nor do the cloud's words in the quarantine: the row itself is there for who decides on it.
     let list = daemon.ask(&["quarantine", "list"]);

@@ -1,4 +1,4 @@
-//! Schemas that the cloud takes, and those that it refuses: told by `check` before any change, and no other
+//! Schemas that the cloud takes, and those that it refuses: reported by `check` before any change, and no other
 //! entity waits.
 
 use cloud_sync::control::{Health, Operator};
@@ -91,7 +91,7 @@ async fn a_schema_that_the_cloud_refuses_is_told_by_check_before_a_change() {
         assert_eq!(*subject, format!("schema of {name}"));
         says(text, &[remedy]);
     }
-    // and while the replicator runs they alone wait, and it is said so everywhere.
+    // and while the replicator runs they alone wait, and every report says so.
     let running = site.replicate_guarded();
     for name in names {
         site.run(&format!("insert into {name} (id) values (1), (2)"))
@@ -141,9 +141,9 @@ async fn a_retention_by_a_column_that_is_no_time_is_refused_at_start() {
         says(&text, &["entity x", "column at", kind, "under window"]);
         let site = Site::bare("no_time", "http://127.0.0.1:9/api", KEY, &table, &config).await;
         let findings = preconditions::check(&site.settings).await;
-        let told = findings.iter().filter_map(|one| one.error());
+        let errors = findings.iter().filter_map(|one| one.error());
         assert!(
-            told.into_iter().any(|text| text.contains("under window")),
+            errors.into_iter().any(|text| text.contains("under window")),
             "{kind}"
         );
     }

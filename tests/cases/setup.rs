@@ -1,4 +1,4 @@
-//! Set-ups that do not work are told before anything is lost; what can be mended without a person is.
+//! Set-ups that do not work are reported before anything is lost; what can be repaired without a person is.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -50,7 +50,7 @@ async fn row_level_security_that_hides_rows_is_told() {
         let url = site.settings.require_database_url().unwrap();
         install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing).await
     };
-    let told = async |table: &str| {
+    let assert_reported = async |table: &str| {
         let findings = preconditions::check(&site.settings).await;
         let found = findings.iter().find(|one| one.subject() == "catalogue").unwrap();
         let text = found
@@ -66,12 +66,12 @@ async fn row_level_security_that_hides_rows_is_told() {
             &error.to_string(),
             &["row-level security", table, role, "bypassrls"],
         );
-        told(table).await;
+        assert_reported(table).await;
         site.run(free).await;
         init().await.unwrap();
         // The same when capture is installed already.
         site.run(bind).await;
-        told(table).await;
+        assert_reported(table).await;
         site.run(free).await;
     }
     root.batch_execute(&format!("alter role {role} bypassrls"))

@@ -104,7 +104,7 @@ async fn json_that_jsonb_refuses_never_fails_a_writer() {
         ))
         .await
         .unwrap();
-    // Given such values beside a bytea and beside an excluded column, in a database of another encoding
+    // Given such values next to a bytea and next to an excluded column, in a database of another encoding
     let tables = "create table t (id int primary key, doc json, photo bytea, name text); \
                   create table hidden (id int primary key, doc json, secret text)";
     let config =
@@ -185,7 +185,7 @@ async fn large_values(cloud: Cloud, hint: &str, bytes: usize, letters: usize) {
             }
         }
     }
-    // A smaller state of such a row follows by itself.
+    // A smaller state of such a row follows without a command.
     scenario
         .run("update t set photo = '\\x00', body = 'small' where id in (2, 3)")
         .await;
@@ -248,7 +248,8 @@ async fn a_limit_of_temporary_files_is_told_by_check() {
     scenario.running.end().await;
 }
 
-/// Runs `init` while a transaction that has written to `t` stays open, and other sessions write meanwhile.
+/// Runs `init` while a transaction that has written to `t` stays open, and other sessions write at the same
+/// time.
 async fn init_beside_writers(
     site: &Site,
     declared: OutboxDeclaration,
@@ -281,7 +282,7 @@ async fn init_beside_writers(
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    // Whatever becomes of `init` meanwhile, the writers get on.
+    // Whatever becomes of `init`, the writers continue.
     let early = tokio::select! {
         biased;
         installed = &mut init => Some(installed),

@@ -1,7 +1,7 @@
 //! What the work costs, counted and never timed: statements, round trips, requests, bytes, notifications,
 //! allocations.
 //!
-//! Each bound is what the work takes now, with what it is made of beside it. Whoever makes it leaner lowers
+//! Each bound is what the work takes now, with its parts. Whoever makes it leaner lowers
 //! the bound; what makes a count depend on the number of rows breaks it at once.
 
 mod allocations;

@@ -72,7 +72,7 @@ impl Bound {
 async fn a_batch_costs_the_same_few_statements_whatever_its_rows() {
     let metered = Metered::start("statements", "").await;
     let mut stages = metered.site.drain().open().await.unwrap();
-    // Given that all is done that is done once: the cloud is told the columns, statements are prepared.
+    // Given that all is done that is done once: the schema is announced, statements are prepared.
     for _ in 0..2 {
         rooms(&metered.site, 10).await;
         assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);

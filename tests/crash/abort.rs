@@ -13,7 +13,7 @@ use crate::support::tcp_proxy::{TcpProxy, Trouble};
 enum AbortedWork {
     /// It replicates under load.
     Drain,
-    /// It backfills rows that stood before capture.
+    /// It backfills rows that are older than capture.
     Backfill,
     /// It compares with a cloud that lacks rows.
     Sync,
@@ -74,7 +74,7 @@ points! {
     dies_after_an_upload_is_noted: Upload "after an upload is noted";
 }
 
-/// Waits until what was under way when the replicator died is applied, and answers how much that is.
+/// Waits until what was being sent when the replicator died is applied, and returns how much that is.
 async fn settled(cloud: &tokio_postgres::Client) -> i64 {
     let mut before = -1;
     while before < applied(cloud).await {
@@ -109,7 +109,7 @@ async fn amid_a_drain(hint: &str, point: &str) {
     let mut total = load.end().await;
     process.aborted().await;
     tally.kills += 1;
-    // when more is written meanwhile, and it starts again,
+    // when more is written, and it starts again,
     let more = Stream::start(&site, 20);
     more.reach(200).await;
     total += more.end().await;
@@ -145,7 +145,7 @@ async fn killed_while_it_awaits_the_answer() {
 async fn amid_a_backfill(hint: &str, point: &str) {
     let cloud = Cloud::start(hint).await;
     let site = Site::bare(hint, &cloud.url, KEY, super::TABLES, super::ENTITIES).await;
-    // Given rows that stood before capture, some of which change meanwhile
+    // Given rows that are older than capture, some of which change at the same time
     site.run(
         "insert into pot select n, 'before', n from generate_series(1, 3000) n; \
          insert into leaf select n, 1, 'before' from generate_series(1, 300) n",

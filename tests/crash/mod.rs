@@ -64,8 +64,7 @@ fn sent(status: &StatusReport) -> i64 {
     (status.counts.accepted + status.counts.collapsed) as i64
 }
 
-/// Inserts pots, each one change that no other supersedes, in transactions of `rows`, until it is told to
-/// stop.
+/// Inserts pots, each one change that no other supersedes, in transactions of `rows`, until it is stopped.
 struct Stream {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -115,8 +114,8 @@ impl Stream {
 }
 
 /// Delivers under load, ends once by SIGTERM and once by SIGKILL, spoils the store by `spoil` while the load
-/// goes on, and starts again. Every log of such a start holds `told`.
-async fn spoilt_store(hint: &str, told: &[&str], spoil: impl Fn(&Daemon)) {
+/// goes on, and starts again. Every log of such a start holds `log_words`.
+async fn spoilt_store(hint: &str, log_words: &[&str], spoil: impl Fn(&Daemon)) {
     let cloud = Cloud::start(hint).await;
     let site = garden(hint, &cloud).await;
     let there = connect(&cloud.database_url).await;
@@ -143,8 +142,8 @@ async fn spoilt_store(hint: &str, told: &[&str], spoil: impl Fn(&Daemon)) {
         total += load.end().await;
         let status = daemon.caught_up().await;
         let log = daemon.log()[logged..].to_owned();
-        for told in told {
-            assert!(log.contains(told), "no {told:?} in\n{log}");
+        for words in log_words {
+            assert!(log.contains(words), "no {words:?} in\n{log}");
         }
         println!(
             "{hint}, {}: {} of {total} changes sent, {} of them again",
@@ -172,8 +171,8 @@ async fn a_deleted_store_resumes_from_the_mirror() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overwritten_store_is_set_aside_and_resumes_from_the_mirror() {
-    let told = [RESUMES, "the checkpoint store cannot be read: it is set aside"];
-    spoilt_store("overwritten", &told, |daemon| {
+    let log_words = [RESUMES, "the checkpoint store cannot be read: it is set aside"];
+    spoilt_store("overwritten", &log_words, |daemon| {
         let mut rng = rand::rng();
         let mut folders = vec![daemon.checkpoint()];
         while let Some(folder) = folders.pop() {
@@ -338,7 +337,7 @@ async fn after_a_sigkill_at_most_the_batches_in_flight_are_sent_again() {
         let process = daemon.start_with(&overrides);
         applied_or_late(&there, total - 20 * BATCH, LIMIT).await;
         process.kill();
-        // A request that was under way may still be applied.
+        // A request that was being sent may still be applied.
         let mut before = -1;
         while before < applied(&there).await {
             before = applied(&there).await;
@@ -365,7 +364,7 @@ async fn a_second_replicator_stands_by_and_takes_over() {
     site.run("insert into pot select n, 'first', n from generate_series(1, 500) n")
         .await;
     first.caught_up().await;
-    // Given one that drains and one that stands by
+    // Given one that drains and a standby
     let other = second.start();
     let status = second
         .until("standing by", LIMIT, |status| {
@@ -386,7 +385,7 @@ async fn a_second_replicator_stands_by_and_takes_over() {
         .await;
     second.caught_up().await;
     site.assert_equal(&cloud).await;
-    // and the first, started again, stands by.
+    // and the first, started again, is the standby.
     let leader = first.start();
     first
         .until("standing by", LIMIT, |status| {

@@ -87,7 +87,7 @@ async fn columns_added_dropped_renamed_and_retyped_are_followed_without_a_restar
         "alter table note add column weight numeric(8,3) default 1.5; \
          insert into note (id, text) values (101, 'new')",
         "alter table note add column drawn float8 default random()",
-        // Types that widen, and types that become others: each row is written anew and no trigger fires.
+        // Types that widen, and types that become others: each row is rewritten and no trigger fires.
         "alter table note alter column size type bigint using size * 10000000000; \
          insert into note (id, size) values (102, 9000000000000)",
         "alter table note alter column size type text using 'size ' || size; \
@@ -198,7 +198,7 @@ async fn a_key_column_that_goes_never_blocks_the_site_and_nothing_else() {
              delete from note where number = 5; insert into other (id) select 1 + count(*) from other",
         )
         .await;
-        // it is said, with the remedy, and other entities flow on.
+        // the status says so, with the remedy, and other entities continue.
         broken(&running, "notes", &["no column id", "key"]).await;
         let others = site.client.query_one("select count(*) from other", &[]).await;
         let others: i64 = others.unwrap().get(0);
@@ -210,9 +210,9 @@ async fn a_key_column_that_goes_never_blocks_the_site_and_nothing_else() {
         tally.judge(&site, &cloud).await;
     }
     // A key that is dropped with its values, and a new one in its place.
-    let anew = "alter table note drop column id; insert into note (text) values ('no key at all'); \
+    let recreated = "alter table note drop column id; insert into note (text) values ('no key at all'); \
          alter table note add column id int";
-    site.run(anew).await;
+    site.run(recreated).await;
     broken(&running, "notes", &["key"]).await;
     running.end().await;
     let running = site.replicate_guarded();
@@ -269,7 +269,7 @@ async fn a_table_renamed_dropped_or_made_anew_is_reported_and_the_rest_flows_on(
     site.run("insert into note (id, text) select n, 'text' from generate_series(1, 20) n")
         .await;
     running.caught_up().await;
-    // A table keeps its triggers under another name: it is said, and nothing is missed.
+    // A table keeps its triggers under another name: the status says so, and nothing is missed.
     site.run(
         "alter table note rename to memo; insert into memo (id, text) values (21, 'under another name')",
     )
@@ -467,7 +467,7 @@ async fn a_condition_that_fails_blocks_nobody() {
     site.run("insert into note (id, size) values (1, 10), (2, 90)")
         .await;
     running.caught_up().await;
-    // When a row of the site makes the condition itself fail, the row stands, and is told by its key; the
+    // When a row of the site makes the condition itself fail, the row stays, and is reported by its key; the
     // others go on.
     site.run("insert into note (id, size) values (3, 0); insert into note (id, size) values (4, 20)")
         .await;
@@ -592,7 +592,7 @@ async fn check_proves_each_precondition_and_names_the_remedies_in_their_order() 
         site.run("update cloud_sync.entity set gap = null").await;
         assert!(wrong(&site).await.is_empty(), "{fault}: {:?}", wrong(&site).await);
     }
-    // After a restore elsewhere nothing is said but that, and its remedy.
+    // After a restore elsewhere that alone is reported, with its remedy.
     site.run("update cloud_sync.identity set system_id = 'elsewhere'")
         .await;
     let found = wrong(&site).await;

@@ -127,10 +127,10 @@ async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot()
         })
         .await;
     assert!(status.outbox_bytes.unwrap() < 120 << 20, "{status:?}");
-    let said = String::from_utf8(daemon.ask(&["status"]).stdout).unwrap();
+    let printed = String::from_utf8(daemon.ask(&["status"]).stdout).unwrap();
     assert!(
-        said.contains("a second, room for") && said.contains(": full in"),
-        "{said}"
+        printed.contains("a second, room for") && printed.contains(": full in"),
+        "{printed}"
     );
     let json = String::from_utf8(daemon.ask(&["status", "--json"]).stdout).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -140,14 +140,14 @@ async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot()
     let caught_up = daemon.caught_up().await;
     assert_eq!(caught_up.lag.unwrap().changes, 0);
     given_back(&site.client).await;
-    // What is kept beside it stays small although dead versions cannot go yet.
-    let beside = number(
+    // What is kept in addition stays small although dead versions cannot go yet.
+    let further_tables = number(
         &site.client,
         "select sum(pg_total_relation_size('cloud_sync.' || name))::bigint \
          from unnest(array['checkpoint', 'identity', 'entity', 'media', 'quarantine', 'backfill']) name",
     )
     .await;
-    assert!(beside < 4 << 20, "{beside}");
+    assert!(further_tables < 4 << 20, "{further_tables}");
     old.batch_execute("commit").await.unwrap();
     tally.judge(&site, &cloud).await;
     assert!(process.terminate().await.success());
@@ -300,8 +300,8 @@ async fn a_large_segment_that_writers_use_is_left_and_trimmed() {
 #[tokio::test]
 async fn what_is_kept_beside_the_outbox_does_not_bloat() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("beside").await;
-    let site = Site::bare("beside", &cloud.url, KEY, TABLES, CATALOGUE).await;
+    let cloud = Cloud::start("concurrent").await;
+    let site = Site::bare("concurrent", &cloud.url, KEY, TABLES, CATALOGUE).await;
     site.init().await;
     let drain = site.drain();
     for round in 0..150 {

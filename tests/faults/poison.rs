@@ -236,7 +236,7 @@ async fn a_row_that_a_backfill_had_refused_leaves_when_the_drain_brings_it() {
         .await
         .unwrap();
     tally.faults += 1;
-    // when a backfill beside it has one refused,
+    // when a backfill at the same time has one refused,
     let report = replicator::backfill(
         &site.settings,
         &[],

@@ -89,7 +89,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// What a row holds; none where it is not there.
+/// What a row holds; `None` if there is no such row.
 type State = Option<i64>;
 
 /// A session, and what its open transaction has done.

@@ -45,23 +45,23 @@ async fn a_key_that_becomes_text_fails_no_writer() {
 #[tokio::test]
 async fn a_limit_of_temporary_files_is_told_by_check() {
     let (_cloud, site) = site_of("limited", TABLE, &things("")).await;
-    let told = || async {
+    let detail = || async {
         let findings = preconditions::check(&site.settings).await;
         let found = findings
             .iter()
             .find(|finding| finding.subject() == "temporary files");
         found.unwrap().detail().to_owned()
     };
-    assert_eq!(told().await, "without a limit");
+    assert_eq!(detail().await, "without a limit");
     let name = site.database_url.rsplit('/').next().unwrap().to_owned();
     site.run(&format!(
         "alter role postgres in database {name} set temp_file_limit = '2MB'"
     ))
     .await;
-    let told = told().await;
+    let detail = detail().await;
     assert!(
-        told.contains("role postgres") && told.contains("temp_file_limit"),
-        "{told}"
+        detail.contains("role postgres") && detail.contains("temp_file_limit"),
+        "{detail}"
     );
 }
 
@@ -292,8 +292,8 @@ async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks
         "select pg_sequence_last_value('cloud_sync.state') > 65535",
     )
     .await;
-    // Two looks in a row come sooner than any slow poll would: one pair of looks stands for the lying down
-    // itself.
+    // Two looks in a row come sooner than any slow poll would: one pair of looks is evidence that the wake
+    // lock is armed.
     let look = "select (extract(epoch from query_start) * 1000)::bigint from pg_stat_activity \
          where datname = current_database() and application_name = 'cloud-sync drain' \
          and query like '%captured_at%'";
@@ -309,7 +309,7 @@ async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks
         assert!(start.elapsed() < LIMIT, "looks at {looks:?}");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    // It commits, and no one was told; what is told wakes the replicator too.
+    // It commits without a notification; a notification wakes the replicator too.
     writer.batch_execute("commit").await.unwrap();
     running.caught_up().await;
     site.run("insert into thing values (2, 'told')").await;

@@ -149,7 +149,7 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
 }
 
 // H5. The cloud takes a batch, no answer comes, and the drain's sessions are killed before the commit; a row
-// changes meanwhile.
+// changes in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_is_read_again_goes_under_a_new_term() {
     let cloud = Cloud::start("again").await;

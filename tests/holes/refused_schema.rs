@@ -53,7 +53,7 @@ async fn a_refused_schema_parks_its_entity_alone() {
             "insert into thing select n, 'one' from generate_series(1, 3) n; insert into other values (1)",
         )
         .await;
-        // It is told, with the reason,
+        // It is reported, with the reason,
         let why = parked(&running).await;
         assert!(why.contains(&status.to_string()), "{why}");
         let metrics = running.replicator.metrics();
@@ -76,7 +76,7 @@ async fn a_refused_schema_parks_its_entity_alone() {
             held(&cloud, "select id::text from cloud.others order by id").await,
             ["1", "2"]
         );
-        // what is written meanwhile is kept, also over a restart,
+        // what is written until then is kept, also over a restart,
         site.run("update thing set label = 'two' where id = 1; delete from thing where id = 2")
             .await;
         running.caught_up().await;
@@ -86,7 +86,7 @@ async fn a_refused_schema_parks_its_entity_alone() {
         parked(&running).await;
         site.run("update thing set id = 4 where id = 3").await;
         running.caught_up().await;
-        // and it is tried again by itself.
+        // and it is tried again without a command.
         fault_proxy.clear_faults();
         until_whole(&site, &running).await;
         site.assert_equal(&cloud).await;

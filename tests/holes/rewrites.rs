@@ -16,13 +16,13 @@ const REWRITES: [&str; 7] = [
     "alter table thing add column twice bigint generated always as (n * 2) stored",
     "create temporary table kept as select * from thing; truncate thing; \
      insert into thing (id, n, drawn) select id, n, drawn from kept",
-    // The new table has no triggers: that is drift, and said elsewhere.
+    // The new table has no triggers: that is drift, which other tests cover.
     "create table anew (like thing including all); \
      insert into anew (id, n, drawn) select id, n, drawn from thing; \
      drop table thing; alter table anew rename to thing",
 ];
 
-// H1. Rows 1..5 sent; `update … id < 4`; a rewrite is under way when the batch comes: the read waits for
+// H1. Rows 1..5 sent; `update … id < 4`; a rewrite is running when the batch comes: the read waits for
 // it.
 #[tokio::test]
 async fn a_rewrite_that_ends_while_the_read_waits_deletes_nothing() {

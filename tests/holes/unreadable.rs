@@ -124,7 +124,7 @@ async fn bytes_that_are_no_text_set_their_row_aside() {
     assert_eq!(held(&cloud, "select id::text from cloud.things").await.len(), 8);
 }
 
-// H9. Types without a binary output function, beside those whose binary form is another value.
+// H9. Types without a binary output function, and those whose binary form is another value.
 #[tokio::test]
 async fn types_without_a_binary_form_are_read_as_text() {
     let tables = "create extension seg; create extension isn; create table thing (id bigint primary key, \
@@ -176,7 +176,7 @@ async fn an_entity_whose_reading_fails_for_good_is_parked_alone() {
     )
     .await;
     drained(&mut stages).await;
-    // Others flow, and it is said which waits and why.
+    // Others flow, and the status says which waits and why.
     assert_eq!(held(&cloud, "select id::text from cloud.others").await, ["1"]);
     let parked = "select name || ': ' || parked from cloud_sync.entity where parked is not null";
     let why = texts(&site.client, parked).await;

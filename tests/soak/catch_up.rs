@@ -40,7 +40,7 @@ impl World<'_> {
                 && !self.stop.is_cancelled()
             {
                 let log = tail(&self.daemons[which].log());
-                return vec![format!("the replicator ended by itself ({ended}):\n{log}")];
+                return vec![format!("the replicator ended without a fault ({ended}):\n{log}")];
             }
             if self.stop.is_cancelled() {
                 return Vec::new();
@@ -76,7 +76,7 @@ impl World<'_> {
         which
     }
 
-    /// Why there is still something to do for the replicator; none where nothing waits, capture is in place,
+    /// Why there is still something to do for the replicator; `None` if nothing waits, capture is in place,
     /// every gap is closed, and the columns of every table are those that it has seen.
     async fn unsettled(&self, which: usize) -> Option<String> {
         let url = self.site.database_url.as_str().into();

@@ -53,7 +53,7 @@ pub(super) enum SoakFault {
     Stall,
     Slow,
     Refuse,
-    /// The cloud refuses the schema of every entity that it is told.
+    /// The cloud refuses the schema of every entity.
     RefuseSchema,
     /// The cloud refuses whole requests of changes.
     RefuseRows,

@@ -137,7 +137,7 @@ async fn soak(arguments: &Arguments) -> Tally {
     tally
 }
 
-/// Cancelled by SIGINT and SIGTERM: the soak then ends by itself, and takes its processes with it.
+/// Cancelled by SIGINT and SIGTERM: the soak then ends, and ends its processes.
 fn stop_on_signals() -> CancellationToken {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = CancellationToken::new();
@@ -157,7 +157,7 @@ fn stop_on_signals() -> CancellationToken {
     stop
 }
 
-/// A replicator that runs, and whether it may abort by itself.
+/// A replicator that runs, and whether it may abort at a crash point.
 struct Run<'a> {
     process: Process<'a>,
     armed: bool,
@@ -176,7 +176,7 @@ struct World<'a> {
     proxy: TcpProxy,
     daemons: &'a [Daemon; 2],
     running: [Option<Run<'a>>; 2],
-    /// A command of the command line that runs beside them.
+    /// A command of the command line that runs at the same time.
     command: Option<Process<'a>>,
     rng: StdRng,
     tally: Tally,
@@ -244,7 +244,7 @@ impl<'a> World<'a> {
             let expected = (*armed && aborted) || self.stop.is_cancelled();
             if !expected {
                 return Err(format!(
-                    "the replicator ended by itself ({status}):\n{}",
+                    "the replicator ended without a fault ({status}):\n{}",
                     tail(&daemon.log())
                 ));
             }

@@ -37,7 +37,7 @@ pub(crate) async fn print_commit_latency(what: &str, site: &Site, cloud: &Cloud,
     }
     took.sort_unstable();
     println!(
-        "beside {what}: commit to visible p50 {:.1?}, p99 {:.1?}, worst {:.1?}",
+        "during {what}: commit to visible p50 {:.1?}, p99 {:.1?}, worst {:.1?}",
         took[COMMITS / 2],
         took[COMMITS - 2],
         took[COMMITS - 1]

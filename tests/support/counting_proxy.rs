@@ -18,7 +18,7 @@ pub(crate) struct Count {
     pub(crate) connections: u64,
     /// Statements that were executed; of PostgreSQL's protocol.
     pub(crate) statements: u64,
-    /// Times that the server was asked to answer: each a round trip, unless several were under way at once.
+    /// Times that the server was asked to answer: each a round trip, unless several were pipelined.
     pub(crate) round_trips: u64,
     /// `POST /api/changes`; of HTTP.
     pub(crate) deliveries: u64,
@@ -223,11 +223,11 @@ impl ClientStream {
 
 #[test]
 fn what_clients_say_is_understood_in_whatever_pieces_it_comes() {
-    let mut said = Vec::new();
-    said.extend_from_slice(b"\0\0\0\x08\x04\xd2\x16\x2f");
+    let mut sent_bytes = Vec::new();
+    sent_bytes.extend_from_slice(b"\0\0\0\x08\x04\xd2\x16\x2f");
     let startup = b"\0\x03\0\0user\0me\0application_name\0cloud-sync drain\0\0";
-    said.extend_from_slice(&(startup.len() as u32 + 4).to_be_bytes());
-    said.extend_from_slice(startup);
+    sent_bytes.extend_from_slice(&(startup.len() as u32 + 4).to_be_bytes());
+    sent_bytes.extend_from_slice(startup);
     for (kind, body) in [
         (b'P', "\0select 'SQE'\0"),
         (b'B', "EQ"),
@@ -235,14 +235,16 @@ fn what_clients_say_is_understood_in_whatever_pieces_it_comes() {
         (b'S', ""),
         (b'Q', "x\0"),
     ] {
-        said.push(kind);
-        said.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
-        said.extend_from_slice(body.as_bytes());
+        sent_bytes.push(kind);
+        sent_bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+        sent_bytes.extend_from_slice(body.as_bytes());
     }
     let request = b"POST /api/changes HTTP/1.1\r\n\r\n{}POST /api/changes HTTP/1.1\r\n\r\n";
     for pieces in [1, 3, 1000] {
         let mut stream_count = ClientStream::default();
-        said.chunks(pieces).for_each(|piece| stream_count.hear(piece));
+        sent_bytes
+            .chunks(pieces)
+            .for_each(|piece| stream_count.hear(piece));
         assert_eq!(stream_count.application, "cloud-sync drain");
         assert_eq!(
             (stream_count.count.statements, stream_count.count.round_trips),

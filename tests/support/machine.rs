@@ -35,7 +35,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A machine with one running server, `main`, with these settings beside the usual ones.
+    /// A machine with one running server, `main`, with these settings and the usual ones.
     pub(crate) fn start(settings: &str) -> Self {
         let machine = Self::empty();
         machine.run("initdb -D main -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync");

@@ -159,7 +159,7 @@ pub(crate) async fn assert_never_back(cloud: &Cloud) {
     );
 }
 
-/// Epoch, term and batch; none where there is no such row.
+/// Epoch, term and batch; `None` if there is no such row.
 async fn version(client: &Client, sql: &str) -> Option<(i64, i64, i64)> {
     let row = client.query_opt(sql, &[]).await.unwrap()?;
     let epoch: Option<i64> = row.get(0);
@@ -231,7 +231,7 @@ pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
     found
 }
 
-/// The first column of the rows, as text; none where there is no such table.
+/// The first column of the rows, as text; no rows if there is no such table.
 async fn texts(client: &Client, sql: &str) -> Vec<String> {
     let rows = client.simple_query(sql).await.unwrap_or_default();
     rows.iter()

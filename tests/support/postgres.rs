@@ -96,7 +96,7 @@ impl Server {
         server
     }
 
-    /// Ends the server by a signal and starts it anew: `QUIT` as in a crash, `INT` in order.
+    /// Ends the server by a signal and starts it again: `QUIT` as in a crash, `INT` in order.
     #[allow(dead_code, reason = "for tests with a server of their own")]
     pub(crate) fn restart(&self, signal: &str) {
         let before = self.status();
@@ -173,7 +173,7 @@ impl Server {
 }
 
 /// A free port for a server that ends and comes back: not one that the kernel gives to connections that go
-/// out, as it could be taken meanwhile.
+/// out, as it could be taken in between.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id().wrapping_mul(97);

@@ -114,7 +114,7 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Runs a command of the command line beside it.
+    /// Runs another command of the command line, with the same settings.
     pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
@@ -191,7 +191,7 @@ impl Process<'_> {
     pub(crate) fn kill(mut self) {
         assert!(
             self.child.try_wait().unwrap().is_none(),
-            "it ended by itself:\n{}",
+            "it had ended already:\n{}",
             self.daemon.log()
         );
         self.child.kill().unwrap();

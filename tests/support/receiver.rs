@@ -54,7 +54,7 @@ impl ReceiverProcess {
         process
     }
 
-    /// Starts it if it does not run: it ends by itself if its database does not answer at its start.
+    /// Starts it if it does not run: it ends if its database does not answer at its start.
     pub(crate) fn ensure(&mut self) {
         if let Some(child) = &mut self.child
             && child.try_wait().unwrap().is_none()
@@ -99,12 +99,12 @@ impl ReceiverProcess {
         self.child.as_ref().expect("the receiver runs").id()
     }
 
-    /// Writes these keys into its settings; it is not told.
+    /// Writes these keys into its settings; it gets no signal.
     pub(crate) fn rekey(&self, keys: &[(&str, &[&str])]) {
         self.configure(&format!("{}{}", self.settings, table(keys)));
     }
 
-    /// Writes this as its settings; it is not told.
+    /// Writes this as its settings; it gets no signal.
     pub(crate) fn configure(&self, text: &str) {
         std::fs::write(self.config_file(), text).unwrap();
     }

@@ -310,7 +310,7 @@ impl Site {
         .unwrap()
     }
 
-    /// Asserts that the receiver's rows equal the site's, with none beside them in these entities.
+    /// Asserts that the receiver's rows equal the site's, and that these entities have no other rows there.
     pub(crate) async fn assert_equal(&self, cloud: &Cloud) {
         let report = self.compare(cloud).await;
         assert!(report.equal, "{report}");

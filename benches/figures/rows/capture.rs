@@ -3,7 +3,7 @@
 //! machine as fast as it is just then.
 //!
 //! The school's table of attendance has foreign keys and indexes, as a site's tables do: there the price of
-//! capture counts beside what a row costs anyway. The table of logs has neither: there it shows at its
+//! capture counts in addition to what a row costs anyway. The table of logs has neither: there it shows at its
 //! largest.
 
 use crate::load::{LoadTable, Until, Writers};
@@ -100,7 +100,7 @@ pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<V
     Ok(rows)
 }
 
-/// Replicator and subscriber have nothing to do until the writers begin, and work beside them on the same
+/// Replicator and subscriber have nothing to do until the writers begin, and work with them on the same
 /// cores.
 pub(crate) async fn draining(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let bare = bare_school(world).await?;

@@ -34,7 +34,7 @@ pub(crate) async fn idle(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
     sleep(WATCH).await;
     let seconds = start.elapsed().as_secs_f64();
     let after = groups.each_ref().map(|(_, pids)| Use::of(pids));
-    // A backend that was replaced meanwhile would count as nothing.
+    // A backend that was replaced in between would count as nothing.
     for (client, (_, pids)) in [(&site.source, &groups[1]), (&site.cloud, &groups[3])] {
         if backends(client).await?.iter().any(|pid| !pids.contains(pid)) {
             progress.say("a backend began while it was watched; what it used is not counted");

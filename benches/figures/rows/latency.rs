@@ -85,7 +85,7 @@ pub(crate) async fn latency(world: &World, progress: &Progress<'_>) -> Outcome<V
     Ok(rows)
 }
 
-/// The lines of the table, each percentile beside the peer's.
+/// The lines of the table, each percentile with the peer's.
 fn lines(what: &str, ours: Percentiles, theirs: Percentiles, note: Option<String>) -> Vec<Row> {
     let line = |name: &str, ours, theirs, most| {
         Row::new("latency", format!("{what}, {name}"), Unit::Milliseconds, ours)
@@ -134,7 +134,7 @@ async fn commits(source: &Client, cloud: &Client, seen: &str) -> Outcome<Vec<f64
             if commit.elapsed() > LIMIT {
                 return Err(format!("a commit is not visible after {LIMIT:?}").into());
             }
-            // The runtime's own clock is too coarse; nothing else runs in it meanwhile.
+            // The runtime's own clock is too coarse; nothing else runs in it at that time.
             std::thread::sleep(LOOK);
         }
         milliseconds.push(commit.elapsed().as_secs_f64() * 1000.0);

@@ -64,8 +64,8 @@ pub(crate) async fn shapes(world: &World, progress: &Progress<'_>) -> Outcome<Ve
     let (mut with, mut without) = (Samples::default(), Samples::default());
     for run in progress.runs() {
         progress.run(run, "a transaction that stays open");
-        without.push(beside(world, false).await?);
-        with.push(beside(world, true).await?);
+        without.push(with_transaction(world, false).await?);
+        with.push(with_transaction(world, true).await?);
     }
     let what = "100,000 changes while a transaction stays open";
     rows.push(Row::new("shapes", what, Unit::Seconds, with).peer("without it", without));
@@ -163,9 +163,9 @@ async fn hot(world: &World) -> Outcome<Vec<Row>> {
     ])
 }
 
-/// The seconds of a backlog of 100,000 changes, beside a transaction that has written and stays open or
+/// The seconds of a backlog of 100,000 changes, with a transaction that has written and stays open, or
 /// without it.
-async fn beside(world: &World, open: bool) -> Outcome<f64> {
+async fn with_transaction(world: &World, open: bool) -> Outcome<f64> {
     let site = Site::with_logs(world).await?;
     let other = world.source.connect(&site.name).await?;
     if open {

@@ -85,7 +85,7 @@ async fn names_reach_nothing_beside_their_own() {
     let (status, answer) = upload("linked", "slip.jpg").await;
     tally.faults += 1;
     assert!(status >= 400 && !answer.contains("outside"), "{answer}");
-    // Nothing is written beside the site's own folder, under names that are nothing but names,
+    // Nothing is written outside the site's own folder, under names that are nothing but names,
     assert_eq!(count(&outside), before);
     let folder = fort.cloud.files.join(SITE).join("slips");
     for entry in std::fs::read_dir(&folder).unwrap() {

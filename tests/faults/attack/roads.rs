@@ -80,7 +80,7 @@ fn is_told(status: &StatusReport, entity: &str) -> bool {
     status.capture.iter().any(|trouble| trouble.entity == entity)
 }
 
-/// A receiver that makes its schemas anew as a role on whose path the planted objects come first; and a look
+/// A receiver that re-creates its schemas as a role on whose path the planted objects come first; and a look
 /// into them.
 async fn attacked(server: &Server, hint: &str, history: bool) -> (Cloud, Client) {
     let mut cloud = Cloud::start_on(server, hint).await;
@@ -202,8 +202,8 @@ impl<'a> WithChanges<'a> {
         self.commands.used.into_inner()
     }
 
-    /// Each command, beside a daemon and without one, while a role writes whose own temporary objects have
-    /// names of ours.
+    /// Each command, with a daemon running and without one, while a role writes whose own temporary objects
+    /// have names of ours.
     async fn commands(&self) {
         let Self {
             commands,
@@ -366,7 +366,7 @@ impl<'a> WithChanges<'a> {
         quarantined(running, 0).await;
     }
 
-    /// A row that gets 500 until it is touched again by itself.
+    /// A row that gets 500 until it is touched again in a batch of its own.
     async fn failing_rows(&self, running: &Running) {
         let fault = Fault::status(500).on("changes").when(|row| row["v"] == "fails");
         self.fault_proxy.fault(fault);

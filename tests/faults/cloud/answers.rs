@@ -1,4 +1,4 @@
-//! Answers that a cloud, or whatever stands before it, gives in place of the right one.
+//! Answers that a cloud, or a proxy in front of it, gives in place of the right one.
 
 use std::time::Duration;
 
@@ -101,10 +101,10 @@ async fn a_wait_that_the_cloud_asks_for_is_kept_and_ends_when_someone_asks_for_a
     // Given a cloud that wants to be left alone for an hour
     fault_proxy.fault(Fault::status(429).retry_after("3000").times(1));
     rooms(&site, 2, 1).await;
-    let told = why(&replicator).await;
+    let reason = why(&replicator).await;
     assert!(
-        told.contains("the cloud answered 429") && told.contains("it asks for patience"),
-        "{told}"
+        reason.contains("the cloud answered 429") && reason.contains("it asks for patience"),
+        "{reason}"
     );
     // then it is left alone,
     let before = fault_proxy.requests().len();

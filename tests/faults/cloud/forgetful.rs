@@ -1,4 +1,4 @@
-//! A cloud that forgets: what it can do, what it was told, and the rows themselves.
+//! A cloud that forgets: its capabilities, what it has received, and the rows themselves.
 
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ async fn a_cloud_that_loses_its_changes_call_gets_rows_one_by_one_and_then_chang
     let status = replicator.caught_up().await;
     assert!(!status.cloud.capabilities.contains(&"changes".to_owned()));
     fault_proxy.hide(&[]);
-    // Asked for by a sync, or by itself after a while
+    // Asked by a sync, or after a while
     replicator
         .replicator
         .sync(&Default::default(), &cloud_sync::reconcile::NoObserver)
@@ -123,7 +123,7 @@ async fn a_cloud_that_forgot_what_it_was_told_is_told_again_and_refuses_nothing(
          update tbl_faculty set faculty_fname = 'b'",
     )
     .await;
-    // then it is told, and nothing is refused,
+    // then it is reported, and nothing is refused,
     assert_eq!(replicator.caught_up().await.quarantine, Some(0));
     // and so where it lost a column.
     there
@@ -204,7 +204,7 @@ async fn a_cloud_restored_from_a_backup_is_noticed_and_repaired() {
             cloud.back().await;
         }
         tally.faults += 1;
-        // then a sync by itself brings what it lacks, and takes away what it has too much.
+        // then a sync without a command brings what it lacks, and takes away what it has too much.
         replicator
             .until("repaired", |status| {
                 status.state == ReplicatorState::Replicating
@@ -247,8 +247,8 @@ async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
             status.last_sync.is_some() && !status.capture.is_empty()
         })
         .await;
-    let told = noticed.capture[0].reason.clone();
-    assert!(told.contains("an older state of it was restored"), "{told}");
+    let reason = noticed.capture[0].reason.clone();
+    assert!(reason.contains("an older state of it was restored"), "{reason}");
     // and which accepts changes that put it ahead again,
     rooms(&site, 21, 1).await;
     replicator.caught_up().await;

@@ -43,7 +43,7 @@ async fn a_refused_key_stops_the_pushing_and_not_the_capture_until_it_is_valid_a
         let remedy = "set cloud.key (CLOUD_API_KEY) to a key that is valid there; capture goes on meanwhile";
         assert!(text.contains(remedy), "{text}");
         assert!(!text.contains(KEY) && !daemon.log().contains(KEY));
-        // and once the key is accepted, it goes on by itself.
+        // and once the key is accepted, it continues without a restart.
         fault_proxy.clear_faults();
         daemon.caught_up().await;
         assert_eq!(daemon.health().await, 200);

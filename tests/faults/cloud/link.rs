@@ -21,14 +21,17 @@ async fn a_cloud_that_is_away_from_the_start_is_told_with_a_remedy_and_found_whe
     tally.faults += 1;
     let replicator = site.replicate();
     // then the status says so, and what to do,
-    let told = why(&replicator).await;
-    assert!(told.contains("refused the connection"), "{told}");
-    assert!(told.contains("; check that the cloud's server runs"), "{told}");
+    let message = why(&replicator).await;
+    assert!(message.contains("refused the connection"), "{message}");
+    assert!(
+        message.contains("; check that the cloud's server runs"),
+        "{message}"
+    );
     // capture goes on,
     rooms(&site, 1, 20).await;
     let status = waits(&replicator, 20).await;
     assert!(reason(&status).contains("refused the connection"));
-    // and it is found by itself when it comes, without a restart.
+    // and it is found when it appears, without a restart.
     cloud.back().await;
     let status = replicator.caught_up().await;
     assert_eq!(status.cloud.reachable, Some(true));
@@ -45,12 +48,15 @@ async fn a_name_without_an_address_is_told_with_a_remedy() {
         ..Tally::default()
     };
     let replicator = site.replicate();
-    let told = why(&replicator).await;
+    let message = why(&replicator).await;
     assert!(
-        told.contains("the host name cloud.invalid cannot be resolved"),
-        "{told}"
+        message.contains("the host name cloud.invalid cannot be resolved"),
+        "{message}"
     );
-    assert!(told.contains("; check the host name in cloud.url"), "{told}");
+    assert!(
+        message.contains("; check the host name in cloud.url"),
+        "{message}"
+    );
     rooms(&site, 1, 3).await;
     waits(&replicator, 3).await;
     replicator.end().await;
@@ -85,10 +91,10 @@ async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
         let struck = proxy.struck();
         proxy.set(trouble);
         rooms(&site, 100 + 10 * nth as i64, 10).await;
-        let told = why(&replicator).await;
-        println!("{trouble:?}: {told}");
-        let (cause, remedy) = told.split_once("; ").expect("a remedy");
-        assert!(cause.starts_with("cannot ") && !remedy.is_empty(), "{told}");
+        let message = why(&replicator).await;
+        println!("{trouble:?}: {message}");
+        let (cause, remedy) = message.split_once("; ").expect("a remedy");
+        assert!(cause.starts_with("cannot ") && !remedy.is_empty(), "{message}");
         // when it passes, then all arrives.
         proxy.set(Trouble::None);
         replicator.caught_up().await;

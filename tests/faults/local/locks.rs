@@ -90,7 +90,7 @@ async fn locks_of_another_role_hold_up_its_own_entity_alone_and_are_told() {
         )
         .await
         .unwrap();
-    // when rows of both are written (those of its own by itself),
+    // when rows of both are written (those of its own in a transaction of their own),
     holder.batch_execute("insert into own values (1)").await.unwrap();
     site.run("insert into other values (1)").await;
     let there = connect(&cloud.database_url).await;

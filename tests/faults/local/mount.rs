@@ -16,7 +16,7 @@ struct DeadMount {
 }
 
 impl DeadMount {
-    /// None where nothing can be mounted, which is then said.
+    /// `None` if nothing can be mounted; a line on stdout says so then.
     fn over(folder: &Path) -> Option<Self> {
         let script = "exec 3<>/dev/fuse && mount -i -t fuse dead \"$0\" -o \
              fd=3,rootmode=40000,user_id=0,group_id=0 && \
@@ -98,7 +98,7 @@ async fn rows_wait_for_no_file_system_that_does_not_answer() {
         arrived(id).await;
     }
     crate::support::commit_latency::print_commit_latency("a dead mount", &site, &cloud, "u", "y").await;
-    // `check` says what is wrong, and the replicator ends when it is told to.
+    // `check` says what is wrong, and the replicator ends when it gets the signal.
     let check = daemon.ask(&["check"]);
     assert!(!check.status.success(), "{check:?}");
     says(

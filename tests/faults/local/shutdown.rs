@@ -139,14 +139,14 @@ async fn sigterm_amid_a_sync_and_while_standing_by() {
     let process = first.start_with(&["delivery.batch_rows=50"]);
     first.caught_up().await;
     // Standing by.
-    let beside = second.start();
+    let standby = second.start();
     second
         .until("standing by", LIMIT, |status| {
             status.state == ReplicatorState::Standby
         })
         .await;
-    ends_in_order(beside, &second, &site, false).await;
-    // Amid a sync that pushes all anew.
+    ends_in_order(standby, &second, &site, false).await;
+    // During a sync that pushes all rows again.
     let there = connect(&cloud.database_url).await;
     there.batch_execute("delete from cloud.pots").await.unwrap();
     tally.faults += 1;
@@ -218,7 +218,7 @@ async fn sigterm_amid_a_backfill() {
     let site = Site::bare("term_backfill", &cloud.url, KEY, TABLES, ENTITIES).await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
-    // Given rows that stood before capture
+    // Given rows that are older than capture
     plant(&site, 1, 60_000).await;
     site.init().await;
     let held = async || -> i64 {
@@ -231,7 +231,7 @@ async fn sigterm_amid_a_backfill() {
         let counted = there.query_one("select count(*) from cloud.pots", &[]).await;
         counted.unwrap().get(0)
     };
-    // when their backfill is told to end amid it, it does, in order,
+    // when their backfill gets the signal to end, it does, in order,
     let daemon = Daemon::of(&site, "store");
     let process = daemon.start_under(&[], |command| {
         let mut other = std::process::Command::new(command.get_program());
@@ -286,7 +286,7 @@ async fn sigterm_amid_an_upload_and_amid_a_batch() {
     let daemon = Daemon::of(&site, "store");
     let process = daemon.start_with(&["cloud.timeout=60s"]);
     called(&cloud, "POST upload/leave_slips").await;
-    // when the program is told to end, it does, and the next run uploads the file.
+    // when the program gets the signal to end, it does, and the next run uploads the file.
     ends_in_order(process, &daemon, &site, true).await;
     assert!(cloud.files().is_empty());
     let process = daemon.start();

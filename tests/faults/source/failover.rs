@@ -45,7 +45,7 @@ async fn a_synchronous_standby_takes_over_under_load_and_nothing_is_lost() {
     machine.promote("standby");
     machine.down("standby", "fast");
     machine.up("standby", "");
-    // then the replicator goes on by itself.
+    // then the replicator continues.
     load.turns(60).await;
     load.end().await;
     site.client = reach(&site.database_url).await;

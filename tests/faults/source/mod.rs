@@ -55,7 +55,7 @@ async fn replicating(daemon: &Daemon) -> StatusReport {
     daemon.until("replicating", LIMIT, so).await
 }
 
-/// Waits until the daemon has ended by itself because its database is another one, and takes the remedy that
+/// Waits until the daemon has ended because its database is another one, and takes the remedy that
 /// it named. The process that this answers replicates.
 async fn renewed<'a>(
     daemon: &'a Daemon,

@@ -18,7 +18,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// None where PgBouncer is not installed, which is then said.
+    /// `None` if PgBouncer is not installed; a line on stdout says so then.
     async fn start(mode: &str) -> Option<Self> {
         if !Command::new("pgbouncer")
             .arg("--version")

@@ -259,13 +259,13 @@ async fn odd_values_arrive_exactly_whatever_the_writers_session_is_set_to() {
     let mut tally = Tally::default();
     let cloud = Cloud::start("values").await;
     let (mut tables, mut entities, mut rows) = (TYPES.to_owned(), String::new(), String::new());
-    // Each type twice: alone, and beside bytes.
+    // Each type twice: alone, and next to bytes.
     for (nth, (of, values)) in VALUES.iter().enumerate() {
-        for (form, beside) in [("plain", ""), ("bytes", ", b bytea default '\\x00'")] {
+        for (form, further_column) in [("plain", ""), ("bytes", ", b bytea default '\\x00'")] {
             let name = format!("{form}_{nth}");
             writeln!(
                 tables,
-                "create table {name} (id int primary key, v {of}{beside});"
+                "create table {name} (id int primary key, v {of}{further_column});"
             )
             .unwrap();
             writeln!(

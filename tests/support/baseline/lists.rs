@@ -119,15 +119,15 @@ fn address(quirks: &Quirks, entity: &Entity, request: &Request, days: Option<i64
 /// Whether a row is at most so many days old.
 fn is_young(quirks: &Quirks, entity: &Entity, row: &Value, days: i64) -> bool {
     let limit = Timestamp::now() - SignedDuration::from_hours(24 * days);
-    let told = |column: &str| row.get(column).and_then(Value::as_str).and_then(time_of);
+    let time_in = |column: &str| row.get(column).and_then(Value::as_str).and_then(time_of);
     match quirks.days.iter().find(|(of, _)| *of == entity.path) {
         Some((_, columns)) => columns
             .iter()
-            .any(|column| told(column).is_some_and(|at| at >= limit)),
+            .any(|column| time_in(column).is_some_and(|at| at >= limit)),
         None => entity
             .window
             .as_ref()
-            .and_then(|window| told(&window.column))
+            .and_then(|window| time_in(&window.column))
             .is_none_or(|at| at >= limit),
     }
 }

@@ -256,7 +256,7 @@ impl BaselineServer {
         self.state.connections.load(Ordering::SeqCst)
     }
 
-    /// The most requests that were under way at the same time.
+    /// The most requests that were open at the same time.
     pub(crate) fn most_at_once(&self) -> usize {
         self.state.most_at_once.load(Ordering::SeqCst)
     }

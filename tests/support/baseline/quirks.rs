@@ -126,7 +126,7 @@ pub(crate) enum Bulk {
     AllOrNone,
     /// Good rows are stored; `{"success":true,"upserted":N,"skipped":M,"errors":[{"error":words},…]}`.
     SkipsRows {
-        /// Whether an error has the row's key beside the words.
+        /// Whether an error has the row's key with the words.
         names_keys: bool,
     },
 }
@@ -149,11 +149,11 @@ pub(crate) enum List {
 pub(crate) enum Paging {
     /// The header `Link: <…>; rel="next"`.
     LinkHeader,
-    /// The member `next_page_url`, beside `total`.
+    /// The member `next_page_url`, with `total`.
     NextPageUrl,
-    /// The member `next` of `links`, beside `meta.total`.
+    /// The member `next` of `links`, with `meta.total`.
     LinksNext,
-    /// The member `next`, beside `count`.
+    /// The member `next`, with `count`.
     Next,
 }
 
@@ -203,7 +203,7 @@ pub(crate) struct Uploads {
 pub(crate) enum Names {
     /// As it was sent; the answer's path is `directory/name`.
     AsSent,
-    /// `<time>_<name>`; the answer's path is `/storage/directory/<time>_<name>`, beside `filename`.
+    /// `<time>_<name>`; the answer's path is `/storage/directory/<time>_<name>`, with `filename`.
     WithTime,
     /// The part after the last slash: a later file replaces an earlier one. Paths as with the time.
     BaseName,

@@ -15,7 +15,7 @@ use super::quirks::Quirks;
 /// Why a row is refused by a rule of the test's own, or `None`: path, row.
 pub(crate) type Judge = Arc<dyn Fn(&str, &Value) -> Option<String> + Send + Sync>;
 
-/// What the server wants of rows, beside what its quirks say.
+/// What the server wants of rows, in addition to its quirks.
 #[derive(Default)]
 pub(super) struct Rules {
     /// Path and column of a child, path and column of its parent.
@@ -231,12 +231,12 @@ impl Tables {
         Ok(rows.len())
     }
 
-    /// The key of a row, and the row as it is to be stored; `beside` are rows that are stored with it.
+    /// The key of a row, and the row as it is to be stored; `batch` are rows that are stored with it.
     fn checked(
         &self,
         context: &Context<'_>,
         row: &Value,
-        beside: &[Value],
+        batch: &[Value],
     ) -> Result<(String, Value), Refused> {
         let Context {
             quirks,
@@ -274,7 +274,7 @@ impl Tables {
         let columns = row.as_object().into_iter().flatten();
         match columns.filter(|_| quirks.refuses_offsets).find_map(with_offset) {
             Some(refused) => return Err(refused),
-            None => self.check_others(context, &key, &row, beside)?,
+            None => self.check_others(context, &key, &row, batch)?,
         }
         let mut after = row;
         if let (true, Some(Value::Object(before)), Value::Object(columns)) =
@@ -296,7 +296,7 @@ impl Tables {
         context: &Context<'_>,
         key: &str,
         row: &Value,
-        beside: &[Value],
+        batch: &[Value],
     ) -> Result<(), Refused> {
         let Context {
             quirks,
@@ -316,7 +316,7 @@ impl Tables {
                 self.of(quirks, parent)
                     .any(|there| there[referred] == row[column])
             };
-            if !is_there && !beside.iter().any(with_it) {
+            if !is_there && !batch.iter().any(with_it) {
                 return Err(Refused::Parent {
                     column: column.clone(),
                     parent: quirks.table(parent).0.to_owned(),
@@ -329,7 +329,7 @@ impl Tables {
             if of != path || row[column].is_null() {
                 continue;
             }
-            let others: Vec<(String, &Value)> = beside
+            let others: Vec<(String, &Value)> = batch
                 .iter()
                 .filter_map(|row| Some((key_of(row, columns)?, row)))
                 .filter(|(other, _)| other != key)

@@ -37,7 +37,7 @@ audit_parked();
 /// applied its state since, or has no such row, or refused it. Holds at any moment.
 ///
 /// A touch that was parked has left the outbox without being accepted; when its entity flows again, the row
-/// is touched again, and that touch is in the audit too. A truncate that was parked stands for all touches
+/// is touched again, and that touch is in the audit too. A truncate that was parked replaces all touches
 /// before it. A touch of a partition's truncate names no row.
 pub(crate) async fn audited(site: &Site, cloud: &Cloud) -> Vec<String> {
     // A key of one column is the text itself, that of several an array of texts.

@@ -8,7 +8,7 @@ use super::kinds::WorkUnit;
 /// How often a change whose lock is not free is tried.
 pub(super) const TRIES: u32 = 6;
 
-/// A name stands for one type: how the cloud merges the types that a column had is told elsewhere.
+/// A name has one type: other tests show how the cloud merges the types that a column had.
 const ADD_COLUMN: [&str; 9] = [
     "alter table draft add column count int default 7",
     "alter table draft add column count int",

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 
 use super::rows;
 
-/// Statements that belong together, and what is told of them.
+/// Statements that belong together, and their kind.
 pub(super) struct WorkUnit {
     /// The kind, for the counts.
     pub(super) kind: &'static str,

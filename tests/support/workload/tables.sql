@@ -1,4 +1,4 @@
--- The tables of a storm of every kind, beside those of pots: each shows one thing that a transaction can do to its rows.
+-- The tables of a workload of every kind, in addition to those of pots: each shows one thing that a transaction can do to its rows.
 
 -- Triggers of the site's own. They update the row that fired them, another row and other tables; some come before the triggers
 -- of capture in the order of names, others after them.

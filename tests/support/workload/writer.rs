@@ -30,7 +30,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Writes at a bounded rate until it is told to stop, through restarts of the server.
+    /// Writes at a bounded rate until it is stopped, through restarts of the server.
     pub(super) async fn run(mut self) {
         let mut nth = 0_u64;
         'connected: loop {
