@@ -38,7 +38,7 @@ const UNSEEN: [[&str; 3]; 3] = [
 
 /// The same of the receiver's own database.
 const UNSEEN_BY_RECEIVER: [[&str; 3]; 1] = [[
-    "src/receiver/apply.rs",
+    "src/receiver/changes/apply.rs",
     "begin;…",
     "it is found by one word: the lock behind it is listed on its own",
 ]];
