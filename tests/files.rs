@@ -25,8 +25,7 @@ const LEAVE: &str = "insert into tbl_leave (faculty_id, leave_slip_image) values
 
 #[tokio::test]
 async fn files_arrive_once_and_their_rows_get_urls() {
-    let cloud = Cloud::start("files").await;
-    let site = Site::school("files", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("files").await;
     let media = site.media();
     std::fs::create_dir_all(media.join("photos")).unwrap();
     for name in ["a.jpg", "b.jpg"] {
@@ -116,8 +115,7 @@ async fn files_arrive_once_and_their_rows_get_urls() {
 
 #[tokio::test]
 async fn paths_outside_the_root_and_empty_files_are_never_sent() {
-    let cloud = Cloud::start("outside").await;
-    let site = Site::school("outside", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("outside").await;
     std::fs::write(site.folder.path().join("secret"), "secret").unwrap();
     std::fs::write(site.media().join("empty.jpg"), "").unwrap();
     std::os::unix::fs::symlink(site.folder.path().join("secret"), site.media().join("link.jpg")).unwrap();

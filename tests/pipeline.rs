@@ -19,8 +19,7 @@ const ROOM: &str = "insert into tbl_room (room_id, room_no, room_name) overridin
 
 #[tokio::test]
 async fn a_transaction_that_commits_late_below_the_read_position_is_not_lost() {
-    let cloud = Cloud::start("late").await;
-    let site = Site::school("late", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("late").await;
     let drain = site.drain();
     // Given a transaction that has taken its position and stays open
     let late = connect(&site.database_url).await;
@@ -41,8 +40,7 @@ async fn a_transaction_that_commits_late_below_the_read_position_is_not_lost() {
 
 #[tokio::test]
 async fn a_transaction_that_no_snapshot_lists_is_read_from_its_first_change() {
-    let cloud = Cloud::start("newest").await;
-    let site = Site::school("newest", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("newest").await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     // Given a transaction with the newest number of all, which a snapshot's list of those in progress leaves
@@ -67,8 +65,7 @@ async fn a_transaction_that_no_snapshot_lists_is_read_from_its_first_change() {
 
 #[tokio::test]
 async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
-    let cloud = Cloud::start("three").await;
-    let site = Site::school("three", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("three").await;
     site.run(&format!("{ROOM} (1, 'A1', 'first'), (9, 'A9', 'other')"))
         .await;
     let drain = site.drain();
@@ -111,8 +108,7 @@ async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
 
 #[tokio::test]
 async fn every_kind_of_statement_reaches_the_receiver() {
-    let cloud = Cloud::start("kinds").await;
-    let site = Site::school("kinds", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("kinds").await;
     let replicator = site.replicate();
     // insert, and a multi-row update
     site.run(
@@ -236,8 +232,7 @@ async fn of_keys_that_lie_close_together_each_row_arrives_and_each_gap_is_a_dele
 
 #[tokio::test]
 async fn a_cloud_that_comes_back_is_greeted_with_what_was_sent_meanwhile() {
-    let mut cloud = Cloud::start("greeted").await;
-    let site = Site::school("greeted", &cloud.url, KEY).await;
+    let (mut cloud, site) = Site::school_with_cloud("greeted").await;
     // Given a replicator that began on an empty outbox, and has delivered since
     let replicator = site.replicate();
     site.run(&format!("{ROOM} (1, 'A1', 'before')")).await;

@@ -159,8 +159,7 @@ async fn init_and_uninstall_can_be_run_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uninstall_says_at_once_who_drains_the_outbox() {
-    let cloud = Cloud::start("led").await;
-    let site = Site::school("led", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("led").await;
     let running = site.replicate();
     running.caught_up().await;
     for arguments in [&["uninstall"][..], &["uninstall", "--force"]] {
@@ -189,8 +188,7 @@ async fn uninstall_says_at_once_who_drains_the_outbox() {
 
 #[tokio::test]
 async fn writers_look_for_no_sleeper_before_the_first_replicator_and_after_one_that_ended() {
-    let cloud = Cloud::start("sleeper").await;
-    let site = Site::school("sleeper", &cloud.url, KEY).await;
+    let (_cloud, site) = Site::school_with_cloud("sleeper").await;
     let may_sleep = async || -> bool {
         let state = "select pg_sequence_last_value('cloud_sync.state') > 65535";
         site.client.query_one(state, &[]).await.unwrap().get(0)
@@ -1004,8 +1002,7 @@ async fn a_truncate_of_the_whole_table_leaves_no_gap_and_one_of_a_partition_does
 
 #[tokio::test]
 async fn accepted_changes_give_their_space_back_and_unread_ones_never_go() {
-    let cloud = Cloud::start("trim").await;
-    let site = Site::school("trim", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("trim").await;
     let in_outbox = async || -> (i64, i64) {
         let row = site
             .client
@@ -1066,8 +1063,7 @@ async fn a_dump_restored_elsewhere_is_noticed_and_the_remedy_works() {
 
 #[tokio::test]
 async fn an_outbox_behind_its_checkpoint_is_noticed_and_the_remedy_works() {
-    let cloud = Cloud::start("behind").await;
-    let site = Site::school("behind", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("behind").await;
     site.run("insert into tbl_room (room_no) select 'R' || n from generate_series(1, 100) n")
         .await;
     site.drain().drain_all().await.unwrap();

@@ -314,8 +314,7 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
 
 #[tokio::test]
 async fn a_sync_repairs_rows_that_the_receiver_lost_changed_or_has_too_many_of() {
-    let cloud = Cloud::start("repair").await;
-    let site = Site::school("repair", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("repair").await;
     let replicator = site.replicate();
     site.run(ROWS).await;
     replicator.caught_up().await;

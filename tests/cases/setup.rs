@@ -10,7 +10,7 @@ use cloud_sync::source::install;
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
 use crate::support::says;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
+use crate::support::site::{KEY, LIMIT, Site, connect, entity};
 
 // The owner of the tables is bound by their policies, and is no superuser.
 #[tokio::test]
@@ -84,16 +84,12 @@ async fn row_level_security_that_hides_rows_is_told() {
 // Empty, no text, no token, not a file, and another user's that nobody else may read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_token_file_is_replaced_and_replication_goes_on() {
-    let cloud = Cloud::start("token").await;
-    let site = Site::bare(
+    let (cloud, site) = Site::captured(
         "token",
-        &cloud.url,
-        KEY,
         "create table t (id bigint primary key)",
         &entity("x", "t", &["id"], ""),
     )
     .await;
-    site.init().await;
     let daemon = Daemon::of(&site, "store");
     let token = site.folder.path().join("store/control.token");
     let contents: [Option<&[u8]>; 5] = [

@@ -54,8 +54,7 @@ async fn check() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status() {
-    let cloud = Cloud::start("status").await;
-    let site = Site::school("status", &cloud.url, KEY).await;
+    let (_cloud, site) = Site::school_with_cloud("status").await;
     let daemon = Daemon::of(&site, "store");
     let mut transcript = transcript(&site)
         .hide(r"\w+ [^\n]* a batch, p50/p99", "[STEPS] a batch, p50/p99")

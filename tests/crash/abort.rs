@@ -207,8 +207,7 @@ async fn amid_a_sync(hint: &str, point: &str) {
 }
 
 async fn amid_an_upload(hint: &str, point: &str) {
-    let cloud = Cloud::start(hint).await;
-    let site = Site::school(hint, &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud(hint).await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let daemon = Daemon::of(&site, "store");

@@ -16,9 +16,7 @@ const CATALOGUE: &str = "[[entity]]\nname = \"notes\"\ntable = \"note\"\nkey = [
 
 /// Two tables of a few columns, captured and replicated, with a few rows.
 async fn notes(hint: &str, tables: &str, catalogue: &str) -> (Cloud, Site, Running) {
-    let cloud = Cloud::start(hint).await;
-    let site = Site::bare(hint, &cloud.url, KEY, tables, catalogue).await;
-    site.init().await;
+    let (cloud, site) = Site::captured(hint, tables, catalogue).await;
     let running = site.replicate_guarded();
     running.caught_up().await;
     (cloud, site, running)

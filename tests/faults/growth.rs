@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::site::{LIMIT, Site, connect};
 use crate::support::sql::number;
 
 const TABLES: &str = "create table note (id int primary key, text text)";
@@ -92,9 +92,7 @@ impl Writers {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot() {
     let mut tally = Tally::default();
-    let mut cloud = Cloud::start("growth").await;
-    let site = Site::bare("growth", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (mut cloud, site) = Site::captured("growth", TABLES, CATALOGUE).await;
     // Given a snapshot that is older than everything, and stays
     let old = connect(&site.database_url).await;
     old.batch_execute("begin isolation level repeatable read; select count(*) from note")
@@ -156,9 +154,7 @@ async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_while_segments_are_trimmed_beneath_writers() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("trimming").await;
-    let site = Site::bare("trimming", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("trimming", TABLES, CATALOGUE).await;
     let writers = Writers::start(&site, 4).await;
     let drain = site.drain();
     // A truncated segment has another file.
@@ -186,9 +182,7 @@ async fn nothing_is_lost_while_segments_are_trimmed_beneath_writers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_go_on_while_a_segment_is_being_truncated() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("truncating").await;
-    let site = Site::bare("truncating", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("truncating", TABLES, CATALOGUE).await;
     // Given changes that are accepted, in a segment that a dump kept from being trimmed
     let dump = connect(&site.database_url).await;
     dump.batch_execute("begin; lock table cloud_sync.outbox in access share mode")
@@ -242,9 +236,7 @@ async fn writers_go_on_while_a_segment_is_being_truncated() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dump_of_the_site_delays_the_trim_and_nothing_else() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("dumping").await;
-    let site = Site::bare("dumping", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("dumping", TABLES, CATALOGUE).await;
     let running = site.replicate();
     running.caught_up().await;
     // Given a dump that reads for hours: a snapshot, and every table locked against being dropped
@@ -276,9 +268,7 @@ async fn a_dump_of_the_site_delays_the_trim_and_nothing_else() {
 #[tokio::test]
 async fn a_large_segment_that_writers_use_is_left_and_trimmed() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("large").await;
-    let site = Site::bare("large", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("large", TABLES, CATALOGUE).await;
     // Given more in one segment than was ever trimmed under writers, and one that rolled back
     site.run(
         "begin; insert into note select n, repeat('z', 300) from generate_series(1, 60000) n; rollback; \
@@ -300,9 +290,7 @@ async fn a_large_segment_that_writers_use_is_left_and_trimmed() {
 #[tokio::test]
 async fn what_is_kept_beside_the_outbox_does_not_bloat() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("concurrent").await;
-    let site = Site::bare("concurrent", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("concurrent", TABLES, CATALOGUE).await;
     let drain = site.drain();
     for round in 0..150 {
         site.run(&format!("insert into note values ({round}, 'x')")).await;

@@ -70,8 +70,7 @@ async fn rows_without_their_parent_wait_aside_and_follow_it_on_servers_without_p
 
 #[tokio::test]
 async fn rows_without_their_parent_wait_aside_and_follow_it_on_a_server_with_positions() {
-    let cloud = Cloud::start("family").await;
-    let site = Site::school("family", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("family").await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
@@ -186,8 +185,7 @@ async fn rows_of_one_table_that_need_each_other_find_their_order() {
 
 #[tokio::test]
 async fn a_refused_row_leaves_when_it_is_mended_deleted_or_truncated() {
-    let cloud = Cloud::start("mended").await;
-    let site = Site::school("mended", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("mended").await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
@@ -259,8 +257,7 @@ async fn a_row_that_a_backfill_had_refused_leaves_when_the_drain_brings_it() {
 
 #[tokio::test]
 async fn every_third_row_refused_lets_the_others_through() {
-    let cloud = Cloud::start("third").await;
-    let site = Site::school("third", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("third").await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();

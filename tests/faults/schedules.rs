@@ -16,7 +16,7 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestR
 use tokio_postgres::Client;
 
 use crate::support::oracle::{Tally, amid};
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, Site, connect};
 use crate::support::store::MemoryStore;
 
 const TABLE: &str = "create table thing (id bigint primary key, label bigint not null)";
@@ -174,9 +174,7 @@ async fn held(client: &Client, sql: &str) -> BTreeMap<i64, i64> {
 
 impl ScheduleRun {
     async fn new() -> Self {
-        let cloud = Cloud::start("schedules").await;
-        let site = Site::bare("schedules", &cloud.url, KEY, TABLE, ENTITY).await;
-        site.init().await;
+        let (cloud, site) = Site::captured("schedules", TABLE, ENTITY).await;
         let store = Arc::new(MemoryStore::default());
         let mut drain = site.drain();
         drain.store = store.clone();

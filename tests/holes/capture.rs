@@ -5,7 +5,7 @@ use cloud_sync::replicator::preconditions;
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use super::{TABLE, drained, held, site_of, things};
+use super::{TABLE, drained, held, things};
 use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 use crate::support::sql::{number, texts, until};
@@ -17,7 +17,7 @@ const SLOW_POLL: i64 = 4_000;
 // H10 i. The key goes from int to text: writers go on, and so does the row.
 #[tokio::test]
 async fn a_key_that_becomes_text_fails_no_writer() {
-    let (cloud, site) = site_of("totext", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("totext", TABLE, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
@@ -44,7 +44,7 @@ async fn a_key_that_becomes_text_fails_no_writer() {
 // H10 ii. `temp_file_limit`: transition tables hold whole rows. It cannot be helped, and `check` says so.
 #[tokio::test]
 async fn a_limit_of_temporary_files_is_told_by_check() {
-    let (_cloud, site) = site_of("limited", TABLE, &things("")).await;
+    let (_cloud, site) = Site::captured("limited", TABLE, &things("")).await;
     let detail = || async {
         let findings = preconditions::check(&site.settings).await;
         let found = findings
@@ -124,7 +124,7 @@ async fn a_captured_table_can_be_attached_as_a_partition() {
     let tables = "create table thing (id bigint primary key, label text) partition by range (id); \
          create table low partition of thing for values from (0) to (10); \
          create table high (id bigint primary key, label text)";
-    let (cloud, site) = site_of("attach", tables, &things("")).await;
+    let (cloud, site) = Site::captured("attach", tables, &things("")).await;
     // Given what an earlier capture of the same entity left on a table of its own
     site.run(
         "do $$ declare name text; begin \
@@ -155,7 +155,7 @@ async fn a_captured_table_can_be_attached_as_a_partition() {
 // Sentence 14. A subscription's worker fires row triggers only: they touch the new key and the old one.
 #[tokio::test]
 async fn a_key_that_an_apply_worker_changes_leaves_no_row_behind() {
-    let (cloud, site) = site_of("applied", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("applied", TABLE, &things("")).await;
     let publisher_url = Server::get().database("applied_publisher").await;
     let publisher = connect(&publisher_url).await;
     publisher
@@ -198,7 +198,7 @@ async fn a_key_that_an_apply_worker_changes_leaves_no_row_behind() {
 // H10 vi. A replicator is killed while it sleeps: behind its deadline writers notify no more.
 #[tokio::test]
 async fn a_sleeper_that_is_gone_is_notified_until_its_deadline_only() {
-    let (_cloud, site) = site_of("sleeper", TABLE, &things("")).await;
+    let (_cloud, site) = Site::captured("sleeper", TABLE, &things("")).await;
     let running = site.replicate();
     running.caught_up().await;
     let deadline = "coalesce(pg_sequence_last_value('cloud_sync.state'), 0) >> 16";
@@ -256,7 +256,7 @@ async fn a_key_reads_the_same_whatever_the_writer_has_set() {
         "{}[[entity]]\nname = \"days\"\ntable = \"day\"\nkey = [\"id\"]\npath = \"days\"\n",
         things("")
     );
-    let (cloud, site) = site_of("digits", tables, &config).await;
+    let (cloud, site) = Site::captured("digits", tables, &config).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run(
@@ -280,7 +280,7 @@ async fn a_key_reads_the_same_whatever_the_writer_has_set() {
 // runs the replicator looks again and again, and not only when the slow poll is due.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks() {
-    let (cloud, site) = site_of("sleeper", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("sleeper", TABLE, &things("")).await;
     let writer = connect(&site.database_url).await;
     writer
         .batch_execute("begin; insert into thing values (1, 'silent')")

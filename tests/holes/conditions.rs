@@ -8,7 +8,7 @@ use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 use serde_json::json;
 
-use super::{TABLE, drained, elsewhere, held, site_of, things};
+use super::{TABLE, drained, elsewhere, held, things};
 use crate::support::baseline::{self, BaselineServer};
 use crate::support::site::{Site, connect};
 use crate::support::sql::until_session_waits;
@@ -88,7 +88,7 @@ async fn a_sync_removes_what_was_sent_before_the_condition() {
 async fn a_row_that_stops_meeting_the_condition_leaves_the_cloud() {
     for deletes in ["keep", "propagate"] {
         let config = things(&format!("{CONDITION}\ndeletes = \"{deletes}\""));
-        let (cloud, site) = site_of("leaves", TABLE, &config).await;
+        let (cloud, site) = Site::captured("leaves", TABLE, &config).await;
         let drain = site.drain();
         site.run("insert into thing values (1, 'one'), (2, 'hidden'), (3, 'three')")
             .await;
@@ -129,7 +129,7 @@ async fn a_condition_on_more_than_the_rows_own_columns_is_refused() {
 // Sentence 7. `keep` keeps what is deleted and truncated, but a changed key leaves its old one.
 #[tokio::test]
 async fn what_is_kept_has_no_second_row_after_a_change_of_key() {
-    let (cloud, site) = site_of("rekeyed", TABLE, &things("deletes = \"keep\"")).await;
+    let (cloud, site) = Site::captured("rekeyed", TABLE, &things("deletes = \"keep\"")).await;
     assert_eq!(site.settings.catalogue.entities()[0].deletes(), Deletes::Keep);
     let drain = site.drain();
     let ids = "select id::text from cloud.things order by id";
@@ -150,7 +150,7 @@ async fn what_is_kept_has_no_second_row_after_a_change_of_key() {
 // delete is not left to it.
 #[tokio::test]
 async fn an_old_key_beside_a_truncate_that_is_kept_leaves_the_cloud() {
-    let (cloud, site) = site_of("keep_moved", super::TABLE, &things("deletes = \"keep\"")).await;
+    let (cloud, site) = Site::captured("keep_moved", super::TABLE, &things("deletes = \"keep\"")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing select n, 'old' from generate_series(1, 3) n")

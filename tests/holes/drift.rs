@@ -2,15 +2,15 @@
 
 use cloud_sync::catalogue::Catalogue;
 
-use super::{TABLE, drained, held, site_of, things};
-use crate::support::site::{connect, until_whole};
+use super::{TABLE, drained, held, things};
+use crate::support::site::{Site, connect, until_whole};
 use crate::support::sql::{number, until_session_waits};
 
 // H15. `alter column v type int using v + 1`: names, types and touches are as before.
 #[tokio::test]
 async fn values_that_change_without_a_touch_are_compared() {
     let tables = "create table thing (id bigint primary key, v int)";
-    let (cloud, site) = site_of("using", tables, &things("")).await;
+    let (cloud, site) = Site::captured("using", tables, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, n from generate_series(1, 9) n")
         .await;
@@ -38,7 +38,7 @@ async fn values_that_change_without_a_touch_are_compared() {
 // H15. A trigger is disabled and enabled in one transaction: its state is as before.
 #[tokio::test]
 async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
-    let (cloud, site) = site_of("moment", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("moment", TABLE, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     running.caught_up().await;
@@ -64,7 +64,7 @@ async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
 async fn what_a_gap_missed_is_found_whatever_its_age() {
     let tables = "create table thing (id bigint primary key, label text, at timestamptz not null)";
     let config = things("window = { column = \"at\", days = 30 }");
-    let (cloud, site) = site_of("age", tables, &config).await;
+    let (cloud, site) = Site::captured("age", tables, &config).await;
     let running = site.replicate_guarded();
     site.run("insert into thing values (1, 'old', now() - interval '60 days'), (2, 'new', now())")
         .await;
@@ -90,7 +90,7 @@ async fn a_leafs_truncate_and_a_new_partition_are_compared() {
     let tables = "create table thing (id bigint primary key, label text) partition by range (id); \
          create table low partition of thing for values from (0) to (10); \
          create table high partition of thing for values from (10) to (20)";
-    let (cloud, site) = site_of("leaves", tables, &things("")).await;
+    let (cloud, site) = Site::captured("leaves", tables, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
@@ -129,7 +129,7 @@ const PARTITIONS: &str = "create table thing (id bigint primary key, label text)
 // wrong.
 #[tokio::test]
 async fn a_partition_that_goes_is_compared() {
-    let (cloud, site) = site_of("leaf_goes", PARTITIONS, &things("")).await;
+    let (cloud, site) = Site::captured("leaf_goes", PARTITIONS, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
@@ -166,7 +166,7 @@ async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
          'begin perform pg_advisory_xact_lock_shared(7); return true; end'"
     );
     let others = "[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\nwhere = \"fine(id)\"\n";
-    let (cloud, site) = site_of("one_read", &tables, &format!("{}{others}", things(""))).await;
+    let (cloud, site) = Site::captured("one_read", &tables, &format!("{}{others}", things(""))).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values (1, 'text'); insert into other values (1)")
@@ -207,7 +207,7 @@ async fn what_a_partition_lost_between_two_looks_is_compared() {
     .into_iter()
     .enumerate()
     {
-        let (cloud, site) = site_of(&format!("between_{nth}"), PARTITIONS, &things("")).await;
+        let (cloud, site) = Site::captured(&format!("between_{nth}"), PARTITIONS, &things("")).await;
         let drain = site.drain();
         let mut stages = drain.open().await.unwrap();
         site.run("create table more partition of thing for values from (20) to (30)")
@@ -237,7 +237,7 @@ async fn what_a_partition_lost_between_two_looks_is_compared() {
 async fn what_changed_while_the_catalogue_lacked_its_entity_is_compared() {
     let tables = format!("{TABLE}; create table other (id bigint primary key, label text)");
     let others = "[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\npath = \"others\"\n";
-    let (cloud, mut site) = site_of("foreign", &tables, &format!("{}{others}", things(""))).await;
+    let (cloud, mut site) = Site::captured("foreign", &tables, &format!("{}{others}", things(""))).await;
     site.run(
         "insert into thing values (1, 'one'); insert into other select n, 'old' from generate_series(1, 5) n",
     )

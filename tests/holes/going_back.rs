@@ -8,7 +8,7 @@ use cloud_sync::error::{Error, Kind};
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use super::{TABLE, drained, elsewhere, held, site_of, things};
+use super::{TABLE, drained, elsewhere, held, things};
 use crate::support::fault::Fault;
 use crate::support::fault_proxy::FaultProxy;
 use crate::support::machine::{Machine, reach};
@@ -110,7 +110,7 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
     let tables = "create table thing (id bigint primary key, label text, \
          created_at timestamptz not null default now())";
     let config = things("window = { column = \"created_at\", days = 30 }\ndeletes = \"propagate\"");
-    let (mut cloud, site) = site_of("backup", tables, &config).await;
+    let (mut cloud, site) = Site::captured("backup", tables, &config).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, 'before', now() - interval '60 days' from generate_series(1, 9) n")
         .await;
@@ -187,7 +187,7 @@ fn assert_identity(stopped: Result<impl std::fmt::Debug, Error>) {
 // Sentence 10. A database copied by `template` has the outbox, and is not the site.
 #[tokio::test]
 async fn a_database_copied_by_template_does_not_send() {
-    let (_cloud, mut site) = site_of("template", TABLE, &things("")).await;
+    let (_cloud, mut site) = Site::captured("template", TABLE, &things("")).await;
     let drain = site.drain();
     site.run("insert into thing values (1, 'one')").await;
     drain.drain_all().await.unwrap();
@@ -266,7 +266,7 @@ async fn of_two_machines_with_one_identity_only_the_first_to_send_goes_on() {
 // another one.
 #[tokio::test]
 async fn an_outbox_that_was_restored_in_place_is_noticed() {
-    let (_cloud, site) = site_of("in_place", TABLE, &things("")).await;
+    let (_cloud, site) = Site::captured("in_place", TABLE, &things("")).await;
     let drain = site.drain();
     site.run("insert into thing values (1, 'one')").await;
     drain.drain_all().await.unwrap();
@@ -288,7 +288,7 @@ async fn an_outbox_that_was_restored_in_place_is_noticed() {
 // the same outbox».
 #[tokio::test]
 async fn an_outbox_that_moved_with_its_numbers_keeps_its_touches() {
-    let (cloud, site) = site_of("upgraded", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("upgraded", TABLE, &things("")).await;
     let drain = site.drain();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     drain.drain_all().await.unwrap();

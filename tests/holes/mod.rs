@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use cloud_sync::drain::{BatchLimits, Drain, DrainStep, Stages};
 
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
+use crate::support::site::{Cloud, LIMIT, Site, connect, entity};
 use crate::support::sql::{number, texts};
 use crate::support::store::MemoryStore;
 
@@ -31,14 +31,6 @@ const TABLE: &str = "create table thing (id bigint primary key, label text)";
 /// The entity `things` of table `thing`, with further lines.
 fn things(more: &str) -> String {
     entity("things", "thing", &["id"], more)
-}
-
-/// A site with these tables and a receiver as its cloud; capture is installed.
-async fn site_of(hint: &str, tables: &str, config: &str) -> (Cloud, Site) {
-    let cloud = Cloud::start(hint).await;
-    let site = Site::bare(hint, &cloud.url, KEY, tables, config).await;
-    site.init().await;
-    (cloud, site)
 }
 
 /// A drain whose batches have so many touches at most.

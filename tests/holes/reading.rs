@@ -2,7 +2,7 @@
 
 use cloud_sync::drain::BatchLimits;
 
-use super::{TABLE, deletes, drain_by, drained, held, site_of, things};
+use super::{TABLE, deletes, drain_by, drained, held, things};
 use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
 use crate::support::sql::{texts, until_session_waits, until_some};
@@ -16,7 +16,7 @@ async fn rows_that_a_truncate_trigger_seeds_outlive_the_truncate_in_the_cloud() 
          'begin insert into thing values (1), (2), (3); return null; end'; \
          create trigger a_t after truncate on thing for each statement execute function seed()"
     );
-    let (cloud, site) = site_of("seed", &tables, &things("")).await;
+    let (cloud, site) = Site::captured("seed", &tables, &things("")).await;
     site.run("insert into thing values (7), (8)").await;
     let drain = drain_by(&site, 2);
     let mut stages = drain.open().await.unwrap();
@@ -34,7 +34,7 @@ async fn rows_that_a_truncate_trigger_seeds_outlive_the_truncate_in_the_cloud() 
 // one row.
 #[tokio::test]
 async fn a_key_that_reads_differently_keeps_its_row() {
-    let (cloud, site) = site_of(
+    let (cloud, site) = Site::captured(
         "reads",
         "create table thing (id numeric primary key, label text)",
         &things(""),
@@ -59,7 +59,7 @@ async fn a_key_that_reads_differently_keeps_its_row() {
 #[tokio::test]
 async fn a_key_in_other_letters_leaves_one_row() {
     let tables = "create extension citext; create table thing (id citext primary key, label text)";
-    let (cloud, site) = site_of("letters", tables, &things("")).await;
+    let (cloud, site) = Site::captured("letters", tables, &things("")).await;
     let drain = drain_by(&site, 1);
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values ('Room', 'one'), ('Hall', 'two')")
@@ -74,7 +74,7 @@ async fn a_key_in_other_letters_leaves_one_row() {
 // Sentence 1: a stream that was stopped says nothing of the keys that it has not come to.
 #[tokio::test]
 async fn keys_that_a_stopped_stream_has_not_come_to_are_not_deleted() {
-    let (cloud, site) = site_of("stopped", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("stopped", TABLE, &things("")).await;
     let mut drain = site.drain();
     drain.limits = BatchLimits {
         rows: 1000,
@@ -98,7 +98,7 @@ async fn keys_that_a_stopped_stream_has_not_come_to_are_not_deleted() {
 // after it has the new form, and no page is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_on() {
-    let (cloud, site) = site_of("amid", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("amid", TABLE, &things("")).await;
     let drain = drain_by(&site, 3);
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing select n, 'old' from generate_series(1, 15) n")

@@ -1,7 +1,7 @@
 //! H1: a table that is rewritten while its rows are read.
 
-use super::{deletes, drained, settled, site_of, things};
-use crate::support::site::{Cloud, connect};
+use super::{deletes, drained, settled, things};
+use crate::support::site::{Cloud, Site, connect};
 use crate::support::sql::{number, until, until_session_waits};
 
 const TABLES: &str = "create table thing (id bigint primary key, n int); \
@@ -26,7 +26,7 @@ const REWRITES: [&str; 7] = [
 // it.
 #[tokio::test]
 async fn a_rewrite_that_ends_while_the_read_waits_deletes_nothing() {
-    let (cloud, site) = site_of("rewrite", TABLES, &things("")).await;
+    let (cloud, site) = Site::captured("rewrite", TABLES, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("update thing set n = n").await;
@@ -66,7 +66,7 @@ async fn all_there(cloud: &Cloud, rewrite: &str) {
 // H1, the other outcome: the rewrite takes longer than the drain waits for a lock.
 #[tokio::test]
 async fn a_rewrite_that_outlasts_the_wait_parks_the_entity_and_deletes_nothing() {
-    let (cloud, site) = site_of("outlast", TABLES, &things("")).await;
+    let (cloud, site) = Site::captured("outlast", TABLES, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("update thing set n = n").await;
@@ -97,7 +97,7 @@ async fn a_leaf_that_is_rewritten_while_the_read_waits_deletes_nothing() {
          create table low partition of thing for values from (0) to (10); \
          create table high partition of thing for values from (10) to (20); \
          insert into thing select n, n from generate_series(8, 12) n";
-    let (cloud, site) = site_of("leaf", tables, &things("")).await;
+    let (cloud, site) = Site::captured("leaf", tables, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("update thing set n = n").await;

@@ -1,6 +1,6 @@
 //! H9: one key or row that cannot be read does not stop the batch.
 
-use super::{drained, held, settled, site_of, things};
+use super::{drained, held, settled, things};
 use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
 use crate::support::sql::texts;
@@ -14,7 +14,7 @@ async fn quarantined(site: &Site) -> Vec<String> {
 async fn an_enum_key_whose_label_was_renamed_is_a_delete() {
     let tables =
         "create type mood as enum ('a', 'b', 'c'); create table thing (id mood primary key, label text)";
-    let (cloud, site) = site_of("label", tables, &things("")).await;
+    let (cloud, site) = Site::captured("label", tables, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values ('a', 'one'), ('b', 'two')")
@@ -48,7 +48,7 @@ async fn an_enum_key_whose_label_was_renamed_is_a_delete() {
 // H9. A key column goes from text to int, with 'abc' touched and deleted before.
 #[tokio::test]
 async fn a_key_that_is_none_of_the_new_type_is_a_delete() {
-    let (cloud, site) = site_of(
+    let (cloud, site) = Site::captured(
         "newtype",
         "create table thing (id text primary key, label text)",
         &things(""),
@@ -80,7 +80,7 @@ async fn a_key_that_is_none_of_the_new_type_is_a_delete() {
 #[tokio::test]
 async fn a_condition_that_fails_for_one_row_sets_that_row_aside() {
     let tables = "create table thing (id bigint primary key, size int)";
-    let (cloud, site) = site_of("zero", tables, &things("where = \"100 / size > 1\"")).await;
+    let (cloud, site) = Site::captured("zero", tables, &things("where = \"100 / size > 1\"")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing select n, n - 5 from generate_series(1, 20) n")
@@ -129,7 +129,7 @@ async fn bytes_that_are_no_text_set_their_row_aside() {
 async fn types_without_a_binary_form_are_read_as_text() {
     let tables = "create extension seg; create extension isn; create table thing (id bigint primary key, \
          acl aclitem, keys gtsvector, range seg, book isbn13, class regclass, price money, books isbn13[])";
-    let (cloud, site) = site_of("forms", tables, &things("")).await;
+    let (cloud, site) = Site::captured("forms", tables, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run(
@@ -164,7 +164,7 @@ async fn an_entity_whose_reading_fails_for_good_is_parked_alone() {
         "{}[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\npath = \"others\"\n",
         things("where = \"fits(label)\"")
     );
-    let (cloud, site) = site_of("for_good", tables, &config).await;
+    let (cloud, site) = Site::captured("for_good", tables, &config).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values ('a', 'one'), ('b', 'two')")

@@ -185,6 +185,20 @@ impl Site {
         site
     }
 
+    /// As [`Site::school`], with a receiver as its cloud.
+    pub(crate) async fn school_with_cloud(hint: &str) -> (Cloud, Self) {
+        Self::captured(hint, SCHOOL, "").await
+    }
+
+    /// A site with these tables and capture installed, the configuration file's further text, and a receiver
+    /// as its cloud.
+    pub(crate) async fn captured(hint: &str, tables: &str, config: &str) -> (Cloud, Self) {
+        let cloud = Cloud::start(hint).await;
+        let site = Self::bare(hint, &cloud.url, KEY, tables, config).await;
+        site.init().await;
+        (cloud, site)
+    }
+
     /// A site with these tables, and the configuration file's further text; capture is not installed.
     pub(crate) async fn bare(hint: &str, cloud_url: &str, key: &str, tables: &str, config: &str) -> Self {
         Self::bare_on(Server::get(), hint, cloud_url, key, tables, config).await

@@ -188,8 +188,7 @@ async fn what_is_too_long_is_halved_and_one_row_that_is_too_long_alone_stands_as
 #[tokio::test]
 async fn one_refused_row_among_thousands_stands_aside_on_every_kind_of_server() {
     // A server with positions
-    let cloud = Cloud::start("one_of").await;
-    let site = Site::school("one_of", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("one_of").await;
     let mut tally = Tally::default();
     rooms(&site, 1, 1).await;
     site.drain().drain_all().await.unwrap();

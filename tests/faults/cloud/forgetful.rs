@@ -103,8 +103,7 @@ async fn a_cloud_that_loses_its_changes_call_gets_rows_one_by_one_and_then_chang
 
 #[tokio::test]
 async fn a_cloud_that_forgot_what_it_was_told_is_told_again_and_refuses_nothing() {
-    let cloud = Cloud::start("forgot").await;
-    let site = Site::school("forgot", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("forgot").await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
@@ -170,8 +169,7 @@ async fn copy(from: &str, to: &str) {
 
 #[tokio::test]
 async fn a_cloud_restored_from_a_backup_is_noticed_and_repaired() {
-    let mut cloud = Cloud::start("restored").await;
-    let site = Site::school("restored", &cloud.url, KEY).await;
+    let (mut cloud, site) = Site::school_with_cloud("restored").await;
     let backup = Server::get().database("restored_backup").await;
     let mut tally = Tally::default();
     for stopped in [false, true] {

@@ -55,8 +55,7 @@ async fn a_refused_key_stops_the_pushing_and_not_the_capture_until_it_is_valid_a
 
 #[tokio::test]
 async fn a_key_that_is_taken_back_and_given_again_needs_no_restart() {
-    let mut cloud = Cloud::start("rotated").await;
-    let site = Site::school("rotated", &cloud.url, KEY).await;
+    let (mut cloud, site) = Site::school_with_cloud("rotated").await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
     rooms(&site, 1, 5).await;

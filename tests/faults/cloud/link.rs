@@ -13,8 +13,7 @@ use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 #[tokio::test]
 async fn a_cloud_that_is_away_from_the_start_is_told_with_a_remedy_and_found_when_it_comes() {
-    let mut cloud = Cloud::start("absent").await;
-    let site = Site::school("absent", &cloud.url, KEY).await;
+    let (mut cloud, site) = Site::school_with_cloud("absent").await;
     let mut tally = Tally::default();
     // Given a cloud that is away, and nothing to send
     cloud.away().await;
