@@ -409,7 +409,7 @@ impl Replicator {
         let synced = async {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
-            records::call_all(session.client(), request.force).await?;
+            records::make_all_due(session.client(), request.force).await?;
             self.state.files_wanted.notify_one();
             Ok(reconcile
                 .sync(&entity_indexes, request.force, recording, observer)

@@ -6,10 +6,10 @@ use cloud_sync::source::{describe, install};
 use serde_json::json;
 
 use super::connected;
-use crate::cases::entity;
-use crate::support::clouds::{Bulk, Names, Quirks, Refusal, Uploads};
+use crate::support::baseline::{Bulk, Names, Quirks, Refusal, Uploads};
 use crate::support::fault::Fault;
 use crate::support::process::Daemon;
+use crate::support::site::entity;
 
 const TABLES: &str = "
     create table room (room_id int primary key, v text, image text);
@@ -335,11 +335,7 @@ async fn check_finds_out_what_a_server_is_like() {
         "{text}"
     );
     // and with its profile, what it can do and how it counts its days.
-    crate::cases::reconfigure(
-        &mut site,
-        "timeout = \"5s\"\n",
-        "timeout = \"5s\"\nprofile = \"laravel\"\n",
-    );
+    site.reconfigure("timeout = \"5s\"\n", "timeout = \"5s\"\nprofile = \"laravel\"\n");
     let today = jiff::Zoned::now().date().to_string();
     server.seed(
         "rooms",

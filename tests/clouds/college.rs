@@ -7,11 +7,10 @@ use cloud_sync::quarantine;
 use serde_json::Value;
 
 use super::connected;
-use crate::cases::entity;
-use crate::support::clouds::{Cloud, Quirks};
+use crate::support::baseline::{BaselineServer, Quirks};
 use crate::support::fault::Fault;
 use crate::support::process::Daemon;
-use crate::support::site::Site;
+use crate::support::site::{Site, entity};
 
 /// Rows of each plain table.
 const ROWS: usize = 2_000;
@@ -113,7 +112,7 @@ async fn fill(site: &Site) {
 }
 
 /// How many rows of each path the server is to have: all but the refused ones.
-fn expected(server: &Cloud, refused: bool) -> BTreeMap<&'static str, (usize, usize)> {
+fn expected(server: &BaselineServer, refused: bool) -> BTreeMap<&'static str, (usize, usize)> {
     let good = |rows: usize| {
         if refused {
             rows - (1..=rows).filter(|n| n % 50 == 7).count()
@@ -141,7 +140,7 @@ fn expected(server: &Cloud, refused: bool) -> BTreeMap<&'static str, (usize, usi
         .collect()
 }
 
-fn assert_there(server: &Cloud, refused: bool) {
+fn assert_there(server: &BaselineServer, refused: bool) {
     for (path, (rows, there)) in expected(server, refused) {
         assert_eq!(rows, there, "{path}");
     }

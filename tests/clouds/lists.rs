@@ -5,8 +5,8 @@ use cloud_sync::existence::CloudRows;
 use cloud_sync::replicator;
 
 use super::{connected, pushed, sync};
-use crate::cases::entity;
-use crate::support::clouds::{Ids, List, ListFault, Paging, Quirks};
+use crate::support::baseline::{Ids, List, ListFault, Paging, Quirks};
+use crate::support::site::entity;
 
 const TABLES: &str = "create table room (room_id bigint primary key, room_no text, day date default \
                       current_date, created_at timestamptz not null default now())";

@@ -30,7 +30,8 @@ use cloud_sync::existence::{CloudRows, digest};
 use cloud_sync::wire::{Capability, ColumnDeclaration, SchemaDeclaration};
 use serde_json::{Value, json};
 
-use crate::support::baseline::{Baseline, Fault, KEY};
+use crate::support::baseline::{BaselineServer, KEY};
+use crate::support::fault::Fault;
 
 const BASELINE: Capabilities = Capabilities {
     bulk: false,
@@ -127,8 +128,8 @@ fn code(fate: &Fate) -> Option<u16> {
     }
 }
 
-async fn baseline(capabilities: &[&str]) -> Baseline {
-    Baseline::start(&Catalogue::builtin(), capabilities).await
+async fn baseline(capabilities: &[&str]) -> BaselineServer {
+    BaselineServer::start(&Catalogue::builtin(), capabilities).await
 }
 
 /// A request that a scripted server has seen.

@@ -270,7 +270,7 @@ async fn a_truncate_deletes_what_the_cloud_has_in_its_turn() {
 #[tokio::test]
 async fn composite_keys_are_deleted_by_their_encoded_values() {
     let catalogue = Catalogue::new(vec![Entity::new("terms", "t", &["year", "name"])]).unwrap();
-    let server = Baseline::start(&catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&catalogue, &["delete"]).await;
     server.seed("terms", json!({"name": "a/b é", "year": 2026}));
     let cloud = Cloud::new(options(&server.url()), Arc::new(catalogue)).unwrap();
     let mut delete = change(1, ROOMS, Op::Delete, 1);
