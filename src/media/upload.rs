@@ -26,7 +26,6 @@ use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::source::site_session::SiteSession;
 use crate::supervise::{NextRound, Supervisor};
-use crate::wire::json::pick;
 
 /// What the lane works on.
 #[derive(Clone)]

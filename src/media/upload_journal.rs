@@ -11,11 +11,11 @@ use super::records::{self, FileStamp};
 use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Kind, Result};
-use crate::fields::pick;
 use crate::metrics::Metrics;
 use crate::source::connect::Session;
 use crate::source::install::AttachedEntity;
 use crate::source::touch;
+use crate::wire::json::pick;
 
 /// See the module.
 pub(super) struct UploadJournal<'a> {

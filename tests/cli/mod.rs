@@ -107,10 +107,9 @@ fn url_columns_that_would_overwrite_each_other_are_refused_at_start() {
 
 #[test]
 fn an_entity_with_a_path_of_the_clouds_own_is_refused_at_start() {
-    let site = Site::new();
     let config = "[source]\ndatabase_url = \"postgresql://h/d\"\n[cloud]\nurl = \"https://cloud.example/api\"\nkey = \"k\"\n\
                   [[entity]]\nname = \"sync_status\"\ntable = \"t\"\nkey = [\"id\"]\n";
-    std::fs::write(site.0.path().join("cloud-sync.toml"), config).unwrap();
+    let site = Program::with_file("cloud-sync.toml", config);
     for command in ["init", "check", "run"] {
         let (code, _, err) = site.run(&[command], &[]);
         assert_eq!(code, 2, "{err}");
