@@ -63,7 +63,7 @@ fn wrong_usage_and_settings_end_with_2() {
         let (code, out, err) = site.run(arguments, &[]);
         assert_eq!(code, 2, "{arguments:?}: {err}");
         assert!(
-            out.is_empty() && err.starts_with("error[CS"),
+            out.is_empty() && (err.starts_with("error: ") || err.starts_with("error[CS")),
             "{arguments:?}: {out}{err}"
         );
     }
