@@ -48,24 +48,30 @@ fn config_tells_where_values_come_from_and_hides_secrets() {
 #[test]
 fn wrong_usage_and_settings_end_with_2() {
     let site = Program::new();
-    for arguments in [
+    // The program's own errors have a code; clap's have none.
+    let coded = [
         &["config", "--set", "cloud.timeout=soon"][..],
         &["config", "--set", "cloud.uri=x"],
-        &["config", "--set", "nothing"],
         &["config", "--config", "missing.toml"],
         &["config", "--log", "loud"],
+        &["sync", "--entity", "leafs"],
+    ];
+    let usage = [
+        &["config", "--set", "nothing"][..],
         &["replay", "--from", "yesterday"],
         &["backfill", "--all", "--days", "3"],
         &["quarantine", "retry"],
-        &["sync", "--entity", "leafs"],
         &["unknown"],
-    ] {
-        let (code, out, err) = site.run(arguments, &[]);
-        assert_eq!(code, 2, "{arguments:?}: {err}");
-        assert!(
-            out.is_empty() && (err.starts_with("error: ") || err.starts_with("error[CS")),
-            "{arguments:?}: {out}{err}"
-        );
+    ];
+    for (lines, beginning) in [(coded, "error[CS"), (usage, "error: ")] {
+        for arguments in lines {
+            let (code, out, err) = site.run(arguments, &[]);
+            assert_eq!(code, 2, "{arguments:?}: {err}");
+            assert!(
+                out.is_empty() && err.starts_with(beginning),
+                "{arguments:?}: {out}{err}"
+            );
+        }
     }
 }
 
