@@ -174,11 +174,6 @@ mod tests {
         }
     }
 
-    fn name(line: &str) -> Option<&str> {
-        let part = line.strip_prefix("-- part: ");
-        part.or_else(|| line.strip_prefix("-- name: "))
-    }
-
     #[test]
     fn each_named_statement_has_one_name_a_header_and_a_user() {
         let package = Path::new(env!("CARGO_MANIFEST_DIR"));

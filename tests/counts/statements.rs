@@ -59,7 +59,9 @@ impl Bound {
     fn check(&self, rows: u64, cost: Count) {
         let cost = (cost.statements, cost.round_trips);
         assert!(
-            (cost.0 > 0 || self.session == SENDER.session) && cost.0 <= self.statements && cost.1 <= self.round_trips,
+            (cost.0 > 0 || self.session == SENDER.session)
+                && cost.0 <= self.statements
+                && cost.1 <= self.round_trips,
             "{rows} rows cost {} {cost:?} statements and round trips, at most ({}, {}) are meant",
             self.session,
             self.statements,
