@@ -178,7 +178,7 @@ impl Replicator {
     }
 
     /// Goes on with these settings, from the checkpoint as it stands. They must be of the same source, store,
-    /// port and catalogue: see [`Loaded::over`].
+    /// port and catalogue: see [`Loaded::applied_over`].
     ///
     /// # Errors
     /// Settings that cannot be used; the old ones stay then.
