@@ -22,7 +22,7 @@ pub(super) fn start(log: Option<&str>, verbose: u8, long_lived: bool) -> Result<
         (None, _, _) => EnvFilter::new("debug,cloud_sync=trace"),
     };
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(without_values(filter)?)
         .with_writer(std::io::stderr)
         // The steps of a batch, each with its time: only where their level is asked for.
         .with_span_events(FmtSpan::CLOSE)
@@ -46,6 +46,17 @@ fn filter(place: &str, text: &str) -> Result<EnvFilter> {
     })
 }
 
+/// tokio-postgres logs the values of every parameter at the level debug; no line of a log may carry a row's value.
+fn without_values(filter: EnvFilter) -> Result<EnvFilter> {
+    let directive =
+        "tokio_postgres=warn"
+            .parse()
+            .map_err(|error: tracing_subscriber::filter::ParseError| {
+                Error::config("start the log", error.to_string())
+            })?;
+    Ok(filter.add_directive(directive))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +69,8 @@ mod tests {
         );
         assert!(filter("--log", "cloud_sync::deliver=trace,info").is_ok());
         assert!(filter("--log", "loud").is_err());
+        let all = without_values(EnvFilter::new("debug,cloud_sync=trace,tokio_postgres=trace")).unwrap();
+        assert!(all.to_string().contains("tokio_postgres=warn"), "{all}");
+        assert!(!all.to_string().contains("tokio_postgres=trace"), "{all}");
     }
 }

@@ -105,7 +105,7 @@ pub struct ReceiverSettings {
 /// What all requests share.
 struct Shared {
     pool: PgPool,
-    writers: Arc<ApplyPool>,
+    apply_pool: Arc<ApplyPool>,
     tables: TableCache,
     keys: KeyRing,
     guesses: AuthThrottle,
@@ -161,7 +161,9 @@ impl Receiver {
         }
         let files = prepare(&settings.files)
             .map_err(|error| Error::local("prepare the folder of the receiver's files", error))?;
-        let (pool, writers) = pool::open(&settings.database_url).await?;
+        let options = pool::connect_options(&settings.database_url)?;
+        let apply_pool = ApplyPool::new(&options)?;
+        let pool = pool::open(options).await?;
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| Error::local(format!("listen on {}", settings.listen), error))?;
@@ -187,7 +189,7 @@ impl Receiver {
             shared: Shared {
                 shelf: GroupCommit::new(pool.clone(), files.clone()),
                 pool,
-                writers: Arc::new(writers),
+                apply_pool: Arc::new(apply_pool),
                 tables: TableCache::default(),
                 keys,
                 guesses: AuthThrottle::default(),
@@ -226,12 +228,12 @@ impl Receiver {
     /// None at present: what fails while serving fails a request or a connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let pool = self.shared.pool.clone();
-        let writers = Arc::clone(&self.shared.writers);
+        let apply_pool = Arc::clone(&self.shared.apply_pool);
         let limits = ConnectionLimits::new(PLACES, DRAIN);
         serve::serve(self.listener, router(Arc::new(self.shared)), limits, shutdown).await;
         // A list whose reader has gone may hold a connection a little longer; nothing waits for it.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
-            writers.close().await;
+            apply_pool.close().await;
             pool.close().await;
         })
         .await;

@@ -72,6 +72,7 @@ impl Cloud {
         let files = tempfile::tempdir().unwrap();
         let mut settings = settings(&database_url, files.path());
         change(&mut settings);
+        let database_url = settings.database_url.clone();
         let receiver = Receiver::bind(settings).await.unwrap().with_upload_limit(1 << 20);
         let root = format!("http://{}", receiver.address());
         let stop = CancellationToken::new();

@@ -8,7 +8,8 @@ use axum::http::{HeaderName, HeaderValue, header};
 use tracing::{Instrument, debug_span};
 
 use crate::receiver::Shared;
-use crate::receiver::changes::apply::{self, BatchToApply};
+use crate::receiver::changes::apply;
+use crate::receiver::changes::batch::BatchToApply;
 use crate::receiver::changes::ndjson::ChangeLineReader;
 use crate::receiver::changes::turn::BatchHeaders;
 use crate::receiver::http::api_error::ApiResult;
@@ -44,13 +45,13 @@ pub(crate) async fn receive(
         .await?;
     let begun = Instant::now();
     let lines = reader.end(&body.bytes)?;
-    let delivery = BatchToApply {
+    let batch = BatchToApply {
         site: &site,
         headers: &headers,
         body_hash: *blake3::hash(&body.bytes).as_bytes(),
         lines: &lines,
     };
-    let answer = apply::apply(&shared, &delivery)
+    let answer = apply::apply_batch(&shared, &batch)
         .instrument(debug_span!("apply", changes = lines.len()))
         .await?;
     let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];

@@ -8,9 +8,11 @@
 
 use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
-use sqlx::{PgConnection, Row};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row, Statement};
 
-use crate::receiver::db::pool::DbError;
+use crate::receiver::db::apply_session::{ApplySession, Params};
+use crate::receiver::db::db_error::DbError;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::wire::{self, TurnCode};
 
@@ -185,33 +187,61 @@ fn decide(
     }
 }
 
-/// A batch that is not taken, with its 409.
-pub(crate) enum BatchRefusal {
-    /// Those before it may be on their way.
-    Yet(ApiError),
-    /// It never will be.
-    Ever(ApiError),
+/// Whether a batch is applied now.
+pub(crate) enum Turn {
+    /// It is.
+    Now,
+    /// It was applied before, with this answer.
+    Repeated(String),
+    /// Not now: the batches before it may be on their way. With its 409.
+    Early(ApiError),
+    /// Never. With its 409.
+    Refused(ApiError),
 }
 
-/// Reads the source's newest batch and decides. The site's lock must be held. Returns the stored answer of a repeated
-/// batch, `None` if the batch is to be applied.
+/// The statement that asks for a source's newest batch.
+pub(crate) async fn question(session: &mut ApplySession) -> Result<Statement, DbError> {
+    let types = [
+        Type::TEXT,
+        Type::TEXT,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8,
+    ];
+    session.statement(TURN, &types).await
+}
+
+/// Asks for the source's newest batch. The site's lock must be held.
 pub(crate) async fn ask(
-    connection: &mut PgConnection,
+    client: &Client,
+    question: &Statement,
     site: &str,
     headers: &BatchHeaders<'_>,
+) -> Result<Option<Row>, tokio_postgres::Error> {
+    client
+        .query_opt(
+            question,
+            &[
+                &site,
+                &headers.source,
+                &headers.epoch,
+                &headers.term,
+                &headers.batch,
+                &wire::IN_FLIGHT,
+            ],
+        )
+        .await
+}
+
+/// Decides by the answer to [`ask`] whether it is the batch's turn.
+pub(crate) fn turn_of(
+    headers: &BatchHeaders<'_>,
     body_hash: &[u8],
-) -> Result<Result<Option<String>, BatchRefusal>, DbError> {
-    let row = sqlx::query(TURN)
-        .bind(site)
-        .bind(headers.source)
-        .bind(headers.epoch)
-        .bind(headers.term)
-        .bind(headers.batch)
-        .bind(wire::IN_FLIGHT)
-        .fetch_optional(connection)
-        .await?;
+    asked: Option<&Row>,
+) -> Result<Turn, DbError> {
     let (mut newest, mut taken) = (None, None);
-    if let Some(row) = row {
+    if let Some(row) = asked {
         newest = Some(NewestBatch {
             epoch: row.try_get("epoch")?,
             term: row.try_get("term")?,
@@ -222,34 +252,54 @@ pub(crate) async fn ask(
     }
     let newest = newest.as_ref();
     Ok(match decide(headers, body_hash, newest, taken) {
-        TurnDecision::Take => Ok(None),
-        TurnDecision::Repeat(answer) => Ok(Some(answer)),
-        TurnDecision::Early => Err(BatchRefusal::Yet(refusal(TurnCode::OutOfTurn, headers, newest))),
-        TurnDecision::Refuse(code) => Err(BatchRefusal::Ever(refusal(code, headers, newest))),
+        TurnDecision::Take => Turn::Now,
+        TurnDecision::Repeat(answer) => Turn::Repeated(answer),
+        TurnDecision::Early => Turn::Early(refusal(TurnCode::OutOfTurn, headers, newest)),
+        TurnDecision::Refuse(code) => Turn::Refused(refusal(code, headers, newest)),
     })
 }
 
-/// Notes a batch as its source's newest, with its answer.
-pub(crate) async fn take(
-    connection: &mut PgConnection,
+/// Records a batch as its source's newest, with its answer, and commits.
+pub(crate) async fn record_and_commit(
+    session: &mut ApplySession,
     site: &str,
     headers: &BatchHeaders<'_>,
     body_hash: &[u8],
     answer: &str,
 ) -> Result<(), DbError> {
-    sqlx::query(TAKE)
-        .bind(site)
-        .bind(headers.source)
-        .bind(headers.epoch)
-        .bind(headers.term)
-        .bind(headers.nonce)
-        .bind(headers.batch)
-        .bind(headers.database)
-        .bind((headers.batch % wire::IN_FLIGHT) as i16)
-        .bind(body_hash)
-        .bind(answer)
-        .execute(connection)
-        .await?;
+    let types = [
+        Type::TEXT,
+        Type::TEXT,
+        Type::INT8,
+        Type::INT8,
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::INT2,
+        Type::BYTEA,
+        Type::TEXT,
+    ];
+    let statement = session.statement(TAKE, &types).await?;
+    let client = session.client();
+    let slot = (headers.batch % wire::IN_FLIGHT) as i16;
+    let params: Params<'_> = vec![
+        &site,
+        &headers.source,
+        &headers.epoch,
+        &headers.term,
+        &headers.nonce,
+        &headers.batch,
+        &headers.database,
+        &slot,
+        &body_hash,
+        &answer,
+    ];
+    let (recorded, committed) = tokio::join!(
+        client.execute(&statement, &params),
+        client.batch_execute("commit")
+    );
+    recorded?;
+    committed?;
     Ok(())
 }
 

@@ -5,7 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::receiver::db::pool::{DbError, condition};
+use crate::error::chain;
+use crate::receiver::db::db_error::DbError;
 
 /// The result of a request.
 pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
@@ -92,16 +93,14 @@ impl ApiError {
 }
 
 impl From<DbError> for ApiError {
-    fn from(trouble: DbError) -> Self {
-        match trouble {
+    fn from(error: DbError) -> Self {
+        match &error {
             DbError::Transient(cause) => {
-                tracing::warn!(%cause, "the database cannot be used now");
+                tracing::warn!(cause = %chain(&**cause), "the database cannot be used now");
                 Self::later("the database cannot be used now")
             }
-            DbError::Data { state, column } => {
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, words(&state, column.as_deref()))
-            }
-            DbError::Fault(cause) => Self::fault("use the database", &cause),
+            DbError::Data { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+            DbError::Fault(cause) => Self::fault("use the database", &chain(&**cause)),
         }
     }
 }
@@ -112,11 +111,9 @@ impl From<sqlx::Error> for ApiError {
     }
 }
 
-/// A data error in words.
-pub(crate) fn words(state: &str, column: Option<&str>) -> String {
-    match column {
-        Some(column) => format!("{} ({column})", condition(state)),
-        None => condition(state).to_owned(),
+impl From<tokio_postgres::Error> for ApiError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        DbError::from(error).into()
     }
 }
 

@@ -6,12 +6,8 @@
 
 use std::borrow::Cow;
 
-use sqlx::encode::IsNull;
-use sqlx::error::BoxDynError;
-use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgTypeInfo};
-use sqlx::query::Query;
-use sqlx::{Encode, Postgres, Type};
+use bytes::{BufMut, BytesMut};
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use crate::receiver::rows::json;
 use crate::receiver::tables::column_type::ColumnType;
@@ -34,43 +30,41 @@ pub(crate) enum ArrayParam<'a> {
 }
 
 macro_rules! binary {
-    ($(#[$doc:meta])* $name:ident, $inner:ty, $oid:literal, $array:literal) => {
+    ($(#[$doc:meta])* $name:ident, $inner:ty, $type:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) struct $name(pub(crate) $inner);
 
-        impl Type<Postgres> for $name {
-            fn type_info() -> PgTypeInfo {
-                PgTypeInfo::with_oid(Oid($oid))
-            }
-        }
-
-        impl PgHasArrayType for $name {
-            fn array_type_info() -> PgTypeInfo {
-                PgTypeInfo::with_oid(Oid($array))
-            }
-        }
-
-        impl Encode<'_, Postgres> for $name {
-            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-                buffer.extend_from_slice(&self.0.to_be_bytes());
+        impl ToSql for $name {
+            fn to_sql(
+                &self,
+                _: &Type,
+                buffer: &mut BytesMut,
+            ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+                buffer.put_slice(&self.0.to_be_bytes());
                 Ok(IsNull::No)
             }
+
+            fn accepts(given: &Type) -> bool {
+                *given == Type::$type
+            }
+
+            to_sql_checked!();
         }
     };
 }
 
 binary!(
     /// A `date`, in days since 2000-01-01.
-    Date, i32, 1082, 1182
+    Date, i32, DATE
 );
 binary!(
     /// A `timestamp`, in microseconds since 2000-01-01.
-    Timestamp, i64, 1114, 1115
+    Timestamp, i64, TIMESTAMP
 );
 binary!(
     /// A `timestamptz`, in microseconds since 2000-01-01 UTC.
-    TimestampTz, i64, 1184, 1185
+    TimestampTz, i64, TIMESTAMPTZ
 );
 
 /// Reads each value by `read`; none as soon as one is not in the usual form.
@@ -124,14 +118,6 @@ pub(crate) fn as_text<'a>(
 }
 
 impl ArrayParam<'_> {
-    /// The values of a column that travels as text.
-    pub(crate) fn texts(&self) -> Option<impl Iterator<Item = Option<&str>>> {
-        match self {
-            Self::Text(values) | Self::Cast(values) => Some(values.iter().map(Option::as_deref)),
-            _ => None,
-        }
-    }
-
     /// The array's element type in SQL.
     pub(crate) fn element(&self) -> &'static str {
         match self {
@@ -161,23 +147,31 @@ impl ArrayParam<'_> {
         }
     }
 
-    /// Binds the array as the next parameter.
-    pub(crate) fn bind<'q>(
-        self,
-        query: Query<'q, Postgres, PgArguments>,
-    ) -> Query<'q, Postgres, PgArguments> {
+    /// The array's type.
+    pub(crate) fn array_type(&self) -> Type {
         match self {
-            Self::Boolean(values) => query.bind(values),
-            Self::SmallInt(values) => query.bind(values),
-            Self::Integer(values) => query.bind(values),
-            Self::BigInt(values) => query.bind(values),
-            Self::Date(values) => query.bind(values),
-            Self::Timestamp(values) => query.bind(values),
-            Self::TimestampTz(values) => query.bind(values),
-            Self::Text(values) | Self::Cast(values) => {
-                let values: Vec<Option<&str>> = values.iter().map(Option::as_deref).collect();
-                query.bind(values)
-            }
+            Self::Boolean(_) => Type::BOOL_ARRAY,
+            Self::SmallInt(_) => Type::INT2_ARRAY,
+            Self::Integer(_) => Type::INT4_ARRAY,
+            Self::BigInt(_) => Type::INT8_ARRAY,
+            Self::Date(_) => Type::DATE_ARRAY,
+            Self::Timestamp(_) => Type::TIMESTAMP_ARRAY,
+            Self::TimestampTz(_) => Type::TIMESTAMPTZ_ARRAY,
+            Self::Text(_) | Self::Cast(_) => Type::TEXT_ARRAY,
+        }
+    }
+
+    /// The array as a parameter's value.
+    pub(crate) fn value(&self) -> &(dyn ToSql + Sync) {
+        match self {
+            Self::Boolean(values) => values,
+            Self::SmallInt(values) => values,
+            Self::Integer(values) => values,
+            Self::BigInt(values) => values,
+            Self::Date(values) => values,
+            Self::Timestamp(values) => values,
+            Self::TimestampTz(values) => values,
+            Self::Text(values) | Self::Cast(values) => values,
         }
     }
 }

@@ -21,14 +21,16 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::mpsc;
+use tokio_postgres::types::Type;
 
 use crate::receiver::Shared;
-use crate::receiver::db::pool::{self, DbError};
+use crate::receiver::db::apply_session::{ApplySession, Params};
+use crate::receiver::db::db_error::DbError;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
-use crate::receiver::http::site_shares::SiteShare;
+use crate::receiver::rows::array_params::ArrayParam;
 use crate::receiver::rows::json::Members;
 use crate::receiver::rows::row_batch::{RejectReason, RowBatch, canonical_key, unknown_column};
 use crate::receiver::rows::statement;
@@ -63,8 +65,11 @@ pub(crate) async fn list(
         .await
         .map_err(|_| ApiError::later("too many lists at once"))?
         .map_err(|_| ApiError::later("the server is stopping"))?;
+    let mut question = shared.apply_pool.take().await?;
+    let found = schema::at_path(&shared, &mut question, &site, &path).await;
+    shared.apply_pool.give_back(question);
+    let PathOwner { table, window } = found?;
     let mut connection = shared.pool.acquire().await?;
-    let PathOwner { table, window } = schema::at_path(&shared, &mut connection, &site, &path).await?;
     let keys_only = wanted.keys.as_deref().is_some_and(|keys| keys != "0");
     let columns: Vec<&TableColumn> = if keys_only {
         table.key.iter().map(|&place| &table.columns[place]).collect()
@@ -73,7 +78,7 @@ pub(crate) async fn list(
     };
     let window = window
         .filter(|_| wanted.days.is_some())
-        .and_then(|name| table.place(&name))
+        .and_then(|name| table.column_index(&name))
         .map(|place| &table.columns[place])
         .filter(|column| column.of.is_time());
     let sql = statement::list(&table, &columns, window);
@@ -148,7 +153,7 @@ pub(crate) async fn post(
     let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
     let row: &RawValue = serde_json::from_slice(&body.bytes)
         .map_err(|error| ApiError::malformed(format!("the body is not a row: {}", place_of(&error))))?;
-    upsert(&shared, (&site, &share), &path, &[row])
+    upsert(&shared, &site, &path, &[row])
         .await
         .map_err(|(_, refusal)| refusal)?;
     Ok(Json(json!({"success": true})))
@@ -176,7 +181,7 @@ pub(crate) async fn bulk(
             place_of(&error)
         ))
     })?;
-    upsert(&shared, (&site, &share), &path, &bulk.records)
+    upsert(&shared, &site, &path, &bulk.records)
         .await
         .map_err(|(nth, refusal)| match nth {
             Some(nth) => refusal.about(&format!("record {nth}")),
@@ -185,8 +190,13 @@ pub(crate) async fn bulk(
     Ok(Json(json!({"success": true, "upserted": bulk.records.len()})))
 }
 
-/// A refusal, and the row that it is about where that is known.
+/// A refusal, and the index of the row that it is about if that is known.
 type RowRefusal = (Option<usize>, ApiError);
+
+/// A refusal of the whole request.
+fn whole(error: impl Into<ApiError>) -> RowRefusal {
+    (None, error.into())
+}
 
 fn about(nth: usize, reason: RejectReason) -> RowRefusal {
     let error = format!("{} ({})", reason.error, reason.code);
@@ -196,44 +206,66 @@ fn about(nth: usize, reason: RejectReason) -> RowRefusal {
 /// Upserts rows in one transaction: all or none. Of rows with equal keys the last one counts.
 async fn upsert(
     shared: &Shared,
-    (site, share): (&str, &SiteShare),
+    site: &Arc<str>,
     path: &str,
     rows: &[&RawValue],
 ) -> std::result::Result<(), RowRefusal> {
-    let failed = |error: sqlx::Error| (None, ApiError::from(error));
-    let _connection = share.connection().await.map_err(|refusal| (None, refusal))?;
-    let mut transaction = shared.pool.begin().await.map_err(failed)?;
-    pool::lock_site(&mut transaction, site)
+    let _queue_head = shared.apply_pool.site_queue(site).await.map_err(whole)?;
+    let mut connection = shared.apply_pool.take().await.map_err(whole)?;
+    connection.begin_for_site(site).await.map_err(whole)?;
+    let upserted = upsert_in_transaction(shared, &mut connection, site, path, rows).await;
+    let end = match upserted {
+        Ok(()) => connection.commit().await,
+        Err(_) => connection.rollback().await,
+    };
+    end.map_err(whole)?;
+    shared.apply_pool.give_back(connection);
+    upserted
+}
+
+async fn upsert_in_transaction(
+    shared: &Shared,
+    session: &mut ApplySession,
+    site: &str,
+    path: &str,
+    rows: &[&RawValue],
+) -> std::result::Result<(), RowRefusal> {
+    let PathOwner { table, .. } = schema::at_path(shared, session, site, path)
         .await
-        .map_err(|trouble| (None, trouble.into()))?;
-    let PathOwner { table, .. } = schema::at_path(shared, &mut transaction, site, path)
-        .await
-        .map_err(|refusal| (None, refusal))?;
-    sqlx::query(SOURCE)
-        .bind(site)
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
+        .map_err(whole)?;
+    record_request(session, site).await.map_err(whole)?;
+    let mut write = BaselineWrite {
+        session,
+        site,
+        table: &table,
+        history: shared.history,
+    };
     // Rows go in runs of one set of columns; a run ends where a key comes again, since one statement cannot
     // upsert a row twice.
     let mut run: Vec<usize> = Vec::new();
     let mut columns: Vec<usize> = Vec::new();
     let mut keys = std::collections::HashSet::new();
-    for (nth, row) in rows.iter().enumerate() {
-        let named = named(&table, row.get()).map_err(|reason| about(nth, reason))?;
-        let key = canonical_key(&table, row.get()).map_err(|reason| about(nth, reason))?;
+    for (row_index, row) in rows.iter().enumerate() {
+        let named = named(&table, row.get()).map_err(|reason| about(row_index, reason))?;
+        let key = canonical_key(&table, row.get()).map_err(|reason| about(row_index, reason))?;
         let room = RowBatch::new(&table, &named).room();
         if named != columns || run.len() >= room || keys.contains(&key) {
-            flush(shared, &mut transaction, site, &table, &columns, rows, &run).await?;
+            write.upsert_run(&columns, rows, &run).await?;
             run.clear();
             keys.clear();
             columns = named;
         }
         keys.insert(key);
-        run.push(nth);
+        run.push(row_index);
     }
-    flush(shared, &mut transaction, site, &table, &columns, rows, &run).await?;
-    transaction.commit().await.map_err(failed)
+    write.upsert_run(&columns, rows, &run).await
+}
+
+/// Records the time of a baseline request of the site.
+async fn record_request(session: &mut ApplySession, site: &str) -> Result<(), DbError> {
+    let statement = session.statement(SOURCE, &[Type::TEXT]).await?;
+    session.client().execute(&statement, &[&site]).await?;
+    Ok(())
 }
 
 /// The columns that a row names, in the table's order.
@@ -241,74 +273,102 @@ fn named(table: &EntityTable, row: &str) -> Result<Vec<usize>, RejectReason> {
     let members =
         Members::of(row).ok_or_else(|| RejectReason::new("not-an-object", "the row is not a JSON object"))?;
     let mut columns = members
-        .map(|(name, _)| table.place(&name).ok_or_else(|| unknown_column(table, &name)))
+        .map(|(name, _)| {
+            table
+                .column_index(&name)
+                .ok_or_else(|| unknown_column(table, &name))
+        })
         .collect::<Result<Vec<_>, _>>()?;
     columns.sort_unstable();
     columns.dedup();
     Ok(columns)
 }
 
-async fn flush(
-    shared: &Shared,
-    connection: &mut PgConnection,
-    site: &str,
-    table: &EntityTable,
-    columns: &[usize],
-    rows: &[&RawValue],
-    run: &[usize],
-) -> std::result::Result<(), RowRefusal> {
-    if run.is_empty() {
-        return Ok(());
-    }
-    let mut grid = RowBatch::new(table, columns);
-    for &nth in run {
-        let text = rows[nth].get();
-        canonical_key(table, text)
-            .and_then(|key| grid.push(text, &key, true))
-            .map_err(|reason| about(nth, reason))?;
-    }
-    let Err(trouble) = store(shared, connection, site, &grid, 0..grid.len()).await else {
-        return Ok(());
-    };
-    let DbError::Data { .. } = trouble else {
-        return Err((None, trouble.into()));
-    };
-    // The transaction is lost; it only remains to name the first row that does not fit.
-    let _ = sqlx::raw_sql("rollback; begin").execute(&mut *connection).await;
-    for (place, &nth) in run.iter().enumerate() {
-        let tried = store(shared, connection, site, &grid, place..place + 1).await;
-        if let Err(trouble @ DbError::Data { .. }) = tried {
-            return Err((Some(nth), trouble.into()));
-        }
-        tried.map_err(|trouble| (None, trouble.into()))?;
-    }
-    Err((None, trouble.into()))
+/// Rows without a version on their way into a table.
+struct BaselineWrite<'a> {
+    session: &'a mut ApplySession,
+    site: &'a str,
+    table: &'a EntityTable,
+    history: bool,
 }
 
-async fn store(
-    shared: &Shared,
-    connection: &mut PgConnection,
-    site: &str,
-    grid: &RowBatch<'_>,
-    rows: std::ops::Range<usize>,
-) -> Result<(), DbError> {
-    let encoded = grid.encode(&rows)?;
-    let sql = statement::post(grid.table, grid.columns(), &encoded, shared.history);
-    let mut query = sqlx::query(AssertSqlSafe(sql))
-        .bind(site)
-        .bind(&grid.table.entity);
-    for values in encoded {
-        query = values.bind(query);
+impl BaselineWrite<'_> {
+    /// Upserts a run: the rows with these indexes, which name the same columns.
+    async fn upsert_run(
+        &mut self,
+        columns: &[usize],
+        rows: &[&RawValue],
+        run: &[usize],
+    ) -> std::result::Result<(), RowRefusal> {
+        if run.is_empty() {
+            return Ok(());
+        }
+        let mut batch = RowBatch::new(self.table, columns);
+        for &row_index in run {
+            let json = rows[row_index].get();
+            canonical_key(self.table, json)
+                .and_then(|key| batch.push(json, &key, true))
+                .map_err(|reason| about(row_index, reason))?;
+        }
+        let Err(error) = self.upsert(&batch, 0..batch.len()).await else {
+            return Ok(());
+        };
+        let DbError::Data { .. } = error else {
+            return Err(whole(error));
+        };
+        // The transaction is lost; it only remains to name the first row that does not fit.
+        self.session
+            .client()
+            .batch_execute("rollback; begin")
+            .await
+            .map_err(whole)?;
+        for (place, &row_index) in run.iter().enumerate() {
+            match self.upsert(&batch, place..place + 1).await {
+                Ok(()) => {}
+                Err(error @ DbError::Data { .. }) => return Err((Some(row_index), error.into())),
+                Err(error) => return Err(whole(error)),
+            }
+        }
+        Err(whole(error))
     }
-    query.execute(connection).await?;
-    Ok(())
+
+    async fn upsert(&mut self, batch: &RowBatch<'_>, rows: std::ops::Range<usize>) -> Result<(), DbError> {
+        let arrays = batch.encode(&rows)?;
+        let sql = statement::post(self.table, batch.columns(), &arrays, self.history);
+        let statement = self.session.statement(&sql, &baseline_types(&arrays)).await?;
+        let params = baseline_params(&self.site, self.table, &arrays);
+        self.session.client().execute(&statement, &params).await?;
+        Ok(())
+    }
+
+    /// Deletes the rows with the batch's keys. Returns how many there were.
+    async fn delete(&mut self, batch: &RowBatch<'_>) -> Result<i64, DbError> {
+        let arrays = batch.encode(&(0..batch.len()))?;
+        let sql = statement::delete_row(self.table, batch.columns(), &arrays, self.history);
+        let statement = self.session.statement(&sql, &baseline_types(&arrays)).await?;
+        let params = baseline_params(&self.site, self.table, &arrays);
+        let row = self.session.client().query_one(&statement, &params).await?;
+        Ok(row.try_get(0)?)
+    }
+}
+
+fn baseline_types(arrays: &[ArrayParam<'_>]) -> Vec<Type> {
+    let mut types = vec![Type::TEXT, Type::TEXT];
+    types.extend(arrays.iter().map(ArrayParam::array_type));
+    types
+}
+
+fn baseline_params<'a>(site: &'a &str, table: &'a EntityTable, arrays: &'a [ArrayParam<'_>]) -> Params<'a> {
+    let mut params: Params<'a> = vec![site, &table.entity];
+    params.extend(arrays.iter().map(ArrayParam::value));
+    params
 }
 
 /// `DELETE /{path}/{key}`: the key's values, percent-encoded, joined by commas in the schema's order where there are
 /// several.
 pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
-    AuthenticatedSite(site, share): AuthenticatedSite,
+    AuthenticatedSite(site, _): AuthenticatedSite,
     uri: Uri,
 ) -> ApiResult<Json<Value>> {
     shared.offers("delete")?;
@@ -316,11 +376,28 @@ pub(crate) async fn delete(
     let key = segments.next().unwrap_or_default();
     let path = segments.next().unwrap_or_default();
     let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
-    let none = || ApiError::new(StatusCode::NOT_FOUND, "there is no row with this key");
-    let _connection = share.connection().await?;
-    let mut transaction = shared.pool.begin().await?;
-    pool::lock_site(&mut transaction, &site).await?;
-    let PathOwner { table, .. } = schema::at_path(&shared, &mut transaction, &site, &path).await?;
+    let _queue_head = shared.apply_pool.site_queue(&site).await?;
+    let mut connection = shared.apply_pool.take().await?;
+    connection.begin_for_site(&site).await?;
+    let deleted = delete_in_transaction(&shared, &mut connection, &site, &path, key).await;
+    match deleted {
+        Ok(()) => connection.commit().await?,
+        Err(_) => connection.rollback().await?,
+    }
+    shared.apply_pool.give_back(connection);
+    deleted?;
+    Ok(Json(json!({"success": true})))
+}
+
+async fn delete_in_transaction(
+    shared: &Shared,
+    session: &mut ApplySession,
+    site: &str,
+    path: &str,
+    key: &str,
+) -> ApiResult<()> {
+    let no_row = || ApiError::new(StatusCode::NOT_FOUND, "there is no row with this key");
+    let PathOwner { table, .. } = schema::at_path(shared, session, site, path).await?;
     let values: Vec<&str> = if table.key.len() == 1 {
         vec![key]
     } else {
@@ -334,42 +411,34 @@ pub(crate) async fn delete(
         )));
     }
     let mut object = serde_json::Map::new();
-    for (&place, value) in table.key.iter().zip(values) {
+    for (&column_index, value) in table.key.iter().zip(values) {
         let value = percent_decode_str(value)
             .decode_utf8()
             .map_err(|_| ApiError::malformed("the key is not valid UTF-8"))?;
         object.insert(
-            table.columns[place].name.clone(),
+            table.columns[column_index].name.clone(),
             Value::String(value.into_owned()),
         );
     }
     let object = Value::Object(object).to_string();
-    let mut grid = RowBatch::new(&table, &table.key);
+    let mut batch = RowBatch::new(&table, &table.key);
     canonical_key(&table, &object)
-        .and_then(|key| grid.push(&object, &key, true))
-        .map_err(|_| none())?;
-    let encoded = grid.encode(&(0..1))?;
-    let sql = statement::delete_row(&table, grid.columns(), &encoded, shared.history);
-    let mut query = sqlx::query(AssertSqlSafe(sql)).bind(&*site).bind(&table.entity);
-    for values in encoded {
-        query = values.bind(query);
-    }
-    let row = query
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(|error| match DbError::from(error) {
-            // What is no value of the key's type is no row's key.
-            DbError::Data { .. } => none(),
-            trouble => trouble.into(),
-        })?;
-    let count: i64 = row.try_get(0)?;
-    sqlx::query(SOURCE)
-        .bind(&*site)
-        .execute(&mut *transaction)
-        .await?;
-    transaction.commit().await?;
+        .and_then(|key| batch.push(&object, &key, true))
+        .map_err(|_| no_row())?;
+    let mut write = BaselineWrite {
+        session: &mut *session,
+        site,
+        table: &table,
+        history: shared.history,
+    };
+    let count = write.delete(&batch).await.map_err(|error| match error {
+        // What is no value of the key's type is no row's key.
+        DbError::Data { .. } => no_row(),
+        error => error.into(),
+    })?;
+    record_request(session, site).await?;
     if count == 0 {
-        return Err(none());
+        return Err(no_row());
     }
-    Ok(Json(json!({"success": true})))
+    Ok(())
 }

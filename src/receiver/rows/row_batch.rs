@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::receiver::db::pool::DbError;
+use crate::receiver::db::db_error::DbError;
 use crate::receiver::rows::array_params::{ArrayParam, encode};
 use crate::receiver::rows::json::{self, Members};
 use crate::receiver::tables::schema::{EntityTable, TableColumn};
@@ -117,7 +117,7 @@ impl<'a> RowBatch<'a> {
                     let Some((name, value)) = members.next() else {
                         break;
                     };
-                    match self.table.place(&name) {
+                    match self.table.column_index(&name) {
                         Some(column) => {
                             self.order.truncate(nth);
                             self.order.push(column);
@@ -164,7 +164,7 @@ impl<'a> RowBatch<'a> {
             .enumerate()
             .map(|(place, column)| {
                 encode(column.of, self.column(place, rows.clone())).ok_or_else(|| DbError::Data {
-                    state: "22P05".to_owned(),
+                    sqlstate: "22P05".to_owned(),
                     column: Some(column.name.clone()),
                 })
             })

@@ -2,6 +2,8 @@
 //!
 //! What goes into a template is either a quoted identifier, a type's own name, or SQL of this module.
 
+use tokio_postgres::types::Type;
+
 use crate::receiver::rows::array_params::ArrayParam;
 use crate::receiver::tables::column_type::base64;
 use crate::receiver::tables::schema::{EntityTable, TableColumn};
@@ -111,13 +113,13 @@ fn same_key(table: &EntityTable) -> String {
 #[derive(Clone, Copy)]
 pub(crate) struct StatementForm {
     /// What it applied goes into the history too.
-    pub(crate) kept: bool,
-    /// It does all that a batch asks. It returns whether the batch had its turn and the table was still of its version,
+    pub(crate) history: bool,
+    /// It does all that a batch asks. It returns whether it was the batch's turn and the table still had its version,
     /// and how many changes it applied. It has more parameters: see [`FastPathParameters`].
-    pub(crate) brief: bool,
+    pub(crate) whole_batch: bool,
 }
 
-/// The parameters that a brief statement has after its arrays, as SQL. See known.sql and taken.sql.
+/// The parameters that a statement for a whole batch has after its arrays, as SQL. See known.sql and taken.sql.
 struct FastPathParameters([String; 8]);
 
 impl FastPathParameters {
@@ -131,7 +133,16 @@ impl FastPathParameters {
         "lines",
         "database",
     ];
-    const TYPES: &str = "bigint, text, bigint, text, bigint, bytea, bigint, text";
+    const TYPES: [Type; 8] = [
+        Type::INT8,
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::INT8,
+        Type::BYTEA,
+        Type::INT8,
+        Type::TEXT,
+    ];
 
     fn after(columns: usize) -> Self {
         Self(std::array::from_fn(|nth| {
@@ -158,7 +169,7 @@ impl StatementForm {
             let taken = FastPathParameters::after(columns).fill(&taken);
             format!(", {taken} select (select fits from known), (select count(*) from applied)")
         };
-        match (self.kept, self.brief) {
+        match (self.history, self.whole_batch) {
             (false, false) => Default::default(),
             (true, false) => (open, format!(" returning {returning}) {history}")),
             (false, true) => (open, format!(" returning 1){}", answer())),
@@ -183,7 +194,7 @@ impl StatementForm {
 
     /// What stands before and within the statement's reading of its arrays.
     fn known(self, columns: usize) -> (String, &'static str) {
-        if !self.brief {
+        if !self.whole_batch {
             return Default::default();
         }
         let known = FastPathParameters::after(columns).fill(KNOWN);
@@ -194,13 +205,12 @@ impl StatementForm {
     }
 }
 
-/// The types of a brief statement's parameters.
-pub(crate) fn brief_types(columns: usize) -> String {
-    format!(
-        "text, text, bigint, bigint{}, {}",
-        ", text[]".repeat(columns),
-        FastPathParameters::TYPES
-    )
+/// The types of the parameters of a statement that does a whole batch, over so many columns as text.
+pub(crate) fn whole_batch_types(columns: usize) -> Vec<Type> {
+    let mut types = vec![Type::TEXT, Type::TEXT, Type::INT8, Type::INT8];
+    types.extend(std::iter::repeat_n(Type::TEXT_ARRAY, columns));
+    types.extend(FastPathParameters::TYPES);
+    types
 }
 
 /// The parts that every statement over arrays has.
@@ -282,10 +292,14 @@ pub(crate) fn post(
     table: &EntityTable,
     columns: &[&TableColumn],
     encoded: &[ArrayParam<'_>],
-    kept: bool,
+    history: bool,
 ) -> String {
     let parts = arrays(columns, encoded, BASELINE);
-    let (open, close) = StatementForm { kept, brief: false }.wrap_upsert(table, columns.len());
+    let (open, close) = StatementForm {
+        history,
+        whole_batch: false,
+    }
+    .wrap_upsert(table, columns.len());
     fill(
         POST,
         &[
@@ -338,10 +352,10 @@ pub(crate) fn delete_row(
     table: &EntityTable,
     columns: &[&TableColumn],
     encoded: &[ArrayParam<'_>],
-    kept: bool,
+    history: bool,
 ) -> String {
     let parts = arrays(columns, encoded, BASELINE);
-    let noted = if kept {
+    let noted = if history {
         ", noted as (insert into cloud_meta.history (site, entity, key, epoch, version, op) \
          select $1, $2, key, epoch, version, 'delete' from gone)"
     } else {
@@ -361,8 +375,12 @@ pub(crate) fn delete_row(
 }
 
 /// Truncates, in a batch.
-pub(crate) fn truncate(table: &EntityTable, kept: bool) -> String {
-    let (open, close) = StatementForm { kept, brief: false }.wrap(
+pub(crate) fn truncate(table: &EntityTable, history: bool) -> String {
+    let (open, close) = StatementForm {
+        history,
+        whole_batch: false,
+    }
+    .wrap(
         "truncate",
         "null::text as key, t.epoch, t.version, null::text as digest",
         0,

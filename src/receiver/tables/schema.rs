@@ -12,13 +12,15 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use crate::catalogue::RESERVED_PATHS;
 use crate::receiver::Shared;
 use crate::receiver::changes::turn;
-use crate::receiver::db::pool::{self, DbError};
+use crate::receiver::db::apply_session::ApplySession;
+use crate::receiver::db::db_error::DbError;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
 use crate::receiver::tables::column_type::{ColumnType, TypeMerge};
@@ -32,6 +34,8 @@ const OWN_COLUMNS: [&str; 4] = ["_site", "_epoch", "_version", "_version_tombsto
 
 /// PostgreSQL's own bound is 1600, with those of the receiver.
 const COLUMNS: usize = 1597;
+
+const REGISTRY: &str = "select * from cloud_meta.entities where entity = $1";
 
 /// A name as SQL takes it: in quotes, with its own quotes doubled.
 pub(crate) fn quoted(name: &str) -> String {
@@ -74,7 +78,7 @@ pub(crate) struct EntityTable {
 }
 
 impl EntityTable {
-    fn of(row: &PgRow) -> std::result::Result<Self, DbError> {
+    fn of(row: &Row) -> std::result::Result<Self, DbError> {
         let entity: String = row.try_get("entity")?;
         let names: Vec<String> = row.try_get("column_names")?;
         let types: Vec<String> = row.try_get("column_types")?;
@@ -94,7 +98,7 @@ impl EntityTable {
             .map(|name| places.get(name).copied())
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| {
-                DbError::Fault(format!(
+                DbError::fault(format!(
                     "the registry of {entity} names a key column that it does not have"
                 ))
             })?;
@@ -108,8 +112,18 @@ impl EntityTable {
         })
     }
 
-    /// The place of a column.
-    pub(crate) fn place(&self, name: &str) -> Option<usize> {
+    /// The table as it is registered now; `None` if it is not.
+    async fn registered(
+        session: &mut ApplySession,
+        entity: &str,
+    ) -> std::result::Result<Option<Self>, DbError> {
+        let registry = session.statement(REGISTRY, &[Type::TEXT]).await?;
+        let row = session.client().query_opt(&registry, &[&entity]).await?;
+        row.map(|row| Self::of(&row)).transpose()
+    }
+
+    /// The index of a column.
+    pub(crate) fn column_index(&self, name: &str) -> Option<usize> {
         self.places.get(name).copied()
     }
 }
@@ -131,7 +145,7 @@ impl TableCache {
     /// The entity's table in this version: remembered, else read.
     pub(crate) async fn get(
         &self,
-        connection: &mut PgConnection,
+        session: &mut ApplySession,
         entity: &str,
         version: i64,
     ) -> std::result::Result<Arc<EntityTable>, DbError> {
@@ -139,11 +153,8 @@ impl TableCache {
         if let Some(table) = known.filter(|table| table.version == version) {
             return Ok(table);
         }
-        let row = sqlx::query("select * from cloud_meta.entities where entity = $1")
-            .bind(entity)
-            .fetch_one(connection)
-            .await?;
-        let table = Arc::new(EntityTable::of(&row)?);
+        let table = EntityTable::registered(session, entity).await?;
+        let table = Arc::new(table.ok_or_else(|| DbError::fault(format!("the registry has no {entity}")))?);
         self.lock().insert(entity.to_owned(), Arc::clone(&table));
         Ok(table)
     }
@@ -163,23 +174,26 @@ pub(crate) struct PathOwner {
 /// Finds what a site has declared at a path.
 pub(crate) async fn at_path(
     shared: &Shared,
-    connection: &mut PgConnection,
+    session: &mut ApplySession,
     site: &str,
     path: &str,
 ) -> ApiResult<PathOwner> {
-    let row = sqlx::query(
-        "select s.entity, s.window_column, e.version from cloud_meta.schemas s \
-         join cloud_meta.entities e using (entity) where s.site = $1 and s.path = $2",
-    )
-    .bind(site)
-    .bind(path)
-    .fetch_optional(&mut *connection)
-    .await?
-    .ok_or_else(|| ApiError::unknown_path(path))?;
-    let entity: String = row.try_get("entity")?;
+    let declared = session
+        .statement(
+            "select s.entity, s.window_column, e.version from cloud_meta.schemas s \
+             join cloud_meta.entities e using (entity) where s.site = $1 and s.path = $2",
+            &[Type::TEXT, Type::TEXT],
+        )
+        .await?;
+    let row = session
+        .client()
+        .query_opt(&declared, &[&site, &path])
+        .await?
+        .ok_or_else(|| ApiError::unknown_path(path))?;
+    let entity: &str = row.try_get("entity")?;
     let table = shared
         .tables
-        .get(connection, &entity, row.try_get("version")?)
+        .get(session, entity, row.try_get("version")?)
         .await?;
     Ok(PathOwner {
         table,
@@ -302,37 +316,224 @@ pub(crate) async fn put(
         .map_err(|error| ApiError::malformed(format!("the body is not a schema: {}", place_of(&error))))?;
     let columns = declared.columns(&path)?;
     let _connection = share.connection().await?;
-    let mut transaction = shared.pool.begin().await?;
-    pool::lock_tables(&mut transaction).await?;
-    sqlx::query("set local lock_timeout = '5s'")
-        .execute(&mut *transaction)
-        .await?;
-    if let Some(source) = source {
-        check_owner(&mut transaction, &site, &declared.entity, source).await?;
+    let mut connection = shared.apply_pool.take().await?;
+    connection.begin_for_tables().await?;
+    let declaration = Declaration {
+        site: &site,
+        path: &path,
+        source,
+        schema: &declared,
+        columns: &columns,
+    };
+    match declaration.apply(&mut connection).await {
+        Ok(()) => {}
+        Err(refusal) => {
+            connection.rollback().await?;
+            shared.apply_pool.give_back(connection);
+            return Err(refusal);
+        }
     }
-    extend(&mut transaction, &declared, &columns).await?;
-    note(&mut transaction, &site, &path, source, &declared).await?;
-    transaction.commit().await?;
+    connection.commit().await?;
+    shared.apply_pool.give_back(connection);
     Ok(Json(json!({"success": true})))
 }
 
-/// Refuses a schema whose entity belongs to another source of the site.
-async fn check_owner(connection: &mut PgConnection, site: &str, entity: &str, source: &str) -> ApiResult<()> {
-    let owner: Option<String> = sqlx::query_scalar(
-        "select source_id from cloud_meta.schemas where site = $1 and entity = $2 and source_id <> $3",
-    )
-    .bind(site)
-    .bind(entity)
-    .bind(source)
-    .fetch_optional(connection)
-    .await?;
-    match owner {
-        None => Ok(()),
-        Some(owner) => Err(conflict(format!(
+/// What a site declares.
+struct Declaration<'a> {
+    site: &'a str,
+    path: &'a str,
+    source: Option<&'a str>,
+    schema: &'a SchemaDeclaration,
+    columns: &'a [TableColumn],
+}
+
+impl Declaration<'_> {
+    /// Makes it so, in a transaction that holds the tables' lock.
+    async fn apply(&self, session: &mut ApplySession) -> ApiResult<()> {
+        session
+            .client()
+            .batch_execute("set local lock_timeout = '5s'")
+            .await?;
+        self.check_owner(session).await?;
+        self.extend(session).await?;
+        self.register_path(session).await
+    }
+
+    /// Refuses a schema whose entity belongs to another source of the site.
+    async fn check_owner(&self, session: &mut ApplySession) -> ApiResult<()> {
+        let Some(source) = self.source else {
+            return Ok(());
+        };
+        let question = session
+            .statement(
+                "select source_id from cloud_meta.schemas where site = $1 and entity = $2 and source_id <> $3",
+                &[Type::TEXT, Type::TEXT, Type::TEXT],
+            )
+            .await?;
+        let entity = &self.schema.entity;
+        let owner = session
+            .client()
+            .query_opt(&question, &[&self.site, entity, &source])
+            .await?;
+        let Some(owner) = owner else {
+            return Ok(());
+        };
+        let owner: &str = owner.try_get(0)?;
+        Err(conflict(format!(
             "the entity {entity} of this site belongs to the source {owner}; give the entity another name, or set \
              source.source_id to {owner} where this database replaces that one"
         ))
-        .with_code(wire::OTHER_SOURCE)),
+        .with_code(wire::OTHER_SOURCE))
+    }
+
+    /// Makes the table have the declared columns.
+    async fn extend(&self, session: &mut ApplySession) -> ApiResult<()> {
+        let entity = &self.schema.entity;
+        let Some(table) = EntityTable::registered(session, entity).await? else {
+            return self.create(session).await;
+        };
+        let key: Vec<&str> = table
+            .key
+            .iter()
+            .map(|&column_index| table.columns[column_index].name.as_str())
+            .collect();
+        if key != self.schema.key {
+            return Err(conflict(format!(
+                "the key of {entity} is ({}) in the cloud and cannot become ({}); give the entity another name",
+                key.join(", "),
+                self.schema.key.join(", ")
+            )));
+        }
+        let mut all = table.columns.clone();
+        let mut steps = Vec::new();
+        for column in self.columns {
+            let Some(column_index) = table.column_index(&column.name) else {
+                steps.push(format!("add column {} {}", column.quoted, column.of.sql()));
+                all.push(column.clone());
+                continue;
+            };
+            let present = table.columns[column_index].of;
+            match present.meet(column.of) {
+                TypeMerge::Keep => {}
+                TypeMerge::Widen(to) => {
+                    let cast = present.cast(&column.quoted, to);
+                    steps.push(format!(
+                        "alter column {} type {} using {cast}",
+                        column.quoted,
+                        to.sql()
+                    ));
+                    all[column_index].of = to;
+                }
+                TypeMerge::Conflict => {
+                    return Err(conflict(format!(
+                        "the column {} of {entity} is {} in the cloud and cannot become {}; rename the column, or \
+                         declare it as text",
+                        column.name,
+                        present.sql(),
+                        column.of.sql()
+                    )));
+                }
+            }
+        }
+        if steps.is_empty() {
+            return Ok(());
+        }
+        check_count(all.len())?;
+        let sql = format!("alter table {} {}", table.quoted, steps.join(", "));
+        session.client().batch_execute(&sql).await?;
+        let (names, types) = described(&all);
+        let update = session
+            .statement(
+                "update cloud_meta.entities set column_names = $2, column_types = $3, version = version + 1 \
+                 where entity = $1",
+                &[Type::TEXT, Type::TEXT_ARRAY, Type::TEXT_ARRAY],
+            )
+            .await?;
+        session
+            .client()
+            .execute(&update, &[entity, &names, &types])
+            .await?;
+        Ok(())
+    }
+
+    /// Creates the entity's table.
+    async fn create(&self, session: &mut ApplySession) -> ApiResult<()> {
+        let (entity, key) = (&self.schema.entity, &self.schema.key);
+        let columns: String = self
+            .columns
+            .iter()
+            .map(|column| format!(", {} {}", column.quoted, column.of.sql()))
+            .collect();
+        let key_columns: String = key.iter().map(|name| format!(", {}", quoted(name))).collect();
+        let sql = format!(
+            "create table {} (\"_site\" text collate \"C\" not null, \"_epoch\" bigint not null, \
+             \"_version\" bigint not null{columns}, primary key (\"_site\"{key_columns}))",
+            table_name(entity)
+        );
+        session.client().batch_execute(&sql).await.map_err(|error| {
+            if error.code() == Some(&SqlState::DUPLICATE_TABLE) {
+                conflict(format!(
+                    "the cloud has another table named {entity}; give the entity another name"
+                ))
+            } else {
+                error.into()
+            }
+        })?;
+        let (names, types) = described(self.columns);
+        let insert = session
+            .statement(
+                "insert into cloud_meta.entities (entity, key_columns, column_names, column_types) \
+                 values ($1, $2, $3, $4)",
+                &[Type::TEXT, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY],
+            )
+            .await?;
+        session
+            .client()
+            .execute(&insert, &[entity, key, &names, &types])
+            .await?;
+        Ok(())
+    }
+
+    /// Registers at which path the site has the entity, and to which source it belongs. Without a source the owner
+    /// stays.
+    async fn register_path(&self, session: &mut ApplySession) -> ApiResult<()> {
+        let (entity, path) = (&self.schema.entity, self.path);
+        let question = session
+            .statement(
+                "select entity from cloud_meta.schemas where site = $1 and path = $2 and entity <> $3",
+                &[Type::TEXT, Type::TEXT, Type::TEXT],
+            )
+            .await?;
+        let other = session
+            .client()
+            .query_opt(&question, &[&self.site, &path, entity])
+            .await?;
+        if let Some(other) = other {
+            let other: &str = other.try_get(0)?;
+            return Err(conflict(format!(
+                "the path {path} belongs to the entity {other}; give one of them another path"
+            )));
+        }
+        let register = session
+            .statement(
+                "insert into cloud_meta.schemas as s (site, entity, path, window_column, source_id) \
+                 values ($1, $2, $3, $4, $5) \
+                 on conflict (site, entity) do update \
+                 set path = excluded.path, window_column = excluded.window_column, declared_at = now(), \
+                     source_id = coalesce(excluded.source_id, s.source_id) \
+                 where (s.path, s.window_column, s.source_id) is distinct from \
+                     (excluded.path, excluded.window_column, coalesce(excluded.source_id, s.source_id))",
+                &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT],
+            )
+            .await?;
+        session
+            .client()
+            .execute(
+                &register,
+                &[&self.site, entity, &path, &self.schema.window, &self.source],
+            )
+            .await?;
+        Ok(())
     }
 }
 
@@ -345,178 +546,9 @@ pub(crate) fn place_of(error: &serde_json::Error) -> String {
     format!("{what} at line {}, column {}", error.line(), error.column())
 }
 
-/// Makes the table have the declared columns.
-async fn extend(
-    connection: &mut PgConnection,
-    declared: &SchemaDeclaration,
-    columns: &[TableColumn],
-) -> ApiResult<()> {
-    let row = sqlx::query("select * from cloud_meta.entities where entity = $1")
-        .bind(&declared.entity)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let Some(row) = row else {
-        return create(connection, declared, columns).await;
-    };
-    let standing = EntityTable::of(&row)?;
-    let key: Vec<&str> = standing
-        .key
-        .iter()
-        .map(|&place| standing.columns[place].name.as_str())
-        .collect();
-    if key != declared.key {
-        return Err(conflict(format!(
-            "the key of {} is ({}) in the cloud and cannot become ({}); give the entity another name",
-            declared.entity,
-            key.join(", "),
-            declared.key.join(", ")
-        )));
-    }
-    let mut all = standing.columns.clone();
-    let mut steps = Vec::new();
-    for column in columns {
-        let Some(place) = standing.place(&column.name) else {
-            steps.push(format!("add column {} {}", column.quoted, column.of.sql()));
-            all.push(column.clone());
-            continue;
-        };
-        let have = standing.columns[place].of;
-        match have.meet(column.of) {
-            TypeMerge::Keep => {}
-            TypeMerge::Widen(to) => {
-                let cast = have.cast(&column.quoted, to);
-                steps.push(format!(
-                    "alter column {} type {} using {cast}",
-                    column.quoted,
-                    to.sql()
-                ));
-                all[place].of = to;
-            }
-            TypeMerge::Conflict => {
-                return Err(conflict(format!(
-                    "the column {} of {} is {} in the cloud and cannot become {}; rename the column, or declare it \
-                     as text",
-                    column.name,
-                    declared.entity,
-                    have.sql(),
-                    column.of.sql()
-                )));
-            }
-        }
-    }
-    if steps.is_empty() {
-        return Ok(());
-    }
-    check_count(all.len())?;
-    let sql = format!("alter table {} {}", standing.quoted, steps.join(", "));
-    sqlx::raw_sql(AssertSqlSafe(sql))
-        .execute(&mut *connection)
-        .await?;
-    let (names, types) = described(&all);
-    sqlx::query(
-        "update cloud_meta.entities set column_names = $2, column_types = $3, version = version + 1 \
-         where entity = $1",
-    )
-    .bind(&declared.entity)
-    .bind(names)
-    .bind(types)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn create(
-    connection: &mut PgConnection,
-    declared: &SchemaDeclaration,
-    columns: &[TableColumn],
-) -> ApiResult<()> {
-    let lines: String = columns
-        .iter()
-        .map(|column| format!(", {} {}", column.quoted, column.of.sql()))
-        .collect();
-    let key: String = declared
-        .key
-        .iter()
-        .map(|name| format!(", {}", quoted(name)))
-        .collect();
-    let sql = format!(
-        "create table {} (\"_site\" text collate \"C\" not null, \"_epoch\" bigint not null, \
-         \"_version\" bigint not null{lines}, primary key (\"_site\"{key}))",
-        table_name(&declared.entity)
-    );
-    sqlx::raw_sql(AssertSqlSafe(sql))
-        .execute(&mut *connection)
-        .await
-        .map_err(|error| {
-            let taken = error
-                .as_database_error()
-                .and_then(|error| error.code())
-                .is_some_and(|code| code == "42P07");
-            if taken {
-                conflict(format!(
-                    "the cloud has another table named {}; give the entity another name",
-                    declared.entity
-                ))
-            } else {
-                error.into()
-            }
-        })?;
-    let (names, types) = described(columns);
-    sqlx::query(
-        "insert into cloud_meta.entities (entity, key_columns, column_names, column_types) values ($1, $2, $3, $4)",
-    )
-    .bind(&declared.entity)
-    .bind(&declared.key)
-    .bind(names)
-    .bind(types)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 fn described(columns: &[TableColumn]) -> (Vec<&str>, Vec<String>) {
     (
         columns.iter().map(|column| column.name.as_str()).collect(),
         columns.iter().map(|column| column.of.sql()).collect(),
     )
-}
-
-/// Notes where the site has the entity, and whose it is. Without a source the owner stays.
-async fn note(
-    connection: &mut PgConnection,
-    site: &str,
-    path: &str,
-    source: Option<&str>,
-    declared: &SchemaDeclaration,
-) -> ApiResult<()> {
-    let other: Option<String> = sqlx::query_scalar(
-        "select entity from cloud_meta.schemas where site = $1 and path = $2 and entity <> $3",
-    )
-    .bind(site)
-    .bind(path)
-    .bind(&declared.entity)
-    .fetch_optional(&mut *connection)
-    .await?;
-    if let Some(other) = other {
-        return Err(conflict(format!(
-            "the path {path} belongs to the entity {other}; give one of them another path"
-        )));
-    }
-    sqlx::query(
-        "insert into cloud_meta.schemas as s (site, entity, path, window_column, source_id) \
-         values ($1, $2, $3, $4, $5) \
-         on conflict (site, entity) do update \
-         set path = excluded.path, window_column = excluded.window_column, declared_at = now(), \
-             source_id = coalesce(excluded.source_id, s.source_id) \
-         where (s.path, s.window_column, s.source_id) is distinct from \
-             (excluded.path, excluded.window_column, coalesce(excluded.source_id, s.source_id))",
-    )
-    .bind(site)
-    .bind(&declared.entity)
-    .bind(path)
-    .bind(&declared.window)
-    .bind(source)
-    .execute(connection)
-    .await?;
-    Ok(())
 }
