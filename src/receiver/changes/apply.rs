@@ -1,22 +1,23 @@
 //! Applies the changes of one batch in one transaction.
 //!
 //! Always holds:
-//! - A batch is applied in its turn only, once, and recorded with its answer in the same transaction ([`turn`]).
-//! - All rows of a batch have one version, (epoch, term, batch). A change takes effect if neither the row, its tombstone
-//!   nor the entity's truncate mark has a newer one. PostgreSQL checks that on the row's own key, whatever the request
-//!   says.
-//! - Requests of one site go one after another (a lock that the transaction holds), so what is read stays true until
-//!   the commit.
+//! - A batch is applied in its turn only, once, and recorded with its answer in the same transaction
+//!   ([`turn`]).
+//! - All rows of a batch have one version, (epoch, term, batch). A change takes effect if neither the row,
+//!   its tombstone nor the entity's truncate mark has a newer one. PostgreSQL checks that on the row's own
+//!   key, whatever the request says.
+//! - Requests of one site go one after another (a lock that the transaction holds), so what is read stays
+//!   true until the commit.
 //! - A row that does not fit is rejected alone.
 //!
-//! The changes are sorted by entity: of each row the last change, of each entity its truncate, then its deletes, then
-//! its upserts, each in few statements. A version can be equal only within a batch; so an upsert wins over the truncate
-//! and the deletes before it, and of keys that are equal in the cloud's type the row stays.
+//! The changes are sorted by entity: of each row the last change, of each entity its truncate, then its
+//! deletes, then its upserts, each in few statements. A version can be equal only within a batch; so an
+//! upsert wins over the truncate and the deletes before it, and of keys that are equal in the cloud's type
+//! the row stays.
 //!
-//! The first attempt runs without savepoints. If the data of any row fails it, a second attempt halves the statements
-//! under savepoints until each row that does not fit is alone.
+//! The first attempt runs without savepoints. If the data of any row fails it, a second attempt halves the
+//! statements under savepoints until each row that does not fit is alone.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,14 +27,15 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::receiver::Shared;
-use crate::receiver::changes::batch::{BatchAnswer, BatchToApply, EntityChanges, KeyedLine, RowVersion};
+use crate::receiver::changes::batch::{BatchAnswer, BatchToApply, EntityChanges, KeyedLine};
 use crate::receiver::changes::fast_path;
 use crate::receiver::changes::turn::{self, Turn};
 use crate::receiver::db::apply_session::{ApplySession, Params};
-use crate::receiver::db::db_error::{DbError, describe};
+use crate::receiver::db::db_error::DbError;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::rows::copy::{CopyIn, CopyRefusal};
 use crate::receiver::rows::row_batch::{RejectReason, RowBatch};
+use crate::receiver::rows::row_version::RowVersion;
 use crate::receiver::rows::statement::{self, StatementForm};
 
 /// How long a batch waits for those before it.
@@ -58,8 +60,8 @@ enum AttemptOutcome {
     Refused(ApiError),
 }
 
-/// Applies a batch, and commits. Returns the answer's text: of a repeated batch the one that it had. A batch that comes
-/// a little too early waits for those before it, for a while.
+/// Applies a batch, and commits. Returns the answer's text: of a repeated batch the one that it had. A batch
+/// that arrives a little too early waits for those before it, for a while.
 pub(crate) async fn apply_batch(shared: &Shared, batch: &BatchToApply<'_>) -> ApiResult<String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -175,7 +177,8 @@ impl<'a> EntityNames<'a> {
     }
 }
 
-/// Sorts the lines by entity, in the order in which the entities first appear. Counts what is superseded as skipped.
+/// Sorts the lines by entity, in the order in which the entities first appear. Counts what is superseded as
+/// skipped.
 async fn sort_by_entity<'a>(
     shared: &Shared,
     session: &mut ApplySession,
@@ -399,7 +402,7 @@ impl<'a> EntityApply<'a, '_> {
                 Ok(count) => {
                     self.answer.applied += count;
                     self.answer.skipped += range.len() as u64 - count;
-                    // Tombstones may have come, which the upserts after them must heed.
+                    // There may be tombstones now, which the upserts after them must heed.
                     self.changes.has_tombstones |= delete && count > 0;
                 }
                 Err(DbError::Data { .. }) if savepoints && range.len() > 1 => {
@@ -409,9 +412,8 @@ impl<'a> EntityApply<'a, '_> {
                 }
                 Err(DbError::Data { sqlstate, column }) if savepoints => {
                     let column = column.or_else(|| rows.suspect(range.start));
-                    let error = describe(&sqlstate, column.as_deref());
-                    let code = Cow::Owned(sqlstate);
-                    refused.push((range.start, RejectReason { code, error }));
+                    let reason = RejectReason::of_sqlstate(sqlstate, column.as_deref());
+                    refused.push((range.start, reason));
                 }
                 Err(error) => return Err(error),
             }

@@ -11,6 +11,7 @@ use crate::receiver::changes::ndjson::ChangeLine;
 use crate::receiver::changes::turn::BatchHeaders;
 use crate::receiver::db::db_error::DbError;
 use crate::receiver::rows::row_batch::{RejectReason, canonical_key};
+use crate::receiver::rows::row_version::RowVersion;
 use crate::receiver::tables::schema::EntityTable;
 
 /// One batch.
@@ -30,14 +31,6 @@ impl BatchToApply<'_> {
             version: self.headers.version(),
         }
     }
-}
-
-/// What orders the states of a row by when the site read them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct RowVersion {
-    pub(crate) epoch: i64,
-    /// The term and the batch in one number.
-    pub(crate) version: i64,
 }
 
 /// A change that was refused.
@@ -89,7 +82,8 @@ pub(crate) struct EntityChanges<'a> {
     pub(crate) truncated: bool,
     /// The last change of each row.
     last: HashMap<Cow<'a, str>, usize>,
-    /// The lines that a later change of the same row superseded, in their order, in case that change is rejected.
+    /// The lines that a later change of the same row superseded, in their order, in case that change is
+    /// rejected.
     superseded: HashMap<Cow<'a, str>, Vec<usize>>,
 }
 
@@ -154,7 +148,8 @@ impl<'a> EntityChanges<'a> {
         Ok(())
     }
 
-    /// Takes the last change of each row, in the order of the request, so that rows which came together lie together.
+    /// Takes the last change of each row, in the order of the request, so that rows which arrived together
+    /// are stored together.
     pub(crate) fn take_last(&mut self) -> Vec<KeyedLine<'a>> {
         let mut last: Vec<_> = self.last.drain().collect();
         last.sort_unstable_by_key(|(_, line_index)| *line_index);

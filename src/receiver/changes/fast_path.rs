@@ -1,13 +1,14 @@
 //! Applies a batch of few changes in one round trip: what a lone commit waits for.
 //!
-//! The batch must be all upserts or all deletes of one entity whose table is known. It becomes a transaction of two
-//! statements, sent together with its `begin` and `commit`: the site's lock, and one statement that checks the batch's
-//! turn, changes the rows, and records the batch with its answer. The second statement sees all that was committed
-//! before the lock was given. The values travel as text, and PostgreSQL's own input functions read them.
+//! The batch must be all upserts or all deletes of one entity whose table is known. It becomes a transaction
+//! of two statements, sent together with its `begin` and `commit`: the site's lock, and one statement that
+//! checks the batch's turn, changes the rows, and records the batch with its answer. The second statement
+//! sees all that was committed before the lock was given. The values travel as text, and PostgreSQL's own
+//! input functions read them.
 //!
-//! Whatever is unusual is left to [`apply`](crate::receiver::changes::apply), and nothing has taken effect then: a batch
-//! that does not follow the newest one of its term, a change that is refused, a table that has another version, a value
-//! that does not fit.
+//! Whatever is unusual is left to [`apply`](crate::receiver::changes::apply), and nothing has taken effect
+//! then: a batch that does not follow the newest one of its term, a change that is refused, a table that has
+//! another version, a value that does not fit.
 
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ use crate::receiver::rows::array_params::as_text;
 use crate::receiver::rows::row_batch::RowBatch;
 use crate::receiver::rows::statement::{self, StatementForm};
 
-/// Changes and bytes that take the fast path, at most: above, the round trips are small beside the work.
+/// Changes and bytes that take the fast path, at most: above, the round trips cost little compared with the
+/// work.
 const CHANGES: usize = 64;
 const BYTES: usize = 64 * 1024;
 
@@ -68,7 +70,7 @@ pub(crate) async fn apply(
         .columns()
         .iter()
         .enumerate()
-        .map(|(column_index, column)| as_text(column.of, rows.column(column_index, 0..rows.len())))
+        .map(|(column_index, column)| as_text(column.column_type, rows.column(column_index, 0..rows.len())))
         .collect::<Option<Vec<_>>>()
     else {
         return Ok(None);

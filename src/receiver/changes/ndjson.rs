@@ -175,7 +175,7 @@ impl ChangeLineReader {
 /// # Errors
 /// What the request would be answered.
 pub fn read_changes(body: &[u8]) -> std::result::Result<(usize, usize), String> {
-    let words = |refusal: ApiError| refusal.words().to_owned();
+    let words = |refusal: ApiError| refusal.to_string();
     let lines = ChangeLineReader::default().end(body).map_err(words)?;
     let members = |object: Option<&str>| {
         let members = object.and_then(Members::of).into_iter().flatten();
@@ -247,7 +247,7 @@ mod tests {
             for end in (piece..text.len()).step_by(piece) {
                 reader.come(&text[..end]);
             }
-            let lines = reader.end(text).map_err(|refusal| refusal.words().to_owned())?;
+            let lines = reader.end(text).map_err(|refusal| refusal.to_string())?;
             let told = lines.iter().map(|line| {
                 format!(
                     "{} {} {} {} {:?} {:?}",

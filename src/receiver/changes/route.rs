@@ -15,7 +15,7 @@ use crate::receiver::changes::turn::BatchHeaders;
 use crate::receiver::http::api_error::ApiResult;
 use crate::receiver::http::auth::AuthenticatedSite;
 
-/// A header that tells what the server took of the time that the client waits.
+/// A header that says how much of the client's waiting time the server took.
 type ServerTimingHeader = [(HeaderName, String); 1];
 
 /// An answer is stored and sent as text.
@@ -36,12 +36,12 @@ pub(crate) async fn receive(
     shared.offers("changes")?;
     let (parts, body) = request.into_parts();
     let headers = BatchHeaders::read(&parts.headers)?;
-    // Read while they come: the rest of the body may wait for its turn at the other end.
+    // The lines are read while they arrive: the client may hold the last byte back until the batch's turn.
     let mut reader = ChangeLineReader::default();
     let body = shared
-        .bounds
+        .memory
         .of(&share)
-        .read_seen(&parts.headers, body, |come| reader.come(come))
+        .read_seen(&parts.headers, body, |arrived| reader.come(arrived))
         .await?;
     let begun = Instant::now();
     let lines = reader.end(&body.bytes)?;

@@ -1,10 +1,12 @@
-//! Whose turn it is: which batch of a source may be applied next.
+//! Which batch of a source may be applied next.
 //!
-//! Of each source the receiver keeps its last batches. A batch is applied if it is the one that follows the newest, and a
-//! repeat of one that is kept gets the answer that the batch had. One that comes a little too early waits for those before
-//! it: a source may send several batches, one behind the other. Everything else is refused, and changes nothing. The
-//! decision is made under the site's lock, in the transaction that applies the rows and notes the batch; so a batch is
-//! applied once, however often and over however many connections it comes.
+//! The receiver keeps the last batches of each source. A batch is applied if it follows the newest one, and a
+//! repeat of one that is kept gets the answer that it had. A batch that arrives a little too early waits for
+//! those before it, as a source may send several batches without waiting for their answers. Everything else
+//! is refused, and changes nothing.
+//!
+//! Always holds: the decision is made under the site's lock, in the transaction that applies the rows and
+//! records the batch; so a batch is applied once, however often and over however many connections it arrives.
 
 use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
@@ -122,7 +124,7 @@ pub(crate) struct NewestBatch {
     batch: i64,
 }
 
-/// A batch that was taken: the hash of its body, and its answer.
+/// A batch that was applied: the hash of its body, and its answer.
 type TakenBatch = (Vec<u8>, String);
 
 /// What becomes of a batch.
@@ -130,15 +132,16 @@ type TakenBatch = (Vec<u8>, String);
 pub(crate) enum TurnDecision {
     /// It is applied.
     Take,
-    /// It was applied before: this was its answer.
+    /// It was applied before, with this answer.
     Repeat(String),
-    /// It is not applied yet: those before it are on their way.
+    /// It is not applied yet: the batches before it are on their way.
     Early,
     /// It is not applied.
     Refuse(TurnCode),
 }
 
-/// Decides what becomes of a batch with these headers and the hash of this body, where `taken` was taken under its number.
+/// Decides what becomes of a batch with these headers and this hash of its body, if `taken` was applied under
+/// its number.
 fn decide(
     headers: &BatchHeaders<'_>,
     body_hash: &[u8],
@@ -332,7 +335,7 @@ fn refusal(code: TurnCode, headers: &BatchHeaders<'_>, newest: Option<&NewestBat
     );
     ApiError::new(StatusCode::CONFLICT, error)
         .with_code(code.as_str())
-        .with_source(source)
+        .with_source_state(source)
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! The connections on which rows are written, and the queue of each site's requests.
 //!
 //! Always holds:
-//! - One request of a site at a time holds a connection, in the order in which they came; so a site that sends many at
-//!   once keeps no other waiting. The site's lock keeps receivers apart that share a database.
-//! - A connection is given back only when everything that was asked on it has ended; a request that fails or is
-//!   dropped before that closes its connection.
-//! - Statements are planned by index on all connections, once for all: they are prepared while a table is still empty,
-//!   when a scan of it looks cheap, and they must not keep such a plan while it fills.
+//! - One request of a site at a time holds a connection, in the order in which they arrived; so a site that
+//!   sends many at once keeps no other waiting. The site's lock keeps receivers apart that share a database.
+//! - A connection is given back only when everything that was asked on it has ended; a request that fails
+//!   or is dropped before that closes its connection.
+//! - Statements are planned by index on all connections, once for all: they are prepared while a table is
+//!   still empty, when a scan of it looks cheap, and they must not keep such a plan while it fills.
 
 use std::collections::HashMap;
 use std::future::Future;

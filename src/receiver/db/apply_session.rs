@@ -1,8 +1,8 @@
 //! A connection on which rows are written, with the statements that are prepared on it.
 //!
-//! Requests that do not need each other's answers are sent together (`tokio::join!`): PostgreSQL runs them in their
-//! order, and they cost one round trip. If one of them fails within a transaction, those after it fail too and its
-//! `commit` rolls back; so the first error in their order is the one that counts.
+//! Requests that do not need each other's answers are sent together (`tokio::join!`): PostgreSQL runs them in
+//! their order, and they cost one round trip. If one of them fails within a transaction, those after it fail
+//! too and its `commit` rolls back; so the first error in their order is the one that counts.
 
 use std::collections::HashMap;
 
@@ -53,8 +53,8 @@ impl ApplySession {
             .await
     }
 
-    /// The prepared statement of this name; `build` makes its text and its parameters' types if it is not prepared yet.
-    /// A name must always have the same text.
+    /// The prepared statement of this name; `build` makes its text and its parameters' types if it is not
+    /// prepared yet. A name must always have the same text.
     pub(crate) async fn statement_named(
         &mut self,
         name: &str,
@@ -139,7 +139,8 @@ impl Lock {
     }
 }
 
-/// The statements that are prepared on a connection; the ones that were not used for the longest time make room.
+/// The statements that are prepared on a connection; the ones that were not used for the longest time make
+/// room.
 #[derive(Default)]
 struct StatementCache {
     statements: HashMap<String, CachedStatement>,

@@ -29,7 +29,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const USE_TLS: &str = "use TLS with the receiver's database";
 
-/// A connection and the task that drives it. Dropping them closes the connection at once, whatever is in progress.
+/// A connection and the task that drives it. Dropping them closes the connection at once, whatever is in
+/// progress.
 pub(crate) type Connection = (Client, AbortOnDropHandle<()>);
 
 /// How connections are opened.
@@ -88,7 +89,8 @@ impl Connector {
         })?;
         let driver = tokio::spawn(async move {
             let mut messages = futures::stream::poll_fn(move |cx| connection.poll_message(cx));
-            // Notices are dropped, as they may carry values. What ends the connection is reported to its requests.
+            // Notices are dropped, as they may carry values. What ends the connection is reported to its
+            // requests.
             while let Some(Ok(_)) = messages.next().await {}
         });
         Ok((client, AbortOnDropHandle::new(driver)))
@@ -253,10 +255,9 @@ mod tests {
 
     #[test]
     fn what_sqlx_accepts_means_the_same_here() {
-        let config = connector(
-            "postgres://us%40er:p%2Fw%20d@db.example:6543/da%20ta?sslmode=require&options=-c%20geqo%3Doff&options[jit]=off",
-        )
-        .config;
+        let options = "options=-c%20geqo%3Doff&options[jit]=off";
+        let url = format!("postgres://us%40er:p%2Fw%20d@db.example:6543/da%20ta?sslmode=require&{options}");
+        let config = connector(&url).config;
         assert_eq!(config.get_hosts(), [Host::Tcp("db.example".to_owned())]);
         assert_eq!(config.get_ports(), [6543]);
         assert_eq!(config.get_user(), Some("us@er"));

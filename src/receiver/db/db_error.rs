@@ -1,24 +1,26 @@
 //! What an error of the receiver's PostgreSQL means for a request.
 //!
-//! Always holds: the message of a [`DbError`], and of everything that it names as its source, carries no row's value.
-//! PostgreSQL's own words may: those of a data error are dropped, and only its SQLSTATE and the column's name are kept.
+//! Always holds: the message of a [`DbError`], and of everything that it names as its source, carries no
+//! row's value. PostgreSQL's own words may: those of a data error are dropped, and only its SQLSTATE and the
+//! column's name are kept.
 
 use std::error::Error as StdError;
 use std::fmt;
 
 /// What caused an error, without any row's value.
-type Cause = Box<dyn StdError + Send + Sync>;
+type DbErrorSource = Box<dyn StdError + Send + Sync>;
 
-/// An error of the database. It becomes an [`ApiError`] if it concerns the request, or a [`RejectReason`] if it
-/// concerns one change.
+/// An error of the database. It becomes an [`ApiError`] if it concerns the request, or a [`RejectReason`] if
+/// it concerns one change.
 ///
 /// [`ApiError`]: crate::receiver::http::api_error::ApiError
 /// [`RejectReason`]: crate::receiver::rows::row_batch::RejectReason
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DbError {
-    /// The database is away or overloaded, or another transaction was in the way: the same request will pass later.
+    /// The database is away or overloaded, or another transaction was in the way: the same request will pass
+    /// later.
     #[error("the database cannot be used now")]
-    Transient(#[source] Cause),
+    Transient(#[source] DbErrorSource),
     /// A row does not fit its table.
     #[error("{}", describe(sqlstate, column.as_deref()))]
     Data {
@@ -28,7 +30,7 @@ pub(crate) enum DbError {
     },
     /// Anything else: the receiver or its database is not as it should be.
     #[error("cannot use the database")]
-    Fault(#[source] Cause),
+    Fault(#[source] DbErrorSource),
 }
 
 impl DbError {

@@ -77,15 +77,15 @@ pub(crate) async fn open(options: PgConnectOptions) -> Result<PgPool> {
 
 const MIGRATE: &str = "migrate the receiver's database";
 
-/// Whether the tables are those of the receiver that kept positions in the place of versions.
+/// Whether the tables are those of a receiver that kept positions instead of versions.
 const IS_OLD: &str = "select exists (select from pg_attribute \
      where attrelid = to_regclass('cloud_meta.sources') and attname = 'position' and not attisdropped)";
 
-/// What lies there before the first migration: a table to lock, which no other role may take.
+/// What must exist before the first migration: a table to lock, which no other role may lock.
 const BEFORE: &str =
     "create schema if not exists cloud_meta; create table if not exists cloud_meta.migrating ()";
 
-/// Runs the migrations under a lock, as two receivers may start at once; sqlx's own table lies in `cloud_meta`.
+/// Runs the migrations under a lock, as two receivers may start at once; sqlx's own table is in `cloud_meta`.
 async fn migrate(connection: &mut PgConnection) -> Result<()> {
     let failed = |error: sqlx::Error| {
         Error::new(Kind::Local, MIGRATE, chain(&error))
@@ -130,6 +130,7 @@ fn other_tables() -> Error {
         "its tables in the schema cloud_meta are another version's, and cannot be brought up to date",
     )
     .remedy(
-        "set receiver.database_url to a fresh database, then run `cloud-sync sync --force` on each site to fill it",
+        "set receiver.database_url to a fresh database, then run `cloud-sync sync --force` on each site \
+         to fill it",
     )
 }

@@ -1,8 +1,8 @@
 //! Turns the JSON values of one column, of many rows, into one PostgreSQL array.
 //!
-//! The common types are read here and travel in binary form, which spares the server most of the work of a row. A
-//! column in which any value is written in another way than the usual one travels as text, and PostgreSQL's own
-//! input function reads it, or says why it cannot.
+//! Values of the common types are read here and travel in binary form, which spares the server most of the
+//! work of a row. A column with any value in an unusual form travels as text, and PostgreSQL's own input
+//! function reads it, or says why it cannot.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use crate::receiver::tables::column_type::ColumnType;
 /// Days from 1970-01-01 to PostgreSQL's epoch, 2000-01-01.
 const EPOCH_DAYS: i64 = 10_957;
 
-/// One column's values, ready to be bound.
+/// One column's values, as the value of a parameter.
 pub(crate) enum ArrayParam<'a> {
     Boolean(Vec<Option<bool>>),
     SmallInt(Vec<Option<i16>>),
@@ -67,53 +67,54 @@ binary!(
     TimestampTz, i64, TIMESTAMPTZ
 );
 
-/// Reads each value by `read`; none as soon as one is not in the usual form.
-fn all<'a, T>(
+/// Parses each value; `None` if any is not in the usual form.
+fn parse_all<'a, T>(
     cells: impl Iterator<Item = Option<&'a str>>,
-    read: impl Fn(&'a str) -> Option<T>,
+    parse: impl Fn(&'a str) -> Option<T>,
 ) -> Option<Vec<Option<T>>> {
     let mut values = Vec::with_capacity(cells.size_hint().0);
     for cell in cells {
         values.push(match cell {
             None | Some("null") => None,
-            Some(token) => Some(read(token)?),
+            Some(token) => Some(parse(token)?),
         });
     }
     Some(values)
 }
 
-/// The values of a column of this type, given as JSON texts; none where a string cannot be text at all.
+/// The values of a column of this type, given as JSON texts; `None` if a string of them cannot be text at
+/// all.
 pub(crate) fn encode<'a>(
-    of: ColumnType,
+    column_type: ColumnType,
     cells: impl Iterator<Item = Option<&'a str>> + Clone,
 ) -> Option<ArrayParam<'a>> {
-    if of.array {
-        return as_text(of, cells);
+    if column_type.array {
+        return as_text(column_type, cells);
     }
-    let usual = match of.name {
-        "boolean" => all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::Boolean),
-        "smallint" => all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::SmallInt),
-        "integer" => all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::Integer),
-        "bigint" => all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::BigInt),
-        "date" => all(cells.clone(), date).map(ArrayParam::Date),
-        "timestamp without time zone" => all(cells.clone(), timestamp).map(ArrayParam::Timestamp),
-        "timestamp with time zone" => all(cells.clone(), timestamptz).map(ArrayParam::TimestampTz),
+    let usual = match column_type.name {
+        "boolean" => parse_all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::Boolean),
+        "smallint" => parse_all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::SmallInt),
+        "integer" => parse_all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::Integer),
+        "bigint" => parse_all(cells.clone(), |token| token.parse().ok()).map(ArrayParam::BigInt),
+        "date" => parse_all(cells.clone(), date).map(ArrayParam::Date),
+        "timestamp without time zone" => parse_all(cells.clone(), timestamp).map(ArrayParam::Timestamp),
+        "timestamp with time zone" => parse_all(cells.clone(), timestamptz).map(ArrayParam::TimestampTz),
         _ => None,
     };
-    usual.or_else(|| as_text(of, cells))
+    usual.or_else(|| as_text(column_type, cells))
 }
 
-/// The values of a column of this type, all as text; none where a string cannot be text at all.
+/// The values of a column of this type, all as text; `None` if a string of them cannot be text at all.
 pub(crate) fn as_text<'a>(
-    of: ColumnType,
+    column_type: ColumnType,
     cells: impl Iterator<Item = Option<&'a str>>,
 ) -> Option<ArrayParam<'a>> {
-    if of.array || of.name == "json" || of.name == "jsonb" {
-        all(cells, |token| Some(Cow::Borrowed(token))).map(ArrayParam::Cast)
-    } else if of.name == "text" || of.name == "character varying" {
-        all(cells, json::value_as_text).map(ArrayParam::Text)
+    if column_type.array || column_type.name == "json" || column_type.name == "jsonb" {
+        parse_all(cells, |token| Some(Cow::Borrowed(token))).map(ArrayParam::Cast)
+    } else if column_type.name == "text" || column_type.name == "character varying" {
+        parse_all(cells, json::value_as_text).map(ArrayParam::Text)
     } else {
-        all(cells, json::value_as_text).map(ArrayParam::Cast)
+        parse_all(cells, json::value_as_text).map(ArrayParam::Cast)
     }
 }
 
@@ -133,17 +134,17 @@ impl ArrayParam<'_> {
     }
 
     /// The expression that makes the column's value of the array's element, in `element` (quoted).
-    pub(crate) fn expression(&self, of: ColumnType, element: &str) -> String {
+    pub(crate) fn expression(&self, column_type: ColumnType, element: &str) -> String {
         let Self::Cast(_) = self else {
             return element.to_owned();
         };
-        if of.array {
-            let sql = of.sql();
+        if column_type.array {
+            let sql = column_type.sql();
             format!("(select v from json_to_record(json_build_object('v', {element}::json)) as a(v {sql}))")
-        } else if of.name == "bytea" {
+        } else if column_type.name == "bytea" {
             format!("decode({element}, 'base64')")
         } else {
-            format!("{element}::{}", of.name)
+            format!("{element}::{}", column_type.name)
         }
     }
 
@@ -176,6 +177,7 @@ impl ArrayParam<'_> {
     }
 }
 
+/// A number of decimal digits only.
 pub(crate) fn digits(text: &[u8]) -> Option<i64> {
     let mut number = 0;
     for byte in text {
@@ -210,18 +212,19 @@ fn days(text: &[u8]) -> Option<i64> {
     Some(era * 146_097 + day_of_era - 719_468)
 }
 
-/// The inside of a JSON string without escapes.
-pub(crate) fn inside(token: &str) -> Option<&[u8]> {
+/// What is inside the quotes of a JSON string that has no escapes.
+pub(crate) fn inside_quotes(token: &str) -> Option<&[u8]> {
     token.strip_prefix('"')?.strip_suffix('"').map(str::as_bytes)
 }
 
+/// A date of a JSON string `YYYY-MM-DD`.
 pub(crate) fn date(token: &str) -> Option<Date> {
-    let since = days(inside(token)?)? - EPOCH_DAYS;
+    let since = days(inside_quotes(token)?)? - EPOCH_DAYS;
     i32::try_from(since).ok().map(Date)
 }
 
-/// Microseconds since 2000-01-01 of `YYYY-MM-DDTHH:MM:SS[.f]`, and what follows.
-fn local(text: &[u8]) -> Option<(i64, &[u8])> {
+/// Microseconds since 2000-01-01 of `YYYY-MM-DDTHH:MM:SS[.f]`, and the rest of the text.
+fn local_time(text: &[u8]) -> Option<(i64, &[u8])> {
     if text.len() < 19 || !matches!(text[10], b'T' | b' ') || text[13] != b':' || text[16] != b':' {
         return None;
     }
@@ -247,15 +250,17 @@ fn local(text: &[u8]) -> Option<(i64, &[u8])> {
     Some((micros, rest))
 }
 
+/// A timestamp of a JSON string without an offset.
 pub(crate) fn timestamp(token: &str) -> Option<Timestamp> {
-    match local(inside(token)?)? {
+    match local_time(inside_quotes(token)?)? {
         (micros, []) => Some(Timestamp(micros)),
         _ => None,
     }
 }
 
+/// A timestamp of a JSON string with an offset.
 pub(crate) fn timestamptz(token: &str) -> Option<TimestampTz> {
-    let (micros, zone) = local(inside(token)?)?;
+    let (micros, zone) = local_time(inside_quotes(token)?)?;
     let (sign, zone) = match zone {
         b"Z" => return Some(TimestampTz(micros)),
         [b'+', zone @ ..] => (1, zone),
@@ -317,10 +322,10 @@ mod tests {
 
     #[test]
     fn one_unusual_value_makes_the_column_text() {
-        let of = ColumnType::of("bigint");
-        let usual = encode(of, [Some("1"), None, Some("null")].into_iter()).unwrap();
+        let bigint = ColumnType::declared("bigint");
+        let usual = encode(bigint, [Some("1"), None, Some("null")].into_iter()).unwrap();
         assert!(matches!(usual, ArrayParam::BigInt(values) if values == [Some(1), None, None]));
-        let unusual = encode(of, [Some("1"), Some("\"2\"")].into_iter()).unwrap();
+        let unusual = encode(bigint, [Some("1"), Some("\"2\"")].into_iter()).unwrap();
         assert!(matches!(unusual, ArrayParam::Cast(values) if values[1].as_deref() == Some("2")));
     }
 }

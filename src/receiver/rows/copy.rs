@@ -1,9 +1,10 @@
 //! Copies rows into an entity's table that are new to it: what most changes of a busy site are.
 //!
-//! COPY costs PostgreSQL two thirds of what `insert … on conflict` does, but looks at no row that stands. So only rows
-//! take this way whose key lies above all that the table holds of the site in the request's range of keys, which one look
-//! into the index tells; the site's lock keeps it true until the commit. Should a row stand there nevertheless, that is
-//! a data error, and the request is applied again without this.
+//! COPY costs PostgreSQL two thirds of what `insert … on conflict` does, but it does not look for rows that
+//! exist. So only rows are copied whose key is above all keys that the table holds of the site within the
+//! request's range of keys. One look into the index tells that; the site's lock keeps it true until the
+//! commit. If a row with an equal key exists nevertheless, that is a data error, and the request is applied
+//! again without a copy.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,16 +14,16 @@ use futures::SinkExt;
 use tokio_postgres::CopyInSink;
 use tokio_postgres::types::Type;
 
-use crate::receiver::changes::batch::RowVersion;
 use crate::receiver::db::apply_session::ApplySession;
 use crate::receiver::db::db_error::DbError;
 use crate::receiver::rows::copy_format::CopyFormat;
 use crate::receiver::rows::row_batch::{RejectReason, RowBatch};
+use crate::receiver::rows::row_version::RowVersion;
 use crate::receiver::rows::statement;
 use crate::receiver::tables::schema::{EntityTable, TableColumn};
 
-/// Fewer rows than this are not worth the way.
-const WORTH: usize = 100;
+/// Fewer new rows than this are not worth a copy.
+const MIN_ROWS: usize = 100;
 
 /// Rows go out in pieces of about this many bytes.
 const PIECE: usize = 64 * 1024;
@@ -32,9 +33,9 @@ const PIECE: usize = 64 * 1024;
 /// Source: PostgreSQL manual, COPY, "Binary Format".
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
-/// Why a row was not taken.
+/// Why a row was not copied.
 pub(crate) enum CopyRefusal {
-    /// The row is not right.
+    /// The row does not fit the table.
     Row(RejectReason),
     /// The copy failed.
     All(DbError),
@@ -63,18 +64,18 @@ impl<'t> CopyIn<'t> {
         row_version: RowVersion,
         keys: impl ExactSizeIterator<Item = &str> + Clone,
     ) -> Result<Option<Self>, DbError> {
-        if keys.len() < WORTH || !leading(table).is_some_and(is_whole) {
+        if keys.len() < MIN_ROWS || !first_key_column(table).is_some_and(is_whole_number) {
             return Ok(None);
         }
         let Some(formats) = table
             .columns
             .iter()
-            .map(|column| CopyFormat::of(column.of))
+            .map(|column| CopyFormat::of(column.column_type))
             .collect()
         else {
             return Ok(None);
         };
-        let numbers = keys.filter_map(|key| number(table, key));
+        let numbers = keys.filter_map(|key| key_number(table, key));
         let (Some(low), Some(high)) = (numbers.clone().min(), numbers.clone().max()) else {
             return Ok(None);
         };
@@ -89,7 +90,7 @@ impl<'t> CopyIn<'t> {
         if numbers
             .filter(|number| highest.is_none_or(|highest| *number > highest))
             .count()
-            < WORTH
+            < MIN_ROWS
         {
             return Ok(None);
         }
@@ -117,12 +118,12 @@ impl<'t> CopyIn<'t> {
         }))
     }
 
-    /// Takes a row whose own key must be `key`. Answers whether it did: one that may stand, or has a value in another
-    /// form than the usual one, has to go another way.
+    /// Copies a row, whose own key must be `key`. Returns false if it must be written in another way: the row
+    /// may exist, or has a value in an unusual form.
     pub(crate) async fn push(&mut self, key: &str, row: &'t str) -> Result<bool, CopyRefusal> {
         let table = self.row.table;
         let is_new = |number| self.highest.is_none_or(|highest| number > highest);
-        if !number(table, key).is_some_and(is_new) {
+        if !key_number(table, key).is_some_and(is_new) {
             return Ok(false);
         }
         self.row.clear();
@@ -130,7 +131,7 @@ impl<'t> CopyIn<'t> {
         let start = self.buffer.len();
         self.buffer.extend_from_slice(&self.row_start);
         for (format, cell) in self.formats.iter().zip(self.row.row(0)) {
-            if !format.put(&mut self.buffer, *cell) {
+            if !format.append(&mut self.buffer, *cell) {
                 self.buffer.truncate(start);
                 return Ok(false);
             }
@@ -148,7 +149,7 @@ impl<'t> CopyIn<'t> {
         Ok(())
     }
 
-    /// Ends the copy. Answers how many rows it took.
+    /// Ends the copy. Returns how many rows it wrote.
     pub(crate) async fn finish(mut self) -> Result<u64, DbError> {
         self.buffer.extend_from_slice(&(-1_i16).to_be_bytes());
         self.send().await?;
@@ -170,18 +171,23 @@ fn put_field(buffer: &mut Vec<u8>, field: &[u8]) {
     buffer.extend_from_slice(field);
 }
 
-fn leading(table: &EntityTable) -> Option<&TableColumn> {
-    table.key.first().map(|&place| &table.columns[place])
+/// The first column of the key.
+fn first_key_column(table: &EntityTable) -> Option<&TableColumn> {
+    table
+        .key
+        .first()
+        .map(|&column_index| &table.columns[column_index])
 }
 
-fn is_whole(column: &TableColumn) -> bool {
+/// Whether a column holds whole numbers.
+fn is_whole_number(column: &TableColumn) -> bool {
     ["smallint", "integer", "bigint"]
         .iter()
-        .any(|name| column.of.is(name))
+        .any(|name| column.column_type.is(name))
 }
 
 /// The first value of a canonical key, as a number.
-fn number(table: &EntityTable, key: &str) -> Option<i64> {
+fn key_number(table: &EntityTable, key: &str) -> Option<i64> {
     if table.key.len() == 1 {
         return key.parse().ok();
     }

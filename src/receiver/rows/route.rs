@@ -1,11 +1,11 @@
 //! The baseline's rows: list, upsert and delete by key, without a version.
 //!
-//! Such a request takes effect as the newest state. A row that stands keeps its version; a new one takes the version of
-//! what had removed it (its tombstone, the truncate mark), else (0, 0). So a change that was older than what the request
-//! found stays older, and any later batch of the site still wins. A row that is deleted leaves its version in a
-//! tombstone.
+//! Always holds: such a request takes effect as the newest state. A row that exists keeps its version; a new
+//! one takes the version of what had removed it (its tombstone or the truncate mark), else (0, 0). So a
+//! change that is older than what the request found stays older, and any later batch of the site still wins.
+//! A deleted row leaves its version in a tombstone.
 //!
-//! A posted row sets the columns that it names, and leaves the others of a standing row as they are.
+//! A posted row sets the columns that it names, and leaves the other columns of an existing row as they are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::mpsc;
 use tokio_postgres::types::Type;
 
+use crate::error::chain;
 use crate::receiver::Shared;
 use crate::receiver::db::apply_session::{ApplySession, Params};
 use crate::receiver::db::db_error::DbError;
@@ -39,7 +40,7 @@ use crate::receiver::tables::schema::{self, EntityTable, PathOwner, TableColumn,
 /// Rows of a list go out in pieces of about this many bytes.
 const PIECE: usize = 32 * 1024;
 
-/// A list whose reader takes nothing for this long is ended: it holds a connection of the database.
+/// A list whose reader takes nothing for this long is ended, as it holds a connection of the database.
 const SLOW_READER: Duration = Duration::from_secs(60);
 
 const SOURCE: &str = include_str!("../../../sql/receiver/baseline.sql");
@@ -50,7 +51,7 @@ pub(crate) struct ListQuery {
     keys: Option<String>,
 }
 
-/// `GET /{path}`, optionally with `days=N` (within the window) and `keys=1` (key columns only).
+/// `GET /{path}`, optionally with `days=N` (only rows of the last days) and `keys=1` (key columns only).
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
@@ -60,37 +61,41 @@ pub(crate) async fn list(
     if wanted.days.is_some_and(|days| !(0..=1_000_000).contains(&days)) {
         return Err(ApiError::malformed("days is not a number from 0 to 1000000"));
     }
-    let own = share.list().await?;
+    let site_permit = share.list().await?;
     let permit = tokio::time::timeout(Duration::from_secs(10), Arc::clone(&shared.lists).acquire_owned())
         .await
         .map_err(|_| ApiError::later("too many lists at once"))?
         .map_err(|_| ApiError::later("the server is stopping"))?;
-    let mut question = shared.apply_pool.take().await?;
-    let found = schema::at_path(&shared, &mut question, &site, &path).await;
-    shared.apply_pool.give_back(question);
-    let PathOwner { table, window } = found?;
+    let mut lookup = shared.apply_pool.take().await?;
+    let found = schema::at_path(&shared, &mut lookup, &site, &path).await;
+    shared.apply_pool.give_back(lookup);
+    let PathOwner { table, retention } = found?;
     let mut connection = shared.pool.acquire().await?;
     let keys_only = wanted.keys.as_deref().is_some_and(|keys| keys != "0");
     let columns: Vec<&TableColumn> = if keys_only {
-        table.key.iter().map(|&place| &table.columns[place]).collect()
+        table
+            .key
+            .iter()
+            .map(|&column_index| &table.columns[column_index])
+            .collect()
     } else {
         table.columns.iter().collect()
     };
-    let window = window
+    let retention = retention
         .filter(|_| wanted.days.is_some())
         .and_then(|name| table.column_index(&name))
-        .map(|place| &table.columns[place])
-        .filter(|column| column.of.is_time());
-    let sql = statement::list(&table, &columns, window);
-    let days = window.and(wanted.days);
+        .map(|column_index| &table.columns[column_index])
+        .filter(|column| column.column_type.is_time());
+    let sql = statement::list(&table, &columns, retention);
+    let days = retention.and(wanted.days);
     let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(4);
     tokio::spawn(async move {
-        let _permits = (own, permit);
+        let _permits = (site_permit, permit);
         if let Err(cause) = send_list(&mut connection, sql, &site, days, &sender).await {
-            tracing::warn!(%cause, "a list broke off");
+            tracing::warn!(%cause, "a list was interrupted");
             // The reader must not take half a list for a whole one.
-            let broken = std::io::Error::other("the list broke off");
-            let _ = tokio::time::timeout(SLOW_READER, sender.send(Err(broken))).await;
+            let interrupted = std::io::Error::other("the list was interrupted");
+            let _ = tokio::time::timeout(SLOW_READER, sender.send(Err(interrupted))).await;
             connection.close_on_drop();
         }
     });
@@ -118,7 +123,7 @@ async fn send_list(
         .next()
         .await
         .transpose()
-        .map_err(|error| format!("{:?}", DbError::from(error)))?
+        .map_err(|error| chain(&DbError::from(error)))?
     {
         if !first {
             piece.push(',');
@@ -150,7 +155,7 @@ pub(crate) async fn post(
     request: Request,
 ) -> ApiResult<Json<Value>> {
     let (parts, body) = request.into_parts();
-    let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
+    let body = shared.memory.of(&share).read(&parts.headers, body).await?;
     let row: &RawValue = serde_json::from_slice(&body.bytes)
         .map_err(|error| ApiError::malformed(format!("the body is not a row: {}", place_of(&error))))?;
     upsert(&shared, &site, &path, &[row])
@@ -160,7 +165,7 @@ pub(crate) async fn post(
 }
 
 #[derive(Deserialize)]
-struct BulkAnswer<'a> {
+struct BulkRequest<'a> {
     #[serde(borrow)]
     records: Vec<&'a RawValue>,
 }
@@ -174,8 +179,8 @@ pub(crate) async fn bulk(
 ) -> ApiResult<Json<Value>> {
     shared.offers("bulk")?;
     let (parts, body) = request.into_parts();
-    let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
-    let bulk: BulkAnswer<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
+    let body = shared.memory.of(&share).read(&parts.headers, body).await?;
+    let bulk: BulkRequest<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
         ApiError::malformed(format!(
             "the body is not {{\"records\":[…]}}: {}",
             place_of(&error)
@@ -183,8 +188,8 @@ pub(crate) async fn bulk(
     })?;
     upsert(&shared, &site, &path, &bulk.records)
         .await
-        .map_err(|(nth, refusal)| match nth {
-            Some(nth) => refusal.about(&format!("record {nth}")),
+        .map_err(|(row_index, refusal)| match row_index {
+            Some(row_index) => refusal.about(&format!("record {row_index}")),
             None => refusal,
         })?;
     Ok(Json(json!({"success": true, "upserted": bulk.records.len()})))
@@ -198,9 +203,10 @@ fn whole(error: impl Into<ApiError>) -> RowRefusal {
     (None, error.into())
 }
 
-fn about(nth: usize, reason: RejectReason) -> RowRefusal {
-    let error = format!("{} ({})", reason.error, reason.code);
-    (Some(nth), ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error))
+/// The refusal of a row.
+fn about(row_index: usize, reason: RejectReason) -> RowRefusal {
+    let refusal = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, reason.to_string());
+    (Some(row_index), refusal)
 }
 
 /// Upserts rows in one transaction: all or none. Of rows with equal keys the last one counts.
@@ -240,13 +246,13 @@ async fn upsert_in_transaction(
         table: &table,
         history: shared.history,
     };
-    // Rows go in runs of one set of columns; a run ends where a key comes again, since one statement cannot
+    // Rows go in runs of one set of columns; a run ends when a key is repeated, since one statement cannot
     // upsert a row twice.
     let mut run: Vec<usize> = Vec::new();
     let mut columns: Vec<usize> = Vec::new();
     let mut keys = std::collections::HashSet::new();
     for (row_index, row) in rows.iter().enumerate() {
-        let named = named(&table, row.get()).map_err(|reason| about(row_index, reason))?;
+        let named = named_columns(&table, row.get()).map_err(|reason| about(row_index, reason))?;
         let key = canonical_key(&table, row.get()).map_err(|reason| about(row_index, reason))?;
         let room = RowBatch::new(&table, &named).room();
         if named != columns || run.len() >= room || keys.contains(&key) {
@@ -269,7 +275,7 @@ async fn record_request(session: &mut ApplySession, site: &str) -> Result<(), Db
 }
 
 /// The columns that a row names, in the table's order.
-fn named(table: &EntityTable, row: &str) -> Result<Vec<usize>, RejectReason> {
+fn named_columns(table: &EntityTable, row: &str) -> Result<Vec<usize>, RejectReason> {
     let members =
         Members::of(row).ok_or_else(|| RejectReason::new("not-an-object", "the row is not a JSON object"))?;
     let mut columns = members
@@ -322,8 +328,8 @@ impl BaselineWrite<'_> {
             .batch_execute("rollback; begin")
             .await
             .map_err(whole)?;
-        for (place, &row_index) in run.iter().enumerate() {
-            match self.upsert(&batch, place..place + 1).await {
+        for (run_index, &row_index) in run.iter().enumerate() {
+            match self.upsert(&batch, run_index..run_index + 1).await {
                 Ok(()) => {}
                 Err(error @ DbError::Data { .. }) => return Err((Some(row_index), error.into())),
                 Err(error) => return Err(whole(error)),
@@ -364,8 +370,8 @@ fn baseline_params<'a>(site: &'a &str, table: &'a EntityTable, arrays: &'a [Arra
     params
 }
 
-/// `DELETE /{path}/{key}`: the key's values, percent-encoded, joined by commas in the schema's order where there are
-/// several.
+/// `DELETE /{path}/{key}`: the key's values, percent-encoded, joined by commas in the schema's order where
+/// there are several.
 pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, _): AuthenticatedSite,
@@ -381,22 +387,28 @@ pub(crate) async fn delete(
     connection.begin_for_site(&site).await?;
     let deleted = delete_in_transaction(&shared, &mut connection, &site, &path, key).await;
     match deleted {
-        Ok(()) => connection.commit().await?,
+        Ok(_) => connection.commit().await?,
         Err(_) => connection.rollback().await?,
     }
     shared.apply_pool.give_back(connection);
-    deleted?;
+    if deleted? == 0 {
+        return Err(no_row());
+    }
     Ok(Json(json!({"success": true})))
 }
 
+fn no_row() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "there is no row with this key")
+}
+
+/// Returns how many rows there were.
 async fn delete_in_transaction(
     shared: &Shared,
     session: &mut ApplySession,
     site: &str,
     path: &str,
     key: &str,
-) -> ApiResult<()> {
-    let no_row = || ApiError::new(StatusCode::NOT_FOUND, "there is no row with this key");
+) -> ApiResult<i64> {
     let PathOwner { table, .. } = schema::at_path(shared, session, site, path).await?;
     let values: Vec<&str> = if table.key.len() == 1 {
         vec![key]
@@ -437,8 +449,5 @@ async fn delete_in_transaction(
         error => error.into(),
     })?;
     record_request(session, site).await?;
-    if count == 0 {
-        return Err(no_row());
-    }
-    Ok(())
+    Ok(count)
 }

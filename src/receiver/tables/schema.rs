@@ -1,8 +1,9 @@
-//! The registry of tables: which columns an entity has in the cloud, and `PUT /schema/{path}`, which makes it so.
+//! The registry of tables: which columns an entity has in the cloud, and `PUT /schema/{path}`, which changes
+//! that.
 //!
-//! One table an entity, shared by all sites: it has the union of the columns that they declare, each wide enough for
-//! all of them. Nothing is ever dropped. A table's `version` rises with each change of it; whoever remembers a table
-//! compares the version inside its own transaction.
+//! Always holds: each entity has one table, which all sites share. It has the union of the columns that they
+//! declare, each wide enough for all of them. Nothing is ever dropped. A table's `version` rises with each
+//! change of it; a request that uses a remembered table compares the version within its own transaction.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,10 +30,11 @@ use crate::wire;
 /// PostgreSQL cuts longer names, which would make two names one.
 const NAME_BYTES: usize = 63;
 
-/// The columns of a table that are the receiver's own, and the name that its statements give to a tombstone's place.
+/// The columns of a table that are the receiver's own, and the name that its statements give to a tombstone's
+/// `ctid`.
 const OWN_COLUMNS: [&str; 4] = ["_site", "_epoch", "_version", "_version_tombstone"];
 
-/// PostgreSQL's own bound is 1600, with those of the receiver.
+/// PostgreSQL's own limit is 1600, the receiver's columns included.
 const COLUMNS: usize = 1597;
 
 const REGISTRY: &str = "select * from cloud_meta.entities where entity = $1";
@@ -50,16 +52,16 @@ pub(crate) struct TableColumn {
     pub(crate) quoted: String,
     /// The name as a member of a JSON object: in quotes, with its colon.
     pub(crate) member: String,
-    pub(crate) of: ColumnType,
+    pub(crate) column_type: ColumnType,
 }
 
 impl TableColumn {
-    fn new(name: &str, of: ColumnType) -> Self {
+    fn new(name: &str, column_type: ColumnType) -> Self {
         Self {
             name: name.to_owned(),
             quoted: quoted(name),
             member: format!("{}:", Value::from(name)),
-            of,
+            column_type,
         }
     }
 }
@@ -71,13 +73,14 @@ pub(crate) struct EntityTable {
     /// The table's name in SQL, with its schema.
     pub(crate) quoted: String,
     pub(crate) columns: Vec<TableColumn>,
-    /// The places of the key columns, in the key's order.
+    /// The indexes of the key columns, in the key's order.
     pub(crate) key: Vec<usize>,
     pub(crate) version: i64,
-    places: HashMap<String, usize>,
+    index_of: HashMap<String, usize>,
 }
 
 impl EntityTable {
+    /// A row of the registry.
     fn of(row: &Row) -> std::result::Result<Self, DbError> {
         let entity: String = row.try_get("entity")?;
         let names: Vec<String> = row.try_get("column_names")?;
@@ -86,16 +89,16 @@ impl EntityTable {
         let columns: Vec<TableColumn> = names
             .iter()
             .zip(&types)
-            .map(|(name, of)| TableColumn::new(name, ColumnType::of(of)))
+            .map(|(name, declared)| TableColumn::new(name, ColumnType::declared(declared)))
             .collect();
-        let places: HashMap<String, usize> = names
+        let index_of: HashMap<String, usize> = names
             .into_iter()
             .enumerate()
-            .map(|(place, name)| (name, place))
+            .map(|(column_index, name)| (name, column_index))
             .collect();
         let key = keys
             .iter()
-            .map(|name| places.get(name).copied())
+            .map(|name| index_of.get(name).copied())
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| {
                 DbError::fault(format!(
@@ -108,7 +111,7 @@ impl EntityTable {
             columns,
             key,
             version: row.try_get("version")?,
-            places,
+            index_of,
         })
     }
 
@@ -124,7 +127,7 @@ impl EntityTable {
 
     /// The index of a column.
     pub(crate) fn column_index(&self, name: &str) -> Option<usize> {
-        self.places.get(name).copied()
+        self.index_of.get(name).copied()
     }
 }
 
@@ -132,17 +135,17 @@ fn table_name(entity: &str) -> String {
     format!("cloud.{}", quoted(entity))
 }
 
-/// The tables as last seen, by entity.
+/// The tables as they were last read, by entity.
 #[derive(Default)]
 pub(crate) struct TableCache(Mutex<HashMap<String, Arc<EntityTable>>>);
 
 impl TableCache {
-    /// The entity's table as last seen. It may have become a newer version since.
+    /// The entity's table as it was last read. It may have a newer version by now.
     pub(crate) fn known(&self, entity: &str) -> Option<Arc<EntityTable>> {
         self.lock().get(entity).cloned()
     }
 
-    /// The entity's table in this version: remembered, else read.
+    /// The entity's table in this version: as it was last read, else read now.
     pub(crate) async fn get(
         &self,
         session: &mut ApplySession,
@@ -164,11 +167,11 @@ impl TableCache {
     }
 }
 
-/// What lies at a site's path.
+/// What a site has declared at a path.
 pub(crate) struct PathOwner {
     pub(crate) table: Arc<EntityTable>,
-    /// The column that `?days=` measures.
-    pub(crate) window: Option<String>,
+    /// The column by which `?days=` measures the age of rows.
+    pub(crate) retention: Option<String>,
 }
 
 /// Finds what a site has declared at a path.
@@ -197,7 +200,7 @@ pub(crate) async fn at_path(
         .await?;
     Ok(PathOwner {
         table,
-        window: row.try_get("window_column")?,
+        retention: row.try_get("window_column")?,
     })
 }
 
@@ -205,7 +208,7 @@ pub(crate) async fn at_path(
 struct DeclaredColumn {
     name: String,
     #[serde(rename = "type")]
-    of: String,
+    column_type: String,
 }
 
 #[derive(Deserialize)]
@@ -226,7 +229,7 @@ fn conflict(error: String) -> ApiError {
 }
 
 impl SchemaDeclaration {
-    /// Checks what can be checked without the registry, and answers the declared columns.
+    /// Checks what can be checked without the registry, and returns the declared columns.
     fn columns(&self, path: &str) -> ApiResult<Vec<TableColumn>> {
         if path.is_empty() || path.len() > 200 || path.contains('/') || RESERVED_PATHS.contains(&path) {
             let path: String = path.chars().take(NAME_BYTES).collect();
@@ -247,30 +250,33 @@ impl SchemaDeclaration {
             }
             if columns.iter().any(|other| other.name == column.name) {
                 return Err(unprocessable(format!(
-                    "the column {} is there twice",
+                    "the column {} is declared twice",
                     column.name
                 )));
             }
-            columns.push(TableColumn::new(&column.name, ColumnType::of(&column.of)));
+            columns.push(TableColumn::new(
+                &column.name,
+                ColumnType::declared(&column.column_type),
+            ));
         }
-        let of = |name: &String| {
+        let type_of = |name: &String| {
             columns
                 .iter()
                 .find(|column| column.name == *name)
-                .map(|column| column.of)
+                .map(|column| column.column_type)
                 .ok_or_else(|| unprocessable(format!("{name} is not among the columns")))
         };
         if self.key.is_empty() {
             return Err(unprocessable("the key has no column".to_owned()));
         }
-        for (nth, name) in self.key.iter().enumerate() {
-            let column = of(name)?;
-            if self.key[..nth].contains(name) || column.is("json") {
+        for (key_index, name) in self.key.iter().enumerate() {
+            let column_type = type_of(name)?;
+            if self.key[..key_index].contains(name) || column_type.is("json") {
                 return Err(unprocessable(format!("{name} cannot be a key column")));
             }
         }
         if let Some(name) = &self.window
-            && !of(name)?.is_time()
+            && !type_of(name)?.is_time()
         {
             return Err(unprocessable(format!(
                 "the retention column {name} is neither a date nor a timestamp; name one that is"
@@ -300,9 +306,9 @@ fn check_name(what: &str, name: &str) -> ApiResult<()> {
     Ok(())
 }
 
-/// `PUT /schema/{path}`: creates or extends the entity's table, and notes where the site has it. With `X-Source-Id` the
-/// site's entity belongs to that source from then on: two databases that send rows of one entity of one site would
-/// overwrite each other's.
+/// `PUT /schema/{path}`: creates or extends the entity's table, and registers at which path the site has it.
+/// With `X-Source-Id` the site's entity belongs to that source from then on: two databases that send rows of
+/// one entity of one site would overwrite each other's rows.
 pub(crate) async fn put(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
@@ -311,7 +317,7 @@ pub(crate) async fn put(
 ) -> ApiResult<Json<Value>> {
     let (parts, body) = request.into_parts();
     let source = turn::source_id(&parts.headers)?;
-    let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
+    let body = shared.memory.of(&share).read(&parts.headers, body).await?;
     let declared: SchemaDeclaration = serde_json::from_slice(&body.bytes)
         .map_err(|error| ApiError::malformed(format!("the body is not a schema: {}", place_of(&error))))?;
     let columns = declared.columns(&path)?;
@@ -348,7 +354,7 @@ struct Declaration<'a> {
 }
 
 impl Declaration<'_> {
-    /// Makes it so, in a transaction that holds the tables' lock.
+    /// Declares it, in a transaction that holds the tables' lock.
     async fn apply(&self, session: &mut ApplySession) -> ApiResult<()> {
         session
             .client()
@@ -366,7 +372,8 @@ impl Declaration<'_> {
         };
         let question = session
             .statement(
-                "select source_id from cloud_meta.schemas where site = $1 and entity = $2 and source_id <> $3",
+                "select source_id from cloud_meta.schemas \
+                 where site = $1 and entity = $2 and source_id <> $3",
                 &[Type::TEXT, Type::TEXT, Type::TEXT],
             )
             .await?;
@@ -380,8 +387,8 @@ impl Declaration<'_> {
         };
         let owner: &str = owner.try_get(0)?;
         Err(conflict(format!(
-            "the entity {entity} of this site belongs to the source {owner}; give the entity another name, or set \
-             source.source_id to {owner} where this database replaces that one"
+            "the entity {entity} of this site belongs to the source {owner}; give the entity another name, \
+             or set source.source_id to {owner} if this database replaces that one"
         ))
         .with_code(wire::OTHER_SOURCE))
     }
@@ -399,7 +406,8 @@ impl Declaration<'_> {
             .collect();
         if key != self.schema.key {
             return Err(conflict(format!(
-                "the key of {entity} is ({}) in the cloud and cannot become ({}); give the entity another name",
+                "the key of {entity} is ({}) in the cloud and cannot become ({}); \
+                 give the entity another name",
                 key.join(", "),
                 self.schema.key.join(", ")
             )));
@@ -408,12 +416,16 @@ impl Declaration<'_> {
         let mut steps = Vec::new();
         for column in self.columns {
             let Some(column_index) = table.column_index(&column.name) else {
-                steps.push(format!("add column {} {}", column.quoted, column.of.sql()));
+                steps.push(format!(
+                    "add column {} {}",
+                    column.quoted,
+                    column.column_type.sql()
+                ));
                 all.push(column.clone());
                 continue;
             };
-            let present = table.columns[column_index].of;
-            match present.meet(column.of) {
+            let present = table.columns[column_index].column_type;
+            match present.merge(column.column_type) {
                 TypeMerge::Keep => {}
                 TypeMerge::Widen(to) => {
                     let cast = present.cast(&column.quoted, to);
@@ -422,15 +434,15 @@ impl Declaration<'_> {
                         column.quoted,
                         to.sql()
                     ));
-                    all[column_index].of = to;
+                    all[column_index].column_type = to;
                 }
                 TypeMerge::Conflict => {
                     return Err(conflict(format!(
-                        "the column {} of {entity} is {} in the cloud and cannot become {}; rename the column, or \
-                         declare it as text",
+                        "the column {} of {entity} is {} in the cloud and cannot become {}; \
+                         rename the column, or declare it as text",
                         column.name,
                         present.sql(),
-                        column.of.sql()
+                        column.column_type.sql()
                     )));
                 }
             }
@@ -462,7 +474,7 @@ impl Declaration<'_> {
         let columns: String = self
             .columns
             .iter()
-            .map(|column| format!(", {} {}", column.quoted, column.of.sql()))
+            .map(|column| format!(", {} {}", column.quoted, column.column_type.sql()))
             .collect();
         let key_columns: String = key.iter().map(|name| format!(", {}", quoted(name))).collect();
         let sql = format!(
@@ -494,8 +506,8 @@ impl Declaration<'_> {
         Ok(())
     }
 
-    /// Registers at which path the site has the entity, and to which source it belongs. Without a source the owner
-    /// stays.
+    /// Registers at which path the site has the entity, and to which source it belongs. Without a source the
+    /// owner stays.
     async fn register_path(&self, session: &mut ApplySession) -> ApiResult<()> {
         let (entity, path) = (&self.schema.entity, self.path);
         let question = session
@@ -537,7 +549,7 @@ impl Declaration<'_> {
     }
 }
 
-/// Where a JSON text is broken. serde's own words may carry a value.
+/// Where a JSON text is not valid. serde's own message may carry a value.
 pub(crate) fn place_of(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         serde_json::error::Category::Data => "a member is missing or of another kind",
@@ -546,9 +558,10 @@ pub(crate) fn place_of(error: &serde_json::Error) -> String {
     format!("{what} at line {}, column {}", error.line(), error.column())
 }
 
+/// The names and types of columns, for the registry.
 fn described(columns: &[TableColumn]) -> (Vec<&str>, Vec<String>) {
     (
         columns.iter().map(|column| column.name.as_str()).collect(),
-        columns.iter().map(|column| column.of.sql()).collect(),
+        columns.iter().map(|column| column.column_type.sql()).collect(),
     )
 }
