@@ -1,4 +1,4 @@
-//! The ways that changes take into a table: in one round trip, as arrays, copied. What arrives is the same.
+//! The ways in which changes reach a table: on the fast path, as arrays, copied. The rows are the same.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::support::batches::BatchSource;
 use crate::support::meter::Meter;
 use crate::support::postgres::Server;
 
-/// Declares an entity of many types, whose inserts note the statement that made them.
+/// Declares an entity of many types; a trigger records the statement of each insert.
 async fn things(cloud: &Cloud, entity: &str) {
     let columns = [
         ("id", "integer"),
@@ -95,7 +95,7 @@ async fn values_are_the_same_whichever_way_they_take() {
     for change in things_of("copied", 1..=300).chunks(150) {
         assert_eq!(counts(&cloud.send(1, change).await), (150, 0, 0));
     }
-    // Each row has the version of the batch that it came in; beside that they are the same.
+    // Each row has the version of its batch; otherwise they are the same.
     let mut batch = 0;
     for (entity, batches) in [("brief", 5), ("arrays", 4), ("copied", 2)] {
         let versions = format!(
@@ -131,7 +131,7 @@ async fn values_are_the_same_whichever_way_they_take() {
              select entity, split_part(trim(statement), ' ', 1) as way, count(*) from notes group by 1, 2) n",
         )
         .await;
-    // What is unusual in a copied request goes as arrays.
+    // Unusual values of a copied request go as arrays.
     assert_eq!(ways, "arrays with 4, brief with 5, copied copy 2, copied with 2");
     cloud.end().await;
 }
