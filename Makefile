@@ -2,6 +2,8 @@
 
 CARGO ?= cargo
 ARGS ?=
+# A snapshot that differs fails its test, and no file is written: INSTA_UPDATE=always writes the snapshots again.
+export INSTA_UPDATE ?= no
 # Installing packages needs root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

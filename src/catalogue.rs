@@ -12,6 +12,7 @@ use std::ops::Index;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::wire::paths;
 use server::{ColumnForm, ColumnValue, Unconfirmed};
 
 /// What happens in the cloud when a row is deleted on the site.
@@ -147,7 +148,9 @@ impl Entity {
         })
     }
 
-    fn window(mut self, days: u32) -> Self {
+    /// Bounds backfill and sync to rows of the last `days` days, by column `created_at`.
+    #[must_use]
+    pub fn window(mut self, days: u32) -> Self {
         self.window = Some(Retention {
             column: "created_at".to_owned(),
             days,
@@ -156,7 +159,10 @@ impl Entity {
         self
     }
 
-    fn file(mut self, column: &str, url_column: &str, directory: &str, many: bool) -> Self {
+    /// Names a column of paths below the media root, the column of the cloud that gets the files' URLs, and the upload's
+    /// directory. `many` says that the column holds a list.
+    #[must_use]
+    pub fn file(mut self, column: &str, url_column: &str, directory: &str, many: bool) -> Self {
         self.files.push(FileColumn {
             column: column.to_owned(),
             url_column: url_column.to_owned(),
@@ -301,17 +307,6 @@ impl Index<EntityIndex> for Catalogue {
     }
 }
 
-/// The paths of the wire contract's own calls: no entity has one of them.
-pub(crate) const RESERVED_PATHS: [&str; 7] = [
-    "sync-status",
-    "bulk",
-    "upload",
-    "changes",
-    "schema",
-    "files",
-    "hashes",
-];
-
 fn wrong(entity: &Entity, cause: impl Into<String>) -> Error {
     Error::config(format!("use entity {}", entity.name), cause)
 }
@@ -340,12 +335,15 @@ fn check(entity: &Entity) -> Result<()> {
         )
         .remedy("use letters, digits, _ and -, as in leave-slips"));
     }
-    if RESERVED_PATHS.contains(&entity.path.as_str()) {
+    if paths::is_reserved(&entity.path) {
         return Err(wrong(
             entity,
-            format!("the path {} belongs to the wire contract", entity.path),
+            format!(
+                "its path {} is the path of one of the cloud's own calls",
+                entity.path
+            ),
         )
-        .remedy("give the entity another path"));
+        .remedy(format!("set another path, as in path = \"{}-rows\"", entity.path)));
     }
     if entity.key.is_empty() {
         return Err(
@@ -444,8 +442,26 @@ mod tests {
         assert!(Catalogue::new(vec![secret_key]).is_err());
         let twice = vec![Entity::new("a", "t", &["k"]), Entity::new("a", "u", &["k"])];
         assert!(Catalogue::new(twice).is_err());
-        let reserved = Entity::new("changes", "t", &["k"]);
-        assert!(Catalogue::new(vec![reserved]).is_err());
+    }
+
+    #[test]
+    fn the_paths_of_the_clouds_own_calls_are_no_entitys() {
+        for path in paths::RESERVED {
+            // Whether the path is named, or made of the name.
+            let mut named = Entity::new("rooms", "tbl_room", &["room_id"]);
+            named.path = path.to_owned();
+            let mut unnamed = Entity::new(&path.replace('-', "_"), "tbl_room", &["room_id"]);
+            unnamed.path = String::new();
+            for entity in [named, unnamed] {
+                let error = Catalogue::new(vec![entity.clone()]).unwrap_err();
+                let message = error.to_string();
+                assert!(
+                    message.contains(&entity.name) && message.contains(&format!("path {path} is")),
+                    "{message}"
+                );
+                assert!(message.contains(&format!("path = \"{path}-rows\"")), "{message}");
+            }
+        }
     }
 
     #[test]

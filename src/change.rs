@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::wire::Op;
+
 /// A touch's number in the outbox: one sequence, starting at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -25,38 +27,6 @@ pub struct Epoch(pub i64);
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
-    }
-}
-
-/// What happened to the row, as the wire says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Op {
-    /// The row is there: the change carries its present state.
-    Upsert,
-    /// The row is not there: the change carries the key.
-    Delete,
-    /// The whole table was truncated: the change carries neither.
-    Truncate,
-}
-
-impl Op {
-    /// The letter that the quarantine stores.
-    pub fn letter(self) -> char {
-        match self {
-            Self::Upsert => 'u',
-            Self::Delete => 'd',
-            Self::Truncate => 't',
-        }
-    }
-
-    /// The word on the wire.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Upsert => "upsert",
-            Self::Delete => "delete",
-            Self::Truncate => "truncate",
-        }
     }
 }
 

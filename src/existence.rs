@@ -15,11 +15,9 @@ use crate::catalogue::EntityIndex;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-use serde_json::value::RawValue;
-
 use crate::deliver::{Cloud, CloudResult};
 use crate::error::{Error, Kind, Result};
-use crate::fields::{pick, plain};
+use crate::wire::json::{non_null_text, pick};
 
 /// The rows that the cloud holds of one entity.
 #[derive(Debug)]
@@ -174,11 +172,11 @@ pub fn digest<C: AsRef<str> + Ord>(row: &str, columns: &[C]) -> Result<u64> {
     let mut hasher = blake3::Hasher::new();
     let mut text = String::new();
     for nth in order {
-        let Some(value) = values[nth].filter(|value| value.get() != "null") else {
+        let Some(value) = values[nth].filter(|value| *value != "null") else {
             continue;
         };
         text.clear();
-        canonical::value(&mut text, value.get());
+        canonical::value(&mut text, value);
         field(&mut hasher, columns[nth].as_ref());
         field(&mut hasher, &text);
     }
@@ -193,7 +191,7 @@ fn id(object: &str, key: &[String], loosely: bool) -> Result<KeyHash> {
     let mut hasher = blake3::Hasher::new();
     for value in values {
         let value = value.ok_or_else(|| not_a_row("an object lacks a key column"))?;
-        let text = plain(value).ok_or_else(|| not_a_row("an object's key column is null"))?;
+        let text = non_null_text(value).ok_or_else(|| not_a_row("an object's key column is null"))?;
         field(&mut hasher, if loosely { whole(value, &text) } else { &text });
     }
     let mut id = [0; 16];
@@ -203,9 +201,9 @@ fn id(object: &str, key: &[String], loosely: bool) -> Result<KeyHash> {
 
 /// A whole number that is written as `1.0` as one without the fraction, as servers write it whose language
 /// knows no whole numbers; all else as it is.
-fn whole<'t>(value: &RawValue, text: &'t str) -> &'t str {
+fn whole<'t>(value: &str, text: &'t str) -> &'t str {
     match text.strip_suffix(".0") {
-        Some(whole) if !value.get().starts_with('"') => whole,
+        Some(whole) if !value.starts_with('"') => whole,
         _ => text,
     }
 }

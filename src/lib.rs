@@ -1,6 +1,17 @@
 //! `cloud-sync` carries each change of a site's PostgreSQL database, and each media file that its rows name,
 //! to the site's cloud within moments of the commit, and proves that nothing was lost.
 //!
+//! # As a library
+//!
+//! [`Settings`] say where the site and its cloud are, [`Catalogue`] and [`Entity`] what is replicated. A
+//! [`Replicator`] runs until it is stopped and has a [`StatusReport`]; [`Replicator::sync_once`] compares site
+//! and cloud once and returns a [`SyncReport`]. A [`Receiver`] is the reference cloud server. What fails is an
+//! [`Error`]. The folder `examples` has a program for each.
+//!
+//! Everything else is the program's inside, hidden from the documentation; it may change in any version.
+//!
+//! # The inside
+//!
 //! The map, in the order in which a change travels:
 //!
 //! 1. A trigger writes the row's key to the outbox, a touch, in the writer's own transaction. [`source`]
@@ -8,47 +19,80 @@
 //!    snapshots), and then the present state of their rows.
 //! 2. [`batch`] holds the states, each row once.
 //! 3. [`existence`] knows what the cloud already holds; [`media`] adds the URLs of uploaded files.
-//! 4. [`deliver`] speaks to the cloud. What the cloud refuses for good goes to [`quarantine`].
+//! 4. [`deliver`] speaks to the cloud; [`wire`] is the contract between the two. What the cloud refuses for good
+//!    goes to [`quarantine`].
 //! 5. [`checkpoint`] keeps how far the cloud has accepted; then [`source`] trims the outbox.
 //!
-//! [`drain`] drives all of that, one step at a time; [`reconcile`] finds what is missing in the cloud and
-//! captures it anew, so that it travels the same road; [`replicator`] builds, starts and joins the tasks;
-//! [`control`] and [`cli`] are how people see and steer it. [`receiver`] is the reference cloud server,
-//! [`demo`] a whole site with its cloud.
+//! [`drain`] drives all of that in four stages: read, prepare, send, record. [`reconcile`] finds what is
+//! missing in the cloud and touches it again, so that it goes the same road. [`replicator`] builds, starts and
+//! joins the tasks; [`control`] and [`cli`] are how people see and steer it. [`receiver`] is the reference
+//! cloud server, [`demo`] a whole site with its cloud.
 
+pub use catalogue::{Catalogue, Entity};
+pub use config::{Settings, SettingsBuilder};
+pub use control::SyncRequest;
+pub use control::status::StatusReport;
+pub use error::{Error, Result};
+pub use receiver::{Receiver, ReceiverSettings};
+pub use reconcile::report::SyncReport;
+pub use replicator::Replicator;
+
+#[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
 pub mod demo;
 
+#[doc(hidden)]
 pub mod control;
+#[doc(hidden)]
 pub mod replicator;
 
+#[doc(hidden)]
 pub mod drain;
+#[doc(hidden)]
 pub mod reconcile;
+#[doc(hidden)]
 pub mod schedule;
 
+#[doc(hidden)]
 pub mod existence;
+#[doc(hidden)]
 pub mod media;
+#[doc(hidden)]
 pub mod quarantine;
+#[doc(hidden)]
 pub mod receiver;
 
+#[doc(hidden)]
 pub mod batch;
+#[doc(hidden)]
 pub mod checkpoint;
+#[doc(hidden)]
 pub mod deliver;
+#[doc(hidden)]
 pub mod source;
 
+#[doc(hidden)]
 pub mod config;
 
 #[doc(hidden)]
 pub mod abort;
+#[doc(hidden)]
 pub mod catalogue;
+#[doc(hidden)]
 pub mod change;
+#[doc(hidden)]
 pub mod error;
-mod fields;
+#[doc(hidden)]
 pub mod latency;
+#[doc(hidden)]
 pub mod metrics;
 mod redact;
+#[doc(hidden)]
 pub mod retry;
 mod serve;
+#[doc(hidden)]
 pub mod shutdown;
 mod supervise;
+#[doc(hidden)]
 pub mod wire;

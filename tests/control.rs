@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// An operator whose syncs wait until the test lets them end.
-struct Scripted {
+struct ScriptedOperator {
     began: mpsc::UnboundedSender<SyncRequest>,
     may_end: Semaphore,
     running: AtomicUsize,
@@ -26,7 +26,7 @@ struct Scripted {
     metrics: Metrics,
 }
 
-impl Operator for Scripted {
+impl Operator for ScriptedOperator {
     async fn status(&self) -> Result<StatusReport> {
         let mut status = StatusReport::unknown(ReplicatorState::Replicating);
         status.lag = Some(LagStatus {
@@ -68,8 +68,8 @@ impl Operator for Scripted {
     }
 }
 
-struct Daemon {
-    operator: Arc<Scripted>,
+struct OperatorApi {
+    operator: Arc<ScriptedOperator>,
     began: mpsc::UnboundedReceiver<SyncRequest>,
     base: String,
     token: String,
@@ -96,14 +96,14 @@ fn settings(store: &tempfile::TempDir, listen: &str) -> Settings {
     Settings::load(options).unwrap().settings
 }
 
-async fn daemon() -> Daemon {
+async fn daemon() -> OperatorApi {
     // Another test may have been faster.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let store = tempfile::tempdir().unwrap();
     let settings = settings(&store, "127.0.0.1:0");
     let secret = token::obtain(&settings).unwrap();
     let (began, watch) = mpsc::unbounded_channel();
-    let operator = Arc::new(Scripted {
+    let operator = Arc::new(ScriptedOperator {
         began,
         may_end: Semaphore::new(0),
         running: AtomicUsize::new(0),
@@ -118,7 +118,7 @@ async fn daemon() -> Daemon {
     let served = tokio::spawn(server.serve(shutdown.clone()));
     let mut settings = settings;
     settings.control.listen = address;
-    Daemon {
+    OperatorApi {
         operator,
         began: watch,
         base: format!("http://{address}"),
@@ -131,7 +131,7 @@ async fn daemon() -> Daemon {
     }
 }
 
-impl Daemon {
+impl OperatorApi {
     async fn get(&self, path: &str) -> (StatusCode, String) {
         let answer = self
             .http

@@ -1,10 +1,12 @@
-//! The demo's parts on a private server: the sample school, live traffic in it, and the comparison with a cloud.
+//! The demo's parts on a private server: the sample school, live traffic in it, and the comparison with a
+//! cloud.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::sql::number;
 use cloud_sync::catalogue::Catalogue;
 use cloud_sync::demo::equality::{self, EqualityReport};
 use cloud_sync::demo::postgres::PrivateServer;
@@ -32,10 +34,6 @@ async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
-}
-
-async fn number(client: &Client, statement: &str) -> i64 {
-    client.query_one(statement, &[]).await.unwrap().get(0)
 }
 
 /// Every file that a row names.
@@ -236,7 +234,8 @@ async fn the_comparison_tells_what_differs(client: &Client, url: &str, media: &P
             .map(|column| format!("; alter table cloud.{} drop column {column}", entity.name))
             .collect();
         let statement = format!(
-            "create table cloud.{} as select *, 'college'::text as _site, 1::bigint as _epoch, 0::bigint as _version\
+            "create table cloud.{} as select *, 'college'::text as _site, 1::bigint as _epoch, \
+             0::bigint as _version\
              {urls} from {}{drops}",
             entity.name, entity.table
         );

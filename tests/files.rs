@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use crate::support::baseline::{self, Baseline, Fault};
-use crate::support::meter::Meter;
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::counting_proxy::CountingProxy;
+use crate::support::fault::Fault;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 
 async fn slip_url(cloud: &Cloud, leave: i64) -> Option<String> {
@@ -24,8 +25,7 @@ const LEAVE: &str = "insert into tbl_leave (faculty_id, leave_slip_image) values
 
 #[tokio::test]
 async fn files_arrive_once_and_their_rows_get_urls() {
-    let cloud = Cloud::start("files").await;
-    let site = Site::school("files", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("files").await;
     let media = site.media();
     std::fs::create_dir_all(media.join("photos")).unwrap();
     for name in ["a.jpg", "b.jpg"] {
@@ -115,14 +115,14 @@ async fn files_arrive_once_and_their_rows_get_urls() {
 
 #[tokio::test]
 async fn paths_outside_the_root_and_empty_files_are_never_sent() {
-    let cloud = Cloud::start("outside").await;
-    let site = Site::school("outside", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("outside").await;
     std::fs::write(site.folder.path().join("secret"), "secret").unwrap();
     std::fs::write(site.media().join("empty.jpg"), "").unwrap();
     std::os::unix::fs::symlink(site.folder.path().join("secret"), site.media().join("link.jpg")).unwrap();
     let replicator = site.replicate();
     site.run(&format!(
-        "{FACULTY} ('x', null); {LEAVE} (1, '../secret'), (1, '/etc/passwd'), (1, 'link.jpg'), (1, 'empty.jpg'), (1, ''), (1, null)"
+        "{FACULTY} ('x', null); {LEAVE} (1, '../secret'), (1, '/etc/passwd'), (1, 'link.jpg'), (1, \
+         'empty.jpg'), (1, ''), (1, null)"
     ))
     .await;
     let status = replicator
@@ -150,7 +150,7 @@ async fn paths_outside_the_root_and_empty_files_are_never_sent() {
 #[tokio::test]
 async fn small_files_go_side_by_side_and_large_ones_one_after_another() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("lanes", &server.url(), baseline::KEY).await;
     for number in 1..=40 {
         std::fs::write(
@@ -167,7 +167,7 @@ async fn small_files_go_side_by_side_and_large_ones_one_after_another() {
     for directory in ["passes", "leave_slips"] {
         server.fault(Fault::stall().on(&format!("upload/{directory}")));
     }
-    let uploads = |server: &Baseline| {
+    let uploads = |server: &BaselineServer| {
         let requests = server.requests();
         let uploads = requests
             .iter()
@@ -181,7 +181,7 @@ async fn small_files_go_side_by_side_and_large_ones_one_after_another() {
         &format!("{LEAVE} select 1, n || '.jpg' from generate_series(1, 42) n").replace(" values ", " "),
     )
     .await;
-    // When as many are under way as may be
+    // When as many as possible are being uploaded
     server
         .wait_until("uploads", |server| uploads(server) == (13, 1))
         .await;
@@ -223,7 +223,7 @@ async fn small_files_go_side_by_side_and_large_ones_one_after_another() {
 #[tokio::test]
 async fn a_large_file_arrives_whole_in_one_upload_and_again_when_it_changes() {
     let cloud = Cloud::start("large").await;
-    let (line, url) = Meter::before(&cloud.url).await;
+    let (line, url) = CountingProxy::before(&cloud.url).await;
     let site = Site::school("large", &url, KEY).await;
     // Given a file that is so long that its begin is on the receiver's disk before its end has come
     let put = |salt: u64| -> Vec<u8> {
@@ -283,7 +283,7 @@ async fn a_large_file_arrives_whole_in_one_upload_and_again_when_it_changes() {
 #[tokio::test]
 async fn a_file_whose_hash_the_cloud_could_confirm_and_did_not_does_not_count() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("unconfirmed", &server.url(), baseline::KEY).await;
     let replicator = site.replicate();
     site.run(&format!("{FACULTY} ('x', null); {LEAVE} (1, 'late.jpg')"))

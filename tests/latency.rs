@@ -4,9 +4,9 @@ use cloud_sync::catalogue::Catalogue;
 use cloud_sync::control::Operator;
 use cloud_sync::latency::{PerStep, Percentiles};
 
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, Running, Site};
+use crate::support::site::{Running, Site};
 
 /// What the status tells of each step once a room has arrived, and the metrics' text.
 async fn steps(site: &Site) -> (PerStep<Option<Percentiles>>, String) {
@@ -30,8 +30,7 @@ fn observed(metrics: &str, step: &str) -> u64 {
 
 #[tokio::test]
 async fn each_step_of_a_change_is_measured_and_told() {
-    let cloud = Cloud::start("steps").await;
-    let site = Site::school("steps", &cloud.url, KEY).await;
+    let (_cloud, site) = Site::school_with_cloud("steps").await;
     let (steps, metrics) = steps(&site).await;
     for (name, took) in steps.named() {
         let took = took.unwrap_or_else(|| panic!("{name} is not known"));
@@ -50,7 +49,7 @@ async fn each_step_of_a_change_is_measured_and_told() {
 
 #[tokio::test]
 async fn what_a_baseline_server_takes_itself_is_not_known() {
-    let cloud = Baseline::start(&Catalogue::builtin(), &[]).await;
+    let cloud = BaselineServer::start(&Catalogue::builtin(), &[]).await;
     let site = Site::school("steps_baseline", &cloud.url(), baseline::KEY).await;
     let (steps, metrics) = steps(&site).await;
     assert_eq!(steps.apply, None);
@@ -60,8 +59,7 @@ async fn what_a_baseline_server_takes_itself_is_not_known() {
 
 #[tokio::test]
 async fn the_log_tells_each_step_where_it_is_asked_to() {
-    let cloud = Cloud::start("steps_logged").await;
-    let site = Site::school("steps_logged", &cloud.url, KEY).await;
+    let (_cloud, site) = Site::school_with_cloud("steps_logged").await;
     let daemon = Daemon::of(&site, "store");
     let process = daemon.start_under(&[], |command| {
         command.env("RUST_LOG", "debug");

@@ -1,8 +1,10 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
 mod cases;
+mod checkpoint;
 mod cli;
 mod clouds;
+mod contract;
 mod control;
 mod counts;
 mod crash;

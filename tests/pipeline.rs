@@ -2,6 +2,7 @@
 
 use cloud_sync::drain::DrainStep;
 
+use crate::support::oracle::assert_never_back;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 /// One room, and the number in its name, as the receiver has it.
@@ -18,8 +19,7 @@ const ROOM: &str = "insert into tbl_room (room_id, room_no, room_name) overridin
 
 #[tokio::test]
 async fn a_transaction_that_commits_late_below_the_read_position_is_not_lost() {
-    let cloud = Cloud::start("late").await;
-    let site = Site::school("late", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("late").await;
     let drain = site.drain();
     // Given a transaction that has taken its position and stays open
     let late = connect(&site.database_url).await;
@@ -40,11 +40,11 @@ async fn a_transaction_that_commits_late_below_the_read_position_is_not_lost() {
 
 #[tokio::test]
 async fn a_transaction_that_no_snapshot_lists_is_read_from_its_first_change() {
-    let cloud = Cloud::start("newest").await;
-    let site = Site::school("newest", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("newest").await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
-    // Given a transaction with the newest number of all, which a snapshot's list of those in progress leaves out
+    // Given a transaction with the newest number of all, which a snapshot's list of those in progress leaves
+    // out
     let newest = connect(&site.database_url).await;
     newest
         .batch_execute(&format!("begin; {ROOM} (1, 'A1', 'first')"))
@@ -65,8 +65,7 @@ async fn a_transaction_that_no_snapshot_lists_is_read_from_its_first_change() {
 
 #[tokio::test]
 async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
-    let cloud = Cloud::start("three").await;
-    let site = Site::school("three", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("three").await;
     site.run(&format!("{ROOM} (1, 'A1', 'first'), (9, 'A9', 'other')"))
         .await;
     let drain = site.drain();
@@ -77,7 +76,8 @@ async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
         .batch_execute("begin; update tbl_room set room_name = 'longest' where room_id = 9")
         .await
         .unwrap();
-    // and one that begins before the next and updates the row after it: its number is lower, its change is later
+    // and one that begins before the next and updates the row after it: its number is lower, its change is
+    // later
     let second = connect(&site.database_url).await;
     second
         .batch_execute("begin; select pg_current_xact_id()")
@@ -106,45 +106,18 @@ async fn of_three_overlapping_transactions_a_row_keeps_its_order() {
     assert_never_back(&cloud).await;
 }
 
-/// No row of the receiver ever went back to an older version, and no version came with two contents.
-pub(crate) async fn assert_never_back(cloud: &Cloud) {
-    let client = connect(&cloud.database_url).await;
-    let back: i64 = client
-        .query_one(
-            "select count(*) from (select (epoch, version) <= lag((epoch, version)) \
-             over (partition by site, entity, key order by id) as back from cloud_meta.history) h where back",
-            &[],
-        )
-        .await
-        .unwrap()
-        .get(0);
-    let twice: i64 = client
-        .query_one(
-            "select count(*) from (select from cloud_meta.history where version > 0 \
-             group by site, entity, key, epoch, version having count(distinct digest) > 1) d",
-            &[],
-        )
-        .await
-        .unwrap()
-        .get(0);
-    assert_eq!(
-        (back, twice),
-        (0, 0),
-        "rows that went back, versions with two contents"
-    );
-}
-
 #[tokio::test]
 async fn every_kind_of_statement_reaches_the_receiver() {
-    let cloud = Cloud::start("kinds").await;
-    let site = Site::school("kinds", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("kinds").await;
     let replicator = site.replicate();
     // insert, and a multi-row update
     site.run(
-        "insert into tbl_room (room_no, room_name) select 'R' || n, 'room ' || n from generate_series(1, 50) n; \
+        "insert into tbl_room (room_no, room_name) select 'R' || n, 'room ' || n \
+         from generate_series(1, 50) n; \
          update tbl_room set room_name = upper(room_name) where room_id <= 20; \
          insert into tbl_faculty (faculty_fname) select 'f' || n from generate_series(1, 30) n; \
-         insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || n from generate_series(1, 10) n",
+         insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || n \
+         from generate_series(1, 10) n",
     )
     .await;
     // a key change, a swap of keys, a delete, and an upsert
@@ -172,8 +145,8 @@ async fn every_kind_of_statement_reaches_the_receiver() {
     copy.finish().await.unwrap();
     // a cascade
     site.run(
-        "insert into tbl_teaching_load (faculty_id, teaching_load_subject) select faculty_id, 's' from tbl_faculty; \
-         delete from tbl_faculty where faculty_id <= 5",
+        "insert into tbl_teaching_load (faculty_id, teaching_load_subject) select faculty_id, 's' \
+         from tbl_faculty; delete from tbl_faculty where faculty_id <= 5",
     )
     .await;
     replicator.caught_up().await;
@@ -187,8 +160,11 @@ async fn every_kind_of_statement_reaches_the_receiver() {
     replicator.caught_up().await;
     site.assert_equal(&cloud).await;
     // TRUNCATE, and rows after it
-    site.run("truncate tbl_teaching_load cascade; insert into tbl_teaching_load (teaching_load_subject) values ('after')")
-        .await;
+    site.run(
+        "truncate tbl_teaching_load cascade; insert into tbl_teaching_load (teaching_load_subject) \
+         values ('after')",
+    )
+    .await;
     replicator.caught_up().await;
     site.assert_equal(&cloud).await;
     assert_never_back(&cloud).await;
@@ -199,23 +175,27 @@ async fn every_kind_of_statement_reaches_the_receiver() {
 async fn of_keys_that_lie_close_together_each_row_arrives_and_each_gap_is_a_delete() {
     let cloud = Cloud::start("range").await;
     let tables = "create table item (item_id smallint primary key, amount int, note text)";
-    let entities = "[[entity]]\nname = \"items\"\ntable = \"item\"\nkey = [\"item_id\"]\nwhere = \"100 / amount > 0\"\n\
+    let entities = "[[entity]]\nname = \"items\"\ntable = \"item\"\nkey = [\"item_id\"]\nwhere = \"100 / \
+         amount > 0\"\n\
                     [[entity]]\nname = \"more\"\ntable = \"item\"\nkey = [\"item_id\"]\n";
     let site = Site::bare("range", &cloud.url, KEY, tables, entities).await;
     site.init().await;
     let drain = site.drain();
     // Given rows next to each other, at the ends of their type and around 0,
-    let insert = "insert into item select n, 1 + abs(n) % 90 * case when n % 5 = 0 then 2 else 1 end, 'first' from generate_series";
+    let insert = "insert into item select n, 1 + abs(n) % 90 * case when n % 5 = 0 then 2 \
+         else 1 end, 'first' from generate_series";
     for (from, to) in [(-32768, -32500), (-200, 200), (32400, 32767)] {
         site.run(&format!("{insert}({from}, {to}) n where n % 11 <> 0"))
             .await;
     }
     drain.drain_all().await.unwrap();
-    // when some of them are deleted, some get another key, some no longer meet the condition, and for one it has no value,
+    // when some of them are deleted, some get another key, some no longer meet the condition, and for one it
+    // has no value,
     site.run(
         "begin; update item set note = 'second'; delete from item where item_id % 7 = 0; \
          update item set item_id = item_id / 11 * 11 where item_id % 11 = 1 and item_id between 20 and 180; \
-         update item set amount = 1000 where item_id % 13 = 0; update item set amount = 0 where item_id = 5; commit",
+         update item set amount = 1000 where item_id % 13 = 0; \
+         update item set amount = 0 where item_id = 5; commit",
     )
     .await;
     drain.drain_all().await.unwrap();
@@ -252,8 +232,7 @@ async fn of_keys_that_lie_close_together_each_row_arrives_and_each_gap_is_a_dele
 
 #[tokio::test]
 async fn a_cloud_that_comes_back_is_greeted_with_what_was_sent_meanwhile() {
-    let mut cloud = Cloud::start("greeted").await;
-    let site = Site::school("greeted", &cloud.url, KEY).await;
+    let (mut cloud, site) = Site::school_with_cloud("greeted").await;
     // Given a replicator that began on an empty outbox, and has delivered since
     let replicator = site.replicate();
     site.run(&format!("{ROOM} (1, 'A1', 'before')")).await;

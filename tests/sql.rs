@@ -1,4 +1,5 @@
-//! What is installed in the site's database: capture, the checks of its catalogue, waking, the segments, drift.
+//! What is installed in the site's database: capture, the checks of its catalogue, waking, the segments,
+//! drift.
 
 use std::collections::BTreeSet;
 
@@ -9,20 +10,8 @@ use futures::StreamExt;
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
-
-const NOWHERE: &str = "http://127.0.0.1:9/api";
-
-/// What `init` says to this catalogue on these tables.
-async fn refusal(hint: &str, tables: &str, entities: &str) -> String {
-    let site = Site::bare(hint, NOWHERE, KEY, tables, entities).await;
-    let url = site.settings.require_database_url().unwrap();
-    let error = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing)
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), Kind::Config, "{error}");
-    error.to_string()
-}
+use crate::support::site::{Cloud, KEY, LIMIT, NOWHERE, Site, connect};
+use crate::support::sql::number;
 
 fn entity(name: &str, table: &str, key: &str) -> String {
     format!("[[entity]]\nname = \"{name}\"\ntable = \"{table}\"\nkey = [{key}]\n")
@@ -37,22 +26,22 @@ async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
         }
     };
     has(
-        refusal("no_table", "", &entity("rooms", "tbl_rom", "\"id\"")).await,
+        Site::refusal("no_table", "", &entity("rooms", "tbl_rom", "\"id\"")).await,
         &["tbl_rom", "rooms", "no such table", "take the entity out"],
     );
     has(
-        refusal("no_column", table, &entity("a", "a", "\"idd\"")).await,
+        Site::refusal("no_column", table, &entity("a", "a", "\"idd\"")).await,
         &["no column idd", "key", "is id meant?"],
     );
     has(
-        refusal("no_key", "create table k (id int);", &entity("k", "k", "\"id\"")).await,
+        Site::refusal("no_key", "create table k (id int);", &entity("k", "k", "\"id\"")).await,
         &[
             "table k has no primary or unique key on (id)",
             "add a primary key",
         ],
     );
     has(
-        refusal(
+        Site::refusal(
             "null_key",
             "create table k (id int unique);",
             &entity("k", "k", "\"id\""),
@@ -63,16 +52,16 @@ async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
     let two = format!("{table} create table b (id int primary key, a_id int references a);");
     let child_first = entity("b", "b", "\"id\"") + &entity("a", "a", "\"id\"");
     has(
-        refusal("order", &two, &child_first).await,
+        Site::refusal("order", &two, &child_first).await,
         &["entity b refers to a", "list a before b"],
     );
     let circle = format!("{two} alter table a add foreign key (b_id) references b;");
     has(
-        refusal("circle", &circle, &child_first).await,
+        Site::refusal("circle", &circle, &child_first).await,
         &["in a circle: b -> a -> b", "take one of them out"],
     );
     has(
-        refusal(
+        Site::refusal(
             "view",
             "create view v as select 1 as id;",
             &entity("v", "v", "\"id\""),
@@ -85,19 +74,22 @@ async fn a_catalogue_that_does_not_fit_is_refused_by_name_with_the_remedy() {
 #[tokio::test]
 async fn odd_tables_composite_keys_filters_and_roles_without_rights_are_captured() {
     let cloud = Cloud::start("odd").await;
-    let tables = "create schema \"Annex\"; create table \"Annex\".\"Seat \"\"Plan\"\"\" (\"Row\" int, seat text, \
-                  taken boolean not null default false, note numeric, primary key (\"Row\", seat));";
-    let config = "[[entity]]\nname = \"seats\"\ntable = '\"Annex\".\"Seat \"\"Plan\"\"\"'\nkey = [\"Row\", \"seat\"]\n\
+    let tables = "create schema \"Annex\"; create table \"Annex\".\"Seat \"\"Plan\"\"\" (\"Row\" int, \
+         seat text, taken boolean not null default false, note numeric, primary key (\"Row\", seat));";
+    let config = "[[entity]]\nname = \"seats\"\ntable = '\"Annex\".\"Seat \"\"Plan\"\"\"'\nkey = \
+         [\"Row\", \"seat\"]\n\
                   where = \"taken\"\n";
     let site = Site::bare("odd", &cloud.url, KEY, tables, config).await;
     site.init().await;
     let role = format!("writer_{}", std::process::id());
     site.run(&format!(
-        "create role {role}; grant usage on schema \"Annex\" to {role}; grant all on \"Annex\".\"Seat \"\"Plan\"\"\" to {role}; \
+        "create role {role}; grant usage on schema \"Annex\" to {role}; \
+         grant all on \"Annex\".\"Seat \"\"Plan\"\"\" to {role}; \
          set role {role}; \
-         insert into \"Annex\".\"Seat \"\"Plan\"\"\" select n, 'seat ' || n, true, 12345678901234567890.123456789 from generate_series(1, 9) n; \
-         insert into \"Annex\".\"Seat \"\"Plan\"\"\" values (10, E'o\\'dd \\\\ \"name\" \\n', true), (11, 'free', false); \
-         update \"Annex\".\"Seat \"\"Plan\"\"\" set taken = false where \"Row\" = 2; \
+         insert into \"Annex\".\"Seat \"\"Plan\"\"\" select n, 'seat ' || n, true, \
+         12345678901234567890.123456789 from generate_series(1, 9) n; \
+         insert into \"Annex\".\"Seat \"\"Plan\"\"\" values (10, E'o\\'dd \\\\ \"name\" \\n', true), (11, \
+         'free', false); update \"Annex\".\"Seat \"\"Plan\"\"\" set taken = false where \"Row\" = 2; \
          update \"Annex\".\"Seat \"\"Plan\"\"\" set \"Row\" = 30 where \"Row\" = 3; \
          delete from \"Annex\".\"Seat \"\"Plan\"\"\" where \"Row\" = 4; \
          reset role; drop owned by {role}; drop role {role}"
@@ -115,7 +107,8 @@ async fn odd_tables_composite_keys_filters_and_roles_without_rights_are_captured
     };
     let ours = held(
         connect(&site.database_url).await,
-        "select (\"Row\", seat, note)::text from \"Annex\".\"Seat \"\"Plan\"\"\" where taken order by \"Row\"",
+        "select (\"Row\", seat, note)::text from \"Annex\".\"Seat \"\"Plan\"\"\" where taken \
+         order by \"Row\"",
     )
     .await;
     let theirs = held(
@@ -166,19 +159,18 @@ async fn init_and_uninstall_can_be_run_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uninstall_says_at_once_who_drains_the_outbox() {
-    let cloud = Cloud::start("led").await;
-    let site = Site::school("led", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("led").await;
     let running = site.replicate();
     running.caught_up().await;
     for arguments in [&["uninstall"][..], &["uninstall", "--force"]] {
         let answer = Daemon::of(&site, "other").ask(arguments);
-        let said = String::from_utf8_lossy(&answer.stderr);
-        assert_eq!(answer.status.code(), Some(2), "{said}");
+        let stderr = String::from_utf8_lossy(&answer.stderr);
+        assert_eq!(answer.status.code(), Some(2), "{stderr}");
         let leader = "select 'session ' || pid from pg_stat_activity \
              where datname = current_database() and application_name = 'cloud-sync leader'";
         let leader: String = site.client.query_one(leader, &[]).await.unwrap().get(0);
         for words in [leader.as_str(), "127.0.0.1", "stop `cloud-sync run`"] {
-            assert!(said.contains(words), "no {words:?} in: {said}");
+            assert!(stderr.contains(words), "no {words:?} in: {stderr}");
         }
     }
     // Nothing was taken away by half, and it goes once the replicator has ended.
@@ -196,8 +188,7 @@ async fn uninstall_says_at_once_who_drains_the_outbox() {
 
 #[tokio::test]
 async fn writers_look_for_no_sleeper_before_the_first_replicator_and_after_one_that_ended() {
-    let cloud = Cloud::start("sleeper").await;
-    let site = Site::school("sleeper", &cloud.url, KEY).await;
+    let (_cloud, site) = Site::school_with_cloud("sleeper").await;
     let may_sleep = async || -> bool {
         let state = "select pg_sequence_last_value('cloud_sync.state') > 65535";
         site.client.query_one(state, &[]).await.unwrap().get(0)
@@ -207,14 +198,15 @@ async fn writers_look_for_no_sleeper_before_the_first_replicator_and_after_one_t
     running.caught_up().await;
     let start = std::time::Instant::now();
     while !may_sleep().await {
-        assert!(start.elapsed() < LIMIT, "it never lies down");
+        assert!(start.elapsed() < LIMIT, "it never arms the wake lock");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     running.end().await;
     assert!(!may_sleep().await);
 }
 
-const TABLES: &str = "create table num (id int primary key, v text); create table txt (id text primary key, v text); \
+const TABLES: &str = "create table num (id int primary key, v text); \
+     create table txt (id text primary key, v text); \
      create table pair (a int, b text, v text, primary key (a, b)); \
      create table part (id int, day int, v text, primary key (id, day)) partition by range (day); \
      create table part_1 partition of part for values from (0) to (100); \
@@ -248,10 +240,6 @@ async fn touched(site: &Site, writer: &Client, sql: &str) -> Vec<String> {
     let mut touches: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     touches.sort();
     touches
-}
-
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
 #[tokio::test]
@@ -294,7 +282,8 @@ async fn each_row_that_a_statement_writes_is_touched_by_its_key() {
             vec!["num w #50", "num w #51"],
         ),
         (
-            "begin;\ninsert into num values (60);\nsavepoint a;\ninsert into num values (61);\nrollback to a;\n\
+            "begin;\ninsert into num values (60);\nsavepoint a;\ninsert into num \
+             values (61);\nrollback to a;\n\
              savepoint b;\ninsert into num values (62);\nrelease b;\ncommit",
             vec!["num w #60", "num w #62"],
         ),
@@ -371,9 +360,12 @@ async fn keys_that_rows_exchange_in_one_statement_are_touched_once_and_none_as_a
 
 #[tokio::test]
 async fn the_text_of_a_key_does_not_depend_on_the_writers_session() {
-    let tables = "create table f (id float8 primary key, v int); create table r (id real primary key, v int); \
-         create table z (id timestamptz primary key, v int); create table i (id interval primary key, v int); \
-         create table y (id bytea primary key, v int); create table d (a date, f float8, v int, primary key (a, f)); \
+    let tables = "create table f (id float8 primary key, v int); \
+         create table r (id real primary key, v int); \
+         create table z (id timestamptz primary key, v int); \
+         create table i (id interval primary key, v int); \
+         create table y (id bytea primary key, v int); \
+         create table d (a date, f float8, v int, primary key (a, f)); \
          insert into f values (0.1::float8 + 0.2); insert into r values (1.1); \
          insert into z values ('2026-01-02 03:04:05.6+00'); insert into i values ('1 day 2 hours'); \
          insert into y values ('\\x00ff'); insert into d values ('2026-02-01', 0.1::float8 + 0.2);";
@@ -408,7 +400,8 @@ async fn a_writer_never_fails_for_a_key_column_that_is_not_what_it_was() {
     let site = tables("keydrift").await;
     // Given a writer whose session has its plans, and compiles what it can
     let writer = connect(&site.database_url).await;
-    let jit = "set jit = on; set jit_above_cost = 0; set jit_inline_above_cost = 0; set jit_optimize_above_cost = 0";
+    let jit = "set jit = on; set jit_above_cost = 0; set jit_inline_above_cost = 0; \
+         set jit_optimize_above_cost = 0";
     writer.batch_execute(jit).await.unwrap();
     let touches = async |num: &str, txt: &str, pair: &str| {
         let script = format!(
@@ -423,16 +416,22 @@ async fn a_writer_never_fails_for_a_key_column_that_is_not_what_it_was() {
     let first = touches("1", "id) values ('a', 'x'", "1, 'x'").await;
     assert_eq!(first, ["num w #1", "pair w {1,x}", "txt w x"]);
     // when keys get another type, then their texts are as they are now.
-    site.run("alter table num alter id type text; alter table txt alter id type int using 0; alter table pair alter a type text")
-        .await;
+    site.run(
+        "alter table num alter id type text; alter table txt alter id type int using 0; \
+         alter table pair alter a type text",
+    )
+    .await;
     let text = touches("'abc'", "id) values ('a', 5", "'ü', 'x'").await;
     assert_eq!(text, ["num w abc", "pair w {ü,x}", "txt w 5"]);
     site.run("alter table num alter id type bigint using 0").await;
     let bigint = touches("6", "id) values ('a', 5", "'ü', 'x'").await;
     assert_eq!(bigint, ["num w 6", "pair w {ü,x}", "txt w 5"]);
     // When they are renamed or dropped, then touches say that their key is not known.
-    site.run("alter table num rename id to other; alter table txt drop id; alter table txt add other text; alter table pair rename a to c")
-        .await;
+    site.run(
+        "alter table num rename id to other; alter table txt drop id; alter table txt add other text; \
+         alter table pair rename a to c",
+    )
+    .await;
     let unknown = touches("6", "other) values ('a', 'b'", "'ü', 'x'").await;
     // Of two keys that are not known nobody can say that they are the same.
     let expected = [
@@ -454,11 +453,13 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
     for right in ["bigint", "integer"] {
         for (of, operators) in [("boolean", vec!["=", ">", "<>"]), ("bigint", vec!["&", ">>"])] {
             hostile.push_str(&format!(
-                "create function hostile.{of}_of(bigint, {right}) returns {of} language plpgsql as $$ begin raise 'taken'; end $$;"
+                "create function hostile.{of}_of(bigint, {right}) returns {of} language plpgsql as $$ begin \
+                 raise 'taken'; end $$;"
             ));
             for operator in operators {
                 hostile.push_str(&format!(
-                    "create operator hostile.{operator} (leftarg = bigint, rightarg = {right}, function = hostile.{of}_of);"
+                    "create operator hostile.{operator} (leftarg = bigint, rightarg = {right}, \
+                     function = hostile.{of}_of);"
                 ));
             }
         }
@@ -466,7 +467,8 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
     site.run(&hostile).await;
     site.run(&format!(
         "create role {role}; grant usage on schema hostile to {role}; \
-         grant all on num, txt, pair, part, part_1, part_2 to {role}; select cloud_sync.add_segment(), cloud_sync.add_segment()"
+         grant all on num, txt, pair, part, part_1, part_2 to {role}; \
+         select cloud_sync.add_segment(), cloud_sync.add_segment()"
     ))
     .await;
     let writer = connect(&site.database_url).await;
@@ -477,7 +479,8 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
         .await
         .unwrap();
     assert!(writer.batch_execute("select 1::bigint = 1").await.is_err());
-    // Given each segment in its turn, of which the last have no branch of their own, and a replicator that sleeps or not
+    // Given each segment in its turn, of which the last have no branch of their own, and a replicator that
+    // sleeps or not
     let asleep = 1_i64 << 40;
     let states = (0..6)
         .map(|segment| (segment, 0))
@@ -487,7 +490,8 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
             "truncate cloud_sync.outbox; select cloud_sync.set_state({segment}, {until})"
         ))
         .await;
-        let script = "insert into num values (1);\nupdate num set v = 'x';\nupdate num set id = 2;\ndelete from num;\n\
+        let script = "insert into num values (1);\nupdate num set v = 'x';\nupdate num set id = 2;\ndelete \
+             from num;\n\
              truncate num;\ninsert into txt values ('a');\ntruncate txt;\ninsert into pair values (1, 'a');\n\
              delete from pair;\ninsert into part values (1, 1);\ntruncate part_1;\ntruncate part";
         let expected = [
@@ -510,7 +514,8 @@ async fn a_role_without_rights_writes_in_every_segment_whatever_its_search_path_
         let touches = touched(&site, &writer, script).await;
         assert_eq!(touches, expected, "segment {segment}, until {until}");
         let elsewhere = format!(
-            "select count(*) from cloud_sync.outbox where tableoid <> 'cloud_sync.segment_{segment}'::regclass and op not in ('t', 'g')"
+            "select count(*) from cloud_sync.outbox where tableoid <> \
+             'cloud_sync.segment_{segment}'::regclass and op not in ('t', 'g')"
         );
         assert_eq!(number(&site.client, &elsewhere).await, 0);
     }
@@ -579,13 +584,15 @@ async fn a_table_that_has_triggers_of_ours_can_become_a_partition() {
     site.init().await;
     // when partitions come, leave and come back, and one is another entity's table, then nothing fails.
     site.run(
-        "create table note_2 partition of note for values from (100) to (200); alter table note detach partition old; \
+        "create table note_2 partition of note for values from (100) to (200); \
+         alter table note detach partition old; \
          alter table note attach partition old for values from (0) to (100)",
     )
     .await;
     site.init().await;
     site.run(
-        "alter table note detach partition note_2; alter table note attach partition note_2 for values from (100) to (200); \
+        "alter table note detach partition note_2; \
+         alter table note attach partition note_2 for values from (100) to (200); \
          alter table note attach partition other for values from (200) to (300)",
     )
     .await;
@@ -662,7 +669,8 @@ async fn segment_and_time_are_set_side_by_side_and_neither_undoes_the_other() {
 
 /// Trims a segment, with all accepted that a snapshot sees; the present one where none is given.
 async fn trim(client: &Client, segment: i32, snapshot: Option<&str>) -> Option<i64> {
-    let sql = "select cloud_sync.trim_segment(0, $1, coalesce($2::text::pg_snapshot, pg_current_snapshot()), 9223372036854775807)";
+    let sql = "select cloud_sync.trim_segment(0, $1, coalesce($2::text::pg_snapshot, \
+         pg_current_snapshot()), 9223372036854775807)";
     client
         .query_one(sql, &[&segment, &snapshot])
         .await
@@ -682,7 +690,7 @@ async fn rotate(site: &Site, large: i64) -> bool {
 async fn a_segment_is_truncated_only_when_all_in_it_is_accepted_and_nobody_writes_there() {
     let site = tables("trims").await;
     assert!(!rotate(&site, 0).await, "nothing is in it");
-    // Given a touch of an open transaction, beside one that is committed
+    // Given a touch of an open transaction, and one of a committed one
     let writer = connect(&site.database_url).await;
     writer
         .batch_execute("begin; insert into num values (1)")
@@ -724,7 +732,8 @@ async fn a_segment_is_truncated_only_when_all_in_it_is_accepted_and_nobody_write
 #[tokio::test]
 async fn a_touch_that_comes_between_the_look_and_the_lock_is_not_truncated() {
     let site = tables("looks").await;
-    // Given a trim that has seen a segment whose touches are all accepted, and waits for the term before it locks it
+    // Given a trim that has seen a segment whose touches are all accepted, and waits for the term before it
+    // locks it
     site.run("insert into num values (1)").await;
     assert!(rotate(&site, i64::MAX).await);
     let snapshot = site
@@ -779,7 +788,8 @@ async fn segments_that_are_held_are_passed_over_and_a_fifth_is_made_only_when_it
     // when it must be, then another is made, and writers go on there.
     assert!(rotate(&site, 1).await);
     let writer = connect(&site.database_url).await;
-    let script = "insert into num values (100);\nupdate num set id = 101 where id = 100;\ndelete from num where id = 101;\n\
+    let script = "insert into num values (100);\nupdate num set id = 101 where id = 100;\ndelete from num \
+         where id = 101;\n\
          select cloud_sync.touch(1::smallint, 'w', array[5::bigint], array[null])";
     let touches = touched(&site, &writer, script).await;
     assert_eq!(
@@ -895,8 +905,9 @@ async fn a_window_is_read_along_the_segments_indexes_and_never_sorted() {
 
 #[tokio::test]
 async fn a_schema_of_the_version_that_wrote_rows_is_refused_with_the_remedy() {
-    let tables = "create table num (id int primary key); create schema cloud_sync; create table cloud_sync.outbox_0 ()";
-    let text = refusal("oldschema", tables, &entity("num", "num", "\"id\"")).await;
+    let tables = "create table num (id int primary key); create schema cloud_sync; \
+         create table cloud_sync.outbox_0 ()";
+    let text = Site::refusal("oldschema", tables, &entity("num", "num", "\"id\"")).await;
     for words in [
         "older version",
         "cloud-sync uninstall",
@@ -952,8 +963,11 @@ async fn a_key_that_is_touched_as_number_and_as_text_is_sent_once() {
     let table = "create domain whole as bigint; create table num (id whole primary key, v text)";
     let site = Site::bare("domain", &cloud.url, KEY, table, &entity("num", "num", "\"id\"")).await;
     site.init().await;
-    site.run("insert into num values (1, 'a'); select cloud_sync.touch(1::smallint, 'w', array[1::bigint], array[null])")
-        .await;
+    site.run(
+        "insert into num values (1, 'a'); select cloud_sync.touch(1::smallint, 'w', array[1::bigint], \
+         array[null])",
+    )
+    .await;
     let forms = "select count(number) * 10 + count(key) from cloud_sync.outbox";
     assert_eq!(number(&site.client, forms).await, 11);
     let drain = site.drain();
@@ -988,8 +1002,7 @@ async fn a_truncate_of_the_whole_table_leaves_no_gap_and_one_of_a_partition_does
 
 #[tokio::test]
 async fn accepted_changes_give_their_space_back_and_unread_ones_never_go() {
-    let cloud = Cloud::start("trim").await;
-    let site = Site::school("trim", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("trim").await;
     let in_outbox = async || -> (i64, i64) {
         let row = site
             .client
@@ -1050,8 +1063,7 @@ async fn a_dump_restored_elsewhere_is_noticed_and_the_remedy_works() {
 
 #[tokio::test]
 async fn an_outbox_behind_its_checkpoint_is_noticed_and_the_remedy_works() {
-    let cloud = Cloud::start("behind").await;
-    let site = Site::school("behind", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("behind").await;
     site.run("insert into tbl_room (room_no) select 'R' || n from generate_series(1, 100) n")
         .await;
     site.drain().drain_all().await.unwrap();

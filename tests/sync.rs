@@ -1,4 +1,5 @@
-//! Sync, backfill and quarantine, against a server that knows the baseline calls only, and against the receiver.
+//! Sync, backfill and quarantine, against a server that knows the baseline calls only, and against the
+//! receiver.
 
 use cloud_sync::control::SyncRequest;
 use cloud_sync::quarantine;
@@ -9,14 +10,16 @@ use cloud_sync::source::{describe, install};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::assert_never_back;
-use crate::support::baseline::{self, Baseline, Fault};
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::fault::Fault;
+use crate::support::oracle::assert_never_back;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 /// Rows of four entities, children after their parents; some outside their windows.
 const ROWS: &str = "
     insert into tbl_room (room_no, room_name) select 'R' || n, 'room ' || n from generate_series(1, 12) n;
-    insert into tbl_camera (camera_name, room_no, camera_ip_address, camera_username, camera_password, camera_live_feed)
+    insert into tbl_camera (camera_name, room_no, camera_ip_address, camera_username, camera_password, \
+    camera_live_feed)
         select 'camera ' || n, 'R' || n, '10.77.0.' || n, 'private-user-' || n, 'private-word-' || n,
                format('rtsp://private-user-%s:private-word-%s@10.77.0.%s:554/live?channel=%s', n, n, n, n)
         from generate_series(1, 8) n;
@@ -35,7 +38,7 @@ async fn sync(site: &Site, request: &SyncRequest) -> cloud_sync::control::SyncRe
 #[tokio::test]
 async fn a_row_on_its_way_is_not_pushed_by_a_sync_too() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("underway", &server.url(), baseline::KEY).await;
     // Given rows that nothing has drained yet
     site.run(ROWS).await;
@@ -57,7 +60,7 @@ async fn a_row_on_its_way_is_not_pushed_by_a_sync_too() {
 #[tokio::test]
 async fn a_baseline_server_gets_what_is_missing_once_and_parents_first() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("baseline", &server.url(), baseline::KEY).await;
     site.run(ROWS).await;
     // Given a server that holds some of the rows already, and rows that the drain has delivered
@@ -100,7 +103,7 @@ async fn a_baseline_server_gets_what_is_missing_once_and_parents_first() {
 #[tokio::test]
 async fn a_sync_goes_on_past_errors_and_reports_them() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("past", &server.url(), baseline::KEY).await;
     site.run(ROWS).await;
     server.fault(Fault::status(404).on("cameras").method(reqwest::Method::GET));
@@ -123,7 +126,7 @@ async fn a_sync_goes_on_past_errors_and_reports_them() {
 #[tokio::test]
 async fn a_refused_row_waits_in_quarantine_and_leaves_it_when_it_is_accepted() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("refused", &server.url(), baseline::KEY).await;
     server.fault(
         Fault::status(422)
@@ -163,7 +166,7 @@ async fn a_refused_row_waits_in_quarantine_and_leaves_it_when_it_is_accepted() {
     let status = replicator.caught_up().await;
     assert_eq!(status.quarantine, Some(0));
     assert_eq!(server.row("rooms", "5").unwrap()["room_name"], "room 5");
-    // A row that was refused and then gets a good image leaves by itself.
+    // A row that was refused and then gets a good image leaves without a command.
     server.fault(
         Fault::status(422)
             .on("rooms")
@@ -182,7 +185,7 @@ async fn a_refused_row_waits_in_quarantine_and_leaves_it_when_it_is_accepted() {
 #[tokio::test]
 async fn private_columns_leave_neither_for_the_cloud_nor_for_the_outbox() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("private", &server.url(), baseline::KEY).await;
     let in_outbox = async || -> Vec<String> {
         site.client
@@ -199,7 +202,7 @@ async fn private_columns_leave_neither_for_the_cloud_nor_for_the_outbox() {
     let mut outbox = in_outbox().await;
     let replicator = site.replicate();
     replicator.caught_up().await;
-    // Captured anew, by a sync that trusts nothing
+    // Captured again, by a sync that trusts nothing
     let request = SyncRequest {
         force: true,
         entities: vec!["cameras".into()],
@@ -244,7 +247,7 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
         "",
     )
     .await;
-    // Given rows that stood before capture, and changes of some of them while it streams
+    // Given rows that are older than capture, and changes of some of them while it streams
     site.run(ROWS).await;
     site.init().await;
     let replicator = site.replicate();
@@ -284,7 +287,7 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
         .get(0);
     assert_eq!(logs, window);
     assert!(window < 140);
-    // A second one has nothing to do, and one that begins anew finds everything held.
+    // A second one has nothing to do, and one that begins again finds everything held.
     let again = |restart| {
         let settings = site.settings.clone();
         async move {
@@ -301,9 +304,9 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
         }
     };
     assert_eq!(again(false).await.pushed.get("rooms"), report.pushed.get("rooms"));
-    let anew = again(true).await;
+    let restarted = again(true).await;
     assert_eq!(
-        (anew.pushed.get("rooms"), anew.held.get("rooms")),
+        (restarted.pushed.get("rooms"), restarted.held.get("rooms")),
         (Some(&0), Some(&12))
     );
     replicator.end().await;
@@ -311,8 +314,7 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
 
 #[tokio::test]
 async fn a_sync_repairs_rows_that_the_receiver_lost_changed_or_has_too_many_of() {
-    let cloud = Cloud::start("repair").await;
-    let site = Site::school("repair", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("repair").await;
     let replicator = site.replicate();
     site.run(ROWS).await;
     replicator.caught_up().await;
@@ -322,7 +324,8 @@ async fn a_sync_repairs_rows_that_the_receiver_lost_changed_or_has_too_many_of()
         .batch_execute(
             "delete from cloud.rooms where room_id = 2; \
              update cloud.rooms set room_name = 'wrong' where room_id = 4; \
-             insert into cloud.rooms (_site, _epoch, _version, room_id, room_no) values ('college', 0, 0, 999, 'X')",
+             insert into cloud.rooms (_site, _epoch, _version, room_id, room_no) \
+             values ('college', 0, 0, 999, 'X')",
         )
         .await
         .unwrap();

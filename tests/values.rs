@@ -6,7 +6,7 @@ use cloud_sync::deliver::{Cloud as Destination, CloudOptions};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 const ENTITY: &str = "[[entity]]\nname = \"notes\"\ntable = \"note\"\nkey = [\"id\"]\n";
@@ -20,16 +20,16 @@ struct Line {
 }
 
 /// A site with one table, a cloud, and a door between them that notes what passes.
-async fn notes(hint: &str, tables: &str) -> (Site, Gate, Cloud) {
+async fn notes(hint: &str, tables: &str) -> (Site, FaultProxy, Cloud) {
     let cloud = Cloud::start(hint).await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::bare(hint, &gate.url(), KEY, tables, ENTITY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::bare(hint, &fault_proxy.url(), KEY, tables, ENTITY).await;
     site.init().await;
-    (site, gate, cloud)
+    (site, fault_proxy, cloud)
 }
 
 /// The rows that the cloud is sent, by key, as they stand in the requests.
-async fn sent(site: &Site, gate: &Gate) -> HashMap<String, String> {
+async fn sent(site: &Site, fault_proxy: &FaultProxy) -> HashMap<String, String> {
     let mut drain = site.drain();
     let options = CloudOptions {
         timeout: site.settings.cloud.timeout,
@@ -39,7 +39,11 @@ async fn sent(site: &Site, gate: &Gate) -> HashMap<String, String> {
     drain.cloud = Destination::new(options, drain.catalogue.clone()).unwrap();
     drain.drain_all().await.unwrap();
     let mut rows = HashMap::new();
-    for request in gate.requests().iter().filter(|request| request.path == "changes") {
+    for request in fault_proxy
+        .requests()
+        .iter()
+        .filter(|request| request.path == "changes")
+    {
         let lines = request.body.split(|&byte| byte == b'\n');
         for line in lines.filter(|line| !line.is_empty()) {
             let line: Line = serde_json::from_slice(line).unwrap();
@@ -51,9 +55,10 @@ async fn sent(site: &Site, gate: &Gate) -> HashMap<String, String> {
     rows
 }
 
-const TYPES: &str = "create table note (id bigint primary key, \"a \"\"b\"\"\\\" boolean, c smallint, d integer, e numeric, \
-     f numeric(12,4), g text, h varchar(40), i char(7), j uuid, k json, l jsonb, m date, n timestamp, o timestamptz, p time, \
-     q timestamptz(3), r bytea, s real, t float8)";
+const TYPES: &str = "create table note (id bigint primary key, \"a \"\"b\"\"\\\" boolean, c smallint, \
+     d integer, e numeric, \
+     f numeric(12,4), g text, h varchar(40), i char(7), j uuid, k json, l jsonb, m date, n timestamp, \
+     o timestamptz, p time, q timestamptz(3), r bytea, s real, t float8)";
 
 const ODD: &str = r#"
 insert into note (id, g) values (1, E'\x01\x02\b\f\n\r\t\x0b\x1f \x7f "q" \\ / ü 👩‍👧 \u2028'), (19, ''), (20, '<>&''');
@@ -81,22 +86,25 @@ select n + 1000, (random() * 60000 - 30000)::int2, (random() * 4e9 - 2e9)::int4,
     round(((random() - 0.5) * 1e7)::numeric, 4),
     (select string_agg(chr(1 + (random() * 300)::int), '') from generate_series(1, n % 40)),
     date '2000-01-01' + (random() * 1000000 - 500000)::int,
-    timestamp '2000-01-01' + (random() * 1e6 - 5e5) * interval '1 day', timestamptz '2000-01-01' + (random() * 1e5 - 5e4) * interval '1 day',
+    timestamp '2000-01-01' + (random() * 1e6 - 5e5) * interval '1 day', \
+    timestamptz '2000-01-01' + (random() * 1e5 - 5e4) * interval '1 day',
     time '00:00' + random() * interval '1 day', clock_timestamp() + random() * interval '1 year',
-    decode(md5(n::text) || repeat('7f', n % 5), 'hex'), (random() - 0.5) * 10 ^ (random() * 60 - 30), (random() - 0.5) * 10 ^ (random() * 600 - 300)
+    decode(md5(n::text) || repeat('7f', n % 5), 'hex'), (random() - 0.5) * 10 ^ (random() * 60 - 30), \
+    (random() - 0.5) * 10 ^ (random() * 600 - 300)
 from generate_series(1, 2000) n";
 
 #[tokio::test]
 async fn a_row_is_the_json_that_postgresql_makes_of_it() {
-    let (site, gate, _cloud) = notes("values", TYPES).await;
+    let (site, fault_proxy, _cloud) = notes("values", TYPES).await;
     // Given rows of a writer with settings of its own
     let writer = connect(&site.database_url).await;
-    let session = "set datestyle = 'SQL, DMY'; set timezone = 'Asia/Kathmandu'; set extra_float_digits = 0; set bytea_output = escape";
+    let session = "set datestyle = 'SQL, DMY'; set timezone = 'Asia/Kathmandu'; set extra_float_digits = 0; \
+         set bytea_output = escape";
     for sql in [session, ODD, RANDOM] {
         writer.batch_execute(sql).await.unwrap();
     }
     // when they are sent
-    let sent = sent(&site, &gate).await;
+    let sent = sent(&site, &fault_proxy).await;
     // then each is what row_to_json makes of it in UTC, with binary strings in base64.
     site.run("set timezone = 'UTC'").await;
     let rows = site
@@ -118,26 +126,32 @@ async fn a_row_is_the_json_that_postgresql_makes_of_it() {
 
 #[tokio::test]
 async fn other_types_go_as_text_and_arrays_of_built_in_types_as_json() {
-    let tables = "create type mood as enum ('fine', 'so \"so\"'); create type pair as (a int, b text); create domain whole as int; \
-         create table note (id bigint primary key, a mood, b inet, c interval, d int4range, e pair, f money, g whole, h int[], \
-         i text[], j timestamptz[], k mood[], l point, m oid, n macaddr, o xml, p bit(3), q bytea[], r jsonb[], s pair[], t float8[])";
-    let (site, gate, cloud) = notes("othertypes", tables).await;
+    let tables = "create type mood as enum ('fine', 'so \"so\"'); create type pair as (a int, b text); \
+         create domain whole as int; \
+         create table note (id bigint primary key, a mood, b inet, c interval, d int4range, e pair, \
+         f money, g whole, h int[], \
+         i text[], j timestamptz[], k mood[], l point, m oid, n macaddr, o xml, p bit(3), q bytea[], \
+         r jsonb[], s pair[], t float8[])";
+    let (site, fault_proxy, cloud) = notes("othertypes", tables).await;
     let writer = connect(&site.database_url).await;
     let session = "set intervalstyle = 'iso_8601'; set timezone = 'Asia/Kathmandu'";
     writer.batch_execute(session).await.unwrap();
     writer
         .batch_execute(
-            "insert into note values (1, 'so \"so\"', '10.0.0.1/8', '1 day 2 hours', '[1,5)', (1, 'x \"y\"'), 12.5, 7, '{{1,null},{3,4}}', \
-             '{a,NULL,\"b\\\"c\"}', array[timestamptz '2026-01-02 03:04:05+00'], '{fine}', '(1,2)', 4000000000, '08:00:2b:01:02:03', \
-             '<a/>', b'101', array['\\x00ff'::bytea], array['{\"a\": 1}'::jsonb], array[(1, 'z')::pair], '{NaN,1.5}'); \
-             insert into note values (2)",
+            "insert into note values (1, 'so \"so\"', '10.0.0.1/8', '1 day 2 hours', '[1,5)', (1, \
+             'x \"y\"'), 12.5, 7, '{{1,null},{3,4}}', \
+             '{a,NULL,\"b\\\"c\"}', array[timestamptz '2026-01-02 03:04:05+00'], '{fine}', '(1,2)', \
+             4000000000, '08:00:2b:01:02:03', \
+             '<a/>', b'101', array['\\x00ff'::bytea], array['{\"a\": 1}'::jsonb], array[(1, 'z')::pair], \
+             '{NaN,1.5}'); insert into note values (2)",
         )
         .await
         .unwrap();
-    let sent = sent(&site, &gate).await;
+    let sent = sent(&site, &fault_proxy).await;
     let row: serde_json::Value = serde_json::from_str(&sent["{\"id\":1}"]).unwrap();
     let expected = serde_json::json!({
-        "id": 1, "a": "so \"so\"", "b": "10.0.0.1/8", "c": "1 day 02:00:00", "d": "[1,5)", "e": "(1,\"x \"\"y\"\"\")", "f": "$12.50", "g": 7,
+        "id": 1, "a": "so \"so\"", "b": "10.0.0.1/8", "c": "1 day \
+         02:00:00", "d": "[1,5)", "e": "(1,\"x \"\"y\"\"\")", "f": "$12.50", "g": 7,
         "h": [[1, null], [3, 4]], "i": ["a", null, "b\"c"], "j": ["2026-01-02T03:04:05+00:00"], "k": "{fine}", "l": "(1,2)",
         "m": 4_000_000_000_u64, "n": "08:00:2b:01:02:03", "o": "<a/>", "p": "101", "q": "{\"\\\\x00ff\"}", "r": [{"a": 1}],
         "s": "{\"(1,z)\"}", "t": ["NaN", 1.5],

@@ -1,114 +1,69 @@
-//! What the program is told on its command line.
+//! The command line of the measurements.
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+
+use clap::Parser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 
 use crate::rows::ROWS;
 
-/// So that all rows take less than 15 minutes.
-const ALLOWANCE: Allowance = Allowance {
-    row: Duration::from_secs(75),
-    all: Duration::from_secs(600),
-};
-
-/// How long it may take until no second or third run begins.
-#[derive(Clone)]
-pub(crate) struct Allowance {
-    /// Since the row began.
-    pub(crate) row: Duration,
-    /// Since the program began.
-    pub(crate) all: Duration,
-}
-
-const HELP: &str = "\
-Measures cloud-sync beside its peers, and prints one table.
-
-Usage: make bench ARGS=\"[ROW]… [--list] [--json] [--runs N] [--plot FILE]\"
-
-  ROW           what to measure; unless said otherwise, all that has a target
-  --list        the rows
-  --json        the table as JSON
-  --runs N      how often each is measured; 3 unless said otherwise
-  --plot FILE   where the row `million` draws time and memory against backlog, as SVG
-  --help        this
-
-The exit code is 0 where a target is missed, 1 where a measurement failed, 2 for wrong usage.";
-
-/// What to measure.
+/// Compares cloud-sync with its peers, and prints one table.
+#[derive(Parser)]
+#[command(
+    name = "figures",
+    override_usage = "make bench ARGS=\"[ROW]... [--list] [--json] [--runs N] [--plot FILE]\"",
+    after_help = "The exit code is 0 if a target is missed, 1 if a measurement failed, 2 for wrong usage."
+)]
 pub(crate) struct Arguments {
-    /// The rows' names, in the order of the table.
-    pub(crate) rows: Vec<&'static str>,
+    /// What to measure [default: all that has a target]
+    #[arg(value_name = "ROW", value_parser = row_names(), hide_possible_values = true)]
+    named: Vec<String>,
+    /// List the rows
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Print the table as JSON
+    #[arg(long)]
     pub(crate) json: bool,
-    pub(crate) runs: usize,
+    /// How often each row is measured
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
+    pub(crate) runs: u8,
+    /// Where the row `million` draws time and memory against backlog, as SVG
+    #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
-    /// None where the rows were named.
-    pub(crate) allowance: Option<Allowance>,
+    /// Cargo gives this to each benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
-/// What the command line asks for.
-pub(crate) enum Wish {
-    Measure(Arguments),
-    Told(String),
-}
-
-pub(crate) fn parse(given: impl Iterator<Item = String>) -> Result<Wish, String> {
-    let (mut json, mut runs, mut plot) = (false, 3, None);
-    let mut named: Vec<String> = Vec::new();
-    let mut given = given;
-    while let Some(argument) = given.next() {
-        let (flag, value) = match argument.split_once('=') {
-            Some((flag, value)) if flag.starts_with("--") => (flag.to_owned(), Some(value.to_owned())),
-            _ => (argument, None),
-        };
-        let mut wanted = |what: &str| {
-            let value = value.clone().or_else(|| given.next());
-            value.ok_or_else(|| format!("{flag} wants {what}"))
-        };
-        match flag.as_str() {
-            // Cargo says so to each benchmark.
-            "--bench" => {}
-            "--help" | "-h" => return Ok(Wish::Told(HELP.to_owned())),
-            "--list" => return Ok(Wish::Told(list())),
-            "--json" => json = true,
-            "--runs" => {
-                let number = wanted("a number")?;
-                let counted = number.parse().ok().filter(|runs| (1..=99).contains(runs));
-                runs =
-                    counted.ok_or_else(|| format!("--runs wants a number from 1 to 99, not {number:?}"))?;
-            }
-            "--plot" => plot = Some(PathBuf::from(wanted("a file")?)),
-            flag if flag.starts_with('-') => {
-                return Err(format!("there is no flag {flag}; --help lists them"));
-            }
-            name if ROWS.iter().any(|row| row.name == name) => named.push(name.to_owned()),
-            name => return Err(format!("there is no row {name:?}; the rows are\n{}", list())),
-        }
+impl Arguments {
+    /// Whether rows were named.
+    pub(crate) fn has_names(&self) -> bool {
+        !self.named.is_empty()
     }
-    let rows = ROWS.iter().filter(|row| {
-        if named.is_empty() {
-            row.always
-        } else {
-            named.iter().any(|name| name == row.name)
-        }
-    });
-    Ok(Wish::Measure(Arguments {
-        rows: rows.map(|row| row.name).collect(),
-        json,
-        runs,
-        plot,
-        allowance: named.is_empty().then_some(ALLOWANCE),
-    }))
+
+    /// The rows' names, in the order of the table.
+    pub(crate) fn rows(&self) -> Vec<&'static str> {
+        let rows = ROWS.iter().filter(|row| match self.has_names() {
+            true => self.named.iter().any(|name| name == row.name),
+            false => row.always,
+        });
+        rows.map(|row| row.name).collect()
+    }
 }
 
-fn list() -> String {
+fn row_names() -> PossibleValuesParser {
+    let values = ROWS
+        .iter()
+        .map(|row| PossibleValue::new(row.name).help(row.about));
+    PossibleValuesParser::new(values)
+}
+
+/// The rows, one a line.
+pub(crate) fn list() -> String {
     let mut text = String::new();
     for row in &ROWS {
-        let when = if row.always {
-            ""
-        } else {
-            " (only where it is named)"
-        };
+        let when = if row.always { "" } else { " (only if it is named)" };
         let _ = writeln!(text, "{:10} {}{when}", row.name, row.about);
     }
     text.trim_end().to_owned()

@@ -1,8 +1,9 @@
 //! How the arrival of rows is found, at a cost that does not grow with the table.
 //!
-//! A table numbers its keys upward, so the rows of a run are those above a mark: the highest key that had arrived with the
-//! run before. Only these are counted, and only once the row that was committed last is visible. The figure ends when the
-//! statement that saw all of them was sent: what counting takes is no part of it.
+//! A table numbers its keys upward, so the rows of a run are those above a mark: the highest key that had
+//! arrived with the run before. Only these are counted, and only once the row that was committed last is
+//! visible. The figure ends when the statement that saw all of them was sent: what counting takes is no part
+//! of it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,8 +19,8 @@ use crate::load::LoadTable;
 /// How long anything may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
-/// The time between two looks at a database. [`wait`] looks less often where a look takes long, so that looking takes
-/// little from what is measured.
+/// The time between two looks at a database. [`wait`] looks less often where a look takes long, so that
+/// looking takes little from what is measured.
 pub(crate) const LOOK: Duration = Duration::from_millis(3);
 const LOOK_SHARE: u32 = 10;
 
@@ -95,8 +96,8 @@ impl Arrivals {
         })
     }
 
-    /// Inserts one row more, which commits after all others, and returns the goal with it. Both cloud-sync and logical
-    /// replication make commits visible in order: once this row is visible, so are the others.
+    /// Inserts one row more, which commits after all others, and returns the goal with it. Both cloud-sync
+    /// and logical replication make commits visible in order: once this row is visible, so are the others.
     pub(crate) async fn goal_with_last_row(&self, source: &Client, table: &LoadTable) -> Outcome<Goal> {
         source.batch_execute(&table.one_row).await?;
         self.goal(source, table).await
@@ -116,7 +117,8 @@ impl Arrivals {
         wait(cloud, "select to_regclass($1::text) is not null", &[there]).await?;
         let last = format!("select exists (select 1 from {there} where {condition} and {key} = $1)");
         wait(cloud, &last, &[&goal.last]).await?;
-        // How many rows there are above the mark, and up to which key no row is missing: the next look counts from there.
+        // How many rows there are above the mark, and up to which key no row is missing: the next look counts
+        // from there.
         let above = format!(
             "select count(*), coalesce(max({key}) filter (where {key} - rank = $1), $1) from \
              (select {key}, row_number() over (order by {key}) as rank \

@@ -1,4 +1,5 @@
-//! A slow line: what passes, over all its connections together, has so many bits a second each way, and is late.
+//! A slow line: what passes, over all its connections together, has so many bits a second each way, and is
+//! late.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -1,19 +1,21 @@
-//! What the project promises to be as fast as, measured beside its peers: `make bench`, one row `make bench ARGS=latency`.
+//! What the project promises to be as fast as, compared with its peers: `make bench`, one row `make bench
+//! ARGS=latency`.
 //!
-//! Whole processes are measured, the released binary among them, from outside: a private PostgreSQL server for the site,
-//! one for the cloud and one for logical replication's source, with PostgreSQL's own durable settings; the replicator, the
-//! receiver, and each peer at its own defaults; all of it on this machine and its loopback. Each figure is measured three times, interleaved with its
-//! peer's; the table has the medians, and as spread the lowest and the highest of the runs. The whole takes less than 15
-//! minutes: a row that nobody named and that takes long is left with fewer runs.
+//! Whole processes are measured, the released binary among them, from outside: a private PostgreSQL server
+//! for the site, one for the cloud and one for logical replication's source, with PostgreSQL's own durable
+//! settings; the replicator, the receiver, and each peer at its own defaults; all of it on this machine and
+//! its loopback. Each figure is measured three times, interleaved with its peer's; the table has the medians,
+//! and as spread the lowest and the highest of the runs. The whole takes less than 15 minutes: a row that
+//! nobody named and that takes long is left with fewer runs.
 //!
 //! Invariants:
-//! - Nothing survives: neither a server nor a process nor a file, be it after the end, after a failure, after Ctrl-C or
-//!   after SIGKILL ([`servers`], [`process`]).
+//! - Nothing survives: neither a server nor a process nor a file, be it after the end, after a failure,
+//!   after Ctrl-C or after SIGKILL ([`servers`], [`process`]).
 //! - A target that is missed is a line of the table; only a measurement that failed is a failure.
 //! - Where something is counted in (a start, a hash, an fsync) or estimated, a note below the table says so.
 //!
-//! A measurement travels: [`arguments`] -> [`rows`] -> [`site`] or a peer ([`subscription`], [`pgq`], [`peers`]), both on
-//! [`servers`], under a [`load`] -> [`arrival`] -> [`table`].
+//! A measurement travels: [`arguments`] -> [`rows`] -> [`site`] or a peer ([`subscription`], [`pgq`],
+//! [`peers`]), both on [`servers`], under a [`load`] -> [`arrival`] -> [`table`].
 
 mod arguments;
 mod arrival;
@@ -25,6 +27,7 @@ mod peers;
 mod pgq;
 mod plot;
 mod process;
+mod progress;
 mod rows;
 mod school;
 mod servers;
@@ -37,8 +40,10 @@ use std::time::Instant;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use arguments::{Allowance, Arguments, Wish};
+use arguments::Arguments;
+use clap::Parser;
 use machine::Machine;
+use progress::{ALLOWANCE, Progress};
 use servers::World;
 use table::Row;
 
@@ -46,17 +51,11 @@ use table::Row;
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    let arguments = match arguments::parse(std::env::args().skip(1)) {
-        Ok(Wish::Measure(arguments)) => arguments,
-        Ok(Wish::Told(text)) => {
-            println!("{text}");
-            return ExitCode::SUCCESS;
-        }
-        Err(wrong) => {
-            eprintln!("error: {wrong}");
-            return ExitCode::from(2);
-        }
-    };
+    let arguments = Arguments::parse();
+    if arguments.list {
+        println!("{}", arguments::list());
+        return ExitCode::SUCCESS;
+    }
     // One thread: what it starts ends with the thread that started it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -88,15 +87,15 @@ async fn bench(arguments: &Arguments) -> ExitCode {
     };
     let mut measured: Vec<Row> = Vec::new();
     let mut failed: Vec<String> = Vec::new();
-    for name in &arguments.rows {
+    for name in arguments.rows() {
         let progress = Progress {
             name,
             start,
             row: Instant::now(),
-            runs: arguments.runs,
-            allowance: arguments.allowance.clone(),
+            runs: arguments.runs.into(),
+            allowance: (!arguments.has_names()).then_some(ALLOWANCE),
         };
-        match rows::measure(name, &world, arguments, &progress).await {
+        match rows::measure(name, &world, arguments.plot.as_deref(), &progress).await {
             Ok(rows) => measured.extend(rows),
             Err(error) => {
                 progress.say(&format!("FAILED: {error}"));
@@ -120,42 +119,6 @@ async fn bench(arguments: &Arguments) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    }
-}
-
-/// What a person sees while it runs, on standard error.
-struct Progress<'a> {
-    name: &'a str,
-    start: Instant,
-    /// When this row began.
-    row: Instant,
-    runs: usize,
-    allowance: Option<Allowance>,
-}
-
-impl Progress<'_> {
-    fn say(&self, what: &str) {
-        let seconds = self.start.elapsed().as_secs();
-        eprintln!("[{seconds:4} s] {}: {what}", self.name);
-    }
-
-    /// The runs, from 0; none begins after the allowance is used up.
-    fn runs(&self) -> impl Iterator<Item = usize> {
-        (0..self.runs).take_while(|&run| {
-            let used_up = self.allowance.as_ref().is_some_and(|allowance| {
-                self.row.elapsed() > allowance.row || self.start.elapsed() > allowance.all
-            });
-            let used_up = run > 0 && used_up;
-            if used_up {
-                self.say(&format!("run {} is left out: it takes too long", run + 1));
-            }
-            !used_up
-        })
-    }
-
-    /// `run` counts from 0.
-    fn run(&self, run: usize, what: &str) {
-        self.say(&format!("run {} of {}: {what}", run + 1, self.runs));
     }
 }
 

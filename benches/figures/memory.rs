@@ -1,7 +1,8 @@
 //! The memory of every process between a site's tables and the cloud's.
 //!
-//! A peak is the kernel's high-water mark of resident memory, in MiB. For PostgreSQL's backends it includes the pages of
-//! shared buffers that the backend has touched, which all backends share: their sum counts such a page several times.
+//! A peak is the kernel's high-water mark of resident memory, in MiB. For PostgreSQL's backends it includes
+//! the pages of shared buffers that the backend has touched, which all backends share: their sum counts such
+//! a page several times.
 
 use tokio_postgres::Client;
 
@@ -61,8 +62,10 @@ impl PeakMemory {
             replicator,
             receiver,
             line("the replicator's backends", self.source_backends),
-            line("the receiver's backends", self.cloud_backends)
-                .note("a backend's memory includes the shared buffers that it has touched, as the peer's processes' does."),
+            line("the receiver's backends", self.cloud_backends).note(
+                "a backend's memory includes the shared buffers that it has touched, \
+                     as the peer's processes' does.",
+            ),
         ]
     }
 }

@@ -1,4 +1,4 @@
-//! Programs that we are measured beside: PostgreSQL's COPY, curl, rclone.
+//! Programs that cloud-sync is compared with: PostgreSQL's COPY, curl, rclone.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use crate::process::{self, Process};
 use crate::servers::{World, program};
 use crate::site::free_address;
 
-/// The seconds that it takes to copy the newest rows of a site's table `logs` to the cloud's table `copied`, by COPY out
-/// and in.
+/// The seconds that it takes to copy the newest rows of a site's table `logs` to the cloud's table `copied`,
+/// by COPY out and in.
 pub(crate) async fn copy(world: &World, database: &str, rows: u64) -> Outcome<f64> {
     let psql = program("psql");
     let (from, to) = (world.source.url(database), world.cloud.url(database));

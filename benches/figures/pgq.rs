@@ -1,12 +1,13 @@
-//! PgQ, the peer that captures by triggers into tables as we do: its queue and its trigger, both in C, without a consumer.
+//! PgQ, the peer that captures by triggers into tables as we do: its queue and its trigger, both in C,
+//! without a consumer.
 
 use tokio_postgres::Client;
 
 use crate::Outcome;
 use crate::servers::World;
 
-/// A database on the site's server, in which a table's changes go into a PgQ queue. PgQ's ticker does not run: it is for
-/// consumers.
+/// A database on the site's server, in which a table's changes go into a PgQ queue. PgQ's ticker does not
+/// run: it is for consumers.
 pub(crate) struct Pgq<'a> {
     world: &'a World,
     pub(crate) name: String,
@@ -19,7 +20,8 @@ pub(crate) enum PgqOrSkipped<'a> {
 }
 
 impl<'a> Pgq<'a> {
-    /// Creates the tables, the queue and the trigger on `table`; skipped if the server does not have the extension.
+    /// Creates the tables, the queue and the trigger on `table`; skipped if the server does not have the
+    /// extension.
     pub(crate) async fn install(world: &'a World, tables: &str, table: &str) -> Outcome<PgqOrSkipped<'a>> {
         let name = world.name("pgq");
         world.source.create(&name).await?;

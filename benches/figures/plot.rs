@@ -1,4 +1,4 @@
-//! Time and memory against backlog, as an SVG that stands on light and dark pages alike.
+//! Time and memory against backlog, as an SVG that fits light and dark pages.
 
 use std::fmt::Write;
 
@@ -65,8 +65,8 @@ impl Axis {
     }
 }
 
-/// The picture: time on the left, both axes logarithmic, so that a straight line is linear; memory on the right, with
-/// its limit.
+/// The picture: time on the left, both axes logarithmic, so that a straight line is linear; memory on the
+/// right, with its limit.
 pub(crate) fn svg(points: &[Point], limit: f64) -> String {
     let changes = || points.iter().map(|point| point.changes);
     let most = points.iter().map(|point| point.megabytes).fold(limit, f64::max);
@@ -90,7 +90,7 @@ pub(crate) fn svg(points: &[Point], limit: f64) -> String {
     let memory = Panel {
         title: "peak memory of the replicator, MiB",
         x: Axis::logarithmic(changes()),
-        // The limit stands out from the frame.
+        // The limit differs from the frame.
         y: Axis::linear(most + 1.0, 24.0),
         limit: Some(limit),
         at: 2.0 * LEFT + WIDTH + 30.0,

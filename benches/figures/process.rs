@@ -16,7 +16,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-/// A command that the kernel ends when this program ends, in an environment that says nothing but where programs are.
+/// A command that the kernel ends when this program ends, in an environment that says nothing but where
+/// programs are.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command
@@ -38,8 +39,8 @@ pub(crate) async fn finished(what: &str, command: &mut Command) -> Outcome<Outpu
     if output.status.success() {
         return Ok(output);
     }
-    let told = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{what} ended with {}: {}", output.status, told.trim()).into())
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{what} ended with {}: {}", output.status, stderr.trim()).into())
 }
 
 /// A running process, killed when it is dropped.
@@ -58,7 +59,7 @@ impl Process {
         Ok(Self { what, child, pid })
     }
 
-    /// An error where it has ended by itself.
+    /// An error if it has ended.
     pub(crate) fn check(&mut self) -> Outcome<()> {
         match self.child.try_wait()? {
             None => Ok(()),
@@ -116,7 +117,8 @@ pub(crate) fn sleeps(pid: u32) -> f64 {
     tasks(pid).iter().map(|task| switches(task)).sum()
 }
 
-/// Seconds of CPU of the threads of a process, by the scheduler's own clock: ticks are too coarse where little is done.
+/// Seconds of CPU of the threads of a process, by the scheduler's own clock: ticks are too coarse where
+/// little is done.
 pub(crate) fn scheduled(pid: u32) -> f64 {
     let nanoseconds = |task: &Path| {
         let text = std::fs::read_to_string(task.join("schedstat")).ok()?;

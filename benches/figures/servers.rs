@@ -1,12 +1,13 @@
-//! Three private PostgreSQL servers, the site's, the publisher's and the cloud's, and the folder of all that is measured.
+//! Three private PostgreSQL servers, the site's, the publisher's and the cloud's, and the folder of all that
+//! is measured.
 //!
-//! Settings are PostgreSQL's own, the durable ones too, but for what logical replication needs. That needs `wal_level =
-//! logical`, which costs each writer of a server: so it has a server of its own, the publisher, and cloud-sync, PgQ and the
-//! writers without any capture share the site's, with `wal_level = replica`. The cloud's server has the receiver's database
-//! and the subscribers'.
+//! Settings are PostgreSQL's own, the durable ones too, but for what logical replication needs. That needs
+//! `wal_level = logical`, which costs each writer of a server: so it has a server of its own, the publisher,
+//! and cloud-sync, PgQ and the writers without any capture share the site's, with `wal_level = replica`. The
+//! cloud's server has the receiver's database and the subscribers'.
 //!
-//! A small shell holds the other end of a pipe: when this program ends, however it ends, the shell waits until the servers
-//! are gone and removes the folder.
+//! A small shell holds the other end of a pipe: when this program ends, however it ends, the shell waits
+//! until the servers are gone and removes the folder.
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;

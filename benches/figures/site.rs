@@ -47,8 +47,8 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// A site with capture installed, and its receiver. Its replicator is started and stopped by [`Site::replicator`] and
-/// [`Process::end`].
+/// A site with capture installed, and its receiver. Its replicator is started and stopped by
+/// [`Site::replicator`] and [`Process::end`].
 pub(crate) struct Site<'a> {
     world: &'a World,
     /// Of the databases on both servers.

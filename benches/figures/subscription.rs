@@ -16,8 +16,9 @@ pub(crate) struct SubscriptionPlan {
     pub(crate) table: LoadTable,
     /// The tables of the publisher and of the subscriber, as SQL.
     pub(crate) tables: [String; 2],
-    /// Whether each of the subscriber's commits waits for the disk, as the receiver's do. PostgreSQL's default is not to
-    /// wait: the subscriber's log reaches the disk later, and the publisher keeps its own until then.
+    /// Whether each of the subscriber's commits waits for the disk, as the receiver's do. PostgreSQL's
+    /// default is not to wait: the subscriber's log reaches the disk later, and the publisher keeps its own
+    /// until then.
     pub(crate) durable: bool,
     /// Through what the subscriber reaches the publisher, where it is not the server itself.
     pub(crate) through: Option<SocketAddr>,
@@ -36,9 +37,9 @@ impl SubscriptionPlan {
     }
 }
 
-/// A publication and a subscription to it, in databases of their own, one on the publisher and one on the cloud's server.
-/// It is paused unless it was resumed, so that it takes nothing from what is measured beside it; its slot keeps what is
-/// written.
+/// A publication and a subscription to it, in databases of their own, one on the publisher and one on the
+/// cloud's server. It is paused unless it was resumed, so that it takes nothing from what is measured at the
+/// same time; its slot keeps what is written.
 pub(crate) struct Subscription<'a> {
     world: &'a World,
     pub(crate) name: String,
@@ -148,7 +149,8 @@ impl<'a> Subscription<'a> {
         [self.world.publisher.cpu(), cloud]
     }
 
-    /// The processes of a subscription that is enabled: the publisher's WAL sender, the subscriber's apply worker.
+    /// The processes of a subscription that is enabled: the publisher's WAL sender, the subscriber's apply
+    /// worker.
     pub(crate) async fn processes(&self) -> Outcome<[u32; 2]> {
         let sender = "select pid from pg_stat_replication where application_name = $1";
         let worker = "select pid from pg_stat_subscription where subname = $1 and relid is null";

@@ -129,7 +129,7 @@ impl Row {
         self
     }
 
-    /// What a reader of the figure must know; it stands below the table.
+    /// What a reader of the figure must know; it is printed below the table.
     pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Entity, wrong};
 use crate::error::Result;
+use crate::wire::paths;
 
 /// The form in which the cloud wants a column.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +93,7 @@ impl Entity {
     pub fn bulk_path(&self) -> String {
         match &self.bulk_path {
             Some(path) => path.trim_matches('/').to_owned(),
-            None => format!("bulk/{}", self.path),
+            None => paths::bulk_of(&self.path),
         }
     }
 

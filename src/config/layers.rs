@@ -199,11 +199,7 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
     layers.add_variables(&options.env, SettingOrigin::Environment)?;
     layers.add_flags(&options.overrides)?;
     layers.add_profile()?;
-    for value in &layers.values {
-        if let Some(text) = &value.text {
-            value::check(value.key.shape, text).map_err(|why| value.wrong(&why))?;
-        }
-    }
+    layers.check()?;
     let own_catalogue = entities.is_some();
     let settings = layers.settings(entities)?;
     Ok(Loaded {
@@ -213,6 +209,15 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
         own_catalogue,
         warnings: layers.warnings,
     })
+}
+
+/// The settings of these values alone: no file and no environment.
+pub(super) fn of_values(values: &[(String, String)], catalogue: Option<Catalogue>) -> Result<Settings> {
+    let mut layers = Layers::of_defaults();
+    layers.add_flags(values)?;
+    layers.add_profile()?;
+    layers.check()?;
+    layers.settings(catalogue.map(|catalogue| catalogue.entities().to_vec()))
 }
 
 struct Layers {
@@ -234,6 +239,16 @@ impl Layers {
             values,
             warnings: Vec::new(),
         }
+    }
+
+    /// Checks that each value looks as its setting wants.
+    fn check(&self) -> Result<()> {
+        for value in &self.values {
+            if let Some(text) = &value.text {
+                value::check(value.key.shape, text).map_err(|why| value.wrong(&why))?;
+            }
+        }
+        Ok(())
     }
 
     fn set(&mut self, name: &str, text: String, origin: SettingOrigin) {

@@ -6,6 +6,7 @@
 //!
 //! A relative path is relative to the working directory.
 
+mod builder;
 mod entity;
 mod file;
 pub mod keys;
@@ -24,10 +25,8 @@ use url::Url;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 
+pub use self::builder::SettingsBuilder;
 pub use self::layers::{ChangedSettings, EffectiveValue, LoadOptions, Loaded, SettingOrigin};
-
-/// The capabilities of DESIGN section 4 that a server can have.
-pub const CAPABILITIES: [&str; 6] = ["bulk", "delete", "changes", "schema", "tus", "content-hash"];
 
 /// Everything that can be set, typed and checked.
 #[derive(Debug, Clone)]
@@ -209,6 +208,11 @@ pub struct ReceiverConfig {
 }
 
 impl Settings {
+    /// Settings from a program's own values.
+    pub fn builder() -> SettingsBuilder {
+        SettingsBuilder::default()
+    }
+
     /// Reads and checks all layers.
     ///
     /// # Errors

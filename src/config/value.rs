@@ -12,7 +12,8 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::keys::{ValueShape, near};
-use super::{CAPABILITIES, CapabilityChoice, FileDriver, Profile};
+use super::{CapabilityChoice, FileDriver, Profile};
+use crate::wire::Capability;
 
 /// What a value must be, and why this one is not.
 pub(super) type ParsedValue<T> = std::result::Result<T, String>;
@@ -197,12 +198,12 @@ pub(super) fn capabilities(text: &str) -> ParsedValue<CapabilityChoice> {
     }
     let mut chosen: Vec<String> = Vec::new();
     for name in listed(text).filter(|name| !name.is_empty()) {
-        if !CAPABILITIES.contains(&name) {
-            let meant =
-                near(name, CAPABILITIES).map_or(String::new(), |meant| format!(" (did you mean {meant}?)"));
+        if !Capability::NAMES.contains(&name) {
+            let meant = near(name, Capability::NAMES)
+                .map_or(String::new(), |meant| format!(" (did you mean {meant}?)"));
             return Err(format!(
                 "must be \"auto\" or a list of {}; {name:?} is no capability{meant}",
-                CAPABILITIES.join(", ")
+                Capability::NAMES.join(", ")
             ));
         }
         if !chosen.iter().any(|other| other == name) {

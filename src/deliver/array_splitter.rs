@@ -1,22 +1,26 @@
-//! Cuts a JSON array of objects, arriving in chunks, into its elements: only the one that a chunk's end cut
-//! in two is kept.
+//! Splits a JSON array of objects, which arrives in chunks, into its elements. Only an element that a chunk's
+//! end divides is kept in memory.
+//!
+//! This is another job than [`crate::wire::json::Members`] has, whose text is there as a whole. Both find the
+//! end of a value by [`ValueScanner`].
 
 use serde_json::value::RawValue;
 
 use super::failure::Failure;
 use crate::error::{self, Error};
+use crate::wire::json::ValueScanner;
 
-/// The longest row that is taken from a list.
+/// The longest row that is taken from a list, in bytes.
 const LONGEST_ROW: usize = 64 * 1024 * 1024;
 
-const REMEDY: &str = "a list is a JSON array of objects, or an object with such an array under data, results or the entity's \
-                      name: check cloud.url and the cloud's server";
+const REMEDY: &str = "a list is a JSON array of objects, or an object with such an array under data, results \
+                      or the entity's name: check cloud.url and the cloud's server";
 
-/// Why the cutting stopped.
+/// Why the splitting stopped.
 pub(super) enum SplitError {
     /// The text is not an array of objects.
     Form(String),
-    /// The caller does not want any more.
+    /// The caller does not want more rows.
     Row(Error),
 }
 
@@ -43,21 +47,19 @@ enum SplitState {
     AfterArray,
 }
 
-/// Cuts a JSON array of objects, arriving in chunks, into its elements.
+/// Splits a JSON array of objects, which arrives in chunks, into its elements.
 #[derive(Default)]
 pub(super) struct ArraySplitter {
-    place: SplitState,
-    depth: usize,
-    in_string: bool,
-    escaped: bool,
-    /// The start of the element that the last chunk cut in two.
+    state: SplitState,
+    scanner: ValueScanner,
+    /// The start of the element that the last chunk's end divided.
     begun: Vec<u8>,
     rows: u64,
     digest: blake3::Hasher,
 }
 
 impl ArraySplitter {
-    /// Takes a part in, up to the array's end. Returns how many bytes that were.
+    /// Reads a chunk, up to the array's end. Returns how many bytes it has read.
     pub(super) fn feed(
         &mut self,
         chunk: &[u8],
@@ -65,9 +67,9 @@ impl ArraySplitter {
     ) -> Result<usize, SplitError> {
         let form = |words: &str| SplitError::Form(words.to_owned());
         let mut at = 0;
-        while at < chunk.len() && self.place != SplitState::AfterArray {
-            if self.place == SplitState::Inside {
-                let end = self.end_of_element(&chunk[at..]);
+        while at < chunk.len() && self.state != SplitState::AfterArray {
+            if self.state == SplitState::Inside {
+                let end = self.scanner.scan(&chunk[at..]);
                 let part = &chunk[at..end.map_or(chunk.len(), |end| at + end)];
                 at += part.len();
                 if end.is_none() || !self.begun.is_empty() {
@@ -86,7 +88,7 @@ impl ArraySplitter {
                 self.digest.update(element.get().as_bytes());
                 row(element).map_err(SplitError::Row)?;
                 self.begun.clear();
-                self.place = SplitState::Between;
+                self.state = SplitState::Between;
                 continue;
             }
             let byte = chunk[at];
@@ -94,11 +96,10 @@ impl ArraySplitter {
                 at += 1;
                 continue;
             }
-            self.place = match (self.place, byte) {
+            self.state = match (self.state, byte) {
                 (SplitState::BeforeArray, b'[') => SplitState::First,
                 (SplitState::First | SplitState::Next, b'{') => {
-                    self.depth = 0;
-                    self.place = SplitState::Inside;
+                    self.state = SplitState::Inside;
                     // The brace belongs to the element.
                     continue;
                 }
@@ -118,40 +119,12 @@ impl ArraySplitter {
 
     /// Whether the array has ended.
     pub(super) fn is_whole(&self) -> bool {
-        self.place == SplitState::AfterArray
+        self.state == SplitState::AfterArray
     }
 
     /// How many rows it had, and a digest of their texts.
     pub(super) fn counted(&self) -> (u64, blake3::Hash) {
         (self.rows, self.digest.finalize())
-    }
-
-    /// One past the closing brace of the current element, where it lies in `text`.
-    fn end_of_element(&mut self, text: &[u8]) -> Option<usize> {
-        for (nth, &byte) in text.iter().enumerate() {
-            if self.in_string {
-                if self.escaped {
-                    self.escaped = false;
-                } else if byte == b'\\' {
-                    self.escaped = true;
-                } else if byte == b'"' {
-                    self.in_string = false;
-                }
-                continue;
-            }
-            match byte {
-                b'"' => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => {
-                    self.depth -= 1;
-                    if self.depth == 0 {
-                        return Some(nth + 1);
-                    }
-                }
-                _ => {}
-            }
-        }
-        None
     }
 }
 
@@ -159,7 +132,7 @@ impl ArraySplitter {
 mod tests {
     use super::*;
 
-    fn cut(text: &str, chunk: usize) -> Option<Vec<String>> {
+    fn split(text: &str, chunk: usize) -> Option<Vec<String>> {
         let mut elements = ArraySplitter::default();
         let mut found = Vec::new();
         for part in text.as_bytes().chunks(chunk) {
@@ -184,12 +157,12 @@ mod tests {
         ];
         for chunk in 1..=text.len() {
             assert_eq!(
-                cut(text, chunk).as_deref(),
+                split(text, chunk).as_deref(),
                 Some(expected.map(str::to_owned).as_slice()),
                 "{chunk}"
             );
         }
-        assert_eq!(cut("[]", 1), Some(vec![]));
+        assert_eq!(split("[]", 1), Some(vec![]));
     }
 
     #[test]
@@ -211,7 +184,7 @@ mod tests {
             "[{\"a\" 1}]",
         ] {
             for chunk in [1, 3, 100] {
-                assert_eq!(cut(text, chunk), None, "{text}");
+                assert_eq!(split(text, chunk), None, "{text}");
             }
         }
     }

@@ -1,13 +1,14 @@
-//! Delivery to a server without `changes`: row by row or in bulk, each row's order kept, parents before
-//! children.
+//! Delivery to a server without `changes`: row by row or in bulk. Each row's own order is kept, and parents
+//! come before children.
 //!
-//! A batch is cut into steps. A step of rows holds each row once: its upserts go entity by entity in
-//! catalogue order, many at once within an entity, then its deletes in reverse order. Only the delete of a
-//! key that the table finds equal to the key of a row that is there comes before that row: for the cloud both
-//! may be one. A truncate is a step of its own. A step begins when all of the one before it is answered; so
-//! does an entity within a step. What is pending keeps all after it from being sent.
+//! - A batch is cut into steps. A step of rows holds each row once: its upserts go entity by entity in the
+//!   catalogue's order, many at once within an entity, then its deletes in reverse order. Only the delete of
+//!   a key that the table finds equal to the key of a row that is there comes before that row: for the cloud
+//!   both may be one.
+//! - A truncate is a step of its own.
+//! - A step begins when all of the one before it is answered; so does an entity within a step.
+//! - Failure: what is pending keeps everything after it from being sent.
 
-use crate::catalogue::EntityIndex;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
@@ -15,11 +16,12 @@ use super::failure::{CloudResult, Failure};
 use super::rows::RowSender;
 use super::{Capabilities, Cloud};
 use crate::batch::{Batch, ChangeIndex, Fate};
+use crate::catalogue::EntityIndex;
 use crate::change::{Cause, Op};
 use crate::latency::AnswerTimes;
 
 /// Marks the deletes and truncates that are not sent, since the server has no call for them.
-pub(super) fn settle(capabilities: Capabilities, batch: &mut Batch) {
+pub(super) fn mark_unsupported(capabilities: Capabilities, batch: &mut Batch) {
     for change_index in batch.pending() {
         let change = &batch[change_index];
         if change.op == Op::Upsert {
@@ -56,13 +58,14 @@ enum SendOrder {
     Truncate(ChangeIndex),
 }
 
+/// Cuts what is pending into steps.
 fn plan(batch: &Batch) -> Vec<SendOrder> {
     let mut steps = Vec::new();
     let mut rows = Vec::new();
     let mut seen = HashSet::new();
     for change_index in batch.pending() {
         let change = &batch[change_index];
-        // A collapsed batch has no row twice; one that is not collapsed keeps its order all the same.
+        // A batch normally has each row once. If a row comes again, its order is kept.
         let again = change.op != Op::Truncate && !seen.insert((change.entity, &*change.key));
         if (again || change.op == Op::Truncate) && !rows.is_empty() {
             steps.push(SendOrder::Rows(std::mem::take(&mut rows)));
@@ -87,88 +90,85 @@ async fn deliver_rows(
     batch: &mut Batch,
     rows: &[ChangeIndex],
 ) -> CloudResult<()> {
-    let (upserts, deletes) = (
-        by_entity(batch, rows, Op::Upsert),
-        by_entity(batch, &late(batch, rows), Op::Delete),
-    );
-    let otherwise = |change_index: &ChangeIndex| batch[*change_index].cause == Cause::ReadsOtherwise;
-    let early: Vec<ChangeIndex> = rows.iter().copied().filter(otherwise).collect();
-    for (&entity, places) in &by_entity(batch, &early, Op::Delete) {
-        sender.delete(batch, entity, places).await?;
+    let is_early = |change_index: &ChangeIndex| batch[*change_index].cause == Cause::ReadsOtherwise;
+    let (early, late): (Vec<_>, Vec<_>) = rows.iter().copied().partition(is_early);
+    let upserts = by_entity(batch, rows, Op::Upsert);
+    let deletes = by_entity(batch, &late, Op::Delete);
+    for (&entity, changes) in &by_entity(batch, &early, Op::Delete) {
+        sender.delete(batch, entity, changes).await?;
     }
-    // What may be the fault of one entity's rows keeps those of others back no longer than that: the first
-    // such failure is the delivery's, once all have had their turn.
-    let mut failed = None;
-    for (&entity, places) in &upserts {
-        let mut sent = sender.upsert(capabilities.bulk, batch, entity, places).await;
+    // A failure that may be the fault of one entity's rows does not stop the other entities. The first such
+    // failure is the delivery's, once all entities were sent.
+    let mut first_failure = None;
+    for (&entity, changes) in &upserts {
+        let mut sent = sender.upsert(capabilities.bulk, batch, entity, changes).await;
         if sent.is_ok() {
-            sent = upsert_again(sender, capabilities, batch, entity, places).await;
+            sent = retry_refused(sender, capabilities, batch, entity, changes).await;
         }
-        go_on(sender, sent, &mut failed)?;
+        keep_failure_of_rows(sender, sent, &mut first_failure)?;
     }
-    for (&entity, places) in deletes.iter().rev() {
-        let sent = sender.delete(batch, entity, places).await;
-        go_on(sender, sent, &mut failed)?;
+    for (&entity, changes) in deletes.iter().rev() {
+        let sent = sender.delete(batch, entity, changes).await;
+        keep_failure_of_rows(sender, sent, &mut first_failure)?;
     }
-    if let Some(failure) = failed {
+    if let Some(failure) = first_failure {
         return Err(failure);
     }
-    // An upsert may have been refused for a unique value that a row held which is deleted only now.
-    for (entity, places) in &upserts {
-        let refused = |change_index: &ChangeIndex| matches!(batch.fate(*change_index), Fate::Refused { .. });
-        let again: Vec<ChangeIndex> = places.iter().copied().filter(refused).collect();
-        if deletes.contains_key(entity) && !again.is_empty() {
-            for &change_index in &again {
+    // An upsert may have been refused for a unique value of a row that is deleted only now.
+    for (entity, changes) in &upserts {
+        let is_refused =
+            |change_index: &ChangeIndex| matches!(batch.fate(*change_index), Fate::Refused { .. });
+        let refused: Vec<ChangeIndex> = changes.iter().copied().filter(is_refused).collect();
+        if deletes.contains_key(entity) && !refused.is_empty() {
+            for &change_index in &refused {
                 batch.set_fate(change_index, Fate::Pending);
             }
-            sender.upsert(capabilities.bulk, batch, *entity, &again).await?;
+            sender.upsert(capabilities.bulk, batch, *entity, &refused).await?;
         }
     }
     Ok(())
 }
 
-/// Keeps a failure that may be the fault of an entity's rows, and fails with any other.
-fn go_on(sender: &RowSender<'_>, sent: CloudResult<()>, failed: &mut Option<Failure>) -> CloudResult<()> {
+/// Keeps a failure that may be the fault of an entity's rows, and returns any other.
+fn keep_failure_of_rows(
+    sender: &RowSender<'_>,
+    sent: CloudResult<()>,
+    first_failure: &mut Option<Failure>,
+) -> CloudResult<()> {
     match sent {
-        Err(failure) if failure.is_told() => {
-            failed.get_or_insert(failure);
-            sender.reopen();
+        Err(failure) if failure.is_from_application() => {
+            first_failure.get_or_insert(failure);
+            sender.requests.gate.reopen();
             Ok(())
         }
         other => other,
     }
 }
 
-/// The changes whose turn is not before that of all others.
-fn late(batch: &Batch, rows: &[ChangeIndex]) -> Vec<ChangeIndex> {
-    let late = |change_index: &ChangeIndex| batch[*change_index].cause != Cause::ReadsOtherwise;
-    rows.iter().copied().filter(late).collect()
-}
-
-/// Sends refused rows of an entity again, as long as that helps any of them: rows go side by side, and one
-/// may have been refused for what another brought or gave up only a moment later, be it a parent in the same
-/// table or a unique value.
-async fn upsert_again(
+/// Sends refused rows of an entity again, as long as the cloud takes any of them. Rows are sent at the same
+/// time, and one may have been refused for what another one changed only a moment later: a parent in the same
+/// table, or a unique value.
+async fn retry_refused(
     sender: &RowSender<'_>,
     capabilities: Capabilities,
     batch: &mut Batch,
     entity: EntityIndex,
-    places: &[ChangeIndex],
+    changes: &[ChangeIndex],
 ) -> CloudResult<()> {
-    let mut left = places.len();
+    let mut refused_before = changes.len();
     loop {
-        let refused = |change_index: &ChangeIndex| {
+        let is_refused = |change_index: &ChangeIndex| {
             matches!(batch.fate(*change_index), Fate::Refused { code: 409 | 422, .. })
         };
-        let again: Vec<ChangeIndex> = places.iter().copied().filter(refused).collect();
-        if again.is_empty() || again.len() >= left {
+        let refused: Vec<ChangeIndex> = changes.iter().copied().filter(is_refused).collect();
+        if refused.is_empty() || refused.len() >= refused_before {
             return Ok(());
         }
-        left = again.len();
-        for &change_index in &again {
+        refused_before = refused.len();
+        for &change_index in &refused {
             batch.set_fate(change_index, Fate::Pending);
         }
-        sender.upsert(capabilities.bulk, batch, entity, &again).await?;
+        sender.upsert(capabilities.bulk, batch, entity, &refused).await?;
     }
 }
 

@@ -1,26 +1,27 @@
-//! What stopped a call: the error, and what the server said about coming back.
+//! What stopped a call: the error, and what a loop needs to know that tries again.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Class, Error, Kind};
+use crate::wire::Capability;
 
-/// The result of a call to the cloud. `?` turns its failure into an [`Error`] where a function answers one.
+/// The result of a call to the cloud. `?` turns its failure into an [`Error`] in a function that returns one.
 pub type CloudResult<T> = Result<T, Failure>;
 
 /// Why a call to the cloud failed.
 ///
-/// [`Failure::error`] says what a person must know; the rest is what a loop needs that tries again.
+/// [`Failure::error`] says what a person must know; the rest is for the loop that tries again.
 #[derive(Debug)]
 pub struct Failure {
     error: Error,
     retry_after: Option<Duration>,
     status: Option<u16>,
-    capability: Option<&'static str>,
-    under_way: bool,
+    capability: Option<Capability>,
+    interrupted: bool,
     new_term: bool,
     words: Option<String>,
-    told: bool,
+    from_application: bool,
 }
 
 impl Failure {
@@ -28,7 +29,7 @@ impl Failure {
         Self::from(Error::new(kind, operation, cause))
     }
 
-    /// The cloud is away, or answered something that passes.
+    /// The cloud is unreachable, or its answer is transient.
     pub(super) fn unreachable(operation: &str, cause: impl Into<String>, remedy: &str) -> Self {
         Self::from(Error::new(Kind::CloudUnreachable, operation, cause).remedy(remedy))
     }
@@ -39,10 +40,13 @@ impl Failure {
     }
 
     /// The cloud no longer has a call that it had listed.
-    pub(super) fn capability(operation: &str, capability: &'static str, status: u16) -> Self {
+    pub(super) fn capability(operation: &str, capability: Capability, status: u16) -> Self {
         let mut failure = Self::protocol(
             operation,
-            format!("the cloud had listed the capability {capability} and now answers {status}"),
+            format!(
+                "the cloud had listed the capability {} and now answers {status}",
+                capability.name()
+            ),
             "ask it again for its capabilities; if it still lists this one, its server is wrong",
         );
         failure.status = Some(status);
@@ -50,7 +54,7 @@ impl Failure {
         failure
     }
 
-    /// The cloud does not take the batch under its number: what is to be sent goes under a new term.
+    /// The cloud does not take the batch under its number: what is pending must be sent under a new term.
     pub(crate) fn new_term(operation: &str, cause: impl Into<String>) -> Self {
         let mut failure = Self::unreachable(operation, cause, "it is sent again under a new term");
         failure.new_term = true;
@@ -61,16 +65,16 @@ impl Failure {
     pub(super) fn failed(operation: &str, status: u16, words: String) -> Self {
         Self::unreachable(
             operation,
-            format!("the cloud answered {status}, and that it has failed"),
+            format!("the cloud answered {status} and says that it failed"),
             "it is tried again; if it lasts, look at the cloud's own logs",
         )
         .with_status(status)
-        .saying(words, true)
+        .with_words(words, true)
     }
 
-    /// The cloud's own words for it, and whether they are its application's.
-    pub(super) fn saying(mut self, words: String, told: bool) -> Self {
-        (self.words, self.told) = (Some(words), told);
+    /// The same failure with the cloud's own words, and whether they are its application's.
+    pub(super) fn with_words(mut self, words: String, from_application: bool) -> Self {
+        (self.words, self.from_application) = (Some(words), from_application);
         self
     }
 
@@ -79,9 +83,9 @@ impl Failure {
         self
     }
 
-    /// The request had begun, and broke off or got no answer in time.
-    pub(super) fn under_way(mut self) -> Self {
-        self.under_way = true;
+    /// The same failure of a request that had begun, and was interrupted or got no answer in time.
+    pub(super) fn interrupted(mut self) -> Self {
+        self.interrupted = true;
         self
     }
 
@@ -100,56 +104,60 @@ impl Failure {
         self.retry_after
     }
 
-    /// The HTTP status, where there was an answer.
+    /// The HTTP status, if there was an answer.
     pub fn status(&self) -> Option<u16> {
         self.status
     }
 
-    /// The cloud's own words for it, which may hold values of rows: they are not for the log.
+    /// The cloud's own words, which may hold values of rows: they are not for the log.
     pub fn words(&self) -> Option<&str> {
         self.words.as_deref()
     }
 
-    /// Whether it may be the fault of a row in the request: the server answers 5xx, a firewall before it 403, or either of them a
-    /// 2xx that does not accept it.
+    /// Whether it may be the fault of a row in the request: the server answers 5xx, a firewall before it 403,
+    /// or either of them a 2xx that does not accept the request.
     pub fn may_be_a_rows_fault(&self) -> bool {
         self.retry_after.is_none() && matches!(self.status, Some(200..=299 | 403 | 500..=599))
     }
 
-    /// The same where the server's application says so itself, in words.
-    pub fn is_told(&self) -> bool {
+    /// The same, and the server's application itself says so, in words.
+    pub fn is_from_application(&self) -> bool {
         let by_the_application = matches!(self.status, Some(200..=299 | 500));
-        by_the_application && self.retry_after.is_none() && self.told
+        by_the_application && self.retry_after.is_none() && self.from_application
     }
 
-    /// The same failure of a cloud that takes the key elsewhere: the request is refused, and not the key.
+    /// The same failure, when the cloud takes the key for other calls: it refuses the request, and not the
+    /// key.
     pub(crate) fn not_the_key(self) -> Self {
         let status = self.status.unwrap_or(403);
         Self::unreachable(
             self.error.operation(),
             format!("{status} was answered to this request, while the cloud takes the key at /sync-status"),
-            "a firewall before the cloud may refuse the text of a row, or the key may not write: see its logs",
+            "a firewall before the cloud may refuse the text of a row, or the key may not write: see its \
+             logs",
         )
         .with_status(status)
     }
 
-    /// The capability that the server had listed and has no more: say hello again before the next delivery.
-    pub fn lost_capability(&self) -> Option<&'static str> {
+    /// The capability that the server had listed and has no more: ask for its status again before the next
+    /// delivery.
+    pub fn lost_capability(&self) -> Option<Capability> {
         self.capability
     }
 
-    /// Whether what is to be sent must go under a new term.
+    /// Whether what is pending must be sent under a new term.
     pub fn needs_new_term(&self) -> bool {
         self.new_term
     }
 
-    /// Whether the request had begun, and broke off or got no answer in time: a shorter one may get through.
-    pub fn was_under_way(&self) -> bool {
-        self.under_way
+    /// Whether the request had begun, and was interrupted or got no answer in time: a shorter one may get
+    /// through.
+    pub fn was_interrupted(&self) -> bool {
+        self.interrupted
     }
 
-    /// Whether the same request is expected to pass later.
-    pub fn is_passing(&self) -> bool {
+    /// Whether the same request is expected to succeed later.
+    pub fn is_transient(&self) -> bool {
         self.error.class() == Class::Retry
     }
 }
@@ -161,10 +169,10 @@ impl From<Error> for Failure {
             retry_after: None,
             status: None,
             capability: None,
-            under_way: false,
+            interrupted: false,
             new_term: false,
             words: None,
-            told: false,
+            from_application: false,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A file in pieces: read and hashed on a thread of its own, while the piece before is sent.
 //!
-//! Buffers go round: a piece's comes back when the connection is done with it, so that a large file costs neither fresh
-//! memory nor its zeroing for each of its pieces. There are as many as there are pieces under way: those that wait here
-//! ([`AHEAD`]), one that is being read, and those that the connection holds.
+//! Buffers are used again: the buffer of a piece comes back when the connection is done with it. So a large
+//! file needs no fresh memory for each of its pieces, and no zeroing of it. There are as many buffers as
+//! there are pieces in memory: those that wait here ([`READ_AHEAD`]), one that is being read, and those that
+//! the connection holds.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,36 +13,41 @@ use std::sync::mpsc as buffers;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-/// How much is read, hashed and handed on at once. Its copies on their way to the socket stay in a core's cache.
+/// How many bytes are read, hashed and handed on at once. Copies of so many on their way to the socket stay
+/// in a core's cache.
 const PIECE: usize = 256 * 1024;
 
-/// Pieces that are read ahead of what is sent.
-const AHEAD: usize = 2;
+/// How many pieces are read before they are sent.
+const READ_AHEAD: usize = 2;
 
 /// A file on its way.
 pub(super) struct FileStream {
     /// Its length at the start. The pieces are as long together, or end with an error.
     pub(super) bytes: u64,
     pub(super) pieces: mpsc::Receiver<io::Result<Bytes>>,
-    /// Its hash, or why it could not be read to its end; said before the last piece is handed on.
+    /// Its hash, or why it could not be read to its end. It comes before the last piece is handed on.
     pub(super) hash: oneshot::Receiver<io::Result<blake3::Hash>>,
 }
 
-/// Opens the file and begins to read it. The outer error says that nobody answered.
-pub(super) async fn of(path: PathBuf) -> Result<io::Result<FileStream>, oneshot::error::RecvError> {
-    let (opened, opening) = oneshot::channel();
-    let (hand, pieces) = mpsc::channel(AHEAD);
-    let (said, hash) = oneshot::channel();
+/// Opens the file and begins to read it. The outer error says that the reading thread ended.
+pub(super) async fn open_stream(path: PathBuf) -> Result<io::Result<FileStream>, oneshot::error::RecvError> {
+    let (open_sender, opened) = oneshot::channel();
+    let (piece_sender, pieces) = mpsc::channel(READ_AHEAD);
+    let (hash_sender, hash) = oneshot::channel();
     tokio::task::spawn_blocking(move || match open(&path) {
         Ok((file, bytes)) => {
-            if opened.send(Ok(bytes)).is_ok() {
-                stream_file(&mut FileStreamReader::new(file, bytes), &hand, said);
+            if open_sender.send(Ok(bytes)).is_ok() {
+                stream_file(
+                    &mut FileStreamReader::new(file, bytes),
+                    &piece_sender,
+                    hash_sender,
+                );
             }
         }
-        // Nobody listens any more where the upload was given up.
-        Err(error) => drop(opened.send(Err(error))),
+        // Nobody listens any more if the upload was dropped.
+        Err(error) => drop(open_sender.send(Err(error))),
     });
-    let bytes = opening.await?;
+    let bytes = opened.await?;
     Ok(bytes.map(|bytes| FileStream { bytes, pieces, hash }))
 }
 
@@ -58,11 +64,11 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, about.len()))
 }
 
-/// Hands the pieces on, and says the hash before the last one.
+/// Hands the pieces on, and the hash before the last one.
 fn stream_file(
     reader: &mut FileStreamReader,
     pieces: &mpsc::Sender<io::Result<Bytes>>,
-    said: oneshot::Sender<io::Result<blake3::Hash>>,
+    hash_sender: oneshot::Sender<io::Result<blake3::Hash>>,
 ) {
     loop {
         match reader.next() {
@@ -72,14 +78,14 @@ fn stream_file(
                 }
             }
             Ok((piece, Some(hash))) => {
-                // Nobody listens any more where the request has ended.
-                let _ = said.send(Ok(hash));
+                // Nobody listens any more if the request has ended.
+                let _ = hash_sender.send(Ok(hash));
                 let _ = pieces.blocking_send(Ok(piece));
                 return;
             }
             Err(error) => {
                 let cut = io::Error::new(error.kind(), "the file could not be read to its end");
-                let _ = said.send(Err(error));
+                let _ = hash_sender.send(Err(error));
                 let _ = pieces.blocking_send(Err(cut));
                 return;
             }
@@ -92,31 +98,31 @@ struct FileStreamReader {
     file: File,
     left: u64,
     hasher: blake3::Hasher,
-    back: buffers::Receiver<Vec<u8>>,
-    home: buffers::Sender<Vec<u8>>,
+    returned: buffers::Receiver<Vec<u8>>,
+    return_to: buffers::Sender<Vec<u8>>,
 }
 
 impl FileStreamReader {
     fn new(file: File, left: u64) -> Self {
-        let (home, back) = buffers::channel();
+        let (return_to, returned) = buffers::channel();
         Self {
             file,
             left,
             hasher: blake3::Hasher::new(),
-            back,
-            home,
+            returned,
+            return_to,
         }
     }
 
     /// The next piece; with the hash if it is the last one.
     fn next(&mut self) -> io::Result<(Bytes, Option<blake3::Hash>)> {
         let most = usize::try_from(self.left).map_or(PIECE, |left| left.min(PIECE));
-        let mut buffer = self.back.try_recv().unwrap_or_default();
+        let mut buffer = self.returned.try_recv().unwrap_or_default();
         buffer.resize(buffer.len().max(most), 0);
         let mut length = 0;
         while length < most {
             match self.file.read(&mut buffer[length..most]) {
-                Ok(0) => return Err(io::Error::other("it became shorter while it was being sent")),
+                Ok(0) => return Err(io::Error::other("it became shorter while it was sent")),
                 Ok(read) => length += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -125,13 +131,13 @@ impl FileStreamReader {
         self.hasher.update(&buffer[..length]);
         self.left -= length as u64;
         if self.left == 0 && self.file.read(&mut [0])? > 0 {
-            return Err(io::Error::other("it became longer while it was being sent"));
+            return Err(io::Error::other("it became longer while it was sent"));
         }
         let hash = (self.left == 0).then(|| self.hasher.finalize());
         let piece = Bytes::from_owner(PooledBuffer {
             buffer,
             length,
-            home: self.home.clone(),
+            return_to: self.return_to.clone(),
         });
         Ok((piece, hash))
     }
@@ -141,7 +147,7 @@ impl FileStreamReader {
 struct PooledBuffer {
     buffer: Vec<u8>,
     length: usize,
-    home: buffers::Sender<Vec<u8>>,
+    return_to: buffers::Sender<Vec<u8>>,
 }
 
 impl AsRef<[u8]> for PooledBuffer {
@@ -152,8 +158,8 @@ impl AsRef<[u8]> for PooledBuffer {
 
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
-        // The file is at its end where nobody takes it.
-        let _ = self.home.send(std::mem::take(&mut self.buffer));
+        // Nobody takes it if the file is at its end.
+        let _ = self.return_to.send(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -162,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_that_came_back_is_read_into_again_and_shows_no_more_than_its_piece() {
+    fn a_returned_buffer_is_used_again_and_shows_no_more_than_its_piece() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let content: Vec<u8> = (0..5 * PIECE + 10).map(|at| (at * 31 % 251) as u8).collect();
@@ -170,12 +176,12 @@ mod tests {
         let (file, bytes) = open(&path).unwrap();
         let mut reader = FileStreamReader::new(file, bytes);
         let (first, second) = (reader.next().unwrap().0, reader.next().unwrap().0);
-        let places = [first.as_ptr(), second.as_ptr()];
+        let buffers = [first.as_ptr(), second.as_ptr()];
         let mut read = [&first[..], &second[..]].concat();
         drop((first, second));
         let hash = loop {
             let (piece, hash) = reader.next().unwrap();
-            assert!(places.contains(&piece.as_ptr()), "no third buffer");
+            assert!(buffers.contains(&piece.as_ptr()), "no third buffer");
             read.extend_from_slice(&piece);
             if let Some(hash) = hash {
                 break hash;

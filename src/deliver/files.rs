@@ -1,8 +1,9 @@
-//! Uploads in one request: `POST /upload/{directory}`, and whether the cloud already has a content.
+//! Uploads in one request, `POST /upload/{directory}`, and the question whether the cloud already has a
+//! content.
 //!
-//! A file is read once and hashed as it is read ([`super::file_stream`]); a few pieces of it are in memory at most. The request
-//! is cut off when the file turns out shorter or longer than it was at the start, before its last piece is sent, so that
-//! the cloud never takes half a file for a whole one.
+//! A file is read once and hashed as it is read ([`super::file_stream`]); a few pieces of it are in memory at
+//! most. If the file turns out shorter or longer than it was at the start, the request is aborted before its
+//! last piece is sent, so that the cloud never takes half a file for a whole one.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +16,6 @@ use futures::{Stream, stream};
 use reqwest::header::LOCATION;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Method};
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -24,22 +24,25 @@ use super::file_stream::{self, FileStream};
 use super::http::{HttpAnswer, HttpClient, encode_into, time_for};
 use super::refused;
 use super::reply::Verdict;
-use super::transport_error::broken;
+use super::transport_error::transport_failure;
 use crate::abort;
 use crate::error::{Error, Kind};
+use crate::wire::paths::{self, HASH_PREFIX};
+use crate::wire::{Capability, FILE_PART, UploadAnswer};
 
-/// What the kernel may still have to send when the last piece is handed over.
+/// How many bytes the kernel may still have to send after the last piece was handed over.
 const SOCKET_BUFFER: u64 = 4 * 1024 * 1024;
 
-/// Asked before each piece, with its bytes: how long to wait first. For a bandwidth limit, and for progress.
+/// Called before each piece with its number of bytes; returns how long to wait first. For a bandwidth limit,
+/// and for progress.
 pub type UploadThrottle = Arc<dyn Fn(usize) -> Duration + Send + Sync>;
 
 /// A file to upload.
 #[derive(Clone)]
 pub struct UploadFile {
-    /// Where it lies.
+    /// Where it is.
     pub path: PathBuf,
-    /// The file name that the cloud is told.
+    /// The file name that the cloud gets.
     pub name: String,
     /// Slows the upload down.
     pub pace: Option<UploadThrottle>,
@@ -58,7 +61,7 @@ impl UploadFile {
     }
 }
 
-/// The form of an upload, for a server that wants another one than the contract's.
+/// The form of an upload, for servers that want another one than the contract's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UploadForm {
     /// The name of the file's part.
@@ -70,7 +73,7 @@ pub struct UploadForm {
 impl Default for UploadForm {
     fn default() -> Self {
         Self {
-            field: "file".to_owned(),
+            field: FILE_PART.to_owned(),
             fields: Vec::new(),
         }
     }
@@ -81,31 +84,18 @@ impl Default for UploadForm {
 pub struct UploadReceipt {
     /// Its URL there.
     pub url: String,
-    /// Its path there, where the cloud says so.
+    /// Its path there, if the cloud says so.
     pub path: Option<String>,
-    /// What was sent.
+    /// The hash of what was sent.
     pub hash: blake3::Hash,
-    /// How much was sent.
+    /// How many bytes were sent.
     pub bytes: u64,
-    /// Whether the cloud answered with the same hash. A baseline server answers none.
+    /// Whether the cloud answered with the same hash. A baseline server answers without one.
     pub confirmed: bool,
 }
 
-/// An answer to an upload; some servers wrap it in `data`.
-#[derive(Deserialize)]
-struct UploadAnswer {
-    #[serde(default)]
-    url: Option<String>,
-    #[serde(default)]
-    path: Option<String>,
-    #[serde(default)]
-    hash: Option<String>,
-    #[serde(default)]
-    data: Option<Box<UploadAnswer>>,
-}
-
 pub(super) async fn upload(
-    link: &HttpClient,
+    http: &HttpClient,
     form: &UploadForm,
     directory: &str,
     file: UploadFile,
@@ -116,36 +106,36 @@ pub(super) async fn upload(
         bytes,
         pieces,
         mut hash,
-    } = file_stream::of(file.path.clone())
+    } = file_stream::open_stream(file.path.clone())
         .await
         .map_err(|error| Error::local(operation.as_str(), io::Error::other(error)))?
         .map_err(|error| media(&error))?;
 
-    let pulse = Arc::new(LastProgress::new());
-    let body = Body::wrap_stream(paced(pieces, file.pace.clone(), Arc::clone(&pulse)));
+    let progress = Arc::new(LastProgress::new());
+    let body = Body::wrap_stream(paced(pieces, file.pace.clone(), Arc::clone(&progress)));
     let kind = mime_guess::from_path(&file.name).first_or_octet_stream();
     let part = Part::stream_with_length(body, bytes)
         .file_name(file.name.clone())
         .mime_str(kind.essence_str())
-        .map_err(|error| broken(&operation, error))?;
-    // The file comes last: some servers read the other fields before it.
+        .map_err(|error| transport_failure(&operation, error))?;
+    // The file is the last field: some servers read the other fields before it.
     let mut fields = Form::new();
     for (name, value) in &form.fields {
         fields = fields.text(name.clone(), value.clone());
     }
-    let request = link
-        .request(Method::POST, &path_of(directory))
+    let request = http
+        .request(Method::POST, &paths::upload_to(&encoded(directory)))
         .multipart(fields.part(form.field.clone(), part));
     let exchange = async {
-        let response = link.send(&operation, request).await?;
-        let answer = link.answer(&operation, response).await;
+        let response = http.send(&operation, request).await?;
+        let answer = http.answer(&operation, response).await;
         abort::point("after an upload");
         answer
     };
-    let limit = link.timeout() + time_for(bytes.min(SOCKET_BUFFER));
+    let limit = http.timeout() + time_for(bytes.min(SOCKET_BUFFER));
     let answer = tokio::select! {
         answer = exchange => answer,
-        () = pulse.silence(limit) => Err(link.too_late(&operation, limit)),
+        () = progress.stalled(limit) => Err(http.timed_out(&operation, limit)),
     };
 
     let hash = match (answer.is_ok(), hash.try_recv()) {
@@ -161,14 +151,10 @@ pub(super) async fn upload(
         return Err(Failure::failed(
             &operation,
             reply.status.as_u16(),
-            link.clean(&words),
+            http.clean(&words),
         ));
     }
-    let answered: UploadAnswer = reply.json(&operation)?;
-    let answered = match answered.data {
-        Some(data) if answered.url.is_none() && answered.path.is_none() => *data,
-        _ => answered,
-    };
+    let answered = reply.json::<UploadAnswer>(&operation)?.unwrapped();
     let Some(hash) = hash else {
         return Err(Failure::protocol(
             &operation,
@@ -188,12 +174,12 @@ pub(super) async fn upload(
             "look at the cloud's own logs",
         ));
     };
-    let theirs = answered
+    let cloud_hash = answered
         .hash
         .as_deref()
-        .and_then(|text| text.strip_prefix("blake3:"));
-    if theirs.is_some_and(|theirs| !theirs.eq_ignore_ascii_case(&hash.to_hex())) {
-        let cause = "the cloud has another content than was sent";
+        .and_then(|text| text.strip_prefix(HASH_PREFIX));
+    if cloud_hash.is_some_and(|cloud_hash| !cloud_hash.eq_ignore_ascii_case(&hash.to_hex())) {
+        let cause = "the cloud has a content that differs from what was sent";
         return Err(Failure::new(Kind::Media, &operation, cause));
     }
     Ok(UploadReceipt {
@@ -201,19 +187,19 @@ pub(super) async fn upload(
         path,
         hash,
         bytes,
-        confirmed: theirs.is_some(),
+        confirmed: cloud_hash.is_some(),
     })
 }
 
 pub(super) async fn find(
-    link: &HttpClient,
+    http: &HttpClient,
     directory: &str,
     hash: &blake3::Hash,
 ) -> CloudResult<Option<String>> {
     let operation = format!("ask the cloud for a file's content in {directory}");
-    let path = format!("{}?hash=blake3:{}", path_of(directory), hash.to_hex());
-    match link
-        .call(&operation, link.request(Method::HEAD, &path), 0)
+    let path = paths::content_in(&encoded(directory), &hash.to_hex());
+    match http
+        .call(&operation, http.request(Method::HEAD, &path), 0)
         .await?
     {
         HttpAnswer::Accepted(reply) => match reply.headers.get(LOCATION).and_then(|url| url.to_str().ok()) {
@@ -225,37 +211,43 @@ pub(super) async fn find(
             )),
         },
         HttpAnswer::Refused { status: 404, .. } => Ok(None),
-        HttpAnswer::Refused { status: 405, .. } => Err(Failure::capability(&operation, "content-hash", 405)),
+        HttpAnswer::Refused { status: 405, .. } => {
+            Err(Failure::capability(&operation, Capability::ContentHash, 405))
+        }
         HttpAnswer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
     }
 }
 
-fn path_of(directory: &str) -> String {
-    let mut path = "upload/".to_owned();
-    encode_into(&mut path, directory);
-    path
+/// A directory as one segment of a path.
+fn encoded(directory: &str) -> String {
+    let mut segment = String::new();
+    encode_into(&mut segment, directory);
+    segment
 }
 
-/// The pieces as they may be sent.
+/// The pieces, each after the wait that `pace` asks for.
 fn paced(
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     pace: Option<UploadThrottle>,
-    pulse: Arc<LastProgress>,
+    progress: Arc<LastProgress>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::unfold((pieces, pace, pulse), |(mut pieces, pace, pulse)| async move {
-        let piece = pieces.recv().await?;
-        if let (Ok(piece), Some(pace)) = (&piece, &pace) {
-            let wait = pace(piece.len());
-            pulse.beat(wait);
-            tokio::time::sleep(wait).await;
-        }
-        pulse.beat(Duration::ZERO);
-        abort::point("amid an upload");
-        Some((piece, (pieces, pace, pulse)))
-    })
+    stream::unfold(
+        (pieces, pace, progress),
+        |(mut pieces, pace, progress)| async move {
+            let piece = pieces.recv().await?;
+            if let (Ok(piece), Some(pace)) = (&piece, &pace) {
+                let wait = pace(piece.len());
+                progress.record(wait);
+                tokio::time::sleep(wait).await;
+            }
+            progress.record(Duration::ZERO);
+            abort::point("amid an upload");
+            Some((piece, (pieces, pace, progress)))
+        },
+    )
 }
 
-/// When the request last moved: a long upload may take any time, but it may not stand still.
+/// When the request last made progress: a long upload may take any time, but it may not stall.
 struct LastProgress {
     begun: Instant,
     last: AtomicU64,
@@ -269,15 +261,15 @@ impl LastProgress {
         }
     }
 
-    /// It moves now, or will after `wait`.
-    fn beat(&self, wait: Duration) {
+    /// Notes progress that comes after `wait`.
+    fn record(&self, wait: Duration) {
         let at = (self.begun.elapsed() + wait).as_millis();
         self.last
             .store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Ends when it has not moved for `limit`.
-    async fn silence(&self, limit: Duration) {
+    /// Returns when there was no progress for `limit`.
+    async fn stalled(&self, limit: Duration) {
         loop {
             let due = self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit;
             if Instant::now() >= due {

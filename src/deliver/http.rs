@@ -1,11 +1,14 @@
-//! The connection to the cloud: one HTTP client, one base URL, one key; and what each answer's status means.
+//! The connection to the cloud: one HTTP client, one base URL, one key; and what the status of each answer
+//! means.
 //!
-//! The key goes to the configured host and nowhere else: redirects are not followed, a base URL with credentials of its
-//! own is refused, and so is plain `http://` to another machine. No message carries the URL, the key or a row.
-//!
-//! Time limits follow the body: a request may take the configured time and, on top, what its body needs at
-//! [`SLOWEST`], so that a full batch gets through a slow uplink. A dead connection is noticed sooner, by TCP's user
-//! timeout.
+//! - The key goes to the configured host and nowhere else: redirects are not followed, a base URL with
+//!   credentials of its own is refused, and so is plain `http://` to another machine. No message carries the
+//!   URL, the key or a row.
+//! - Time limits follow the body: a request may take the configured time and, in addition, what its body
+//!   needs at [`SLOWEST_UPLINK`], so that a full batch gets through a slow uplink. A dead connection is
+//!   noticed sooner, by TCP's user timeout.
+//! - Failure: a status that says that the call must stop (the key is refused, the cloud is busy or broken)
+//!   becomes a [`Failure`]. Any other 4xx is an [`HttpAnswer`], since it is about this request only.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,16 +24,17 @@ use super::CloudOptions;
 use super::failure::{CloudResult, Failure};
 use super::reply::{CloudReply, is_html, looks_like_html};
 use super::secure::{check, is_loopback, tls};
-use super::transport_error::{EnvironmentProxy, Resolver, broken, broken_through};
-use super::words::{messages, own_code, without_tags, words};
+use super::transport_error::{EnvironmentProxy, Resolver, transport_failure, transport_failure_through};
+use super::words::{error_code, messages, refusal_words, without_tags};
 use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
 use crate::retry;
+use crate::wire::{ErrorCode, JSON};
 
-/// The slowest uplink that a body's time is reckoned with, in bytes a second.
-const SLOWEST: u64 = 16 * 1024;
+/// The slowest uplink that time limits allow for, in bytes a second.
+const SLOWEST_UPLINK: u64 = 16 * 1024;
 
-/// The longest answer that is read. Lists are streamed and have no such bound.
+/// The longest answer that is read, in bytes. Lists are streamed and have no such bound.
 const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 
 /// The longest body of a refusal that is read, in bytes.
@@ -39,34 +43,35 @@ const LONGEST_REFUSAL: usize = 64 * 1024;
 /// The longest text of a refusal that is kept, in characters.
 const LONGEST_WORDS: usize = 300;
 
+/// The remedy if an answer does not come from the cloud.
 pub(super) const CAPTIVE: &str =
     "check that cloud.url is the API's base URL and that no portal or proxy answers in its place";
 
-/// What came back, after the statuses that stop a call have become failures.
+/// An answer, after the statuses that stop a call have become failures.
 pub(super) enum HttpAnswer {
     /// 2xx.
     Accepted(CloudReply),
-    /// A 4xx about this very request: neither the key, nor something that passes.
+    /// A 4xx about this request: it is neither about the key nor transient.
     Refused {
         status: u16,
-        /// The server's words, cut and cleaned.
+        /// The server's words, shortened and cleaned.
         words: String,
-        /// The server's own code for it.
-        code: Option<String>,
+        /// The contract's code for it.
+        code: Option<ErrorCode>,
     },
 }
 
-/// One client and where it speaks to.
+/// One client and the server that it talks to.
 pub(super) struct HttpClient {
     client: Client,
     url: String,
     base: String,
     status_path: String,
     /// Whether the server wants a slash at the end of each path: learnt from its redirects.
-    slash: AtomicBool,
+    wants_slash: AtomicBool,
     key: SecretString,
     timeout: Duration,
-    /// The proxy on the way, where the environment names one.
+    /// The proxy on the way, if the environment names one.
     proxy: Option<EnvironmentProxy>,
 }
 
@@ -77,10 +82,8 @@ impl HttpClient {
         let mut bearer = HeaderValue::from_str(&format!("Bearer {}", options.key.expose_secret()))
             .map_err(|_| Error::config(operation, "the key has characters that a header cannot carry"))?;
         bearer.set_sensitive(true);
-        let headers = HeaderMap::from_iter([
-            (AUTHORIZATION, bearer),
-            (ACCEPT, HeaderValue::from_static("application/json")),
-        ]);
+        let headers =
+            HeaderMap::from_iter([(AUTHORIZATION, bearer), (ACCEPT, HeaderValue::from_static(JSON))]);
         let mut builder = Client::builder()
             .user_agent(concat!("cloud-sync/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
@@ -108,7 +111,7 @@ impl HttpClient {
             url: options.url.as_str().trim_end_matches('/').to_owned(),
             base: base(options),
             status_path: options.status_path.trim_matches('/').to_owned(),
-            slash: AtomicBool::new(false),
+            wants_slash: AtomicBool::new(false),
             key: options.key.clone(),
             timeout: options.timeout,
             proxy,
@@ -133,8 +136,9 @@ impl HttpClient {
         self.client.request(method, self.address(path))
     }
 
-    /// A request to an address that the server gave, which must be on its own origin: the key goes nowhere else. Where only
-    /// the scheme or a missing port differs, as behind a proxy that ends TLS, the base URL's is taken.
+    /// A request to an address that the server gave, which must be on its own origin: the key goes nowhere
+    /// else. If only the scheme differs, or the port is missing, as behind a proxy that ends TLS, those of
+    /// the base URL are used.
     pub(super) fn request_to(&self, operation: &str, address: &Url) -> CloudResult<RequestBuilder> {
         let mut own: Url = self
             .base
@@ -145,7 +149,7 @@ impl HttpClient {
         if !same {
             return Err(Failure::protocol(
                 operation,
-                format!("the next page lies on another server, {}", host(address)),
+                format!("the next page is on another server, {}", host(address)),
                 "pages are followed on the cloud's own server only: correct the address that it gives",
             ));
         }
@@ -161,7 +165,7 @@ impl HttpClient {
 
     fn address(&self, path: &str) -> String {
         let base = &self.base;
-        if !self.slash.load(Ordering::Relaxed) {
+        if !self.wants_slash.load(Ordering::Relaxed) {
             return format!("{base}/{path}");
         }
         match path.split_once('?') {
@@ -170,7 +174,8 @@ impl HttpClient {
         }
     }
 
-    /// Whether a redirect leads to the same address with a slash at its end. From now on requests have it.
+    /// Whether a redirect leads to the same address with a slash at its end. From now on requests end with
+    /// one.
     fn learn_slash(&self, response: &Response) -> bool {
         let Some(target) = target(response) else {
             return false;
@@ -179,7 +184,7 @@ impl HttpClient {
         let same = target.host_str() == from.host_str()
             && target.path().strip_suffix('/') == Some(from.path())
             && !from.path().ends_with('/');
-        same && !self.slash.swap(true, Ordering::Relaxed)
+        same && !self.wants_slash.swap(true, Ordering::Relaxed)
     }
 
     /// Sends a request with a body of `bytes` bytes, and reads the whole answer.
@@ -196,17 +201,17 @@ impl HttpClient {
     /// Sends a request, and waits for the start of the answer.
     pub(super) async fn send(&self, operation: &str, request: RequestBuilder) -> CloudResult<Response> {
         let sent = request.send().await;
-        sent.map_err(|error| broken_through(self.proxy.as_ref(), operation, error))
+        sent.map_err(|error| transport_failure_through(self.proxy.as_ref(), operation, error))
     }
 
-    /// The same, however long it takes.
+    /// Sends a request, and reads the whole answer, however long it takes.
     pub(super) async fn exchange(&self, operation: &str, request: RequestBuilder) -> CloudResult<HttpAnswer> {
         let response = self.send(operation, request).await?;
         abort::point("amid the answer");
         self.answer(operation, response).await
     }
 
-    /// An answer, within the time that a body of `bytes` bytes has.
+    /// Waits for an answer, for as long as a request with a body of `bytes` bytes may take.
     pub(super) async fn within(
         &self,
         operation: &str,
@@ -216,7 +221,7 @@ impl HttpClient {
         let limit = self.timeout + time_for(bytes as u64);
         tokio::time::timeout(limit, answer)
             .await
-            .unwrap_or_else(|_| Err(self.too_late(operation, limit)))
+            .unwrap_or_else(|_| Err(self.timed_out(operation, limit)))
     }
 
     /// What a response means, read to its end.
@@ -234,19 +239,23 @@ impl HttpClient {
         Ok(HttpAnswer::Refused { status, words, code })
     }
 
-    /// The status, the words and the server's own code of a response that is not a 2xx, where it is about this very request.
+    /// The status, the words and the contract's code of a response that is not a 2xx and is about this
+    /// request.
+    ///
+    /// # Errors
+    /// The response is about something else: the key, the server's state, its address.
     pub(super) async fn refused(
         &self,
         operation: &str,
         response: Response,
-    ) -> CloudResult<(u16, String, Option<String>)> {
+    ) -> CloudResult<(u16, String, Option<ErrorCode>)> {
         let status = response.status();
         let code = status.as_u16();
         match code {
             301 | 302 | 307 | 308 if self.learn_slash(&response) => Err(Failure::unreachable(
                 operation,
                 format!("the cloud answered {status}: it wants a slash at the end of its addresses"),
-                "it is sent again so",
+                "the request is sent again in that form",
             )
             .with_status(code)),
             300..=399 => Err(Failure::protocol(
@@ -255,14 +264,18 @@ impl HttpClient {
                     Some(host) => format!("the cloud answered {status} to {host}"),
                     None => format!("the cloud answered {status}"),
                 },
-                "set cloud.url to the final address: redirects are not followed, so that the key stays with its host",
+                "set cloud.url to the final address: redirects are not followed, so that the key goes to no \
+                 other host",
             )
             .with_status(code)),
             401 | 403 => {
-                let error = Error::new(Kind::CloudAuth, operation, format!("the cloud refused the key ({status})"))
-                    .remedy("set cloud.key (CLOUD_API_KEY) to a key that is valid there; capture goes on meanwhile");
+                let cause = format!("the cloud refused the key ({status})");
+                let error = Error::new(Kind::CloudAuth, operation, cause).remedy(
+                    "set cloud.key (CLOUD_API_KEY) to a key that is valid there; until then changes wait in \
+                     the outbox",
+                );
                 let failure = Failure::from(error).with_status(code);
-                Err(self.in_its_words(operation, response, failure).await)
+                Err(self.with_words_of(operation, response, failure).await)
             }
             408 | 425 | 429 | 500..=599 => {
                 let wait = response
@@ -271,15 +284,18 @@ impl HttpClient {
                     .and_then(|value| value.to_str().ok())
                     .and_then(|value| retry::retry_after(value, Timestamp::now()));
                 let remedy = match code {
-                    408 | 425 | 429 => "it asks for patience: it is tried again, no sooner than it wants",
-                    _ => "it is tried again; if it lasts, look at the cloud's own logs and at the proxies before it",
+                    408 | 425 | 429 => "the request is sent again, no sooner than the cloud asks for",
+                    _ => {
+                        "the request is sent again; if it keeps failing, look at the cloud's own logs and at \
+                         the proxies before it"
+                    }
                 };
                 let failure = Failure::unreachable(operation, format!("the cloud answered {status}"), remedy)
                     .with_status(code)
                     .with_retry_after(wait);
-                Err(self.in_its_words(operation, response, failure).await)
+                Err(self.with_words_of(operation, response, failure).await)
             }
-            // It comes from between here and the cloud, and says nothing about the request.
+            // It comes from a proxy, and says nothing about the request.
             407 => Err(Failure::unreachable(
                 operation,
                 format!("a proxy on the way answered {status}"),
@@ -288,13 +304,15 @@ impl HttpClient {
             .with_status(code)),
             400..=499 => {
                 let page = is_html(response.headers());
-                // What cannot be read of a refusal changes nothing about it.
-                let body = read_body(operation, response, LONGEST_REFUSAL).await.unwrap_or_default();
-                let words = match words(&body) {
+                // A refusal is one, also if its body cannot be read.
+                let body = read_body(operation, response, LONGEST_REFUSAL)
+                    .await
+                    .unwrap_or_default();
+                let words = match refusal_words(&body) {
                     Some(words) if !page && !looks_like_html(&body) => self.clean(&words),
                     _ => status.canonical_reason().unwrap_or("refused").to_owned(),
                 };
-                Ok((code, words, own_code(&body)))
+                Ok((code, words, error_code(&body)))
             }
             _ => Err(Failure::protocol(
                 operation,
@@ -304,33 +322,35 @@ impl HttpClient {
         }
     }
 
-    /// The failure with the words that the answer has, if any.
-    async fn in_its_words(&self, operation: &str, response: Response, failure: Failure) -> Failure {
+    /// The failure with the words that the answer has, if it has any.
+    async fn with_words_of(&self, operation: &str, response: Response, failure: Failure) -> Failure {
         let body = read_body(operation, response, LONGEST_REFUSAL)
             .await
             .unwrap_or_default();
         match serde_json::from_slice(&body) {
             Ok(value) => match messages(&value) {
-                Some(words) => failure.saying(self.clean(&words), true),
+                Some(words) => failure.with_words(self.clean(&words), true),
                 None => failure,
             },
             Err(_) => match self.clean(&without_tags(&String::from_utf8_lossy(&body))) {
                 words if words.is_empty() => failure,
-                words => failure.saying(words, false),
+                words => failure.with_words(words, false),
             },
         }
     }
 
-    pub(super) fn too_late(&self, operation: &str, limit: Duration) -> Failure {
+    /// The failure of a request that got no answer in this time.
+    pub(super) fn timed_out(&self, operation: &str, limit: Duration) -> Failure {
         Failure::unreachable(
             operation,
             format!("no answer within {} s", limit.as_secs_f32().ceil()),
-            "check the network between here and the cloud, or raise cloud.timeout; changes wait in the outbox meanwhile",
+            "check the network between here and the cloud, or raise cloud.timeout; until then changes wait \
+             in the outbox",
         )
-        .under_way()
+        .interrupted()
     }
 
-    /// A server's words, safe to keep and to show: no control characters, not the key, not long.
+    /// A server's words, safe to keep and to show: without control characters, without the key, and short.
     pub(super) fn clean(&self, words: &str) -> String {
         let key = self.key.expose_secret();
         let words = if !key.is_empty() && words.contains(key) {
@@ -349,7 +369,7 @@ impl HttpClient {
 
 /// How long `bytes` may take on the slowest uplink.
 pub(super) fn time_for(bytes: u64) -> Duration {
-    Duration::from_millis(bytes.saturating_mul(1000) / SLOWEST)
+    Duration::from_millis(bytes.saturating_mul(1000) / SLOWEST_UPLINK)
 }
 
 /// `text` as one segment of a path: everything but unreserved characters is percent-encoded.
@@ -375,7 +395,11 @@ pub(super) fn encode_into(segment: &mut String, text: &str) {
 /// Reads a body of at most `limit` bytes.
 pub(super) async fn read_body(operation: &str, mut response: Response, limit: usize) -> CloudResult<Bytes> {
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| broken(operation, error))? {
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| transport_failure(operation, error))?
+    {
         if body.len() + chunk.len() > limit {
             return Err(Failure::protocol(
                 operation,
@@ -398,7 +422,7 @@ fn target(response: &Response) -> Option<Url> {
     response.url().join(target).ok()
 }
 
-/// The host of an address, and its port where that is not the usual one.
+/// The host of an address, and its port if that is not the usual one.
 pub(super) fn host(address: &Url) -> String {
     let host = address.host_str().unwrap_or_default();
     match address.port() {
@@ -407,7 +431,7 @@ pub(super) fn host(address: &Url) -> String {
     }
 }
 
-/// The URL that all paths lie below, without a slash at its end.
+/// The URL that comes before all paths, without a slash at its end.
 fn base(options: &CloudOptions) -> String {
     let mut base = options.url.as_str().trim_end_matches('/').to_owned();
     let prefix = options.prefix.trim_matches('/');
@@ -428,10 +452,10 @@ mod tests {
 
     #[test]
     fn words_are_cut_and_cleaned() {
-        let link = HttpClient::new(&options("http://localhost/")).unwrap();
+        let http = HttpClient::new(&options("http://localhost/")).unwrap();
         let long = "é".repeat(1000);
-        assert_eq!(link.clean(&long).chars().count(), LONGEST_WORDS);
-        assert_eq!(link.clean("a\u{1b}[31m\nb sesame-1234"), "a [31m b [the key]");
+        assert_eq!(http.clean(&long).chars().count(), LONGEST_WORDS);
+        assert_eq!(http.clean("a\u{1b}[31m\nb sesame-1234"), "a [31m b [the key]");
     }
 
     #[test]

@@ -1,15 +1,17 @@
-//! Batches in flight: while the cloud works on a batch, those behind it are on their way already, on a server that takes
-//! batches in the order of their numbers only. So neither the uplink nor the cloud lies idle while the site hears of a batch and
-//! writes down that it was accepted, and yet the cloud never takes a batch before the one that it follows.
+//! Several batches in flight at once, on a server that takes batches in the order of their numbers only.
 //!
-//! How many are worth it is measured: as many as the cloud could take while an answer is on its way ([`PipelineDepth`]). On a slow uplink
-//! nothing is gained by sending two batches at once, and the first one would be late: a batch begins when all that is under way
-//! has been handed to the network ([`Uplink`]).
+//! While the cloud works on a batch, the next ones are already on their way. So neither the uplink nor the
+//! cloud is idle while the site gets the answer and records it, and yet the cloud never takes a batch before
+//! the one that it follows.
 //!
-//! Failure: when a batch is not answered as usual, those behind it are given up, and go again after it, as they were. Nothing
-//! else ever goes under a number behind which a batch went ([`Pipeline`]): what asks for it asks for a new term.
+//! - How many are useful is measured: as many as the cloud could take while an answer is on its way
+//!   ([`PipelineDepth`]).
+//! - On a slow uplink nothing is gained by sending two batches at once, and the first one would be late. So a
+//!   batch begins when all that is in flight has been handed to the network ([`Uplink`]).
+//! - Failure: if a batch is not answered as usual, those that follow it are aborted, and are sent again after
+//!   it, as they were. Once a batch was sent after a number, nothing else is ever sent under that number
+//!   ([`Pipeline`]): what would need that needs a new term.
 
-use crate::batch::ChangeIndex;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -24,19 +26,20 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::CloudResult;
 use super::http::HttpAnswer;
+use crate::batch::ChangeIndex;
 use crate::error::Error;
-use crate::wire;
+use crate::wire::limits::MAX_IN_FLIGHT;
 
-/// A body of so many bytes is in no other's way.
-const SHORT: usize = 64 * 1024;
+/// A body of at most so many bytes delays no other.
+const SHORT_BODY: usize = 64 * 1024;
 
-/// The delays that are kept.
-const DELAYS: usize = 16;
+/// How many delays are kept.
+const MAX_DELAYS: usize = 16;
 
-/// A request that is under way before the one before it is answered. Dropped, it is given up.
+/// A request that was sent before the one before it is answered. Dropping it aborts the request.
 pub struct InFlight {
-    /// The changes in it, by their places in the batch.
-    pub(super) places: Vec<ChangeIndex>,
+    /// The changes in it.
+    pub(super) changes: Vec<ChangeIndex>,
     pub(super) size: BodySize,
     pub(super) begun: Instant,
     answer: AbortOnDropHandle<CloudResult<HttpAnswer>>,
@@ -44,12 +47,12 @@ pub struct InFlight {
 
 impl InFlight {
     pub(super) fn begin(
-        places: Vec<ChangeIndex>,
+        changes: Vec<ChangeIndex>,
         size: BodySize,
         exchange: impl Future<Output = CloudResult<HttpAnswer>> + Send + 'static,
     ) -> Self {
         Self {
-            places,
+            changes,
             size,
             begun: Instant::now(),
             answer: AbortOnDropHandle::new(tokio::spawn(exchange)),
@@ -72,15 +75,15 @@ pub(super) struct BodySize {
     /// Bytes that are sent.
     pub(super) bytes: usize,
     /// Whether these are fewer, since it is compressed.
-    pub(super) squeezed: bool,
+    pub(super) is_compressed: bool,
 }
 
-/// The numbers of a term under which batches go before the one before them is answered.
+/// Which batches of a term may be sent before the one before them is answered, and which were.
 #[derive(Debug)]
 pub(super) struct Pipeline {
-    /// The number of the batch behind which others may go now.
+    /// The number of the batch after which others may be sent now.
     open: watch::Sender<Option<i64>>,
-    /// The highest number under which anything went.
+    /// The highest number under which anything was sent.
     highest: AtomicI64,
 }
 
@@ -92,7 +95,7 @@ impl Pipeline {
         }
     }
 
-    /// Lets others go behind this batch until the answer is dropped.
+    /// Lets others be sent after this batch until the returned value is dropped.
     pub(super) fn open(&self, number: i64) -> OpenBatch<'_> {
         self.open.send_replace(Some(number));
         OpenBatch(self)
@@ -102,18 +105,18 @@ impl Pipeline {
         self.open.subscribe()
     }
 
-    /// Notes that something goes under this number.
-    pub(super) fn goes(&self, number: i64) {
+    /// Notes that something is sent under this number.
+    pub(super) fn note_sent(&self, number: i64) {
         self.highest.fetch_max(number, Ordering::Relaxed);
     }
 
-    /// Whether anything went under a number behind this one.
-    pub(super) fn went_behind(&self, number: i64) -> bool {
+    /// Whether anything was sent under a higher number than this one.
+    pub(super) fn has_sent_after(&self, number: i64) -> bool {
         self.highest.load(Ordering::Relaxed) > number
     }
 }
 
-/// A batch's request is under way, and others may go behind it.
+/// A batch's request is in flight, and others may be sent after it.
 pub(super) struct OpenBatch<'a>(&'a Pipeline);
 
 impl Drop for OpenBatch<'_> {
@@ -122,25 +125,27 @@ impl Drop for OpenBatch<'_> {
     }
 }
 
-/// How many batches are worth being in flight at once.
+/// How many batches should be in flight at once.
 #[derive(Debug, Default)]
 pub(super) struct PipelineDepth {
-    /// Of the last requests that went alone: from sending to the answer, less what the server itself took.
+    /// Of the last requests that were sent alone: from sending to the answer, less the time that the server
+    /// itself took.
     delays: VecDeque<Duration>,
-    /// From one answer to the next while requests follow each other: the mean of the last few.
+    /// From one answer to the next while requests follow each other: a mean of the last few.
     interval: Option<Duration>,
     last: Option<Instant>,
 }
 
 impl PipelineDepth {
-    /// Notes an answer that came now to what was sent then, and what the server says that it took itself.
-    pub(super) fn answered(&mut self, begun: Instant, alone: bool, applied: Option<Duration>) {
+    /// Notes an answer that came now to a request that was sent at `begun`, and the time that the server
+    /// itself took, as far as it says.
+    pub(super) fn record_answer(&mut self, begun: Instant, is_alone: bool, applied: Option<Duration>) {
         let now = Instant::now();
-        if alone {
+        if is_alone {
             let delay = now - begun;
             self.delays
                 .push_back(delay.saturating_sub(applied.unwrap_or_default()));
-            if self.delays.len() > DELAYS {
+            if self.delays.len() > MAX_DELAYS {
                 self.delays.pop_front();
             }
         } else if let Some(last) = self.last.filter(|last| *last > begun) {
@@ -150,10 +155,10 @@ impl PipelineDepth {
         self.last = Some(now);
     }
 
-    /// How many: 2 at least, so that the server finds the next batch when it has done one; and as many more as it could do while
-    /// an answer and the next batch are on their way.
+    /// How many: at least 2, so that the server has the next batch when it has done one; and as many more as
+    /// it could do while an answer and the next batch are on their way.
     pub(super) fn batches(&self) -> usize {
-        let most = wire::IN_FLIGHT as usize;
+        let most = MAX_IN_FLIGHT as usize;
         let (Some(delay), Some(interval)) = (self.delays.iter().min(), self.interval) else {
             return 2;
         };
@@ -162,7 +167,7 @@ impl PipelineDepth {
     }
 }
 
-/// How many bodies of changes are not yet handed to the network whole.
+/// How many bodies of changes are not yet completely handed to the network.
 #[derive(Clone)]
 pub(super) struct Uplink(watch::Sender<usize>);
 
@@ -179,20 +184,20 @@ impl Uplink {
 
     /// A body that counts until the connection has taken it.
     pub(super) fn body(&self, bytes: Bytes) -> Body {
-        if bytes.len() <= SHORT {
+        if bytes.len() <= SHORT_BODY {
             return Body::from(bytes);
         }
-        let way = UnsentBody::new(self.0.clone());
-        // Asked for more, the connection has taken what came before.
+        let unsent = UnsentBody::new(self.0.clone());
+        // When the connection asks for more, it has taken what came before.
         let end = stream::once(async move {
-            drop(way);
+            drop(unsent);
             Ok::<_, io::Error>(Bytes::new())
         });
         Body::wrap_stream(stream::iter([Ok(bytes)]).chain(end))
     }
 }
 
-/// A body that is not yet handed to the network whole.
+/// A body that is not yet completely handed to the network.
 struct UnsentBody(watch::Sender<usize>);
 
 impl UnsentBody {

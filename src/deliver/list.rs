@@ -1,8 +1,8 @@
 //! `GET /{path}`: what the cloud holds of an entity, row by row, page by page.
 //!
 //! The body is never held: rows are cut out of it as the chunks arrive ([`super::page`]). So a list of
-//! millions of rows costs the memory of one row. A list that breaks off, repeats, or is shorter than it says,
-//! is an error: what it does not list would be taken for missing.
+//! millions of rows needs the memory of one row. A list that is interrupted, repeats itself, or is shorter
+//! than it says, is an error: what it does not list would be taken for missing.
 
 use std::collections::HashSet;
 
@@ -16,21 +16,21 @@ use super::failure::{CloudResult, Failure};
 use super::http::HttpClient;
 use super::page::{ListPage, NextPage};
 use super::reply::says_failure;
-use super::transport_error::broken;
+use super::transport_error::transport_failure;
 use super::words::messages;
 use crate::catalogue::Entity;
 use crate::error::{self, Kind};
 
 /// Pages of one list, at most.
-const PAGES: usize = 100_000;
+const MAX_PAGES: usize = 100_000;
 
-const REMEDY: &str = "look at how the cloud's server makes pages; or set trust_list = false for this entity, so that its list is \
-                      not used";
+const REMEDY: &str = "look at how the cloud's server makes pages; or set trust_list = false for this entity, \
+                      so that its list is not used";
 
-/// Calls `row` for each element. The time limit holds for the start of each page and then for each part of
-/// it. Returns in how many pages it came.
+/// Calls `row` for each element. The time limit is for the start of each page and then for each chunk of it.
+/// Returns how many pages the list had.
 pub(super) async fn list(
-    link: &HttpClient,
+    http: &HttpClient,
     operation: &str,
     entity: &Entity,
     days: Option<u32>,
@@ -45,25 +45,25 @@ pub(super) async fn list(
         Some(days) => format!("{}?days={days}", entity.path),
         None => entity.path.clone(),
     };
-    let mut request = link.request(Method::GET, &first);
+    let mut request = http.request(Method::GET, &first);
     let (mut addresses, mut digests) = (HashSet::new(), HashSet::new());
     let mut listed = 0;
-    for pages in 1..=PAGES {
-        let late = |_| link.too_late(operation, link.timeout());
-        let start = tokio::time::timeout(link.timeout(), link.send(operation, request));
+    for pages in 1..=MAX_PAGES {
+        let late = |_| http.timed_out(operation, http.timeout());
+        let start = tokio::time::timeout(http.timeout(), http.send(operation, request));
         let mut response = start.await.map_err(late)??;
         if !response.status().is_success() {
-            return Err(refused(link, operation, response).await?);
+            return Err(refused(http, operation, response).await?);
         }
         let address = response.url().clone();
-        let linked = next_of(response.headers());
+        let linked = next_link(response.headers());
         let mut page = ListPage::new(&names);
         loop {
-            let chunk = tokio::time::timeout(link.timeout(), response.chunk());
+            let chunk = tokio::time::timeout(http.timeout(), response.chunk());
             let chunk = chunk
                 .await
                 .map_err(late)?
-                .map_err(|error| broken(operation, error))?;
+                .map_err(|error| transport_failure(operation, error))?;
             let Some(chunk) = chunk else { break };
             page.feed(&chunk, &mut row)
                 .map_err(|stop| stop.failure(operation))?;
@@ -75,7 +75,7 @@ pub(super) async fn list(
             return Err(Failure::failed(
                 operation,
                 response.status().as_u16(),
-                link.clean(&words),
+                http.clean(&words),
             ));
         }
         listed += rows;
@@ -93,17 +93,17 @@ pub(super) async fn list(
             NextPage::Unknown => {
                 return Err(wrong(
                     operation,
-                    "the cloud's list goes on at a page whose address it does not tell",
+                    "the cloud's list goes on at a page whose address it does not give",
                 ));
             }
             NextPage::Address(next) => address
                 .join(&next)
                 .map_err(|_| wrong(operation, "the address of the list's next page is no URL"))?,
-            NextPage::Number(number) => with(address.clone(), "page", &number.to_string()),
+            NextPage::Number(number) => with_parameter(address.clone(), "page", &number.to_string()),
         };
         let next = match days {
             Some(days) if next.query_pairs().all(|(name, _)| name != "days") => {
-                with(next, "days", &days.to_string())
+                with_parameter(next, "days", &days.to_string())
             }
             _ => next,
         };
@@ -113,17 +113,17 @@ pub(super) async fn list(
                 format!("the cloud's list repeats itself after {listed} rows"),
             ));
         }
-        request = link.request_to(operation, &next)?;
+        request = http.request_to(operation, &next)?;
     }
     Err(wrong(
         operation,
-        format!("the cloud's list has more than {PAGES} pages"),
+        format!("the cloud's list has more than {MAX_PAGES} pages"),
     ))
 }
 
-async fn refused(link: &HttpClient, operation: &str, response: Response) -> CloudResult<Failure> {
-    let refused = tokio::time::timeout(link.timeout(), link.refused(operation, response));
-    let late = |_| link.too_late(operation, link.timeout());
+async fn refused(http: &HttpClient, operation: &str, response: Response) -> CloudResult<Failure> {
+    let refused = tokio::time::timeout(http.timeout(), http.refused(operation, response));
+    let late = |_| http.timed_out(operation, http.timeout());
     let (status, words, _) = refused.await.map_err(late)??;
     let cause = format!("the cloud answered {status}: {words}");
     Ok(Failure::new(Kind::CloudRefused, operation, cause).with_status(status))
@@ -134,7 +134,7 @@ fn wrong(operation: &str, cause: impl Into<String>) -> Failure {
 }
 
 /// The address with this value of a parameter.
-fn with(mut address: Url, name: &str, value: &str) -> Url {
+fn with_parameter(mut address: Url, name: &str, value: &str) -> Url {
     let others: Vec<(String, String)> = address
         .query_pairs()
         .filter(|(other, _)| other != name)
@@ -151,7 +151,7 @@ fn with(mut address: Url, name: &str, value: &str) -> Url {
 /// The address with `rel="next"` in the `Link` headers.
 ///
 /// Source: RFC 8288, section 3.
-fn next_of(headers: &HeaderMap) -> Option<String> {
+fn next_link(headers: &HeaderMap) -> Option<String> {
     let values = headers
         .get_all(LINK)
         .iter()
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_next_page_is_found_in_the_link_header() {
-        let next = |text: &str| next_of(&HeaderMap::from_iter([(LINK, text.parse().unwrap())]));
+        let next = |text: &str| next_link(&HeaderMap::from_iter([(LINK, text.parse().unwrap())]));
         assert_eq!(
             next("<https://c/rooms?page=2>; rel=\"next\"").as_deref(),
             Some("https://c/rooms?page=2")
@@ -204,7 +204,7 @@ mod tests {
     fn a_parameter_is_set_once() {
         let address: Url = "http://c/rooms?page=2&days=7".parse().unwrap();
         assert_eq!(
-            with(address, "page", "3").as_str(),
+            with_parameter(address, "page", "3").as_str(),
             "http://c/rooms?days=7&page=3"
         );
     }

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::in_flight::Pipeline;
 
-/// Under which numbers batches go to a cloud that orders them: contiguous in a term.
+/// The numbers under which batches are sent to a cloud that orders them: contiguous in a term.
 #[derive(Debug, Clone)]
 pub struct Numbering {
     /// The term.
@@ -19,7 +19,7 @@ pub struct Numbering {
     pub next: i64,
     /// The number and the body's hash of what was sent last, whether or not it was answered.
     sent: Option<(i64, blake3::Hash)>,
-    /// What is in flight; none where the cloud would take batches in any order.
+    /// What is in flight; `None` if the cloud would take batches in any order.
     pub(super) pipeline: Option<Arc<Pipeline>>,
 }
 
@@ -42,34 +42,34 @@ impl Numbering {
         self
     }
 
-    /// Shows behind which batch others may go now; none where none ever may.
+    /// Shows after which batch others may be sent now; `None` if that is never so.
     pub fn watch(&self) -> Option<watch::Receiver<Option<i64>>> {
         self.pipeline.as_ref().map(|pipeline| pipeline.watch())
     }
 
-    /// Whether anything went under a number behind the next one.
+    /// Whether anything was sent under a higher number than the next one.
     pub fn is_followed(&self) -> bool {
-        self.went_behind(self.next)
+        self.has_sent_after(self.next)
     }
 
-    /// Whether anything went under a number behind the last one that was taken.
+    /// Whether anything was sent under a higher number than the last one that was taken.
     pub fn was_followed(&self) -> bool {
-        self.went_behind(self.next - 1)
+        self.has_sent_after(self.next - 1)
     }
 
-    fn went_behind(&self, number: i64) -> bool {
+    fn has_sent_after(&self, number: i64) -> bool {
         self.pipeline
             .as_ref()
-            .is_some_and(|pipeline| pipeline.went_behind(number))
+            .is_some_and(|pipeline| pipeline.has_sent_after(number))
     }
 
-    /// Notes what went under the next number, and was in flight.
+    /// Notes what was sent under the next number while the one before it was in flight.
     pub fn note_sent(&mut self, hash: blake3::Hash) {
         self.sent = Some((self.next, hash));
     }
 
-    /// Whether a body with this hash may go under the next number: another one that went under it may have
-    /// been taken.
+    /// Whether a body with this hash may be sent under the next number: another body that was sent under it
+    /// may have been taken.
     pub(super) fn admits(&mut self, hash: blake3::Hash) -> bool {
         let admits = self
             .sent
@@ -80,12 +80,13 @@ impl Numbering {
         admits
     }
 
-    /// The cloud has answered that it does not take what went under the next number: other changes may go
+    /// Notes that the cloud does not take what was sent under the next number: other changes may be sent
     /// under it.
     pub(super) fn refused(&mut self) {
         self.sent = None;
     }
 
+    /// Notes that the cloud has taken the next number.
     pub(super) fn accepted(&mut self) {
         self.next += 1;
         self.previous_nonce = None;

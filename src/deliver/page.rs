@@ -2,49 +2,53 @@
 //! page is.
 //!
 //! Servers wrap a list as `{"data":[…]}`, `{"results":[…]}`, `{"rooms":[…]}`, some twice:
-//! `{"data":{"data":[…]}}`. What stands beside the rows is small: it is kept, and says whether the request
-//! failed, how many rows there are, and what comes next.
+//! `{"data":{"data":[…]}}`. The other members are small. They are kept, and say whether the request failed,
+//! how many rows there are, and what comes next.
+//!
+//! The rows are split by [`ArraySplitter`]; what is around them has this grammar of its own, over text in
+//! chunks.
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::array_splitter::{ArraySplitter, SplitError};
 use crate::error;
+use crate::wire::json::ValueScanner;
 
-/// The names under which any entity's rows stand.
-const LISTS: [&str; 4] = ["data", "results", "items", "records"];
+/// The names of members that may be any entity's rows.
+const LIST_NAMES: [&str; 4] = ["data", "results", "items", "records"];
 
-/// The objects that are looked into.
-const WRAPPERS: [&str; 6] = ["data", "links", "meta", "pagination", "paging", "page"];
+/// The names of objects that are looked into.
+const WRAPPER_NAMES: [&str; 6] = ["data", "links", "meta", "pagination", "paging", "page"];
 
-/// The longest member beside the rows that is kept, in bytes.
+/// The longest other member that is kept, in bytes.
 const LONGEST_MEMBER: usize = 16 * 1024;
 
 /// How deep objects are looked into.
-const DEEP: usize = 3;
+const MAX_DEPTH: usize = 3;
 
 /// A page that is being read.
 pub(super) struct ListPage<'n> {
     /// The entity's own names.
     names: &'n [String],
-    at: PageState,
+    state: PageState,
     /// The objects that are open, by their names in the one around them.
     within: Vec<String>,
     name: Vec<u8>,
-    capture: Vec<u8>,
-    depth: usize,
-    in_string: bool,
+    /// Whether the last byte of the name was a backslash.
     escaped: bool,
+    capture: Vec<u8>,
+    scanner: ValueScanner,
     elements: Option<ArraySplitter>,
     members: PageMembers,
 }
 
-/// What stands beside the rows.
+/// The other members of a page.
 #[derive(Debug, Default)]
 pub(super) struct PageMembers {
-    /// The members of the outermost object that are no rows.
+    /// The members of the outermost object that are not the rows.
     pub(super) outer: Map<String, Value>,
-    /// All members, wherever they stand: a name that comes twice is the outermost one's.
+    /// All members, wherever they are: of a name that comes twice, the outermost one.
     all: Map<String, Value>,
 }
 
@@ -70,19 +74,18 @@ impl<'n> ListPage<'n> {
     pub(super) fn new(names: &'n [String]) -> Self {
         Self {
             names,
-            at: PageState::Start,
+            state: PageState::Start,
             within: Vec::new(),
             name: Vec::new(),
-            capture: Vec::new(),
-            depth: 0,
-            in_string: false,
             escaped: false,
+            capture: Vec::new(),
+            scanner: ValueScanner::default(),
             elements: None,
             members: PageMembers::default(),
         }
     }
 
-    /// Takes a part of the page in, and calls `row` for each row that it completes.
+    /// Reads a chunk of the page, and calls `row` for each row that it completes.
     pub(super) fn feed(
         &mut self,
         chunk: &[u8],
@@ -90,17 +93,27 @@ impl<'n> ListPage<'n> {
     ) -> Result<(), SplitError> {
         let mut rest = chunk;
         while let Some(&byte) = rest.first() {
-            if self.at == PageState::Rows {
+            if self.state == PageState::Rows {
                 let elements = self.elements.get_or_insert_default();
                 let used = elements.feed(rest, row)?;
                 rest = &rest[used..];
                 if elements.is_whole() {
-                    self.at = self.after();
+                    self.state = self.state_after_rows();
+                }
+                continue;
+            }
+            if self.state == PageState::Kept {
+                let end = self.scanner.scan(rest);
+                let (kept, after) = rest.split_at(end.unwrap_or(rest.len()));
+                self.keep(kept);
+                rest = after;
+                if end.is_some() {
+                    self.end_kept()?;
                 }
                 continue;
             }
             let blank = matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
-            let inside = matches!(self.at, PageState::InName | PageState::Kept | PageState::Scalar);
+            let inside = matches!(self.state, PageState::InName | PageState::Scalar);
             if (!blank || inside) && !self.step(byte)? {
                 continue;
             }
@@ -109,14 +122,14 @@ impl<'n> ListPage<'n> {
         Ok(())
     }
 
-    /// Takes one byte in; false where it is to be looked at again.
+    /// Reads one byte. Returns false if the same byte must be read again in the new state.
     fn step(&mut self, byte: u8) -> Result<bool, SplitError> {
-        match (self.at, byte) {
+        match (self.state, byte) {
             (PageState::Start, b'[') => {
-                self.at = PageState::Rows;
+                self.state = PageState::Rows;
                 return Ok(false);
             }
-            (PageState::Start, b'{') => self.at = PageState::FirstName,
+            (PageState::Start, b'{') => self.state = PageState::FirstName,
             (PageState::Start, 0xef | 0xbb | 0xbf) => {}
             (PageState::Start, b'<') => {
                 return Err(SplitError::Form("the answer is a page, not JSON".into()));
@@ -125,105 +138,71 @@ impl<'n> ListPage<'n> {
             (PageState::FirstName | PageState::AfterValue, b'}') => self.close(),
             (PageState::FirstName | PageState::Name, b'"') => {
                 self.name.clear();
-                self.at = PageState::InName;
+                self.state = PageState::InName;
             }
-            (PageState::InName, b'"') if !self.escaped => self.at = PageState::Colon,
+            (PageState::InName, b'"') if !self.escaped => self.state = PageState::Colon,
             (PageState::InName, _) => {
                 self.escaped = byte == b'\\' && !self.escaped;
                 if self.name.len() < LONGEST_MEMBER {
                     self.name.push(byte);
                 }
             }
-            (PageState::Colon, b':') => self.at = PageState::Value,
-            (PageState::Value, _) => return self.begin(byte),
-            (PageState::Kept, _) => {
-                self.keep(byte);
-                if self.ends(byte) {
-                    self.kept()?;
-                }
-            }
+            (PageState::Colon, b':') => self.state = PageState::Value,
+            (PageState::Value, _) => return self.begin_value(byte),
             (PageState::Scalar, b',' | b'}' | b' ' | b'\n' | b'\r' | b'\t') => {
-                self.kept()?;
+                self.end_kept()?;
                 return Ok(false);
             }
-            (PageState::Scalar, _) => self.keep(byte),
-            (PageState::AfterValue, b',') => self.at = PageState::Name,
+            (PageState::Scalar, _) => self.keep(&[byte]),
+            (PageState::AfterValue, b',') => self.state = PageState::Name,
             _ => return Err(SplitError::Form("the answer is not valid JSON".into())),
         }
         Ok(true)
     }
 
-    /// A member's value begins.
-    fn begin(&mut self, byte: u8) -> Result<bool, SplitError> {
+    /// Begins a member's value.
+    fn begin_value(&mut self, byte: u8) -> Result<bool, SplitError> {
         let name = String::from_utf8_lossy(&self.name).into_owned();
         match byte {
             b'[' if self.elements.is_none() && self.is_list(&name) => {
-                self.at = PageState::Rows;
+                self.state = PageState::Rows;
                 return Ok(false);
             }
-            b'{' if self.within.len() < DEEP && WRAPPERS.contains(&name.as_str()) => {
+            b'{' if self.within.len() < MAX_DEPTH && WRAPPER_NAMES.contains(&name.as_str()) => {
                 self.within.push(name);
-                self.at = PageState::FirstName;
+                self.state = PageState::FirstName;
                 return Ok(true);
             }
             b'"' | b'{' | b'[' => {
-                self.at = PageState::Kept;
-                self.in_string = byte == b'"';
-                self.depth = usize::from(byte != b'"');
+                self.state = PageState::Kept;
+                self.scanner = ValueScanner::default();
             }
-            _ => self.at = PageState::Scalar,
+            _ => self.state = PageState::Scalar,
         }
-        self.escaped = false;
         self.capture.clear();
-        self.keep(byte);
-        Ok(true)
+        // The first byte is a part of it.
+        Ok(false)
     }
 
     fn is_list(&self, name: &str) -> bool {
-        LISTS.contains(&name) || self.names.iter().any(|own| own == name)
+        LIST_NAMES.contains(&name) || self.names.iter().any(|own| own == name)
     }
 
-    fn keep(&mut self, byte: u8) {
-        if self.capture.len() <= LONGEST_MEMBER {
-            self.capture.push(byte);
-        }
+    fn keep(&mut self, part: &[u8]) {
+        // One byte more than is kept shows that it is too long.
+        let room = (LONGEST_MEMBER + 1).saturating_sub(self.capture.len());
+        self.capture.extend_from_slice(&part[..part.len().min(room)]);
     }
 
-    /// Whether the byte ends a text, a list or an object that is kept.
-    fn ends(&mut self, byte: u8) -> bool {
-        if self.in_string {
-            match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = true,
-                b'"' => {
-                    self.in_string = false;
-                    return self.depth == 0;
-                }
-                _ => {}
-            }
-            return false;
-        }
-        match byte {
-            b'"' => self.in_string = true,
-            b'{' | b'[' => self.depth += 1,
-            b'}' | b']' => {
-                self.depth = self.depth.saturating_sub(1);
-                return self.depth == 0;
-            }
-            _ => {}
-        }
-        false
-    }
-
-    /// A member that is kept has ended.
-    fn kept(&mut self) -> Result<(), SplitError> {
-        self.at = PageState::AfterValue;
+    /// Ends a member that is kept.
+    fn end_kept(&mut self) -> Result<(), SplitError> {
+        self.state = PageState::AfterValue;
         // What is longer says nothing about the list.
         if self.capture.len() > LONGEST_MEMBER {
             return Ok(());
         }
         let value: Value = serde_json::from_slice(&self.capture)
-            .map_err(|_| SplitError::Form("a member beside the rows is not valid JSON".into()))?;
+            .map_err(|_| SplitError::Form("a member of the page is not valid JSON".into()))?;
         let name = String::from_utf8_lossy(&self.name).into_owned();
         if self.within.is_empty() {
             self.members.outer.insert(name.clone(), value.clone());
@@ -235,14 +214,14 @@ impl<'n> ListPage<'n> {
     }
 
     fn close(&mut self) {
-        self.at = match self.within.pop() {
+        self.state = match self.within.pop() {
             Some(_) => PageState::AfterValue,
             None => PageState::End,
         };
     }
 
-    /// Where it stands behind the rows.
-    fn after(&self) -> PageState {
+    /// The state after the rows.
+    fn state_after_rows(&self) -> PageState {
         // A list that nothing wraps has no name before it.
         if self.within.is_empty() && self.name.is_empty() {
             PageState::End
@@ -251,10 +230,10 @@ impl<'n> ListPage<'n> {
         }
     }
 
-    /// What stood beside the rows, and the rows' count and digest, once the page has ended.
+    /// The other members, and the rows' number and digest, once the page has ended.
     pub(super) fn finish(self) -> Result<(PageMembers, u64, blake3::Hash), SplitError> {
-        if self.at != PageState::End {
-            return Err(SplitError::Form("the list breaks off before its end".into()));
+        if self.state != PageState::End {
+            return Err(SplitError::Form("the list ends before its array does".into()));
         }
         match self.elements {
             Some(elements) => {
@@ -284,7 +263,7 @@ pub(super) enum NextPage {
     Address(String),
     /// Its number.
     Number(u64),
-    /// It goes on in a way that cannot be followed.
+    /// There is one, and nothing says where.
     Unknown,
 }
 
@@ -311,7 +290,7 @@ impl PageMembers {
         }
     }
 
-    /// How many rows the whole list has, where it is told.
+    /// How many rows the whole list has, if the page says so.
     pub(super) fn total(&self) -> Option<u64> {
         self.number("total").or_else(|| self.number("count"))
     }
@@ -329,7 +308,7 @@ mod tests {
         let names = ["rooms".to_owned()];
         let mut page = ListPage::new(&names);
         let mut found = Vec::new();
-        let said = |stop| match stop {
+        let in_words = |stop| match stop {
             SplitError::Form(cause) => cause,
             SplitError::Row(error) => error.to_string(),
         };
@@ -338,9 +317,9 @@ mod tests {
                 found.push(row.get().to_owned());
                 Ok(())
             };
-            page.feed(part, &mut keep).map_err(said)?;
+            page.feed(part, &mut keep).map_err(in_words)?;
         }
-        let (members, rows, _) = page.finish().map_err(said)?;
+        let (members, rows, _) = page.finish().map_err(in_words)?;
         assert_eq!(rows as usize, found.len());
         Ok((found, members))
     }
@@ -395,13 +374,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_list_is_an_error_in_words() {
-        for (text, said) in [
-            ("", "breaks off"),
-            ("[", "breaks off"),
-            ("[{}", "breaks off"),
-            (r#"{"data":[{}]"#, "breaks off"),
-            (r#"{"data":[{}],"#, "breaks off"),
+    fn a_text_that_is_not_a_whole_list_is_an_error_in_words() {
+        for (text, words) in [
+            ("", "ends before"),
+            ("[", "ends before"),
+            ("[{}", "ends before"),
+            (r#"{"data":[{}]"#, "ends before"),
+            (r#"{"data":[{}],"#, "ends before"),
             ("[{}] x", "not valid JSON"),
             ("<html></html>", "page"),
             ("null", "not JSON"),
@@ -412,7 +391,7 @@ mod tests {
         ] {
             for chunk in [1, 3, 100] {
                 let error = read_in_chunks(text, chunk).map(|(rows, _)| rows).unwrap_err();
-                assert!(error.contains(said), "{text}: {error}");
+                assert!(error.contains(words), "{text}: {error}");
             }
         }
     }

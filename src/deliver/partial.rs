@@ -1,4 +1,4 @@
-//! Which rows of a bulk request the server left out, where its errors name them.
+//! Which rows of a bulk request the server left out, if its errors name them.
 
 use crate::batch::ChangeIndex;
 use std::collections::HashMap;
@@ -7,13 +7,13 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::words::messages;
-use crate::fields::{pick, plain};
+use crate::wire::json::{non_null_text, pick};
 
 /// How deep in an error the row's key is looked for.
-const DEEP: usize = 2;
+const MAX_DEPTH: usize = 2;
 
-/// The refused rows by their places, with the server's words; none where the errors do not account for all
-/// that was left out, each by the key of one of the rows.
+/// The server's words about each refused row, by the row's place in `rows`. `None` if the errors do not
+/// account for all that was left out, each by the key of one of the rows.
 pub(super) fn refused(
     rows: &[(ChangeIndex, Bytes)],
     key: &[String],
@@ -23,14 +23,14 @@ pub(super) fn refused(
     if errors.is_empty() || left_out.is_some_and(|left_out| left_out != errors.len()) {
         return None;
     }
-    let places: HashMap<Vec<String>, usize> = rows
+    let row_indexes: HashMap<Vec<String>, usize> = rows
         .iter()
         .enumerate()
-        .filter_map(|(at, (_, row))| Some((of_row(std::str::from_utf8(row).ok()?, key)?, at)))
+        .filter_map(|(at, (_, row))| Some((key_of_row(std::str::from_utf8(row).ok()?, key)?, at)))
         .collect();
     let mut refused = HashMap::new();
     for error in errors {
-        let at = *places.get(&of_error(error, key, DEEP)?)?;
+        let at = *row_indexes.get(&key_of_error(error, key, MAX_DEPTH)?)?;
         let words = messages(error).unwrap_or_else(|| "it says no reason".to_owned());
         if refused.insert(at, words).is_some() {
             return None;
@@ -39,16 +39,16 @@ pub(super) fn refused(
     Some(refused)
 }
 
-fn of_row(row: &str, key: &[String]) -> Option<Vec<String>> {
+fn key_of_row(row: &str, key: &[String]) -> Option<Vec<String>> {
     pick(row, key)
         .ok()?
         .into_iter()
-        .map(|value| plain(value?))
+        .map(|value| Some(non_null_text(value?)?.into_owned()))
         .collect()
 }
 
 /// The key's values in an error, or in an object within it.
-fn of_error(error: &Value, key: &[String], deep: usize) -> Option<Vec<String>> {
+fn key_of_error(error: &Value, key: &[String], depth: usize) -> Option<Vec<String>> {
     let fields = error.as_object()?;
     let values: Option<Vec<String>> = key
         .iter()
@@ -59,8 +59,8 @@ fn of_error(error: &Value, key: &[String], deep: usize) -> Option<Vec<String>> {
         })
         .collect();
     values.or_else(|| {
-        let deep = deep.checked_sub(1)?;
-        fields.values().find_map(|value| of_error(value, key, deep))
+        let depth = depth.checked_sub(1)?;
+        fields.values().find_map(|value| key_of_error(value, key, depth))
     })
 }
 

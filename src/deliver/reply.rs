@@ -1,9 +1,9 @@
-//! What a 2xx answer says: that the request was accepted, that it failed all the same, or nothing, since it
-//! is not the cloud's.
+//! What a 2xx answer says: that the request was accepted, that it failed all the same, or nothing, as the
+//! answer does not come from the cloud.
 //!
-//! A request counts as accepted where the body is empty, or is JSON that says no failure. Portals, firewalls
-//! and proxies answer with pages and texts; and many servers answer 200 with a failure in the body. Believing
-//! either would lose the row.
+//! A request counts as accepted if the body is empty, or is JSON that says no failure. Portals, firewalls and
+//! proxies answer with pages and texts; and many servers answer 200 with a failure in the body. Whoever
+//! believed either would lose the row.
 
 use bytes::Bytes;
 use reqwest::StatusCode;
@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use super::failure::{CloudResult, Failure};
 use super::http::CAPTIVE;
-use super::timing;
 use super::words::messages;
 use crate::latency::AnswerTimes;
+use crate::wire::server_timing::read_applied;
 
-/// How many characters of a foreign answer are told.
-const SHOWN: usize = 80;
+/// How many characters of a foreign answer are shown.
+const SHOWN_CHARS: usize = 80;
 
 /// A 2xx answer, read to its end.
 pub(super) struct CloudReply {
@@ -30,23 +30,22 @@ pub(super) struct CloudReply {
 /// What the cloud says about a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It has done what was asked.
+    /// It did what was asked.
     Accepted,
-    /// It has not, and says so in these words.
+    /// It did not, and says so in these words.
     Failed(String),
 }
 
 /// What the cloud says about a request with several rows.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BulkVerdict {
-    /// It has taken all of them.
+    /// It took all of them.
     All,
-    /// It has not taken some of them; the errors that it lists, unparsed, and how many rows it says it left
-    /// out.
+    /// It did not take some of them.
     NotAll {
-        /// One value each, as the server lists them.
+        /// The errors that it lists, one value each.
         errors: Vec<Value>,
-        /// How many rows were left out; none where it does not say.
+        /// How many rows it left out; `None` if it does not say.
         left_out: Option<usize>,
     },
 }
@@ -58,7 +57,8 @@ impl CloudReply {
             Ok(_) => Failure::protocol(
                 operation,
                 format!(
-                    "the cloud answered {} with something else ({:?} at column {}) in place of the contract's JSON",
+                    "the cloud answered {} with something else ({:?} at column {}) in place of the \
+                     contract's JSON",
                     self.status.as_u16(),
                     error.classify(),
                     error.column()
@@ -69,19 +69,19 @@ impl CloudReply {
         })
     }
 
-    /// How long the answer took, and what of that the server says that it took itself.
-    pub(super) fn answered(&self, took: Duration) -> AnswerTimes {
-        let applied = timing::applied(&self.headers);
+    /// How long the answer took, and how much of that the server itself took, as far as it says.
+    pub(super) fn times(&self, took: Duration) -> AnswerTimes {
+        let applied = read_applied(&self.headers);
         AnswerTimes {
             took,
             applied: applied.map(|applied| applied.min(took)),
         }
     }
 
-    /// What it says about a request that brought `row`, a JSON object, or none.
+    /// What it says about a request; `row` is the row that the request had, a JSON object, if it had one.
     ///
     /// # Errors
-    /// The answer is not the cloud's.
+    /// The answer does not come from the cloud.
     pub(super) fn verdict(&self, operation: &str, row: Option<&str>) -> CloudResult<Verdict> {
         let Some(value) = self.value(operation)? else {
             return Ok(Verdict::Accepted);
@@ -96,7 +96,7 @@ impl CloudReply {
     /// What it says about a request with so many rows.
     ///
     /// # Errors
-    /// The answer is not the cloud's.
+    /// The answer does not come from the cloud.
     pub(super) fn bulk_verdict(&self, operation: &str, rows: usize) -> CloudResult<BulkVerdict> {
         let Some(value) = self.value(operation)? else {
             return Ok(BulkVerdict::All);
@@ -114,7 +114,7 @@ impl CloudReply {
             Some(Value::Array(errors)) => errors.clone(),
             _ => Vec::new(),
         };
-        // Where both numbers are told they must agree: some servers count an updated row twice, or an
+        // If the server says both numbers they must agree: some servers count an updated row twice, or an
         // unchanged one not at all.
         let left_out = match (upserted, skipped) {
             (Some(upserted), Some(skipped)) => (upserted + skipped == rows).then_some(skipped),
@@ -130,7 +130,7 @@ impl CloudReply {
             .unwrap_or(&self.body)
     }
 
-    /// The body as JSON; none where it is empty.
+    /// The body as JSON; `None` if it is empty.
     fn value(&self, operation: &str) -> CloudResult<Option<Value>> {
         let text = self.text();
         if text.trim_ascii().is_empty() {
@@ -142,7 +142,7 @@ impl CloudReply {
                 format!(
                     "the cloud answered {} with {}",
                     self.status.as_u16(),
-                    foreign(text, &self.headers)
+                    describe_foreign(text, &self.headers)
                 ),
                 CAPTIVE,
             )
@@ -151,14 +151,14 @@ impl CloudReply {
     }
 }
 
-/// What an answer is that is no JSON, in words.
-fn foreign(text: &[u8], headers: &HeaderMap) -> String {
+/// What an answer is that is not JSON, in words.
+fn describe_foreign(text: &[u8], headers: &HeaderMap) -> String {
     if text.starts_with(&[0x1f, 0x8b]) || text.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         return "a compressed body, which was not asked for".to_owned();
     }
     if is_html(headers) || looks_like_html(text) {
-        // A notice of PHP is written as HTML, and the answer stands behind it.
-        return match json_within(text) {
+        // PHP writes a notice as HTML, and the answer comes after it.
+        return match has_json_at_end(text) {
             true => "a page or a notice before the JSON: turn the server's display of errors off".to_owned(),
             false => "an HTML page".to_owned(),
         };
@@ -166,16 +166,16 @@ fn foreign(text: &[u8], headers: &HeaderMap) -> String {
     let start: String = String::from_utf8_lossy(text)
         .chars()
         .map(|letter| if letter.is_control() { ' ' } else { letter })
-        .take(SHOWN)
+        .take(SHOWN_CHARS)
         .collect();
-    match json_within(text) {
+    match has_json_at_end(text) {
         true => format!("something before the JSON, which begins {:?}", start.trim()),
-        false => format!("text that is no JSON, which begins {:?}", start.trim()),
+        false => format!("text that is not JSON, which begins {:?}", start.trim()),
     }
 }
 
 /// Whether the end of the text is a JSON object or array.
-fn json_within(text: &[u8]) -> bool {
+fn has_json_at_end(text: &[u8]) -> bool {
     let mut starts = text.iter().enumerate().filter(|(_, byte)| b"{[".contains(byte));
     // The first ones may belong to the words before it.
     starts
@@ -192,7 +192,7 @@ pub(super) fn says_failure(value: &Value, row: Option<&str>) -> bool {
         Value::Object(fields) => fields,
         _ => return false,
     };
-    let says = fields
+    let signs = fields
         .iter()
         .filter(|(name, value)| match name.to_ascii_lowercase().as_str() {
             "success" | "ok" | "succeeded" => is_no(value),
@@ -201,14 +201,15 @@ pub(super) fn says_failure(value: &Value, row: Option<&str>) -> bool {
             "failed" => is_something(value) && !value.is_string(),
             _ => false,
         });
-    let says: Vec<(&String, &Value)> = says.collect();
-    if says.is_empty() {
+    let signs: Vec<(&String, &Value)> = signs.collect();
+    if signs.is_empty() {
         return false;
     }
     let sent: Value = row
         .and_then(|row| serde_json::from_str(row).ok())
         .unwrap_or_default();
-    says.into_iter()
+    signs
+        .into_iter()
         .any(|(name, value)| sent.get(name) != Some(value))
 }
 
@@ -251,7 +252,7 @@ pub(super) fn is_html(headers: &HeaderMap) -> bool {
         })
 }
 
-/// Whether the text begins as a page or a document of tags does.
+/// Whether the text begins like a page or another document of tags.
 pub(super) fn looks_like_html(text: &[u8]) -> bool {
     let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     text.trim_ascii_start().starts_with(b"<")
@@ -321,8 +322,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_clouds_is_said_in_its_own_words() {
-        for (body, said) in [
+    fn an_answer_that_is_not_the_clouds_is_described() {
+        for (body, description) in [
             ("<HEAD><TITLE>Login", "an HTML page"),
             ("<!-- x --><html>", "an HTML page"),
             ("\u{feff}<!doctype html>", "an HTML page"),
@@ -334,15 +335,15 @@ mod tests {
                 "turn the server's display",
             ),
             ("Warning: x [1] {\"success\":true}", "something before the JSON"),
-            ("{\"success\":tr", "no JSON"),
+            ("{\"success\":tr", "not JSON"),
         ] {
             let failure = reply(body).verdict("push", None).unwrap_err().to_string();
-            assert!(failure.contains(said), "{body}: {failure}");
+            assert!(failure.contains(description), "{body}: {failure}");
         }
     }
 
     #[test]
-    fn a_compressed_body_that_was_not_asked_for_is_said() {
+    fn a_compressed_body_that_was_not_asked_for_is_named() {
         for body in [&[0x1f, 0x8b, 8, 0][..], &[0x28, 0xb5, 0x2f, 0xfd]] {
             let reply = CloudReply {
                 body: Bytes::copy_from_slice(body),

@@ -5,11 +5,10 @@
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
-use serde_json::value::RawValue;
 
 use crate::catalogue::Entity;
 use crate::catalogue::server::ValueForm;
-use crate::fields::{all, plain};
+use crate::wire::json::{all_members, non_null_text};
 
 /// An entity's form.
 #[derive(Debug)]
@@ -18,12 +17,12 @@ pub(super) struct RowForm {
     rename: Vec<(String, String)>,
     /// `"name":value` of each constant.
     constants: Vec<String>,
-    /// The names that constants give, which no column of the row may have too.
+    /// The names of the constants. A column of the row with such a name is left out.
     given: Vec<String>,
 }
 
 impl RowForm {
-    /// The form of an entity; none where rows go as they are.
+    /// The form of an entity; `None` if rows are sent as they are.
     pub(super) fn of(entity: &Entity) -> Option<Self> {
         if entity.columns.is_empty() && entity.rename.is_empty() && entity.constants.is_empty() {
             return None;
@@ -52,8 +51,8 @@ impl RowForm {
     ///
     /// # Errors
     /// The column whose value has no such form, in words without the value.
-    pub(super) fn shape(&self, row: &str) -> Result<String, String> {
-        let fields = all(row).map_err(|_| "the row is no JSON object".to_owned())?;
+    pub(super) fn apply(&self, row: &str) -> Result<String, String> {
+        let fields = all_members(row).map_err(|_| "the row is not a JSON object".to_owned())?;
         let mut text = String::with_capacity(row.len() + 64);
         text.push('{');
         for (name, value) in &fields {
@@ -68,9 +67,9 @@ impl RowForm {
             text.push_str(&quoted(cloud));
             text.push(':');
             match self.columns.iter().find(|(column, ..)| column == name) {
-                None => text.push_str(value.get()),
-                Some((_, form, zone)) => match brought(value, *form, zone) {
-                    Some(brought) => text.push_str(&brought),
+                None => text.push_str(value),
+                Some((_, form, zone)) => match convert(value, *form, zone) {
+                    Some(converted) => text.push_str(&converted),
                     None => {
                         let word = form.word();
                         return Err(format!("the value of column {name} has no form {word:?}"));
@@ -89,32 +88,36 @@ impl RowForm {
     }
 }
 
-/// A value in a form, as JSON text.
-fn brought(value: &RawValue, form: ValueForm, zone: &TimeZone) -> Option<String> {
-    if value.get() == "null" {
+/// A value in a form, as JSON text; `None` if it has no such form.
+fn convert(value: &str, form: ValueForm, zone: &TimeZone) -> Option<String> {
+    if value == "null" {
         return Some("null".to_owned());
     }
-    let text = plain(value)?;
+    let text = non_null_text(value)?;
     Some(match form {
         ValueForm::Text | ValueForm::JsonText => quoted(&text),
-        ValueForm::Number => match text.as_str() {
+        ValueForm::Number => match &*text {
             "true" => "1".to_owned(),
             "false" => "0".to_owned(),
-            // A number of JSON: no sign before it, no letters.
+            // As JSON writes numbers: without a plus sign, without letters.
             number => serde_json::from_str::<serde_json::Number>(number)
                 .ok()
                 .map(|_| number.to_owned())?,
         },
-        ValueForm::LocalDatetime => quoted(&local(&text, zone)?.strftime("%Y-%m-%d %H:%M:%S").to_string()),
+        ValueForm::LocalDatetime => quoted(
+            &local_datetime(&text, zone)?
+                .strftime("%Y-%m-%d %H:%M:%S")
+                .to_string(),
+        ),
         ValueForm::Date => quoted(&match text.parse::<Date>() {
             Ok(date) if text.len() == 10 => date.to_string(),
-            _ => local(&text, zone)?.date().to_string(),
+            _ => local_datetime(&text, zone)?.date().to_string(),
         }),
     })
 }
 
-/// The date and time in the zone; one without an offset is taken as it is.
-fn local(text: &str, zone: &TimeZone) -> Option<DateTime> {
+/// The date and time in the zone; a text without an offset is taken as it is.
+fn local_datetime(text: &str, zone: &TimeZone) -> Option<DateTime> {
     match text.parse::<Timestamp>() {
         Ok(moment) => Some(moment.to_zoned(zone.clone()).datetime()),
         Err(_) => text.parse::<DateTime>().ok(),
@@ -161,21 +164,21 @@ mod tests {
         ]);
         let row = r#"{"room_no":12,"seats":"30","open":true,"at":"2026-11-29T20:15:00.5+00:00","day":"2026-11-29T20:15:00Z","tags":["a"],"none":null,"type":"x","rest":1.50}"#;
         assert_eq!(
-            form.shape(row).unwrap(),
+            form.apply(row).unwrap(),
             r#"{"number":"12","seats":30,"open":1,"at":"2026-11-30 04:15:00","day":"2026-11-30","tags":"[\"a\"]","none":null,"rest":1.50,"type":"leave"}"#
         );
         let plain = r#"{"at":"2026-11-29T08:00:00","day":"2026-11-29"}"#;
         assert_eq!(
-            form.shape(plain).unwrap(),
+            form.apply(plain).unwrap(),
             r#"{"at":"2026-11-29 08:00:00","day":"2026-11-29","type":"leave"}"#
         );
     }
 
     #[test]
-    fn what_has_no_such_form_is_said_without_the_value() {
+    fn a_value_without_such_a_form_is_an_error_without_the_value() {
         let form = form(&[("seats", ValueForm::Number), ("at", ValueForm::LocalDatetime)]);
         for row in [r#"{"seats":"many"}"#, r#"{"at":"infinity"}"#] {
-            let error = form.shape(row).unwrap_err();
+            let error = form.apply(row).unwrap_err();
             assert!(
                 error.contains("column") && !error.contains("many") && !error.contains("infinity"),
                 "{error}"

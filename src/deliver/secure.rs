@@ -1,4 +1,4 @@
-//! Where the key may go, and how it is kept from others on the way.
+//! Where the key may be sent, and the TLS that hides it on the way.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use url::{Host, Url};
 
 use crate::error::{Error, Result};
 
-/// Whether a key may be sent there.
+/// Fails if a key must not be sent there.
 pub(super) fn check(url: &Url, allow_insecure_http: bool) -> Result<()> {
     let wrong = |cause: &str, remedy: &str| Err(Error::config("use cloud.url", cause).remedy(remedy));
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
@@ -21,7 +21,7 @@ pub(super) fn check(url: &Url, allow_insecure_http: bool) -> Result<()> {
     if !url.username().is_empty() || url.password().is_some() {
         return wrong(
             "it carries a user name or a password",
-            "take them out of the URL; the key belongs in cloud.key (CLOUD_API_KEY)",
+            "remove them from the URL; the key belongs in cloud.key (CLOUD_API_KEY)",
         );
     }
     if url.query().is_some() || url.fragment().is_some() {
@@ -33,7 +33,7 @@ pub(super) fn check(url: &Url, allow_insecure_http: bool) -> Result<()> {
     if url.scheme() == "http" && !is_loopback(url) && !allow_insecure_http {
         return wrong(
             "http:// to another machine would send the key and every row in the clear",
-            "use https://, or set cloud.allow_insecure_http = true where the network itself is private",
+            "use https://, or set cloud.allow_insecure_http = true if the network itself is private",
         );
     }
     Ok(())

@@ -1,6 +1,6 @@
-//! A request that got no answer: what was in the way, in words, and what to do about it.
+//! A request that got no answer: the cause in words, and what to do about it.
 //!
-//! What was in the way is told by the types of the errors, never by their text.
+//! The cause is found by the types of the errors, never by their text.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -16,18 +16,18 @@ use super::http::host;
 use crate::error::{Kind, chain};
 
 const NETWORK: &str =
-    "check this machine's network and the way to the cloud; changes wait in the outbox meanwhile";
+    "check this machine's network and its route to the cloud; until then changes wait in the outbox";
 
-/// What became of a request that got no answer.
-pub(super) fn broken(operation: &str, error: reqwest::Error) -> Failure {
+/// The failure of a request that got no answer.
+pub(super) fn transport_failure(operation: &str, error: reqwest::Error) -> Failure {
     let error = error.without_url();
     if error.is_builder() {
         return Failure::new(Kind::Config, operation, chain(&error));
     }
-    let under_way = !error.is_connect();
+    let has_begun = !error.is_connect();
     let (cause, remedy) = cause_and_remedy(&error);
     let failure = Failure::unreachable(operation, cause, remedy);
-    if under_way { failure.under_way() } else { failure }
+    if has_begun { failure.interrupted() } else { failure }
 }
 
 /// A proxy that the environment names for the cloud.
@@ -39,15 +39,13 @@ pub(super) struct EnvironmentProxy {
 }
 
 impl EnvironmentProxy {
-    /// The one that requests to this URL go through; none where there is none, or `NO_PROXY` excepts the host.
+    /// The one that requests to this URL go through; `None` if there is none, or `NO_PROXY` exempts the host.
     pub(super) fn of(url: &Url, variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let own = url.host_str()?;
-        let excepted = set("no_proxy").or_else(|| set("NO_PROXY")).unwrap_or_default();
-        let mut excepted = excepted
-            .split(',')
-            .map(|name| name.trim().trim_start_matches('.'));
-        if excepted.any(|name| name == "*" || own == name || own.ends_with(&format!(".{name}"))) {
+        let exempt = set("no_proxy").or_else(|| set("NO_PROXY")).unwrap_or_default();
+        let mut exempt = exempt.split(',').map(|name| name.trim().trim_start_matches('.'));
+        if exempt.any(|name| name == "*" || own == name || own.ends_with(&format!(".{name}"))) {
             return None;
         }
         let names = match url.scheme() {
@@ -55,7 +53,7 @@ impl EnvironmentProxy {
             _ => ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"],
         };
         let (variable, value) = names.into_iter().find_map(|name| Some((name, set(name)?)))?;
-        // Without a scheme, the host's name is read as one.
+        // Without a scheme, the host's name would be read as the scheme.
         let proxy = Url::parse(&value).ok().filter(Url::has_host);
         let proxy = proxy.or_else(|| Url::parse(&format!("http://{value}")).ok())?;
         Some(Self {
@@ -64,30 +62,31 @@ impl EnvironmentProxy {
         })
     }
 
-    /// What became of a request that did not get to it.
-    fn unreached(&self, operation: &str, cause: &str) -> Failure {
+    /// The failure of a request that did not reach it.
+    fn unreachable(&self, operation: &str, cause: &str) -> Failure {
         Failure::unreachable(
             operation,
             format!(
                 "no connection to the proxy {} that {} names ({cause})",
                 self.address, self.variable
             ),
-            "check that proxy; or take the variable out of the service's environment, or name the cloud's host in NO_PROXY",
+            "check that proxy; or remove the variable from the service's environment, or name the cloud's \
+             host in NO_PROXY",
         )
     }
 }
 
-/// The same as [`broken`] for a request that goes through this proxy.
-pub(super) fn broken_through(
+/// The same as [`transport_failure`] for a request that goes through this proxy.
+pub(super) fn transport_failure_through(
     proxy: Option<&EnvironmentProxy>,
     operation: &str,
     error: reqwest::Error,
 ) -> Failure {
     match proxy {
         Some(proxy) if error.is_connect() && find::<rustls::Error>(&error).is_none() => {
-            proxy.unreached(operation, &root(&error.without_url()))
+            proxy.unreachable(operation, &root_message(&error.without_url()))
         }
-        _ => broken(operation, error),
+        _ => transport_failure(operation, error),
     }
 }
 
@@ -96,7 +95,8 @@ fn cause_and_remedy(error: &reqwest::Error) -> (String, &'static str) {
     if let Some(host) = find::<UnknownHost>(error) {
         return (
             host.to_string(),
-            "check the host name in cloud.url, and this machine's network and DNS; changes wait in the outbox meanwhile",
+            "check the host name in cloud.url, and this machine's network and DNS; until then changes wait \
+             in the outbox",
         );
     }
     if let Some(error) = find::<rustls::Error>(error) {
@@ -106,25 +106,36 @@ fn cause_and_remedy(error: &reqwest::Error) -> (String, &'static str) {
     match kind {
         Some(io::ErrorKind::ConnectionRefused) => (
             "the cloud refused the connection: nothing listens there".to_owned(),
-            "check that the cloud's server runs, and host and port in cloud.url; changes wait in the outbox meanwhile",
+            "check that the cloud's server runs, and host and port in cloud.url; until then changes wait in \
+             the outbox",
         ),
         Some(
             io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkDown,
-        ) => (format!("no way to the cloud ({})", root(error)), NETWORK),
+        ) => (
+            format!("no route to the cloud ({})", root_message(error)),
+            NETWORK,
+        ),
         _ if error.is_timeout() && error.is_connect() => (
             "no connection to the cloud within the time limit".to_owned(),
-            "check host and port in cloud.url, and the network, firewall or proxy in between; changes wait in the \
-             outbox meanwhile",
+            "check host and port in cloud.url, and the network, firewall or proxy in between; until then \
+             changes wait in the outbox",
         ),
-        Some(io::ErrorKind::TimedOut) => ("the connection to the cloud went dead".to_owned(), NETWORK),
+        Some(io::ErrorKind::TimedOut) => (
+            "the connection to the cloud no longer answers".to_owned(),
+            NETWORK,
+        ),
         _ if error.is_connect() => (
-            format!("no connection to the cloud ({})", root(error)),
-            "check cloud.url, the network, and the proxy in HTTPS_PROXY where one is set; changes wait in the outbox \
-             meanwhile",
+            format!("no connection to the cloud ({})", root_message(error)),
+            "check cloud.url, the network, and the proxy in HTTPS_PROXY if one is set; until then changes \
+             wait in the outbox",
         ),
         _ => (
-            format!("the connection to the cloud broke off ({})", root(error)),
-            "it is tried again; where that repeats, look at the proxies on the way and at the cloud's own logs",
+            format!(
+                "the connection to the cloud was interrupted ({})",
+                root_message(error)
+            ),
+            "the request is sent again; if it keeps failing, look at the proxies on the way and at the \
+             cloud's own logs",
         ),
     }
 }
@@ -134,19 +145,19 @@ fn tls(error: &rustls::Error) -> (String, &'static str) {
     let remedy = match error {
         rustls::Error::InvalidCertificate(wrong) => match wrong {
             Wrong::UnknownIssuer => {
-                "name the PEM file of the CA that issued it in cloud.ca_file; where it should be a public one, \
-                 something on the way answers in the cloud's place"
+                "name the PEM file of the CA that issued it in cloud.ca_file; if it should be a public one, \
+                 something on the way answers instead of the cloud"
             }
             Wrong::Expired | Wrong::ExpiredContext { .. } => {
                 "renew the certificate on the cloud's server; check this machine's clock too"
             }
             Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => "check this machine's clock",
             Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
-                "set cloud.url to a host name that the certificate is for, or give the cloud's server a certificate \
-                 for this one"
+                "set cloud.url to a host name that the certificate is for, or give the cloud's server a \
+                 certificate for this one"
             }
             Wrong::Revoked => "give the cloud's server a new certificate",
-            _ => "check the certificate of the cloud's server, and cloud.ca_file where one is set",
+            _ => "check the certificate of the cloud's server, and cloud.ca_file if one is set",
         },
         _ => "check that the port in cloud.url speaks TLS, and that no proxy on the way breaks it",
     };
@@ -164,7 +175,7 @@ fn tls(error: &rustls::Error) -> (String, &'static str) {
 }
 
 /// The message of the error that all others follow from.
-fn root(error: &reqwest::Error) -> String {
+fn root_message(error: &reqwest::Error) -> String {
     let mut root: &(dyn StdError + 'static) = error;
     while let Some(cause) = root.source() {
         root = cause;
@@ -210,7 +221,7 @@ impl fmt::Display for UnknownHost {
 
 impl StdError for UnknownHost {}
 
-/// The system's resolver, whose failure is told from others by its type.
+/// The system's resolver. Its failure has a type of its own.
 #[derive(Debug)]
 pub(super) struct Resolver;
 
@@ -242,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_found_however_deep_it_lies() {
+    fn a_cause_is_found_however_deep_it_is() {
         let wrong = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let inner = io::Error::new(io::ErrorKind::InvalidData, wrong);
         let outer = io::Error::other(inner);
@@ -281,22 +292,22 @@ mod tests {
             ("HTTPS_PROXY", "http://user:secret@10.0.0.1:3128"),
             ("http_proxy", "squid:3128"),
         ];
-        let told = of("https://cloud.example/api", &set)
+        let message = of("https://cloud.example/api", &set)
             .unwrap()
-            .unreached("push", "refused")
+            .unreachable("push", "refused")
             .to_string();
         assert!(
-            told.contains("the proxy 10.0.0.1:3128 that HTTPS_PROXY names") && !told.contains("secret"),
-            "{told}"
+            message.contains("the proxy 10.0.0.1:3128 that HTTPS_PROXY names") && !message.contains("secret"),
+            "{message}"
         );
         assert_eq!(
             of("http://cloud.example/api", &set).unwrap().address,
             "squid:3128"
         );
         assert_eq!(of("https://cloud.example/api", &[]), None);
-        for except in ["*", "cloud.example", "other, .example"] {
-            let set = [("all_proxy", "http://10.0.0.1"), ("no_proxy", except)];
-            assert_eq!(of("https://cloud.example/api", &set), None, "{except}");
+        for exempt in ["*", "cloud.example", "other, .example"] {
+            let set = [("all_proxy", "http://10.0.0.1"), ("no_proxy", exempt)];
+            assert_eq!(of("https://cloud.example/api", &set), None, "{exempt}");
         }
     }
 }

@@ -1,22 +1,24 @@
-//! What a server says in words about a request that it did not accept, without the values of the row.
+//! The words in which a server says why it did not accept a request, without the values of the row.
 
 use serde_json::Value;
 
-/// The shortest value that is taken out of a server's words: a shorter one says nothing, and would tear the
-/// words apart.
+use crate::wire::ErrorCode;
+
+/// The shortest value that is removed from a server's words, in characters: a shorter one reveals nothing,
+/// and its removal would make the words unreadable.
 const SHORTEST_VALUE: usize = 4;
 
-/// Messages that are joined at most.
-const MESSAGES: usize = 4;
+/// How many messages are joined at most.
+const MAX_MESSAGES: usize = 4;
 
-/// The member `code` of a refusal's body.
-pub(super) fn own_code(body: &[u8]) -> Option<String> {
+/// The contract's code in the member `code` of a refusal's body.
+pub(super) fn error_code(body: &[u8]) -> Option<ErrorCode> {
     let body: Value = serde_json::from_slice(body).ok()?;
-    Some(body.get("code")?.as_str()?.chars().take(40).collect())
+    ErrorCode::from_text(body.get("code")?.as_str()?)
 }
 
-/// What a refusal's body says: the messages of a JSON object, else its text.
-pub(super) fn words(body: &[u8]) -> Option<String> {
+/// The words of a refusal's body: the messages of a JSON object, else its text.
+pub(super) fn refusal_words(body: &[u8]) -> Option<String> {
     let text = match serde_json::from_slice::<Value>(body) {
         Ok(value) => messages(&value),
         Err(_) => None,
@@ -25,8 +27,8 @@ pub(super) fn words(body: &[u8]) -> Option<String> {
     (!text.trim().is_empty()).then_some(text)
 }
 
-/// The messages of a JSON answer, as servers word them: a text; `error`, `message`, `detail` or `title`, each
-/// a text or an object with a message; and what `errors` lists.
+/// The messages of a JSON answer in the forms that servers use: a text; `error`, `message`, `detail` or
+/// `title`, each a text or an object with a message; and what `errors` lists.
 pub(super) fn messages(value: &Value) -> Option<String> {
     let fields = match value {
         Value::String(text) => return Some(text.clone()),
@@ -42,14 +44,14 @@ pub(super) fn messages(value: &Value) -> Option<String> {
         });
     let mut all: Vec<String> = first.into_iter().collect();
     if let Some(errors) = fields.get("errors") {
-        listed(&mut all, None, errors);
+        push_listed(&mut all, None, errors);
     }
     (!all.is_empty()).then(|| all.join("; "))
 }
 
 /// The texts in a list or a map of errors, each after the name of its field.
-fn listed(all: &mut Vec<String>, name: Option<&str>, value: &Value) {
-    if all.len() >= MESSAGES {
+fn push_listed(all: &mut Vec<String>, name: Option<&str>, value: &Value) {
+    if all.len() >= MAX_MESSAGES {
         return;
     }
     match value {
@@ -57,18 +59,18 @@ fn listed(all: &mut Vec<String>, name: Option<&str>, value: &Value) {
             Some(name) => format!("{name}: {text}"),
             None => text.clone(),
         }),
-        Value::Array(values) => values.iter().for_each(|value| listed(all, name, value)),
+        Value::Array(values) => values.iter().for_each(|value| push_listed(all, name, value)),
         Value::Object(fields) => match messages(value) {
-            Some(text) => listed(all, name, &Value::String(text)),
+            Some(text) => push_listed(all, name, &Value::String(text)),
             None => fields
                 .iter()
-                .for_each(|(name, value)| listed(all, Some(name), value)),
+                .for_each(|(name, value)| push_listed(all, Some(name), value)),
         },
         _ => {}
     }
 }
 
-/// The text of a page, without its tags, its scripts and its styles; white space in one form.
+/// The text of a page, without its tags, scripts and styles, and with single spaces.
 pub(super) fn without_tags(page: &str) -> String {
     let mut text = String::new();
     let mut rest = page;
@@ -93,13 +95,14 @@ pub(super) fn without_tags(page: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The words without the values of the row, a JSON object: each is replaced by three dots, the longest first.
+/// The words without the values of the row, a JSON object. Each value is replaced by three dots, the longest
+/// first.
 pub(super) fn without_row(words: &str, row: &str) -> String {
     let Ok(Value::Object(fields)) = serde_json::from_str(row) else {
         return words.to_owned();
     };
     let mut values = Vec::new();
-    fields.values().for_each(|value| texts(&mut values, value));
+    fields.values().for_each(|value| push_texts(&mut values, value));
     values.retain(|text| text.chars().count() >= SHORTEST_VALUE);
     values.sort_by_key(|text| std::cmp::Reverse(text.len()));
     let mut words = words.to_owned();
@@ -111,7 +114,7 @@ pub(super) fn without_row(words: &str, row: &str) -> String {
     words
 }
 
-fn texts(values: &mut Vec<String>, value: &Value) {
+fn push_texts(values: &mut Vec<String>, value: &Value) {
     match value {
         Value::String(text) => {
             // A server may trim it, or write a date without its zone.
@@ -126,8 +129,8 @@ fn texts(values: &mut Vec<String>, value: &Value) {
             values.push(trimmed.to_owned());
         }
         Value::Number(number) => values.push(number.to_string()),
-        Value::Array(all) => all.iter().for_each(|value| texts(values, value)),
-        Value::Object(fields) => fields.values().for_each(|value| texts(values, value)),
+        Value::Array(all) => all.iter().for_each(|value| push_texts(values, value)),
+        Value::Object(fields) => fields.values().for_each(|value| push_texts(values, value)),
         Value::Bool(_) | Value::Null => {}
     }
 }
@@ -152,13 +155,14 @@ mod tests {
             ("plain", Some("plain")),
             ("  ", None),
         ] {
-            assert_eq!(words(body.as_bytes()).as_deref(), expected, "{body}");
+            assert_eq!(refusal_words(body.as_bytes()).as_deref(), expected, "{body}");
         }
     }
 
     #[test]
     fn the_text_of_a_page_is_found() {
-        let page = "<!DOCTYPE html><html><head><title>x</title></head><style>b{}</style><body>\n<h1>403  Forbidden</h1>Blocked.";
+        let page = "<!DOCTYPE html><html><head><title>x</title></head><style>b{}</style><body>\n<h1>403  \
+                    Forbidden</h1>Blocked.";
         assert_eq!(without_tags(page), "403 Forbidden Blocked.");
         assert_eq!(without_tags("<pre>Error: é\n at x"), "Error: é at x");
         assert_eq!(without_tags("plain < 3"), "plain");
@@ -169,7 +173,8 @@ mod tests {
     fn values_of_the_row_are_taken_out() {
         let row =
             r#"{"id":120017,"name":" Anna Berg ","at":"2026-11-29T08:00:00+00:00","n":1,"tags":["secret"]}"#;
-        let words = "Duplicate entry 'Anna Berg' (SQL: insert values (120017, Anna Berg, 2026-11-29 08:00:00, 1, secret))";
+        let words = "Duplicate entry 'Anna Berg' (SQL: insert values (120017, Anna Berg, 2026-11-29 \
+                     08:00:00, 1, secret))";
         assert_eq!(
             without_row(words, row),
             "Duplicate entry '…' (SQL: insert values (…, …, …, 1, …))"

@@ -71,11 +71,11 @@ impl Sender {
             failure = failure.not_the_key();
         }
         let all = batch.failing();
-        if !failure.is_told() || all.iter().any(|(_, _, others)| *others) {
+        if !failure.is_from_application() || all.iter().any(|(_, _, others)| *others) {
             self.told_since = None;
         }
         let since = failure
-            .is_told()
+            .is_from_application()
             .then(|| *self.told_since.get_or_insert_with(Instant::now));
         let lasts = since.is_some_and(|since| since.elapsed() >= TOLD_ALONE);
         let unproven = self.set_aside_alone && batch.count(&Fate::Accepted) == 0;

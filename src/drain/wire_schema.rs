@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::catalogue::{Entity, EntityIndex};
 use crate::deliver::TableSchema;
 use crate::source::describe::SourceTable;
+use crate::wire::{ColumnDeclaration, SchemaDeclaration};
 
 /// The entities whose schema the cloud refuses, by their places in the catalogue, each with the reason. The
 /// sender knows them, and the reader parks them.
@@ -13,22 +14,28 @@ pub(super) type RefusedSchemas = BTreeMap<EntityIndex, String>;
 
 /// The schema of an entity on the wire: no excluded column, and the URL columns of its files.
 pub fn wire_schema(entity: &Entity, table: &SourceTable) -> TableSchema {
-    let mut columns: Vec<(String, String)> = table
+    let declared = |name: &str, type_name: &str| ColumnDeclaration {
+        name: name.to_owned(),
+        type_name: type_name.to_owned(),
+    };
+    let mut columns: Vec<ColumnDeclaration> = table
         .columns
         .iter()
         .filter(|column| !entity.exclude.contains(&column.name))
-        .map(|column| (column.name.clone(), column.wire_type.clone()))
+        .map(|column| declared(&column.name, &column.wire_type))
         .collect();
     for file in &entity.files {
         let wire_type = if file.many { "jsonb" } else { "text" };
-        columns.retain(|(name, _)| *name != file.url_column);
-        columns.push((file.url_column.clone(), wire_type.to_owned()));
+        columns.retain(|column| column.name != file.url_column);
+        columns.push(declared(&file.url_column, wire_type));
     }
     TableSchema {
-        entity: entity.name.clone(),
         path: entity.path.clone(),
-        key: entity.key.clone(),
-        columns,
-        window: entity.window.as_ref().map(|window| window.column.clone()),
+        declaration: SchemaDeclaration {
+            entity: entity.name.clone(),
+            key: entity.key.clone(),
+            columns,
+            window: entity.window.as_ref().map(|window| window.column.clone()),
+        },
     }
 }

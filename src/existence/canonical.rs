@@ -7,11 +7,13 @@
 //! An array or an object counts as its tokens, without white space and with each string escaped in one way; inside it
 //! nothing else is changed.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::de::IgnoredAny;
+
+use crate::wire::json::{ValueScanner, string_content};
+use crate::wire::values::calendar::{days_from_civil, days_in_month};
 
 /// Begins the form of a moment. No text that is read as it is written begins so, but for one made to.
 const MOMENT: char = '\u{1}';
@@ -21,21 +23,11 @@ pub(super) fn value(out: &mut String, json: &str) {
     let json = json.trim_matches([' ', '\n', '\r', '\t']);
     match json.as_bytes().first() {
         Some(b'{' | b'[') => tokens(out, json),
-        Some(b'"') => match unescaped(json) {
+        Some(b'"') => match string_content(json) {
             Some(text) => plain(out, &text),
             None => out.push_str(json),
         },
         _ => plain(out, json),
-    }
-}
-
-/// The content of a JSON string; none where it is none.
-fn unescaped(json: &str) -> Option<Cow<'_, str>> {
-    let inside = json.strip_prefix('"')?.strip_suffix('"')?;
-    if inside.contains('\\') {
-        serde_json::from_str(json).ok().map(Cow::Owned)
-    } else {
-        Some(Cow::Borrowed(inside))
     }
 }
 
@@ -129,10 +121,10 @@ fn moment(out: &mut String, text: &str) -> Option<()> {
     }
     let year: i64 = unsigned(year)?;
     let (month, day) = (two_digits(month)?, two_digits(day)?);
-    if !(1..=12).contains(&month) || day < 1 || day > days_of(year, month) {
+    if !(1..=12).contains(&month) || day < 1 || day > days_in_month(year, month) {
         return None;
     }
-    let mut seconds = days_since_1970(year, month, day) * 86_400;
+    let mut seconds = days_from_civil(year, month, day) * 86_400;
     let (mut fraction, mut zoned) = ("", false);
     if let Some(rest) = rest {
         let offset_at = rest.find(['Z', '+', '-']).unwrap_or(rest.len());
@@ -199,22 +191,6 @@ fn unsigned(text: &str) -> Option<i64> {
         .then(|| text.parse().ok())?
 }
 
-fn days_of(year: i64, month: i64) -> i64 {
-    match month {
-        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
-        2 => 28,
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
-}
-
-/// Of the Gregorian calendar. The year begins in March here, so that the leap day is its last.
-fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
-    let year = year - i64::from(month <= 2);
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year - 719_468
-}
-
 /// The text of an address without the prefix length that says no more than that it is one address.
 fn address(text: &str) -> &str {
     let v4 = text
@@ -235,19 +211,11 @@ fn tokens(out: &mut String, json: &str) {
         match bytes[at] {
             b' ' | b'\n' | b'\r' | b'\t' => at += 1,
             b'"' => {
-                let start = at;
-                let mut escaped = false;
-                at += 1;
-                while at < bytes.len() && bytes[at] != b'"' {
-                    escaped |= bytes[at] == b'\\';
-                    at += if bytes[at] == b'\\' { 2 } else { 1 };
-                }
-                at = (at + 1).min(bytes.len());
-                let string = &json[start..at];
-                let normal = escaped
-                    .then(|| serde_json::from_str::<String>(string).ok())
-                    .flatten()
-                    .and_then(|text| serde_json::to_string(&text).ok());
+                let length = ValueScanner::default().scan(&bytes[at..]);
+                let string = &json[at..length.map_or(bytes.len(), |length| at + length)];
+                at += string.len();
+                let escaped = string.contains('\\').then(|| string_content(string)).flatten();
+                let normal = escaped.and_then(|text| serde_json::to_string(&text).ok());
                 out.push_str(normal.as_deref().unwrap_or(string));
             }
             _ => {

@@ -1,17 +1,23 @@
-//! The file lane: each file that a row names is uploaded once, and the row gets its URL.
+//! The upload lane: each file that a row names is uploaded once, and the row gets its URL.
 //!
-//! Invariants: a row never waits for a file; a file counts as uploaded when the cloud has confirmed its
-//! content hash (a server without hashes: when it has accepted it); then, in one transaction, the URL is
-//! written down and the rows that name the file are touched again, so that the URL travels the same road as
-//! any change. A file that grows, is empty or missing is tried again, and never sent by halves.
+//! What always holds: a row never waits for a file. A file counts as uploaded when the cloud has confirmed
+//! its content hash (a server without hashes: when it has accepted the file). Then, in one transaction, the
+//! URL is recorded and the rows that name the file are touched again, so that the URL is sent as any change
+//! is. A file that grows, is empty or is missing is tried again, and is never sent in part.
 //!
-//! Flow: [`urls`] adds to each row on its way the URLs that are known, and notes which rows name which files;
-//! [`records`] keeps that in the source database; [`watch`] sees files come and change; [`upload`] brings
-//! them to the cloud.
+//! Data flow: [`urls`] adds to each row that is sent the URLs that are known, and notes which rows name which
+//! files; [`records`] keeps that in the site's database; [`watch`] sees files appear and change; [`upload`]
+//! gives the files that are due to [`upload_pool`], which uploads each by [`file_upload`], and
+//! [`upload_journal`] records the outcomes.
+//!
+//! On failure: a file that fails is tried again less and less often. An unreachable cloud or database ends
+//! the round; the next round begins with what the database says is due.
 
+mod file_upload;
 mod paths;
 pub mod records;
 pub mod upload;
+mod upload_journal;
 mod upload_pool;
 mod urls;
 mod watch;

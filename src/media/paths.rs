@@ -1,22 +1,20 @@
-//! The paths that a column names: one, or a JSON array of them; and where such a path lies on this machine.
+//! The paths that a column names: one, or a JSON array of them; and where such a path is on this machine.
 //!
-//! A path counts by what it means below the media root: `./slips//a.jpg` and `<root>/slips/a.jpg` are
-//! `slips/a.jpg`. Nothing outside the root is ever opened, by `..`, by an absolute path, or through a
-//! symbolic link.
+//! A path has one form, below the media root: `./slips//a.jpg` and `<root>/slips/a.jpg` are both
+//! `slips/a.jpg`. Nothing outside the root is ever opened: not by `..`, not by an absolute path, and not
+//! through a symbolic link.
 
 use std::path::{Component, Path, PathBuf};
 
-use serde_json::value::RawValue;
-
 /// The paths in a column's JSON value, in order: a text with one path, a text that holds a JSON array, or an
-/// array. Empty texts and nulls name no file, and keep their place as none.
-pub(crate) fn named(value: Option<&RawValue>) -> NamedFile {
-    let Some(value) = value.filter(|value| value.get() != "null") else {
+/// array. Empty texts and nulls name no file, and are `None` in the list.
+pub(crate) fn named(value: Option<&str>) -> NamedFile {
+    let Some(value) = value.filter(|value| *value != "null") else {
         return NamedFile::default();
     };
-    match serde_json::from_str::<Vec<Option<String>>>(value.get()) {
+    match serde_json::from_str::<Vec<Option<String>>>(value) {
         Ok(list) => NamedFile::list(list),
-        Err(_) => match serde_json::from_str::<String>(value.get()) {
+        Err(_) => match serde_json::from_str::<String>(value) {
             Ok(text) if text.trim_start().starts_with('[') => {
                 match serde_json::from_str::<Vec<Option<String>>>(&text) {
                     Ok(list) => NamedFile::list(list),
@@ -57,11 +55,11 @@ impl NamedFile {
     }
 }
 
-/// The longest path below the root, in bytes. An index of the records holds little more.
+/// The longest path below the root, in bytes: an index entry of the records holds little more.
 const LONGEST: usize = 2_000;
 
-/// The path as its record has it: below the media root; one that is no path as it is written, so that it is
-/// said what is wrong with it, but no longer than an index can hold.
+/// The path as its record has it: below the media root. Text that is no such path is recorded as it is
+/// written, up to what an index can hold, so that the upload can report what is wrong with it.
 pub(crate) fn recorded(root: &Path, path: String) -> String {
     below(root, &path).unwrap_or_else(|_| match path.char_indices().find(|(at, _)| *at > LONGEST) {
         Some((end, _)) => path[..end].to_owned(),
@@ -69,7 +67,7 @@ pub(crate) fn recorded(root: &Path, path: String) -> String {
     })
 }
 
-/// The path below the media root, in its one form; or why it is none.
+/// The path below the media root, in its one form; or why it is no such path.
 pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
     if path.contains('\0') {
         return Err("its path holds a NUL");
@@ -100,10 +98,10 @@ pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
     Ok(parts.join("/"))
 }
 
-/// Where the file lies, once links are followed.
+/// Where the file is, after links are followed.
 ///
 /// # Errors
-/// Not found, or a reason why it must not be opened.
+/// Why it cannot or must not be opened.
 pub(crate) fn locate(root: &Path, path: &str) -> Result<PathBuf, OpenRefusal> {
     let root = root.canonicalize().map_err(OpenRefusal::Unreadable)?;
     let file = root.join(path).canonicalize().map_err(|error| {
@@ -134,25 +132,25 @@ pub(crate) enum OpenRefusal {
 mod tests {
     use super::*;
 
-    fn of(json: &str) -> Vec<Option<String>> {
-        named(Some(&RawValue::from_string(json.to_owned()).unwrap())).paths
+    fn paths_in(json: &str) -> Vec<Option<String>> {
+        named(Some(json)).paths
     }
 
     #[test]
     fn columns_name_one_path_or_a_list() {
         let text = |text: &str| Some(text.to_owned());
-        assert_eq!(of("\"a/b.jpg\""), [text("a/b.jpg")]);
+        assert_eq!(paths_in("\"a/b.jpg\""), [text("a/b.jpg")]);
         assert_eq!(
-            of("[\"a.jpg\",null,\"b.jpg\"]"),
+            paths_in("[\"a.jpg\",null,\"b.jpg\"]"),
             [text("a.jpg"), None, text("b.jpg")]
         );
         assert_eq!(
-            of("\"[\\\"a.jpg\\\",\\\"b.jpg\\\"]\""),
+            paths_in("\"[\\\"a.jpg\\\",\\\"b.jpg\\\"]\""),
             [text("a.jpg"), text("b.jpg")]
         );
-        assert_eq!(of("\"\""), [None]);
-        assert!(of("null").is_empty());
-        assert_eq!(of("\"[broken\""), [text("[broken")]);
+        assert_eq!(paths_in("\"\""), [None]);
+        assert!(paths_in("null").is_empty());
+        assert_eq!(paths_in("\"[broken\""), [text("[broken")]);
     }
 
     #[test]

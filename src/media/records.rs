@@ -1,4 +1,4 @@
-//! What is known of each file that a row names, in the source database: the state outlives the local store,
+//! The state of each file that a row names, in the site's database: it survives the loss of the local store,
 //! and every command sees it.
 
 use tokio_postgres::Client;
@@ -9,10 +9,10 @@ fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
     move |error| Error::postgres(format!("{action} the state of media files"), error)
 }
 
-/// Why a file waits that may not be finished.
+/// Why a file waits that may still be written.
 pub(super) const SETTLING: &str = "the file was written a moment ago";
 
-/// Why a video waits that is not to be uploaded.
+/// Why a video waits if videos are not uploaded.
 pub(super) const NO_VIDEOS: &str = "videos are not uploaded (files.upload_videos = false)";
 
 /// A file to upload.
@@ -24,7 +24,7 @@ pub struct PendingFile {
     pub directory: String,
     /// Failed attempts so far.
     pub attempts: i32,
-    /// The name that the cloud is told, where it is not the file's own.
+    /// The name that it is uploaded under, if not its own.
     pub sent_as: Option<String>,
 }
 
@@ -42,21 +42,21 @@ pub struct FileStamp {
 pub struct FileStateCounts {
     /// Waiting for their upload.
     pub waiting: u64,
-    /// Those of them whose turn is now or in a moment; the others are empty, or are not to be uploaded.
+    /// Those of them that are due now or in a moment; the others are empty, or are not to be uploaded.
     pub soon: u64,
-    /// Refused by the cloud, or failed there while it takes others: tried again less and less often.
+    /// Refused by the cloud, or failing there while it takes others: tried again less and less often.
     pub failing: u64,
-    /// Named by a row and not there.
+    /// Named by a row, and missing in the media root.
     pub missing: u64,
     /// Uploaded.
     pub uploaded: u64,
-    /// Not to be opened: it lies elsewhere, or is no file.
+    /// Never opened: outside the media root, or no regular file.
     pub refused: u64,
     /// Bytes uploaded.
     pub bytes: u64,
 }
 
-/// Files whose turn has come, at most `limit`, without those that are `busy`.
+/// Files that are due, at most `limit`, without those that are `busy`.
 pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Vec<PendingFile>> {
     let rows = client
         .query(
@@ -78,7 +78,7 @@ pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Ve
         .collect())
 }
 
-/// Seconds until the turn of the next file that is not `busy`; none where none waits.
+/// Seconds until the next file is due that is not `busy`; `None` if no file waits.
 pub(super) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f64>> {
     let row = client
         .query_one(
@@ -91,7 +91,7 @@ pub(super) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f6
     Ok(row.get(0))
 }
 
-/// Locks the files' records in the order of their paths, as all do that lock several. In the caller's
+/// Locks the files' records in the order of their paths, as everyone does who locks several. In the caller's
 /// transaction.
 pub(super) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
     client
@@ -104,7 +104,7 @@ pub(super) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A file that is put off.
+/// A file that is tried again later, or is refused.
 #[derive(Debug)]
 pub(super) struct DeferredFile<'a> {
     pub(super) path: &'a str,
@@ -116,14 +116,15 @@ pub(super) struct DeferredFile<'a> {
     pub(super) counts: bool,
 }
 
-/// Puts files off: their states, why, and when they are tried again. In the caller's transaction.
-pub(super) async fn put_off(client: &Client, files: &[DeferredFile<'_>]) -> Result<()> {
+/// Records states, reasons, and when the files are tried again. In the caller's transaction.
+pub(super) async fn defer(client: &Client, files: &[DeferredFile<'_>]) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media m set state = f.state, error = f.error, attempts = m.attempts + f.counts::integer, \
+            "update cloud_sync.media m set state = f.state, error = f.error, \
+             attempts = m.attempts + f.counts::integer, \
              next_attempt = now() + make_interval(secs => f.seconds) \
-             from unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::boolean[]) f (path, state, error, seconds, counts) \
-             where m.path = f.path",
+             from unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::boolean[]) f (path, state, \
+             error, seconds, counts) where m.path = f.path",
             &[
                 &files.iter().map(|file| file.path).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.state).collect::<Vec<_>>(),
@@ -141,27 +142,31 @@ pub(super) async fn put_off(client: &Client, files: &[DeferredFile<'_>]) -> Resu
 #[derive(Debug)]
 pub(super) struct UploadedFile<'a> {
     pub(super) path: &'a str,
-    pub(super) look: FileStamp,
+    pub(super) stamp: FileStamp,
     /// In hexadecimal.
     pub(super) hash: String,
     pub(super) url: &'a str,
-    /// The path on the server, where it says so.
+    /// The path on the server, if it returned one.
     pub(super) remote_path: Option<&'a str>,
 }
 
-/// Writes uploads down. In the caller's transaction.
-pub(super) async fn uploaded(client: &Client, files: &[UploadedFile<'_>]) -> Result<()> {
+/// Records uploads. In the caller's transaction.
+pub(super) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media m set state = 'uploaded', size = f.size, modified_us = f.modified_us, hash = f.hash, \
+            "update cloud_sync.media m set state = 'uploaded', size = f.size, modified_us = f.modified_us, \
+             hash = f.hash, \
              url = f.url, remote_path = f.remote_path, error = null, attempts = 0, uploaded_at = now() \
              from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[]) \
              f (path, size, modified_us, hash, url, remote_path) \
              where m.path = f.path",
             &[
                 &files.iter().map(|file| file.path).collect::<Vec<_>>(),
-                &files.iter().map(|file| file.look.size).collect::<Vec<_>>(),
-                &files.iter().map(|file| file.look.modified_us).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.stamp.size).collect::<Vec<_>>(),
+                &files
+                    .iter()
+                    .map(|file| file.stamp.modified_us)
+                    .collect::<Vec<_>>(),
                 &files.iter().map(|file| file.hash.as_str()).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.url).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.remote_path).collect::<Vec<_>>(),
@@ -172,18 +177,20 @@ pub(super) async fn uploaded(client: &Client, files: &[UploadedFile<'_>]) -> Res
     Ok(())
 }
 
-/// Gives files their turn again whose address is another file's too, with other content: the server keeps one
-/// of them. Those that came just now go under names of their own. In the caller's transaction. Returns their
+/// Makes files due again that share their URL with another file of other content: the server keeps one of
+/// them. The newer ones are uploaded under names of their own. In the caller's transaction. Returns their
 /// paths.
 pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec<String>> {
     let rows = client
         .query(
             "with clash as ( \
                  select m.path as later, o.path as earlier from cloud_sync.media m \
-                 join cloud_sync.media o on md5(o.url) = md5(m.url) and o.url = m.url and o.path <> m.path and o.hash <> m.hash \
+                 join cloud_sync.media o on md5(o.url) = md5(m.url) and o.url = m.url and o.path <> m.path \
+                 and o.hash <> m.hash \
                  where m.path = any($1) and m.state = 'uploaded' and o.state = 'uploaded' \
                  and (o.path <> all($1) or o.path < m.path)), \
-             renamed as (update cloud_sync.media m set sent_as = left(md5(m.path), 8) || '-' || regexp_replace(m.path, '^.*/', '') \
+             renamed as (update cloud_sync.media m set sent_as = left(md5(m.path), \
+             8) || '-' || regexp_replace(m.path, '^.*/', '') \
                          where m.path in (select later from clash) and m.sent_as is null) \
              select path from (select later from clash union select earlier from clash) c (path)",
             &[&paths],
@@ -194,7 +201,8 @@ pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec
     if !clashing.is_empty() {
         client
             .execute(
-                "update cloud_sync.media set state = 'waiting', url = null, remote_path = null, next_attempt = now(), \
+                "update cloud_sync.media set state = 'waiting', url = null, remote_path = null, \
+                 next_attempt = now(), \
                  error = 'the cloud gave it the address of another file' where path = any($1)",
                 &[&clashing],
             )
@@ -204,7 +212,7 @@ pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec
     Ok(clashing)
 }
 
-/// The rows that name the files, each once, as entity and key.
+/// The rows that name the files, each once: entity and key.
 pub(super) async fn references(client: &Client, paths: &[&str]) -> Result<Vec<(String, String)>> {
     let rows = client
         .query(
@@ -216,7 +224,7 @@ pub(super) async fn references(client: &Client, paths: &[&str]) -> Result<Vec<(S
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Which of the paths are known, with their state and the look of their upload.
+/// Those of the paths that are known, each with its state and its stamp at its upload.
 pub(super) async fn known(
     client: &Client,
     paths: &[String],
@@ -249,18 +257,19 @@ pub(super) async fn uploaded_after(
 }
 
 fn known_row(row: &tokio_postgres::Row) -> (String, String, Option<FileStamp>) {
-    let look = match (row.get(2), row.get(3)) {
+    let stamp = match (row.get(2), row.get(3)) {
         (Some(size), Some(modified_us)) => Some(FileStamp { size, modified_us }),
         _ => None,
     };
-    (row.get(0), row.get(1), look)
+    (row.get(0), row.get(1), stamp)
 }
 
-/// Gives files their turn after `seconds`, whatever their state was: they appeared or changed.
-pub(super) async fn call(client: &Client, paths: &[String], seconds: f64) -> Result<()> {
+/// Makes files due in `seconds`, whatever their state is: they appeared or changed.
+pub(super) async fn make_due(client: &Client, paths: &[String], seconds: f64) -> Result<()> {
     client
         .execute(
-            "with seen as (select path from cloud_sync.media where path = any($1) order by path for no key update) \
+            "with seen as (select path from cloud_sync.media where path = any($1) \
+             order by path for no key update) \
              update cloud_sync.media set state = 'waiting', attempts = 0, \
              next_attempt = now() + make_interval(secs => $2) where path in (select path from seen)",
             &[&paths, &seconds],
@@ -270,17 +279,18 @@ pub(super) async fn call(client: &Client, paths: &[String], seconds: f64) -> Res
     Ok(())
 }
 
-/// Gives every file that is not uploaded its turn now: at start, and when someone asks for a sync.
+/// Makes every file due that is not uploaded: at the start, and at a sync.
 ///
 /// # Errors
 /// The source's.
-pub async fn call_all(client: &Client, refused_too: bool) -> Result<()> {
+pub async fn make_all_due(client: &Client, refused_too: bool) -> Result<()> {
     client
         .execute(
             "with late as (select path from cloud_sync.media \
                            where state in ('waiting', 'failing', 'missing') or ($1 and state = 'refused') \
                            order by path for no key update) \
-             update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path from late)",
+             update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path \
+             from late)",
             &[&refused_too],
         )
         .await
@@ -322,16 +332,18 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
     Ok(counts)
 }
 
-/// Files that the cloud does not take or that cannot be sent, and why, at most `limit`; without videos that
-/// are not to be uploaded.
+/// Files that the cloud does not take or that cannot be sent, at most `limit`, each with the reason; without
+/// videos that are not to be uploaded.
 ///
 /// # Errors
 /// The source's.
 pub async fn not_taken(client: &Client, limit: i64) -> Result<Vec<(String, String)>> {
     let rows = client
         .query(
-            "select path, coalesce(error, 'refused') from cloud_sync.media where state in ('failing', 'refused') \
-             or (state = 'waiting' and error <> all($2) and next_attempt > now() + interval '3 s') order by path limit $1",
+            "select path, coalesce(error, 'refused') from cloud_sync.media \
+             where state in ('failing', 'refused') \
+             or (state = 'waiting' and error <> all($2) and next_attempt > now() + interval '3 s') \
+             order by path limit $1",
             &[&limit, &[NO_VIDEOS, SETTLING].as_slice()],
         )
         .await

@@ -1,8 +1,8 @@
-//! Adds URLs to rows on their way, and notes which rows name which files.
+//! Adds URLs to rows before they are sent, and notes which rows name which files.
 //!
-//! The URL column is always part of a row that has files, null where the file is not uploaded, so that a row
-//! reads the same whether it is delivered or compared. Where it is the file column itself, the site's own
-//! value stands in it until then.
+//! A row that has files always has the URL column, with null until the file is uploaded: so a row has the
+//! same columns whether it is delivered or compared. If the URL column is the file column itself, it has the
+//! site's own value until then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -15,13 +15,13 @@ use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::server::{ColumnValue, Unconfirmed};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::error::{Error, Kind, Result};
-use crate::fields::pick;
+use crate::wire::json::pick;
 
 /// Where the cloud has a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FileAddress {
     url: String,
-    /// The path on the server, where it says so.
+    /// The path on the server, if it returned one.
     path: Option<String>,
 }
 
@@ -30,16 +30,16 @@ type RowUrls = HashMap<String, FileAddress>;
 const URLS: &str =
     "select path, url, remote_path from cloud_sync.media where path = any($1) and url is not null";
 
-/// The same, once whoever writes one of these files down has ended.
+/// The same, after every transaction that is recording one of these files has ended.
 const URLS_SETTLED: &str =
     "select path, url, remote_path from cloud_sync.media where path = any($1) order by path for share";
 
-/// What a delivered batch said about files.
+/// What the rows of a delivered batch name.
 #[derive(Debug, Default)]
 pub struct FileReferences {
     /// Whether a file is to be uploaded.
     pub wanted: bool,
-    /// Rows whose file was uploaded while they were on their way, as place and key: they lack its URL.
+    /// Rows whose file was uploaded after they were read, by entity and key: they were sent without its URL.
     pub outdated: Vec<(EntityIndex, String)>,
 }
 
@@ -103,7 +103,7 @@ fn rows_with_files(
     Ok(rows)
 }
 
-/// Whether the row waits for a file that the cloud does not have yet.
+/// Whether the row is held back until the cloud has one of its files.
 fn is_held(root: &Path, entity: &Entity, named: &[NamedFile], urls: &RowUrls) -> bool {
     let mut files = entity.files.iter().zip(named);
     files.any(|(file, named)| {
@@ -133,7 +133,7 @@ pub async fn note_references(
     }
     let (mut all, mut directories) = (Vec::new(), Vec::new());
     let (mut entities, mut keys) = (Vec::new(), Vec::new());
-    // A row that waits for its file names it too.
+    // A row that is held back names its file too.
     let rows = rows_with_files(catalogue, batch, |fate| {
         matches!(fate, Fate::Accepted | Fate::Held)
     })?;
@@ -154,10 +154,10 @@ pub async fn note_references(
     }
     let row = client
         .query_one(
-            "with named as (select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) n (path, directory, entity, key)), \
-             fresh as (insert into cloud_sync.media (path, directory) \
-                       select distinct on (path) path, directory from named on conflict do nothing returning 1) \
-             select count(*) from fresh",
+            "with named as (select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) n (path, \
+             directory, entity, key)), fresh as (insert into cloud_sync.media (path, directory) \
+                       select distinct on (path) path, directory from named on conflict do nothing \
+                       returning 1) select count(*) from fresh",
             &[&all, &directories, &entities, &keys],
         )
         .await
@@ -166,14 +166,14 @@ pub async fn note_references(
     client
         .execute(
             "insert into cloud_sync.media_ref (path, entity, key) \
-             select distinct path, entity, key from unnest($1::text[], $2::text[], $3::text[]) n (path, entity, key) \
-             on conflict do nothing",
+             select distinct path, entity, key from unnest($1::text[], $2::text[], $3::text[]) n (path, \
+             entity, key) on conflict do nothing",
             &[&all, &entities, &keys],
         )
         .await
         .map_err(|error| Error::postgres("note the rows that name files", error))?;
-    // From here on an upload touches these rows again. One that is being written down at this moment may have
-    // looked for them before they were noted: the lock waits for it, and what it wrote is made up for.
+    // An upload that is recorded from now on touches these rows again. One that is being recorded now may
+    // have looked for them before they were noted: the query waits for its lock, and finds what it recorded.
     let urls = known_urls(client, root, &rows, URLS_SETTLED).await?;
     for NamedRow { change_index, named } in &rows {
         let change = &batch[*change_index];
@@ -245,19 +245,19 @@ fn url_values(
             let path = path.as_ref()?;
             urls.get(&paths::below(root, path).ok()?)
         };
-        let told = |path: &Option<String>| -> Option<String> {
+        let confirmed_value = |path: &Option<String>| -> Option<String> {
             match (known(path), file.column_value) {
                 (Some(address), None | Some(ColumnValue::Url)) => Some(address.url.clone()),
                 (Some(address), _) => Some(address.path.clone().unwrap_or_else(|| address.url.clone())),
-                // The site's own value stays where it is.
+                // The column keeps the site's own value.
                 (None, _) => path.clone().filter(|_| in_place),
             }
         };
         if in_place && !named.paths.iter().any(|path| known(path).is_some()) {
-            values.push(own.map_or("null", RawValue::get).to_owned());
+            values.push(own.unwrap_or("null").to_owned());
             continue;
         }
-        let list: Vec<Option<String>> = named.paths.iter().map(told).collect();
+        let list: Vec<Option<String>> = named.paths.iter().map(confirmed_value).collect();
         let value = match file.column_value {
             Some(ColumnValue::Json) => {
                 serde_json::to_string(&list).and_then(|list| serde_json::to_string(&list))
@@ -270,7 +270,7 @@ fn url_values(
     Ok(values)
 }
 
-/// The row with its URL columns, which take the place of columns of the same name.
+/// The row with its URL columns, which replace columns of the same name.
 fn with_urls(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], urls: &RowUrls) -> Result<String> {
     let values = url_values(root, entity, row, named, urls)?;
     let mut text = if url_columns(entity, row)?.iter().any(Option::is_some) {
@@ -293,7 +293,7 @@ fn with_urls(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], urls:
     Ok(text)
 }
 
-/// Whether the row was delivered without a URL that is known now.
+/// Whether the row was sent without a URL that is known now.
 fn is_outdated(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], urls: &RowUrls) -> Result<bool> {
     // Only what is known now: a value that is the site's own is no other one.
     let now = url_values(root, entity, row, named, urls)?;
@@ -301,10 +301,10 @@ fn is_outdated(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], url
     Ok(sent
         .iter()
         .zip(&now)
-        .any(|(sent, now)| sent.map(RawValue::get) != Some(now)))
+        .any(|(sent, now)| *sent != Some(now.as_str())))
 }
 
-fn url_columns<'a>(entity: &Entity, row: &'a str) -> Result<Vec<Option<&'a RawValue>>> {
+fn url_columns<'a>(entity: &Entity, row: &'a str) -> Result<Vec<Option<&'a str>>> {
     let names: Vec<&str> = entity.files.iter().map(|file| file.url_column.as_str()).collect();
     pick(row, &names).map_err(|_| broken(entity))
 }

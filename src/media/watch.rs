@@ -1,7 +1,7 @@
-//! Watches the media root: says which files came or changed, and which are being written.
+//! Watches the media root: which files appeared or changed, and which are being written.
 //!
-//! A finished file shows as a close after writing, or as a rename into the folder. Between its first sign and
-//! that a file counts as being written. Where the watch breaks or overflows, everything is looked at again.
+//! A file is finished when it is closed after writing, or renamed into the folder. From its first event until
+//! then it counts as being written. If the watch fails or overflows, all files are looked at again.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -12,18 +12,18 @@ use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-/// After so long without a sign, a file that was never closed counts as left alone.
+/// After so long without an event, a file that was never closed no longer counts as being written.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
-/// Paths that are remembered at most between two takes; beyond it, everything is looked at again.
+/// Paths that are kept at most between two takes; if there are more, all files are looked at again.
 const REMEMBERED: usize = 10_000;
 
 /// What was seen since the last take.
 #[derive(Debug, Default)]
 pub(super) struct SeenPaths {
-    /// Paths below the root that came, changed, or were finished.
+    /// Paths below the root that appeared, changed, or were finished.
     pub(super) paths: Vec<String>,
-    /// Whether signs were lost: look at everything.
+    /// Whether events were lost: look at all files.
     pub(super) lost: bool,
 }
 
@@ -36,24 +36,24 @@ struct WatchSignals {
 
 /// A watch on the media root.
 pub(super) struct MediaWatch {
-    signs: Arc<Mutex<WatchSignals>>,
-    news: Arc<Notify>,
-    /// None where the root cannot be watched: then only scanning sees changes.
+    signals: Arc<Mutex<WatchSignals>>,
+    changes: Arc<Notify>,
+    /// `None` if the root cannot be watched: then only scans see changes.
     _watcher: Option<RecommendedWatcher>,
 }
 
 impl MediaWatch {
     /// Watches the root and everything below it.
     pub(super) fn start(root: &Path) -> (Self, Option<notify::Error>) {
-        let signs: Arc<Mutex<WatchSignals>> = Arc::default();
-        let news = Arc::new(Notify::new());
+        let signals: Arc<Mutex<WatchSignals>> = Arc::default();
+        let changes = Arc::new(Notify::new());
         let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
         let handler = {
-            let (signs, news, root) = (signs.clone(), news.clone(), root.clone());
+            let (signals, changes, root) = (signals.clone(), changes.clone(), root.clone());
             move |event: notify::Result<Event>| {
-                let mut signs = signs.lock().unwrap_or_else(PoisonError::into_inner);
-                if note(&mut signs, &root, event) {
-                    news.notify_one();
+                let mut signals = signals.lock().unwrap_or_else(PoisonError::into_inner);
+                if note(&mut signals, &root, event) {
+                    changes.notify_one();
                 }
             }
         };
@@ -67,47 +67,47 @@ impl MediaWatch {
         };
         (
             Self {
-                signs,
-                news,
+                signals,
+                changes,
                 _watcher: watcher,
             },
             error,
         )
     }
 
-    /// Waits until something was seen.
-    pub(super) async fn news(&self) {
-        self.news.notified().await;
+    /// Waits until a file appeared or changed.
+    pub(super) async fn changed(&self) {
+        self.changes.notified().await;
     }
 
     /// Takes what was seen.
     pub(super) fn take(&self) -> SeenPaths {
-        let mut signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
-        signs.writing.retain(|_, last| last.elapsed() < FORGOTTEN);
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        signals.writing.retain(|_, last| last.elapsed() < FORGOTTEN);
         SeenPaths {
-            paths: signs.touched.drain().collect(),
-            lost: std::mem::take(&mut signs.lost),
+            paths: signals.touched.drain().collect(),
+            lost: std::mem::take(&mut signals.lost),
         }
     }
 
-    /// Whether someone is writing the file now, as far as was seen.
+    /// Whether the file is being written now, as far as events tell.
     pub(super) fn is_written(&self, path: &str) -> bool {
-        let signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
-        signs
+        let signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        signals
             .writing
             .get(path)
             .is_some_and(|last| last.elapsed() < FORGOTTEN)
     }
 }
 
-/// Notes an event; true where someone may want to look.
-fn note(signs: &mut WatchSignals, root: &Path, event: notify::Result<Event>) -> bool {
+/// Notes an event. Returns whether a file appeared or changed.
+fn note(signals: &mut WatchSignals, root: &Path, event: notify::Result<Event>) -> bool {
     let Ok(event) = event else {
-        signs.lost = true;
+        signals.lost = true;
         return true;
     };
     if event.need_rescan() {
-        signs.lost = true;
+        signals.lost = true;
         return true;
     }
     let relative = |path: &PathBuf| {
@@ -116,30 +116,30 @@ fn note(signs: &mut WatchSignals, root: &Path, event: notify::Result<Event>) -> 
             .map(|path| path.to_string_lossy().into_owned())
             .filter(|path| !path.is_empty())
     };
-    let mut news = false;
+    let mut is_change = false;
     for path in event.paths.iter().filter_map(relative) {
         match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write))
             | EventKind::Modify(ModifyKind::Name(_)) => {
-                signs.writing.remove(&path);
-                signs.touched.insert(path);
-                news = true;
+                signals.writing.remove(&path);
+                signals.touched.insert(path);
+                is_change = true;
             }
             EventKind::Create(_) | EventKind::Modify(ModifyKind::Data(_)) => {
-                signs.writing.insert(path, Instant::now());
+                signals.writing.insert(path, Instant::now());
             }
             EventKind::Remove(_) => {
-                signs.writing.remove(&path);
+                signals.writing.remove(&path);
             }
             _ => {}
         }
     }
-    if signs.touched.len() > REMEMBERED || signs.writing.len() > REMEMBERED {
-        signs.touched.clear();
-        signs.writing.clear();
-        signs.lost = true;
+    if signals.touched.len() > REMEMBERED || signals.writing.len() > REMEMBERED {
+        signals.touched.clear();
+        signals.writing.clear();
+        signals.lost = true;
     }
-    news
+    is_change
 }
 
 #[cfg(test)]
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_news_when_it_is_closed_and_not_before() {
+    async fn a_file_has_changed_when_it_is_closed_and_not_before() {
         use std::io::Write;
         let folder = tempfile::tempdir().unwrap();
         let (watch, error) = MediaWatch::start(folder.path());
@@ -158,7 +158,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         drop(file);
-        tokio::time::timeout(Duration::from_secs(10), watch.news())
+        tokio::time::timeout(Duration::from_secs(10), watch.changed())
             .await
             .unwrap();
         assert_eq!(watch.take().paths, ["a.mp4"]);

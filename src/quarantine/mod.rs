@@ -27,9 +27,9 @@ use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::{Op, Position};
 use crate::error::{Error, Result};
-use crate::fields::pick;
 use crate::source::install::AttachedEntity;
 use crate::source::touch;
+use crate::wire::json::pick;
 
 pub use again::add;
 pub(crate) use again::{by_hand, due, expected, first_images, put_off};
@@ -134,7 +134,7 @@ pub async fn settle(
         columns.op.push(if code == UNREADABLE {
             'r'
         } else {
-            change.op.letter()
+            op_letter(change.op)
         } as i8);
         columns.image.push(change.row.as_deref());
         columns.code.push(i32::from(code));
@@ -518,4 +518,13 @@ pub async fn discard_all(client: &Client) -> Result<u64> {
         .execute("delete from cloud_sync.quarantine", &[])
         .await
         .map_err(failed("discard from"))
+}
+
+/// The letter by which the table of the quarantine names an op.
+fn op_letter(op: Op) -> char {
+    match op {
+        Op::Upsert => 'u',
+        Op::Delete => 'd',
+        Op::Truncate => 't',
+    }
 }

@@ -14,9 +14,9 @@ use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::Op;
 use crate::error::{Error, Result};
-use crate::fields::{pick, plain};
 use crate::source::describe::SourceTable;
 use crate::source::{quote_text, touch};
+use crate::wire::json::{non_null_text, pick};
 
 /// A foreign key between two tables of the catalogue, or of one table to itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,8 +142,8 @@ fn referred_key(reference: &ForeignKey, key: &[String], image: &str) -> Option<S
     let mut pairs = Vec::with_capacity(key.len());
     for name in key {
         let at = reference.referred.iter().position(|referred| referred == name)?;
-        let value = values[at].filter(|value| value.get() != "null")?;
-        pairs.push(format!("{}:{}", serde_json::to_string(name).ok()?, value.get()));
+        let value = values[at].filter(|value| *value != "null")?;
+        pairs.push(format!("{}:{}", serde_json::to_string(name).ok()?, value));
     }
     (reference.referred.len() == key.len()).then(|| format!("{{{}}}", pairs.join(",")))
 }
@@ -161,7 +161,7 @@ fn parents(batch: &Batch, reference: &ForeignKey) -> Vec<Vec<String>> {
         let Some(picked) = pick(row, &reference.referred).ok().and_then(|picked| {
             picked
                 .into_iter()
-                .map(|value| plain(value?))
+                .map(|value| Some(non_null_text(value?)?.into_owned()))
                 .collect::<Option<Vec<String>>>()
         }) else {
             continue;

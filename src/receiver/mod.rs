@@ -50,7 +50,6 @@ use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
-pub use self::changes::ndjson::read_changes;
 use self::db::apply_pool::ApplyPool;
 use self::db::pool;
 pub use self::files::upload::read_parts;
@@ -65,12 +64,19 @@ use self::rows::route as rows_route;
 use self::tables::schema::{self, TableCache};
 use crate::error::{Error, Result};
 use crate::serve::{self, ConnectionLimits};
+pub use crate::wire::read_changes;
+use crate::wire::{Capability, paths};
 
 /// The default of [`ReceiverSettings::body_limit`]: 64 MiB.
 pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
 
 /// What a receiver offers besides the baseline.
-pub const CAPABILITIES: [&str; 4] = ["bulk", "delete", "changes", "schema"];
+const CAPABILITIES: [Capability; 4] = [
+    Capability::Bulk,
+    Capability::Delete,
+    Capability::Changes,
+    Capability::Schema,
+];
 
 /// The largest upload, unless [`Receiver::with_upload_limit`] says otherwise: 16 GiB.
 const UPLOAD_LIMIT: u64 = 16 * 1024 * 1024 * 1024;
@@ -109,6 +115,36 @@ pub struct ReceiverSettings {
     pub capabilities: Option<Vec<String>>,
 }
 
+impl ReceiverSettings {
+    /// On any free port of this machine, with all capabilities and no keys yet.
+    pub fn new(database_url: &str, files: impl Into<PathBuf>) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            database_url: database_url.to_owned(),
+            files: files.into(),
+            public_url: None,
+            keys: BTreeMap::new(),
+            history: false,
+            body_limit: BODY_LIMIT,
+            capabilities: None,
+        }
+    }
+
+    /// Listens on this address.
+    #[must_use]
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    /// Takes this key for the site, besides others that it has.
+    #[must_use]
+    pub fn key(mut self, site: &str, key: &str) -> Self {
+        self.keys.entry(site.to_owned()).or_default().push(key.to_owned());
+        self
+    }
+}
+
 /// What all requests share.
 struct Shared {
     pool: PgPool,
@@ -125,12 +161,12 @@ struct Shared {
     upload_limit: u64,
     public_url: String,
     history: bool,
-    capabilities: Vec<String>,
+    capabilities: Vec<Capability>,
 }
 
 impl Shared {
-    fn offers(&self, capability: &str) -> ApiResult<()> {
-        if self.capabilities.iter().any(|offered| offered == capability) {
+    fn offers(&self, capability: Capability) -> ApiResult<()> {
+        if self.capabilities.contains(&capability) {
             Ok(())
         } else {
             Err(ApiError::not_offered(capability))
@@ -153,20 +189,10 @@ impl Receiver {
     /// Settings that cannot be used; a database, folder or port that cannot.
     pub async fn bind(settings: ReceiverSettings) -> Result<Self> {
         let keys = KeyRing::new(&settings.keys)?;
-        let capabilities = match settings.capabilities {
-            None => CAPABILITIES.map(str::to_owned).to_vec(),
-            Some(chosen) => chosen,
+        let capabilities = match &settings.capabilities {
+            None => CAPABILITIES.to_vec(),
+            Some(names) => offered(names)?,
         };
-        if let Some(unknown) = capabilities
-            .iter()
-            .find(|name| !CAPABILITIES.contains(&name.as_str()))
-        {
-            return Err(Error::config(
-                format!("offer the capability {unknown:?}"),
-                "there is no such capability",
-            )
-            .remedy(format!("choose from {}", CAPABILITIES.join(", "))));
-        }
         let files = prepare_folders(&settings.files)
             .map_err(|error| Error::local("prepare the folder of the receiver's files", error))?;
         let options = pool::connect_options(&settings.database_url)?;
@@ -250,6 +276,25 @@ impl Receiver {
     }
 }
 
+/// The capabilities with these names.
+fn offered(names: &[String]) -> Result<Vec<Capability>> {
+    let offered = names.iter().map(|name| {
+        Capability::from_name(name)
+            .filter(|capability| CAPABILITIES.contains(capability))
+            .ok_or_else(|| {
+                Error::config(
+                    format!("offer the capability {name:?}"),
+                    "the receiver has no such capability",
+                )
+                .remedy(format!(
+                    "choose from {}",
+                    CAPABILITIES.map(Capability::name).join(", ")
+                ))
+            })
+    });
+    offered.collect()
+}
+
 /// Makes the folders, and removes what interrupted uploads have left behind. Returns the folder without links
 /// in it.
 fn prepare_folders(files: &Path) -> std::io::Result<PathBuf> {
@@ -274,11 +319,14 @@ fn router(shared: Arc<Shared>) -> Router {
         .layer(CompressionLayer::new())
         .post(rows_route::post);
     let api = Router::new()
-        .route("/sync-status", get(status::sync_status))
-        .route("/changes", post(changes::route::receive))
-        .route("/schema/{path}", put(schema::put))
-        .route("/bulk/{path}", post(rows_route::bulk))
-        .route("/upload/{directory}", post(upload::receive))
+        .route(&format!("/{}", paths::SYNC_STATUS), get(status::sync_status))
+        .route(&format!("/{}", paths::CHANGES), post(changes::route::receive))
+        .route(&format!("/{}/{{path}}", paths::SCHEMA), put(schema::put))
+        .route(&format!("/{}/{{path}}", paths::BULK), post(rows_route::bulk))
+        .route(
+            &format!("/{}/{{directory}}", paths::UPLOAD),
+            post(upload::receive),
+        )
         .route("/{path}", rows)
         .route("/{path}/", delete(rows_route::delete))
         .route("/{path}/{key}", delete(rows_route::delete));

@@ -26,7 +26,6 @@ use crate::deliver::{Capabilities, ChangeOrigin, Cloud};
 use crate::drain::{AcceptedKeyRecorder, ReplicationState, wire_schema};
 use crate::error::{Error, Kind, Result};
 use crate::existence::{self, CloudRows};
-use crate::fields::pick;
 use crate::media;
 use crate::quarantine;
 use crate::source::connect::Session;
@@ -36,6 +35,7 @@ use crate::source::install::AttachedEntity;
 use crate::source::pages::{self, ColumnsToRead, FoundRow, RowPages};
 use crate::source::sent;
 use crate::source::site_session::SiteSession;
+use crate::wire::json::pick;
 use report::SyncReport;
 use touched::TouchedRows;
 
@@ -401,9 +401,10 @@ impl Reconcile {
     fn compared(&self, entity: &Entity, table: &SourceTable) -> Option<Vec<String>> {
         self.capabilities.changes.then(|| {
             let sent = wire_schema(entity, table)
+                .declaration
                 .columns
                 .into_iter()
-                .map(|(name, _)| name);
+                .map(|column| column.name);
             let mut columns: Vec<String> = sent.chain(entity.exclude.iter().cloned()).collect();
             columns.sort_unstable();
             columns.dedup();
@@ -516,7 +517,7 @@ fn key_object(row: &str, key: &[String]) -> Result<String> {
     let mut pairs = Vec::with_capacity(key.len());
     for (name, value) in key.iter().zip(values) {
         let name = serde_json::to_string(name).map_err(|_| broken())?;
-        pairs.push(format!("{name}:{}", value.ok_or_else(broken)?.get()));
+        pairs.push(format!("{name}:{}", value.ok_or_else(broken)?));
     }
     Ok(format!("{{{}}}", pairs.join(",")))
 }

@@ -33,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::SledStore;
 use crate::config::{CapabilityChoice, Loaded, Settings};
-use crate::control::status::LastSync;
-use crate::control::{ControlServer, ServerToken, SyncRequest, token};
+use crate::control::status::{LastSync, StatusReport};
+use crate::control::{ControlServer, Operator, ServerToken, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions, UploadForm};
 use crate::drain::{AcceptedKeyRecorder, BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
@@ -46,6 +46,8 @@ use crate::reconcile::{NoObserver, Observer, Reconcile};
 use crate::retry::Backoff;
 use crate::schedule::{self, Schedule};
 use crate::source::connect::Session;
+use crate::source::identity::OutboxDeclaration;
+use crate::source::install;
 use crate::supervise::{NextRound, Supervisor, pause_or_stop};
 
 use drift_monitor::DriftSummary;
@@ -116,7 +118,37 @@ impl Replicator {
         Self::guarding_every(settings, drift_monitor::EVERY)
     }
 
-    /// The same, with another time between two looks at the capture.
+    /// Installs capture in the site's database, or brings it up to date; can be repeated.
+    ///
+    /// # Errors
+    /// The source's, or a configuration error that names the entity that does not fit its table.
+    pub async fn install(settings: &Settings) -> Result<()> {
+        let url = settings.require_database_url()?;
+        install::init(url, &settings.catalogue, OutboxDeclaration::Nothing).await?;
+        Ok(())
+    }
+
+    /// Compares the site with the cloud once, pushes what the cloud lacks, and waits until it is there. No
+    /// replicator may run for this site.
+    ///
+    /// # Errors
+    /// What prevents the comparison as a whole; the errors of single entities are in the report.
+    pub async fn sync_once(settings: &Settings, request: &SyncRequest) -> Result<SyncReport> {
+        let once = one_shot::OneShot::start(settings).await?;
+        let report = once.sync(request, &NoObserver).await;
+        once.finish().await?;
+        report
+    }
+
+    /// Everything that an operator wants to know now.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn report(&self) -> Result<StatusReport> {
+        Operator::status(self).await
+    }
+
+    /// The same as [`Replicator::new`], with another time between two looks at the capture.
     ///
     /// # Errors
     /// A configuration error.
@@ -377,7 +409,7 @@ impl Replicator {
         let synced = async {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
-            records::call_all(session.client(), request.force).await?;
+            records::make_all_due(session.client(), request.force).await?;
             self.state.files_wanted.notify_one();
             Ok(reconcile
                 .sync(&entity_indexes, request.force, recording, observer)

@@ -16,14 +16,15 @@ use super::preconditions::Finding;
 use crate::catalogue::{Entity, EntityIndex};
 use crate::change::Epoch;
 use crate::config::Settings;
-use crate::deliver::{Capabilities, ChangeOrigin, Cloud, STATUS_PATH};
+use crate::deliver::{Capabilities, ChangeOrigin, Cloud};
 use crate::error::{Error, Kind};
+use crate::wire::paths::SYNC_STATUS;
 
 /// Where servers have their calls, below `cloud.url`.
 const PREFIXES: [&str; 5] = ["", "sync", "api", "api/sync", "v1"];
 
 /// Where servers have their status.
-const STATUSES: [&str; 4] = [STATUS_PATH, "status", "health", "ping"];
+const STATUSES: [&str; 4] = [SYNC_STATUS, "status", "health", "ping"];
 
 /// Rows of a list that are looked at.
 const LOOKED_AT: usize = 5_000;

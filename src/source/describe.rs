@@ -4,14 +4,15 @@ use std::sync::LazyLock;
 
 use tokio_postgres::{Client, Row, Statement};
 
-use super::{condition, fit, values};
+use super::{condition, fit};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
+use crate::wire::values::to_json::BINARY_OIDS;
 
 /// How a column's value is read, and becomes JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
-    /// In binary form, by the type with this oid: see [`super::values`].
+    /// In binary form, by the type with this oid: see [`crate::wire::values`].
     Binary(u32),
     /// As the text of a number, or of `NaN` and its like.
     Number,
@@ -371,7 +372,7 @@ fn column(row: &Row, entity: &Entity) -> SourceColumn {
     let codec = match oid {
         // Of a key, the text is told: each side finds it again by it.
         17 | 114 | 3802 if in_key => Codec::Text,
-        _ if values::BINARY.contains(&oid) => Codec::Binary(oid),
+        _ if BINARY_OIDS.contains(&oid) => Codec::Binary(oid),
         700 | 701 | 26 => Codec::Number,
         _ if own && element == "b" && element_oid < FIRST_NORMAL_OID && element_oid != 17 && !in_key => {
             Codec::Json

@@ -5,7 +5,7 @@
 //! [`capture`] writes the SQL of the triggers, [`install`] puts them in place and takes them away, [`drift`]
 //! notices what escapes them. [`identity`] says whose outbox it is, [`term`] who drains it. [`wake`] sleeps
 //! until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present state
-//! of touched rows, by a [`projection`] and the codec of [`values`]. [`touch`] touches rows again, [`sent`]
+//! of touched rows, by a [`projection`] and the codec of [`crate::wire::values`]. [`touch`] touches rows again, [`sent`]
 //! remembers what some servers have, [`pages`] reads whole tables.
 //!
 //! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
@@ -27,7 +27,6 @@ pub mod site_session;
 pub mod term;
 mod text_parameter;
 pub mod touch;
-pub(crate) mod values;
 pub mod wake;
 
 /// Quotes a name for SQL.

@@ -14,11 +14,11 @@ use super::connect::Session;
 use super::identity::Identity;
 use super::rows::{TouchKey, split_array};
 use super::term::{Fence, taken_over};
-use super::values;
 use crate::abort;
 use crate::change::{Position, Snapshot};
 use crate::checkpoint::{Checkpoint, Window};
 use crate::error::{Error, Kind, Result};
+use crate::wire::values::calendar::MICROS_TO_2000;
 
 const WINDOW: &str = include_str!("../../sql/window.sql");
 const WINDOW_OPEN: &str = include_str!("../../sql/window_open.sql");
@@ -291,7 +291,7 @@ struct UnixMicros(i64);
 
 impl FromSql<'_> for UnixMicros {
     fn from_sql(_: &Type, raw: &[u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(i64::from_be_bytes(raw.try_into()?) + values::MICROS_TO_2000))
+        Ok(Self(i64::from_be_bytes(raw.try_into()?) + MICROS_TO_2000))
     }
 
     fn accepts(of: &Type) -> bool {

@@ -8,9 +8,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
 use super::describe::{Codec, SourceColumn, SourceTable};
-use super::{quote_name, values};
+use super::quote_name;
 use crate::catalogue::Entity;
 use crate::redact;
+use crate::wire::json::push_string;
+use crate::wire::values::to_json::{push_binary, push_number};
 
 /// A row of more bytes does not leave its room to the next one.
 const SCRATCH: usize = 64 * 1024;
@@ -39,7 +41,7 @@ struct ProjectedColumn {
 impl ProjectedColumn {
     fn new(column: &SourceColumn, entity: &Entity) -> Self {
         let mut label = Vec::new();
-        values::string(&mut label, column.name.as_bytes());
+        push_string(&mut label, column.name.as_bytes());
         label.push(b':');
         Self {
             name: column.name.clone(),
@@ -76,16 +78,16 @@ impl ProjectedColumn {
                     json.extend_from_slice(redact::json(text.strip_prefix('\u{1}')?, secrets)?.as_bytes());
                 }
                 Codec::Text | Codec::Output | Codec::Binary(25 | 1042 | 1043) => {
-                    values::string(json, redact::redact_text(text, secrets).as_bytes());
+                    push_string(json, redact::redact_text(text, secrets).as_bytes());
                 }
                 Codec::Number | Codec::Binary(_) => return None,
             }
             return Some(());
         }
         match self.codec {
-            Codec::Binary(of) => values::binary(json, of, field)?,
-            Codec::Number => values::number(json, field),
-            Codec::Text | Codec::Output => values::string(json, field),
+            Codec::Binary(of) => push_binary(json, of, field)?,
+            Codec::Number => push_number(json, field),
+            Codec::Text | Codec::Output => push_string(json, field),
             Codec::Json => json.extend_from_slice(field),
         }
         Some(())
@@ -273,7 +275,7 @@ impl Projection {
             key.push(if nth == 0 { b'{' } else { b',' });
             key.extend_from_slice(&column.label);
             match text {
-                Some(text) => values::string(&mut key, text.as_bytes()),
+                Some(text) => push_string(&mut key, text.as_bytes()),
                 None => key.extend_from_slice(b"null"),
             }
         }

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::rows::join_array;
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
-use crate::fields::{pick, plain};
+use crate::wire::json::{non_null_text, pick};
 
 /// Keys a statement.
 pub const CHUNK: usize = 5_000;
@@ -72,7 +72,7 @@ pub(crate) fn parts(entity: &Entity, key: &str) -> Option<(Option<i64>, Option<S
     let values = pick(key, &entity.key).ok()?;
     let texts: Vec<Option<String>> = values
         .into_iter()
-        .map(|value| Some(Some(plain(value?)?)))
+        .map(|value| Some(Some(non_null_text(value?)?.into_owned())))
         .collect::<Option<_>>()?;
     match texts.as_slice() {
         [Some(text)] => Some(match text.parse::<i64>() {

@@ -5,11 +5,11 @@ use cloud_sync::control::status::ReplicatorState;
 use cloud_sync::quarantine;
 use serde_json::Value;
 
-use super::{Case, entity, texts};
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
-use crate::support::site::{Cloud, KEY, Running, Site, connect};
+use crate::support::fault_proxy::FaultProxy;
+use crate::support::scenario::{Scenario, row_texts};
+use crate::support::site::{Cloud, KEY, Running, Site, connect, entity};
 
 const TABLE: &str = "create table t (id bigint primary key, v text)";
 
@@ -54,7 +54,7 @@ async fn bad_rows_wait_aside(site: &Site, running: &Running, code: i32, mend: im
     let growing = "select bool_and(next_attempt - refused_at = interval '10 s' * 2 ^ (attempts - 1)) and \
          max(attempts) > 1 \
                    from cloud_sync.quarantine";
-    crate::holes::until(&site.client, growing).await;
+    crate::support::sql::until(&site.client, growing).await;
     // and they come by themselves when the server takes them.
     mend();
     running
@@ -65,7 +65,7 @@ async fn bad_rows_wait_aside(site: &Site, running: &Running, code: i32, mend: im
 }
 
 async fn at_a_baseline_server(hint: &str, capabilities: &[&str], fault: Fault, code: i32) {
-    let server = Baseline::start(&catalogue(), capabilities).await;
+    let server = BaselineServer::start(&catalogue(), capabilities).await;
     let site = Site::bare(
         hint,
         &server.url(),
@@ -84,12 +84,19 @@ async fn at_a_baseline_server(hint: &str, capabilities: &[&str], fault: Fault, c
 
 async fn at_a_server_with_changes(hint: &str, fault: Fault, code: i32) {
     let cloud = Cloud::start(hint).await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::bare(hint, &gate.url(), KEY, TABLE, &entity("x", "t", &["id"], "")).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::bare(
+        hint,
+        &fault_proxy.url(),
+        KEY,
+        TABLE,
+        &entity("x", "t", &["id"], ""),
+    )
+    .await;
     site.init().await;
     let running = site.replicate();
-    gate.fault(fault.on("changes").when(is_bad));
-    bad_rows_wait_aside(&site, &running, code, || gate.clear_faults()).await;
+    fault_proxy.fault(fault.on("changes").when(is_bad));
+    bad_rows_wait_aside(&site, &running, code, || fault_proxy.clear_faults()).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -124,7 +131,7 @@ async fn a_row_that_a_firewall_refuses_is_found_in_a_batch() {
 async fn a_cloud_that_takes_no_row_at_all_is_waited_for() {
     let gateway = Fault::answer(502, "text/html", "<h1>Bad Gateway</h1>");
     for (fault, words) in [(gateway, "502"), (firewall(), "takes the key")] {
-        let server = Baseline::start(&catalogue(), &[]).await;
+        let server = BaselineServer::start(&catalogue(), &[]).await;
         let config = entity("x", "t", &["id"], "");
         let site = Site::bare("takes_nothing", &server.url(), baseline::KEY, TABLE, &config).await;
         site.init().await;
@@ -135,10 +142,10 @@ async fn a_cloud_that_takes_no_row_at_all_is_waited_for() {
         running
             .until("set aside", |status| status.quarantine == Some(1))
             .await;
-        // when all that follow get the same answer, then they wait, and it is said why.
+        // when all that follow get the same answer, then they wait, and the status says why.
         site.run("insert into t select n, 'good' from generate_series(2, 20) n")
             .await;
-        let tries = |server: &Baseline| server.calls().iter().filter(|call| *call == "POST x").count();
+        let tries = |server: &BaselineServer| server.calls().iter().filter(|call| *call == "POST x").count();
         let before = tries(&server);
         server
             .wait_until("more tries", |server| tries(server) > before + 30)
@@ -178,69 +185,88 @@ async fn keys_as_long_as_an_index_can_hold_stop_nothing() {
         entity("x", "t", &["id"], ""),
         entity("y", "u", &["id"], ""),
     );
-    let case = Case::start("long_keys", &tables, &config).await;
-    // Given keys that the cloud has no room for beside the site's name, and some that it just has,
-    case.run(
-        "insert into t select random_text(2690), 'long', 'a.jpg' from generate_series(1, 3); \
+    let scenario = Scenario::start("long_keys", &tables, &config).await;
+    // Given keys that the cloud has no room for together with the site's name, and some that it just has,
+    scenario
+        .run(
+            "insert into t select random_text(2690), 'long', 'a.jpg' from generate_series(1, 3); \
          insert into t select random_text(2682), 'short', 'a.jpg' from generate_series(1, 3); \
          insert into t values ('key', 'path', random_text(5000)); \
          insert into u select n, 'v' from generate_series(1, 100) n",
-    )
-    .await;
+        )
+        .await;
     let is_still = |count| {
         move |status: &cloud_sync::control::StatusReport| {
             status.quarantine == Some(count) && status.lag.is_some_and(|lag| lag.changes == 0)
         }
     };
     // then the long ones alone wait aside, and their refusals are counted,
-    case.running.until("aside", is_still(3)).await;
-    case.run("update t set v = 'long 2' where v = 'long'; insert into u values (101, 'v')")
+    scenario.running.until("aside", is_still(3)).await;
+    scenario
+        .run("update t set v = 'long 2' where v = 'long'; insert into u values (101, 'v')")
         .await;
-    case.running.until("aside still", is_still(3)).await;
-    for entry in quarantine::list(&case.site.client, None).await.unwrap() {
+    scenario.running.until("aside still", is_still(3)).await;
+    for entry in quarantine::list(&scenario.site.client, None).await.unwrap() {
         assert!(entry.attempts >= 2 && entry.key.len() > 2690, "{entry:?}");
     }
-    assert_eq!(texts(&case.there, "cloud.y", "id", "true").await.len(), 101);
-    let held = |condition| texts(&case.there, "cloud.x", "v", condition);
+    assert_eq!(
+        row_texts(&scenario.cloud_client, "cloud.y", "id", "true")
+            .await
+            .len(),
+        101
+    );
+    let held = |condition| row_texts(&scenario.cloud_client, "cloud.x", "v", condition);
     assert_eq!(held("true").await.len(), 4);
-    // what is too long for a path is said,
+    // a path that is too long is reported,
     let refused = "select count(*) from cloud_sync.media where error like '%longer than%'";
-    let here = connect(&case.site.database_url).await;
-    crate::holes::until(&here, &format!("select ({refused}) = 1")).await;
+    let here = connect(&scenario.site.database_url).await;
+    crate::support::sql::until(&here, &format!("select ({refused}) = 1")).await;
     // they go when they are deleted,
-    case.run("delete from t where v = 'long 2'").await;
-    case.running.until("gone", is_still(0)).await;
+    scenario.run("delete from t where v = 'long 2'").await;
+    scenario.running.until("gone", is_still(0)).await;
     // and a delete leaves its trace for long keys, too.
-    case.run("create table kept as select * from t where v = 'short'; delete from t where v = 'short'")
+    scenario
+        .run("create table kept as select * from t where v = 'short'; delete from t where v = 'short'")
         .await;
-    case.running.until("deleted", is_still(0)).await;
+    scenario.running.until("deleted", is_still(0)).await;
     assert!(held("v = 'short'").await.is_empty());
-    case.run("insert into t select * from kept").await;
-    case.running.until("there again", is_still(0)).await;
+    scenario.run("insert into t select * from kept").await;
+    scenario.running.until("there again", is_still(0)).await;
     assert_eq!(held("v = 'short'").await.len(), 3);
-    case.running.end().await;
+    scenario.running.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_was_set_aside_by_hand_is_in_no_batch() {
-    let case = Case::start("by_hand_batch", TABLE, &entity("x", "t", &["id"], "")).await;
-    quarantine::add(&case.site.client, "x", "{\"id\":3}")
+    let scenario = Scenario::start("by_hand_batch", TABLE, &entity("x", "t", &["id"], "")).await;
+    quarantine::add(&scenario.site.client, "x", "{\"id\":3}")
         .await
         .unwrap();
     // A sync has the replicator look.
-    case.nothing_to_sync().await;
+    scenario.assert_nothing_to_sync().await;
     for round in 0..5 {
-        case.run(&format!(
-            "insert into t select n, 'v{round}' from generate_series(1, 2000) n on conflict (id) do update set v = excluded.v"
+        scenario.run(&format!(
+            "insert into t select n, 'v{round}' from generate_series(1, 2000) n on conflict (id) do update \
+             set v = excluded.v"
         ))
         .await;
     }
-    case.running
+    scenario
+        .running
         .until("still", |status| {
             status.quarantine == Some(1) && status.lag.is_some_and(|lag| lag.changes == 0)
         })
         .await;
-    assert_eq!(texts(&case.there, "cloud.x", "id", "true").await.len(), 1999);
-    assert!(texts(&case.there, "cloud.x", "id", "id = 3").await.is_empty());
-    case.running.end().await;
+    assert_eq!(
+        row_texts(&scenario.cloud_client, "cloud.x", "id", "true")
+            .await
+            .len(),
+        1999
+    );
+    assert!(
+        row_texts(&scenario.cloud_client, "cloud.x", "id", "id = 3")
+            .await
+            .is_empty()
+    );
+    scenario.running.end().await;
 }

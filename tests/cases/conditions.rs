@@ -3,14 +3,17 @@
 use cloud_sync::catalogue::{Catalogue, Entity};
 use cloud_sync::control::{Operator, SyncRequest};
 
-use super::{Case, backfill_all, entity, refusal, says};
-use crate::support::baseline::{self, Baseline};
-use crate::support::site::Site;
+use super::backfill_all;
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::says;
+use crate::support::scenario::Scenario;
+use crate::support::site::{Site, entity};
 
 const TABLES: &str = "create extension citext; create type state as enum ('draft', 'live');
     create function is_live(s state) returns boolean language sql immutable as $$ select s = 'live' $$;
     create function fails(s state) returns boolean language plpgsql immutable as $$ begin
-        if current_setting('application_name') = 'a writer' then raise exception 'evaluated in a writer''s session'; end if;
+        if current_setting('application_name') = 'a writer' then raise exception 'evaluated in a writer''s \
+        session'; end if;
         return s = 'live'; end $$;
     create domain kind as citext check (value <> '');
     create table t (id int primary key, kind citext, k kind, s state, v text)";
@@ -27,25 +30,31 @@ async fn a_condition_means_the_same_in_the_stream_and_in_a_sync() {
         ("where_text", "v like 'w%' and kind in ('public', 'Other')"),
     ] {
         let config = entity("x", "t", &["id"], &format!("where = \"{condition}\""));
-        let case = Case::start(hint, TABLES, &config).await;
-        case.run("set application_name = 'a writer'").await;
-        let equal = async || case.equal("x", "t", "id, kind, k, s, v", condition).await;
+        let scenario = Scenario::start(hint, TABLES, &config).await;
+        scenario.run("set application_name = 'a writer'").await;
+        let equal = async || {
+            scenario
+                .assert_rows_equal("x", "t", "id, kind, k, s, v", condition)
+                .await
+        };
         for sql in [
-            "insert into t values (1, 'public', 'public', 'live', 'x'), (2, 'PUBLIC', 'PUBLIC', 'live', 'wy'), (3, 'private', 'p', 'draft', 'z')",
-            "update t set v = 'w' where id = 1; insert into t values (4, 'Public', 'Public', 'live', 'w'), (5, null, null, null, 'w')",
+            "insert into t values (1, 'public', 'public', 'live', 'x'), (2, 'PUBLIC', 'PUBLIC', 'live', \
+             'wy'), (3, 'private', 'p', 'draft', 'z')",
+            "update t set v = 'w' where id = 1; insert into t \
+             values (4, 'Public', 'Public', 'live', 'w'), (5, null, null, null, 'w')",
             "update t set kind = 'private', k = 'private', s = 'draft', v = 'no' where id = 2",
             "update t set kind = 'pUBLIC', k = 'pUBLIC', s = 'live', v = 'w' where id = 3",
             "delete from t where id = 4",
         ] {
-            case.run(sql).await;
+            scenario.run(sql).await;
             equal().await;
         }
-        case.nothing_to_sync().await;
+        scenario.assert_nothing_to_sync().await;
         equal().await;
-        backfill_all(&case.site).await;
+        backfill_all(&scenario.site).await;
         equal().await;
-        case.whole().await;
-        case.running.end().await;
+        scenario.until_whole().await;
+        scenario.running.end().await;
     }
 }
 
@@ -60,13 +69,13 @@ async fn a_condition_that_is_not_of_the_row_alone_is_refused() {
         ("where_number", "id + 1", "boolean"),
         ("where_two", "true; drop table t", "syntax"),
     ] {
-        let told = refusal(
+        let message = Site::refusal(
             hint,
             TABLES,
             &entity("x", "t", &["id"], &format!("where = \"{condition}\"")),
         )
         .await;
-        says(&told, &["entity x", "where", words]);
+        says(&message, &["entity x", "where", words]);
     }
 }
 
@@ -81,34 +90,43 @@ async fn two_entities_share_a_table_and_rows_change_sides() {
             &["id"],
             "where = \"kind = 'closed'\"\nexclude = [\"v\"]",
         );
-    let case = Case::start("sides", EVENTS, &config).await;
+    let scenario = Scenario::start("sides", EVENTS, &config).await;
     let equal = async || {
-        case.equal("open", "t", "id, kind, v", "kind = 'open'").await;
-        case.equal("closed", "t", "id, kind", "kind = 'closed'").await;
+        scenario
+            .assert_rows_equal("open", "t", "id, kind, v", "kind = 'open'")
+            .await;
+        scenario
+            .assert_rows_equal("closed", "t", "id, kind", "kind = 'closed'")
+            .await;
     };
     for sql in [
-        "insert into t select n, case n % 3 when 0 then 'open' when 1 then 'closed' else 'neither' end, 'v' || n from generate_series(1, 60) n",
+        "insert into t select n, case n % 3 when 0 then 'open' when 1 then 'closed' \
+         else 'neither' end, 'v' || n from generate_series(1, 60) n",
         // Rows change sides, there and back, within one transaction too.
         "update t set kind = 'closed' where id in (3, 6, 9)",
-        "begin; update t set kind = 'open' where id in (3, 4); update t set kind = 'closed' where id = 4; commit",
-        "update t set kind = 'neither' where id < 20; update t set kind = 'open' where kind = 'neither' and id > 40",
+        "begin; update t set kind = 'open' where id in (3, 4); update t set kind = 'closed' where id = 4; \
+         commit",
+        "update t set kind = 'neither' where id < 20; \
+         update t set kind = 'open' where kind = 'neither' and id > 40",
         "update t set id = id + 100, kind = 'closed' where id = 30",
         "delete from t where id > 50 and id < 100",
     ] {
-        case.run(sql).await;
+        scenario.run(sql).await;
         equal().await;
     }
     // `init` leaves both their triggers, and a sync finds nothing.
-    case.site.init().await;
-    case.run("insert into t values (1001, 'open', 'a'), (1002, 'closed', 'b')")
+    scenario.site.init().await;
+    scenario
+        .run("insert into t values (1001, 'open', 'a'), (1002, 'closed', 'b')")
         .await;
     equal().await;
-    case.whole().await;
-    case.nothing_to_sync().await;
-    case.run("truncate t; insert into t values (1, 'open', 'x')")
+    scenario.until_whole().await;
+    scenario.assert_nothing_to_sync().await;
+    scenario
+        .run("truncate t; insert into t values (1, 'open', 'x')")
         .await;
     equal().await;
-    case.running.end().await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
@@ -121,7 +139,7 @@ async fn a_row_that_changes_sides_leaves_the_other_side_of_a_baseline_server() {
         filter: Some("kind = 'closed'".into()),
         ..Entity::new("closed", "t", &["id"])
     };
-    let server = Baseline::start(&Catalogue::new(vec![open, closed]).unwrap(), &["delete"]).await;
+    let server = BaselineServer::start(&Catalogue::new(vec![open, closed]).unwrap(), &["delete"]).await;
     let config = entity("open", "t", &["id"], "where = \"kind = 'open'\"")
         + &entity("closed", "t", &["id"], "where = \"kind = 'closed'\"");
     let site = Site::bare("sides_baseline", &server.url(), baseline::KEY, EVENTS, &config).await;
@@ -154,11 +172,16 @@ async fn a_row_whose_condition_fails_is_set_aside_alone() {
         "create table t (id int primary key, n int, v text); create table other (id int primary key, v text)";
     let config =
         entity("x", "t", &["id"], "where = \"100 / n > 1\"") + &entity("other", "other", &["id"], "");
-    let case = Case::start("where_fails", tables, &config).await;
-    case.run("insert into t values (1, 10, 'a'), (2, 0, 'b'), (3, 90, 'c'), (4, 5, 'd'); insert into other values (1, 'x')").await;
-    let status = case.running.caught_up().await;
+    let scenario = Scenario::start("where_fails", tables, &config).await;
+    scenario
+        .run(
+            "insert into t values (1, 10, 'a'), (2, 0, 'b'), (3, 90, 'c'), (4, 5, 'd'); \
+         insert into other values (1, 'x')",
+        )
+        .await;
+    let status = scenario.running.caught_up().await;
     assert_eq!(status.quarantine, Some(1));
-    let entries = cloud_sync::quarantine::list(&case.site.client, None)
+    let entries = cloud_sync::quarantine::list(&scenario.site.client, None)
         .await
         .unwrap();
     assert_eq!(
@@ -166,26 +189,40 @@ async fn a_row_whose_condition_fails_is_set_aside_alone() {
         ("{\"id\":2}", "r")
     );
     says(&entries[0].error, &["condition"]);
-    // Once it can be told, the row follows by itself.
-    case.run("update t set n = 3 where id = 2").await;
-    case.equal("x", "t", "id, n, v", "100 / n > 1").await;
-    case.equal("other", "other", "id, v", "true").await;
-    case.running.end().await;
+    // Once the condition can be evaluated, the row follows without a command.
+    scenario.run("update t set n = 3 where id = 2").await;
+    scenario
+        .assert_rows_equal("x", "t", "id, n, v", "100 / n > 1")
+        .await;
+    scenario
+        .assert_rows_equal("other", "other", "id, v", "true")
+        .await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn a_condition_that_the_table_no_longer_fits_parks_its_entity_alone() {
-    let tables = "create table t (id int primary key, kind text, v text); create table other (id int primary key, v text)";
+    let tables = "create table t (id int primary key, kind text, v text); \
+         create table other (id int primary key, v text)";
     let config =
         entity("x", "t", &["id"], "where = \"kind = 'open'\"") + &entity("other", "other", &["id"], "");
-    let case = Case::start("where_gone", tables, &config).await;
-    case.run("insert into t values (1, 'open', 'a')").await;
-    case.equal("x", "t", "id, v", "kind = 'open'").await;
+    let scenario = Scenario::start("where_gone", tables, &config).await;
+    scenario.run("insert into t values (1, 'open', 'a')").await;
+    scenario
+        .assert_rows_equal("x", "t", "id, v", "kind = 'open'")
+        .await;
     // When a column of the condition has another name
-    case.run("alter table t rename column kind to sort; insert into t values (2, 'open', 'b'); insert into other values (1, 'x')").await;
+    scenario
+        .run(
+            "alter table t rename column kind to sort; insert into t values (2, 'open', 'b'); \
+         insert into other values (1, 'x')",
+        )
+        .await;
     // Then the other entity goes on, and the status says what is wrong;
-    case.equal("other", "other", "id, v", "true").await;
-    let status = case
+    scenario
+        .assert_rows_equal("other", "other", "id, v", "true")
+        .await;
+    let status = scenario
         .running
         .until("told", |status| {
             status.capture.iter().any(|one| one.entity == "x" && one.broken)
@@ -193,9 +230,12 @@ async fn a_condition_that_the_table_no_longer_fits_parks_its_entity_alone() {
         .await;
     says(&status.capture[0].reason, &["where", "kind"]);
     // once it has its name again, nothing of it is lost.
-    case.run("update t set v = 'c' where id = 1; alter table t rename column sort to kind")
+    scenario
+        .run("update t set v = 'c' where id = 1; alter table t rename column sort to kind")
         .await;
-    case.whole().await;
-    case.equal("x", "t", "id, v", "kind = 'open'").await;
-    case.running.end().await;
+    scenario.until_whole().await;
+    scenario
+        .assert_rows_equal("x", "t", "id, v", "kind = 'open'")
+        .await;
+    scenario.running.end().await;
 }

@@ -2,9 +2,10 @@
 
 use cloud_sync::catalogue::Catalogue;
 
-use super::{Case, backfill_all, entity, reconfigure};
-use crate::support::baseline::{self, Baseline};
-use crate::support::site::Site;
+use super::backfill_all;
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::scenario::Scenario;
+use crate::support::site::{Site, entity};
 
 #[tokio::test]
 async fn keys_of_structured_types_are_backfilled_and_compared_page_by_page() {
@@ -44,48 +45,51 @@ async fn keys_of_structured_types_are_backfilled_and_compared_page_by_page() {
         println!("{of}");
         // Given more rows than a page has
         let tables = format!(
-            "{types} create table t (id {of} primary key, v text); insert into t select {value}, 'v' || n from generate_series(1, 3000) n"
+            "{types} create table t (id {of} primary key, v text); \
+             insert into t select {value}, 'v' || n from generate_series(1, 3000) n"
         );
-        let case = Case::start(hint, &tables, &entity("x", "t", &["id"], "")).await;
+        let scenario = Scenario::start(hint, &tables, &entity("x", "t", &["id"], "")).await;
         // When they are backfilled
-        let report = backfill_all(&case.site).await;
+        let report = backfill_all(&scenario.site).await;
         assert_eq!(report.pushed.get("x"), Some(&3000), "{of}");
-        case.settled("id, v").await;
+        scenario.assert_settled("id, v").await;
         // Then they are compared as equal,
-        case.nothing_to_sync().await;
+        scenario.assert_nothing_to_sync().await;
         // and each change finds its row.
-        case.each(
-            &[
-                "update t set v = 'changed' where v like 'v1%'",
-                "delete from t where v like 'v2%'",
-            ],
-            "id, v",
-        )
-        .await;
-        case.nothing_to_sync().await;
-        case.running.end().await;
+        scenario
+            .assert_each(
+                &[
+                    "update t set v = 'changed' where v like 'v1%'",
+                    "delete from t where v like 'v2%'",
+                ],
+                "id, v",
+            )
+            .await;
+        scenario.assert_nothing_to_sync().await;
+        scenario.running.end().await;
     }
 }
 
 const BYTES: &str = "create table t (id bytea primary key, v text);
     insert into t select decode(md5(n::text), 'hex'), 'v' || n from generate_series(1, 600) n";
-const CHANGES: &str = "insert into t values ('\\x00ff5c22', 'new'), ('', 'empty'); update t set v = 'changed' where v in ('v1', 'v2'); \
+const CHANGES: &str = "insert into t values ('\\x00ff5c22', 'new'), ('', 'empty'); \
+     update t set v = 'changed' where v in ('v1', 'v2'); \
     delete from t where v in ('v3', 'v4'); update t set id = '\\xdeadbeef' where v = 'v5'";
 
 #[tokio::test]
 async fn keys_of_bytes_are_found_by_the_receiver() {
-    let case = Case::start("bytes", BYTES, &entity("x", "t", &["id"], "")).await;
-    backfill_all(&case.site).await;
-    case.settled("id, v").await;
-    case.each(&[CHANGES], "id, v").await;
-    case.nothing_to_sync().await;
-    case.running.end().await;
+    let scenario = Scenario::start("bytes", BYTES, &entity("x", "t", &["id"], "")).await;
+    backfill_all(&scenario.site).await;
+    scenario.assert_settled("id, v").await;
+    scenario.assert_each(&[CHANGES], "id, v").await;
+    scenario.assert_nothing_to_sync().await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn keys_of_bytes_are_deleted_at_a_baseline_server() {
     let catalogue = Catalogue::new(vec![cloud_sync::catalogue::Entity::new("x", "t", &["id"])]).unwrap();
-    let server = Baseline::start(&catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&catalogue, &["delete"]).await;
     let site = Site::bare(
         "bytes_baseline",
         &server.url(),
@@ -118,33 +122,40 @@ async fn keys_of_bytes_are_deleted_at_a_baseline_server() {
 
 #[tokio::test]
 async fn a_key_that_is_equal_to_the_table_and_reads_differently_is_one_row() {
-    let tables = "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); create extension citext;
-        create table t (id text collate ci primary key, v text); create table c (id citext primary key, v text);
+    let tables = "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
+         create extension citext;
+        create table t (id text collate ci primary key, v text); \
+        create table c (id citext primary key, v text);
         create table n (id numeric primary key, v text);
-        insert into t values ('bob', 'b'), ('eve', 'e'); insert into c select * from t; insert into n values (1.0, 'b'), (2, 'e')";
+        insert into t values ('bob', 'b'), ('eve', 'e'); insert into c select * from t; \
+        insert into n values (1.0, 'b'), (2, 'e')";
     let config =
         entity("x", "t", &["id"], "") + &entity("c", "c", &["id"], "") + &entity("n", "n", &["id"], "");
-    let case = Case::start("equal_keys", tables, &config).await;
-    backfill_all(&case.site).await;
+    let scenario = Scenario::start("equal_keys", tables, &config).await;
+    backfill_all(&scenario.site).await;
     let equal = async || {
         for (name, table) in [("x", "t"), ("c", "c"), ("n", "n")] {
-            case.equal(name, table, "id, v", "true").await;
+            scenario.assert_rows_equal(name, table, "id, v", "true").await;
         }
     };
     equal().await;
     for sql in [
-        "update t set id = 'Bob' where id = 'BOB'; update c set id = 'Bob' where id = 'BOB'; update n set id = 1.00 where id = 1",
-        "update t set v = 'new' where id = 'EVE'; update c set v = 'new' where id = 'EVE'; update n set v = 'new' where id = 2.000",
-        "begin; delete from t where id = 'eve'; insert into t values ('EVE', 'again'); delete from c where id = 'eve'; \
-         insert into c values ('EVE', 'again'); delete from n where id = 2; insert into n values (2.0, 'again'); commit",
+        "update t set id = 'Bob' where id = 'BOB'; update c set id = 'Bob' where id = 'BOB'; \
+         update n set id = 1.00 where id = 1",
+        "update t set v = 'new' where id = 'EVE'; update c set v = 'new' where id = 'EVE'; \
+         update n set v = 'new' where id = 2.000",
+        "begin; delete from t where id = 'eve'; insert into t values ('EVE', 'again'); \
+         delete from c where id = 'eve'; \
+         insert into c values ('EVE', 'again'); delete from n where id = 2; \
+         insert into n values (2.0, 'again'); commit",
         "delete from t where id = 'bob'; delete from c where id = 'bob'; delete from n where id = 1",
     ] {
-        case.run(sql).await;
+        scenario.run(sql).await;
         equal().await;
     }
-    case.nothing_to_sync().await;
+    scenario.assert_nothing_to_sync().await;
     equal().await;
-    case.running.end().await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
@@ -161,46 +172,55 @@ async fn a_key_whose_type_changes_is_one_row_still() {
         // As JSON: the text of a padded type has no padding.
         let columns = "(to_jsonb(id)#>>'{}'), v";
         let tables = format!("create table t (id {before} primary key, v text)");
-        let case = Case::start(hint, &tables, &entity("x", "t", &["id"], "")).await;
-        case.each(
-            &[&format!(
-                "insert into t select {value}, 'v' || n from generate_series(1, 30) n"
-            )],
-            columns,
-        )
-        .await;
-        // When the key's type changes
-        case.run(&format!("alter table t alter id type {after}; update t set v = 'after' where v like 'v1%'; delete from t where v = 'v2'")).await;
-        // Then no row is there twice,
-        case.whole().await;
-        case.equal("x", "t", columns, "true").await;
-        // nor after writes and a sync.
-        case.run("update t set v = 'later' where v like 'v3%'; delete from t where v = 'v4'")
+        let scenario = Scenario::start(hint, &tables, &entity("x", "t", &["id"], "")).await;
+        scenario
+            .assert_each(
+                &[&format!(
+                    "insert into t select {value}, 'v' || n from generate_series(1, 30) n"
+                )],
+                columns,
+            )
             .await;
-        case.equal("x", "t", columns, "true").await;
-        case.nothing_to_sync().await;
-        case.running.end().await;
+        // When the key's type changes
+        scenario
+            .run(&format!(
+                "alter table t alter id type {after}; \
+             update t set v = 'after' where v like 'v1%'; delete from t where v = 'v2'"
+            ))
+            .await;
+        // Then no row is there twice,
+        scenario.until_whole().await;
+        scenario.assert_rows_equal("x", "t", columns, "true").await;
+        // nor after writes and a sync.
+        scenario
+            .run("update t set v = 'later' where v like 'v3%'; delete from t where v = 'v4'")
+            .await;
+        scenario.assert_rows_equal("x", "t", columns, "true").await;
+        scenario.assert_nothing_to_sync().await;
+        scenario.running.end().await;
     }
 }
 
 #[tokio::test]
 async fn a_primary_key_that_includes_other_columns_is_a_key() {
-    let tables = "create table t (id int, tenant int, v text, primary key (id) include (v)); insert into t values (1, 1, 'a')";
-    let case = Case::start("including", tables, &entity("x", "t", &["id"], "")).await;
-    backfill_all(&case.site).await;
-    case.each(
-        &[
-            "update t set v = 'b' where id = 1; insert into t values (2, 1, null)",
-            "update t set v = null; delete from t where id = 2",
-        ],
-        "id, tenant, v",
-    )
-    .await;
-    case.running.end().await;
+    let tables = "create table t (id int, tenant int, v text, primary key (id) include (v)); \
+         insert into t values (1, 1, 'a')";
+    let scenario = Scenario::start("including", tables, &entity("x", "t", &["id"], "")).await;
+    backfill_all(&scenario.site).await;
+    scenario
+        .assert_each(
+            &[
+                "update t set v = 'b' where id = 1; insert into t values (2, 1, null)",
+                "update t set v = null; delete from t where id = 2",
+            ],
+            "id, tenant, v",
+        )
+        .await;
+    scenario.running.end().await;
     // The columns that it includes are no part of it.
-    let told = super::refusal("not_including", tables, &entity("x", "t", &["id", "v"], "")).await;
-    super::says(
-        &told,
+    let message = Site::refusal("not_including", tables, &entity("x", "t", &["id", "v"], "")).await;
+    crate::support::says(
+        &message,
         &["no primary or unique key on (id, v)", "its primary key is (id)"],
     );
 }
@@ -212,30 +232,38 @@ const DOMAINS: &str = "create domain email as text not null check (value like '%
 
 #[tokio::test]
 async fn domains_that_are_not_null_are_synced_backfilled_and_compared() {
-    let case = Case::start("domains", DOMAINS, &entity("x", "t", &["id"], "")).await;
+    let scenario = Scenario::start("domains", DOMAINS, &entity("x", "t", &["id"], "")).await;
     let columns = "id, mail, n, note, photo";
-    backfill_all(&case.site).await;
-    case.settled(columns).await;
-    case.each(&["insert into t values (3, 'c@x', 3, 'three', 'c@3.jpg'); update t set note = 'x' where id = 1; delete from t where id = 2"], columns).await;
+    backfill_all(&scenario.site).await;
+    scenario.assert_settled(columns).await;
+    scenario
+        .assert_each(
+            &["insert into t values (3, 'c@x', 3, 'three', 'c@3.jpg'); \
+         update t set note = 'x' where id = 1; delete from t where id = 2"],
+            columns,
+        )
+        .await;
     // A sync repairs a row that the cloud has lost,
-    case.there
+    scenario
+        .cloud_client
         .batch_execute("delete from cloud.x where id = 3; update cloud.x set note = 'lost' where id = 1")
         .await
         .unwrap();
-    case.sync().await;
-    case.settled(columns).await;
+    scenario.sync().await;
+    scenario.assert_settled(columns).await;
     // and a change of a type is noticed and compared.
-    case.run("alter table t alter column note type varchar(40) using note || '!'")
+    scenario
+        .run("alter table t alter column note type varchar(40) using note || '!'")
         .await;
-    case.whole().await;
-    case.equal("x", "t", columns, "true").await;
-    case.running.end().await;
+    scenario.until_whole().await;
+    scenario.assert_rows_equal("x", "t", columns, "true").await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn domains_that_are_not_null_are_backfilled_to_a_baseline_server_with_their_files() {
     let catalogue = Catalogue::new(vec![cloud_sync::catalogue::Entity::new("x", "t", &["id"])]).unwrap();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let mut site = Site::bare(
         "domains_baseline",
         &server.url(),
@@ -244,8 +272,9 @@ async fn domains_that_are_not_null_are_backfilled_to_a_baseline_server_with_thei
         &entity("x", "t", &["id"], ""),
     )
     .await;
-    let files = "key = [\"id\"]\nfiles = [{ column = \"photo\", url_column = \"photo_url\", directory = \"photos\" }]\n";
-    reconfigure(&mut site, "key = [\"id\"]\n", files);
+    let files = "key = [\"id\"]\nfiles = [{ column = \"photo\", url_column = \"photo_url\", \
+         directory = \"photos\" }]\n";
+    site.reconfigure("key = [\"id\"]\n", files);
     for name in ["a@1.jpg", "b@2.jpg"] {
         std::fs::write(site.media().join(name), name).unwrap();
     }

@@ -2,44 +2,44 @@
 
 use axum::http::Method;
 
-use super::{entity, says};
+use crate::support::commit_latency;
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
-use crate::support::lone;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::says;
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
-/// A site with tables `t` and `u` as entities `x` and `y`, a gate before its cloud, and its replicator's
-/// settings.
-async fn two(hint: &str) -> (Cloud, Gate, Site, Daemon) {
+/// A site with tables `t` and `u` as entities `x` and `y`, a fault proxy before its cloud, and its
+/// replicator's settings.
+async fn two(hint: &str) -> (Cloud, FaultProxy, Site, Daemon) {
     let cloud = Cloud::start(hint).await;
-    let gate = Gate::before(&cloud.url).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
     let tables = "create table t (id bigint primary key, v text); create table u (id bigint primary key)";
     let config = entity("x", "t", &["id"], "") + &entity("y", "u", &["id"], "");
-    let site = Site::bare(hint, &gate.url(), KEY, tables, &config).await;
+    let site = Site::bare(hint, &fault_proxy.url(), KEY, tables, &config).await;
     site.init().await;
     let daemon = Daemon::of(&site, "store");
-    (cloud, gate, site, daemon)
+    (cloud, fault_proxy, site, daemon)
 }
 
 /// One row that the cloud answers by this status, as `spoil` makes it: those of another entity arrive as
-/// ever, and it is said everywhere what is wrong and what to do.
-async fn one_row(hint: &str, what: &str, status: i32, spoil: impl AsyncFnOnce(&Cloud, &Gate)) {
-    let (cloud, gate, site, daemon) = two(hint).await;
+/// ever, and every report says what is wrong and what to do.
+async fn one_row(hint: &str, what: &str, status: i32, spoil: impl AsyncFnOnce(&Cloud, &FaultProxy)) {
+    let (cloud, fault_proxy, site, daemon) = two(hint).await;
     let process = daemon.start();
     site.run("insert into t values (1, 'good'); insert into u values (1)")
         .await;
     daemon.caught_up().await;
     assert_eq!(daemon.healthz().await, (200, "ok\n".to_owned()));
     // Given a cloud that does not take one row
-    spoil(&cloud, &gate).await;
+    spoil(&cloud, &fault_proxy).await;
     // When it is written
     site.run("insert into t values (2, 'bad')").await;
     daemon
         .until("in quarantine", LIMIT, |status| status.quarantine == Some(1))
         .await;
     // Then the rows of another entity arrive,
-    lone::commits(what, &site, &cloud, "u", "y").await;
+    commit_latency::print_commit_latency(what, &site, &cloud, "u", "y").await;
     // and each place says what is wrong and what to do.
     let ask = |arguments: &[&str]| {
         let output = daemon.ask(arguments);
@@ -97,8 +97,8 @@ async fn a_row_that_always_gets_500_holds_no_other_entity_up_and_is_told() {
         "beside_500",
         "a row that always gets 500",
         500,
-        async |_, gate| {
-            gate.fault(Fault::status(500).on("changes").when(|row| row["v"] == "bad"));
+        async |_, fault_proxy| {
+            fault_proxy.fault(Fault::status(500).on("changes").when(|row| row["v"] == "bad"));
         },
     )
     .await;
@@ -106,8 +106,8 @@ async fn a_row_that_always_gets_500_holds_no_other_entity_up_and_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_schema_holds_no_other_entity_up() {
-    let (cloud, gate, site, daemon) = two("beside_schema").await;
-    gate.fault(Fault::status(422).method(Method::PUT).on("schema/x"));
+    let (cloud, fault_proxy, site, daemon) = two("beside_schema").await;
+    fault_proxy.fault(Fault::status(422).method(Method::PUT).on("schema/x"));
     let process = daemon.start();
     site.run("insert into t values (1, 'kept'); insert into u values (1)")
         .await;
@@ -116,8 +116,8 @@ async fn a_refused_schema_holds_no_other_entity_up() {
             status.capture.iter().any(|trouble| trouble.entity == "x")
         })
         .await;
-    lone::commits("a refused schema", &site, &cloud, "u", "y").await;
-    gate.clear_faults();
+    commit_latency::print_commit_latency("a refused schema", &site, &cloud, "u", "y").await;
+    fault_proxy.clear_faults();
     daemon
         .until("no longer parked", LIMIT, |status| status.capture.is_empty())
         .await;

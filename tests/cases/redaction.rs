@@ -3,11 +3,12 @@
 
 use cloud_sync::catalogue::Catalogue;
 
-use super::{Case, entity, refusal, says, texts};
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
 use crate::support::process::Daemon;
-use crate::support::site::{LIMIT, Site};
+use crate::support::says;
+use crate::support::scenario::{Scenario, row_texts};
+use crate::support::site::{LIMIT, Site, entity};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_leave_columns_of_text_of_arrays_and_of_json() {
@@ -15,7 +16,7 @@ async fn credentials_leave_columns_of_text_of_arrays_and_of_json() {
          letters citext, \
          doc jsonb, plain json, secret text)";
     let more = "redact = [\"feed\", \"feeds\", \"letters\", \"doc\", \"plain\"]\nexclude = [\"secret\"]";
-    let case = Case::start("redacted", tables, &entity("x", "t", &["id"], more)).await;
+    let scenario = Scenario::start("redacted", tables, &entity("x", "t", &["id"], more)).await;
     for (nth, (before, after)) in [
         ("rtsp://admin:pa/ss@host:554/live", "rtsp://host:554/live"),
         ("admin:pa/ss@host", "host"),
@@ -33,25 +34,30 @@ async fn credentials_leave_columns_of_text_of_arrays_and_of_json() {
         let insert = "insert into t values ($1, $2, array[$2, null, $2], $2::text::citext, \
              jsonb_build_object('a', jsonb_build_array($2::text), \
              'n', 1), json_build_object('u', $2::text), 'hunter2')";
-        case.site.client.execute(insert, &[&id, &before]).await.unwrap();
-        case.running.caught_up().await;
+        scenario
+            .site
+            .client
+            .execute(insert, &[&id, &before])
+            .await
+            .unwrap();
+        scenario.running.caught_up().await;
         let columns = "feed, feeds[1], feeds[3], letters, (doc->'a'->>0), (doc->>'n'), (plain->>'u')";
-        let held = texts(&case.there, "cloud.x", columns, &format!("id = {id}")).await;
-        let expected = case
-            .here
+        let held = row_texts(&scenario.cloud_client, "cloud.x", columns, &format!("id = {id}")).await;
+        let expected = scenario
+            .site_client
             .query_one("select (array[$1, $1, $1, $1, $1, '1', $1])::text", &[&after])
             .await
             .unwrap();
         assert_eq!(held, [expected.get::<_, String>(0)], "{before}");
     }
-    case.running.end().await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn a_column_that_cannot_be_redacted_is_refused_at_start() {
     for kind in ["bytea", "bigint", "boolean", "timestamptz", "numeric"] {
         let table = format!("create table t (id bigint primary key, feed {kind})");
-        let text = refusal(
+        let text = Site::refusal(
             "no_redaction",
             &table,
             &entity("x", "t", &["id"], "redact = [\"feed\"]"),
@@ -69,7 +75,7 @@ const VALUE: &str = "a-value-of-the-row";
 // The cloud's refusal repeats what it was sent, as validation messages do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clouds_words_about_a_row_stay_in_the_quarantine() {
-    let server = Baseline::start(&Catalogue::builtin(), &[]).await;
+    let server = BaselineServer::start(&Catalogue::builtin(), &[]).await;
     let site = Site::school("words", &server.url(), baseline::KEY).await;
     let words =
         format!("{{\"message\":\"the name {VALUE} is taken\",\"errors\":{{\"room_name\":[\"{VALUE}\"]}}}}");
@@ -94,20 +100,23 @@ async fn the_clouds_words_about_a_row_stay_in_the_quarantine() {
         .await;
     let report = daemon.ask(&["sync", "--json"]);
     assert_eq!(report.status.code(), Some(1), "{report:?}");
-    let mut told = String::from_utf8_lossy(&report.stdout).into_owned();
-    assert!(told.contains("422") && told.contains("quarantine list"), "{told}");
-    // then nothing that is told holds a value of theirs,
-    told += &String::from_utf8_lossy(&report.stderr);
+    let mut printed = String::from_utf8_lossy(&report.stdout).into_owned();
+    assert!(
+        printed.contains("422") && printed.contains("quarantine list"),
+        "{printed}"
+    );
+    // then no message holds a value of theirs,
+    printed += &String::from_utf8_lossy(&report.stderr);
     for arguments in [&["status"][..], &["status", "--json"], &["check"], &["sync"]] {
         let answer = daemon.ask(arguments);
-        told += &String::from_utf8_lossy(&answer.stdout);
-        told += &String::from_utf8_lossy(&answer.stderr);
+        printed += &String::from_utf8_lossy(&answer.stdout);
+        printed += &String::from_utf8_lossy(&answer.stderr);
     }
     for path in ["/api/cloud-sync/status", "/metrics", "/healthz"] {
-        told += &get(path).await.unwrap().text().await.unwrap();
+        printed += &get(path).await.unwrap().text().await.unwrap();
     }
-    told += &daemon.log();
-    let leaks: Vec<&str> = told.lines().filter(|line| line.contains(VALUE)).collect();
+    printed += &daemon.log();
+    let leaks: Vec<&str> = printed.lines().filter(|line| line.contains(VALUE)).collect();
     assert!(leaks.is_empty(), "{leaks:#?}");
     // nor do the cloud's words in the quarantine: the row itself is there for who decides on it.
     let list = daemon.ask(&["quarantine", "list"]);

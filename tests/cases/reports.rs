@@ -7,7 +7,7 @@ use cloud_sync::reconcile::backfill::RowSpan;
 use cloud_sync::replicator::{self, OneShot};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::site::{Cloud, KEY, Site};
 
 const ROWS: &str = "
@@ -18,7 +18,7 @@ const ROWS: &str = "
 #[tokio::test]
 async fn a_sync_and_a_backfill_ask_for_as_many_days_as_the_contract_says() {
     let catalogue = Catalogue::builtin();
-    let server = Baseline::start(&catalogue, &[]).await;
+    let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("days", &server.url(), baseline::KEY).await;
     let asked = |path: &str| -> Vec<String> {
         let requests = server.requests();
@@ -81,7 +81,7 @@ fn names(report: &serde_json::Value, rooms: usize, leaves: usize) {
 #[tokio::test]
 async fn a_sync_without_a_daemon_reports_the_rows_that_its_drain_delivered() {
     let cloud = Cloud::start("cron").await;
-    let server = Baseline::start(&Catalogue::builtin(), &[]).await;
+    let server = BaselineServer::start(&Catalogue::builtin(), &[]).await;
     for (hint, url, key) in [
         ("cron_receiver", cloud.url.clone(), KEY),
         ("cron_baseline", server.url(), baseline::KEY),
@@ -96,7 +96,11 @@ async fn a_sync_without_a_daemon_reports_the_rows_that_its_drain_delivered() {
         // the one after has nothing to report,
         names(&one_sync(&site).await, 0, 0);
         // and updates are reported as new rows are.
-        site.run("update tbl_room set room_name = 'again' where room_id <= 3; update tbl_room set room_name = 'twice' where room_id = 1").await;
+        site.run(
+            "update tbl_room set room_name = 'again' where room_id <= 3; \
+             update tbl_room set room_name = 'twice' where room_id = 1",
+        )
+        .await;
         names(&one_sync(&site).await, 3, 0);
     }
 }

@@ -1,12 +1,13 @@
-//! Schemas that the cloud takes, and those that it refuses: told by `check` before any change, and no other
+//! Schemas that the cloud takes, and those that it refuses: reported by `check` before any change, and no other
 //! entity waits.
 
 use cloud_sync::control::{Health, Operator};
 use cloud_sync::replicator::preconditions;
 use serde_json::json;
 
-use super::{Case, entity, refusal, says, texts};
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::says;
+use crate::support::scenario::{Scenario, row_texts};
+use crate::support::site::{Cloud, KEY, Site, connect, entity};
 
 // Names that begin as the receiver's own columns do, a path of the receiver's files, and almost as many
 // columns as a table can have.
@@ -22,19 +23,23 @@ async fn what_is_not_the_receivers_own_is_taken() {
         entity("x", "t", &["_site_id"], "path = \"media\""),
         entity("wide", "w", &["id"], "")
     );
-    let case = Case::start("own_names", &tables, &config).await;
-    case.run(
-        "insert into t select n, 'p', n, 'k', 'l' from generate_series(1, 300) n; update t set key = 'm' \
+    let scenario = Scenario::start("own_names", &tables, &config).await;
+    scenario
+        .run(
+            "insert into t select n, 'p', n, 'k', 'l' from generate_series(1, 300) n; update t set key = 'm' \
              where _site_id = 2; \
          delete from t where _site_id = 1; insert into w (id, c0, c1589) values (1, 2, 3); update w set c7 \
          = 8",
-    )
-    .await;
-    case.equal("x", "t", "_site_id, _position, _version_x, key, place", "true")
+        )
         .await;
-    case.equal("wide", "w", "id, c0, c7, c1588, c1589", "true").await;
-    case.nothing_to_sync().await;
-    case.running.end().await;
+    scenario
+        .assert_rows_equal("x", "t", "_site_id, _position, _version_x, key, place", "true")
+        .await;
+    scenario
+        .assert_rows_equal("wide", "w", "id, c0, c7, c1588, c1589", "true")
+        .await;
+    scenario.assert_nothing_to_sync().await;
+    scenario.running.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -86,7 +91,7 @@ async fn a_schema_that_the_cloud_refuses_is_told_by_check_before_a_change() {
         assert_eq!(*subject, format!("schema of {name}"));
         says(text, &[remedy]);
     }
-    // and while the replicator runs they alone wait, and it is said so everywhere.
+    // and while the replicator runs they alone wait, and every report says so.
     let running = site.replicate_guarded();
     for name in names {
         site.run(&format!("insert into {name} (id) values (1), (2)"))
@@ -103,7 +108,10 @@ async fn a_schema_that_the_cloud_refuses_is_told_by_check_before_a_change() {
     }
     running.caught_up().await;
     let there = connect(&cloud.database_url).await;
-    assert_eq!(texts(&there, "cloud.good", "id", "true").await, ["{1}", "{2}"]);
+    assert_eq!(
+        row_texts(&there, "cloud.good", "id", "true").await,
+        ["{1}", "{2}"]
+    );
     let Health::Still(reason) = running.replicator.health() else {
         panic!("{:?}", running.replicator.health());
     };
@@ -129,13 +137,13 @@ async fn a_retention_by_a_column_that_is_no_time_is_refused_at_start() {
     for kind in ["bigint", "text", "time"] {
         let table = format!("create table t (id bigint primary key, at {kind})");
         let config = entity("x", "t", &["id"], "window = { column = \"at\", days = 7 }");
-        let text = refusal("no_time", &table, &config).await;
+        let text = Site::refusal("no_time", &table, &config).await;
         says(&text, &["entity x", "column at", kind, "under window"]);
         let site = Site::bare("no_time", "http://127.0.0.1:9/api", KEY, &table, &config).await;
         let findings = preconditions::check(&site.settings).await;
-        let told = findings.iter().filter_map(|one| one.error());
+        let errors = findings.iter().filter_map(|one| one.error());
         assert!(
-            told.into_iter().any(|text| text.contains("under window")),
+            errors.into_iter().any(|text| text.contains("under window")),
             "{kind}"
         );
     }

@@ -1,4 +1,4 @@
-//! Set-ups that do not work are told before anything is lost; what can be mended without a person is.
+//! Set-ups that do not work are reported before anything is lost; what can be repaired without a person is.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -7,10 +7,10 @@ use cloud_sync::replicator::preconditions;
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use super::{entity, says};
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::says;
+use crate::support::site::{KEY, LIMIT, Site, connect, entity};
 
 // The owner of the tables is bound by their policies, and is no superuser.
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn row_level_security_that_hides_rows_is_told() {
         let url = site.settings.require_database_url().unwrap();
         install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing).await
     };
-    let told = async |table: &str| {
+    let assert_reported = async |table: &str| {
         let findings = preconditions::check(&site.settings).await;
         let found = findings.iter().find(|one| one.subject() == "catalogue").unwrap();
         let text = found
@@ -66,12 +66,12 @@ async fn row_level_security_that_hides_rows_is_told() {
             &error.to_string(),
             &["row-level security", table, role, "bypassrls"],
         );
-        told(table).await;
+        assert_reported(table).await;
         site.run(free).await;
         init().await.unwrap();
         // The same when capture is installed already.
         site.run(bind).await;
-        told(table).await;
+        assert_reported(table).await;
         site.run(free).await;
     }
     root.batch_execute(&format!("alter role {role} bypassrls"))
@@ -84,16 +84,12 @@ async fn row_level_security_that_hides_rows_is_told() {
 // Empty, no text, no token, not a file, and another user's that nobody else may read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_token_file_is_replaced_and_replication_goes_on() {
-    let cloud = Cloud::start("token").await;
-    let site = Site::bare(
+    let (cloud, site) = Site::captured(
         "token",
-        &cloud.url,
-        KEY,
         "create table t (id bigint primary key)",
         &entity("x", "t", &["id"], ""),
     )
     .await;
-    site.init().await;
     let daemon = Daemon::of(&site, "store");
     let token = site.folder.path().join("store/control.token");
     let contents: [Option<&[u8]>; 5] = [

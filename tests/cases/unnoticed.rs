@@ -4,9 +4,10 @@ use cloud_sync::control::SyncRequest;
 use cloud_sync::reconcile::NoObserver;
 use cloud_sync::replicator::OneShot;
 
-use super::{Case, backfill_all, entity, reconfigure};
+use super::backfill_all;
 use crate::support::postgres::Server;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::scenario::Scenario;
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
 const TABLE: &str = "create table t (id int primary key, v text)";
 
@@ -16,7 +17,10 @@ async fn rows_that_a_subscription_applies_are_captured() {
     // Given a site whose table is a subscriber's
     let publisher = connect(&server.database("publisher").await).await;
     publisher
-        .batch_execute(&format!("{TABLE}; insert into t select n, 'copied' from generate_series(1, 5) n; create publication p for table t"))
+        .batch_execute(&format!(
+            "{TABLE}; insert into t select n, 'copied' from generate_series(1, 5) n; \
+             create publication p for table t"
+        ))
         .await
         .unwrap();
     let name: String = publisher
@@ -38,12 +42,15 @@ async fn rows_that_a_subscription_applies_are_captured() {
         &entity("x", "t", &["id"], ""),
     )
     .await;
-    let case = Case::of(cloud, site).await;
-    // The first copy needs a slot of its own on the same server, and waits for no transaction of ours for long.
-    case.site
+    let scenario = Scenario::of(cloud, site).await;
+    // The first copy needs a slot of its own on the same server, and waits for no transaction of ours for
+    // long.
+    scenario
+        .site
         .client
         .batch_execute(&format!(
-            "create subscription sub connection '{}' publication p with (create_slot = false, slot_name = 'sub')",
+            "create subscription sub connection '{}' publication p \
+             with (create_slot = false, slot_name = 'sub')",
             server.url(&name)
         ))
         .await
@@ -51,7 +58,7 @@ async fn rows_that_a_subscription_applies_are_captured() {
     let arrived = async |sql: &str| {
         let start = std::time::Instant::now();
         loop {
-            let row = case.here.query_one(sql, &[]).await.unwrap();
+            let row = scenario.site_client.query_one(sql, &[]).await.unwrap();
             if row.get(0) {
                 return;
             }
@@ -60,7 +67,7 @@ async fn rows_that_a_subscription_applies_are_captured() {
         }
     };
     arrived("select count(*) = 5 from t").await;
-    case.equal("x", "t", "id, v", "true").await;
+    scenario.assert_rows_equal("x", "t", "id, v", "true").await;
     // When rows are inserted, updated, given other keys, deleted and truncated there
     for (sql, here) in [
         (
@@ -87,22 +94,23 @@ async fn rows_that_a_subscription_applies_are_captured() {
         publisher.batch_execute(sql).await.unwrap();
         arrived(here).await;
         // Then the cloud follows.
-        case.settled("id, v").await;
+        scenario.assert_settled("id, v").await;
     }
-    case.run("drop subscription sub").await;
-    case.running.end().await;
+    scenario.run("drop subscription sub").await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn attributes_of_a_composite_type_and_labels_of_an_enum_are_followed() {
     let tables = "create type mood as enum ('ok', 'bad'); create type address as (street text, zip text);
         create table t (kind mood, id int, a address, aa address[], primary key (kind, id));
-        insert into t select case n % 2 when 0 then 'ok' else 'bad' end::mood, n, ('s' || n, 'z')::address, array[('x', 'y')::address]
+        insert into t select case n % 2 when 0 then 'ok' else 'bad' end::mood, n, ('s' || n, 'z')::address, \
+        array[('x', 'y')::address]
         from generate_series(1, 30) n";
-    let case = Case::start("composite", tables, &entity("x", "t", &["kind", "id"], "")).await;
-    backfill_all(&case.site).await;
+    let scenario = Scenario::start("composite", tables, &entity("x", "t", &["kind", "id"], "")).await;
+    backfill_all(&scenario.site).await;
     let columns = "kind, id, a, aa";
-    case.settled(columns).await;
+    scenario.assert_settled(columns).await;
     // When types of columns change, which fires no trigger
     for sql in [
         "alter type address rename attribute zip to postcode",
@@ -113,20 +121,21 @@ async fn attributes_of_a_composite_type_and_labels_of_an_enum_are_followed() {
         // The key itself reads differently then.
         "alter type mood rename value 'ok' to 'fine'",
     ] {
-        case.run(sql).await;
+        scenario.run(sql).await;
         // Then the cloud has what the site has, without anybody asking for a sync,
-        case.whole().await;
-        case.equal("x", "t", columns, "true").await;
+        scenario.until_whole().await;
+        scenario.assert_rows_equal("x", "t", columns, "true").await;
     }
     // and a sync works as before.
-    case.nothing_to_sync().await;
-    case.running.end().await;
+    scenario.assert_nothing_to_sync().await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn an_unlogged_table_that_a_crash_has_emptied_is_emptied_in_the_cloud() {
     let server = Server::with(&["fsync=on"]);
-    let tables = "create unlogged table t (id int primary key, v text); create table kept (id int primary key, v text);
+    let tables = "create unlogged table t (id int primary key, v text); \
+         create table kept (id int primary key, v text);
         create table parts (id int primary key) partition by range (id);
         create unlogged table parts_low partition of parts for values from (0) to (100);
         create table parts_high partition of parts for values from (100) to (200)";
@@ -135,20 +144,25 @@ async fn an_unlogged_table_that_a_crash_has_emptied_is_emptied_in_the_cloud() {
         + &entity("parts", "parts", &["id"], "");
     let cloud = Cloud::start("unlogged").await;
     let site = Site::bare_on(&server, "unlogged", &cloud.url, KEY, tables, &config).await;
-    let mut case = Case::of(cloud, site).await;
-    case.run("insert into t select n, 'v' from generate_series(1, 5) n; insert into kept values (1, 'v'); insert into parts values (1), (101)").await;
-    case.settled("id, v").await;
+    let mut scenario = Scenario::of(cloud, site).await;
+    scenario
+        .run(
+            "insert into t select n, 'v' from generate_series(1, 5) n; \
+         insert into kept values (1, 'v'); insert into parts values (1), (101)",
+        )
+        .await;
+    scenario.assert_settled("id, v").await;
     // Given that nothing of these rows would be read again after a restart
-    let sent: std::time::SystemTime = case
-        .here
+    let sent: std::time::SystemTime = scenario
+        .site_client
         .query_one("select clock_timestamp()", &[])
         .await
         .unwrap()
         .get(0);
-    case.run("insert into kept values (2, 'v')").await;
+    scenario.run("insert into kept values (2, 'v')").await;
     let start = std::time::Instant::now();
-    while !case
-        .here
+    while !scenario
+        .site_client
         .query_one(
             "select coalesce(max(mirrored_at) > $1, false) from cloud_sync.checkpoint",
             &[&sent],
@@ -162,10 +176,10 @@ async fn an_unlogged_table_that_a_crash_has_emptied_is_emptied_in_the_cloud() {
     }
     // When the server crashes: it empties its unlogged tables
     server.restart("QUIT");
-    case.site.client = connect(&case.site.database_url).await;
-    case.here = connect(&case.site.database_url).await;
-    let left: i64 = case
-        .here
+    scenario.site.client = connect(&scenario.site.database_url).await;
+    scenario.site_client = connect(&scenario.site.database_url).await;
+    let left: i64 = scenario
+        .site_client
         .query_one("select count(*) from t", &[])
         .await
         .unwrap()
@@ -174,8 +188,8 @@ async fn an_unlogged_table_that_a_crash_has_emptied_is_emptied_in_the_cloud() {
     // Then the replicator notices that, compares, and the cloud ends equal.
     let start = std::time::Instant::now();
     loop {
-        let held: i64 = case
-            .there
+        let held: i64 = scenario
+            .cloud_client
             .query_one(
                 "select (select count(*) from cloud.x) + (select count(*) from cloud.parts)",
                 &[],
@@ -189,20 +203,21 @@ async fn an_unlogged_table_that_a_crash_has_emptied_is_emptied_in_the_cloud() {
         assert!(start.elapsed() < LIMIT, "{held} rows stay in the cloud");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    case.whole().await;
-    case.equal("x", "t", "id, v", "true").await;
-    case.equal("kept", "kept", "id, v", "true").await;
-    case.equal("parts", "parts", "id", "true").await;
-    case.running.end().await;
+    scenario.until_whole().await;
+    scenario.assert_rows_equal("x", "t", "id, v", "true").await;
+    scenario.assert_rows_equal("kept", "kept", "id, v", "true").await;
+    scenario.assert_rows_equal("parts", "parts", "id", "true").await;
+    scenario.running.end().await;
 }
 
 const FEED: &str = "create table t (id int primary key, kind text, secret text, feed text)";
-const ROWS: &str = "insert into t select n, case n % 2 when 0 then 'public' else 'private' end, 'word' || n, 'u:word' || n || '@h' from generate_series(1, 40) n";
+const ROWS: &str = "insert into t select n, case n % 2 when 0 then 'public' \
+     else 'private' end, 'word' || n, 'u:word' || n || '@h' from generate_series(1, 40) n";
 
 /// Asserts that private rows and secrets are gone from the cloud.
-async fn no_secrets(case: &Case) {
-    let held: i64 = case
-        .there
+async fn no_secrets(scenario: &Scenario) {
+    let held: i64 = scenario
+        .cloud_client
         .query_one(
             "select count(*) from cloud.x where kind = 'private' or to_jsonb(x.*) ->> 'secret' is not null",
             &[],
@@ -211,65 +226,68 @@ async fn no_secrets(case: &Case) {
         .unwrap()
         .get(0);
     assert_eq!(held, 0);
-    case.equal("x", "t", "id, kind, feed", "kind = 'public'").await;
+    scenario
+        .assert_rows_equal("x", "t", "id, kind, feed", "kind = 'public'")
+        .await;
 }
 
 #[tokio::test]
 async fn rows_and_columns_that_are_no_longer_chosen_leave_the_cloud_of_a_running_replicator() {
-    let mut case = Case::start("chosen", FEED, &entity("x", "t", &["id"], "")).await;
-    case.each(&[ROWS], "id, kind, secret, feed").await;
+    let mut scenario = Scenario::start("chosen", FEED, &entity("x", "t", &["id"], "")).await;
+    scenario.assert_each(&[ROWS], "id, kind, secret, feed").await;
     // Given a condition and an exclusion that are added after rows were sent
-    case.running.end().await;
-    reconfigure(
-        &mut case.site,
+    scenario.running.end().await;
+    scenario.site.reconfigure(
         "key = [\"id\"]\n",
         "key = [\"id\"]\nwhere = \"kind = 'public'\"\nexclude = [\"secret\"]\n",
     );
     // When capture is installed for them and the replicator runs
-    case.site.init().await;
-    case.running = case.site.replicate_guarded();
-    case.whole().await;
+    scenario.site.init().await;
+    scenario.running = scenario.site.replicate_guarded();
+    scenario.until_whole().await;
     // Then what is not chosen is gone.
-    no_secrets(&case).await;
+    no_secrets(&scenario).await;
     // One that starts without `init` notices too.
-    case.running.end().await;
-    reconfigure(&mut case.site, "kind = 'public'", "kind = 'private'");
-    case.running = case.site.replicate_guarded();
-    case.whole().await;
-    case.equal("x", "t", "id, kind, feed", "kind = 'private'").await;
-    case.running.end().await;
+    scenario.running.end().await;
+    scenario.site.reconfigure("kind = 'public'", "kind = 'private'");
+    scenario.running = scenario.site.replicate_guarded();
+    scenario.until_whole().await;
+    scenario
+        .assert_rows_equal("x", "t", "id, kind, feed", "kind = 'private'")
+        .await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn rows_and_columns_that_are_no_longer_chosen_leave_the_cloud_with_a_sync() {
-    let mut case = Case::start("chosen_sync", FEED, &entity("x", "t", &["id"], "")).await;
-    case.each(&[ROWS], "id, kind, secret, feed").await;
-    case.running.end().await;
-    reconfigure(
-        &mut case.site,
+    let mut scenario = Scenario::start("chosen_sync", FEED, &entity("x", "t", &["id"], "")).await;
+    scenario.assert_each(&[ROWS], "id, kind, secret, feed").await;
+    scenario.running.end().await;
+    scenario.site.reconfigure(
         "key = [\"id\"]\n",
         "key = [\"id\"]\nwhere = \"kind = 'public'\"\nexclude = [\"secret\"]\n",
     );
-    case.site.init().await;
+    scenario.site.init().await;
     // When one sync runs, without a daemon
-    let once = OneShot::start(&case.site.settings).await.unwrap();
+    let once = OneShot::start(&scenario.site.settings).await.unwrap();
     let report = once.sync(&SyncRequest::default(), &NoObserver).await.unwrap();
     assert!(report.success(), "{:?}", report.errors());
     once.finish().await.unwrap();
     // Then what is not chosen is gone.
-    case.running = case.site.replicate();
-    no_secrets(&case).await;
-    case.running.end().await;
+    scenario.running = scenario.site.replicate();
+    no_secrets(&scenario).await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn advisory_locks_of_a_role_without_rights_hold_nothing_up() {
-    let case = Case::start("locks", TABLE, &entity("x", "t", &["id"], "")).await;
+    let scenario = Scenario::start("locks", TABLE, &entity("x", "t", &["id"], "")).await;
     // Given that no session of ours holds or awaits an advisory lock that others could take
-    let ours: i64 = case
-        .here
+    let ours: i64 = scenario
+        .site_client
         .query_one(
-            "select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())",
+            "select count(*) from pg_locks where locktype = 'advisory' and database = (select oid \
+             from pg_database where datname = current_database())",
             &[],
         )
         .await
@@ -278,37 +296,51 @@ async fn advisory_locks_of_a_role_without_rights_hold_nothing_up() {
     assert_eq!(ours, 0);
     // and that a role without rights can read or lock nothing in our schema
     let role = format!("nobody_{}", std::process::id());
-    case.run(&format!("create role {role}; set role {role}")).await;
+    scenario
+        .run(&format!("create role {role}; set role {role}"))
+        .await;
     for sql in [
         "begin; lock table cloud_sync.term in access exclusive mode",
         "begin; lock table cloud_sync.leader in access share mode",
         "select * from cloud_sync.outbox",
         "select setval('cloud_sync.state', 1)",
     ] {
-        let refused = case.site.client.batch_execute(sql).await.unwrap_err();
+        let refused = scenario.site.client.batch_execute(sql).await.unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "42501", "{sql}");
-        case.run("rollback").await;
+        scenario.run("rollback").await;
     }
-    case.run(&format!("reset role; drop role {role}")).await;
-    case.each(&["insert into t values (1, 'one')"], "id, v").await;
-    case.running.end().await;
+    scenario.run(&format!("reset role; drop role {role}")).await;
+    scenario
+        .assert_each(&["insert into t values (1, 'one')"], "id, v")
+        .await;
+    scenario.running.end().await;
 }
 
 #[tokio::test]
 async fn a_column_whose_type_changes_is_compared_once_and_then_left_alone() {
     let tables = "create table t (id int primary key, n text, d text, b text)";
-    let case = Case::start("retyped", tables, &entity("x", "t", &["id"], "")).await;
-    case.each(&["insert into t select n, n, '2026-01-' || lpad((1 + n % 28)::text, 2, '0'), n % 2 = 0 from generate_series(1, 50) n"], "id, n, d, b").await;
+    let scenario = Scenario::start("retyped", tables, &entity("x", "t", &["id"], "")).await;
+    scenario
+        .assert_each(
+            &[
+                "insert into t select n, n, '2026-01-' || lpad((1 + n % 28)::text, 2, '0'), \
+         n % 2 = 0 from generate_series(1, 50) n",
+            ],
+            "id, n, d, b",
+        )
+        .await;
     // When texts become numbers, dates and booleans
-    case.run(
-        "alter table t alter n type int using n::int; alter table t alter d type date using d::date; \
-         alter table t alter b type boolean using b::boolean; insert into t values (100, 5, '2026-12-31', true)",
-    )
-    .await;
-    case.whole().await;
-    case.equal("x", "t", "id, n, d, b", "true").await;
+    scenario
+        .run(
+            "alter table t alter n type int using n::int; alter table t alter d type date using d::date; \
+         alter table t alter b type boolean using b::boolean; \
+         insert into t values (100, 5, '2026-12-31', true)",
+        )
+        .await;
+    scenario.until_whole().await;
+    scenario.assert_rows_equal("x", "t", "id, n, d, b", "true").await;
     // Then no later sync pushes a row.
-    case.nothing_to_sync().await;
-    case.nothing_to_sync().await;
-    case.running.end().await;
+    scenario.assert_nothing_to_sync().await;
+    scenario.assert_nothing_to_sync().await;
+    scenario.running.end().await;
 }

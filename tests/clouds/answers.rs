@@ -6,10 +6,10 @@ use cloud_sync::source::{describe, install};
 use serde_json::json;
 
 use super::connected;
-use crate::cases::entity;
-use crate::support::clouds::{Bulk, Names, Quirks, Refusal, Uploads};
+use crate::support::baseline::{Bulk, Names, Quirks, Refusal, Uploads};
 use crate::support::fault::Fault;
 use crate::support::process::Daemon;
+use crate::support::site::entity;
 
 const TABLES: &str = "
     create table room (room_id int primary key, v text, image text);
@@ -80,7 +80,8 @@ async fn refused_rows_of_a_batch_are_found() {
         server.refuse(|_, row| (row["v"] == "a bad value").then(|| "v: a bad value is too long".to_owned()));
         let running = site.replicate();
         site.run(
-            "insert into room select n, case when n % 100 = 7 then 'a bad value' else 'good' end from generate_series(1, 1000) n",
+            "insert into room select n, case when n % 100 = 7 then 'a bad value' else 'good' end from \
+             generate_series(1, 1000) n",
         )
         .await;
         running
@@ -192,7 +193,8 @@ async fn a_row_is_set_aside_by_hand_until_it_is_retried() {
 /// The rooms' file column, with the server's path in it.
 fn images(more: &str) -> String {
     config(&format!(
-        "files = [{{ column = \"image\", url_column = \"image\", directory = \"rooms\", column_value = \"path\"{more} }}]"
+        "files = [{{ column = \"image\", url_column = \"image\", directory = \"rooms\", column_value = \
+         \"path\"{more} }}]"
     ))
 }
 
@@ -255,12 +257,13 @@ async fn a_file_that_the_server_does_not_take_stops_no_other() {
     }
     // Given a file above the server's limit before others, and rows that wait for their files,
     site.run(
-        "insert into room select n, 'v', case n when 1 then 'large.jpg' else n || '.jpg' end from generate_series(1, 10) n",
+        "insert into room select n, 'v', case n when 1 then 'large.jpg' else n || '.jpg' end from \
+         generate_series(1, 10) n",
     )
     .await;
     let daemon = Daemon::of(&site, "store");
     let report = daemon.ask(&["sync", "--json"]);
-    // then a one-shot sync ends, all others are there, and the file is told with the server's words,
+    // then a one-shot sync ends, all others are there, and the file is reported with the server's words,
     assert_eq!(report.status.code(), Some(1), "{report:?}");
     let told: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
     let errors = told["errors"].to_string();
@@ -300,7 +303,7 @@ async fn a_one_shot_sync_ends_whatever_its_files_are() {
         .await;
     sync(0);
     assert_eq!((server.count("rooms"), server.files().len()), (2, 1));
-    // an empty file is told.
+    // an empty file is reported.
     std::fs::write(site.media().join("empty.jpg"), "").unwrap();
     site.run("insert into room values (3, 'v', 'empty.jpg')").await;
     let told = sync(1);
@@ -332,11 +335,7 @@ async fn check_finds_out_what_a_server_is_like() {
         "{text}"
     );
     // and with its profile, what it can do and how it counts its days.
-    crate::cases::reconfigure(
-        &mut site,
-        "timeout = \"5s\"\n",
-        "timeout = \"5s\"\nprofile = \"laravel\"\n",
-    );
+    site.reconfigure("timeout = \"5s\"\n", "timeout = \"5s\"\nprofile = \"laravel\"\n");
     let today = jiff::Zoned::now().date().to_string();
     server.seed(
         "rooms",
@@ -379,7 +378,7 @@ async fn an_entity_that_is_refused_as_a_whole_stops_no_other() {
         }
     };
     running.until("set aside", still(1200)).await;
-    // then the others are there, and it is told why,
+    // then the others are there, and the reason is reported,
     assert_eq!((server.count("rooms"), server.count("seats")), (0, 500));
     let entries = quarantine::list(&site.client, None).await.unwrap();
     assert!(entries.iter().all(|entry| entry.error.contains("Unknown column")));

@@ -7,11 +7,10 @@ use cloud_sync::quarantine;
 use serde_json::Value;
 
 use super::connected;
-use crate::cases::entity;
-use crate::support::clouds::{Cloud, Quirks};
+use crate::support::baseline::{BaselineServer, Quirks};
 use crate::support::fault::Fault;
 use crate::support::process::Daemon;
-use crate::support::site::Site;
+use crate::support::site::{Site, entity};
 
 /// Rows of each plain table.
 const ROWS: usize = 2_000;
@@ -30,10 +29,11 @@ const PLAIN: [&str; 9] = [
 ];
 
 fn tables() -> String {
-    let mut sql = "create table rooms (room_no int primary key, note text, created_at timestamptz not null default now()); \
-                   create table users (id int primary key, name text); create table departments (id int primary key, name text); \
-                   create table slips (id int primary key, kind text not null, room_no int references rooms, note text, image text, \
-                   start_date date not null default current_date, created_at timestamptz not null default now());"
+    let mut sql = "create table rooms (room_no int primary key, note text, created_at timestamptz not null \
+                   default now()); create table users (id int primary key, name text); create table \
+                   departments (id int primary key, name text); create table slips (id int primary key, kind \
+                   text not null, room_no int references rooms, note text, image text, start_date date not \
+                   null default current_date, created_at timestamptz not null default now());"
         .to_owned();
     for table in PLAIN {
         sql += &format!(
@@ -72,10 +72,10 @@ fn config() -> String {
             "slips",
             &["id"],
             &format!(
-                "where = \"kind = '{kind}'\"\n\
-                 window = {{ column = \"created_at\", days = 90, cloud_days_by = \"start_date\" }}\n\
-                 columns = {{ room_no = {{ as = \"text\" }}, {local} }}\n\
-                 files = [{{ column = \"image\", url_column = \"image\", directory = \"slips\", column_value = \"path\" }}]"
+                "where = \"kind = '{kind}'\"\nwindow = {{ column = \"created_at\", days = 90, cloud_days_by \
+                 = \"start_date\" }}\ncolumns = {{ room_no = {{ as = \"text\" }}, {local} }}\nfiles = [{{ \
+                 column = \"image\", url_column = \"image\", directory = \"slips\", column_value = \"path\" \
+                 }}]"
             ),
         ));
     }
@@ -112,7 +112,7 @@ async fn fill(site: &Site) {
 }
 
 /// How many rows of each path the server is to have: all but the refused ones.
-fn expected(server: &Cloud, refused: bool) -> BTreeMap<&'static str, (usize, usize)> {
+fn expected(server: &BaselineServer, refused: bool) -> BTreeMap<&'static str, (usize, usize)> {
     let good = |rows: usize| {
         if refused {
             rows - (1..=rows).filter(|n| n % 50 == 7).count()
@@ -140,7 +140,7 @@ fn expected(server: &Cloud, refused: bool) -> BTreeMap<&'static str, (usize, usi
         .collect()
 }
 
-fn assert_there(server: &Cloud, refused: bool) {
+fn assert_there(server: &BaselineServer, refused: bool) {
     for (path, (rows, there)) in expected(server, refused) {
         assert_eq!(rows, there, "{path}");
     }
@@ -203,7 +203,7 @@ async fn the_college_at_the_server_of_the_old_script() {
             "{row}"
         );
     }
-    // each refused one is told with the server's words, without the row's,
+    // each refused one is reported with the server's words, without the row's,
     let entries = quarantine::list(&site.client, None).await.unwrap();
     assert_eq!(entries.len(), refused);
     for entry in &entries {

@@ -7,8 +7,8 @@ use reqwest::multipart::{Form, Part};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
-use crate::support::clouds::{
-    Bulk, Cloud, Ids, KEY, List, ListFault, Names, Paging, Quirks, Refusal, Slash, Uploads,
+use crate::support::baseline::{
+    BaselineServer, Bulk, Ids, KEY, List, ListFault, Names, Paging, Quirks, Refusal, Slash, Uploads,
 };
 use crate::support::site::provider;
 
@@ -30,7 +30,7 @@ fn catalogue() -> Catalogue {
 
 /// A client of a server.
 struct Caller {
-    cloud: Cloud,
+    cloud: BaselineServer,
     root: String,
     client: reqwest::Client,
 }
@@ -38,7 +38,7 @@ struct Caller {
 impl Caller {
     async fn of(quirks: Quirks) -> Self {
         provider();
-        let cloud = Cloud::start(&catalogue(), quirks.clone()).await;
+        let cloud = BaselineServer::start(&catalogue(), quirks.clone()).await;
         let prefix = if quirks.prefix.is_empty() { "" } else { "/" };
         Self {
             root: format!("{}{prefix}{}", cloud.url(), quirks.prefix),
@@ -237,7 +237,7 @@ async fn rows_are_stored_as_the_server_makes_them() {
     assert_eq!(caller.get("rooms").await[0]["room_id"], id);
 }
 
-/// The rows of a page, the address of the next, and the total where it is told.
+/// The rows of a page, the address of the next, and the total if the page says it.
 fn page(response: &Value, link: Option<&str>) -> (Vec<i64>, Option<String>, Option<u64>) {
     let rows = [
         response,

@@ -5,11 +5,11 @@ use cloud_sync::existence::CloudRows;
 use cloud_sync::replicator;
 
 use super::{connected, pushed, sync};
-use crate::cases::entity;
-use crate::support::clouds::{Ids, List, ListFault, Paging, Quirks};
+use crate::support::baseline::{Ids, List, ListFault, Paging, Quirks};
+use crate::support::site::entity;
 
-const TABLES: &str = "create table room (room_id bigint primary key, room_no text, day date default current_date, \
-                      created_at timestamptz not null default now())";
+const TABLES: &str = "create table room (room_id bigint primary key, room_no text, day date default \
+                      current_date, created_at timestamptz not null default now())";
 
 fn rooms(more: &str) -> String {
     entity("rooms", "room", &["room_id"], more)
@@ -63,7 +63,7 @@ async fn a_list_that_is_not_whole_is_an_error() {
     for (fault, said) in [
         (ListFault::NamesItself, "repeats itself"),
         (ListFault::NeverEnds, "repeats itself"),
-        (ListFault::BreaksOff, "breaks off"),
+        (ListFault::BreaksOff, "ends before its array does"),
         (ListFault::ForgetsNext, "says that it has 100 rows"),
         (ListFault::LeadsAway, "on another server"),
     ] {
@@ -171,10 +171,13 @@ async fn days_are_counted_by_the_servers_column() {
         let (site, server) = connected(hint, quirks.clone(), "", TABLES, &window(more)).await;
         let running = site.replicate();
         // Given young rows, of which the server counts some as old,
-        site.run("insert into room select n, 'R', current_date - case when n <= 10 then 60 else 0 end from generate_series(1, 50) n")
-            .await;
+        site.run(
+            "insert into room select n, 'R', current_date - case when n <= 10 then 60 else 0 end from \
+                  generate_series(1, 50) n",
+        )
+        .await;
         running.caught_up().await;
-        // then these are pushed again in vain, unless it is told by which column the server counts.
+        // then these are pushed again in vain, unless the configuration says by which column the server counts.
         let report = sync(&running, false).await;
         assert_eq!(pushed(&report), aside, "{report:?}");
         assert_eq!(report.success(), aside == 0);

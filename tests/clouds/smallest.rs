@@ -8,9 +8,8 @@ use cloud_sync::control::SyncRequest;
 use cloud_sync::reconcile::NoObserver;
 use serde_json::{Value, json};
 
-use crate::cases::entity;
 use crate::support::postgres::free_port;
-use crate::support::site::{LIMIT, Running, Site, provider};
+use crate::support::site::{LIMIT, Running, Site, entity, provider};
 
 /// The key of the guide's lines.
 const KEY: &str = "a-long-secret";

@@ -1,7 +1,7 @@
 //! What a change costs in memory that is asked for: with a counting allocator, which counts by thread.
 //!
-//! The drain runs on one thread here, and the receiver in a process of its own. What is the same for any number of changes
-//! falls out, as only the further changes of a longer backlog count.
+//! The drain runs on one thread here, and the receiver in a process of its own. What is the same for any
+//! number of changes falls out, as only the further changes of a longer backlog count.
 
 use crate::support::receiver::ReceiverProcess;
 use crate::support::site::{Cloud, KEY, Site};
@@ -12,12 +12,12 @@ use super::rooms;
 const FEW: u64 = 1000;
 const MORE: u64 = 10_000;
 
-/// Allocations a change: where the columns of the touch and of the row lie, the row's JSON, and its key's. The rest is the touches
-/// by key, and the batch's.
+/// Allocations a change: where the columns of the touch and of the row lie, the row's JSON, and its key's.
+/// The rest is the touches by key, and the batch's.
 const ALLOCATIONS: f64 = 4.5;
 
-/// Bytes that they ask for, a change: its row of 220 bytes, and once more in the request; the rest is the touches by key, and the
-/// rows as they come.
+/// Bytes that they ask for, a change: its row of 220 bytes, and once more in the request; the rest is the
+/// touches by key, and the rows as they come.
 const BYTES: f64 = 2500.0;
 
 #[test]

@@ -12,8 +12,8 @@ struct Round {
     statements: u64,
 }
 
-/// The slow poll is every five seconds, jittered by a fifth: the sequence's value, the fence, and the window's first
-/// page. Every half minute it renews the time until which it sleeps.
+/// The slow poll is every five seconds, jittered by a fifth: the sequence's value, the fence, and the
+/// window's first page. Every half minute it renews the time until which it sleeps.
 const READER: Round = Round {
     session: "cloud-sync drain",
     every: Duration::from_secs(4),
@@ -41,8 +41,8 @@ const COMMITTER: Round = Round {
     statements: 1,
 };
 
-/// What was accepted last is trimmed in two rounds: which segments are to be truncated, one that is, and moving on. Then no more,
-/// unless something holds it up.
+/// What was accepted last is trimmed in two rounds: which segments are to be truncated, one that is, and
+/// moving on. Then no more, unless something holds it up.
 const TRIMMER: Round = Round {
     session: "cloud-sync space",
     every: Duration::from_secs(5),

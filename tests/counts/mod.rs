@@ -1,7 +1,8 @@
-//! What the work costs, counted and never timed: statements, round trips, requests, bytes, notifications, allocations.
+//! What the work costs, counted and never timed: statements, round trips, requests, bytes, notifications,
+//! allocations.
 //!
-//! Each bound is what the work takes now, with what it is made of beside it. Whoever makes it leaner lowers the bound; what
-//! makes a count depend on the number of rows breaks it at once.
+//! Each bound is what the work takes now, with its parts. Whoever makes it leaner lowers
+//! the bound; what makes a count depend on the number of rows breaks it at once.
 
 mod allocations;
 mod idle;
@@ -9,20 +10,20 @@ mod notify;
 mod statements;
 mod wire;
 
-use crate::support::meter::Meter;
+use crate::support::counting_proxy::CountingProxy;
 use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, SCHOOL, Site};
 
-/// A school and its cloud with a meter on each line.
+/// A school and its cloud with a counting_proxy on each line.
 struct Metered {
     site: Site,
     cloud: Cloud,
     /// Between the replicator and the site's database.
-    source: Meter,
+    source: CountingProxy,
     /// Between the replicator and the receiver.
-    line: Meter,
+    line: CountingProxy,
     /// Between the receiver and its database.
-    target: Meter,
+    target: CountingProxy,
 }
 
 impl Metered {
@@ -33,13 +34,13 @@ impl Metered {
     /// With both databases on this server.
     async fn start_on(server: &Server, hint: &str, config: &str) -> Self {
         let mut cloud = Cloud::start_on(server, hint).await;
-        let (target, through) = Meter::before(&cloud.database_url).await;
+        let (target, through) = CountingProxy::before(&cloud.database_url).await;
         cloud.away().await;
         cloud.set_database(through);
         cloud.back().await;
-        let (line, cloud_url) = Meter::before(&cloud.url).await;
+        let (line, cloud_url) = CountingProxy::before(&cloud.url).await;
         let database = server.database(&format!("{hint}_site")).await;
-        let (source, through) = Meter::before(&database).await;
+        let (source, through) = CountingProxy::before(&database).await;
         let site = Site::at(through, &cloud_url, KEY, SCHOOL, config).await;
         site.init().await;
         Self {

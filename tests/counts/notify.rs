@@ -6,8 +6,8 @@ use futures::StreamExt;
 use tokio_postgres::{AsyncMessage, NoTls};
 
 use super::rooms;
-use crate::support::proxy::{Proxy, Trouble};
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 /// What wakes a replicator that sleeps.
 const WAKING: usize = 1;
@@ -18,7 +18,7 @@ const AWAKE: usize = 0;
 #[tokio::test]
 async fn a_storm_of_commits_notifies_no_one_while_the_replicator_is_awake() {
     let cloud = Cloud::start("storm_of_commits").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     let site = Site::at(
         crate::support::postgres::Server::get()
             .database("storm_of_commits_site")
@@ -56,7 +56,8 @@ async fn a_storm_of_commits_notifies_no_one_while_the_replicator_is_awake() {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     };
-    // Given a replicator that sleeps, and is woken by more than it can read while its cloud holds its answers back,
+    // Given a replicator that sleeps, and is woken by more than it can read while its cloud holds its answers
+    // back,
     replicator.caught_up().await;
     until(true).await;
     proxy.set(Trouble::HoldAnswers);

@@ -3,7 +3,7 @@
 use cloud_sync::drain::DrainStep;
 
 use super::{Metered, rooms};
-use crate::support::meter::Count;
+use crate::support::counting_proxy::Count;
 
 /// What one batch may cost on a session: statements that are executed, and answers that are asked for.
 struct Bound {
@@ -12,16 +12,17 @@ struct Bound {
     round_trips: u64,
 }
 
-/// In one round trip the sequence's value, the fence, and the window's first page; in another the rows of the one entity, the
-/// columns' fingerprint, and where the log ends. Each asks for an answer of its own, and none waits for the one before it.
+/// In one round trip the sequence's value, the fence, and the window's first page; in another the rows of the
+/// one entity, the columns' fingerprint, and where the log ends. Each asks for an answer of its own, and none
+/// waits for the one before it.
 const READER: Bound = Bound {
     session: "cloud-sync drain",
     statements: 6,
     round_trips: 6,
 };
 
-/// Which entities have changes in quarantine. Where another session has written to the log and not to the disk: is the log on
-/// the disk, and where it is not, a message that takes it there.
+/// Which entities have changes in quarantine. Where another session has written to the log and not to the
+/// disk: is the log on the disk, and where it is not, a message that takes it there.
 const COURIER: Bound = Bound {
     session: "cloud-sync delivery",
     statements: 1 + 2,
@@ -38,16 +39,16 @@ const COMMITTER: Bound = Bound {
     round_trips: 1,
 };
 
-/// A step ends with a trim in two rounds. Each asks which segments are to be truncated, and whether writers move on; the second
-/// truncates the one that they have left.
+/// A step ends with a trim in two rounds. Each asks which segments are to be truncated, and whether writers
+/// move on; the second truncates the one that they have left.
 const TRIMMER: Bound = Bound {
     session: "cloud-sync space",
     statements: (1 + 1) + (1 + 1 + 1),
     round_trips: (1 + 1) + (1 + 1 + 1),
 };
 
-/// Begin, the site's lock, the source's turn and the entities' state in one round trip; one upsert for the one entity; the
-/// record of the batch and the commit in one round trip. A batch of few rows is one round trip.
+/// Begin, the site's lock, the source's turn and the entities' state in one round trip; one upsert for the one
+/// entity; the record of the batch and the commit in one round trip. A batch of few rows is one round trip.
 const RECEIVER: Bound = Bound {
     session: "cloud-sync receiver",
     statements: 7,
@@ -71,7 +72,7 @@ impl Bound {
 async fn a_batch_costs_the_same_few_statements_whatever_its_rows() {
     let metered = Metered::start("statements", "").await;
     let mut stages = metered.site.drain().open().await.unwrap();
-    // Given that all is done that is done once: the cloud is told the columns, statements are prepared.
+    // Given that all is done that is done once: the schema is announced, statements are prepared.
     for _ in 0..2 {
         rooms(&metered.site, 10).await;
         assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);
@@ -86,12 +87,14 @@ async fn a_batch_costs_the_same_few_statements_whatever_its_rows() {
             (TRIMMER, &metered.source),
             (RECEIVER, &metered.target),
         ];
-        let before = bounds.each_ref().map(|(bound, meter)| meter.of(bound.session));
+        let before = bounds
+            .each_ref()
+            .map(|(bound, counting_proxy)| counting_proxy.of(bound.session));
         let all = metered.source.of("cloud-sync");
         assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);
         let mut known = Count::default();
-        for ((bound, meter), before) in bounds.iter().zip(before) {
-            let cost = meter.of(bound.session) - before;
+        for ((bound, counting_proxy), before) in bounds.iter().zip(before) {
+            let cost = counting_proxy.of(bound.session) - before;
             bound.check(rows, cost);
             if bound.session == COURIER.session {
                 least = least.min(cost.statements);

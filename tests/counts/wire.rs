@@ -4,7 +4,7 @@ use cloud_sync::deliver::{Cloud, CloudOptions};
 use secrecy::SecretString;
 
 use super::{Metered, rooms};
-use crate::support::meter::Count;
+use crate::support::counting_proxy::Count;
 use crate::support::site::KEY;
 
 const ROWS: u64 = 10_000;
@@ -12,14 +12,14 @@ const ROWS: u64 = 10_000;
 /// The bytes of a batch in these tests.
 const BATCH: u64 = 512 * 1024;
 
-/// What a change counts in a batch beside its key and its row.
+/// What a change counts in a batch without its key and its row.
 const RECKONED: u64 = 64;
 
 /// Further batches at the beginning, which are smaller: how large a row is, is learnt from the ones before.
 const LEARNING: u64 = 2;
 
-/// Bytes of a change beside its key and its row: `{"position":`, mostly four digits, `,"entity":"rooms"`, `,"op":"upsert"`,
-/// `,"key":`, `,"row":`, `}` and the line's end.
+/// Bytes of a change without its key and its row: `{"position":`, mostly four digits, `,"entity":"rooms"`,
+/// `,"op":"upsert"`, `,"key":`, `,"row":`, `}` and the line's end.
 const FRAME: u64 = 63;
 
 /// What the greeting and the schema take, and the heads of the requests.

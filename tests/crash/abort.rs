@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use super::{BATCH, IN_FLIGHT, Stream, applied, applied_or_late, garden, number, sent};
+use super::{BATCH, IN_FLIGHT, Stream, applied, applied_or_late, garden, sent};
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
-use crate::support::proxy::{Proxy, Trouble};
 use crate::support::site::{Cloud, KEY, LIMIT, SITE, Site, connect};
+use crate::support::sql::number;
+use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 /// What the replicator does when it comes by the point.
-enum Work {
+enum AbortedWork {
     /// It replicates under load.
     Drain,
-    /// It backfills rows that stood before capture.
+    /// It backfills rows that are older than capture.
     Backfill,
     /// It compares with a cloud that lacks rows.
     Sync,
@@ -25,11 +26,11 @@ macro_rules! points {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                match Work::$work {
-                    Work::Drain => amid_a_drain(stringify!($name), $point).await,
-                    Work::Backfill => amid_a_backfill(stringify!($name), $point).await,
-                    Work::Sync => amid_a_sync(stringify!($name), $point).await,
-                    Work::Upload => amid_an_upload(stringify!($name), $point).await,
+                match AbortedWork::$work {
+                    AbortedWork::Drain => amid_a_drain(stringify!($name), $point).await,
+                    AbortedWork::Backfill => amid_a_backfill(stringify!($name), $point).await,
+                    AbortedWork::Sync => amid_a_sync(stringify!($name), $point).await,
+                    AbortedWork::Upload => amid_an_upload(stringify!($name), $point).await,
                 }
             }
         )*
@@ -73,7 +74,7 @@ points! {
     dies_after_an_upload_is_noted: Upload "after an upload is noted";
 }
 
-/// Waits until what was under way when the replicator died is applied, and answers how much that is.
+/// Waits until what was being sent when the replicator died is applied, and returns how much that is.
 async fn settled(cloud: &tokio_postgres::Client) -> i64 {
     let mut before = -1;
     while before < applied(cloud).await {
@@ -108,7 +109,7 @@ async fn amid_a_drain(hint: &str, point: &str) {
     let mut total = load.end().await;
     process.aborted().await;
     tally.kills += 1;
-    // when more is written meanwhile, and it starts again,
+    // when more is written, and it starts again,
     let more = Stream::start(&site, 20);
     more.reach(200).await;
     total += more.end().await;
@@ -119,7 +120,7 @@ async fn amid_a_drain(hint: &str, point: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_it_awaits_the_answer() {
     let cloud = Cloud::start("awaits").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     let site = Site::bare("awaits", &proxy.url(), KEY, super::TABLES, super::ENTITIES).await;
     site.init().await;
     let there = connect(&cloud.database_url).await;
@@ -144,7 +145,7 @@ async fn killed_while_it_awaits_the_answer() {
 async fn amid_a_backfill(hint: &str, point: &str) {
     let cloud = Cloud::start(hint).await;
     let site = Site::bare(hint, &cloud.url, KEY, super::TABLES, super::ENTITIES).await;
-    // Given rows that stood before capture, some of which change meanwhile
+    // Given rows that are older than capture, some of which change at the same time
     site.run(
         "insert into pot select n, 'before', n from generate_series(1, 3000) n; \
          insert into leaf select n, 1, 'before' from generate_series(1, 300) n",
@@ -183,7 +184,8 @@ async fn amid_a_sync(hint: &str, point: &str) {
     // Given a cloud that has lost rows, holds others in another state, and some that the site has not
     there
         .batch_execute(&format!(
-            "delete from cloud.pots where pot_id <= 100; update cloud.pots set label = 'other' where pot_id > 400; \
+            "delete from cloud.pots where pot_id <= 100; \
+             update cloud.pots set label = 'other' where pot_id > 400; \
              insert into cloud.pots (_site, _epoch, _version, pot_id, label) \
              select '{SITE}', 1, 0, n, 'stranger' from generate_series(1001, 1010) n"
         ))
@@ -205,8 +207,7 @@ async fn amid_a_sync(hint: &str, point: &str) {
 }
 
 async fn amid_an_upload(hint: &str, point: &str) {
-    let cloud = Cloud::start(hint).await;
-    let site = Site::school(hint, &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud(hint).await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let daemon = Daemon::of(&site, "store");
@@ -219,7 +220,8 @@ async fn amid_an_upload(hint: &str, point: &str) {
     }
     site.run(
         "insert into tbl_faculty (faculty_fname) values ('x'), ('y'); \
-         insert into tbl_leave (faculty_id, leave_slip_image) values (1, 'a.jpg'), (1, 'b.jpg'), (1, 'c.jpg'), (2, 'a.jpg')",
+         insert into tbl_leave (faculty_id, leave_slip_image) \
+         values (1, 'a.jpg'), (1, 'b.jpg'), (1, 'c.jpg'), (2, 'a.jpg')",
     )
     .await;
     // when the replicator dies while it uploads,

@@ -1,9 +1,10 @@
-//! Crashes and outages: the real binary is killed, its store is lost, the cloud goes away, and nothing is lost.
+//! Crashes and outages: the real binary is killed, its store is lost, the cloud goes away, and nothing is
+//! lost.
 
 mod abort;
 mod opening;
 mod recovery;
-mod storm;
+mod workload;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,11 +17,12 @@ use rand::RngExt;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::assert_never_back;
+use crate::support::oracle::assert_never_back;
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
-use crate::support::storm::{ENTITIES, TABLES};
+use crate::support::sql::number;
+use crate::support::workload::{ENTITIES, TABLES};
 
 async fn garden(hint: &str, cloud: &Cloud) -> Site {
     garden_on(Server::get(), hint, cloud).await
@@ -39,11 +41,8 @@ fn given(name: &str, default: u64) -> u64 {
         .map_or(default, |text| text.parse().unwrap())
 }
 
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
-
-/// How many rows the receiver has applied: one that is sent again is read again, and is applied as the newer state.
+/// How many rows the receiver has applied: one that is sent again is read again, and is applied as the newer
+/// state.
 async fn applied(cloud: &Client) -> i64 {
     number(
         cloud,
@@ -65,7 +64,7 @@ fn sent(status: &StatusReport) -> i64 {
     (status.counts.accepted + status.counts.collapsed) as i64
 }
 
-/// Inserts pots, each one change that no other supersedes, in transactions of `rows`, until it is told to stop.
+/// Inserts pots, each one change that no other supersedes, in transactions of `rows`, until it is stopped.
 struct Stream {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -114,9 +113,9 @@ impl Stream {
     }
 }
 
-/// Delivers under load, ends once by SIGTERM and once by SIGKILL, spoils the store by `spoil` while the load goes on, and
-/// starts again. Every log of such a start holds `told`.
-async fn spoilt_store(hint: &str, told: &[&str], spoil: impl Fn(&Daemon)) {
+/// Delivers under load, ends once by SIGTERM and once by SIGKILL, spoils the store by `spoil` while the load
+/// goes on, and starts again. Every log of such a start holds `log_words`.
+async fn spoilt_store(hint: &str, log_words: &[&str], spoil: impl Fn(&Daemon)) {
     let cloud = Cloud::start(hint).await;
     let site = garden(hint, &cloud).await;
     let there = connect(&cloud.database_url).await;
@@ -143,8 +142,8 @@ async fn spoilt_store(hint: &str, told: &[&str], spoil: impl Fn(&Daemon)) {
         total += load.end().await;
         let status = daemon.caught_up().await;
         let log = daemon.log()[logged..].to_owned();
-        for told in told {
-            assert!(log.contains(told), "no {told:?} in\n{log}");
+        for words in log_words {
+            assert!(log.contains(words), "no {words:?} in\n{log}");
         }
         println!(
             "{hint}, {}: {} of {total} changes sent, {} of them again",
@@ -172,8 +171,8 @@ async fn a_deleted_store_resumes_from_the_mirror() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overwritten_store_is_set_aside_and_resumes_from_the_mirror() {
-    let told = [RESUMES, "the checkpoint store cannot be read: it is set aside"];
-    spoilt_store("overwritten", &told, |daemon| {
+    let log_words = [RESUMES, "the checkpoint store cannot be read: it is set aside"];
+    spoilt_store("overwritten", &log_words, |daemon| {
         let mut rng = rand::rng();
         let mut folders = vec![daemon.checkpoint()];
         while let Some(folder) = folders.pop() {
@@ -250,7 +249,8 @@ async fn three_hundred_thousand_changes_are_drained_in_bounded_memory() {
     for rows in std::iter::once(ROWS / 2).chain(std::iter::repeat_n(1000, 150)) {
         site.client
             .execute(
-                "insert into pot select n, rpad('pot ' || n, 250, 'x'), n from generate_series($1::bigint, $2) n",
+                "insert into pot select n, rpad('pot ' || n, 250, 'x'), n \
+                 from generate_series($1::bigint, $2) n",
                 &[&from, &(from + rows - 1)],
             )
             .await
@@ -277,8 +277,9 @@ async fn three_hundred_thousand_changes_are_drained_in_bounded_memory() {
 
 const BATCH: i64 = 100;
 
-/// The changes of the batches in flight, at most, and of three that are accepted and on their way into the checkpoint.
-const IN_FLIGHT: i64 = (cloud_sync::wire::IN_FLIGHT + 3) * BATCH;
+/// The changes of the batches in flight, at most, and of three that are accepted and on their way into the
+/// checkpoint.
+const IN_FLIGHT: i64 = (cloud_sync::wire::limits::MAX_IN_FLIGHT + 3) * BATCH;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_ends_with_a_current_checkpoint() {
@@ -336,7 +337,7 @@ async fn after_a_sigkill_at_most_the_batches_in_flight_are_sent_again() {
         let process = daemon.start_with(&overrides);
         applied_or_late(&there, total - 20 * BATCH, LIMIT).await;
         process.kill();
-        // A request that was under way may still be applied.
+        // A request that was being sent may still be applied.
         let mut before = -1;
         while before < applied(&there).await {
             before = applied(&there).await;
@@ -363,7 +364,7 @@ async fn a_second_replicator_stands_by_and_takes_over() {
     site.run("insert into pot select n, 'first', n from generate_series(1, 500) n")
         .await;
     first.caught_up().await;
-    // Given one that drains and one that stands by
+    // Given one that drains and a standby
     let other = second.start();
     let status = second
         .until("standing by", LIMIT, |status| {
@@ -384,7 +385,7 @@ async fn a_second_replicator_stands_by_and_takes_over() {
         .await;
     second.caught_up().await;
     site.assert_equal(&cloud).await;
-    // and the first, started again, stands by.
+    // and the first, started again, is the standby.
     let leader = first.start();
     first
         .until("standing by", LIMIT, |status| {

@@ -18,7 +18,8 @@ async fn a_checkpoint_stands_on_nothing_that_a_crash_of_the_source_takes_back() 
     site.run("insert into pot values (1, 'before', 0)").await;
     daemon.caught_up().await;
     assert!(process.terminate().await.success());
-    // a committed change, and after it a transaction that has taken positions, of which the disk knows nothing
+    // a committed change, and after it a transaction that has taken positions, of which the disk knows
+    // nothing
     site.run("update pot set label = 'committed' where pot_id = 1")
         .await;
     let open = connect(&site.database_url).await;

@@ -113,7 +113,8 @@ async fn rejected_changes_are_refused_and_the_rest_is_accepted() {
         json_answer(
             200,
             json!({"applied": 2, "skipped": 1, "rejected": [
-                {"position": 2, "code": "422", "error": "no\nroom"}, {"position": 5, "code": "23503", "error": "x"}]}),
+                {"position": 2, "code": "422", "error": "no\nroom"},
+                {"position": 5, "code": "23503", "error": "x"}]}),
         )
     })
     .await;
@@ -167,7 +168,7 @@ async fn answers_to_changes_are_checked() {
             .deliver(CHANGES, &origin(), &mut numbering(), &mut batch)
             .await
             .unwrap_err();
-        assert_eq!(failure.lost_capability(), Some("changes"));
+        assert_eq!(failure.lost_capability(), Some(Capability::Changes));
         assert_eq!(batch.count(&Fate::Pending), 3);
     }
 }

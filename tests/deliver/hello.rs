@@ -1,4 +1,4 @@
-//! What a server says of itself, and what it is told.
+//! What a server says about itself, and which schema it gets.
 
 use super::*;
 
@@ -30,8 +30,10 @@ async fn hello_reads_site_and_version_of_our_receiver() {
     let server = Scripted::start(|_| {
         json_answer(
             200,
-            json!({"status": "ok", "message": "", "last_sync": "2026-11-01T00:00:00Z", "capabilities": ["changes"],
-                "site": "college", "receiver": "r-1", "sources": {"other": {"epoch": 9, "term": 9, "batch": 9},
+            json!({"status": "ok", "message": "", "last_sync": "2026-11-01T00:00:00Z",
+                "capabilities": ["changes"],
+                "site": "college", "receiver": "r-1",
+                "sources": {"other": {"epoch": 9, "term": 9, "batch": 9},
                 "college-db": {"epoch": 2, "term": 3, "batch": 7, "database": "7/5"}}}),
         )
     })
@@ -90,14 +92,18 @@ async fn hello_is_only_believed_in_the_form_of_the_contract() {
 #[tokio::test]
 async fn a_schema_is_put_in_the_contracts_form() {
     let schema = TableSchema {
-        entity: "leaves".to_owned(),
         path: "leaves".to_owned(),
-        key: vec!["leave_id".to_owned()],
-        columns: vec![
-            ("leave_id".to_owned(), "bigint".to_owned()),
-            ("tags".to_owned(), "text[]".to_owned()),
-        ],
-        window: Some("created_at".to_owned()),
+        declaration: SchemaDeclaration {
+            entity: "leaves".to_owned(),
+            key: vec!["leave_id".to_owned()],
+            columns: [("leave_id", "bigint"), ("tags", "text[]")]
+                .map(|(name, type_name)| ColumnDeclaration {
+                    name: name.to_owned(),
+                    type_name: type_name.to_owned(),
+                })
+                .to_vec(),
+            window: Some("created_at".to_owned()),
+        },
     };
     let server = Scripted::start(|_| json_answer(200, json!({"success": true}))).await;
     client(&server.url).put_schema(&origin(), &schema).await.unwrap();
@@ -117,5 +123,5 @@ async fn a_schema_is_put_in_the_contracts_form() {
         .put_schema(&origin(), &schema)
         .await
         .unwrap_err();
-    assert_eq!(failure.lost_capability(), Some("schema"));
+    assert_eq!(failure.lost_capability(), Some(Capability::Schema));
 }

@@ -117,7 +117,7 @@ async fn a_batch_goes_whole_before_the_one_before_it_is_answered() {
     let origin = origin();
     let following = numbers.clone();
     let mut delivery = Box::pin(cloud.deliver(CHANGES, &origin, &mut numbers, &mut first));
-    // Others may go as soon as it is under way,
+    // Others may be sent as soon as it is in flight,
     tokio::select! {
         biased;
         _ = &mut delivery => panic!("nobody reads it"),
@@ -227,7 +227,7 @@ async fn nothing_else_goes_under_a_number_behind_which_a_batch_went() {
     // What passes is tried again under the same number.
     let (delivered, batch) = followed(|| json_answer(503, json!({}))).await;
     let failure = delivered.unwrap_err();
-    assert!(failure.is_passing() && !failure.needs_new_term(), "{failure}");
+    assert!(failure.is_transient() && !failure.needs_new_term(), "{failure}");
     assert_eq!(batch.count(&Fate::Pending), 2);
 }
 

@@ -1,4 +1,5 @@
-//! The cloud's client against real HTTP servers: the baseline cloud of `support`, and scripted ones for the rest.
+//! The cloud's client against real HTTP servers: the baseline cloud of `support`, and scripted ones for the
+//! rest.
 
 mod changes;
 mod files;
@@ -26,9 +27,11 @@ use cloud_sync::deliver::{
 };
 use cloud_sync::error::{Class, Error, Kind};
 use cloud_sync::existence::{CloudRows, digest};
+use cloud_sync::wire::{Capability, ColumnDeclaration, SchemaDeclaration};
 use serde_json::{Value, json};
 
-use crate::support::baseline::{Baseline, Fault, KEY};
+use crate::support::baseline::{BaselineServer, KEY};
+use crate::support::fault::Fault;
 
 const BASELINE: Capabilities = Capabilities {
     bulk: false,
@@ -125,8 +128,8 @@ fn code(fate: &Fate) -> Option<u16> {
     }
 }
 
-async fn baseline(capabilities: &[&str]) -> Baseline {
-    Baseline::start(&Catalogue::builtin(), capabilities).await
+async fn baseline(capabilities: &[&str]) -> BaselineServer {
+    BaselineServer::start(&Catalogue::builtin(), capabilities).await
 }
 
 /// A request that a scripted server has seen.

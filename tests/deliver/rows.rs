@@ -139,7 +139,7 @@ async fn children_wait_for_a_pending_parent_and_the_rest_is_resumed() {
         .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
         .await
         .unwrap_err();
-    assert!(failure.is_passing());
+    assert!(failure.is_transient());
     assert_eq!(server.count("cameras"), 0);
     assert_eq!(batch.fate(ChangeIndex(1)), &Fate::Pending);
     assert_eq!(batch.fate(ChangeIndex(4)), &Fate::Pending);
@@ -270,7 +270,7 @@ async fn a_truncate_deletes_what_the_cloud_has_in_its_turn() {
 #[tokio::test]
 async fn composite_keys_are_deleted_by_their_encoded_values() {
     let catalogue = Catalogue::new(vec![Entity::new("terms", "t", &["year", "name"])]).unwrap();
-    let server = Baseline::start(&catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&catalogue, &["delete"]).await;
     server.seed("terms", json!({"name": "a/b é", "year": 2026}));
     let cloud = Cloud::new(options(&server.url()), Arc::new(catalogue)).unwrap();
     let mut delete = change(1, ROOMS, Op::Delete, 1);
@@ -336,7 +336,7 @@ async fn bulk_sends_chunks_and_isolates_the_refused_row() {
         .deliver(BULK, &origin(), &mut numbering(), &mut rooms([1]))
         .await
         .unwrap_err();
-    assert_eq!(failure.lost_capability(), Some("bulk"));
+    assert_eq!(failure.lost_capability(), Some(Capability::Bulk));
     assert_eq!(failure.error().kind(), Kind::CloudProtocol);
 }
 

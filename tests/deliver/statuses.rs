@@ -199,7 +199,7 @@ async fn a_failure_in_a_200_is_no_acceptance() {
             .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)
             .await
             .unwrap_err();
-        assert!(failure.is_told() && failure.words().is_some_and(|words| words.ends_with("no")));
+        assert!(failure.is_from_application() && failure.words().is_some_and(|words| words.ends_with("no")));
         assert_eq!(fates(&batch), [Fate::Accepted, Fate::Pending, Fate::Accepted]);
     }
 }

@@ -1,5 +1,5 @@
-//! The corpus of the fuzz targets, each file as it is and with some mutations: read by the receiver's own readers, and
-//! sent to a real receiver, which answers each and goes on.
+//! The corpus of the fuzz targets, each file as it is and with some mutations: read by the receiver's own
+//! readers, and sent to a real receiver, which answers each and goes on.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -8,14 +8,11 @@ use tokio_postgres::Client;
 
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::site::{LIMIT, Site, connect};
+use crate::support::sql::number;
 
 const TABLES: &str = "create table note (id int primary key, text text)";
 const CATALOGUE: &str = "[[entity]]\nname = \"notes\"\ntable = \"note\"\nkey = [\"id\"]\n";
-
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
 
 /// Bytes of the segments, as the server's files are on its disk.
 async fn on_disk(client: &Client) -> i64 {
@@ -40,7 +37,8 @@ async fn given_back(client: &Client) {
     }
 }
 
-/// Writers that give up where they have to wait for a lock. Not at once: tables grow under a lock that they share.
+/// Writers that give up where they have to wait for a lock. Not at once: tables grow under a lock that they
+/// share.
 struct Writers {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
@@ -61,7 +59,10 @@ impl Writers {
             let (stop, written) = (stop.clone(), written.clone());
             tasks.push(tokio::spawn(async move {
                 let statement = client
-                    .prepare("insert into note values ($1, repeat('x', 200)) on conflict (id) do update set text = excluded.text || $1")
+                    .prepare(
+                        "insert into note values ($1, repeat('x', 200)) on conflict (id) do update \
+                         set text = excluded.text || $1",
+                    )
                     .await
                     .unwrap();
                 let mut id = 0;
@@ -91,9 +92,7 @@ impl Writers {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot() {
     let mut tally = Tally::default();
-    let mut cloud = Cloud::start("growth").await;
-    let site = Site::bare("growth", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (mut cloud, site) = Site::captured("growth", TABLES, CATALOGUE).await;
     // Given a snapshot that is older than everything, and stays
     let old = connect(&site.database_url).await;
     old.batch_execute("begin isolation level repeatable read; select count(*) from note")
@@ -126,10 +125,10 @@ async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot()
         })
         .await;
     assert!(status.outbox_bytes.unwrap() < 120 << 20, "{status:?}");
-    let said = String::from_utf8(daemon.ask(&["status"]).stdout).unwrap();
+    let printed = String::from_utf8(daemon.ask(&["status"]).stdout).unwrap();
     assert!(
-        said.contains("a second, room for") && said.contains(": full in"),
-        "{said}"
+        printed.contains("a second, room for") && printed.contains(": full in"),
+        "{printed}"
     );
     let json = String::from_utf8(daemon.ask(&["status", "--json"]).stdout).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -139,14 +138,14 @@ async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot()
     let caught_up = daemon.caught_up().await;
     assert_eq!(caught_up.lag.unwrap().changes, 0);
     given_back(&site.client).await;
-    // What is kept beside it stays small although dead versions cannot go yet.
-    let beside = number(
+    // What is kept in addition stays small although dead versions cannot go yet.
+    let further_tables = number(
         &site.client,
         "select sum(pg_total_relation_size('cloud_sync.' || name))::bigint \
          from unnest(array['checkpoint', 'identity', 'entity', 'media', 'quarantine', 'backfill']) name",
     )
     .await;
-    assert!(beside < 4 << 20, "{beside}");
+    assert!(further_tables < 4 << 20, "{further_tables}");
     old.batch_execute("commit").await.unwrap();
     tally.judge(&site, &cloud).await;
     assert!(process.terminate().await.success());
@@ -155,9 +154,7 @@ async fn the_outbox_grows_by_what_waits_and_gives_it_back_past_an_old_snapshot()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_while_segments_are_trimmed_beneath_writers() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("trimming").await;
-    let site = Site::bare("trimming", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("trimming", TABLES, CATALOGUE).await;
     let writers = Writers::start(&site, 4).await;
     let drain = site.drain();
     // A truncated segment has another file.
@@ -185,9 +182,7 @@ async fn nothing_is_lost_while_segments_are_trimmed_beneath_writers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_go_on_while_a_segment_is_being_truncated() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("truncating").await;
-    let site = Site::bare("truncating", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("truncating", TABLES, CATALOGUE).await;
     // Given changes that are accepted, in a segment that a dump kept from being trimmed
     let dump = connect(&site.database_url).await;
     dump.batch_execute("begin; lock table cloud_sync.outbox in access share mode")
@@ -202,7 +197,8 @@ async fn writers_go_on_while_a_segment_is_being_truncated() {
     let kept = on_disk(&site.client).await;
     site.run(
         "select cloud_sync.set_state(0, null); \
-         select cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, 9223372036854775807) \
+         select cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, \
+         9223372036854775807) \
          from cloud_sync.checkpoint, generate_series(0, 3) segment; select cloud_sync.rotate(1 << 20)",
     )
     .await;
@@ -212,7 +208,8 @@ async fn writers_go_on_while_a_segment_is_being_truncated() {
     trim.batch_execute("begin").await.unwrap();
     let bytes = number(
         &trim,
-        "select sum(cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, 9223372036854775807))::bigint \
+        "select sum(cloud_sync.trim_segment(term, segment, (body::json->>'lo')::pg_snapshot, \
+         9223372036854775807))::bigint \
          from cloud_sync.checkpoint, generate_series(0, 3) segment",
     )
     .await;
@@ -239,15 +236,14 @@ async fn writers_go_on_while_a_segment_is_being_truncated() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dump_of_the_site_delays_the_trim_and_nothing_else() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("dumping").await;
-    let site = Site::bare("dumping", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("dumping", TABLES, CATALOGUE).await;
     let running = site.replicate();
     running.caught_up().await;
     // Given a dump that reads for hours: a snapshot, and every table locked against being dropped
     let dump = connect(&site.database_url).await;
     dump.batch_execute(
-        "begin isolation level repeatable read; lock table cloud_sync.outbox, note in access share mode; select count(*) from note",
+        "begin isolation level repeatable read; lock table cloud_sync.outbox, note in access share mode; \
+         select count(*) from note",
     )
     .await
     .unwrap();
@@ -272,9 +268,7 @@ async fn a_dump_of_the_site_delays_the_trim_and_nothing_else() {
 #[tokio::test]
 async fn a_large_segment_that_writers_use_is_left_and_trimmed() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("large").await;
-    let site = Site::bare("large", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("large", TABLES, CATALOGUE).await;
     // Given more in one segment than was ever trimmed under writers, and one that rolled back
     site.run(
         "begin; insert into note select n, repeat('z', 300) from generate_series(1, 60000) n; rollback; \
@@ -296,9 +290,7 @@ async fn a_large_segment_that_writers_use_is_left_and_trimmed() {
 #[tokio::test]
 async fn what_is_kept_beside_the_outbox_does_not_bloat() {
     let mut tally = Tally::default();
-    let cloud = Cloud::start("beside").await;
-    let site = Site::bare("beside", &cloud.url, KEY, TABLES, CATALOGUE).await;
-    site.init().await;
+    let (cloud, site) = Site::captured("concurrent", TABLES, CATALOGUE).await;
     let drain = site.drain();
     for round in 0..150 {
         site.run(&format!("insert into note values ({round}, 'x')")).await;

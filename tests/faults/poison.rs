@@ -1,4 +1,5 @@
-//! Changes that the cloud refuses: they stand aside, the rest flows, and they come back when what was wrong is mended.
+//! Changes that the cloud refuses: they stand aside, the rest flows, and they come back when what was wrong
+//! is mended.
 
 use std::time::Duration;
 
@@ -8,32 +9,30 @@ use cloud_sync::reconcile::NoObserver;
 use cloud_sync::reconcile::backfill::RowSpan;
 use cloud_sync::replicator;
 use serde_json::Value;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::sql::number;
 
 const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
 
 /// A room that is refused, its cameras, and what these saw: three floors of children.
 const FAMILY: &str = "
     insert into tbl_room (room_no, room_name) values ('R1', 'bad'), ('R2', 'good');
-    insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || 1 + n % 2 from generate_series(1, 40) n;
-    insert into tbl_recognition_logs (camera_id, status) select 1 + n % 40, 's' from generate_series(1, 200) n;";
-
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
+    insert into tbl_camera (camera_name, room_no) select 'c' || n, 'R' || 1 + n % 2 \
+    from generate_series(1, 40) n;
+    insert into tbl_recognition_logs (camera_id, status) select 1 + n % 40, 's' \
+    from generate_series(1, 200) n;";
 
 #[tokio::test]
 async fn rows_without_their_parent_wait_aside_and_follow_it_on_servers_without_positions() {
     for capabilities in [&[][..], &["bulk", "delete"]] {
         let hint = format!("family_{}", capabilities.len());
-        let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), capabilities).await;
+        let server = BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), capabilities).await;
         server.require("cameras", "room_no", "rooms", "room_no");
         server.require("recognition-logs", "camera_id", "cameras", "camera_id");
         server.fault(Fault::status(422).when(|row: &Value| row["room_name"] == "bad"));
@@ -71,20 +70,23 @@ async fn rows_without_their_parent_wait_aside_and_follow_it_on_servers_without_p
 
 #[tokio::test]
 async fn rows_without_their_parent_wait_aside_and_follow_it_on_a_server_with_positions() {
-    let cloud = Cloud::start("family").await;
-    let site = Site::school("family", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("family").await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
-    site.run("insert into tbl_camera (camera_name) values ('first'); insert into tbl_room (room_no) values ('first'); \
-              insert into tbl_recognition_logs (status) values ('first')")
-        .await;
+    site.run(
+        "insert into tbl_camera (camera_name) values ('first'); \
+         insert into tbl_room (room_no) values ('first'); \
+              insert into tbl_recognition_logs (status) values ('first')",
+    )
+    .await;
     replicator.caught_up().await;
     // Given a cloud whose owner has added foreign keys and a check
     there
         .batch_execute(
             "alter table cloud.rooms add unique (_site, room_no), add check (room_name <> 'bad'); \
-             alter table cloud.cameras add foreign key (_site, room_no) references cloud.rooms (_site, room_no); \
+             alter table cloud.cameras add foreign key (_site, room_no) references cloud.rooms (_site, \
+             room_no); \
              alter table cloud.recognition_logs add foreign key (_site, camera_id) references cloud.cameras",
         )
         .await
@@ -108,7 +110,7 @@ async fn rows_without_their_parent_wait_aside_and_follow_it_on_a_server_with_pos
 
 #[tokio::test]
 async fn a_child_that_is_bad_for_another_reason_is_not_retried_for_ever() {
-    let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), &[]).await;
+    let server = BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), &[]).await;
     server.fault(Fault::status(422).when(|row: &Value| row["camera_name"] == "bad"));
     let site = Site::school("stubborn", &server.url(), baseline::KEY).await;
     let _tally = Tally {
@@ -116,8 +118,11 @@ async fn a_child_that_is_bad_for_another_reason_is_not_retried_for_ever() {
         ..Tally::default()
     };
     let replicator = site.replicate();
-    site.run("insert into tbl_room (room_no) values ('R1'); insert into tbl_camera (camera_name, room_no) values ('bad', 'R1')")
-        .await;
+    site.run(
+        "insert into tbl_room (room_no) values ('R1'); \
+         insert into tbl_camera (camera_name, room_no) values ('bad', 'R1')",
+    )
+    .await;
     // Given a parent that changes again and again
     for nth in 0..20 {
         site.run(&format!("update tbl_room set room_name = 'name {nth}'"))
@@ -146,7 +151,7 @@ async fn rows_of_one_table_that_need_each_other_find_their_order() {
         // Given a server that wants a row's parent, in the same table, first
         let hint = format!("tree_{}", capabilities.len());
         let mut site = Site::bare(&hint, "http://127.0.0.1:1/api", baseline::KEY, tables, config).await;
-        let server = Baseline::start(&site.settings.catalogue, capabilities).await;
+        let server = BaselineServer::start(&site.settings.catalogue, capabilities).await;
         server.require("nodes", "parent_id", "nodes", "node_id");
         site.settings.cloud.url = Some(server.url().parse().unwrap());
         site.init().await;
@@ -161,8 +166,10 @@ async fn rows_of_one_table_that_need_each_other_find_their_order() {
         assert_eq!(replicator.caught_up().await.quarantine, Some(0));
         site.run(
             "begin; alter table node drop constraint node_parent_id_fkey; \
-             insert into node select 1000 - n, case when n > 0 then 1001 - n end from generate_series(40, 0, -1) n; \
-             alter table node add constraint node_parent_id_fkey foreign key (parent_id) references node; commit",
+             insert into node select 1000 - n, case when n > 0 then 1001 - n end \
+             from generate_series(40, 0, -1) n; \
+             alter table node add constraint node_parent_id_fkey foreign key (parent_id) references node; \
+             commit",
         )
         .await;
         // then all of it is accepted.
@@ -178,8 +185,7 @@ async fn rows_of_one_table_that_need_each_other_find_their_order() {
 
 #[tokio::test]
 async fn a_refused_row_leaves_when_it_is_mended_deleted_or_truncated() {
-    let cloud = Cloud::start("mended").await;
-    let site = Site::school("mended", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("mended").await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
@@ -228,7 +234,7 @@ async fn a_row_that_a_backfill_had_refused_leaves_when_the_drain_brings_it() {
         .await
         .unwrap();
     tally.faults += 1;
-    // when a backfill beside it has one refused,
+    // when a backfill at the same time has one refused,
     let report = replicator::backfill(
         &site.settings,
         &[],
@@ -251,8 +257,7 @@ async fn a_row_that_a_backfill_had_refused_leaves_when_the_drain_brings_it() {
 
 #[tokio::test]
 async fn every_third_row_refused_lets_the_others_through() {
-    let cloud = Cloud::start("third").await;
-    let site = Site::school("third", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("third").await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
@@ -280,7 +285,7 @@ async fn every_third_row_refused_lets_the_others_through() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_refused_rows_hold_nothing_up_and_can_be_decided_on() {
-    let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), &[]).await;
+    let server = BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), &[]).await;
     let site = Site::school("many", &server.url(), baseline::KEY).await;
     let daemon = Daemon::of(&site, "store");
     let mut tally = Tally::default();

@@ -1,24 +1,23 @@
 //! Random schedules of concurrent transactions, drained at random moments, compared with a model.
 //!
-//! The schedules run one after another on one table: each begins by emptying both sides, so that a failing one can be
-//! replayed and shrunk. `PROPTEST_CASES` says how many there are.
+//! The schedules run one after another on one table: each begins by emptying both sides, so that a failing
+//! one can be replayed and shrunk. `PROPTEST_CASES` says how many there are.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cloud_sync::checkpoint::{Checkpoint, Store};
 use cloud_sync::drain::{BatchLimits, Drain, DrainStep, Stages};
-use cloud_sync::error::{Error, Kind, Result};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 use tokio_postgres::Client;
 
 use crate::support::oracle::{Tally, amid};
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, Site, connect};
+use crate::support::store::MemoryStore;
 
 const TABLE: &str = "create table thing (id bigint primary key, label bigint not null)";
 const ENTITY: &str = "
@@ -36,8 +35,8 @@ const ROWS: i64 = 4;
 const CASES: u32 = 60;
 const ENOUGH: Duration = Duration::from_secs(25);
 
-/// One step of a schedule. Statements outside a transaction commit by themselves; one that would wait for a lock, or
-/// that fails, is undone alone.
+/// One step of a schedule. Statements outside a transaction commit by themselves; one that would wait for a
+/// lock, or that fails, is undone alone.
 #[derive(Debug, Clone)]
 enum Action {
     Begin,
@@ -90,32 +89,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// A store in memory, whose next commit may fail.
-#[derive(Default)]
-struct Memory {
-    checkpoint: Mutex<Option<Checkpoint>>,
-    fails: AtomicBool,
-}
-
-impl Store for Memory {
-    fn load(&self) -> Result<Option<Checkpoint>> {
-        Ok(self.checkpoint.lock().unwrap().clone())
-    }
-
-    fn commit(&self, checkpoint: &Checkpoint) -> Result<()> {
-        if self.fails.swap(false, Ordering::Relaxed) {
-            return Err(Error::new(
-                Kind::Store,
-                "commit the checkpoint",
-                "the test's disk",
-            ));
-        }
-        *self.checkpoint.lock().unwrap() = Some(checkpoint.clone());
-        Ok(())
-    }
-}
-
-/// What a row holds; none where it is not there.
+/// What a row holds; `None` if there is no such row.
 type State = Option<i64>;
 
 /// A session, and what its open transaction has done.
@@ -132,8 +106,9 @@ struct Model {
     rows: BTreeMap<i64, Vec<State>>,
     /// Which state of each row the cloud was last seen in.
     seen: BTreeMap<i64, usize>,
-    /// Whether the table was truncated. What was written to it since can be on its way before the truncate is, as a row's present
-    /// state is sent with its first touch: the row is gone then, until its later touch brings it again.
+    /// Whether the table was truncated. What was written to it since can be on its way before the truncate
+    /// is, as a row's present state is sent with its first touch: the row is gone then, until its later touch
+    /// brings it again.
     truncated: bool,
 }
 
@@ -147,7 +122,8 @@ impl Model {
     }
 
     fn commit(&mut self, changes: Vec<(i64, State)>) {
-        // A transaction may arrive in several batches, and so a row in each state that the transaction gave it.
+        // A transaction may arrive in several batches, and so a row in each state that the transaction gave
+        // it.
         for (row, state) in changes {
             self.rows.get_mut(&row).unwrap().push(state);
         }
@@ -158,7 +134,8 @@ impl Model {
         self.rows.iter().filter_map(last).collect()
     }
 
-    /// Checks that the cloud holds a committed state of each row, and none that is older than one it held before.
+    /// Checks that the cloud holds a committed state of each row, and none that is older than one it held
+    /// before.
     fn look(&mut self, cloud: &BTreeMap<i64, i64>) -> std::result::Result<(), TestCaseError> {
         for (row, states) in &self.rows {
             let held = cloud.get(row).copied();
@@ -169,7 +146,8 @@ impl Model {
             let found = states[seen..].iter().position(|state| *state == held);
             prop_assert!(
                 found.is_some(),
-                "row {row} is {held:?} in the cloud; it was {states:?}, and the cloud had seen number {seen} of these"
+                "row {row} is {held:?} in the cloud; \
+                 it was {states:?}, and the cloud had seen number {seen} of these"
             );
             self.seen.insert(*row, seen + found.unwrap_or_default());
         }
@@ -177,12 +155,12 @@ impl Model {
     }
 }
 
-struct World {
+struct ScheduleRun {
     site: Site,
     cloud: Cloud,
     there: Client,
     drain: Drain,
-    store: Arc<Memory>,
+    store: Arc<MemoryStore>,
     sessions: Vec<Session>,
     stages: Option<Stages>,
     /// Each value that is written is new, over all schedules.
@@ -194,12 +172,10 @@ async fn held(client: &Client, sql: &str) -> BTreeMap<i64, i64> {
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-impl World {
+impl ScheduleRun {
     async fn new() -> Self {
-        let cloud = Cloud::start("schedules").await;
-        let site = Site::bare("schedules", &cloud.url, KEY, TABLE, ENTITY).await;
-        site.init().await;
-        let store = Arc::new(Memory::default());
+        let (cloud, site) = Site::captured("schedules", TABLE, ENTITY).await;
+        let store = Arc::new(MemoryStore::default());
         let mut drain = site.drain();
         drain.store = store.clone();
         // Windows of more than one batch.
@@ -237,7 +213,7 @@ impl World {
             session.open = None;
             session.savepoints.clear();
         }
-        self.store.fails.store(false, Ordering::Relaxed);
+        self.store.cancel_failure();
         self.stages = None;
         self.site
             .run("insert into thing values (0, 0); truncate thing")
@@ -270,10 +246,10 @@ impl World {
                 }
                 Action::DrainAll => self.drain_all(&mut model, false).await?,
                 Action::DrainUncommitted => {
-                    self.store.fails.store(true, Ordering::Relaxed);
+                    self.store.fail_next_commit();
                     let stages = self.stages().await;
                     let stepped = stages.step().await;
-                    let failed = !self.store.fails.swap(false, Ordering::Relaxed);
+                    let failed = !self.store.cancel_failure();
                     prop_assert_eq!(failed, stepped.is_err());
                     if failed {
                         self.stages = None;
@@ -283,7 +259,7 @@ impl World {
                 Action::Restart => self.stages = None,
                 Action::LoseStore => {
                     self.stages = None;
-                    *self.store.checkpoint.lock().unwrap() = None;
+                    self.store.clear();
                 }
                 _ => self.act(*session, action, &mut model).await,
             }
@@ -328,8 +304,8 @@ impl World {
         self.site.client.query_one(parked, &[]).await.unwrap().get(0)
     }
 
-    /// Whatever is committed by now arrives, whoever has a transaction open; but what nobody can read while a truncate holds the
-    /// table waits for that one's end, `ended` tells that it came.
+    /// Whatever is committed by now arrives, whoever has a transaction open; but what nobody can read while a
+    /// truncate holds the table waits for that one's end, `ended` tells that it came.
     async fn drain_all(&mut self, model: &mut Model, ended: bool) -> std::result::Result<(), TestCaseError> {
         loop {
             while self.step().await == DrainStep::Delivered {
@@ -470,7 +446,7 @@ fn any_schedule_of_transactions_arrives_in_order_and_whole() {
         .enable_all()
         .build()
         .unwrap();
-    let world = RefCell::new(runtime.block_on(World::new()));
+    let world = RefCell::new(runtime.block_on(ScheduleRun::new()));
     let mut tally = Tally::default();
     let asked = std::env::var_os("PROPTEST_CASES").is_some();
     let mut config = if asked {

@@ -8,16 +8,17 @@ use cloud_sync::quarantine;
 use serde_json::json;
 
 use super::{drain_by, drained, elsewhere};
-use crate::support::baseline::{self, Baseline, Fault};
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::fault::Fault;
 use crate::support::site::Site;
 
 const TABLE: &str =
     "create table room (id bigint primary key, no text unique deferrable initially deferred, name text)";
 const ROOMS: &str = "[[entity]]\nname = \"rooms\"\ntable = \"room\"\nkey = [\"id\"]\npath = \"rooms\"\n";
 
-async fn rooms(hint: &str, timeout: Duration) -> (Baseline, Site) {
+async fn rooms(hint: &str, timeout: Duration) -> (BaselineServer, Site) {
     let probe = Site::bare(hint, "http://127.0.0.1:1/api", baseline::KEY, TABLE, ROOMS).await;
-    let server = Baseline::start(&probe.settings.catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&probe.settings.catalogue, &["delete"]).await;
     let mut site = Site::bare(hint, &server.url(), baseline::KEY, TABLE, ROOMS).await;
     site.settings.cloud.timeout = timeout;
     site.init().await;
@@ -49,13 +50,15 @@ async fn a_unique_value_that_moves_between_rows_ends_in_no_quarantine() {
     }
 }
 
-// H11. A row is refused once for a reason that passes, and nothing touches it again: one refusal does not count.
+// H11. A row is refused once for a reason that passes, and nothing touches it again: one refusal does not
+// count.
 #[tokio::test]
 async fn one_refusal_does_not_count() {
     let (server, site) = rooms("once", Duration::from_secs(5)).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
-    // The row goes alone and is the last of its window, as a row whose unique value another row of the cloud still has.
+    // The row goes alone and is the last of its window, as a row whose unique value another row of the cloud
+    // still has.
     server.fault(Fault::status(422).on("rooms").times(1));
     site.run("insert into room values (1, 'A', 'one')").await;
     drained(&mut stages).await;
@@ -105,7 +108,7 @@ async fn a_request_that_arrives_late_does_not_stay() {
         .wait_until("the second try", |server| server.row("rooms", "1").is_some())
         .await;
     site.run("update room set name = 'v2'").await;
-    let name = |server: &Baseline| server.row("rooms", "1").map(|row| row["name"].clone());
+    let name = |server: &BaselineServer| server.row("rooms", "1").map(|row| row["name"].clone());
     server
         .wait_until("v2", |server| name(server) == Some(json!("v2")))
         .await;
@@ -142,7 +145,7 @@ async fn a_drain_that_takes_over_waits_until_no_request_can_arrive() {
     assert!(dying.await.unwrap_err().is_cancelled());
     site.run("update room set name = 'v2'").await;
     let second = elsewhere(&drain);
-    let name = |server: &Baseline| server.row("rooms", "1").map(|row| row["name"].clone());
+    let name = |server: &BaselineServer| server.row("rooms", "1").map(|row| row["name"].clone());
     let (drained, ()) = tokio::join!(second.drain_all(), async {
         // A request lives for twice the time limit: this one comes after half of that, or at once after v2.
         let v2 = server.wait_until("v2", |server| name(server) == Some(json!("v2")));
@@ -156,8 +159,8 @@ async fn a_drain_that_takes_over_waits_until_no_request_can_arrive() {
     assert_eq!(name(&server), Some(json!("v2")));
 }
 
-// H12 with a truncate, which such a server gets as one delete a row: one of them timed out, the row is there again, the delete
-// arrives.
+// H12 with a truncate, which such a server gets as one delete a row: one of them timed out, the row is there
+// again, the delete arrives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delete_of_a_truncate_that_arrives_late_does_not_stay() {
     let (server, site) = rooms("late_truncate", Duration::from_secs(3)).await;
@@ -174,7 +177,7 @@ async fn a_delete_of_a_truncate_that_arrives_late_does_not_stay() {
         .wait_until("the truncate", |server| server.count("rooms") == 0)
         .await;
     site.run("insert into room values (1, 'A', 'v2')").await;
-    let name = |server: &Baseline| server.row("rooms", "1").map(|row| row["name"].clone());
+    let name = |server: &BaselineServer| server.row("rooms", "1").map(|row| row["name"].clone());
     server
         .wait_until("v2", |server| name(server) == Some(json!("v2")))
         .await;
@@ -191,7 +194,8 @@ async fn a_delete_of_a_truncate_that_arrives_late_does_not_stay() {
     running.end().await;
 }
 
-// The site's sessions break while a delivery is tried again: the round ends, and the next one has sessions of its own.
+// The site's sessions break while a delivery is tried again: the round ends, and the next one has sessions of
+// its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_fails_amid_a_delivery_ends_the_round_and_loses_nothing() {
     let table = "create table room (id bigint primary key, name text)";
@@ -204,7 +208,7 @@ async fn a_source_that_fails_amid_a_delivery_ends_the_round_and_loses_nothing() 
         &config,
     )
     .await;
-    let server = Baseline::start(&probe.settings.catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&probe.settings.catalogue, &["delete"]).await;
     let site = Site::bare("amid_delivery", &server.url(), baseline::KEY, table, &config).await;
     site.init().await;
     let running = site.replicate();

@@ -5,23 +5,26 @@ use cloud_sync::replicator::preconditions;
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use super::{TABLE, drained, held, number, site_of, texts, things, until};
+use super::{TABLE, drained, held, things};
 use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::sql::{number, texts, until};
 
-/// The least time between two looks of a replicator that sleeps and waits for nobody in particular, in milliseconds.
+/// The least time between two looks of a replicator that sleeps and waits for nobody in particular, in
+/// milliseconds.
 const SLOW_POLL: i64 = 4_000;
 
 // H10 i. The key goes from int to text: writers go on, and so does the row.
 #[tokio::test]
 async fn a_key_that_becomes_text_fails_no_writer() {
-    let (cloud, site) = site_of("totext", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("totext", TABLE, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     drained(&mut stages).await;
     site.run(
-        "update thing set label = 'before' where id = 1; alter table thing alter column id type text using id::text; \
+        "update thing set label = 'before' where id = 1; \
+         alter table thing alter column id type text using id::text; \
          insert into thing values ('abc', 'three'); update thing set label = 'after' where id = '2'",
     )
     .await;
@@ -41,24 +44,24 @@ async fn a_key_that_becomes_text_fails_no_writer() {
 // H10 ii. `temp_file_limit`: transition tables hold whole rows. It cannot be helped, and `check` says so.
 #[tokio::test]
 async fn a_limit_of_temporary_files_is_told_by_check() {
-    let (_cloud, site) = site_of("limited", TABLE, &things("")).await;
-    let told = || async {
+    let (_cloud, site) = Site::captured("limited", TABLE, &things("")).await;
+    let detail = || async {
         let findings = preconditions::check(&site.settings).await;
         let found = findings
             .iter()
             .find(|finding| finding.subject() == "temporary files");
         found.unwrap().detail().to_owned()
     };
-    assert_eq!(told().await, "without a limit");
+    assert_eq!(detail().await, "without a limit");
     let name = site.database_url.rsplit('/').next().unwrap().to_owned();
     site.run(&format!(
         "alter role postgres in database {name} set temp_file_limit = '2MB'"
     ))
     .await;
-    let told = told().await;
+    let detail = detail().await;
     assert!(
-        told.contains("role postgres") && told.contains("temp_file_limit"),
-        "{told}"
+        detail.contains("role postgres") && detail.contains("temp_file_limit"),
+        "{detail}"
     );
 }
 
@@ -121,7 +124,7 @@ async fn a_captured_table_can_be_attached_as_a_partition() {
     let tables = "create table thing (id bigint primary key, label text) partition by range (id); \
          create table low partition of thing for values from (0) to (10); \
          create table high (id bigint primary key, label text)";
-    let (cloud, site) = site_of("attach", tables, &things("")).await;
+    let (cloud, site) = Site::captured("attach", tables, &things("")).await;
     // Given what an earlier capture of the same entity left on a table of its own
     site.run(
         "do $$ declare name text; begin \
@@ -133,7 +136,8 @@ async fn a_captured_table_can_be_attached_as_a_partition() {
     .await;
     site.run("alter table thing attach partition high for values from (10) to (20)")
         .await;
-    // And rows that are written there before it has triggers of its own are captured, where the row triggers fire.
+    // And rows that are written there before it has triggers of its own are captured, where the row triggers
+    // fire.
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run(
@@ -151,7 +155,7 @@ async fn a_captured_table_can_be_attached_as_a_partition() {
 // Sentence 14. A subscription's worker fires row triggers only: they touch the new key and the old one.
 #[tokio::test]
 async fn a_key_that_an_apply_worker_changes_leaves_no_row_behind() {
-    let (cloud, site) = site_of("applied", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("applied", TABLE, &things("")).await;
     let publisher_url = Server::get().database("applied_publisher").await;
     let publisher = connect(&publisher_url).await;
     publisher
@@ -175,7 +179,8 @@ async fn a_key_that_an_apply_worker_changes_leaves_no_row_behind() {
             "select count(*) = 3 from thing",
         ),
         (
-            "update thing set id = 4 where id = 1; delete from thing where id = 2; update thing set label = 'last' where id = 3",
+            "update thing set id = 4 where id = 1; delete from thing where id = 2; \
+             update thing set label = 'last' where id = 3",
             "select count(*) = 1 from thing where label = 'last'",
         ),
         ("truncate thing", "select count(*) = 0 from thing"),
@@ -193,7 +198,7 @@ async fn a_key_that_an_apply_worker_changes_leaves_no_row_behind() {
 // H10 vi. A replicator is killed while it sleeps: behind its deadline writers notify no more.
 #[tokio::test]
 async fn a_sleeper_that_is_gone_is_notified_until_its_deadline_only() {
-    let (_cloud, site) = site_of("sleeper", TABLE, &things("")).await;
+    let (_cloud, site) = Site::captured("sleeper", TABLE, &things("")).await;
     let running = site.replicate();
     running.caught_up().await;
     let deadline = "coalesce(pg_sequence_last_value('cloud_sync.state'), 0) >> 16";
@@ -241,7 +246,8 @@ async fn a_sleeper_that_is_gone_is_notified_until_its_deadline_only() {
     assert!(!heard("extract(epoch from clock_timestamp())::bigint - 1").await);
 }
 
-// Sentence 17. The text of a key does not depend on the writer's session: 0.1 + 0.2 is 0.3 under `extra_float_digits = 0`.
+// Sentence 17. The text of a key does not depend on the writer's session: 0.1 + 0.2 is 0.3 under
+// `extra_float_digits = 0`.
 #[tokio::test]
 async fn a_key_reads_the_same_whatever_the_writer_has_set() {
     let tables = "create table thing (id float8 primary key, label text); \
@@ -250,12 +256,14 @@ async fn a_key_reads_the_same_whatever_the_writer_has_set() {
         "{}[[entity]]\nname = \"days\"\ntable = \"day\"\nkey = [\"id\"]\npath = \"days\"\n",
         things("")
     );
-    let (cloud, site) = site_of("digits", tables, &config).await;
+    let (cloud, site) = Site::captured("digits", tables, &config).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run(
-        "set extra_float_digits = 0; set datestyle = 'German'; set timezone = 'Asia/Tokyo'; set intervalstyle = 'sql_standard'; \
-         insert into thing values (0.1::float8 + 0.2::float8, 'one'); insert into day values ('2026-11-05 10:00+00', '1 day', 'one')",
+        "set extra_float_digits = 0; set datestyle = 'German'; set timezone = 'Asia/Tokyo'; \
+         set intervalstyle = 'sql_standard'; \
+         insert into thing values (0.1::float8 + 0.2::float8, 'one'); \
+         insert into day values ('2026-11-05 10:00+00', '1 day', 'one')",
     )
     .await;
     drained(&mut stages).await;
@@ -268,11 +276,11 @@ async fn a_key_reads_the_same_whatever_the_writer_has_set() {
     assert_eq!(held(&cloud, "select label from cloud.days").await, ["two"]);
 }
 
-// Sentence 8. A transaction has written before the replicator lay down, and notifies nobody: as long as it runs the replicator looks
-// again and again, and not only when the slow poll is due.
+// Sentence 8. A transaction has written before the replicator lay down, and notifies nobody: as long as it
+// runs the replicator looks again and again, and not only when the slow poll is due.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks() {
-    let (cloud, site) = site_of("sleeper", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("sleeper", TABLE, &things("")).await;
     let writer = connect(&site.database_url).await;
     writer
         .batch_execute("begin; insert into thing values (1, 'silent')")
@@ -284,9 +292,11 @@ async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks
         "select pg_sequence_last_value('cloud_sync.state') > 65535",
     )
     .await;
-    // Two looks in a row come sooner than any slow poll would: one pair of looks stands for the lying down itself.
+    // Two looks in a row come sooner than any slow poll would: one pair of looks is evidence that the wake
+    // lock is armed.
     let look = "select (extract(epoch from query_start) * 1000)::bigint from pg_stat_activity \
-         where datname = current_database() and application_name = 'cloud-sync drain' and query like '%captured_at%'";
+         where datname = current_database() and application_name = 'cloud-sync drain' \
+         and query like '%captured_at%'";
     let start = std::time::Instant::now();
     let mut looks: Vec<i64> = Vec::new();
     while !looks.windows(4).any(|looks| looks[3] - looks[0] < SLOW_POLL) {
@@ -299,7 +309,7 @@ async fn a_writer_that_does_not_know_of_the_sleeper_is_waited_for_by_short_looks
         assert!(start.elapsed() < LIMIT, "looks at {looks:?}");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    // It commits, and no one was told; what is told wakes the replicator too.
+    // It commits without a notification; a notification wakes the replicator too.
     writer.batch_execute("commit").await.unwrap();
     running.caught_up().await;
     site.run("insert into thing values (2, 'told')").await;

@@ -8,14 +8,15 @@ use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 use serde_json::json;
 
-use super::{TABLE, drained, elsewhere, held, site_of, things, until_one_waits};
-use crate::support::baseline::{self, Baseline};
+use super::{TABLE, drained, elsewhere, held, things};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::site::{Site, connect};
+use crate::support::sql::until_session_waits;
 
 const CONDITION: &str = "where = \"label <> 'hidden'\"";
 
 /// A site whose cloud is a baseline server that can delete.
-async fn before_baseline(hint: &str, more: &str) -> (Baseline, Site) {
+async fn before_baseline(hint: &str, more: &str) -> (BaselineServer, Site) {
     let probe = Site::bare(
         hint,
         "http://127.0.0.1:1/api",
@@ -24,15 +25,15 @@ async fn before_baseline(hint: &str, more: &str) -> (Baseline, Site) {
         &things(more),
     )
     .await;
-    let server = Baseline::start(&probe.settings.catalogue, &["delete"]).await;
+    let server = BaselineServer::start(&probe.settings.catalogue, &["delete"]).await;
     let mut site = Site::bare(hint, &server.url(), baseline::KEY, TABLE, &things(more)).await;
     site.settings.cloud.timeout = Duration::from_millis(500);
     site.init().await;
     (server, site)
 }
 
-// H6. Drain A reads row 1, which meets the condition, and has not noted it; row 1 stops meeting it; drain B begins a term, reads
-// it, does not know it and passes; A notes it and sends it.
+// H6. Drain A reads row 1, which meets the condition, and has not noted it; row 1 stops meeting it; drain B
+// begins a term, reads it, does not know it and passes; A notes it and sends it.
 #[tokio::test]
 async fn a_drain_that_was_followed_sends_nothing_that_it_has_not_noted() {
     let (server, site) = before_baseline("fenced", CONDITION).await;
@@ -48,7 +49,7 @@ async fn a_drain_that_was_followed_sends_nothing_that_it_has_not_noted() {
         .unwrap();
     let second = elsewhere(&drain);
     let (first, ()) = tokio::join!(one.step(), async {
-        until_one_waits(&site.client, "delivery").await;
+        until_session_waits(&site.client, "delivery").await;
         // when row 1 stops meeting the condition, and drain B passes it,
         site.run("update thing set label = 'hidden' where id = 1").await;
         second.drain_all().await.unwrap();
@@ -87,7 +88,7 @@ async fn a_sync_removes_what_was_sent_before_the_condition() {
 async fn a_row_that_stops_meeting_the_condition_leaves_the_cloud() {
     for deletes in ["keep", "propagate"] {
         let config = things(&format!("{CONDITION}\ndeletes = \"{deletes}\""));
-        let (cloud, site) = site_of("leaves", TABLE, &config).await;
+        let (cloud, site) = Site::captured("leaves", TABLE, &config).await;
         let drain = site.drain();
         site.run("insert into thing values (1, 'one'), (2, 'hidden'), (3, 'three')")
             .await;
@@ -102,7 +103,8 @@ async fn a_row_that_stops_meeting_the_condition_leaves_the_cloud() {
 // Sentence 6. A condition that changes its mind without a touch is refused.
 #[tokio::test]
 async fn a_condition_on_more_than_the_rows_own_columns_is_refused() {
-    let tables = "create table thing (id bigint primary key, label text, at timestamptz); create table list (label text); \
+    let tables = "create table thing (id bigint primary key, label text, at timestamptz); \
+         create table list (label text); \
          create function asked(text) returns boolean language plpgsql as 'begin return true; end'";
     for (condition, fits) in [
         ("at > now() - interval '1 day'", false),
@@ -127,7 +129,7 @@ async fn a_condition_on_more_than_the_rows_own_columns_is_refused() {
 // Sentence 7. `keep` keeps what is deleted and truncated, but a changed key leaves its old one.
 #[tokio::test]
 async fn what_is_kept_has_no_second_row_after_a_change_of_key() {
-    let (cloud, site) = site_of("rekeyed", TABLE, &things("deletes = \"keep\"")).await;
+    let (cloud, site) = Site::captured("rekeyed", TABLE, &things("deletes = \"keep\"")).await;
     assert_eq!(site.settings.catalogue.entities()[0].deletes(), Deletes::Keep);
     let drain = site.drain();
     let ids = "select id::text from cloud.things order by id";
@@ -144,10 +146,11 @@ async fn what_is_kept_has_no_second_row_after_a_change_of_key() {
     assert_eq!(held(&cloud, ids).await, ["6", "7"]);
 }
 
-// Sentence 7. A key is changed and the table truncated in one batch: the truncate is kept, so the old key's delete is not left to it.
+// Sentence 7. A key is changed and the table truncated in one batch: the truncate is kept, so the old key's
+// delete is not left to it.
 #[tokio::test]
 async fn an_old_key_beside_a_truncate_that_is_kept_leaves_the_cloud() {
-    let (cloud, site) = site_of("keep_moved", super::TABLE, &things("deletes = \"keep\"")).await;
+    let (cloud, site) = Site::captured("keep_moved", super::TABLE, &things("deletes = \"keep\"")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing select n, 'old' from generate_series(1, 3) n")

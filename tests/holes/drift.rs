@@ -2,19 +2,20 @@
 
 use cloud_sync::catalogue::Catalogue;
 
-use super::{TABLE, drained, held, number, site_of, things, until_one_waits, whole};
-use crate::support::site::connect;
+use super::{TABLE, drained, held, things};
+use crate::support::site::{Site, connect, until_whole};
+use crate::support::sql::{number, until_session_waits};
 
 // H15. `alter column v type int using v + 1`: names, types and touches are as before.
 #[tokio::test]
 async fn values_that_change_without_a_touch_are_compared() {
     let tables = "create table thing (id bigint primary key, v int)";
-    let (cloud, site) = site_of("using", tables, &things("")).await;
+    let (cloud, site) = Site::captured("using", tables, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, n from generate_series(1, 9) n")
         .await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     let there = connect(&cloud.database_url).await;
     for (change, so) in [
         (
@@ -27,9 +28,9 @@ async fn values_that_change_without_a_touch_are_compared() {
         ),
     ] {
         site.run(change).await;
-        super::until_some(&there, so).await;
+        crate::support::sql::until_some(&there, so).await;
     }
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -37,13 +38,14 @@ async fn values_that_change_without_a_touch_are_compared() {
 // H15. A trigger is disabled and enabled in one transaction: its state is as before.
 #[tokio::test]
 async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
-    let (cloud, site) = site_of("moment", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("moment", TABLE, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.run(
-        "begin; alter table thing disable trigger cloud_sync_1_update; update thing set label = 'unseen' where id = 1; \
+        "begin; alter table thing disable trigger cloud_sync_1_update; \
+         update thing set label = 'unseen' where id = 1; \
          alter table thing enable always trigger cloud_sync_1_update; commit",
     )
     .await;
@@ -51,29 +53,30 @@ async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
         .until("noticed", |status| !status.capture.is_empty())
         .await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
 
-// Sentence 4. Retention of 30 days, triggers off, a row of 60 days is changed: the gap's comparison has no bound.
+// Sentence 4. Retention of 30 days, triggers off, a row of 60 days is changed: the gap's comparison has no
+// bound.
 #[tokio::test]
 async fn what_a_gap_missed_is_found_whatever_its_age() {
     let tables = "create table thing (id bigint primary key, label text, at timestamptz not null)";
     let config = things("window = { column = \"at\", days = 30 }");
-    let (cloud, site) = site_of("age", tables, &config).await;
+    let (cloud, site) = Site::captured("age", tables, &config).await;
     let running = site.replicate_guarded();
     site.run("insert into thing values (1, 'old', now() - interval '60 days'), (2, 'new', now())")
         .await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.run("alter table thing disable trigger all; update thing set label = 'missed'")
         .await;
     running
         .until("noticed", |status| !status.capture.is_empty())
         .await;
     site.init().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     assert_eq!(
         held(&cloud, "select label from cloud.things order by id").await,
         ["missed", "missed"]
@@ -87,30 +90,33 @@ async fn a_leafs_truncate_and_a_new_partition_are_compared() {
     let tables = "create table thing (id bigint primary key, label text) partition by range (id); \
          create table low partition of thing for values from (0) to (10); \
          create table high partition of thing for values from (10) to (20)";
-    let (cloud, site) = site_of("leaves", tables, &things("")).await;
+    let (cloud, site) = Site::captured("leaves", tables, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.run("truncate low").await;
-    super::until_some(
+    crate::support::sql::until_some(
         &connect(&cloud.database_url).await,
         "select count(*) = 5 and min(id) = 10 from cloud.things",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     let truncates = held(&cloud, "select op from cloud_meta.history where op = 'truncate'").await;
     assert!(truncates.is_empty());
     // One transaction: no look of the guard comes in between.
-    site.run("begin; create table more partition of thing for values from (20) to (30); insert into more values (21, 'direct'); commit")
-        .await;
-    super::until_some(
+    site.run(
+        "begin; create table more partition of thing for values from (20) to (30); \
+         insert into more values (21, 'direct'); commit",
+    )
+    .await;
+    crate::support::sql::until_some(
         &connect(&cloud.database_url).await,
         "select count(*) = 6 from cloud.things",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -119,15 +125,16 @@ const PARTITIONS: &str = "create table thing (id bigint primary key, label text)
      create table low partition of thing for values from (0) to (10); \
      create table high partition of thing for values from (10) to (20)";
 
-// A partition is dropped, or leaves while another comes: its rows left without a trigger, and nothing else is wrong.
+// A partition is dropped, or leaves while another comes: its rows left without a trigger, and nothing else is
+// wrong.
 #[tokio::test]
 async fn a_partition_that_goes_is_compared() {
-    let (cloud, site) = site_of("leaf_goes", PARTITIONS, &things("")).await;
+    let (cloud, site) = Site::captured("leaf_goes", PARTITIONS, &things("")).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     for (change, left) in [
         ("drop table low", 5),
         (
@@ -137,18 +144,19 @@ async fn a_partition_that_goes_is_compared() {
         ),
     ] {
         site.run(change).await;
-        super::until_some(
+        crate::support::sql::until_some(
             &connect(&cloud.database_url).await,
             &format!("select count(*) = {left} from cloud.things"),
         )
         .await;
-        whole(&site, &running).await;
+        until_whole(&site, &running).await;
         site.assert_equal(&cloud).await;
     }
     running.end().await;
 }
 
-// A partition comes, its row is read, and it leaves while the same batch is read still: no look at the tables ever shows it.
+// A partition comes, its row is read, and it leaves while the same batch is read still: no look at the tables
+// ever shows it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
     // The rows of `other` are read after those of `thing`, and wait for lock 7.
@@ -158,7 +166,7 @@ async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
          'begin perform pg_advisory_xact_lock_shared(7); return true; end'"
     );
     let others = "[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\nwhere = \"fine(id)\"\n";
-    let (cloud, site) = site_of("one_read", &tables, &format!("{}{others}", things(""))).await;
+    let (cloud, site) = Site::captured("one_read", &tables, &format!("{}{others}", things(""))).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values (1, 'text'); insert into other values (1)")
@@ -172,7 +180,7 @@ async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
     )
     .await;
     let (stepped, ()) = tokio::join!(stages.step(), async {
-        until_one_waits(&site.client, "drain").await;
+        until_session_waits(&site.client, "drain").await;
         site.run("alter table thing detach partition more").await;
         locker
             .batch_execute("select pg_advisory_unlock(7)")
@@ -185,7 +193,8 @@ async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
     site.assert_equal(&cloud).await;
 }
 
-// Between two looks of the guard a partition comes, a row of it is sent, and it leaves, or loses the row without a touch.
+// Between two looks of the guard a partition comes, a row of it is sent, and it leaves, or loses the row
+// without a touch.
 #[tokio::test]
 async fn what_a_partition_lost_between_two_looks_is_compared() {
     for (nth, change) in [
@@ -198,7 +207,7 @@ async fn what_a_partition_lost_between_two_looks_is_compared() {
     .into_iter()
     .enumerate()
     {
-        let (cloud, site) = site_of(&format!("between_{nth}"), PARTITIONS, &things("")).await;
+        let (cloud, site) = Site::captured(&format!("between_{nth}"), PARTITIONS, &things("")).await;
         let drain = site.drain();
         let mut stages = drain.open().await.unwrap();
         site.run("create table more partition of thing for values from (20) to (30)")
@@ -217,7 +226,7 @@ async fn what_a_partition_lost_between_two_looks_is_compared() {
             assert!(start.elapsed() < std::time::Duration::from_secs(10), "{change}");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        whole(&site, &running).await;
+        until_whole(&site, &running).await;
         site.assert_equal(&cloud).await;
         running.end().await;
     }
@@ -228,7 +237,7 @@ async fn what_a_partition_lost_between_two_looks_is_compared() {
 async fn what_changed_while_the_catalogue_lacked_its_entity_is_compared() {
     let tables = format!("{TABLE}; create table other (id bigint primary key, label text)");
     let others = "[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\npath = \"others\"\n";
-    let (cloud, mut site) = site_of("foreign", &tables, &format!("{}{others}", things(""))).await;
+    let (cloud, mut site) = Site::captured("foreign", &tables, &format!("{}{others}", things(""))).await;
     site.run(
         "insert into thing values (1, 'one'); insert into other select n, 'old' from generate_series(1, 5) n",
     )
@@ -240,7 +249,8 @@ async fn what_changed_while_the_catalogue_lacked_its_entity_is_compared() {
     let only_things = Catalogue::new(only_things).unwrap();
     let all = std::mem::replace(&mut site.settings.catalogue, only_things);
     site.run(
-        "update other set label = 'new' where id = 1; delete from other where id = 2; insert into other values (6, 'new'); \
+        "update other set label = 'new' where id = 1; delete from other where id = 2; \
+         insert into other values (6, 'new'); \
          insert into thing values (2, 'two')",
     )
     .await;
@@ -257,7 +267,7 @@ async fn what_changed_while_the_catalogue_lacked_its_entity_is_compared() {
     // then the entity is compared when it is there again.
     site.settings.catalogue = all;
     let running = site.replicate_guarded();
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }

@@ -1,4 +1,5 @@
-//! H3, H4, H5, sentences 9 and 10: the site's database, the cloud or the drain's session goes back, or there are two of them.
+//! H3, H4, H5, sentences 9 and 10: the site's database, the cloud or the drain's session goes back, or there
+//! are two of them.
 
 use std::process::Command;
 
@@ -7,17 +8,19 @@ use cloud_sync::error::{Error, Kind};
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use super::{TABLE, drained, elsewhere, held, number, site_of, texts, things, until, until_some, whole};
-use crate::pipeline::assert_never_back;
+use super::{TABLE, drained, elsewhere, held, things};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::machine::{Machine, reach};
+use crate::support::oracle::assert_never_back;
 use crate::support::postgres::{Server, binaries, free_port};
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
+use crate::support::sql::{number, texts, until, until_some};
 
-// H3 i and ii. A commit, and a later number that nothing wrote to the disk, are in an accepted checkpoint; the server crashes,
-// and gives the number again. With `synchronous_commit = off` the commit itself is not on the disk.
+// H3 i and ii. A commit, and a later number that nothing wrote to the disk, are in an accepted checkpoint;
+// the server crashes, and gives the number again. With `synchronous_commit = off` the commit itself is not on
+// the disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn numbers_that_a_crash_gives_again_hide_no_change() {
     for commit in ["on", "off"] {
@@ -70,8 +73,11 @@ async fn a_promoted_standby_that_lacks_changes_is_compared_without_asking_anybod
     machine.replica("standby");
     machine.down("standby", "fast");
     // Given changes that reached the cloud and not the standby
-    site.run("insert into thing values (10, 'lost'); update thing set label = 'lost' where id = 1; delete from thing where id = 2")
-        .await;
+    site.run(
+        "insert into thing values (10, 'lost'); update thing set label = 'lost' where id = 1; \
+         delete from thing where id = 2",
+    )
+    .await;
     daemon.caught_up().await;
     process.kill();
     // when that takes over and writes others,
@@ -97,12 +103,14 @@ async fn a_promoted_standby_that_lacks_changes_is_compared_without_asking_anybod
     assert!(process.terminate().await.success(), "{}", daemon.log());
 }
 
-// H4. The cloud is restored from a backup: what lay between is in no later window. One row is older than its retention.
+// H4. The cloud is restored from a backup: what lay between is in no later window. One row is older than its
+// retention.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cloud_that_went_back_is_compared_with_all_rows() {
-    let tables = "create table thing (id bigint primary key, label text, created_at timestamptz not null default now())";
+    let tables = "create table thing (id bigint primary key, label text, \
+         created_at timestamptz not null default now())";
     let config = things("window = { column = \"created_at\", days = 30 }\ndeletes = \"propagate\"");
-    let (mut cloud, site) = site_of("backup", tables, &config).await;
+    let (mut cloud, site) = Site::captured("backup", tables, &config).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, 'before', now() - interval '60 days' from generate_series(1, 9) n")
         .await;
@@ -115,8 +123,11 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
         .await
         .unwrap();
     cloud.back().await;
-    site.run("update thing set label = 'after' where id = 1; delete from thing where id = 2; insert into thing values (10, 'after')")
-        .await;
+    site.run(
+        "update thing set label = 'after' where id = 1; delete from thing where id = 2; \
+         insert into thing values (10, 'after')",
+    )
+    .await;
     running.caught_up().await;
     // when it takes the cloud's place,
     cloud.away().await;
@@ -126,7 +137,7 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
     site.run("insert into thing values (11, 'later')").await;
     // then the cloud gets all of it again, and loses what the site has not.
     running.caught_up().await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     assert_eq!(
         held(&cloud, "select id::text || label from cloud.things order by id")
@@ -137,18 +148,19 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
     running.end().await;
 }
 
-// H5. The cloud takes a batch, no answer comes, and the drain's sessions are killed before the commit; a row changes meanwhile.
+// H5. The cloud takes a batch, no answer comes, and the drain's sessions are killed before the commit; a row
+// changes in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_is_read_again_goes_under_a_new_term() {
     let cloud = Cloud::start("again").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::bare("again", &gate.url(), KEY, TABLE, &things("")).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::bare("again", &fault_proxy.url(), KEY, TABLE, &things("")).await;
     site.init().await;
     let running = site.replicate();
     site.run("insert into thing values (1, 'first')").await;
     running.caught_up().await;
     let term = number(&site.client, "select term from cloud_sync.term").await;
-    gate.fault(Fault::cut_after_store().on("changes"));
+    fault_proxy.fault(Fault::cut_after_store().on("changes"));
     site.run("update thing set label = 'second' where id = 1").await;
     let there = connect(&cloud.database_url).await;
     until(&there, "select label = 'second' from cloud.things").await;
@@ -158,7 +170,7 @@ async fn a_batch_that_is_read_again_goes_under_a_new_term() {
          and application_name like 'cloud-sync %'",
     )
     .await;
-    gate.clear_faults();
+    fault_proxy.clear_faults();
     until(&there, "select label = 'third' from cloud.things").await;
     running.caught_up().await;
     assert!(number(&site.client, "select term from cloud_sync.term").await > term);
@@ -175,7 +187,7 @@ fn assert_identity(stopped: Result<impl std::fmt::Debug, Error>) {
 // Sentence 10. A database copied by `template` has the outbox, and is not the site.
 #[tokio::test]
 async fn a_database_copied_by_template_does_not_send() {
-    let (_cloud, mut site) = site_of("template", TABLE, &things("")).await;
+    let (_cloud, mut site) = Site::captured("template", TABLE, &things("")).await;
     let drain = site.drain();
     site.run("insert into thing values (1, 'one')").await;
     drain.drain_all().await.unwrap();
@@ -205,7 +217,8 @@ async fn a_database_copied_by_template_does_not_send() {
     assert_identity(copy.drain_once().await);
 }
 
-// Sentence 10. A machine copied by its files has the site's identity and its last nonce: whoever sends first goes on alone.
+// Sentence 10. A machine copied by its files has the site's identity and its last nonce: whoever sends first
+// goes on alone.
 #[tokio::test]
 async fn of_two_machines_with_one_identity_only_the_first_to_send_goes_on() {
     for first in ["site", "copy"] {
@@ -249,10 +262,11 @@ async fn of_two_machines_with_one_identity_only_the_first_to_send_goes_on() {
     }
 }
 
-// Sentence 9. `pg_restore --clean` into the same database: server and database are the same, the outbox is another one.
+// Sentence 9. `pg_restore --clean` into the same database: server and database are the same, the outbox is
+// another one.
 #[tokio::test]
 async fn an_outbox_that_was_restored_in_place_is_noticed() {
-    let (_cloud, site) = site_of("in_place", TABLE, &things("")).await;
+    let (_cloud, site) = Site::captured("in_place", TABLE, &things("")).await;
     let drain = site.drain();
     site.run("insert into thing values (1, 'one')").await;
     drain.drain_all().await.unwrap();
@@ -270,10 +284,11 @@ async fn an_outbox_that_was_restored_in_place_is_noticed() {
     assert_identity(drain.drain_once().await);
 }
 
-// Sentence 9. After pg_upgrade the server's identifier is another one and transaction numbers go on: «it is the same outbox».
+// Sentence 9. After pg_upgrade the server's identifier is another one and transaction numbers go on: «it is
+// the same outbox».
 #[tokio::test]
 async fn an_outbox_that_moved_with_its_numbers_keeps_its_touches() {
-    let (cloud, site) = site_of("upgraded", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("upgraded", TABLE, &things("")).await;
     let drain = site.drain();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     drain.drain_all().await.unwrap();
@@ -296,13 +311,13 @@ async fn an_outbox_that_moved_with_its_numbers_keeps_its_touches() {
     );
 }
 
-// A term begins, and writes the mirror, while the mirror of the checkpoint before it has not been written yet: that one must not
-// come over it.
+// A term begins, and writes the mirror, while the mirror of the checkpoint before it has not been written
+// yet: that one must not come over it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_mirror_is_not_written_over_a_newer_one() {
     let cloud = Cloud::start("older_mirror").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::bare("older_mirror", &gate.url(), KEY, TABLE, &things("")).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::bare("older_mirror", &fault_proxy.url(), KEY, TABLE, &things("")).await;
     site.init().await;
     let daemon = Daemon::of(&site, "store");
     // Given a checkpoint of the first term, whose mirror follows within a second,
@@ -311,7 +326,7 @@ async fn an_older_mirror_is_not_written_over_a_newer_one() {
     site.run("insert into thing values (1, 'one')").await;
     until_some(&there, "select count(*) = 1 from cloud.things").await;
     // and a second term, whose first batch gets no answer that counts,
-    gate.fault(
+    fault_proxy.fault(
         Fault::answer(
             409,
             "application/json",
@@ -320,7 +335,7 @@ async fn an_older_mirror_is_not_written_over_a_newer_one() {
         .on("changes")
         .times(1),
     );
-    gate.fault(Fault::status(503).on("changes"));
+    fault_proxy.fault(Fault::status(503).on("changes"));
     site.run("insert into thing values (2, 'two')").await;
     process.aborted().await;
     // then the mirror is that of the last term.
@@ -328,7 +343,7 @@ async fn an_older_mirror_is_not_written_over_a_newer_one() {
          unnest(array[t.term, c.term, (c.body::json->>'term')::bigint]) of (term)";
     let terms = texts(&site.client, terms).await;
     assert_eq!(terms.len(), 1, "{terms:?}");
-    gate.clear_faults();
+    fault_proxy.clear_faults();
     let process = daemon.start();
     daemon.caught_up().await;
     site.assert_equal(&cloud).await;

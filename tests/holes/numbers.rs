@@ -2,8 +2,9 @@
 
 use cloud_sync::drain::DrainStep;
 
-use super::{TABLE, drain_by, drained, held, number, site_of, things};
-use crate::support::site::{Cloud, connect};
+use super::{TABLE, drain_by, drained, held, things};
+use crate::support::site::{Cloud, Site, connect};
+use crate::support::sql::number;
 
 async fn term_of(cloud: &Cloud) -> i64 {
     let there = connect(&cloud.database_url).await;
@@ -14,10 +15,11 @@ async fn term_of(cloud: &Cloud) -> i64 {
     .await
 }
 
-// H13. Batches whose changes are all kept here, between others: none is refused for a number that was never sent.
+// H13. Batches whose changes are all kept here, between others: none is refused for a number that was never
+// sent.
 #[tokio::test]
 async fn batches_with_nothing_to_send_leave_no_hole_in_the_numbers() {
-    let (cloud, site) = site_of("kept", TABLE, &things("deletes = \"keep\"")).await;
+    let (cloud, site) = Site::captured("kept", TABLE, &things("deletes = \"keep\"")).await;
     let drain = drain_by(&site, 1);
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values (1, 'one')").await;
@@ -25,7 +27,8 @@ async fn batches_with_nothing_to_send_leave_no_hole_in_the_numbers() {
     let term = term_of(&cloud).await;
     for id in 2..5 {
         site.run(&format!(
-            "insert into thing values (100); delete from thing where id = 100; insert into thing values ({id}, 'next'); \
+            "insert into thing values (100); delete from thing where id = 100; \
+             insert into thing values ({id}, 'next'); \
              delete from thing where id = {}",
             id - 1
         ))
@@ -43,7 +46,7 @@ async fn batches_with_nothing_to_send_leave_no_hole_in_the_numbers() {
 // Sentence 13. A drain that opens, finds nothing and ends uses up no term.
 #[tokio::test]
 async fn a_drain_with_nothing_to_send_begins_no_term() {
-    let (_cloud, site) = site_of("idle", TABLE, &things("")).await;
+    let (_cloud, site) = Site::captured("idle", TABLE, &things("")).await;
     let drain = site.drain();
     site.run("insert into thing values (1, 'one')").await;
     drain.drain_all().await.unwrap();
@@ -58,7 +61,7 @@ async fn a_drain_with_nothing_to_send_begins_no_term() {
 // Sentence 11. Positions that are handed out in blocks do not rise as they are taken.
 #[tokio::test]
 async fn a_sequence_that_hands_out_blocks_is_refused() {
-    let (_cloud, site) = site_of("blocks", TABLE, &things("")).await;
+    let (_cloud, site) = Site::captured("blocks", TABLE, &things("")).await;
     let drain = site.drain();
     for (altered, mended) in [
         ("cache 10", "cache 1"),

@@ -1,7 +1,9 @@
-//! H14, and sentences 4 and 5: an entity that cannot be read or believed waits alone, and its touches are kept.
+//! H14, and sentences 4 and 5: an entity that cannot be read or believed waits alone, and its touches are
+//! kept.
 
-use super::{TABLE, deletes, drain_by, drained, held, number, settled, site_of, texts, things, until};
-use crate::support::site::connect;
+use super::{TABLE, deletes, drain_by, drained, held, settled, things};
+use crate::support::site::{Site, connect};
+use crate::support::sql::{number, texts, until};
 
 const COLLATED: &str = "create collation words (provider = icu, locale = 'en'); \
      create table thing (id text collate words primary key, label text); \
@@ -20,7 +22,7 @@ async fn parked(site: &crate::support::site::Site) -> Vec<String> {
 // H14. The index of a key disagrees with its collation: rows that it does not find may be there.
 #[tokio::test]
 async fn absences_by_an_index_of_another_collation_version_are_not_believed() {
-    let (cloud, site) = site_of("collation", COLLATED, &format!("{}{OTHER}", things(""))).await;
+    let (cloud, site) = Site::captured("collation", COLLATED, &format!("{}{OTHER}", things(""))).await;
     let drain = site.drain();
     site.run("insert into thing select 'key ' || n, 'text' from generate_series(1, 9) n")
         .await;
@@ -93,14 +95,17 @@ async fn absences_are_not_believed_either_where_the_databases_collation_has_chan
 #[tokio::test]
 async fn an_entity_that_is_locked_waits_alone_and_loses_nothing() {
     let tables = format!("{TABLE}; create table other (id bigint primary key)");
-    let (cloud, site) = site_of("locked", &tables, &format!("{}{OTHER}", things(""))).await;
+    let (cloud, site) = Site::captured("locked", &tables, &format!("{}{OTHER}", things(""))).await;
     let drain = site.drain();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     drain.drain_all().await.unwrap();
     let mut stages = drain.open().await.unwrap();
     let other = connect(&site.database_url).await;
-    site.run("update thing set label = 'kept' where id = 1; delete from thing where id = 2; insert into other values (1)")
-        .await;
+    site.run(
+        "update thing set label = 'kept' where id = 1; delete from thing where id = 2; \
+         insert into other values (1)",
+    )
+    .await;
     other
         .batch_execute("begin; lock table thing in access exclusive mode")
         .await
@@ -119,10 +124,11 @@ async fn an_entity_that_is_locked_waits_alone_and_loses_nothing() {
     assert_eq!(deletes(&cloud).await, 1);
 }
 
-// A truncate that was kept comes behind what was delivered since, and takes it from the cloud: that comes again.
+// A truncate that was kept comes behind what was delivered since, and takes it from the cloud: that comes
+// again.
 #[tokio::test]
 async fn a_truncate_of_a_table_that_was_locked_takes_nothing_for_good() {
-    let (cloud, site) = site_of("kept_truncate", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("kept_truncate", TABLE, &things("")).await;
     let drain = drain_by(&site, 10);
     site.run("insert into thing select n, 'old' from generate_series(1, 5) n")
         .await;

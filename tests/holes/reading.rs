@@ -2,12 +2,11 @@
 
 use cloud_sync::drain::BatchLimits;
 
-use super::{
-    TABLE, deletes, drain_by, drained, held, site_of, texts, things, until_one_waits, until_some, whole,
-};
+use super::{TABLE, deletes, drain_by, drained, held, things};
 use crate::support::postgres::Server;
-use crate::support::proxy::{Proxy, Trouble};
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
+use crate::support::sql::{texts, until_session_waits, until_some};
+use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 // H2. Site's `a_t after truncate`: `insert into t values (1), (2), (3)`; batches of 2.
 #[tokio::test]
@@ -17,7 +16,7 @@ async fn rows_that_a_truncate_trigger_seeds_outlive_the_truncate_in_the_cloud() 
          'begin insert into thing values (1), (2), (3); return null; end'; \
          create trigger a_t after truncate on thing for each statement execute function seed()"
     );
-    let (cloud, site) = site_of("seed", &tables, &things("")).await;
+    let (cloud, site) = Site::captured("seed", &tables, &things("")).await;
     site.run("insert into thing values (7), (8)").await;
     let drain = drain_by(&site, 2);
     let mut stages = drain.open().await.unwrap();
@@ -31,10 +30,11 @@ async fn rows_that_a_truncate_trigger_seeds_outlive_the_truncate_in_the_cloud() 
     );
 }
 
-// H8. `update nm set id = 1.00` touches 1.00, then 1.0; batches of one. The cloud's key is typed: both are one row.
+// H8. `update nm set id = 1.00` touches 1.00, then 1.0; batches of one. The cloud's key is typed: both are
+// one row.
 #[tokio::test]
 async fn a_key_that_reads_differently_keeps_its_row() {
-    let (cloud, site) = site_of(
+    let (cloud, site) = Site::captured(
         "reads",
         "create table thing (id numeric primary key, label text)",
         &things(""),
@@ -59,7 +59,7 @@ async fn a_key_that_reads_differently_keeps_its_row() {
 #[tokio::test]
 async fn a_key_in_other_letters_leaves_one_row() {
     let tables = "create extension citext; create table thing (id citext primary key, label text)";
-    let (cloud, site) = site_of("letters", tables, &things("")).await;
+    let (cloud, site) = Site::captured("letters", tables, &things("")).await;
     let drain = drain_by(&site, 1);
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values ('Room', 'one'), ('Hall', 'two')")
@@ -74,7 +74,7 @@ async fn a_key_in_other_letters_leaves_one_row() {
 // Sentence 1: a stream that was stopped says nothing of the keys that it has not come to.
 #[tokio::test]
 async fn keys_that_a_stopped_stream_has_not_come_to_are_not_deleted() {
-    let (cloud, site) = site_of("stopped", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("stopped", TABLE, &things("")).await;
     let mut drain = site.drain();
     drain.limits = BatchLimits {
         rows: 1000,
@@ -94,11 +94,11 @@ async fn keys_that_a_stopped_stream_has_not_come_to_are_not_deleted() {
     assert_eq!(held(&cloud, "select id::text from cloud.things").await.len(), 57);
 }
 
-// Sentence 2. The table changes amid the read of a page of a long window, and between two pages: what is read after it has the new
-// form, and no page is lost.
+// Sentence 2. The table changes amid the read of a page of a long window, and between two pages: what is read
+// after it has the new form, and no page is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_on() {
-    let (cloud, site) = site_of("amid", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("amid", TABLE, &things("")).await;
     let drain = drain_by(&site, 3);
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing select n, 'old' from generate_series(1, 15) n")
@@ -111,7 +111,7 @@ async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_
         .await
         .unwrap();
     let (stepped, ()) = tokio::join!(stages.step(), async {
-        until_one_waits(&site.client, "drain").await;
+        until_session_waits(&site.client, "drain").await;
         other.batch_execute("commit").await.unwrap();
     });
     stepped.unwrap();
@@ -130,21 +130,23 @@ async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_
     // What was sent in the old form is compared.
     drop((stages, drain));
     let running = site.replicate_guarded();
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
 
-// A read that is halved ends after the log's end was looked up: a commit that comes in between need not be on the disk.
+// A read that is halved ends after the log's end was looked up: a commit that comes in between need not be on
+// the disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_halved_read_shows_is_on_the_disk_before_it_is_sent() {
     let server = Server::with(&["wal_writer_delay=10s", "full_page_writes=off", "autovacuum=off"]);
     let cloud = Cloud::start("halved").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     // Row 4 cannot be read; the read of row 1 waits for lock 7.
     let tables = format!(
         "{TABLE}; create function fine(bigint) returns boolean immutable language plpgsql as \
-         'begin if $1 = 1 then perform pg_advisory_xact_lock_shared(7); end if; return 1 / (4 - $1) is not null; end'"
+         'begin if $1 = 1 then perform pg_advisory_xact_lock_shared(7); end if; \
+         return 1 / (4 - $1) is not null; end'"
     );
     let config = things("where = \"fine(id)\"");
     let site = Site::bare_on(&server, "halved", &proxy.url(), KEY, &tables, &config).await;
@@ -163,7 +165,7 @@ async fn what_a_halved_read_shows_is_on_the_disk_before_it_is_sent() {
     .await;
     proxy.set(Trouble::HoldAnswers);
     let (stepped, ()) = tokio::join!(stages.step(), async {
-        until_one_waits(&site.client, "drain").await;
+        until_session_waits(&site.client, "drain").await;
         writer
             .batch_execute("set synchronous_commit = off; update thing set label = 'new' where id = 3")
             .await

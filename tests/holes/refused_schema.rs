@@ -1,26 +1,28 @@
-//! DESIGN 8: refusals reach as far as they must. An entity whose schema the cloud refuses is parked alone, and loses nothing.
+//! DESIGN 8: refusals reach as far as they must. An entity whose schema the cloud refuses is parked alone,
+//! and loses nothing.
 
 use axum::http::Method;
 use cloud_sync::control::Operator;
 use cloud_sync::error::Kind;
 use cloud_sync::replicator::preconditions;
 
-use super::{TABLE, held, number, settled, texts, things, until, whole};
+use super::{TABLE, held, settled, things};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
-use crate::support::site::{Cloud, KEY, Running, Site};
+use crate::support::fault_proxy::FaultProxy;
+use crate::support::site::{Cloud, KEY, Running, Site, until_whole};
+use crate::support::sql::{number, texts, until};
 
 const OTHER: &str = "[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\npath = \"others\"\n";
 
-/// A site with entities `things` and `others`, and a gate before its cloud.
-async fn gated(hint: &str, tables: &str) -> (Cloud, Gate, Site) {
+/// A site with entities `things` and `others`, and a fault proxy before its cloud.
+async fn gated(hint: &str, tables: &str) -> (Cloud, FaultProxy, Site) {
     let cloud = Cloud::start(hint).await;
-    let gate = Gate::before(&cloud.url).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
     let tables = format!("{tables}; create table other (id bigint primary key)");
     let config = format!("{}{OTHER}", things(""));
-    let site = Site::bare(hint, &gate.url(), KEY, &tables, &config).await;
+    let site = Site::bare(hint, &fault_proxy.url(), KEY, &tables, &config).await;
     site.init().await;
-    (cloud, gate, site)
+    (cloud, fault_proxy, site)
 }
 
 fn refused_schema(status: u16) -> Fault {
@@ -44,14 +46,14 @@ async fn parked(running: &Running) -> String {
 async fn a_refused_schema_parks_its_entity_alone() {
     // A path of its own may be unknown to a server that has the call, too.
     for status in [422, 404] {
-        let (cloud, gate, site) = gated("refused_schema", TABLE).await;
-        gate.fault(refused_schema(status));
+        let (cloud, fault_proxy, site) = gated("refused_schema", TABLE).await;
+        fault_proxy.fault(refused_schema(status));
         let running = site.replicate_guarded();
         site.run(
             "insert into thing select n, 'one' from generate_series(1, 3) n; insert into other values (1)",
         )
         .await;
-        // It is told, with the reason,
+        // It is reported, with the reason,
         let why = parked(&running).await;
         assert!(why.contains(&status.to_string()), "{why}");
         let metrics = running.replicator.metrics();
@@ -74,7 +76,7 @@ async fn a_refused_schema_parks_its_entity_alone() {
             held(&cloud, "select id::text from cloud.others order by id").await,
             ["1", "2"]
         );
-        // what is written meanwhile is kept, also over a restart,
+        // what is written until then is kept, also over a restart,
         site.run("update thing set label = 'two' where id = 1; delete from thing where id = 2")
             .await;
         running.caught_up().await;
@@ -84,15 +86,16 @@ async fn a_refused_schema_parks_its_entity_alone() {
         parked(&running).await;
         site.run("update thing set id = 4 where id = 3").await;
         running.caught_up().await;
-        // and it is tried again by itself.
-        gate.clear_faults();
-        whole(&site, &running).await;
+        // and it is tried again without a command.
+        fault_proxy.clear_faults();
+        until_whole(&site, &running).await;
         site.assert_equal(&cloud).await;
         running.end().await;
     }
 }
 
-// The table had another type when the cloud's was made: the cloud refuses that, until someone mends the table.
+// The table had another type when the cloud's was made: the cloud refuses that, until someone mends the
+// table.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schema_that_is_mended_at_the_site_is_sent_as_it_is_then() {
     let (cloud, _gate, site) = gated(
@@ -116,7 +119,7 @@ async fn a_schema_that_is_mended_at_the_site_is_sent_as_it_is_then() {
         "alter table thing alter at type timestamptz using '2026-02-02'; delete from thing where id = 2",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -124,7 +127,7 @@ async fn a_schema_that_is_mended_at_the_site_is_sent_as_it_is_then() {
 // 401 stops the pushing, and 503 passes: neither is a refusal of the schema.
 #[tokio::test]
 async fn what_is_no_refusal_of_a_schema_parks_nothing() {
-    let (cloud, gate, site) = gated("no_refusal", TABLE).await;
+    let (cloud, fault_proxy, site) = gated("no_refusal", TABLE).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values (1, 'one')").await;
@@ -133,10 +136,10 @@ async fn what_is_no_refusal_of_a_schema_parks_nothing() {
         (503, Kind::CloudUnreachable),
         (429, Kind::CloudUnreachable),
     ] {
-        gate.fault(refused_schema(status));
+        fault_proxy.fault(refused_schema(status));
         let failed = stages.step().await.unwrap_err();
         assert_eq!(failed.kind(), kind, "{failed}");
-        gate.clear_faults();
+        fault_proxy.clear_faults();
         stages = drain.open().await.unwrap();
     }
     let why = texts(
@@ -149,7 +152,8 @@ async fn what_is_no_refusal_of_a_schema_parks_nothing() {
     site.assert_equal(&cloud).await;
 }
 
-// Changes that were read already are kept by their keys' JSON: that names the same rows, whatever the keys' types.
+// Changes that were read already are kept by their keys' JSON: that names the same rows, whatever the keys'
+// types.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_of_any_type_are_kept_as_they_are() {
     let several = "a bytea, b timestamptz, c float8, d int[], e text, primary key (a, b, c, d, e)";
@@ -159,17 +163,17 @@ async fn keys_of_any_type_are_kept_as_they_are() {
         (several, "\"a\", \"b\", \"c\", \"d\", \"e\"", values),
     ] {
         let cloud = Cloud::start("kept_keys").await;
-        let gate = Gate::before(&cloud.url).await;
+        let fault_proxy = FaultProxy::before(&cloud.url).await;
         let config = things("").replace("\"id\"", key);
         let tables = format!("create table thing ({columns})");
-        let site = Site::bare("kept_keys", &gate.url(), KEY, &tables, &config).await;
+        let site = Site::bare("kept_keys", &fault_proxy.url(), KEY, &tables, &config).await;
         site.init().await;
-        gate.fault(refused_schema(422));
+        fault_proxy.fault(refused_schema(422));
         let running = site.replicate_guarded();
         site.run(&format!("insert into thing values ({values})")).await;
         until(&site.client, "select count(*) = 1 from cloud_sync.parked_key").await;
-        gate.clear_faults();
-        whole(&site, &running).await;
+        fault_proxy.clear_faults();
+        until_whole(&site, &running).await;
         assert_eq!(
             held(&cloud, "select count(*)::text from cloud.things").await,
             ["1"],

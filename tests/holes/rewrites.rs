@@ -1,7 +1,8 @@
 //! H1: a table that is rewritten while its rows are read.
 
-use super::{deletes, drained, number, settled, site_of, things, until, until_one_waits};
-use crate::support::site::{Cloud, connect};
+use super::{deletes, drained, settled, things};
+use crate::support::site::{Cloud, Site, connect};
+use crate::support::sql::{number, until, until_session_waits};
 
 const TABLES: &str = "create table thing (id bigint primary key, n int); \
      insert into thing select n, n from generate_series(1, 5) n";
@@ -13,16 +14,19 @@ const REWRITES: [&str; 7] = [
     "alter table thing alter column n type bigint using n + 1",
     "alter table thing add column drawn float8 default random()",
     "alter table thing add column twice bigint generated always as (n * 2) stored",
-    "create temporary table kept as select * from thing; truncate thing; insert into thing (id, n, drawn) select id, n, drawn from kept",
-    // The new table has no triggers: that is drift, and said elsewhere.
-    "create table anew (like thing including all); insert into anew (id, n, drawn) select id, n, drawn from thing; \
+    "create temporary table kept as select * from thing; truncate thing; \
+     insert into thing (id, n, drawn) select id, n, drawn from kept",
+    // The new table has no triggers: that is drift, which other tests cover.
+    "create table anew (like thing including all); \
+     insert into anew (id, n, drawn) select id, n, drawn from thing; \
      drop table thing; alter table anew rename to thing",
 ];
 
-// H1. Rows 1..5 sent; `update … id < 4`; a rewrite is under way when the batch comes: the read waits for it.
+// H1. Rows 1..5 sent; `update … id < 4`; a rewrite is running when the batch comes: the read waits for
+// it.
 #[tokio::test]
 async fn a_rewrite_that_ends_while_the_read_waits_deletes_nothing() {
-    let (cloud, site) = site_of("rewrite", TABLES, &things("")).await;
+    let (cloud, site) = Site::captured("rewrite", TABLES, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("update thing set n = n").await;
@@ -34,7 +38,7 @@ async fn a_rewrite_that_ends_while_the_read_waits_deletes_nothing() {
         other.batch_execute(&format!("begin; {rewrite}")).await.unwrap();
         // when it ends while the read waits for the table's lock,
         let (stepped, ()) = tokio::join!(stages.step(), async {
-            until_one_waits(&site.client, "drain").await;
+            until_session_waits(&site.client, "drain").await;
             other.batch_execute("commit").await.unwrap();
         });
         stepped.unwrap();
@@ -62,7 +66,7 @@ async fn all_there(cloud: &Cloud, rewrite: &str) {
 // H1, the other outcome: the rewrite takes longer than the drain waits for a lock.
 #[tokio::test]
 async fn a_rewrite_that_outlasts_the_wait_parks_the_entity_and_deletes_nothing() {
-    let (cloud, site) = site_of("outlast", TABLES, &things("")).await;
+    let (cloud, site) = Site::captured("outlast", TABLES, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("update thing set n = n").await;
@@ -93,7 +97,7 @@ async fn a_leaf_that_is_rewritten_while_the_read_waits_deletes_nothing() {
          create table low partition of thing for values from (0) to (10); \
          create table high partition of thing for values from (10) to (20); \
          insert into thing select n, n from generate_series(8, 12) n";
-    let (cloud, site) = site_of("leaf", tables, &things("")).await;
+    let (cloud, site) = Site::captured("leaf", tables, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("update thing set n = n").await;
@@ -105,7 +109,7 @@ async fn a_leaf_that_is_rewritten_while_the_read_waits_deletes_nothing() {
         .await
         .unwrap();
     let (stepped, ()) = tokio::join!(stages.step(), async {
-        until_one_waits(&site.client, "drain").await;
+        until_session_waits(&site.client, "drain").await;
         other.batch_execute("commit").await.unwrap();
     });
     stepped.unwrap();

@@ -1,12 +1,13 @@
 //! H17 and sentence 12: the outbox gives its space back, and never a touch with it.
 
-use super::{TABLE, drained, number, site_of, things};
-use crate::support::site::connect;
+use super::{TABLE, drained, things};
+use crate::support::site::{Site, connect};
+use crate::support::sql::number;
 
 // H17. The trimmer has looked, and holds no lock yet; the writer of an open touch commits.
 #[tokio::test]
 async fn a_touch_that_commits_while_a_segment_is_trimmed_is_kept() {
-    let (cloud, site) = site_of("trim", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("trim", TABLE, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     // Given a segment whose visible touches are accepted, and a writer in it
@@ -35,7 +36,7 @@ async fn a_touch_that_commits_while_a_segment_is_trimmed_is_kept() {
         .await
         .unwrap();
     let (trimmed, ()) = tokio::join!(trimmer.batch_execute(&trim), async {
-        super::until_one_waits(&site.client, "trim").await;
+        crate::support::sql::until_session_waits(&site.client, "trim").await;
         writer.batch_execute("commit").await.unwrap();
         lock.batch_execute("commit").await.unwrap();
     });
@@ -56,7 +57,7 @@ async fn a_touch_that_commits_while_a_segment_is_trimmed_is_kept() {
 // Sentence 12. Long transactions hold all four segments: further ones are made, used and trimmed.
 #[tokio::test]
 async fn segments_that_are_held_are_passed_over() {
-    let (cloud, site) = site_of("held", TABLE, &things("")).await;
+    let (cloud, site) = Site::captured("held", TABLE, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     let mut open = Vec::new();

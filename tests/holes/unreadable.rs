@@ -1,8 +1,9 @@
 //! H9: one key or row that cannot be read does not stop the batch.
 
-use super::{drained, held, settled, site_of, texts, things, whole};
+use super::{drained, held, settled, things};
 use crate::support::postgres::Server;
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::site::{Cloud, KEY, Site, connect, until_whole};
+use crate::support::sql::texts;
 
 async fn quarantined(site: &Site) -> Vec<String> {
     texts(&site.client, "select key from cloud_sync.quarantine order by key").await
@@ -13,7 +14,7 @@ async fn quarantined(site: &Site) -> Vec<String> {
 async fn an_enum_key_whose_label_was_renamed_is_a_delete() {
     let tables =
         "create type mood as enum ('a', 'b', 'c'); create table thing (id mood primary key, label text)";
-    let (cloud, site) = site_of("label", tables, &things("")).await;
+    let (cloud, site) = Site::captured("label", tables, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values ('a', 'one'), ('b', 'two')")
@@ -34,12 +35,12 @@ async fn an_enum_key_whose_label_was_renamed_is_a_delete() {
     // That the row is called `d` now is the guard's to find.
     drop((stages, drain));
     let running = site.replicate_guarded();
-    super::until_some(
+    crate::support::sql::until_some(
         &connect(&cloud.database_url).await,
         "select count(*) = 3 from cloud.things where id in ('a', 'c', 'd')",
     )
     .await;
-    whole(&site, &running).await;
+    until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;
 }
@@ -47,7 +48,7 @@ async fn an_enum_key_whose_label_was_renamed_is_a_delete() {
 // H9. A key column goes from text to int, with 'abc' touched and deleted before.
 #[tokio::test]
 async fn a_key_that_is_none_of_the_new_type_is_a_delete() {
-    let (cloud, site) = site_of(
+    let (cloud, site) = Site::captured(
         "newtype",
         "create table thing (id text primary key, label text)",
         &things(""),
@@ -79,7 +80,7 @@ async fn a_key_that_is_none_of_the_new_type_is_a_delete() {
 #[tokio::test]
 async fn a_condition_that_fails_for_one_row_sets_that_row_aside() {
     let tables = "create table thing (id bigint primary key, size int)";
-    let (cloud, site) = site_of("zero", tables, &things("where = \"100 / size > 1\"")).await;
+    let (cloud, site) = Site::captured("zero", tables, &things("where = \"100 / size > 1\"")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing select n, n - 5 from generate_series(1, 20) n")
@@ -113,24 +114,27 @@ async fn bytes_that_are_no_text_set_their_row_aside() {
     site.init().await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
-    site.run("insert into thing select n, case n when 3 then E'\\xff\\xfe' else 'text' end from generate_series(1, 9) n")
-        .await;
+    site.run(
+        "insert into thing select n, case n when 3 then E'\\xff\\xfe' else 'text' end \
+         from generate_series(1, 9) n",
+    )
+    .await;
     drained(&mut stages).await;
     assert_eq!(quarantined(&site).await, [r#"{"id":3}"#]);
     assert_eq!(held(&cloud, "select id::text from cloud.things").await.len(), 8);
 }
 
-// H9. Types without a binary output function, beside those whose binary form is another value.
+// H9. Types without a binary output function, and those whose binary form is another value.
 #[tokio::test]
 async fn types_without_a_binary_form_are_read_as_text() {
     let tables = "create extension seg; create extension isn; create table thing (id bigint primary key, \
          acl aclitem, keys gtsvector, range seg, book isbn13, class regclass, price money, books isbn13[])";
-    let (cloud, site) = site_of("forms", tables, &things("")).await;
+    let (cloud, site) = Site::captured("forms", tables, &things("")).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run(
-        "insert into thing values (1, 'postgres=r/postgres', null, '1.5 .. 2.5', '978-0-393-04002-9', 'pg_class', 12.5, \
-         array['978-0-393-04002-9'::isbn13]); insert into thing values (2)",
+        "insert into thing values (1, 'postgres=r/postgres', null, '1.5 .. 2.5', '978-0-393-04002-9', \
+         'pg_class', 12.5, array['978-0-393-04002-9'::isbn13]); insert into thing values (2)",
     )
     .await;
     drained(&mut stages).await;
@@ -148,17 +152,19 @@ async fn types_without_a_binary_form_are_read_as_text() {
     );
 }
 
-// What the condition calls is gone: each read of the entity fails in a way that mostly passes, as tables change, and this does not.
+// What the condition calls is gone: each read of the entity fails in a way that mostly passes, as tables
+// change, and this does not.
 #[tokio::test]
 async fn an_entity_whose_reading_fails_for_good_is_parked_alone() {
     let tables = "create function helper(text) returns boolean language sql as 'select true'; \
-         create function fits(text) returns boolean immutable language plpgsql as 'begin return public.helper($1); end'; \
+         create function fits(text) returns boolean immutable language plpgsql as 'begin return \
+         public.helper($1); end'; \
          create table thing (id text primary key, label text); create table other (id bigint primary key)";
     let config = format!(
         "{}[[entity]]\nname = \"others\"\ntable = \"other\"\nkey = [\"id\"]\npath = \"others\"\n",
         things("where = \"fits(label)\"")
     );
-    let (cloud, site) = site_of("for_good", tables, &config).await;
+    let (cloud, site) = Site::captured("for_good", tables, &config).await;
     let drain = site.drain();
     let mut stages = drain.open().await.unwrap();
     site.run("insert into thing values ('a', 'one'), ('b', 'two')")
@@ -170,7 +176,7 @@ async fn an_entity_whose_reading_fails_for_good_is_parked_alone() {
     )
     .await;
     drained(&mut stages).await;
-    // Others flow, and it is said which waits and why.
+    // Others flow, and the status says which waits and why.
     assert_eq!(held(&cloud, "select id::text from cloud.others").await, ["1"]);
     let parked = "select name || ': ' || parked from cloud_sync.entity where parked is not null";
     let why = texts(&site.client, parked).await;

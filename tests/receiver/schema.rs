@@ -1,5 +1,6 @@
 //! Declared schemas: created, extended, widened; a declaration that would break rows is refused.
 
+use cloud_sync::wire::paths::RESERVED;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -96,6 +97,12 @@ async fn schemas_are_made_extended_and_widened_but_not_broken() {
     // The path of another entity.
     let other = json!({"entity": "halls", "key": ["id"], "columns": [{"name": "id", "type": "bigint"}]});
     assert_eq!(cloud.declare("rooms", other).await.status(), StatusCode::CONFLICT);
+    // The paths of the receiver's own calls.
+    for path in RESERVED {
+        let schema = schema("room_id", &[("room_id", "bigint")]);
+        let response = cloud.declare(path, schema).await;
+        assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY, "{path}");
+    }
     cloud.end().await;
 }
 

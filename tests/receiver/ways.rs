@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Cloud, counts, delete, truncate, upsert};
 use crate::support::batches::BatchSource;
-use crate::support::meter::Meter;
+use crate::support::counting_proxy::CountingProxy;
 use crate::support::postgres::Server;
 
 /// Declares an entity of many types; a trigger records the statement of each insert.
@@ -138,7 +138,7 @@ async fn values_are_the_same_whichever_way_they_take() {
 
 #[tokio::test]
 async fn a_lone_change_costs_one_round_trip() {
-    let (meter, database_url) = Meter::before(&Server::get().database("lone").await).await;
+    let (proxy, database_url) = CountingProxy::before(&Server::get().database("lone").await).await;
     let cloud = Cloud::start_with("lone", |settings| settings.database_url = database_url).await;
     cloud.rooms().await;
     // The first batch makes the table known, the first small upsert and delete are prepared.
@@ -146,9 +146,9 @@ async fn a_lone_change_costs_one_round_trip() {
         assert_eq!(counts(&cloud.send(1, &[change]).await), (1, 0, 0));
     }
     for change in [upsert(4, 1, "two"), delete(5, 1), upsert(6, 2, "three")] {
-        let before = meter.of("cloud-sync receiver");
+        let before = proxy.of("cloud-sync receiver");
         assert_eq!(counts(&cloud.send(1, &[change]).await), (1, 0, 0));
-        let cost = meter.of("cloud-sync receiver") - before;
+        let cost = proxy.of("cloud-sync receiver") - before;
         // Begin, the lock, one statement that does all, commit.
         assert_eq!((cost.statements, cost.round_trips), (4, 1));
     }

@@ -1,51 +1,28 @@
-//! What the soak is told on its command line.
+//! The command line of the soak.
 
-pub(super) const HELP: &str = "\
-Lets faults of every kind strike a site, its replicator and its cloud, and says whether a guarantee was broken.
+use clap::Parser;
 
-Usage: soak [--minutes N] [--seed S]
-
-  --minutes N   how long, about; 10 unless said otherwise
-  --seed S      the seed of writers and faults; random unless said otherwise
-  --help        this
-
-The last line is: kills K, faults F, changes C, violations V. The exit code is 1 where V is not 0, 2 for wrong usage.";
-
+/// Lets faults of every kind strike a site, its replicator and its cloud, and says whether a guarantee was
+/// broken.
+#[derive(Parser)]
+#[command(
+    name = "soak",
+    override_usage = "make soak ARGS=\"[--minutes N] [--seed S]\"",
+    after_help = "The last line is: kills K, faults F, changes C, violations V.\n\
+                  The exit code is 1 if V is not 0, 2 for wrong usage."
+)]
 pub(super) struct Arguments {
+    /// How long it runs, about
+    #[arg(long, value_name = "N", default_value_t = 10.0, value_parser = minutes)]
     pub(super) minutes: f64,
+    /// The seed of writers and faults [default: random]
+    #[arg(long, value_name = "S", default_value_t = rand::random(), hide_default_value = true)]
     pub(super) seed: u64,
 }
 
-/// The arguments; none where only help was asked for.
-pub(super) fn arguments(given: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
-    let mut arguments = Arguments {
-        minutes: 10.0,
-        seed: rand::random(),
-    };
-    let mut given = given;
-    while let Some(flag) = given.next() {
-        let (flag, value) = match flag.split_once('=') {
-            Some((flag, value)) => (flag.to_owned(), Some(value.to_owned())),
-            None => (flag, None),
-        };
-        if flag == "--help" || flag == "-h" {
-            return Ok(None);
-        }
-        if flag != "--minutes" && flag != "--seed" {
-            return Err(format!("there is no flag {flag}"));
-        }
-        let value = value
-            .or_else(|| given.next())
-            .ok_or(format!("{flag} wants a number"))?;
-        let wrong = || format!("{flag} wants a number, not {value:?}");
-        if flag == "--seed" {
-            arguments.seed = value.parse().map_err(|_| wrong())?;
-        } else {
-            arguments.minutes = value.parse().map_err(|_| wrong())?;
-            if !(arguments.minutes > 0.0 && arguments.minutes <= 100_000.0) {
-                return Err(wrong());
-            }
-        }
-    }
-    Ok(Some(arguments))
+fn minutes(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|minutes| *minutes > 0.0 && *minutes <= 100_000.0)
+        .ok_or_else(|| "write a number of minutes, above 0 and at most 100000".to_owned())
 }

@@ -5,39 +5,39 @@ use std::time::Duration;
 use cloud_sync::abort;
 use rand::RngExt;
 
-use crate::support::fault as gate;
-use crate::support::proxy::Trouble;
+use crate::support::fault as fault_proxy;
+use crate::support::tcp_proxy::Trouble;
 use crate::{Run, World, tail};
 
 /// The faults, and how often each is drawn.
-const FAULTS: [(Fault, u32); 23] = [
-    (Fault::Kill, 20),
-    (Fault::Abort, 20),
-    (Fault::Terminate, 6),
-    (Fault::KillBackends, 8),
-    (Fault::KillReceiver, 8),
-    (Fault::KillReceiverBackends, 6),
-    (Fault::CrashSource, 4),
-    (Fault::RestartSource, 2),
-    (Fault::CrashCloudDatabase, 2),
-    (Fault::CutRequest, 8),
-    (Fault::CutAnswer, 8),
-    (Fault::HoldAnswers, 4),
-    (Fault::Stall, 4),
-    (Fault::Slow, 4),
-    (Fault::Refuse, 6),
-    (Fault::DeleteStore, 3),
-    (Fault::OverwriteStore, 3),
-    (Fault::SecondReplicator, 5),
-    (Fault::RefuseSchema, 4),
-    (Fault::RefuseRows, 5),
-    (Fault::HoldLocks, 5),
-    (Fault::Sync, 4),
-    (Fault::Backfill, 3),
+const FAULTS: [(SoakFault, u32); 23] = [
+    (SoakFault::Kill, 20),
+    (SoakFault::Abort, 20),
+    (SoakFault::Terminate, 6),
+    (SoakFault::KillBackends, 8),
+    (SoakFault::KillReceiver, 8),
+    (SoakFault::KillReceiverBackends, 6),
+    (SoakFault::CrashSource, 4),
+    (SoakFault::RestartSource, 2),
+    (SoakFault::CrashCloudDatabase, 2),
+    (SoakFault::CutRequest, 8),
+    (SoakFault::CutAnswer, 8),
+    (SoakFault::HoldAnswers, 4),
+    (SoakFault::Stall, 4),
+    (SoakFault::Slow, 4),
+    (SoakFault::Refuse, 6),
+    (SoakFault::DeleteStore, 3),
+    (SoakFault::OverwriteStore, 3),
+    (SoakFault::SecondReplicator, 5),
+    (SoakFault::RefuseSchema, 4),
+    (SoakFault::RefuseRows, 5),
+    (SoakFault::HoldLocks, 5),
+    (SoakFault::Sync, 4),
+    (SoakFault::Backfill, 3),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fault {
+pub(super) enum SoakFault {
     Kill,
     Abort,
     Terminate,
@@ -53,7 +53,7 @@ pub(super) enum Fault {
     Stall,
     Slow,
     Refuse,
-    /// The cloud refuses the schema of every entity that it is told.
+    /// The cloud refuses the schema of every entity.
     RefuseSchema,
     /// The cloud refuses whole requests of changes.
     RefuseRows,
@@ -67,11 +67,11 @@ pub(super) enum Fault {
 }
 
 impl World<'_> {
-    pub(super) fn draw(&mut self) -> Fault {
+    pub(super) fn draw(&mut self) -> SoakFault {
         let commands = self.commands;
         let drawn = || {
             (FAULTS.into_iter())
-                .filter(|(fault, _)| commands || ![Fault::Sync, Fault::Backfill].contains(fault))
+                .filter(|(fault, _)| commands || ![SoakFault::Sync, SoakFault::Backfill].contains(fault))
         };
         let sum = drawn().map(|(_, weight)| weight).sum::<u32>();
         let mut at = self.rng.random_range(0..sum);
@@ -81,12 +81,12 @@ impl World<'_> {
             }
             at -= weight;
         }
-        Fault::Kill
+        SoakFault::Kill
     }
 
-    pub(super) async fn strike(&mut self, fault: Fault) -> Result<(), String> {
+    pub(super) async fn strike(&mut self, fault: SoakFault) -> Result<(), String> {
         let trouble = match fault {
-            Fault::Kill => {
+            SoakFault::Kill => {
                 let which = self.kill();
                 if self.rng.random_bool(0.3) {
                     self.pause(1, 1500).await;
@@ -94,15 +94,15 @@ impl World<'_> {
                 self.start(which, None);
                 return Ok(());
             }
-            Fault::Abort => {
+            SoakFault::Abort => {
                 let which = self.kill();
                 let point = abort::POINTS[self.rng.random_range(0..abort::POINTS.len())];
                 let point = format!("{point}#{}", self.rng.random_range(1..8));
                 self.start(which, Some(&point));
                 return Ok(());
             }
-            Fault::Terminate => return self.terminate().await,
-            Fault::KillBackends => {
+            SoakFault::Terminate => return self.terminate().await,
+            SoakFault::KillBackends => {
                 self.tally.kills += 1;
                 let some = self.rng.random_range(1..100);
                 let _ = self
@@ -116,14 +116,14 @@ impl World<'_> {
                     .await;
                 return Ok(());
             }
-            Fault::KillReceiver => {
+            SoakFault::KillReceiver => {
                 self.tally.kills += 1;
                 self.receiver.kill();
                 self.pause(1, 1500).await;
                 self.receiver.ensure();
                 return Ok(());
             }
-            Fault::KillReceiverBackends => {
+            SoakFault::KillReceiverBackends => {
                 self.tally.kills += 1;
                 let _ = self
                     .ask(
@@ -134,13 +134,13 @@ impl World<'_> {
                     .await;
                 return Ok(());
             }
-            Fault::CrashSource | Fault::RestartSource | Fault::CrashCloudDatabase => {
+            SoakFault::CrashSource | SoakFault::RestartSource | SoakFault::CrashCloudDatabase => {
                 self.tally.kills += 1;
                 let server = match fault {
-                    Fault::CrashCloudDatabase => self.cloud_server,
+                    SoakFault::CrashCloudDatabase => self.cloud_server,
                     _ => self.source,
                 };
-                let signal = if fault == Fault::RestartSource {
+                let signal = if fault == SoakFault::RestartSource {
                     "INT"
                 } else {
                     "QUIT"
@@ -148,31 +148,32 @@ impl World<'_> {
                 tokio::task::block_in_place(|| server.restart(signal));
                 return Ok(());
             }
-            Fault::DeleteStore | Fault::OverwriteStore => {
+            SoakFault::DeleteStore | SoakFault::OverwriteStore => {
                 self.tally.faults += 1;
                 let which = self.kill();
                 self.spoil(&self.daemons[which].checkpoint(), fault);
                 self.start(which, None);
                 return Ok(());
             }
-            Fault::RefuseSchema | Fault::RefuseRows => {
+            SoakFault::RefuseSchema | SoakFault::RefuseRows => {
                 self.tally.faults += 1;
                 let (path, statuses): (_, &[u16]) = match fault {
-                    Fault::RefuseSchema => ("schema", &[409, 422]),
+                    SoakFault::RefuseSchema => ("schema", &[409, 422]),
                     _ => ("changes", &[400, 413, 422, 429, 500, 503]),
                 };
                 let status = statuses[self.rng.random_range(0..statuses.len())];
                 let times = self.rng.random_range(1..4);
-                self.gate.fault(gate::Fault::status(status).on(path).times(times));
+                self.fault_proxy
+                    .fault(fault_proxy::SoakFault::status(status).on(path).times(times));
                 return Ok(());
             }
-            Fault::HoldLocks => {
+            SoakFault::HoldLocks => {
                 self.tally.faults += 1;
                 let held = Duration::from_millis(self.rng.random_range(100..4000));
                 tokio::spawn(hold_locks(self.site.database_url.clone(), held));
                 return Ok(());
             }
-            Fault::SecondReplicator => {
+            SoakFault::SecondReplicator => {
                 self.tally.faults += 1;
                 match self.running.iter().position(Option::is_none) {
                     Some(which) => self.start(which, None),
@@ -182,10 +183,10 @@ impl World<'_> {
                 }
                 return Ok(());
             }
-            Fault::Sync | Fault::Backfill => {
+            SoakFault::Sync | SoakFault::Backfill => {
                 self.tally.faults += 1;
                 let arguments: &[&str] = match fault {
-                    Fault::Sync => &["sync"],
+                    SoakFault::Sync => &["sync"],
                     _ => &["backfill", "--all", "--restart"],
                 };
                 let which = self.rng.random_range(0..2);
@@ -193,15 +194,15 @@ impl World<'_> {
                 self.command = Some(self.daemons[which].begin(arguments));
                 return Ok(());
             }
-            Fault::CutRequest => Trouble::CutRequest(self.rng.random_range(0..6000)),
-            Fault::CutAnswer => Trouble::CutAnswer(self.rng.random_range(0..400)),
-            Fault::HoldAnswers => Trouble::HoldAnswers,
-            Fault::Stall => Trouble::Stall,
-            Fault::Slow => Trouble::Slow(
+            SoakFault::CutRequest => Trouble::CutRequest(self.rng.random_range(0..6000)),
+            SoakFault::CutAnswer => Trouble::CutAnswer(self.rng.random_range(0..400)),
+            SoakFault::HoldAnswers => Trouble::HoldAnswers,
+            SoakFault::Stall => Trouble::Stall,
+            SoakFault::Slow => Trouble::Slow(
                 self.rng.random_range(100..2000),
                 Duration::from_millis(self.rng.random_range(1..50)),
             ),
-            Fault::Refuse => Trouble::Refuse,
+            SoakFault::Refuse => Trouble::Refuse,
         };
         self.tally.faults += 1;
         self.proxy.set(trouble);
@@ -232,8 +233,8 @@ impl World<'_> {
     }
 
     /// Deletes a store, or overwrites its files.
-    fn spoil(&self, store: &std::path::Path, fault: Fault) {
-        if fault == Fault::DeleteStore {
+    fn spoil(&self, store: &std::path::Path, fault: SoakFault) {
+        if fault == SoakFault::DeleteStore {
             let _ = std::fs::remove_dir_all(store);
             return;
         }
@@ -254,17 +255,18 @@ impl World<'_> {
     }
 }
 
-/// A role that owns nothing takes advisory locks of every form, among them those of small numbers, and an owner of tables locks
-/// two of them, for so long.
+/// A role that owns nothing takes advisory locks of every form, among them those of small numbers, and an
+/// owner of tables locks two of them, for so long.
 async fn hold_locks(url: String, held: Duration) {
     let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await else {
         return;
     };
     tokio::spawn(connection);
     let sql = "begin; set local lock_timeout = '1s'; \
-               select pg_try_advisory_xact_lock(n), pg_try_advisory_xact_lock_shared(-n) from generate_series(0, 500) n; \
-               select pg_try_advisory_xact_lock(n, m) from generate_series(0, 20) n, generate_series(0, 20) m; \
-               lock table item_log in access exclusive mode; lock table total in share mode";
+               select pg_try_advisory_xact_lock(n), pg_try_advisory_xact_lock_shared(-n) \
+               from generate_series(0, 500) n; \
+               select pg_try_advisory_xact_lock(n, m) from generate_series(0, 20) n, generate_series(0, \
+               20) m; lock table item_log in access exclusive mode; lock table total in share mode";
     if client.batch_execute(sql).await.is_ok() {
         tokio::time::sleep(held).await;
     }

@@ -1,13 +1,13 @@
 //! Lets faults of every kind strike one site for minutes: `make soak ARGS="--minutes N --seed S"`.
 //!
-//! Writers of every kind work against a site whose replicator, cloud, database and line are killed, cut and stalled at
-//! random. After each round the oracle is asked what must hold at any moment; every few rounds all is left to catch up,
-//! and the oracle is asked whether both sides are equal. The last line says what was done and found.
+//! Writers of every kind work against a site whose replicator, cloud, database and line are killed, cut and
+//! stalled at random. After each round the oracle is asked what must hold at any moment; every few rounds all
+//! is left to catch up, and the oracle is asked whether both sides are equal. The last line says what was
+//! done and found.
 
 mod arguments;
-mod calm;
+mod catch_up;
 mod faults;
-mod receiver;
 mod tenant;
 
 #[path = "../support/mod.rs"]
@@ -22,32 +22,23 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
 
-use arguments::{Arguments, HELP, arguments};
-use receiver::Receiver;
-use support::gate::Gate;
+use arguments::Arguments;
+use clap::Parser;
+use support::fault_proxy::FaultProxy;
 use support::oracle::{self, Tally};
 use support::postgres::Server;
 use support::process::{Daemon, Process};
-use support::proxy::{Proxy, Trouble};
-use support::site::{Cloud, Site, connect};
-use support::storm::{self, Counts, SERVER, Scope, Storm, audited};
+use support::receiver::ReceiverProcess;
+use support::site::{Cloud, KEY, SITE, Site, connect};
+use support::tcp_proxy::{TcpProxy, Trouble};
+use support::workload::{self, SERVER_OPTIONS, TransactionCounts, Workload, WorkloadScope, audited};
 use tenant::Tenant;
 
 /// After so many rounds all is left to catch up.
 const ROUNDS: u64 = 3;
 
 fn main() -> ExitCode {
-    let arguments = match arguments(std::env::args().skip(1)) {
-        Ok(Some(arguments)) => arguments,
-        Ok(None) => {
-            println!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        Err(wrong) => {
-            eprintln!("error: {wrong}\n\n{HELP}");
-            return ExitCode::from(2);
-        }
-    };
+    let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -70,42 +61,46 @@ async fn soak(arguments: &Arguments) -> Tally {
     let end = Instant::now() + Duration::from_secs_f64(arguments.minutes * 60.0);
     println!("seed {}, {} minutes", arguments.seed, arguments.minutes);
     let stop = stop_on_signals();
-    let (source, cloud_server) = (Server::with(&SERVER), Server::with(&[]));
+    let (source, cloud_server) = (Server::with(&SERVER_OPTIONS), Server::with(&[]));
     let mut cloud = Cloud::start_on(&cloud_server, "soak").await;
     // From here on the real binary serves in its place.
     cloud.away().await;
-    let gate = Gate::before(&cloud.url).await;
-    let proxy = Proxy::start(gate.address()).await;
-    let site = storm::site_of_every_kind(&source, "soak", &proxy.url()).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let proxy = TcpProxy::start(fault_proxy.address()).await;
+    let site = workload::site_of_every_kind(&source, "soak", &proxy.url()).await;
     let daemons = [Daemon::of(&site, "first"), Daemon::of(&site, "second")];
     let mut world = World {
-        receiver: Receiver::new(&cloud, site.folder.path().join("receiver.log")),
+        receiver: ReceiverProcess::new(
+            &cloud,
+            site.folder.path().to_owned(),
+            &[(SITE, &[KEY]), (tenant::SITE, &[tenant::KEY])],
+        ),
         tenant: Some(Tenant::start(cloud.address(), arguments.seed)),
         source: &source,
         cloud_server: &cloud_server,
         cloud,
         site,
-        gate,
+        fault_proxy,
         proxy,
         daemons: &daemons,
         running: [None, None],
         command: None,
         rng: StdRng::seed_from_u64(arguments.seed),
         tally: Tally::default(),
-        counts: Counts::default(),
+        counts: TransactionCounts::default(),
         commands: false,
         stop,
     };
     let mut round = 0;
     while Instant::now() < end && !world.stop.is_cancelled() {
         let scope = if world.rng.random_bool(0.6) {
-            Scope::Definitions
+            WorkloadScope::Definitions
         } else {
-            Scope::EveryKind
+            WorkloadScope::EveryKind
         };
         world.commands = world.rng.random_bool(0.25);
-        println!("storm: {scope:?}, commands {}", world.commands);
-        let storm = Storm::start(&world.site.database_url, world.rng.random(), scope);
+        println!("workload: {scope:?}, commands {}", world.commands);
+        let workload = Workload::start(&world.site.database_url, world.rng.random(), scope);
         let mut found = Vec::new();
         for _ in 0..ROUNDS {
             round += 1;
@@ -115,7 +110,7 @@ async fn soak(arguments: &Arguments) -> Tally {
             }
         }
         if found.is_empty() {
-            found = world.calm(storm).await;
+            found = world.calm(workload).await;
         }
         if !found.is_empty() {
             world.tally.violations += found.len() as u64;
@@ -142,7 +137,7 @@ async fn soak(arguments: &Arguments) -> Tally {
     tally
 }
 
-/// Cancelled by SIGINT and SIGTERM: the soak then ends by itself, and takes its processes with it.
+/// Cancelled by SIGINT and SIGTERM: the soak then ends, and ends its processes.
 fn stop_on_signals() -> CancellationToken {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = CancellationToken::new();
@@ -162,14 +157,14 @@ fn stop_on_signals() -> CancellationToken {
     stop
 }
 
-/// A replicator that runs, and whether it may abort by itself.
+/// A replicator that runs, and whether it may abort at a crash point.
 struct Run<'a> {
     process: Process<'a>,
     armed: bool,
 }
 
 struct World<'a> {
-    receiver: Receiver,
+    receiver: ReceiverProcess,
     /// Another site's rows.
     tenant: Option<Tenant>,
     source: &'a Server,
@@ -177,16 +172,16 @@ struct World<'a> {
     cloud: Cloud,
     site: Site,
     /// Refuses requests.
-    gate: Gate,
-    proxy: Proxy,
+    fault_proxy: FaultProxy,
+    proxy: TcpProxy,
     daemons: &'a [Daemon; 2],
     running: [Option<Run<'a>>; 2],
-    /// A command of the command line that runs beside them.
+    /// A command of the command line that runs at the same time.
     command: Option<Process<'a>>,
     rng: StdRng,
     tally: Tally,
-    /// What the writers of all storms did.
-    counts: Counts,
+    /// What the writers of all workloads did.
+    counts: TransactionCounts,
     /// Whether `sync` and `backfill` are among the faults: each would hide that a change was missed.
     commands: bool,
     stop: CancellationToken,
@@ -249,7 +244,7 @@ impl<'a> World<'a> {
             let expected = (*armed && aborted) || self.stop.is_cancelled();
             if !expected {
                 return Err(format!(
-                    "the replicator ended by itself ({status}):\n{}",
+                    "the replicator ended without a fault ({status}):\n{}",
                     tail(&daemon.log())
                 ));
             }

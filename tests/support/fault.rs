@@ -2,12 +2,15 @@
 
 #![allow(dead_code, reason = "each program uses a part of it")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use axum::body::Bytes;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+
+use super::locked;
 
 /// A request, as it arrived.
 #[derive(Debug, Clone)]
@@ -21,12 +24,24 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// A request whose path below the API's base URL is `path`.
+    pub(super) fn new(head: &Parts, path: &str, body: Bytes) -> Self {
+        Self {
+            method: head.method.clone(),
+            path: path.to_owned(),
+            query: head.uri.query().unwrap_or_default().to_owned(),
+            headers: head.headers.clone(),
+            body,
+        }
+    }
+
     /// The body as JSON; null where it is none.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// The rows that it carries: of a DELETE `{"key": "…"}`, the last part of its path; of a batch also the keys of its deletes.
+    /// The rows that it carries: of a DELETE `{"key": "…"}`, the last part of its path; of a batch also the
+    /// keys of its deletes.
     fn rows(&self) -> Vec<Value> {
         if self.method == Method::DELETE {
             return vec![json!({"key": self.path.rsplit('/').next()})];
@@ -65,7 +80,29 @@ pub(crate) struct Fault {
     method: Option<Method>,
     path: Option<String>,
     condition: Option<Condition>,
-    pub(super) times: Option<usize>,
+    times: Option<usize>,
+}
+
+/// The faults of a server, in the order in which they were added.
+#[derive(Default)]
+pub(super) struct FaultScript(Mutex<Vec<Fault>>);
+
+impl FaultScript {
+    pub(super) fn add(&self, fault: Fault) {
+        locked(&self.0).push(fault);
+    }
+
+    pub(super) fn clear(&self) {
+        locked(&self.0).clear();
+    }
+
+    /// The first fault that fits the request; it counts as one of the fault's times.
+    pub(super) fn strike(&self, request: &Request) -> Option<Fault> {
+        let mut faults = locked(&self.0);
+        let fault = faults.iter_mut().find(|fault| fault.strikes(request))?;
+        fault.times = fault.times.map(|times| times - 1);
+        Some(fault.clone())
+    }
 }
 
 #[derive(Clone)]
@@ -147,13 +184,14 @@ impl Fault {
         Self::new(What::Stall)
     }
 
-    /// Holds the request on its way, also when the client has given it up, until the latch opens; only at a baseline server.
+    /// Holds the request on its way, also when the client has given it up, until the latch opens; only at a
+    /// baseline server.
     pub(crate) fn hold() -> (Self, Latch) {
         let (open, held) = watch::channel(false);
         (Self::new(What::Hold(held)), Latch(open))
     }
 
-    /// Does what is asked before it answers; only at a gate.
+    /// Does what is asked before it answers; only at a fault_proxy.
     pub(crate) fn after_store(mut self) -> Self {
         self.after = true;
         self
@@ -197,7 +235,7 @@ impl Fault {
     }
 
     /// Whether it strikes this request.
-    pub(super) fn strikes(&self, request: &Request) -> bool {
+    fn strikes(&self, request: &Request) -> bool {
         let at_path = self.path.as_ref().is_none_or(|path| {
             request
                 .path

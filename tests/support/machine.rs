@@ -1,7 +1,8 @@
-//! Servers of a test's own, which it may start, stop, copy and promote; all gone with the test however it ends.
+//! Servers of a test's own, which it may start, stop, copy and promote; all gone with the test however it
+//! ends.
 //!
-//! A shell runs one command a line and answers its exit status; when its input ends it stops the servers and removes
-//! their folder: that it does even where the tests were killed.
+//! A shell runs one command a line and answers its exit status; when its input ends it stops the servers and
+//! removes their folder: that it does even where the tests were killed.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -34,7 +35,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A machine with one running server, `main`, with these settings beside the usual ones.
+    /// A machine with one running server, `main`, with these settings and the usual ones.
     pub(crate) fn start(settings: &str) -> Self {
         let machine = Self::empty();
         machine.run("initdb -D main -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync");
@@ -105,7 +106,8 @@ impl Machine {
     pub(crate) fn up_bounded(&self, name: &str, kilobytes: u32) {
         // The unit of `ulimit -f` is 512 bytes in one shell and 1,024 in another: `prlimit` counts bytes.
         self.run(&format!(
-            "prlimit --fsize={} pg_ctl -D {name} -w -t 60 -l {name}.log -o \"-c listen_addresses=127.0.0.1 -c port={} \
+            "prlimit --fsize={} pg_ctl -D {name} -w -t 60 -l {name}.log -o \"-c listen_addresses=127.0.0.1 \
+             -c port={} \
              -c unix_socket_directories={} -c fsync=off -c autovacuum=off -c max_wal_size=64MB\" start",
             u64::from(kilobytes) * 1024,
             self.port,
@@ -118,10 +120,12 @@ impl Machine {
         self.run(&format!("pg_ctl -D {name} -w -t 60 -m {mode} stop"));
     }
 
-    /// A running streaming replica of the server on the machine's port, on a port of its own. Answers that port.
+    /// A running streaming replica of the server on the machine's port, on a port of its own. Answers that
+    /// port.
     pub(crate) fn replica(&self, name: &str) -> u16 {
         self.run(&format!(
-            "pg_basebackup -h 127.0.0.1 -p {} -U postgres -D {name} -X stream -c fast -R -d 'application_name={name}'",
+            "pg_basebackup -h 127.0.0.1 -p {} -U postgres -D {name} -X stream -c fast -R -d \
+             'application_name={name}'",
             self.port
         ));
         let port = free_port();

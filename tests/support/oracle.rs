@@ -1,7 +1,7 @@
 //! The oracle of the fault tests: whether a guarantee was broken, whatever failed on the way.
 //!
-//! [`check`] is asked when nothing waits any more; [`amid`] at any moment. Both answer violations in words, and none
-//! where all holds. [`Tally`] is what a fault test counts; `make test` adds the tallies up.
+//! [`check`] is asked when nothing waits any more; [`amid`] at any moment. Both answer violations in words,
+//! and none where all holds. [`Tally`] is what a fault test counts; `make test` adds the tallies up.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,9 +12,10 @@ use std::path::Path;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::site::{Cloud, SITE, Site, connect};
+use super::sql::number;
 
-/// What a fault test did, and what the oracle found. Dropped, it is added to the run's tallies: a test that fails
-/// counts as one violation more.
+/// What a fault test did, and what the oracle found. Dropped, it is added to the run's tallies: a test that
+/// fails counts as one violation more.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     /// Processes, backends and servers that were killed.
@@ -73,12 +74,8 @@ impl Drop for Tally {
     }
 }
 
-async fn number(client: &Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
-
-/// What holds at any moment: no row of the receiver ever went back to an older version, no version came with two contents,
-/// and the checkpoint's mirror does not count a batch as accepted that the cloud has not taken.
+/// What holds at any moment: no row of the receiver ever went back to an older version, no version came with
+/// two contents, and the checkpoint's mirror does not count a batch as accepted that the cloud has not taken.
 pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
     let mut found = Vec::new();
     // The site first: what it says is accepted must be in the cloud by the time that the cloud is asked.
@@ -86,7 +83,8 @@ pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
         &site.client,
         &format!(
             "select (a->>'epoch')::bigint, (a->>'term')::bigint, (a->>'batch')::bigint \
-             from cloud_sync.checkpoint, lateral (select body::json->'accepted') b (a) where source_id = '{SITE}'"
+             from cloud_sync.checkpoint, lateral (select body::json->'accepted') b (a) \
+             where source_id = '{SITE}'"
         ),
     )
     .await;
@@ -133,7 +131,35 @@ pub(crate) async fn amid(site: &Site, cloud: &Cloud) -> Vec<String> {
     found
 }
 
-/// Epoch, term and batch; none where there is no such row.
+/// No row of the receiver ever went back to an older version, and no version came with two contents.
+pub(crate) async fn assert_never_back(cloud: &Cloud) {
+    let client = connect(&cloud.database_url).await;
+    let back: i64 = client
+        .query_one(
+            "select count(*) from (select (epoch, version) <= lag((epoch, version)) \
+             over (partition by site, entity, key order by id) as back from cloud_meta.history) h where back",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    let twice: i64 = client
+        .query_one(
+            "select count(*) from (select from cloud_meta.history where version > 0 \
+             group by site, entity, key, epoch, version having count(distinct digest) > 1) d",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(
+        (back, twice),
+        (0, 0),
+        "rows that went back, versions with two contents"
+    );
+}
+
+/// Epoch, term and batch; `None` if there is no such row.
 async fn version(client: &Client, sql: &str) -> Option<(i64, i64, i64)> {
     let row = client.query_opt(sql, &[]).await.unwrap()?;
     let epoch: Option<i64> = row.get(0);
@@ -150,8 +176,8 @@ pub(crate) async fn check(site: &Site, cloud: &Cloud) -> Vec<String> {
     found
 }
 
-/// Rows of the cloud that the site does not have, and how rows differ, a few of each entity. For catalogues in which every
-/// delete leaves the site. Asked when nothing waits any more.
+/// Rows of the cloud that the site does not have, and how rows differ, a few of each entity. For catalogues
+/// in which every delete leaves the site. Asked when nothing waits any more.
 #[allow(dead_code, reason = "for the soak")]
 pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
     let there = connect(&cloud.database_url).await;
@@ -161,7 +187,8 @@ pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
         let columns: Vec<String> = texts(
             &site.client,
             &format!(
-                "select attname from pg_attribute where attrelid = '{}'::regclass and attnum > 0 and not attisdropped",
+                "select attname from pg_attribute where attrelid = '{}'::regclass and attnum > 0 \
+                 and not attisdropped",
                 entity.table
             ),
         )
@@ -169,7 +196,8 @@ pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
         // Of the cloud's row only the columns that the site has now.
         let rows = |table: &str| {
             format!(
-                "select jsonb_build_array({}) || (select jsonb_object_agg(k, v) from jsonb_each(to_jsonb(t)) e (k, v) \
+                "select jsonb_build_array({}) || (select jsonb_object_agg(k, v) \
+                 from jsonb_each(to_jsonb(t)) e (k, v) \
                  where k = any ('{{{}}}'))::jsonb || '[]' from {table} t",
                 key.join(", "),
                 columns.join(",")
@@ -203,7 +231,7 @@ pub(crate) async fn differences(site: &Site, cloud: &Cloud) -> Vec<String> {
     found
 }
 
-/// The first column of the rows, as text; none where there is no such table.
+/// The first column of the rows, as text; no rows if there is no such table.
 async fn texts(client: &Client, sql: &str) -> Vec<String> {
     let rows = client.simple_query(sql).await.unwrap_or_default();
     rows.iter()

@@ -1,7 +1,7 @@
 //! One private PostgreSQL server for the test binary, gone with it however it ends.
 //!
-//! A shell that holds the other end of a pipe starts the server, and stops it as soon as the pipe closes: that the
-//! kernel does even where the tests were killed.
+//! A shell that holds the other end of a pipe starts the server, and stops it as soon as the pipe closes:
+//! that the kernel does even where the tests were killed.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -16,9 +16,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 static SERVER: OnceLock<Server> = OnceLock::new();
 
-/// Initialises, starts and, when its standard input ends, stops and removes a server.
-/// $1 binaries, $2 folder, $3 port; then options of the server. Each line of the input is a signal's name: it ends the
-/// server, which is then started anew.
+/// Initialises, starts and, when its standard input ends, stops and removes a server. $1 binaries, $2 folder,
+/// $3 port; then options of the server. Each line of the input is a signal's name: it ends the server, which
+/// is then started anew.
 const SCRIPT: &str = r#"
 binaries=$1 folder=$2 port=$3
 shift 3
@@ -64,7 +64,8 @@ impl Server {
         SERVER.get_or_init(|| Self::with(&[]))
     }
 
-    /// A server of one's own with further options, such as `max_prepared_transactions=20`. It ends when it is dropped.
+    /// A server of one's own with further options, such as `max_prepared_transactions=20`. It ends when it is
+    /// dropped.
     pub(crate) fn with(options: &[&str]) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cloud-sync-tests-")
@@ -95,7 +96,7 @@ impl Server {
         server
     }
 
-    /// Ends the server by a signal and starts it anew: `QUIT` as in a crash, `INT` in order.
+    /// Ends the server by a signal and starts it again: `QUIT` as in a crash, `INT` in order.
     #[allow(dead_code, reason = "for tests with a server of their own")]
     pub(crate) fn restart(&self, signal: &str) {
         let before = self.status();
@@ -171,8 +172,8 @@ impl Server {
     }
 }
 
-/// A free port for a server that ends and comes back: not one that the kernel gives to connections that go out, as it
-/// could be taken meanwhile.
+/// A free port for a server that ends and comes back: not one that the kernel gives to connections that go
+/// out, as it could be taken in between.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id().wrapping_mul(97);
@@ -186,7 +187,8 @@ pub(crate) fn free_port() -> u16 {
     panic!("there is no free port");
 }
 
-/// A shell that may run servers in the folder: as the user `postgres` where the tests run as root, whom PostgreSQL refuses.
+/// A shell that may run servers in the folder: as the user `postgres` where the tests run as root, whom
+/// PostgreSQL refuses.
 pub(crate) fn shell_for(folder: &Path) -> Command {
     let root = Command::new("id")
         .arg("-u")

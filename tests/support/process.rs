@@ -1,5 +1,5 @@
-//! The real binary as a daemon: started in a site's folder, its log in a file, ended by a signal, asked over its
-//! operator API and by the command line.
+//! The real binary as a daemon: started in a site's folder, its log in a file, ended by a signal, asked over
+//! its operator API and by the command line.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
@@ -114,7 +114,7 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Runs a command of the command line beside it.
+    /// Runs another command of the command line, with the same settings.
     pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
@@ -191,7 +191,7 @@ impl Process<'_> {
     pub(crate) fn kill(mut self) {
         assert!(
             self.child.try_wait().unwrap().is_none(),
-            "it ended by itself:\n{}",
+            "it had ended already:\n{}",
             self.daemon.log()
         );
         self.child.kill().unwrap();
@@ -250,7 +250,8 @@ impl Process<'_> {
     }
 }
 
-/// Sends a process a signal, by its name without `SIG`. The shell does it: not every system has the program `kill`.
+/// Sends a process a signal, by its name without `SIG`. The shell does it: not every system has the program
+/// `kill`.
 pub(crate) fn signal(pid: u32, name: &str) {
     let sent = Command::new("sh")
         .args(["-c", "kill -$0 $1", name, &pid.to_string()])

@@ -8,73 +8,113 @@ use std::time::{Duration, Instant};
 use super::process::signal;
 use super::site::{Cloud, LIMIT, SITE};
 
-/// A running receiver, killed when it is dropped.
+/// The receiver's place: its address, settings and log. It may be killed and started any number of times, and
+/// is killed when it is dropped.
 pub(crate) struct ReceiverProcess {
     pub(crate) address: String,
-    child: Child,
-    config: PathBuf,
-    log: PathBuf,
-    listen: String,
-    _folder: tempfile::TempDir,
+    child: Option<Child>,
+    folder: PathBuf,
+    /// The settings but for the keys.
+    settings: String,
+    log_level: &'static str,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl ReceiverProcess {
-    /// Takes the place of the cloud's own receiver: same port, database and files.
+    /// Takes the place of the cloud's own receiver, and runs: same port, database and files.
     pub(crate) async fn replace(cloud: &mut Cloud, keys: &[&str]) -> Self {
         cloud.away().await;
         let folder = tempfile::tempdir().unwrap();
-        let address = cloud
-            .url
-            .trim_start_matches("http://")
-            .trim_end_matches("/api")
-            .to_owned();
-        let listen = format!(
-            "[receiver]\nlisten = {address:?}\ndatabase_url = {:?}\nfiles = {:?}\nhistory = true\n",
-            cloud.database_url,
-            cloud.files.display().to_string(),
-        );
-        let (config, log) = (folder.path().join("cloud.toml"), folder.path().join("log"));
-        std::fs::write(&config, format!("{listen}{}", table(&[(SITE, keys)]))).unwrap();
-        let output = OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_cloud-sync"))
-            .args(["receiver", "--config"])
-            .arg(&config)
-            .args(["--log", "debug"])
-            .current_dir(folder.path())
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output)
-            .spawn()
-            .unwrap();
-        let process = Self {
-            address,
-            child,
-            config,
-            log,
-            listen,
-            _folder: folder,
-        };
+        let mut process = Self::new(cloud, folder.path().to_owned(), &[(SITE, keys)]);
+        process._folder = Some(folder);
+        process.log_level = "debug";
+        process.ensure();
         process.logged("the receiver listens").await;
         process
     }
 
-    /// Writes these keys into its settings; it is not told.
-    pub(crate) fn rekey(&self, keys: &[(&str, &[&str])]) {
-        std::fs::write(&self.config, format!("{}{}", self.listen, table(keys))).unwrap();
+    /// In the place of the cloud's own receiver, with its settings and its log in `folder`; it does not run
+    /// yet.
+    pub(crate) fn new(cloud: &Cloud, folder: PathBuf, keys: &[(&str, &[&str])]) -> Self {
+        let address = cloud.address().to_string();
+        let settings = format!(
+            "[receiver]\nlisten = {address:?}\ndatabase_url = {:?}\nfiles = {:?}\nhistory = true\n",
+            cloud.database_url,
+            cloud.files.display().to_string(),
+        );
+        let process = Self {
+            address,
+            child: None,
+            folder,
+            settings,
+            log_level: "info",
+            _folder: None,
+        };
+        process.rekey(keys);
+        process
     }
 
-    /// Writes this as its settings; it is not told.
+    /// Starts it if it does not run: it ends if its database does not answer at its start.
+    pub(crate) fn ensure(&mut self) {
+        if let Some(child) = &mut self.child
+            && child.try_wait().unwrap().is_none()
+        {
+            return;
+        }
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_cloud-sync"))
+            .args(["receiver", "--config"])
+            .arg(self.config_file())
+            .args(["--log", self.log_level])
+            .current_dir(&self.folder)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.unwrap());
+    }
+
+    /// SIGKILL, if it runs.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.folder.join("receiver.toml")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("receiver.log")
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the receiver runs").id()
+    }
+
+    /// Writes these keys into its settings; it gets no signal.
+    pub(crate) fn rekey(&self, keys: &[(&str, &[&str])]) {
+        self.configure(&format!("{}{}", self.settings, table(keys)));
+    }
+
+    /// Writes this as its settings; it gets no signal.
     pub(crate) fn configure(&self, text: &str) {
-        std::fs::write(&self.config, text).unwrap();
+        std::fs::write(self.config_file(), text).unwrap();
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        signal(self.child.id(), name);
+        signal(self.pid(), name);
     }
 
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
     /// Waits until its log holds these words.
@@ -88,14 +128,13 @@ impl ReceiverProcess {
 
     /// Bytes of memory that it had resident at its peak.
     pub(crate) fn peak_memory(&self) -> u64 {
-        super::process::peak_memory(self.child.id())
+        super::process::peak_memory(self.pid())
     }
 }
 
 impl Drop for ReceiverProcess {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

@@ -1,5 +1,5 @@
-//! A site and its cloud for a test: a database of its own with the school's tables, a media folder, a store, and the
-//! receiver as the cloud; or another server in its place.
+//! A site and its cloud for a test: a database of its own with the school's tables, a media folder, a store,
+//! and the receiver as the cloud; or another server in its place.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use cloud_sync::checkpoint::SledStore;
 use cloud_sync::config::{LoadOptions, Settings};
+use cloud_sync::control::status::ReplicatorState;
 use cloud_sync::control::{Operator, StatusReport};
 use cloud_sync::demo::equality::{self, EqualityReport};
 use cloud_sync::drain::{Drain, ReplicationState};
-use cloud_sync::error::Result;
+use cloud_sync::error::{Kind, Result};
 use cloud_sync::metrics::Metrics;
 use cloud_sync::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
 use cloud_sync::replicator::{self, Replicator};
@@ -30,6 +31,9 @@ pub(crate) const SCHOOL: &str = include_str!("../../sql/sample_school.sql");
 /// The site's name in the cloud, and its key.
 pub(crate) const SITE: &str = "college";
 pub(crate) const KEY: &str = "a-site-key-for-tests";
+
+/// The URL of a cloud at which nobody listens.
+pub(crate) const NOWHERE: &str = "http://127.0.0.1:9/api";
 
 /// How long a test waits for what must happen; no test asserts a time.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -148,6 +152,22 @@ impl Cloud {
     }
 }
 
+/// An `[[entity]]` on a table, with further lines.
+pub(crate) fn entity(name: &str, table: &str, key: &[&str], more: &str) -> String {
+    format!("[[entity]]\nname = \"{name}\"\ntable = \"{table}\"\nkey = {key:?}\n{more}\n")
+}
+
+/// The settings of `cloud-sync.toml` in a folder.
+fn settings_of(folder: &tempfile::TempDir) -> Settings {
+    let options = LoadOptions {
+        config: Some(folder.path().join("cloud-sync.toml")),
+        overrides: Vec::new(),
+        env: BTreeMap::new(),
+        dir: folder.path().to_owned(),
+    };
+    Settings::load(options).unwrap().settings
+}
+
 /// A site.
 pub(crate) struct Site {
     pub(crate) settings: Settings,
@@ -157,11 +177,26 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// A site with the school's empty tables and capture installed, whose cloud is at `cloud_url` and knows `key`.
+    /// A site with the school's empty tables and capture installed, whose cloud is at `cloud_url` and knows
+    /// `key`.
     pub(crate) async fn school(hint: &str, cloud_url: &str, key: &str) -> Self {
         let site = Self::bare(hint, cloud_url, key, SCHOOL, "").await;
         site.init().await;
         site
+    }
+
+    /// As [`Site::school`], with a receiver as its cloud.
+    pub(crate) async fn school_with_cloud(hint: &str) -> (Cloud, Self) {
+        Self::captured(hint, SCHOOL, "").await
+    }
+
+    /// A site with these tables and capture installed, the configuration file's further text, and a receiver
+    /// as its cloud.
+    pub(crate) async fn captured(hint: &str, tables: &str, config: &str) -> (Cloud, Self) {
+        let cloud = Cloud::start(hint).await;
+        let site = Self::bare(hint, &cloud.url, KEY, tables, config).await;
+        site.init().await;
+        (cloud, site)
     }
 
     /// A site with these tables, and the configuration file's further text; capture is not installed.
@@ -205,20 +240,32 @@ impl Site {
             at("store"),
         );
         std::fs::write(folder.path().join("cloud-sync.toml"), text).unwrap();
-        let settings = Settings::load(LoadOptions {
-            config: Some(folder.path().join("cloud-sync.toml")),
-            overrides: Vec::new(),
-            env: BTreeMap::new(),
-            dir: folder.path().to_owned(),
-        })
-        .unwrap()
-        .settings;
+        let settings = settings_of(&folder);
         Self {
             settings,
             database_url,
             client,
             folder,
         }
+    }
+
+    /// Replaces a text of the configuration file, which is then read again.
+    pub(crate) fn reconfigure(&mut self, from: &str, to: &str) {
+        let path = self.folder.path().join("cloud-sync.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "no {from:?} in {text}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        self.settings = settings_of(&self.folder);
+    }
+
+    /// What `init` says of a catalogue that it refuses.
+    pub(crate) async fn refusal(hint: &str, tables: &str, config: &str) -> String {
+        let site = Self::bare(hint, NOWHERE, KEY, tables, config).await;
+        let url = site.settings.require_database_url().unwrap();
+        let refused = install::init(url, &site.settings.catalogue, OutboxDeclaration::Nothing).await;
+        let error = refused.expect_err("a refusal");
+        assert_eq!(error.kind(), Kind::Config, "{error}");
+        error.to_string()
     }
 
     pub(crate) async fn init(&self) {
@@ -277,7 +324,7 @@ impl Site {
         .unwrap()
     }
 
-    /// Asserts that the receiver's rows equal the site's, with none beside them in these entities.
+    /// Asserts that the receiver's rows equal the site's, and that these entities have no other rows there.
     pub(crate) async fn assert_equal(&self, cloud: &Cloud) {
         let report = self.compare(cloud).await;
         assert!(report.equal, "{report}");
@@ -309,12 +356,7 @@ impl Running {
 
     /// Waits until nothing waits.
     pub(crate) async fn caught_up(&self) -> StatusReport {
-        self.until("caught up", |status| {
-            status.lag.is_some_and(|lag| lag.changes == 0)
-                && status.files.waiting == 0
-                && status.state == cloud_sync::control::status::ReplicatorState::Replicating
-        })
-        .await
+        self.until("caught up", is_caught_up).await
     }
 
     /// Waits until the status is so.
@@ -350,15 +392,15 @@ impl Running {
     }
 }
 
-/// Waits until nothing waits, nothing is wrong with the capture, and nothing is left to compare: what the columns tell now
-/// included, whether or not the replicator has looked at them since.
-pub(crate) async fn whole(site: &Site, running: &Running) -> StatusReport {
+/// Waits until nothing waits, capture is in place, no entity is parked, and nothing is left to compare: what
+/// the columns tell now included, whether or not the replicator has looked at them since.
+pub(crate) async fn until_whole(site: &Site, running: &Running) -> StatusReport {
     let catalogue = &site.settings.catalogue;
     // Types are called in a session of the program's as the program calls them.
     let url = site.database_url.as_str().into();
     let session = Session::open(&url, "test").await.unwrap();
-    for (standing, watched) in drift::watch(session.client(), catalogue).await.unwrap() {
-        drift::note_shape(session.client(), watched.id, &standing.table)
+    for (described, watched) in drift::watch(session.client(), catalogue).await.unwrap() {
+        drift::note_shape(session.client(), watched.id, &described.table)
             .await
             .unwrap();
     }
@@ -366,14 +408,20 @@ pub(crate) async fn whole(site: &Site, running: &Running) -> StatusReport {
     loop {
         let status = running.replicator.status().await.unwrap();
         let watched = drift::watch(session.client(), catalogue).await.unwrap();
-        let well = watched
+        let is_captured = watched
             .iter()
-            .all(|(_, watched)| watched.wrong.is_none() && watched.gap.is_none());
-        let still = status.lag.is_some_and(|lag| lag.changes == 0) && status.capture.is_empty();
-        if well && still && status.reason.is_none() {
+            .all(|(_, watched)| watched.wrong.is_none() && watched.gap.is_none() && watched.parked.is_none());
+        if is_captured && is_caught_up(&status) && status.capture.is_empty() && status.reason.is_none() {
             return status;
         }
         assert!(start.elapsed() < LIMIT, "not whole: {status:#?}\n{watched:#?}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Whether a running replicator has nothing left to send.
+fn is_caught_up(status: &StatusReport) -> bool {
+    status.lag.is_some_and(|lag| lag.changes == 0)
+        && status.files.waiting == 0
+        && status.state == ReplicatorState::Replicating
 }

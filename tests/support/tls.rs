@@ -26,8 +26,8 @@ pub(crate) fn authority(name: &str) -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A TLS server on a port of its own before `target`, with a certificate of these names, from one year to another,
-/// that offers these protocols.
+/// A TLS server on a port of its own before `target`, with a certificate of these names, from one year to
+/// another, that offers these protocols.
 pub(crate) async fn terminate(
     target: SocketAddr,
     authority: &Authority,

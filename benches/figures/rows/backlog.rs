@@ -1,21 +1,22 @@
-//! A backlog of 100,000 one-row transactions: how long until it is in the cloud, and what that costs in CPU and in memory
-//! of each process.
+//! A backlog of 100,000 one-row transactions: how long until it is in the cloud, and what that costs in CPU
+//! and in memory of each process.
 
 use std::time::Instant;
 
+use crate::Outcome;
 use crate::load::{LoadTable, Writers};
 use crate::memory::{PeakMemory, PeerMemory};
+use crate::progress::Progress;
 use crate::servers::{Server, World};
 use crate::site::Site;
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const CHANGES: u64 = 100_000;
 const WRITERS: u64 = 8;
 
-/// Each side counts from its start until the last row is visible. The peer is measured twice: with its own default, where
-/// the subscriber confirms what is not on its disk yet, and durable, as the receiver is.
+/// Each side counts from its start until the last row is visible. The peer is measured twice: with its own
+/// default, where the subscriber confirms what is not on its disk yet, and durable, as the receiver is.
 pub(crate) async fn backlog(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let logs = LoadTable::logs("logs");
     let site = Site::with_logs(world).await?;
@@ -61,7 +62,8 @@ pub(crate) async fn backlog(world: &World, progress: &Progress<'_>) -> Outcome<V
     let [source, cloud, receiver, replicator] = spent.each_ref().map(Samples::median);
     let [publisher, subscriber] = by_default.spent.each_ref().map(Samples::median);
     let by_process = format!(
-        "source server {source:.2}, replicator {replicator:.2}, receiver {receiver:.2}, cloud server {cloud:.2}; \
+        "source server {source:.2}, replicator {replicator:.2}, receiver {receiver:.2}, \
+         cloud server {cloud:.2}; \
          logical replication: publisher's server {publisher:.2}, cloud server {subscriber:.2}."
     );
     let spent = Samples::sum(&spent);
@@ -78,7 +80,10 @@ pub(crate) async fn backlog(world: &World, progress: &Progress<'_>) -> Outcome<V
         Row::new("backlog", "the same beside a durable peer", Unit::Seconds, ours)
             .peer("logical replication, durable", by_durable.seconds)
             .target(Target::RatioAtMost(0.1))
-            .note("a subscription with synchronous_commit = on: it confirms what is on disk, as the receiver does."),
+            .note(
+                "a subscription with synchronous_commit = on: it confirms what is \
+                 on disk, as the receiver does.",
+            ),
         Row::new("backlog", "its CPU seconds, all processes", Unit::Seconds, spent)
             .peer("logical replication", Samples::sum(&by_default.spent))
             .target(Target::RatioAtMost(0.4))

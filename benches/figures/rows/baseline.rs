@@ -1,4 +1,5 @@
-//! A cloud that has the baseline calls only and answers each after 20 ms, as one at the far end of a line does.
+//! A cloud that has the baseline calls only and answers each after 20 ms, as one at the far end of a line
+//! does.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +14,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use crate::Outcome;
 use crate::load;
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::{KEY, Plan, Site};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const ROWS: u64 = 5_000;
 
@@ -58,13 +60,18 @@ pub(crate) async fn baseline(world: &World, progress: &Progress<'_>) -> Outcome<
         site.end().await?;
     }
     Ok(vec![
-        Row::new("baseline", "5,000 rows, 20 ms answers, rows", Unit::PerSecond, ours)
-            .peer("serial POST loop", theirs)
-            .target(Target::RatioAtLeast(15.0))
-            .note(format!(
-                "from the start of `run` until the server has all. The loop keeps one connection; its rate is that of \
-                 {SERIAL} rows."
-            )),
+        Row::new(
+            "baseline",
+            "5,000 rows, 20 ms answers, rows",
+            Unit::PerSecond,
+            ours,
+        )
+        .peer("serial POST loop", theirs)
+        .target(Target::RatioAtLeast(15.0))
+        .note(format!(
+            "from the start of `run` until the server has all. The loop keeps one connection; \
+                 its rate is that of {SERIAL} rows."
+        )),
     ])
 }
 

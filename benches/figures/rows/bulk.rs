@@ -4,18 +4,20 @@ use std::time::Instant;
 
 use tokio_postgres::Client;
 
+use crate::Outcome;
 use crate::load::{self, LoadTable, many_rows};
 use crate::memory::PeakMemory;
 use crate::peers;
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::Site;
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const ROWS: u64 = 300_000;
 
-/// A run's inserts with capture and those without alternate, so that both see the machine as fast as it then is.
+/// A run's inserts with capture and those without alternate, so that both see the machine as fast as it then
+/// is.
 const TURNS: u64 = 3;
 
 /// The insert itself, while the replicator is stopped.

@@ -1,24 +1,27 @@
-//! What capture costs the site's writers: 8 of them, a row a transaction. The same writers write to a table without
-//! capture and to each peer's, in turns of seconds whose order alternates, so that all see the machine as fast as it is
-//! just then.
+//! What capture costs the site's writers: 8 of them, a row a transaction. The same writers write to a table
+//! without capture and to each peer's, in turns of seconds whose order alternates, so that all see the
+//! machine as fast as it is just then.
 //!
-//! The school's table of attendance has foreign keys and indexes, as a site's tables do: there the price of capture counts
-//! beside what a row costs anyway. The table of logs has neither: there it shows at its largest.
+//! The school's table of attendance has foreign keys and indexes, as a site's tables do: there the price of
+//! capture counts in addition to what a row costs anyway. The table of logs has neither: there it shows at its
+//! largest.
 
 use crate::load::{LoadTable, Until, Writers};
 use crate::pgq::{Pgq, PgqOrSkipped};
+use crate::progress::Progress;
 use crate::servers::{Server, World};
 use crate::site::{Plan, Site};
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit, grouped};
-use crate::{Outcome, Progress, school};
+use crate::{Outcome, school};
 
 const WRITERS: u64 = 8;
 
 /// Of one turn.
 const SECONDS: u64 = 2;
 
-/// How often each side has its turn in a run; an even number, so that of any two each goes first equally often.
+/// How often each side has its turn in a run; an even number, so that of any two each goes first equally
+/// often.
 const TURNS: usize = 4;
 
 /// Replicator and subscriber are stopped, and PgQ has no consumer.
@@ -55,7 +58,8 @@ pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<V
             line(beside_pgq, ours, "PgQ, no consumer", theirs)
                 .target(Target::RatioAtLeast(1.0))
                 .note(format!(
-                    "its trigger pgq.logutriga, in C, keeps {} of the rate without capture; {} events are in its queue.",
+                    "its trigger pgq.logutriga, in C, keeps {} of the rate without capture; \
+                     {} events are in its queue.",
                     share(theirs, without),
                     grouped(events as f64)
                 ))
@@ -66,7 +70,8 @@ pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<V
         }
         (PgqOrSkipped::Installed(_), None) => return Err("PgQ was not measured".into()),
     };
-    let rows = vec![
+    let rows =
+        vec![
         line(
             "8 writers, one-row inserts, attendance, replicator stopped",
             ours,
@@ -76,8 +81,8 @@ pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<V
         .target(Target::RatioAtLeast(0.85)),
         beside_pgq,
         line("the same beside a slot", ours, "logical replication, subscriber stopped", slot).note(format!(
-            "its server has wal_level = logical. It keeps {} of the rate without capture, that of a server with wal_level = \
-             replica.",
+            "its server has wal_level = logical. It keeps {} of the rate without capture, that of a server \
+             with wal_level = replica.",
             share(slot, without)
         )),
         line(
@@ -95,7 +100,8 @@ pub(crate) async fn capture(world: &World, progress: &Progress<'_>) -> Outcome<V
     Ok(rows)
 }
 
-/// Replicator and subscriber have nothing to do until the writers begin, and work beside them on the same cores.
+/// Replicator and subscriber have nothing to do until the writers begin, and work with them on the same
+/// cores.
 pub(crate) async fn draining(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let bare = bare_school(world).await?;
     let site = Site::new(world, &Plan::of("", &school::tables())).await?;
@@ -133,7 +139,8 @@ pub(crate) async fn draining(world: &World, progress: &Progress<'_>) -> Outcome<
         .peer("logical replication", theirs.clone())
         .target(Target::RatioAtLeast(1.05))
         .note(format!(
-            "logical replication keeps {} of the rate without capture. Its table at the subscriber has no index but the key, \
+            "logical replication keeps {} of the rate without capture. \
+             Its table at the subscriber has no index but the key, \
              as the receiver's.",
             share(theirs, without)
         )),
@@ -242,7 +249,8 @@ async fn measure(world: &World, progress: &Progress<'_>, sides: &[Side<'_>]) -> 
     Ok(rates)
 }
 
-/// The order of the sides in a turn: every second turn in the opposite direction, every third with another first.
+/// The order of the sides in a turn: every second turn in the opposite direction, every third with another
+/// first.
 fn order(turn: usize, sides: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sides).collect();
     order.rotate_left(turn / 2 * 2 % sides);

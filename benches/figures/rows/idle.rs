@@ -1,4 +1,5 @@
-//! Processes that have nothing to do: the replicator, the receiver, and the backends of both at their databases.
+//! Processes that have nothing to do: the replicator, the receiver, and the backends of both at their
+//! databases.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +7,11 @@ use tokio::time::sleep;
 
 use crate::load::LoadTable;
 use crate::memory::backends;
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::Site;
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress, process};
+use crate::{Outcome, process};
 
 /// How long after its last change it counts as idle.
 const QUIET: Duration = Duration::from_secs(5);
@@ -32,7 +34,7 @@ pub(crate) async fn idle(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
     sleep(WATCH).await;
     let seconds = start.elapsed().as_secs_f64();
     let after = groups.each_ref().map(|(_, pids)| Use::of(pids));
-    // A backend that was replaced meanwhile would count as nothing.
+    // A backend that was replaced in between would count as nothing.
     for (client, (_, pids)) in [(&site.source, &groups[1]), (&site.cloud, &groups[3])] {
         if backends(client).await?.iter().any(|pid| !pids.contains(pid)) {
             progress.say("a backend began while it was watched; what it used is not counted");

@@ -1,17 +1,18 @@
-//! Single commits, one at a time: from the moment at which the writer knows its commit until a reader sees it in the
-//! cloud. Once where nothing else is to do, and once more as soon as a large insert has arrived, when caches, the outbox
-//! and the log are full of it.
+//! Single commits, one at a time: from the moment at which the writer knows its commit until a reader sees it
+//! in the cloud. Once where nothing else is to do, and once more as soon as a large insert has arrived, when
+//! caches, the outbox and the log are full of it.
 
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
+use crate::Outcome;
 use crate::load::{LoadTable, many_rows, one_row};
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::Site;
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const COMMITS: usize = 1_000;
 
@@ -65,7 +66,8 @@ pub(crate) async fn latency(world: &World, progress: &Progress<'_>) -> Outcome<V
     let own_clock = own_clock.unwrap_or_default();
     let own = |name: &str| own_clock[name].as_f64().unwrap_or(f64::NAN);
     let note = format!(
-        "a reader looks every {} ms, by key. The replicator's own clock, capture to acceptance: p50 {:.1} ms, p99 {:.1} ms.",
+        "a reader looks every {} ms, by key. The replicator's own clock, capture to acceptance: \
+         p50 {:.1} ms, p99 {:.1} ms.",
         LOOK.as_secs_f64() * 1000.0,
         own("p50_ms"),
         own("p99_ms"),
@@ -83,7 +85,7 @@ pub(crate) async fn latency(world: &World, progress: &Progress<'_>) -> Outcome<V
     Ok(rows)
 }
 
-/// The lines of the table, each percentile beside the peer's.
+/// The lines of the table, each percentile with the peer's.
 fn lines(what: &str, ours: Percentiles, theirs: Percentiles, note: Option<String>) -> Vec<Row> {
     let line = |name: &str, ours, theirs, most| {
         Row::new("latency", format!("{what}, {name}"), Unit::Milliseconds, ours)
@@ -132,7 +134,7 @@ async fn commits(source: &Client, cloud: &Client, seen: &str) -> Outcome<Vec<f64
             if commit.elapsed() > LIMIT {
                 return Err(format!("a commit is not visible after {LIMIT:?}").into());
             }
-            // The runtime's own clock is too coarse; nothing else runs in it meanwhile.
+            // The runtime's own clock is too coarse; nothing else runs in it at that time.
             std::thread::sleep(LOOK);
         }
         milliseconds.push(commit.elapsed().as_secs_f64() * 1000.0);

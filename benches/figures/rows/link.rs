@@ -1,21 +1,23 @@
-//! A backlog of 100,000 one-row transactions over a slow line: how long it takes, and what passes over the line.
+//! A backlog of 100,000 one-row transactions over a slow line: how long it takes, and what passes over the
+//! line.
 
 use std::time::{Duration, Instant};
 
+use crate::Outcome;
 use crate::line::Line;
 use crate::load::{self, LoadTable};
+use crate::progress::Progress;
 use crate::rows::backlog::write;
 use crate::servers::World;
 use crate::site::{Plan, Site};
 use crate::subscription::{Subscription, SubscriptionPlan};
 use crate::table::{Row, Samples, Target, Unit};
-use crate::{Outcome, Progress};
 
 const BITS_PER_SECOND: u64 = 5_000_000;
 const ROUND_TRIP: Duration = Duration::from_millis(100);
 
-/// Each side counts from its start until the last row is visible, over a line of the same kind. The bytes are those of all
-/// connections, both ways.
+/// Each side counts from its start until the last row is visible, over a line of the same kind. The bytes are
+/// those of all connections, both ways.
 pub(crate) async fn link(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let logs = LoadTable::logs("logs");
     let (line, peers_line) = (line()?, line()?);

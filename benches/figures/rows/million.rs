@@ -1,16 +1,17 @@
-//! Backlogs of 10,000, 100,000 and 1,000,000 changes: the replicator's memory is bounded, and its time grows as the
-//! backlog does.
+//! Backlogs of 10,000, 100,000 and 1,000,000 changes: the replicator's memory is bounded, and its time grows
+//! as the backlog does.
 
 use std::path::Path;
 use std::time::Instant;
 
+use crate::Outcome;
 use crate::load::{LoadTable, Until, Writers, many_rows};
 use crate::memory::PeakMemory;
 use crate::plot::{self, Point};
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::Site;
 use crate::table::{Row, Samples, Target, Unit, grouped};
-use crate::{Outcome, Progress};
 
 const BACKLOGS: [u64; 3] = [10_000, 100_000, 1_000_000];
 
@@ -20,7 +21,8 @@ const ROWS: u64 = 1_000;
 /// MiB that the replicator may have at its peak.
 const MEMORY: f64 = 48.0;
 
-/// How much longer a change may take in the largest backlog than in the one before, so that time counts as linear.
+/// How much longer a change may take in the largest backlog than in the one before, so that time counts as
+/// linear.
 const LINEAR: f64 = 1.15;
 
 pub(crate) async fn million(
@@ -85,7 +87,8 @@ pub(crate) async fn million(
     Ok(rows)
 }
 
-/// Drains a backlog, and takes the peaks of memory: the seconds from the replicator's start. A backlog of 0 is three rows.
+/// Drains a backlog, and takes the peaks of memory: the seconds from the replicator's start. A backlog of 0
+/// is three rows.
 async fn drained(world: &World, site: &Site<'_>, changes: u64, memory: &mut PeakMemory) -> Outcome<f64> {
     let writers = Writers {
         server: &world.source,

@@ -12,10 +12,12 @@ mod million;
 mod shapes;
 mod writers;
 
-use crate::arguments::Arguments;
+use std::path::Path;
+
+use crate::Outcome;
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::table::Row;
-use crate::{Outcome, Progress};
 
 /// Something that can be measured alone.
 pub(crate) struct Measurement {
@@ -89,11 +91,11 @@ pub(crate) const ROWS: [Measurement; 14] = [
     named("shapes", "entities, row sizes, one hot row, an open transaction"),
 ];
 
-/// Measures one of [`ROWS`].
+/// Measures one of [`ROWS`]. `plot` is the file that `million` draws to.
 pub(crate) async fn measure(
     name: &str,
     world: &World,
-    arguments: &Arguments,
+    plot: Option<&Path>,
     progress: &Progress<'_>,
 ) -> Outcome<Vec<Row>> {
     match name {
@@ -104,7 +106,7 @@ pub(crate) async fn measure(
         "backlog" => backlog::backlog(world, progress).await,
         "link" => link::link(world, progress).await,
         "latency" => latency::latency(world, progress).await,
-        "million" => million::million(world, arguments.plot.as_deref(), progress).await,
+        "million" => million::million(world, plot, progress).await,
         "idle" => idle::idle(world, progress).await,
         "file" => files::file(world, progress).await,
         "files" => files::files(world, progress).await,

@@ -1,13 +1,14 @@
-//! How the cost grows with the shape of the work: entities, sizes of rows, one hot row, a transaction that stays open.
-//! Measured where it is named.
+//! How the cost grows with the shape of the work: entities, sizes of rows, one hot row, a transaction that
+//! stays open. Measured where it is named.
 
 use std::time::Instant;
 
+use crate::Outcome;
 use crate::load::{self, LoadTable, many_rows};
+use crate::progress::Progress;
 use crate::servers::World;
 use crate::site::{Plan, Site};
 use crate::table::{Row, Samples, Unit, grouped};
-use crate::{Outcome, Progress};
 
 const CHANGES: u64 = 100_000;
 
@@ -63,8 +64,8 @@ pub(crate) async fn shapes(world: &World, progress: &Progress<'_>) -> Outcome<Ve
     let (mut with, mut without) = (Samples::default(), Samples::default());
     for run in progress.runs() {
         progress.run(run, "a transaction that stays open");
-        without.push(beside(world, false).await?);
-        with.push(beside(world, true).await?);
+        without.push(with_transaction(world, false).await?);
+        with.push(with_transaction(world, true).await?);
     }
     let what = "100,000 changes while a transaction stays open";
     rows.push(Row::new("shapes", what, Unit::Seconds, with).peer("without it", without));
@@ -162,8 +163,9 @@ async fn hot(world: &World) -> Outcome<Vec<Row>> {
     ])
 }
 
-/// The seconds of a backlog of 100,000 changes, beside a transaction that has written and stays open or without it.
-async fn beside(world: &World, open: bool) -> Outcome<f64> {
+/// The seconds of a backlog of 100,000 changes, with a transaction that has written and stays open, or
+/// without it.
+async fn with_transaction(world: &World, open: bool) -> Outcome<f64> {
     let site = Site::with_logs(world).await?;
     let other = world.source.connect(&site.name).await?;
     if open {

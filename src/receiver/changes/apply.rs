@@ -27,7 +27,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::receiver::Shared;
-use crate::receiver::changes::batch::{BatchAnswer, BatchToApply, EntityChanges, KeyedLine};
+use crate::receiver::changes::batch::{BatchToApply, EntityChanges, KeyedLine, answer_text, reject};
 use crate::receiver::changes::fast_path;
 use crate::receiver::changes::turn::{self, Turn};
 use crate::receiver::db::apply_session::{ApplySession, Params};
@@ -37,6 +37,7 @@ use crate::receiver::rows::copy::{CopyIn, CopyRefusal};
 use crate::receiver::rows::row_batch::{RejectReason, RowBatch};
 use crate::receiver::rows::row_version::RowVersion;
 use crate::receiver::rows::statement::{self, StatementForm};
+use crate::wire::{ChangesAnswer, Op, RejectCode};
 
 /// How long a batch waits for those before it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -129,7 +130,7 @@ async fn apply_once(
         session.rollback().await?;
         return Ok(outcome);
     }
-    let mut answer = BatchAnswer::default();
+    let mut answer = ChangesAnswer::default();
     let sorted = sort_by_entity(shared, session, batch, &entities, states?, &mut answer).await?;
     for changes in sorted {
         let mut entity = EntityApply {
@@ -143,7 +144,7 @@ async fn apply_once(
         entity.apply_all().await?;
     }
     answer.rejected.sort_by_key(|rejected| rejected.line);
-    let answer = answer.to_json()?;
+    let answer = answer_text(&answer)?;
     turn::record_and_commit(session, site, headers, body_hash, &answer).await?;
     Ok(AttemptOutcome::Applied(answer))
 }
@@ -185,7 +186,7 @@ async fn sort_by_entity<'a>(
     batch: &BatchToApply<'a>,
     entities: &EntityNames<'_>,
     states: Vec<Row>,
-    answer: &mut BatchAnswer,
+    answer: &mut ChangesAnswer,
 ) -> Result<Vec<EntityChanges<'a>>, DbError> {
     let mut by_entity: HashMap<&str, EntityChanges<'a>> = HashMap::new();
     for state in &states {
@@ -205,12 +206,12 @@ async fn sort_by_entity<'a>(
         let added = match &mut sorted[entity_index] {
             Some(changes) => changes.add(batch.lines, line_index, answer),
             None => Err(RejectReason::new(
-                "unknown-entity",
+                RejectCode::UnknownEntity,
                 "this site has not declared the entity; PUT /schema/{path} comes first",
             )),
         };
         if let Err(reason) = added {
-            answer.reject(&batch.lines[line_index], reason);
+            reject(answer, &batch.lines[line_index], reason);
         }
     }
     Ok(sorted.into_iter().flatten().collect())
@@ -222,7 +223,7 @@ struct EntityApply<'a, 'r> {
     batch: &'r BatchToApply<'a>,
     attempt: Attempt,
     history: bool,
-    answer: &'r mut BatchAnswer,
+    answer: &'r mut ChangesAnswer,
     changes: EntityChanges<'a>,
 }
 
@@ -240,7 +241,7 @@ impl<'a> EntityApply<'a, '_> {
         while !pending.is_empty() {
             let (upserts, deletes): (Vec<_>, Vec<_>) = pending
                 .into_iter()
-                .partition(|(_, line_index)| lines[*line_index].op() == "upsert");
+                .partition(|(_, line_index)| lines[*line_index].op == Some(Op::Upsert));
             let mut refused = self.apply_rows(deletes, true).await?;
             refused.extend(self.apply_rows(upserts, false).await?);
             pending = self.next_best(refused);
@@ -316,18 +317,18 @@ impl<'a> EntityApply<'a, '_> {
             let mut taken = Vec::new();
             for (key, line_index) in left.by_ref().take(rows.room()) {
                 let line = &self.batch.lines[line_index];
-                let json = if delete { line.key() } else { line.row() };
+                let json = if delete { line.key } else { line.row };
                 match rows.push(json.unwrap_or_default(), &key, !delete) {
                     Ok(()) => taken.push((key, line_index)),
                     Err(reason) => {
-                        self.answer.reject(line, reason);
+                        reject(self.answer, line, reason);
                         refused.push((key, line_index));
                     }
                 }
             }
             for (row_index, reason) in self.write(&rows, delete).await? {
                 let (key, line_index) = &taken[row_index];
-                self.answer.reject(&self.batch.lines[*line_index], reason);
+                reject(self.answer, &self.batch.lines[*line_index], reason);
                 refused.push((key.clone(), *line_index));
             }
         }
@@ -349,11 +350,11 @@ impl<'a> EntityApply<'a, '_> {
         let mut left = Vec::new();
         for (key, line_index) in changes {
             let line = &self.batch.lines[line_index];
-            match copy.push(&key, line.row().unwrap_or_default()).await {
+            match copy.push(&key, line.row.unwrap_or_default()).await {
                 Ok(true) => {}
                 Ok(false) => left.push((key, line_index)),
                 Err(CopyRefusal::Row(reason)) => {
-                    self.answer.reject(line, reason);
+                    reject(self.answer, line, reason);
                     refused.push((key, line_index));
                 }
                 Err(CopyRefusal::All(error)) => return Err(error),

@@ -5,14 +5,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use serde::Serialize;
-
-use crate::receiver::changes::ndjson::ChangeLine;
-use crate::receiver::changes::turn::BatchHeaders;
 use crate::receiver::db::db_error::DbError;
 use crate::receiver::rows::row_batch::{RejectReason, canonical_key};
 use crate::receiver::rows::row_version::RowVersion;
 use crate::receiver::tables::schema::EntityTable;
+use crate::wire::{BatchHeaders, ChangeLine, ChangesAnswer, Op, RejectCode, RejectedChange};
 
 /// One batch.
 pub(crate) struct BatchToApply<'a> {
@@ -28,44 +25,24 @@ impl BatchToApply<'_> {
     pub(crate) fn row_version(&self) -> RowVersion {
         RowVersion {
             epoch: self.headers.epoch,
-            version: self.headers.version(),
+            version: self.headers.row_version(),
         }
     }
 }
 
-/// A change that was refused.
-#[derive(Debug, Serialize)]
-pub(crate) struct RejectedChange {
-    pub(crate) position: i64,
-    /// The line in the request, counted from 1: backfilled rows share a position.
-    pub(crate) line: usize,
-    pub(crate) code: Cow<'static, str>,
-    pub(crate) error: String,
+/// Counts a change as refused.
+pub(crate) fn reject(answer: &mut ChangesAnswer, line: &ChangeLine<'_>, reason: RejectReason) {
+    answer.rejected.push(RejectedChange {
+        position: line.position,
+        line: Some(line.number),
+        code: reason.code,
+        error: reason.error,
+    });
 }
 
-/// The answer.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct BatchAnswer {
-    pub(crate) applied: u64,
-    pub(crate) skipped: u64,
-    pub(crate) rejected: Vec<RejectedChange>,
-}
-
-impl BatchAnswer {
-    /// Counts a change as refused.
-    pub(crate) fn reject(&mut self, line: &ChangeLine<'_>, reason: RejectReason) {
-        self.rejected.push(RejectedChange {
-            position: line.position,
-            line: line.number,
-            code: reason.code,
-            error: reason.error,
-        });
-    }
-
-    /// The answer's text.
-    pub(crate) fn to_json(&self) -> Result<String, DbError> {
-        serde_json::to_string(self).map_err(|error| DbError::Fault(Box::new(error)))
-    }
+/// The answer's text.
+pub(crate) fn answer_text(answer: &ChangesAnswer) -> Result<String, DbError> {
+    serde_json::to_string(answer).map_err(|error| DbError::Fault(Box::new(error)))
 }
 
 /// A change of a row: the row's canonical key, and the index of the line.
@@ -108,29 +85,32 @@ impl<'a> EntityChanges<'a> {
         &mut self,
         lines: &'a [ChangeLine<'a>],
         line_index: usize,
-        answer: &mut BatchAnswer,
+        answer: &mut ChangesAnswer,
     ) -> Result<(), RejectReason> {
         let line = &lines[line_index];
-        match line.op() {
-            "truncate" => {
+        match line.op {
+            Some(Op::Truncate) => {
                 answer.skipped += u64::from(self.truncated);
                 self.truncated = true;
                 return Ok(());
             }
-            "upsert" if line.row().is_none() => {
-                return Err(RejectReason::new("row-missing", "an upsert must carry the row"));
-            }
-            "upsert" | "delete" => {}
-            _ => {
+            Some(Op::Upsert) if line.row.is_none() => {
                 return Err(RejectReason::new(
-                    "unknown-op",
+                    RejectCode::RowMissing,
+                    "an upsert must carry the row",
+                ));
+            }
+            Some(Op::Upsert | Op::Delete) => {}
+            None => {
+                return Err(RejectReason::new(
+                    RejectCode::UnknownOp,
                     "op is not upsert, delete or truncate",
                 ));
             }
         }
         let key = line
-            .key()
-            .ok_or_else(|| RejectReason::new("key-missing", "the change carries no key"))?;
+            .key
+            .ok_or_else(|| RejectReason::new(RejectCode::KeyMissing, "the change carries no key"))?;
         let key = canonical_key(&self.table, key)?;
         match self.last.entry(key) {
             Entry::Vacant(entry) => {

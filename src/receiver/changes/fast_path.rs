@@ -13,13 +13,13 @@
 use std::sync::Arc;
 
 use crate::receiver::Shared;
-use crate::receiver::changes::batch::{BatchAnswer, BatchToApply, EntityChanges};
-use crate::receiver::changes::ndjson::ChangeLine;
+use crate::receiver::changes::batch::{BatchToApply, EntityChanges, answer_text};
 use crate::receiver::db::apply_session::{ApplySession, Params};
 use crate::receiver::db::db_error::DbError;
 use crate::receiver::rows::array_params::as_text;
 use crate::receiver::rows::row_batch::RowBatch;
 use crate::receiver::rows::statement::{self, StatementForm};
+use crate::wire::{ChangeLine, ChangesAnswer, Op};
 
 /// Changes and bytes that take the fast path, at most: above, the round trips cost little compared with the
 /// work.
@@ -36,11 +36,11 @@ pub(crate) async fn apply(
     let Some(first) = lines.first().filter(|_| lines.len() <= CHANGES) else {
         return Ok(None);
     };
-    let (entity, op) = (&first.entity, first.op());
-    let delete = op == "delete";
-    let alike = lines.iter().all(|line| line.entity == *entity && line.op() == op);
-    let size = |line: &ChangeLine<'_>| line.row().or(line.key()).map_or(0, str::len);
-    if !alike || !(delete || op == "upsert") || lines.iter().map(size).sum::<usize>() > BYTES {
+    let (entity, op) = (&first.entity, first.op);
+    let delete = op == Some(Op::Delete);
+    let alike = lines.iter().all(|line| line.entity == *entity && line.op == op);
+    let size = |line: &ChangeLine<'_>| line.row.or(line.key).map_or(0, str::len);
+    if !alike || !(delete || op == Some(Op::Upsert)) || lines.iter().map(size).sum::<usize>() > BYTES {
         return Ok(None);
     }
     let Some(table) = shared.tables.known(entity) else {
@@ -51,7 +51,7 @@ pub(crate) async fn apply(
     } else {
         (0..table.columns.len()).collect()
     };
-    let mut answer = BatchAnswer::default();
+    let mut answer = ChangesAnswer::default();
     let mut changes = EntityChanges::new(Arc::clone(&table), None, true);
     for line_index in 0..lines.len() {
         if changes.add(lines, line_index, &mut answer).is_err() {
@@ -61,7 +61,7 @@ pub(crate) async fn apply(
     let mut rows = RowBatch::new(&table, &columns);
     for (key, line_index) in changes.take_last() {
         let line = &lines[line_index];
-        let json = if delete { line.key() } else { line.row() };
+        let json = if delete { line.key } else { line.row };
         if rows.push(json.unwrap_or_default(), &key, !delete).is_err() {
             return Ok(None);
         }
@@ -79,7 +79,8 @@ pub(crate) async fn apply(
         history: shared.history,
         whole_batch: true,
     };
-    let name = format!("{op} {} {}", table.version, table.entity);
+    let verb = if delete { "delete" } else { "upsert" };
+    let name = format!("{verb} {} {}", table.version, table.entity);
     let statement = session
         .statement_named(&name, || {
             let sql = if delete {
@@ -127,5 +128,5 @@ pub(crate) async fn apply(
     let applied = u64::try_from(counted.try_get::<_, i64>(1)?).unwrap_or_default();
     answer.applied += applied;
     answer.skipped += rows.len() as u64 - applied;
-    answer.to_json().map(Some)
+    answer_text(&answer).map(Some)
 }

@@ -3,6 +3,5 @@
 pub(crate) mod apply;
 pub(crate) mod batch;
 pub(crate) mod fast_path;
-pub(crate) mod ndjson;
 pub(crate) mod route;
 pub(crate) mod turn;

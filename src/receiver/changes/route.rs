@@ -1,7 +1,7 @@
 //! `POST /changes`: reads a request, and answers after its transaction has been committed.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
@@ -10,10 +10,10 @@ use tracing::{Instrument, debug_span};
 use crate::receiver::Shared;
 use crate::receiver::changes::apply;
 use crate::receiver::changes::batch::BatchToApply;
-use crate::receiver::changes::ndjson::ChangeLineReader;
-use crate::receiver::changes::turn::BatchHeaders;
 use crate::receiver::http::api_error::ApiResult;
 use crate::receiver::http::auth::AuthenticatedSite;
+use crate::wire::server_timing::{SERVER_TIMING, write_applied};
+use crate::wire::{BatchHeaders, Capability, ChangeLineReader, JSON};
 
 /// A header that says how much of the client's waiting time the server took.
 type ServerTimingHeader = [(HeaderName, String); 1];
@@ -21,19 +21,13 @@ type ServerTimingHeader = [(HeaderName, String); 1];
 /// An answer is stored and sent as text.
 type AnswerContentType = [(HeaderName, HeaderValue); 1];
 
-/// From the body at hand to the commit, in milliseconds. Source: <https://www.w3.org/TR/server-timing/>.
-fn server_timing(took: Duration) -> ServerTimingHeader {
-    let value = format!("apply;dur={:.3}", took.as_secs_f64() * 1000.0);
-    [(HeaderName::from_static("server-timing"), value)]
-}
-
 /// `POST /changes`.
 pub(crate) async fn receive(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
     request: Request,
 ) -> ApiResult<(ServerTimingHeader, AnswerContentType, String)> {
-    shared.offers("changes")?;
+    shared.offers(Capability::Changes)?;
     let (parts, body) = request.into_parts();
     let headers = BatchHeaders::read(&parts.headers)?;
     // The lines are read while they arrive: the client may hold the last byte back until the batch's turn.
@@ -41,10 +35,10 @@ pub(crate) async fn receive(
     let body = shared
         .memory
         .of(&share)
-        .read_seen(&parts.headers, body, |arrived| reader.come(arrived))
+        .read_seen(&parts.headers, body, |arrived| reader.read_more(arrived))
         .await?;
     let begun = Instant::now();
-    let lines = reader.end(&body.bytes)?;
+    let lines = reader.finish(&body.bytes)?;
     let batch = BatchToApply {
         site: &site,
         headers: &headers,
@@ -54,6 +48,7 @@ pub(crate) async fn receive(
     let answer = apply::apply_batch(&shared, &batch)
         .instrument(debug_span!("apply", changes = lines.len()))
         .await?;
-    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    Ok((server_timing(begun.elapsed()), json, answer))
+    let json = [(header::CONTENT_TYPE, HeaderValue::from_static(JSON))];
+    let timing = write_applied(begun.elapsed());
+    Ok(([(HeaderName::from_static(SERVER_TIMING), timing)], json, answer))
 }

@@ -8,112 +8,18 @@
 //! Always holds: the decision is made under the site's lock, in the transaction that applies the rows and
 //! records the batch; so a batch is applied once, however often and over however many connections it arrives.
 
-use axum::http::{HeaderMap, StatusCode};
-use serde_json::{Value, json};
+use axum::http::StatusCode;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::receiver::db::apply_session::{ApplySession, Params};
 use crate::receiver::db::db_error::DbError;
-use crate::receiver::http::api_error::{ApiError, ApiResult};
-use crate::wire::{self, TurnCode};
+use crate::receiver::http::api_error::ApiError;
+use crate::wire::limits::MAX_IN_FLIGHT;
+use crate::wire::{BatchHeaders, BatchId, ErrorCode, TurnCode};
 
 const TURN: &str = include_str!("../../../sql/receiver/turn.sql");
 const TAKE: &str = include_str!("../../../sql/receiver/take.sql");
-
-/// The headers of a batch.
-#[derive(Debug, Clone)]
-pub(crate) struct BatchHeaders<'a> {
-    pub(crate) source: &'a str,
-    pub(crate) epoch: i64,
-    pub(crate) term: i64,
-    pub(crate) batch: i64,
-    pub(crate) nonce: &'a str,
-    pub(crate) previous_nonce: Option<&'a str>,
-    pub(crate) database: Option<&'a str>,
-}
-
-impl<'a> BatchHeaders<'a> {
-    /// Reads them.
-    ///
-    /// # Errors
-    /// 400 where one is missing or not valid.
-    pub(crate) fn read(headers: &'a HeaderMap) -> ApiResult<Self> {
-        let source =
-            source_id(headers)?.ok_or_else(|| ApiError::malformed("the header X-Source-Id is missing"))?;
-        let nonce = nonce(headers, wire::TERM_NONCE, "X-Term-Nonce")?
-            .ok_or_else(|| ApiError::malformed("the header X-Term-Nonce is missing"))?;
-        Ok(Self {
-            source,
-            epoch: number(headers, wire::EPOCH, "X-Epoch", i64::MAX)?,
-            term: number(headers, wire::TERM, "X-Term", wire::TERMS)?,
-            batch: number(headers, wire::BATCH, "X-Batch", wire::BATCHES)?,
-            nonce,
-            previous_nonce: nonce_of_previous(headers)?,
-            database: database(headers)?,
-        })
-    }
-
-    /// The version of the batch's rows.
-    pub(crate) fn version(&self) -> i64 {
-        wire::version(self.term, self.batch)
-    }
-}
-
-fn nonce_of_previous(headers: &HeaderMap) -> ApiResult<Option<&str>> {
-    nonce(headers, wire::PREVIOUS_NONCE, "X-Previous-Nonce")
-}
-
-fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<Result<&'a str, std::str::Utf8Error>> {
-    let value = headers.get(name)?;
-    Some(std::str::from_utf8(value.as_bytes()).map(str::trim))
-}
-
-/// The header X-Source-Id; `None` if there is none.
-///
-/// # Errors
-/// 400 where it is empty, too long, or not ASCII.
-pub(crate) fn source_id(headers: &HeaderMap) -> ApiResult<Option<&str>> {
-    match header_text(headers, wire::SOURCE_ID) {
-        None => Ok(None),
-        Some(Ok(id)) if !id.is_empty() && id.len() <= 200 && id.is_ascii() => Ok(Some(id)),
-        Some(_) => Err(ApiError::malformed("the header X-Source-Id is not valid")),
-    }
-}
-
-fn number(headers: &HeaderMap, name: &str, shown: &str, below: i64) -> ApiResult<i64> {
-    header_text(headers, name)
-        .and_then(|value| value.ok()?.parse().ok())
-        .filter(|number| (1..below).contains(number))
-        .ok_or_else(|| {
-            ApiError::malformed(format!(
-                "the header {shown} is missing or not a number from 1 and below {below}"
-            ))
-        })
-}
-
-fn nonce<'a>(headers: &'a HeaderMap, name: &str, shown: &str) -> ApiResult<Option<&'a str>> {
-    let visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
-    match header_text(headers, name) {
-        None => Ok(None),
-        Some(Ok(nonce)) if (1..=wire::NONCE).contains(&nonce.len()) && visible(nonce) => Ok(Some(nonce)),
-        Some(_) => Err(ApiError::malformed(format!(
-            "the header {shown} is not 1 to {} visible ASCII characters",
-            wire::NONCE
-        ))),
-    }
-}
-
-fn database(headers: &HeaderMap) -> ApiResult<Option<&str>> {
-    match header_text(headers, wire::SOURCE_DATABASE) {
-        None | Some(Ok("")) => Ok(None),
-        Some(Ok(name)) if name.chars().count() <= wire::DATABASE => Ok(Some(name)),
-        Some(_) => Err(ApiError::malformed(format!(
-            "the header X-Source-Database is not text of at most {} characters",
-            wire::DATABASE
-        ))),
-    }
-}
 
 /// The newest batch of a source.
 #[derive(Debug, Clone)]
@@ -179,7 +85,7 @@ fn decide(
     if headers.batch > newest.batch {
         return match headers.batch - newest.batch {
             1 => TurnDecision::Take,
-            2..=wire::IN_FLIGHT => TurnDecision::Early,
+            2..=MAX_IN_FLIGHT => TurnDecision::Early,
             _ => TurnDecision::Refuse(TurnCode::OutOfTurn),
         };
     }
@@ -231,7 +137,7 @@ pub(crate) async fn ask(
                 &headers.epoch,
                 &headers.term,
                 &headers.batch,
-                &wire::IN_FLIGHT,
+                &MAX_IN_FLIGHT,
             ],
         )
         .await
@@ -284,7 +190,7 @@ pub(crate) async fn record_and_commit(
     ];
     let statement = session.statement(TAKE, &types).await?;
     let client = session.client();
-    let slot = (headers.batch % wire::IN_FLIGHT) as i16;
+    let slot = (headers.batch % MAX_IN_FLIGHT) as i16;
     let params: Params<'_> = vec![
         &site,
         &headers.source,
@@ -329,13 +235,14 @@ fn refusal(code: TurnCode, headers: &BatchHeaders<'_>, newest: Option<&NewestBat
         ),
         (TurnCode::DifferentBatch, _) => format!("{batch} was taken before, with another body"),
     };
-    let source = newest.map_or(
-        Value::Null,
-        |newest| json!({"epoch": newest.epoch, "term": newest.term, "batch": newest.batch}),
-    );
+    let state = newest.map(|newest| BatchId {
+        batch: newest.batch,
+        epoch: newest.epoch,
+        term: newest.term,
+    });
     ApiError::new(StatusCode::CONFLICT, error)
-        .with_code(code.as_str())
-        .with_source_state(source)
+        .with_code(ErrorCode::Turn(code))
+        .with_source_state(state)
 }
 
 #[cfg(test)]

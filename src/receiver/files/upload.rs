@@ -18,7 +18,6 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use bytes::Bytes;
-use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
@@ -29,6 +28,8 @@ use crate::receiver::files::multipart::PartReader;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
 use crate::receiver::http::body::MinRate;
+use crate::wire::paths::HASH_PREFIX;
+use crate::wire::{FILE_PART, UploadAnswer};
 
 /// The folder of files that are not whole yet: below the files' root, so that a rename is enough.
 pub(crate) const INCOMING: &str = ".incoming";
@@ -61,7 +62,7 @@ pub(crate) async fn receive(
     AuthenticatedSite(site, _): AuthenticatedSite,
     Path(directory): Path<String>,
     request: Request,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<UploadAnswer>> {
     if !is_plain_name(&directory) {
         return Err(ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -72,7 +73,7 @@ pub(crate) async fn receive(
     let mut parts = PartReader::of(&head.headers, body)?;
     let part = loop {
         match parts.next().await? {
-            Some(part) if part.name.as_deref() == Some("file") => break part,
+            Some(part) if part.name.as_deref() == Some(FILE_PART) => break part,
             // It is skipped, and counts as overhead.
             Some(_) => {}
             None => return Err(ApiError::malformed("the body has no part named file")),
@@ -83,7 +84,7 @@ pub(crate) async fn receive(
     // The file is whole whatever follows it.
     let _ = tokio::time::timeout(REST, parts.finish()).await;
     let digest = received.hash.to_hex().to_string();
-    let hash = format!("blake3:{digest}");
+    let hash = format!("{HASH_PREFIX}{digest}");
     let size = received.size;
     let stored = format!("{}-{name}", &digest[..16]);
     shared
@@ -98,13 +99,14 @@ pub(crate) async fn receive(
             size,
         })
         .await?;
-    Ok(Json(json!({
-        "success": true,
-        "url": format!("{}/media/{site}/{directory}/{stored}", shared.public_url),
-        "path": format!("{directory}/{stored}"),
-        "hash": hash,
-        "size": size,
-    })))
+    Ok(Json(UploadAnswer {
+        data: None,
+        hash: Some(hash),
+        path: Some(format!("{directory}/{stored}")),
+        size,
+        success: true,
+        url: Some(format!("{}/media/{site}/{directory}/{stored}", shared.public_url)),
+    }))
 }
 
 /// Reads a body as `POST /upload` does, without storing anything: for each part the name that its file would

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
 use crate::error::chain;
 use crate::receiver::db::db_error::DbError;
+use crate::wire::{BatchId, Capability, ErrorBody, ErrorCode, HeaderError, LineError};
 
 /// The result of a request.
 pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
@@ -24,9 +24,9 @@ pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
 pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
-    code: Option<&'static str>,
+    code: Option<ErrorCode>,
     /// What the receiver has of the source: the answer's `source`.
-    source_state: Option<Value>,
+    source_state: Option<Option<BatchId>>,
     /// What went wrong on this machine, for the log.
     #[source]
     cause: Option<Arc<dyn StdError + Send + Sync>>,
@@ -45,13 +45,13 @@ impl ApiError {
     }
 
     /// The same answer, with a code for the calling program.
-    pub(crate) fn with_code(mut self, code: &'static str) -> Self {
+    pub(crate) fn with_code(mut self, code: ErrorCode) -> Self {
         self.code = Some(code);
         self
     }
 
     /// The same answer, with what the receiver has of the source.
-    pub(crate) fn with_source_state(mut self, state: Value) -> Self {
+    pub(crate) fn with_source_state(mut self, state: Option<BatchId>) -> Self {
         self.source_state = Some(state);
         self
     }
@@ -92,10 +92,10 @@ impl ApiError {
     }
 
     /// 404 for a capability that this server does not offer.
-    pub(crate) fn not_offered(capability: &str) -> Self {
+    pub(crate) fn not_offered(capability: Capability) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
-            format!("this server does not offer {capability}"),
+            format!("this server does not offer {}", capability.name()),
         )
     }
 
@@ -122,6 +122,21 @@ impl From<DbError> for ApiError {
     }
 }
 
+impl From<HeaderError> for ApiError {
+    fn from(error: HeaderError) -> Self {
+        Self::malformed(error.to_string())
+    }
+}
+
+impl From<LineError> for ApiError {
+    fn from(error: LineError) -> Self {
+        match error {
+            LineError::TooMany => Self::too_large(error.to_string()),
+            LineError::NotAChange(cause) => Self::malformed(cause),
+        }
+    }
+}
+
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
         DbError::from(error).into()
@@ -144,13 +159,12 @@ impl IntoResponse for ApiError {
                 tracing::warn!(%cause, "a request failed for now: {self}");
             }
         }
-        let mut body = json!({"success": false, "error": self.message});
-        if let Some(code) = self.code {
-            body["code"] = code.into();
-        }
-        if let Some(source) = self.source_state {
-            body["source"] = source;
-        }
+        let body = ErrorBody {
+            code: self.code,
+            error: self.message,
+            source: self.source_state,
+            success: false,
+        };
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response

@@ -1,16 +1,18 @@
 //! `GET /sync-status` and `GET /healthz`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sqlx::Row;
 
 use crate::receiver::Shared;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
+use crate::wire::{Capability, SourceProgress, SourcesMember, SyncStatusAnswer};
 
 const SOURCES: &str = include_str!("../../../sql/receiver/sources.sql");
 
@@ -19,34 +21,34 @@ const SOURCES: &str = include_str!("../../../sql/receiver/sources.sql");
 pub(crate) async fn sync_status(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, _): AuthenticatedSite,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<SyncStatusAnswer>> {
     let rows = sqlx::query(SOURCES).bind(&*site).fetch_all(&shared.pool).await?;
-    let mut sources = Map::new();
-    let (mut receiver, mut last_sync) = (Value::Null, Value::Null);
+    let mut sources = BTreeMap::new();
+    let (mut receiver, mut last_sync) = (None, None);
     for row in rows {
-        receiver = Value::String(row.try_get("receiver")?);
-        last_sync = row.try_get::<Option<String>, _>("last_sync")?.into();
+        receiver = Some(row.try_get("receiver")?);
+        last_sync = row.try_get("last_sync")?;
         let id: Option<String> = row.try_get("source_id")?;
         if let Some(id) = id.filter(|id| !id.is_empty()) {
-            let number = |column| row.try_get::<i64, _>(column);
-            let newest = json!({
-                "epoch": number("epoch")?,
-                "term": number("term")?,
-                "batch": number("batch")?,
-                "database": row.try_get::<Option<String>, _>("database")?,
-            });
+            let newest = SourceProgress {
+                batch: row.try_get("batch")?,
+                database: row.try_get("database")?,
+                epoch: row.try_get("epoch")?,
+                term: row.try_get("term")?,
+            };
             sources.insert(id, newest);
         }
     }
-    Ok(Json(json!({
-        "status": "ok",
-        "message": "cloud-sync receiver",
-        "last_sync": last_sync,
-        "capabilities": shared.capabilities,
-        "site": &*site,
-        "receiver": receiver,
-        "sources": sources,
-    })))
+    let capabilities = shared.capabilities.iter().copied().map(Capability::name);
+    Ok(Json(SyncStatusAnswer {
+        capabilities: Some(capabilities.map(str::to_owned).collect()),
+        last_sync,
+        message: Some("cloud-sync receiver".to_owned()),
+        receiver,
+        site: Some(site.to_string()),
+        sources: Some(SourcesMember::Known(sources)),
+        status: Some("ok".to_owned()),
+    }))
 }
 
 /// `GET /healthz`: whether the database answers. It asks for no key.

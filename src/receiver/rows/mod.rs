@@ -3,7 +3,6 @@
 pub(crate) mod array_params;
 pub(crate) mod copy;
 pub(crate) mod copy_format;
-pub(crate) mod json;
 pub(crate) mod route;
 pub(crate) mod row_batch;
 pub(crate) mod row_version;

@@ -19,8 +19,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::mpsc;
 use tokio_postgres::types::Type;
@@ -32,10 +32,11 @@ use crate::receiver::db::db_error::DbError;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
 use crate::receiver::rows::array_params::ArrayParam;
-use crate::receiver::rows::json::Members;
 use crate::receiver::rows::row_batch::{RejectReason, RowBatch, canonical_key, unknown_column};
 use crate::receiver::rows::statement;
-use crate::receiver::tables::schema::{self, EntityTable, PathOwner, TableColumn, place_of};
+use crate::receiver::tables::schema::{self, EntityTable, PathOwner, TableColumn};
+use crate::wire::json::{Members, syntax_error_place};
+use crate::wire::{BulkAnswer, Capability, RejectCode, SuccessAnswer};
 
 /// Rows of a list go out in pieces of about this many bytes.
 const PIECE: usize = 32 * 1024;
@@ -153,15 +154,16 @@ pub(crate) async fn post(
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
     request: Request,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<SuccessAnswer>> {
     let (parts, body) = request.into_parts();
     let body = shared.memory.of(&share).read(&parts.headers, body).await?;
-    let row: &RawValue = serde_json::from_slice(&body.bytes)
-        .map_err(|error| ApiError::malformed(format!("the body is not a row: {}", place_of(&error))))?;
+    let row: &RawValue = serde_json::from_slice(&body.bytes).map_err(|error| {
+        ApiError::malformed(format!("the body is not a row: {}", syntax_error_place(&error)))
+    })?;
     upsert(&shared, &site, &path, &[row])
         .await
         .map_err(|(_, refusal)| refusal)?;
-    Ok(Json(json!({"success": true})))
+    Ok(Json(SuccessAnswer::DONE))
 }
 
 #[derive(Deserialize)]
@@ -176,14 +178,14 @@ pub(crate) async fn bulk(
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
     request: Request,
-) -> ApiResult<Json<Value>> {
-    shared.offers("bulk")?;
+) -> ApiResult<Json<BulkAnswer>> {
+    shared.offers(Capability::Bulk)?;
     let (parts, body) = request.into_parts();
     let body = shared.memory.of(&share).read(&parts.headers, body).await?;
     let bulk: BulkRequest<'_> = serde_json::from_slice(&body.bytes).map_err(|error| {
         ApiError::malformed(format!(
             "the body is not {{\"records\":[…]}}: {}",
-            place_of(&error)
+            syntax_error_place(&error)
         ))
     })?;
     upsert(&shared, &site, &path, &bulk.records)
@@ -192,7 +194,10 @@ pub(crate) async fn bulk(
             Some(row_index) => refusal.about(&format!("record {row_index}")),
             None => refusal,
         })?;
-    Ok(Json(json!({"success": true, "upserted": bulk.records.len()})))
+    Ok(Json(BulkAnswer {
+        success: true,
+        upserted: bulk.records.len(),
+    }))
 }
 
 /// A refusal, and the index of the row that it is about if that is known.
@@ -276,8 +281,8 @@ async fn record_request(session: &mut ApplySession, site: &str) -> Result<(), Db
 
 /// The columns that a row names, in the table's order.
 fn named_columns(table: &EntityTable, row: &str) -> Result<Vec<usize>, RejectReason> {
-    let members =
-        Members::of(row).ok_or_else(|| RejectReason::new("not-an-object", "the row is not a JSON object"))?;
+    let members = Members::of(row)
+        .ok_or_else(|| RejectReason::new(RejectCode::NotAnObject, "the row is not a JSON object"))?;
     let mut columns = members
         .map(|(name, _)| {
             table
@@ -376,8 +381,8 @@ pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, _): AuthenticatedSite,
     uri: Uri,
-) -> ApiResult<Json<Value>> {
-    shared.offers("delete")?;
+) -> ApiResult<Json<SuccessAnswer>> {
+    shared.offers(Capability::Delete)?;
     let mut segments = uri.path().rsplit('/');
     let key = segments.next().unwrap_or_default();
     let path = segments.next().unwrap_or_default();
@@ -394,7 +399,7 @@ pub(crate) async fn delete(
     if deleted? == 0 {
         return Err(no_row());
     }
-    Ok(Json(json!({"success": true})))
+    Ok(Json(SuccessAnswer::DONE))
 }
 
 fn no_row() -> ApiError {

@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use crate::receiver::db::db_error::{DbError, describe};
 use crate::receiver::rows::array_params::{ArrayParam, encode};
-use crate::receiver::rows::json::{self, Members};
 use crate::receiver::tables::schema::{EntityTable, TableColumn};
+use crate::wire::RejectCode;
+use crate::wire::json::{self, Members};
 
 /// Rows and cells that go into one statement at most: each row costs memory here and in the server.
 const ROWS: usize = 20_000;
@@ -16,17 +17,16 @@ const CELLS: usize = 1_000_000;
 
 /// Why a change is rejected, without any value of its row.
 #[derive(Debug, thiserror::Error)]
-#[error("{error} ({code})")]
+#[error("{error} ({})", code.as_str())]
 pub(crate) struct RejectReason {
-    /// An SQLSTATE, or a word of ours.
-    pub(crate) code: Cow<'static, str>,
+    pub(crate) code: RejectCode,
     pub(crate) error: String,
 }
 
 impl RejectReason {
-    pub(crate) fn new(code: &'static str, error: impl Into<String>) -> Self {
+    pub(crate) fn new(code: RejectCode, error: impl Into<String>) -> Self {
         Self {
-            code: Cow::Borrowed(code),
+            code,
             error: error.into(),
         }
     }
@@ -35,7 +35,7 @@ impl RejectReason {
     pub(crate) fn of_sqlstate(sqlstate: String, column: Option<&str>) -> Self {
         Self {
             error: describe(&sqlstate, column),
-            code: Cow::Owned(sqlstate),
+            code: RejectCode::Other(Cow::Owned(sqlstate)),
         }
     }
 }
@@ -106,7 +106,7 @@ impl<'a> RowBatch<'a> {
                 Ok(())
             } else {
                 Err(RejectReason::new(
-                    "key-mismatch",
+                    RejectCode::KeyMismatch,
                     "the row's own key is not the change's",
                 ))
             }
@@ -121,7 +121,7 @@ impl<'a> RowBatch<'a> {
     /// Puts a row's values into the cells from `start` on.
     fn parse_row(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), RejectReason> {
         let mut members = Members::of(row)
-            .ok_or_else(|| RejectReason::new("not-an-object", "the row is not a JSON object"))?;
+            .ok_or_else(|| RejectReason::new(RejectCode::NotAnObject, "the row is not a JSON object"))?;
         for member_index in 0.. {
             let remembered = self.member_order.get(member_index).copied();
             let expected = remembered.and_then(|column_index| {
@@ -210,7 +210,7 @@ impl<'a> RowBatch<'a> {
 /// The reason for a member that is not a column.
 pub(crate) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
     RejectReason::new(
-        "unknown-column",
+        RejectCode::UnknownColumn,
         format!(
             "{} has no column {name} in the cloud; declare it with PUT /schema/{{path}} first",
             table.entity
@@ -221,8 +221,8 @@ pub(crate) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
 /// A change's key in a form that is the same for keys that differ only in blanks, order of members and
 /// escapes.
 pub(crate) fn canonical_key<'a>(table: &EntityTable, key: &'a str) -> Result<Cow<'a, str>, RejectReason> {
-    let members =
-        Members::of(key).ok_or_else(|| RejectReason::new("key-missing", "the key is not a JSON object"))?;
+    let members = Members::of(key)
+        .ok_or_else(|| RejectReason::new(RejectCode::KeyMissing, "the key is not a JSON object"))?;
     if let [only] = table.key[..] {
         let name = &table.columns[only].name;
         let value = members.filter(|(member, _)| member == name).last();
@@ -249,7 +249,7 @@ fn join_key<'a>(
         let missing = || {
             let column = &table.columns[table.key[key_index]].name;
             RejectReason::new(
-                "key-missing",
+                RejectCode::KeyMissing,
                 format!("the key column {column} is missing or null"),
             )
         };
@@ -267,5 +267,5 @@ fn join_key<'a>(
             }
         });
     }
-    joined.ok_or_else(|| RejectReason::new("key-missing", "the key is empty"))
+    joined.ok_or_else(|| RejectReason::new(RejectCode::KeyMissing, "the key is empty"))
 }

@@ -174,7 +174,10 @@ impl StatementForm {
              select $1, $2, key, epoch, version, '{op}', digest from applied"
         );
         let answer = || {
-            let record = fill(TAKEN, &[("kept_batches", &crate::wire::IN_FLIGHT.to_string())]);
+            let record = fill(
+                TAKEN,
+                &[("kept_batches", &crate::wire::limits::MAX_IN_FLIGHT.to_string())],
+            );
             let record = FastPathParameters::after(columns).fill(&record);
             format!(", {record} select (select fits from known), (select count(*) from applied)")
         };

@@ -11,31 +11,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-use crate::catalogue::RESERVED_PATHS;
 use crate::receiver::Shared;
-use crate::receiver::changes::turn;
 use crate::receiver::db::apply_session::ApplySession;
 use crate::receiver::db::db_error::DbError;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
 use crate::receiver::tables::column_type::{ColumnType, TypeMerge};
-use crate::wire;
-
-/// PostgreSQL cuts longer names, which would make two names one.
-const NAME_BYTES: usize = 63;
-
-/// The columns of a table that are the receiver's own, and the name that its statements give to a tombstone's
-/// `ctid`.
-const OWN_COLUMNS: [&str; 4] = ["_site", "_epoch", "_version", "_version_tombstone"];
-
-/// PostgreSQL's own limit is 1600, the receiver's columns included.
-const COLUMNS: usize = 1597;
+use crate::wire::json::syntax_error_place;
+use crate::wire::limits::{MAX_COLUMNS, MAX_NAME_BYTES, MAX_PATH_BYTES};
+use crate::wire::paths::{self, RESERVED_COLUMNS};
+use crate::wire::{ErrorCode, SchemaDeclaration, SuccessAnswer, headers};
 
 const REGISTRY: &str = "select * from cloud_meta.entities where entity = $1";
 
@@ -204,22 +194,6 @@ pub(crate) async fn at_path(
     })
 }
 
-#[derive(Deserialize)]
-struct DeclaredColumn {
-    name: String,
-    #[serde(rename = "type")]
-    column_type: String,
-}
-
-#[derive(Deserialize)]
-struct SchemaDeclaration {
-    entity: String,
-    key: Vec<String>,
-    columns: Vec<DeclaredColumn>,
-    #[serde(default)]
-    window: Option<String>,
-}
-
 fn unprocessable(error: String) -> ApiError {
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error)
 }
@@ -228,79 +202,77 @@ fn conflict(error: String) -> ApiError {
     ApiError::new(StatusCode::CONFLICT, error)
 }
 
-impl SchemaDeclaration {
-    /// Checks what can be checked without the registry, and returns the declared columns.
-    fn columns(&self, path: &str) -> ApiResult<Vec<TableColumn>> {
-        if path.is_empty() || path.len() > 200 || path.contains('/') || RESERVED_PATHS.contains(&path) {
-            let path: String = path.chars().take(NAME_BYTES).collect();
-            return Err(unprocessable(format!(
-                "{path:?} cannot be an entity's path; give it another one"
-            )));
-        }
-        check_name("the entity", &self.entity)?;
-        check_count(self.columns.len())?;
-        let mut columns: Vec<TableColumn> = Vec::with_capacity(self.columns.len());
-        for column in &self.columns {
-            check_name("a column", &column.name)?;
-            if OWN_COLUMNS.contains(&column.name.as_str()) {
-                return Err(unprocessable(format!(
-                    "the cloud has a column {} of its own; rename the column, or exclude it",
-                    column.name
-                )));
-            }
-            if columns.iter().any(|other| other.name == column.name) {
-                return Err(unprocessable(format!(
-                    "the column {} is declared twice",
-                    column.name
-                )));
-            }
-            columns.push(TableColumn::new(
-                &column.name,
-                ColumnType::declared(&column.column_type),
-            ));
-        }
-        let type_of = |name: &String| {
-            columns
-                .iter()
-                .find(|column| column.name == *name)
-                .map(|column| column.column_type)
-                .ok_or_else(|| unprocessable(format!("{name} is not among the columns")))
-        };
-        if self.key.is_empty() {
-            return Err(unprocessable("the key has no column".to_owned()));
-        }
-        for (key_index, name) in self.key.iter().enumerate() {
-            let column_type = type_of(name)?;
-            if self.key[..key_index].contains(name) || column_type.is("json") {
-                return Err(unprocessable(format!("{name} cannot be a key column")));
-            }
-        }
-        if let Some(name) = &self.window
-            && !type_of(name)?.is_time()
-        {
-            return Err(unprocessable(format!(
-                "the retention column {name} is neither a date nor a timestamp; name one that is"
-            )));
-        }
-        Ok(columns)
+/// Checks what can be checked without the registry, and returns the declared columns.
+fn check_declaration(declared: &SchemaDeclaration, path: &str) -> ApiResult<Vec<TableColumn>> {
+    if path.is_empty() || path.len() > MAX_PATH_BYTES || path.contains('/') || paths::is_reserved(path) {
+        let path: String = path.chars().take(MAX_NAME_BYTES).collect();
+        return Err(unprocessable(format!(
+            "{path:?} cannot be an entity's path; give it another one"
+        )));
     }
+    check_name("the entity", &declared.entity)?;
+    check_count(declared.columns.len())?;
+    let mut columns: Vec<TableColumn> = Vec::with_capacity(declared.columns.len());
+    for column in &declared.columns {
+        check_name("a column", &column.name)?;
+        if RESERVED_COLUMNS.contains(&column.name.as_str()) {
+            return Err(unprocessable(format!(
+                "the cloud has a column {} of its own; rename the column, or exclude it",
+                column.name
+            )));
+        }
+        if columns.iter().any(|other| other.name == column.name) {
+            return Err(unprocessable(format!(
+                "the column {} is declared twice",
+                column.name
+            )));
+        }
+        columns.push(TableColumn::new(
+            &column.name,
+            ColumnType::declared(&column.type_name),
+        ));
+    }
+    let type_of = |name: &String| {
+        columns
+            .iter()
+            .find(|column| column.name == *name)
+            .map(|column| column.column_type)
+            .ok_or_else(|| unprocessable(format!("{name} is not among the columns")))
+    };
+    if declared.key.is_empty() {
+        return Err(unprocessable("the key has no column".to_owned()));
+    }
+    for (key_index, name) in declared.key.iter().enumerate() {
+        let column_type = type_of(name)?;
+        if declared.key[..key_index].contains(name) || column_type.is("json") {
+            return Err(unprocessable(format!("{name} cannot be a key column")));
+        }
+    }
+    if let Some(name) = &declared.window
+        && !type_of(name)?.is_time()
+    {
+        return Err(unprocessable(format!(
+            "the retention column {name} is neither a date nor a timestamp; name one that is"
+        )));
+    }
+    Ok(columns)
 }
 
 /// Checks how many columns a table would have.
 fn check_count(columns: usize) -> ApiResult<()> {
-    if columns <= COLUMNS {
+    if columns <= MAX_COLUMNS {
         return Ok(());
     }
     Err(unprocessable(format!(
-        "the cloud's table would have {columns} columns, of {COLUMNS} that it can have; exclude some"
+        "the cloud's table would have {columns} columns, of {MAX_COLUMNS} that it can have; exclude some"
     )))
 }
 
 fn check_name(what: &str, name: &str) -> ApiResult<()> {
-    if name.is_empty() || name.len() > NAME_BYTES || name.contains('\0') {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains('\0') {
         return Err(unprocessable(format!(
-            "{what} has an empty name, one with a zero byte, or one of more than {NAME_BYTES} bytes: {:?}",
-            name.chars().take(NAME_BYTES).collect::<String>()
+            "{what} has an empty name, one with a zero byte, or one of more than {MAX_NAME_BYTES} bytes: {:?}",
+            name.chars().take(MAX_NAME_BYTES).collect::<String>()
         )));
     }
     Ok(())
@@ -314,13 +286,17 @@ pub(crate) async fn put(
     AuthenticatedSite(site, share): AuthenticatedSite,
     Path(path): Path<String>,
     request: Request,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<SuccessAnswer>> {
     let (parts, body) = request.into_parts();
-    let source = turn::source_id(&parts.headers)?;
+    let source = headers::source_id(&parts.headers)?;
     let body = shared.memory.of(&share).read(&parts.headers, body).await?;
-    let declared: SchemaDeclaration = serde_json::from_slice(&body.bytes)
-        .map_err(|error| ApiError::malformed(format!("the body is not a schema: {}", place_of(&error))))?;
-    let columns = declared.columns(&path)?;
+    let declared: SchemaDeclaration = serde_json::from_slice(&body.bytes).map_err(|error| {
+        ApiError::malformed(format!(
+            "the body is not a schema: {}",
+            syntax_error_place(&error)
+        ))
+    })?;
+    let columns = check_declaration(&declared, &path)?;
     let _connection = share.connection().await?;
     let mut connection = shared.apply_pool.take().await?;
     connection.begin_for_tables().await?;
@@ -341,7 +317,7 @@ pub(crate) async fn put(
     }
     connection.commit().await?;
     shared.apply_pool.give_back(connection);
-    Ok(Json(json!({"success": true})))
+    Ok(Json(SuccessAnswer::DONE))
 }
 
 /// What a site declares.
@@ -390,7 +366,7 @@ impl Declaration<'_> {
             "the entity {entity} of this site belongs to the source {owner}; give the entity another name, \
              or set source.source_id to {owner} if this database replaces that one"
         ))
-        .with_code(wire::OTHER_SOURCE))
+        .with_code(ErrorCode::OtherSource))
     }
 
     /// Makes the table have the declared columns.
@@ -547,15 +523,6 @@ impl Declaration<'_> {
             .await?;
         Ok(())
     }
-}
-
-/// Where a JSON text is not valid. serde's own message may carry a value.
-pub(crate) fn place_of(error: &serde_json::Error) -> String {
-    let what = match error.classify() {
-        serde_json::error::Category::Data => "a member is missing or of another kind",
-        _ => "broken JSON",
-    };
-    format!("{what} at line {}, column {}", error.line(), error.column())
 }
 
 /// The names and types of columns, for the registry.

@@ -90,7 +90,8 @@ async fn endless_bodies_and_bombs_take_no_memory() {
 async fn slow_connections_keep_nobody_out() {
     let fort = Fort::build("loris").await;
     let mut tally = Tally::default();
-    // Given more connections than there are places, each of which has begun a head or a body and says no more,
+    // Given more connections than there are places, each of which has begun a head or a body and says no
+    // more,
     let path = format!(
         "Host: {}\r\nAuthorization: Bearer wrong\r\n",
         fort.receiver.address
@@ -128,7 +129,8 @@ async fn slow_connections_keep_nobody_out() {
             let line =
                 json!({"position": position, "entity": "rooms", "op": "delete", "key": {"room_id": 1}});
             let name = source.next();
-            // A stranger until its first request is read, it may be sent away once in the crowd, as by any full server.
+            // A stranger until its first request is read, it may be sent away once in the crowd, as by any
+            // full server.
             loop {
                 let request = reqwest::Client::new()
                     .post(format!("{}/changes", fort.cloud.url))

@@ -14,11 +14,12 @@ async fn a_request_has_one_end_and_one_site() {
     let inner = "GET /api/rooms HTTP/1.1\r\nHost: x\r\n\r\n";
     let head = |more: &str| {
         format!(
-            "POST /api/rooms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n{more}\r\n"
+            "POST /api/rooms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: \
+             close\r\n{more}\r\n"
         )
     };
-    // Two lengths, or a length that is none, are refused or read in the one way that the standard allows (RFC 9112, 6.3):
-    // what is hidden behind them is never answered as a request.
+    // Two lengths, or a length that is none, are refused or read in the one way that the standard allows (RFC
+    // 9112, 6.3): what is hidden behind them is never answered as a request.
     for more in [
         "Content-Length: 4\r\nContent-Length: 100\r\n",
         "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",

@@ -1,4 +1,4 @@
-//! Guessed keys: slowed, told once, and in nobody's way.
+//! Guessed keys: slowed, logged once, and of no effect on others.
 
 use super::Fort;
 use crate::support::oracle::Tally;

@@ -1,5 +1,5 @@
-//! The receiver under attack: guessed keys, endless and bomb-like bodies, deep JSON, names that try to leave their folder;
-//! and the operator API of a site.
+//! The receiver under attack: guessed keys, endless and bomb-like bodies, deep JSON, names that try to leave
+//! their folder; and the operator API of a site.
 
 mod floods;
 mod framing;

@@ -16,10 +16,12 @@ async fn names_reach_nothing_beside_their_own() {
     // Names of directories,
     let upload = async |directory: &str, name: &str| {
         let body = format!(
-            "--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\nbytes of {name}\r\n--B--\r\n"
+            "--B\r\nContent-Disposition: form-data; name=\"file\"; \
+             filename=\"{name}\"\r\n\r\nbytes of {name}\r\n--B--\r\n"
         );
         let head = format!(
-            "POST /api/upload/{directory} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\
+            "POST /api/upload/{directory} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: \
+             close\r\n\
              Content-Type: multipart/form-data; boundary=B\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
@@ -83,7 +85,7 @@ async fn names_reach_nothing_beside_their_own() {
     let (status, answer) = upload("linked", "slip.jpg").await;
     tally.faults += 1;
     assert!(status >= 400 && !answer.contains("outside"), "{answer}");
-    // Nothing is written beside the site's own folder, under names that are nothing but names,
+    // Nothing is written outside the site's own folder, under names that are nothing but names,
     assert_eq!(count(&outside), before);
     let folder = fort.cloud.files.join(SITE).join("slips");
     for entry in std::fs::read_dir(&folder).unwrap() {
@@ -121,7 +123,8 @@ async fn names_reach_nothing_beside_their_own() {
     // SQL in the names of entities, columns, types and keys is a name like any other, or refused.
     let evil = "x\"; drop schema cloud cascade; --";
     let odd = json!({"entity": evil, "key": [evil], "columns": [
-        {"name": evil, "type": "text); drop schema cloud cascade; --"}, {"name": "' or 1=1", "type": "bigint; select 1"},
+        {"name": evil, "type": "text); drop schema cloud cascade; \
+             --"}, {"name": "' or 1=1", "type": "bigint; select 1"},
     ]});
     assert_eq!(fort.declare("evil", &odd).await, 200);
     let row = json!({evil: "' or '1'='1", "' or 1=1": "$$; drop schema cloud cascade"});

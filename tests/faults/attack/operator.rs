@@ -7,12 +7,11 @@ use tokio::net::TcpStream;
 use super::MEMORY;
 use crate::support::oracle::Tally;
 use crate::support::process::{Daemon, peak_memory};
-use crate::support::site::{Cloud, KEY, Site};
+use crate::support::site::Site;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_api_stands_the_same() {
-    let cloud = Cloud::start("operator").await;
-    let site = Site::school("operator", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("operator").await;
     let daemon = Daemon::of(&site, "store");
     let mut tally = Tally::default();
     let process = daemon.start();

@@ -65,9 +65,9 @@ fn changes(text: &str) -> Result<Vec<Path>, String> {
 }
 
 /// What is wrong with the path of a session with the site's database, or with the receiver's own, whose path
-/// is pinned as it connects; none where nothing is.
+/// is pinned as it connects; `None` if nothing is.
 pub(super) fn wrong(session: &Sent) -> Option<String> {
-    let told = |text: &str, why: &str| {
+    let finding = |text: &str, why: &str| {
         let text: String = text.chars().take(200).collect();
         Some(format!(
             "session {} of {}: {why}: {text}",
@@ -78,7 +78,7 @@ pub(super) fn wrong(session: &Sent) -> Option<String> {
     if session.name != "cloud-sync receiver" {
         let first = texts.next()?;
         if !(first.starts_with(PINNED[0]) && first.contains(PINNED[1])) {
-            return told(first, "its first statement does not pin the path");
+            return finding(first, "its first statement does not pin the path");
         }
     }
     let mut path = Path::Pinned;
@@ -88,11 +88,11 @@ pub(super) fn wrong(session: &Sent) -> Option<String> {
             && text != "rollback"
             && !text.starts_with("set local search_path")
         {
-            return told(text, "it is sent while the site's path holds");
+            return finding(text, "it is sent while the site's path holds");
         }
         match changes(text) {
             Ok(changes) => path = changes.last().copied().unwrap_or(path),
-            Err(words) => return told(text, &format!("it changes the path ({words})")),
+            Err(words) => return finding(text, &format!("it changes the path ({words})")),
         }
         if path == Path::Sites && (text == "rollback" || text == "commit") {
             path = Path::Pinned;

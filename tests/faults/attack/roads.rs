@@ -3,21 +3,20 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use cloud_sync::control::StatusReport;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use crate::cases::{entity, reconfigure};
-use crate::support::baseline::{self, Baseline};
-use crate::support::clouds::{Names, Quirks};
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::baseline::{Names, Quirks};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect, whole};
+use crate::support::site::{Cloud, KEY, LIMIT, Running, Site, connect, entity, until_whole};
+use crate::support::sql::until;
 
 /// A URL with this role in the place of the superuser; its sessions are called `test` unless they say
 /// otherwise.
@@ -26,18 +25,6 @@ pub(super) fn as_role(url: &str, role: &str) -> String {
         "{}?application_name=test",
         url.replace("postgres@", &format!("{role}@"))
     )
-}
-
-/// Waits until a query gives true. It is run with PostgreSQL's own meaning of all names.
-async fn until(client: &Client, sql: &str) {
-    let start = Instant::now();
-    loop {
-        if client.query_one(sql, &[]).await.unwrap().get(0) {
-            return;
-        }
-        assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {sql}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// A session of the superuser's that no planted object disturbs.
@@ -93,7 +80,7 @@ fn is_told(status: &StatusReport, entity: &str) -> bool {
     status.capture.iter().any(|trouble| trouble.entity == entity)
 }
 
-/// A receiver that makes its schemas anew as a role on whose path the planted objects come first; and a look
+/// A receiver that re-creates its schemas as a role on whose path the planted objects come first; and a look
 /// into them.
 async fn attacked(server: &Server, hint: &str, history: bool) -> (Cloud, Client) {
     let mut cloud = Cloud::start_on(server, hint).await;
@@ -115,7 +102,7 @@ pub(super) struct WithChanges<'a> {
     server: &'a Server,
     cloud: Cloud,
     database_url: String,
-    gate: Gate,
+    fault_proxy: FaultProxy,
     site: Site,
     /// The superuser's own sessions with both databases.
     here: Client,
@@ -124,10 +111,10 @@ pub(super) struct WithChanges<'a> {
 }
 
 impl<'a> WithChanges<'a> {
-    /// Tables that have a column of a type of the other role's, and the receiver behind a gate.
+    /// Tables that have a column of a type of the other role's, and the receiver behind a fault_proxy.
     pub(super) async fn build(server: &'a Server) -> Self {
         let (cloud, there) = attacked(server, "taken", true).await;
-        let gate = Gate::before(&cloud.url).await;
+        let fault_proxy = FaultProxy::before(&cloud.url).await;
         let database = server.database("taken_site").await;
         let tables = "
             create table t (id pg_catalog.int4 primary key, kind varchar, v pg_catalog.text, m public.mood,
@@ -163,7 +150,7 @@ impl<'a> WithChanges<'a> {
         ];
         let site = Site::at(
             as_role(&database, "program"),
-            &gate.url(),
+            &fault_proxy.url(),
             KEY,
             tables,
             &config.concat(),
@@ -176,7 +163,7 @@ impl<'a> WithChanges<'a> {
             server,
             cloud,
             database_url: database,
-            gate,
+            fault_proxy,
             site,
             there,
         }
@@ -215,8 +202,8 @@ impl<'a> WithChanges<'a> {
         self.commands.used.into_inner()
     }
 
-    /// Each command, beside a daemon and without one, while a role writes whose own temporary objects have
-    /// names of ours.
+    /// Each command, with a daemon running and without one, while a role writes whose own temporary objects
+    /// have names of ours.
     async fn commands(&self) {
         let Self {
             commands,
@@ -309,7 +296,7 @@ impl<'a> WithChanges<'a> {
         for nth in 0..20 {
             write(&format!("{nth}.jpg"), &nth.to_string());
         }
-        self.gate.fault(Fault::status(422).on("upload").times(1));
+        self.fault_proxy.fault(Fault::status(422).on("upload").times(1));
         self.run(
             "insert into public.t select n, 'public', 'f', 'fine', format('%s.jpg', n), null \
              from generate_series(5, 19) n; \
@@ -379,15 +366,15 @@ impl<'a> WithChanges<'a> {
         quarantined(running, 0).await;
     }
 
-    /// A row that gets 500 until it is touched again by itself.
+    /// A row that gets 500 until it is touched again in a batch of its own.
     async fn failing_rows(&self, running: &Running) {
         let fault = Fault::status(500).on("changes").when(|row| row["v"] == "fails");
-        self.gate.fault(fault);
+        self.fault_proxy.fault(fault);
         self.run("insert into public.w values (30001, 'fails')").await;
         quarantined(running, 1).await;
         self.run("insert into public.w values (30002, 'well')").await;
         until(&self.there, "select count(*) = 1 from cloud.w where id = 30002").await;
-        self.gate.clear_faults();
+        self.fault_proxy.clear_faults();
         quarantined(running, 0).await;
     }
 
@@ -411,18 +398,18 @@ impl<'a> WithChanges<'a> {
         running.until("unseen", |status| is_told(status, "w")).await;
         self.commands.ask(&["init"]).await;
         until(&self.there, "select count(*) = 1 from cloud.w where v = 'unseen'").await;
-        whole(&self.site, running).await;
+        until_whole(&self.site, running).await;
     }
 
     /// An entity is parked for its schema, and no longer.
     async fn refused_schema(&self, running: &Running) {
-        self.gate
+        self.fault_proxy
             .fault(Fault::status(422).method(Method::PUT).on("schema/w"));
         self.run("alter table public.w add column n int; insert into public.w values (50001, 'kept', 1)")
             .await;
         running.until("parked", |status| is_told(status, "w")).await;
         running.caught_up().await;
-        self.gate.clear_faults();
+        self.fault_proxy.clear_faults();
         running
             .until("no longer parked", |status| status.capture.is_empty())
             .await;
@@ -469,10 +456,10 @@ impl<'a> WithChanges<'a> {
         std::fs::remove_dir_all(&self.site.settings.store.path).unwrap();
         self.once(60_003).await;
         let (other, _) = attacked(self.server, "other", false).await;
-        let (before, after) = (self.gate.url(), other.url.clone());
-        reconfigure(&mut self.site, &before, &after);
+        let (before, after) = (self.fault_proxy.url(), other.url.clone());
+        self.site.reconfigure(&before, &after);
         self.once(60_004).await;
-        reconfigure(&mut self.site, &after, &before);
+        self.site.reconfigure(&after, &before);
         self.once(60_005).await;
         self.commands.ask(&["init", "--new-epoch"]).await;
         self.once(60_006).await;
@@ -486,7 +473,7 @@ impl<'a> WithChanges<'a> {
         self.run(&format!("insert into public.w values ({id}, 'once', 1)"))
             .await;
         let running = self.site.replicate_guarded();
-        whole(&self.site, &running).await;
+        until_whole(&self.site, &running).await;
         running.end().await;
     }
 }
@@ -519,9 +506,9 @@ pub(super) async fn with_baseline(server: &Server) -> BTreeSet<String> {
     let mut site = Site::at(url, nowhere, baseline::KEY, tables, &config.concat()).await;
     let mut quirks = Quirks::from(&["delete"]);
     quirks.uploads.as_mut().unwrap().names = Names::BaseName;
-    let cloud = Baseline::start(&site.settings.catalogue, quirks).await;
-    reconfigure(&mut site, nowhere, &cloud.url());
-    reconfigure(&mut site, "timeout = \"5s\"", "timeout = \"1s\"");
+    let cloud = BaselineServer::start(&site.settings.catalogue, quirks).await;
+    site.reconfigure(nowhere, &cloud.url());
+    site.reconfigure("timeout = \"5s\"", "timeout = \"1s\"");
     let here = looker(&database).await;
     let commands = Commands::of(&site);
     commands.ask(&["init"]).await;

@@ -74,7 +74,7 @@ const SENDING: [&str; 20] = [
 pub(super) struct Statement {
     /// The file below the package's folder, and the line of it.
     pub(super) place: String,
-    /// Its constant parts, in their order. What stands between them is put in at run time.
+    /// Its constant parts, in their order. What is between them is put in at run time.
     parts: Vec<String>,
     /// Whether it is all that is sent, from its beginning to its end.
     is_whole: bool,

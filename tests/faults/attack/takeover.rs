@@ -8,9 +8,8 @@ use std::process::Command;
 use super::path;
 use super::roads::{self, WithChanges};
 use super::statements::{self, Sent, Statement, files, statements};
-use crate::cases::entity;
 use crate::support::postgres::Server;
-use crate::support::site::connect;
+use crate::support::site::{Site, connect, entity};
 
 const HOSTILE: &str = include_str!("takeover.sql");
 
@@ -27,12 +26,13 @@ const UNSEEN: [[&str; 3]; 3] = [
     [
         "src/source/capture.rs",
         "select…",
-        "it is told by one word: a row of nulls within each capture function, which a writer's session calls",
+        "it is found by one word: a row of nulls within each capture function, \
+         which a writer's session calls",
     ],
     [
         "src/source/rows.rs",
         "select…",
-        "it is told by one word: the casts of a key, sent for the row of z that cannot be read",
+        "it is found by one word: the casts of a key, sent for the row of z that cannot be read",
     ],
 ];
 
@@ -100,11 +100,11 @@ fn covered(whose: &str, statements: &[Statement], sessions: &[&Sent], allowed: &
         statements.len() - unseen.len(),
         unseen.len()
     );
-    // One that ends in what is put in is told whole.
+    // One that ends in what is put in is listed whole.
     let fits = |statement: &Statement, [file, beginning, _]: &[&str; 3]| {
-        let told = statement.beginning();
+        let listed = statement.beginning();
         statement.place.starts_with(file)
-            && (told == *beginning || !beginning.ends_with('…') && told.starts_with(beginning))
+            && (listed == *beginning || !beginning.ends_with('…') && listed.starts_with(beginning))
     };
     let reason = |statement: &Statement| {
         allowed
@@ -114,10 +114,10 @@ fn covered(whose: &str, statements: &[Statement], sessions: &[&Sent], allowed: &
     };
     let mut missing = Vec::new();
     for statement in &unseen {
-        let told = format!("{}: {}", statement.place, statement.beginning());
+        let listed = format!("{}: {}", statement.place, statement.beginning());
         match reason(statement) {
-            Some(why) => println!("  {told}\n    {why}"),
-            None => missing.push(told),
+            Some(why) => println!("  {listed}\n    {why}"),
+            None => missing.push(listed),
         }
     }
     assert!(
@@ -208,7 +208,7 @@ async fn no_statement_is_taken_over_by_objects_of_another_role() {
         ours().count(),
         names.len()
     );
-    // and each statement of the sources was sent meanwhile, but for those that are listed.
+    // and each statement of the sources was sent at that time, but for those that are listed.
     let (receiver, site): (Vec<&Sent>, Vec<&Sent>) =
         ours().partition(|one| one.name == "cloud-sync receiver");
     let (delivering, sources): (Vec<PathBuf>, Vec<PathBuf>) = files("src", "rs")
@@ -248,10 +248,10 @@ async fn a_condition_that_means_an_operator_of_another_role_is_refused() {
     );
     // Given an operator that fits a condition better than PostgreSQL's own
     let config = entity("x", "t", &["id"], "where = \"kind = 'public'\"");
-    let said = crate::cases::refusal("maker", &tables, &config).await;
+    let message = Site::refusal("maker", &tables, &config).await;
     // then it is named, with its owner and what to write.
-    crate::cases::says(
-        &said,
+    crate::support::says(
+        &message,
         &[
             "operator public.=(character varying,character varying)",
             &role,

@@ -1,4 +1,4 @@
-//! Answers that a cloud, or whatever stands before it, gives in place of the right one.
+//! Answers that a cloud, or a proxy in front of it, gives in place of the right one.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::{rooms, waits, why};
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::oracle::Tally;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
@@ -24,9 +24,9 @@ fn soon() -> String {
 #[tokio::test]
 async fn whatever_is_answered_in_its_place_a_change_is_sent_until_it_is_accepted() {
     let cloud = Cloud::start("answers").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("answers", &gate.url(), KEY).await;
-    let elsewhere = Baseline::start(&site.settings.catalogue, &[]).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("answers", &fault_proxy.url(), KEY).await;
+    let elsewhere = BaselineServer::start(&site.settings.catalogue, &[]).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
     rooms(&site, 1, 1).await;
@@ -65,18 +65,18 @@ async fn whatever_is_answered_in_its_place_a_change_is_sent_until_it_is_accepted
     for call in ["changes", "sync-status"] {
         for fault in &faults {
             // Given a call that is answered so,
-            let struck = gate.struck();
-            gate.fault(fault.clone().on(call).times(1));
+            let struck = fault_proxy.struck();
+            fault_proxy.fault(fault.clone().on(call).times(1));
             if call == "sync-status" {
                 // which comes after a failure,
-                gate.fault(Fault::cut().on("changes").times(1));
+                fault_proxy.fault(Fault::cut().on("changes").times(1));
             }
             id += 1;
             rooms(&site, id, 1).await;
             // when it passes, the change arrives.
             replicator.caught_up().await;
-            assert!(gate.struck() > struck, "{call}");
-            gate.clear_faults();
+            assert!(fault_proxy.struck() > struck, "{call}");
+            fault_proxy.clear_faults();
         }
     }
     // Nothing was refused for good, and nothing went elsewhere.
@@ -84,7 +84,7 @@ async fn whatever_is_answered_in_its_place_a_change_is_sent_until_it_is_accepted
     assert_eq!(status.quarantine, Some(0));
     assert!(elsewhere.requests().is_empty());
     replicator.end().await;
-    tally.faults += gate.struck();
+    tally.faults += fault_proxy.struck();
     tally.judge(&site, &cloud).await;
     site.assert_equal(&cloud).await;
 }
@@ -92,24 +92,24 @@ async fn whatever_is_answered_in_its_place_a_change_is_sent_until_it_is_accepted
 #[tokio::test]
 async fn a_wait_that_the_cloud_asks_for_is_kept_and_ends_when_someone_asks_for_a_sync() {
     let cloud = Cloud::start("patience").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("patience", &gate.url(), KEY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("patience", &fault_proxy.url(), KEY).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
     rooms(&site, 1, 1).await;
     replicator.caught_up().await;
     // Given a cloud that wants to be left alone for an hour
-    gate.fault(Fault::status(429).retry_after("3000").times(1));
+    fault_proxy.fault(Fault::status(429).retry_after("3000").times(1));
     rooms(&site, 2, 1).await;
-    let told = why(&replicator).await;
+    let reason = why(&replicator).await;
     assert!(
-        told.contains("the cloud answered 429") && told.contains("it asks for patience"),
-        "{told}"
+        reason.contains("the cloud answered 429") && reason.contains("no sooner than the cloud asks for"),
+        "{reason}"
     );
     // then it is left alone,
-    let before = gate.requests().len();
+    let before = fault_proxy.requests().len();
     tokio::time::sleep(Duration::from_millis(800)).await;
-    assert_eq!(gate.requests().len(), before);
+    assert_eq!(fault_proxy.requests().len(), before);
     waits(&replicator, 1).await;
     // until someone asks.
     let all = cloud_sync::control::SyncRequest::default();
@@ -119,20 +119,20 @@ async fn a_wait_that_the_cloud_asks_for_is_kept_and_ends_when_someone_asks_for_a
     assert!(synced.await.unwrap().success());
     replicator.caught_up().await;
     replicator.end().await;
-    tally.faults += gate.struck();
+    tally.faults += fault_proxy.struck();
     tally.judge(&site, &cloud).await;
 }
 
 #[tokio::test]
 async fn a_wait_that_an_idle_replicator_was_asked_for_holds_for_what_comes_then() {
     let cloud = Cloud::start("idle_wait").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("idle_wait", &gate.url(), KEY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("idle_wait", &fault_proxy.url(), KEY).await;
     let mut tally = Tally::default();
-    gate.fault(Fault::status(503).retry_after("3000"));
+    fault_proxy.fault(Fault::status(503).retry_after("3000"));
     let replicator = site.replicate();
     why(&replicator).await;
-    gate.clear_faults();
+    fault_proxy.clear_faults();
     rooms(&site, 1, 3).await;
     waits(&replicator, 3).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -144,21 +144,22 @@ async fn a_wait_that_an_idle_replicator_was_asked_for_holds_for_what_comes_then(
     synced.await.unwrap();
     replicator.caught_up().await;
     replicator.end().await;
-    tally.faults += gate.struck();
+    tally.faults += fault_proxy.struck();
     tally.judge(&site, &cloud).await;
 }
 
 #[tokio::test]
 async fn what_is_too_long_is_halved_and_one_row_that_is_too_long_alone_stands_aside() {
     let cloud = Cloud::start("too_long").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("too_long", &gate.url(), KEY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("too_long", &fault_proxy.url(), KEY).await;
     let mut tally = Tally::default();
     // Given a cloud that takes no request beyond 64 KB, many rows, and one beyond it
-    gate.limit(64 * 1024);
+    fault_proxy.limit(64 * 1024);
     site.run(
         "insert into tbl_room (room_id, room_no, room_name) overriding system value \
-         select n, 'R' || n, repeat('x', case n when 500 then 100000 else 500 end) from generate_series(1, 1000) n",
+         select n, 'R' || n, repeat('x', case n when 500 then 100000 else 500 end) \
+         from generate_series(1, 1000) n",
     )
     .await;
     let replicator = site.replicate();
@@ -187,8 +188,7 @@ async fn what_is_too_long_is_halved_and_one_row_that_is_too_long_alone_stands_as
 #[tokio::test]
 async fn one_refused_row_among_thousands_stands_aside_on_every_kind_of_server() {
     // A server with positions
-    let cloud = Cloud::start("one_of").await;
-    let site = Site::school("one_of", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("one_of").await;
     let mut tally = Tally::default();
     rooms(&site, 1, 1).await;
     site.drain().drain_all().await.unwrap();
@@ -220,7 +220,7 @@ async fn one_refused_row_among_thousands_stands_aside_on_every_kind_of_server() 
     // Servers without
     for capabilities in [&[][..], &["bulk"], &["bulk", "delete"]] {
         let site_of = format!("one_of_{}", capabilities.len());
-        let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), capabilities).await;
+        let server = BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), capabilities).await;
         let site = Site::school(&site_of, &server.url(), baseline::KEY).await;
         server.fault(
             Fault::status(422)

@@ -1,4 +1,4 @@
-//! A cloud that forgets: what it can do, what it was told, and the rows themselves.
+//! A cloud that forgets: its capabilities, what it has received, and the rows themselves.
 
 use std::time::Duration;
 
@@ -7,16 +7,17 @@ use reqwest::Method;
 use tokio_util::sync::CancellationToken;
 
 use super::{rooms, why};
-use crate::support::baseline::{self, Baseline};
+use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::oracle::Tally;
 use crate::support::postgres::Server;
 use crate::support::site::{Cloud, KEY, Site, connect};
 
 #[tokio::test]
 async fn a_capability_that_vanishes_is_done_without_and_one_that_appears_is_used() {
-    let server = Baseline::start(&cloud_sync::catalogue::Catalogue::builtin(), &["bulk", "delete"]).await;
+    let server =
+        BaselineServer::start(&cloud_sync::catalogue::Catalogue::builtin(), &["bulk", "delete"]).await;
     let site = Site::school("vanish", &server.url(), baseline::KEY).await;
     let mut drain = site.drain();
     drain.handshake_every = Duration::from_millis(100);
@@ -26,7 +27,7 @@ async fn a_capability_that_vanishes_is_done_without_and_one_that_appears_is_used
         async move { drain.run(stop).await }
     });
     let mut tally = Tally::default();
-    let bulk = |server: &Baseline| {
+    let bulk = |server: &BaselineServer| {
         let calls = server.calls();
         calls.iter().filter(|call| call.contains("bulk/")).count()
     };
@@ -67,19 +68,19 @@ async fn a_capability_that_vanishes_is_done_without_and_one_that_appears_is_used
 #[tokio::test]
 async fn a_cloud_that_loses_its_changes_call_gets_rows_one_by_one_and_then_changes_again() {
     let cloud = Cloud::start("downgrade").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("downgrade", &gate.url(), KEY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("downgrade", &fault_proxy.url(), KEY).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
     rooms(&site, 1, 5).await;
     replicator.caught_up().await;
-    gate.hide(&["changes", "bulk"]);
+    fault_proxy.hide(&["changes", "bulk"]);
     tally.faults += 1;
     rooms(&site, 6, 5).await;
     let status = replicator.caught_up().await;
     assert!(!status.cloud.capabilities.contains(&"changes".to_owned()));
-    gate.hide(&[]);
-    // Asked for by a sync, or by itself after a while
+    fault_proxy.hide(&[]);
+    // Asked by a sync, or after a while
     replicator
         .replicator
         .sync(&Default::default(), &cloud_sync::reconcile::NoObserver)
@@ -102,8 +103,7 @@ async fn a_cloud_that_loses_its_changes_call_gets_rows_one_by_one_and_then_chang
 
 #[tokio::test]
 async fn a_cloud_that_forgot_what_it_was_told_is_told_again_and_refuses_nothing() {
-    let cloud = Cloud::start("forgot").await;
-    let site = Site::school("forgot", &cloud.url, KEY).await;
+    let (cloud, site) = Site::school_with_cloud("forgot").await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
@@ -122,7 +122,7 @@ async fn a_cloud_that_forgot_what_it_was_told_is_told_again_and_refuses_nothing(
          update tbl_faculty set faculty_fname = 'b'",
     )
     .await;
-    // then it is told, and nothing is refused,
+    // then it is reported, and nothing is refused,
     assert_eq!(replicator.caught_up().await.quarantine, Some(0));
     // and so where it lost a column.
     there
@@ -169,8 +169,7 @@ async fn copy(from: &str, to: &str) {
 
 #[tokio::test]
 async fn a_cloud_restored_from_a_backup_is_noticed_and_repaired() {
-    let mut cloud = Cloud::start("restored").await;
-    let site = Site::school("restored", &cloud.url, KEY).await;
+    let (mut cloud, site) = Site::school_with_cloud("restored").await;
     let backup = Server::get().database("restored_backup").await;
     let mut tally = Tally::default();
     for stopped in [false, true] {
@@ -203,7 +202,7 @@ async fn a_cloud_restored_from_a_backup_is_noticed_and_repaired() {
             cloud.back().await;
         }
         tally.faults += 1;
-        // then a sync by itself brings what it lacks, and takes away what it has too much.
+        // then a sync without a command brings what it lacks, and takes away what it has too much.
         replicator
             .until("repaired", |status| {
                 status.state == ReplicatorState::Replicating
@@ -221,8 +220,8 @@ async fn a_cloud_restored_from_a_backup_is_noticed_and_repaired() {
 #[tokio::test]
 async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
     let mut cloud = Cloud::start("lossy").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("lossy", &gate.url(), KEY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("lossy", &fault_proxy.url(), KEY).await;
     let backup = Server::get().database("lossy_backup").await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
@@ -238,7 +237,7 @@ async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
     cloud.away().await;
     copy(&backup, &cloud.database_url).await;
     cloud.back().await;
-    gate.fault(Fault::status(500).method(Method::GET).on("rooms"));
+    fault_proxy.fault(Fault::status(500).method(Method::GET).on("rooms"));
     tally.faults += 1;
     let replicator = site.replicate();
     let noticed = replicator
@@ -246,14 +245,14 @@ async fn a_loss_that_could_not_be_repaired_yet_is_remembered_over_a_restart() {
             status.last_sync.is_some() && !status.capture.is_empty()
         })
         .await;
-    let told = noticed.capture[0].reason.clone();
-    assert!(told.contains("an older state of it was restored"), "{told}");
+    let reason = noticed.capture[0].reason.clone();
+    assert!(reason.contains("an older state of it was restored"), "{reason}");
     // and which accepts changes that put it ahead again,
     rooms(&site, 21, 1).await;
     replicator.caught_up().await;
     replicator.end().await;
     // then the next run still knows.
-    gate.clear_faults();
+    fault_proxy.clear_faults();
     let replicator = site.replicate();
     replicator
         .until("repaired", |status| {

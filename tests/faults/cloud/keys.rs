@@ -4,7 +4,7 @@ use cloud_sync::control::status::ReplicatorState;
 
 use super::rooms;
 use crate::support::fault::Fault;
-use crate::support::gate::Gate;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::oracle::Tally;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site};
@@ -12,16 +12,16 @@ use crate::support::site::{Cloud, KEY, LIMIT, Site};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_key_stops_the_pushing_and_not_the_capture_until_it_is_valid_again() {
     let cloud = Cloud::start("refused_key").await;
-    let gate = Gate::before(&cloud.url).await;
-    let site = Site::school("refused_key", &gate.url(), KEY).await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("refused_key", &fault_proxy.url(), KEY).await;
     let daemon = Daemon::of(&site, "store");
     let mut tally = Tally::default();
     // Given a key that is refused: from the start, before there is anything to send, and later amid the work
-    gate.fault(Fault::status(401));
+    fault_proxy.fault(Fault::status(401));
     let process = daemon.start();
     for round in 0..2 {
         if round == 1 {
-            gate.fault(Fault::status(403));
+            fault_proxy.fault(Fault::status(403));
         } else {
             daemon
                 .until("refused", LIMIT, |status| {
@@ -40,23 +40,22 @@ async fn a_refused_key_stops_the_pushing_and_not_the_capture_until_it_is_valid_a
         let answer = daemon.ask(&["status"]);
         let text = String::from_utf8_lossy(&answer.stdout).into_owned();
         assert!(text.contains("key refused"), "{text}");
-        let remedy = "set cloud.key (CLOUD_API_KEY) to a key that is valid there; capture goes on meanwhile";
+        let remedy = "set cloud.key (CLOUD_API_KEY) to a key that is valid there; until then changes wait in the outbox";
         assert!(text.contains(remedy), "{text}");
         assert!(!text.contains(KEY) && !daemon.log().contains(KEY));
-        // and once the key is accepted, it goes on by itself.
-        gate.clear_faults();
+        // and once the key is accepted, it continues without a restart.
+        fault_proxy.clear_faults();
         daemon.caught_up().await;
         assert_eq!(daemon.health().await, 200);
     }
-    tally.faults += gate.struck();
+    tally.faults += fault_proxy.struck();
     assert!(process.terminate().await.success());
     tally.judge(&site, &cloud).await;
 }
 
 #[tokio::test]
 async fn a_key_that_is_taken_back_and_given_again_needs_no_restart() {
-    let mut cloud = Cloud::start("rotated").await;
-    let site = Site::school("rotated", &cloud.url, KEY).await;
+    let (mut cloud, site) = Site::school_with_cloud("rotated").await;
     let mut tally = Tally::default();
     let replicator = site.replicate();
     rooms(&site, 1, 5).await;

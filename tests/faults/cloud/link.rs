@@ -8,27 +8,29 @@ use tokio::net::TcpListener;
 
 use super::{reason, rooms, waits, why};
 use crate::support::oracle::Tally;
-use crate::support::proxy::{Proxy, Trouble};
 use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 #[tokio::test]
 async fn a_cloud_that_is_away_from_the_start_is_told_with_a_remedy_and_found_when_it_comes() {
-    let mut cloud = Cloud::start("absent").await;
-    let site = Site::school("absent", &cloud.url, KEY).await;
+    let (mut cloud, site) = Site::school_with_cloud("absent").await;
     let mut tally = Tally::default();
     // Given a cloud that is away, and nothing to send
     cloud.away().await;
     tally.faults += 1;
     let replicator = site.replicate();
     // then the status says so, and what to do,
-    let told = why(&replicator).await;
-    assert!(told.contains("refused the connection"), "{told}");
-    assert!(told.contains("; check that the cloud's server runs"), "{told}");
+    let message = why(&replicator).await;
+    assert!(message.contains("refused the connection"), "{message}");
+    assert!(
+        message.contains("; check that the cloud's server runs"),
+        "{message}"
+    );
     // capture goes on,
     rooms(&site, 1, 20).await;
     let status = waits(&replicator, 20).await;
     assert!(reason(&status).contains("refused the connection"));
-    // and it is found by itself when it comes, without a restart.
+    // and it is found when it appears, without a restart.
     cloud.back().await;
     let status = replicator.caught_up().await;
     assert_eq!(status.cloud.reachable, Some(true));
@@ -45,12 +47,15 @@ async fn a_name_without_an_address_is_told_with_a_remedy() {
         ..Tally::default()
     };
     let replicator = site.replicate();
-    let told = why(&replicator).await;
+    let message = why(&replicator).await;
     assert!(
-        told.contains("the host name cloud.invalid cannot be resolved"),
-        "{told}"
+        message.contains("the host name cloud.invalid cannot be resolved"),
+        "{message}"
     );
-    assert!(told.contains("; check the host name in cloud.url"), "{told}");
+    assert!(
+        message.contains("; check the host name in cloud.url"),
+        "{message}"
+    );
     rooms(&site, 1, 3).await;
     waits(&replicator, 3).await;
     replicator.end().await;
@@ -60,7 +65,7 @@ async fn a_name_without_an_address_is_told_with_a_remedy() {
 #[tokio::test]
 async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
     let cloud = Cloud::start("breaks").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     let mut site = Site::school("breaks", &proxy.url(), KEY).await;
     site.settings.cloud.timeout = Duration::from_secs(1);
     let there = connect(&cloud.database_url).await;
@@ -68,8 +73,8 @@ async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
     let replicator = site.replicate();
     rooms(&site, 1, 1).await;
     replicator.caught_up().await;
-    // Given requests that are cut in their head or body, answers that are cut before or amid their head, silence, and a
-    // closed port
+    // Given requests that are cut in their head or body, answers that are cut before or amid their head,
+    // silence, and a closed port
     for (nth, trouble) in [
         Trouble::CutRequest(0),
         Trouble::CutRequest(40),
@@ -85,10 +90,10 @@ async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
         let struck = proxy.struck();
         proxy.set(trouble);
         rooms(&site, 100 + 10 * nth as i64, 10).await;
-        let told = why(&replicator).await;
-        println!("{trouble:?}: {told}");
-        let (cause, remedy) = told.split_once("; ").expect("a remedy");
-        assert!(cause.starts_with("cannot ") && !remedy.is_empty(), "{told}");
+        let message = why(&replicator).await;
+        println!("{trouble:?}: {message}");
+        let (cause, remedy) = message.split_once("; ").expect("a remedy");
+        assert!(cause.starts_with("cannot ") && !remedy.is_empty(), "{message}");
         // when it passes, then all arrives.
         proxy.set(Trouble::None);
         replicator.caught_up().await;
@@ -108,12 +113,15 @@ async fn connections_that_break_off_anywhere_lose_and_double_nothing() {
 #[tokio::test]
 async fn an_uplink_that_never_carries_a_long_request_gets_short_ones() {
     let cloud = Cloud::start("short").await;
-    let proxy = Proxy::start(cloud.address()).await;
+    let proxy = TcpProxy::start(cloud.address()).await;
     let site = Site::school("short", &proxy.url(), KEY).await;
     let mut tally = Tally::default();
     // Given a backlog whose batches are longer than what any connection carries before it is cut
-    site.run("insert into tbl_room (room_no, room_name) select 'R' || n, repeat('x', 1000) from generate_series(1, 1500) n")
-        .await;
+    site.run(
+        "insert into tbl_room (room_no, room_name) select 'R' || n, repeat('x', 1000) \
+         from generate_series(1, 1500) n",
+    )
+    .await;
     proxy.set(Trouble::CutRequest(200_000));
     // then it gets through all the same.
     let replicator = site.replicate();
@@ -124,9 +132,9 @@ async fn an_uplink_that_never_carries_a_long_request_gets_short_ones() {
     tally.judge(&site, &cloud).await;
 }
 
-/// A cloud that takes one request after the other, each on a connection of its own. It fails the second and the fourth
-/// `POST /changes`, and leaves the next request time to come before it answers. Answers its URL, and how many changes
-/// were in each request that it accepted.
+/// A cloud that takes one request after the other, each on a connection of its own. It fails the second and
+/// the fourth `POST /changes`, and leaves the next request time to come before it answers. Answers its URL,
+/// and how many changes were in each request that it accepted.
 async fn one_at_a_time() -> (String, Arc<Mutex<Vec<usize>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/api", listener.local_addr().unwrap());

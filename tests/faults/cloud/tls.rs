@@ -63,21 +63,21 @@ async fn what_is_wrong_with_a_certificate_is_told_with_its_remedy_and_nothing_is
         let site = site(hint, "localhost", address, Some(&ours)).await;
         let replicator = site.replicate();
         rooms(&site, 1, 3).await;
-        let told = why(&replicator).await;
-        println!("{told}");
-        let (said, mend) = told.split_once("; ").expect("a remedy");
-        assert!(said.contains(cause), "{told}");
-        assert!(mend.contains(remedy), "{told}");
+        let reason = why(&replicator).await;
+        println!("{reason}");
+        let (cause_text, remedy_text) = reason.split_once("; ").expect("a remedy");
+        assert!(cause_text.contains(cause), "{reason}");
+        assert!(remedy_text.contains(remedy), "{reason}");
         replicator.end().await;
         tally.faults += 1;
     }
     // A port that does not speak TLS
     let site = site("tls_plain", "localhost", cloud.address(), Some(&ours)).await;
     let replicator = site.replicate();
-    let told = why(&replicator).await;
+    let reason = why(&replicator).await;
     assert!(
-        told.contains("no TLS with the cloud") && told.contains("speaks TLS"),
-        "{told}"
+        reason.contains("no TLS with the cloud") && reason.contains("speaks TLS"),
+        "{reason}"
     );
     replicator.end().await;
     tally.faults += 1;

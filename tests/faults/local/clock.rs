@@ -1,5 +1,5 @@
-//! The machine's clock jumps by a day, forward and back, while the program runs. libfaketime stands for the clock; time
-//! that only runs on (CLOCK_MONOTONIC) is left alone, as a jump leaves it.
+//! The machine's clock jumps by a day, forward and back, while the program runs. libfaketime takes the place
+//! of the clock; time that only runs on (CLOCK_MONOTONIC) is left alone, as a jump leaves it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -60,7 +60,7 @@ async fn a_clock_that_jumps_by_a_day_disturbs_nothing() {
         // then replication goes on, and the lag is what it is;
         let lag = status.lag.unwrap();
         assert!((0.0..DAY / 2.0).contains(&lag.age_seconds), "{lag:?}");
-        // the schedule neither stands still
+        // the schedule neither stops
         while syncs(&daemon).await < before + 1.0 {
             assert!(watch.elapsed() < LIMIT, "no sync after a jump to {jump}");
             tokio::time::sleep(Duration::from_millis(100)).await;

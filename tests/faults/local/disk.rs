@@ -1,7 +1,7 @@
 //! The disk under the store and under the log.
 //!
-//! A limit on the size of files, set on the running process, stands for a full disk: each write fails, no root is
-//! needed, and the space comes back when the limit is lifted.
+//! A limit on the size of files, set on the running process, takes the place of a full disk: each write
+//! fails, no root is needed, and the space comes back when the limit is lifted.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -59,7 +59,7 @@ async fn a_full_disk_stops_the_drain_loudly_and_it_goes_on_when_there_is_space()
             assert!(reason.contains(words), "{reason}");
         }
         plant(&site, round * 1000 + 300, round * 1000 + 400).await;
-        // then it goes on by itself once there is space.
+        // then it continues once there is space.
         limit(&process, "unlimited");
         daemon.caught_up().await;
     }
@@ -105,7 +105,7 @@ async fn a_disk_that_is_full_at_the_start_is_waited_for() {
         let count = i64::from(spoil) * 1000;
         plant(&site, 1000 + count, 1100 + count).await;
         troubled(&daemon, "open the checkpoint store").await;
-        // then it goes on by itself once there is space.
+        // then it continues once there is space.
         limit(&process, "unlimited");
         daemon.caught_up().await;
         process.kill();
@@ -215,15 +215,15 @@ async fn a_folder_that_cannot_be_written_is_told_with_its_remedy() {
     .output()
     .unwrap();
     // then it says which folder, and what helps.
-    let told =
+    let printed =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{told}");
+    assert!(!output.status.success(), "{printed}");
     for words in [
         "open the checkpoint store",
         "Permission denied",
         "make the folder writable",
     ] {
-        assert!(told.contains(words), "no {words:?} in {told}");
+        assert!(printed.contains(words), "no {words:?} in {printed}");
     }
     modes(0o755, 0o755);
     let process = daemon.start();
@@ -248,14 +248,19 @@ async fn one_store_for_two_sites_is_refused() {
     let shared = one.folder.path().join("store").display().to_string();
     let second = Daemon::of(&other, &shared);
     tally.faults += 1;
-    let beside = second.start();
+    let other_process = second.start();
     troubled(&second, "another cloud-sync process uses it").await;
     // then the first one is not disturbed;
     plant(&one, 51, 100).await;
     first.caught_up().await;
     assert!(process.terminate().await.success());
     // and when it ends, the second one does not take its checkpoint for its own.
-    assert_eq!(beside.ended(LIMIT).await.code(), Some(3), "{}", second.log());
+    assert_eq!(
+        other_process.ended(LIMIT).await.code(),
+        Some(3),
+        "{}",
+        second.log()
+    );
     for words in [
         "the store holds the checkpoint of outbox",
         "correct source.database_url or store.path",

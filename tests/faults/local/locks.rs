@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use cloud_sync::control::status::ReplicatorState;
 
-use crate::cases::entity;
 use crate::faults::attack::takeover::sources;
-use crate::support::lone;
+use crate::support::commit_latency;
 use crate::support::postgres::Server;
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
 /// What a site's settings must hold for health to fail soon.
 const SOON: &str = "control.lag_limit=1s";
@@ -49,7 +48,8 @@ async fn locks_of_another_role_hold_up_its_own_entity_alone_and_are_told() {
     let role = format!("holder_{}", std::process::id());
     let mut cloud = Cloud::start("holder").await;
     let tables = format!(
-        "create role {role} login; create table own (id int primary key); create table other (id int primary key);
+        "create role {role} login; create table own (id int primary key); \
+         create table other (id int primary key);
          alter table own owner to {role}; grant select on other to {role}"
     );
     let config = entity("own", "own", &["id"], "") + &entity("other", "other", &["id"], "");
@@ -84,10 +84,13 @@ async fn locks_of_another_role_hold_up_its_own_entity_alone_and_are_told() {
         .await;
     let holder = connect(&url(&site.database_url)).await;
     holder
-        .batch_execute("begin; lock table own in access exclusive mode; select from other; lock table other in access share mode")
+        .batch_execute(
+            "begin; lock table own in access exclusive mode; select from other; \
+             lock table other in access share mode",
+        )
         .await
         .unwrap();
-    // when rows of both are written (those of its own by itself),
+    // when rows of both are written (those of its own in a transaction of their own),
     holder.batch_execute("insert into own values (1)").await.unwrap();
     site.run("insert into other values (1)").await;
     let there = connect(&cloud.database_url).await;
@@ -135,7 +138,8 @@ async fn locks_of_another_role_hold_up_its_own_entity_alone_and_are_told() {
         text.contains("own") && text.contains("pg_terminate_backend"),
         "{text}"
     );
-    lone::commits("a role that holds every lock", &site, &cloud, "other", "other").await;
+    commit_latency::print_commit_latency("a role that holds every lock", &site, &cloud, "other", "other")
+        .await;
     second.batch_execute("commit").await.unwrap();
     arrived("select count(*) from cloud.own", 3).await;
     until_health(&daemon, 200, &[]).await;

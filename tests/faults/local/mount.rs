@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::cases::{entity, says};
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::says;
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
 /// A mounted FUSE file system whose other end is held by a shell that answers nothing.
 struct DeadMount {
@@ -16,9 +16,10 @@ struct DeadMount {
 }
 
 impl DeadMount {
-    /// None where nothing can be mounted, which is then said.
+    /// `None` if nothing can be mounted; a line on stdout says so then.
     fn over(folder: &Path) -> Option<Self> {
-        let script = "exec 3<>/dev/fuse && mount -i -t fuse dead \"$0\" -o fd=3,rootmode=40000,user_id=0,group_id=0 && \
+        let script = "exec 3<>/dev/fuse && mount -i -t fuse dead \"$0\" -o \
+             fd=3,rootmode=40000,user_id=0,group_id=0 && \
                       echo mounted && read -r _";
         let mut holder = Command::new("sh")
             .args(["-c", script])
@@ -38,7 +39,8 @@ impl DeadMount {
             return Some(mount);
         }
         eprintln!(
-            "skipped: this process may not mount a FUSE file system (it must be root, and /dev/fuse must be there)"
+            "skipped: this process may not mount a FUSE file system (it must be root, \
+             and /dev/fuse must be there)"
         );
         None
     }
@@ -95,8 +97,8 @@ async fn rows_wait_for_no_file_system_that_does_not_answer() {
         // then rows arrive, those too that name files,
         arrived(id).await;
     }
-    crate::support::lone::commits("a dead mount", &site, &cloud, "u", "y").await;
-    // `check` says what is wrong, and the replicator ends when it is told to.
+    crate::support::commit_latency::print_commit_latency("a dead mount", &site, &cloud, "u", "y").await;
+    // `check` says what is wrong, and the replicator ends when it gets the signal.
     let check = daemon.ask(&["check"]);
     assert!(!check.status.success(), "{check:?}");
     says(

@@ -1,4 +1,5 @@
-//! New settings for a running program: what it can take is taken, what it cannot is named, what is broken is refused.
+//! New settings for a running program: what it can take is taken, what it cannot is named, what is broken is
+//! refused.
 
 use std::time::{Duration, Instant};
 
@@ -75,8 +76,11 @@ async fn keys_change_under_load_without_losing_anything() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         edit(&site, &format!("{old:?}"), &format!("{new:?}"));
-        let told = hang_up(&process, &daemon, "the settings were read anew").await;
-        assert!(told.contains("cloud.key") && !told.contains(&new), "{told}");
+        let log_line = hang_up(&process, &daemon, "the settings were read anew").await;
+        assert!(
+            log_line.contains("cloud.key") && !log_line.contains(&new),
+            "{log_line}"
+        );
         receiver.rekey(&[(SITE, &[&new])]);
         receiver.signal("HUP");
         tally.faults += 1;
@@ -123,8 +127,11 @@ async fn a_changed_file_is_taken_and_a_broken_one_refused() {
         "[schedule]\nsync = \"hourly\"",
     );
     tally.faults += 1;
-    let told = hang_up(&process, &daemon, "the old ones stay in force").await;
-    assert!(told.contains("schedule.sync") && told.contains("line"), "{told}");
+    let log_line = hang_up(&process, &daemon, "the old ones stay in force").await;
+    assert!(
+        log_line.contains("schedule.sync") && log_line.contains("line"),
+        "{log_line}"
+    );
     plant(&site, 101, 200).await;
     assert_eq!(daemon.caught_up().await.next_sync, None);
     // and when the file is gone.
@@ -145,14 +152,14 @@ async fn a_changed_file_is_taken_and_a_broken_one_refused() {
     edit(&site, "[source]\nsource_id = \"another\"", "");
     edit(&site, "[source]\n", "[source]\nsource_id = \"another\"\n");
     let from = daemon.log().len();
-    let told = logged(&daemon, from, "the settings were read anew").await;
+    let log_line = logged(&daemon, from, "the settings were read anew").await;
     assert!(
-        told.contains("source.source_id") && told.contains("need a restart"),
-        "{told}"
+        log_line.contains("source.source_id") && log_line.contains("need a restart"),
+        "{log_line}"
     );
     assert!(
-        told.contains("schedule.sync") && told.contains("delivery.batch_rows"),
-        "{told}"
+        log_line.contains("schedule.sync") && log_line.contains("delivery.batch_rows"),
+        "{log_line}"
     );
     plant(&site, 201, 300).await;
     let status = daemon.caught_up().await;

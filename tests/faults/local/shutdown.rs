@@ -8,17 +8,15 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use super::{ENTITIES, TABLES, garden, plant, troubled};
-use crate::support::baseline::{self, Baseline, Fault};
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::fault::Fault;
 use crate::support::oracle::Tally;
 use crate::support::process::{Daemon, Process};
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::sql::number;
 
 /// The guarantee's own bound.
 const IN_ORDER: Duration = Duration::from_secs(10);
-
-async fn number(site: &Site, sql: &str) -> i64 {
-    site.client.query_one(sql, &[]).await.unwrap().get(0)
-}
 
 /// Ends it, and answers whether what the store holds is also what the mirror holds.
 async fn ends_in_order(process: Process<'_>, daemon: &Daemon, site: &Site, current: bool) {
@@ -34,7 +32,11 @@ async fn ends_in_order(process: Process<'_>, daemon: &Daemon, site: &Site, curre
             .load()
             .unwrap()
             .map_or(0, |checkpoint| checkpoint.serial as i64);
-        let mirrored = number(site, "select coalesce(max(serial), 0) from cloud_sync.checkpoint").await;
+        let mirrored = number(
+            &site.client,
+            "select coalesce(max(serial), 0) from cloud_sync.checkpoint",
+        )
+        .await;
         assert_eq!(stored, mirrored);
     }
 }
@@ -137,18 +139,18 @@ async fn sigterm_amid_a_sync_and_while_standing_by() {
     let process = first.start_with(&["delivery.batch_rows=50"]);
     first.caught_up().await;
     // Standing by.
-    let beside = second.start();
+    let standby = second.start();
     second
         .until("standing by", LIMIT, |status| {
             status.state == ReplicatorState::Standby
         })
         .await;
-    ends_in_order(beside, &second, &site, false).await;
-    // Amid a sync that pushes all anew.
+    ends_in_order(standby, &second, &site, false).await;
+    // During a sync that pushes all rows again.
     let there = connect(&cloud.database_url).await;
     there.batch_execute("delete from cloud.pots").await.unwrap();
     tally.faults += 1;
-    let before = number(&site, "select last_value from cloud_sync.position").await;
+    let before = number(&site.client, "select last_value from cloud_sync.position").await;
     let sync = tokio::task::spawn_blocking({
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cloud-sync"));
         command.args(["sync", "--force", "--json", "--set"]);
@@ -161,7 +163,7 @@ async fn sigterm_amid_a_sync_and_while_standing_by() {
         command.current_dir(site.folder.path()).env_clear();
         move || command.output().unwrap()
     });
-    while number(&site, "select last_value from cloud_sync.position").await == before {
+    while number(&site.client, "select last_value from cloud_sync.position").await == before {
         assert!(!sync.is_finished(), "{}", first.log());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -216,7 +218,7 @@ async fn sigterm_amid_a_backfill() {
     let site = Site::bare("term_backfill", &cloud.url, KEY, TABLES, ENTITIES).await;
     let there = connect(&cloud.database_url).await;
     let mut tally = Tally::default();
-    // Given rows that stood before capture
+    // Given rows that are older than capture
     plant(&site, 1, 60_000).await;
     site.init().await;
     let held = async || -> i64 {
@@ -229,7 +231,7 @@ async fn sigterm_amid_a_backfill() {
         let counted = there.query_one("select count(*) from cloud.pots", &[]).await;
         counted.unwrap().get(0)
     };
-    // when their backfill is told to end amid it, it does, in order,
+    // when their backfill gets the signal to end, it does, in order,
     let daemon = Daemon::of(&site, "store");
     let process = daemon.start_under(&[], |command| {
         let mut other = std::process::Command::new(command.get_program());
@@ -271,7 +273,7 @@ async fn sigterm_amid_a_backfill() {
 async fn sigterm_amid_an_upload_and_amid_a_batch() {
     // Given an upload that the cloud has taken and does not answer,
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
-    let cloud = Baseline::start(&catalogue, &[]).await;
+    let cloud = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("term_upload", &cloud.url(), baseline::KEY).await;
     cloud.fault(Fault::stall().on("upload/leave_slips").times(1));
     std::fs::write(site.media().join("slip.jpg"), vec![7; 3 << 20]).unwrap();
@@ -284,7 +286,7 @@ async fn sigterm_amid_an_upload_and_amid_a_batch() {
     let daemon = Daemon::of(&site, "store");
     let process = daemon.start_with(&["cloud.timeout=60s"]);
     called(&cloud, "POST upload/leave_slips").await;
-    // when the program is told to end, it does, and the next run uploads the file.
+    // when the program gets the signal to end, it does, and the next run uploads the file.
     ends_in_order(process, &daemon, &site, true).await;
     assert!(cloud.files().is_empty());
     let process = daemon.start();
@@ -310,7 +312,7 @@ async fn sigterm_amid_an_upload_and_amid_a_batch() {
 }
 
 /// Waits for a request, answered or not.
-async fn called(cloud: &Baseline, request: &str) {
+async fn called(cloud: &BaselineServer, request: &str) {
     let start = std::time::Instant::now();
     while !cloud.calls().iter().any(|call| call == request) {
         assert!(start.elapsed() < LIMIT, "{:?}", cloud.calls());

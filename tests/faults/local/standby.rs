@@ -19,7 +19,8 @@ async fn cut_leader(site: &Site) -> bool {
         .query_one(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity \
              where application_name = 'cloud-sync leader' and datname = current_database() \
-             and pid in (select pid from pg_locks where relation = 'cloud_sync.leader'::regclass and mode = 'ExclusiveLock' and granted)",
+             and pid in (select pid from pg_locks where relation = 'cloud_sync.leader'::regclass \
+             and mode = 'ExclusiveLock' and granted)",
             &[],
         )
         .await

@@ -13,8 +13,10 @@ const FORGOTTEN: &str = "insert into pot values (1001, 'forgotten'), (1002, 'for
      insert into leaf values (1, 9, 'forgotten')";
 
 /// What it takes instead: more changes than were forgotten, so that each of their positions is given again.
-const INSTEAD: &str = "update pot set weight = 5 where pot_id = 3; update pot set weight = 6 where pot_id = 3; \
-     insert into pot select n, 'instead' from generate_series(1002, 1100) n; delete from pot where pot_id = 4";
+const INSTEAD: &str = "update pot set weight = 5 where pot_id = 3; \
+     update pot set weight = 6 where pot_id = 3; \
+     insert into pot select n, 'instead' from generate_series(1002, 1100) n; \
+     delete from pot where pot_id = 4";
 
 const BEFORE: &str = "insert into pot select n, 'before' from generate_series(1, 20) n; \
      insert into leaf select pot_id, 1, 'before' from pot";
@@ -43,7 +45,7 @@ async fn a_synchronous_standby_takes_over_under_load_and_nothing_is_lost() {
     machine.promote("standby");
     machine.down("standby", "fast");
     machine.up("standby", "");
-    // then the replicator goes on by itself.
+    // then the replicator continues.
     load.turns(60).await;
     load.end().await;
     site.client = reach(&site.database_url).await;
@@ -75,7 +77,8 @@ async fn a_standby_that_lacks_what_was_delivered_is_noticed_although_it_has_move
             process.kill();
             None
         };
-        // when the standby takes over, and gives the same positions to other changes before the replicator is back,
+        // when the standby takes over, and gives the same positions to other changes before the replicator is
+        // back,
         machine.down("main", "immediate");
         tally.kills += 1;
         machine.up_at("standby", free_port(), "");

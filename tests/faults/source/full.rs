@@ -1,4 +1,4 @@
-//! The source's disk is full: for the outbox, and for what the replicator keeps beside it.
+//! The source's disk is full: for the outbox, and for the other tables of the replicator.
 
 use cloud_sync::control::status::ReplicatorState;
 
@@ -44,10 +44,10 @@ async fn a_full_outbox_fails_the_writer_and_gives_its_space_back() {
     };
     tally.faults += 1;
     println!(
-        "after {written} turns the writer was told: {}",
+        "after {written} turns the writer got: {}",
         error.as_db_error().unwrap()
     );
-    // then the writer is told, and its transaction has not happened,
+    // then the writer gets an error, and its transaction has not happened,
     let weight: i64 = site
         .client
         .query_one("select max(weight) from tag", &[])
@@ -78,18 +78,21 @@ async fn a_disk_too_full_for_the_replicators_own_tables_is_told_and_waited_for()
     let daemon = Daemon::of(&site, "store");
     let process = daemon.start();
     daemon.caught_up().await;
-    // When nothing can be written beside the outbox
+    // When nothing can be written but the outbox
     site.run(
         "create function full_disk() returns trigger language plpgsql as $$ begin \
-         raise exception using errcode = 'disk_full', message = 'could not extend file: No space left on device'; end $$; \
-         create trigger full_disk before insert or update on cloud_sync.checkpoint for each row execute function full_disk(); \
-         create trigger full_disk before insert or update on cloud_sync.quarantine for each row execute function full_disk()",
+         raise exception using errcode = 'disk_full', message = 'could not extend file: No space left \
+         on device'; end $$; \
+         create trigger full_disk before insert or update on cloud_sync.checkpoint for each row execute \
+         function full_disk(); \
+         create trigger full_disk before insert or update on cloud_sync.quarantine for each row execute \
+         function full_disk()",
     )
     .await;
     tally.faults += 1;
     site.run("insert into pot select n, 'meanwhile' from generate_series(1, 500) n")
         .await;
-    // then it is told,
+    // then it is reported,
     let status = daemon
         .until("backing off", LIMIT, |status| {
             status.state == ReplicatorState::BackingOff

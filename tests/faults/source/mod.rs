@@ -18,7 +18,8 @@ use crate::support::site::{Cloud, KEY, LIMIT, Site};
 const TABLES: &str = "
 create table pot (pot_id bigint primary key, label text, weight bigint not null default 0);
 create table leaf (
-    pot_id bigint not null references pot on delete cascade, nth int not null, note text, primary key (pot_id, nth)
+    pot_id bigint not null references pot on delete cascade, nth int not null, note text, \
+    primary key (pot_id, nth)
 )";
 
 const ENTITIES: &str = "
@@ -36,8 +37,8 @@ key = [\"pot_id\", \"nth\"]
 /// One turn of a writer: rows come, change and go, each transaction touching several.
 const TURN: &str = "begin; insert into pot values ($n % 97, 'turn $n', 1) on conflict (pot_id) \
      do update set label = excluded.label, weight = pot.weight + 1; \
-     insert into leaf values ($n % 97, $n % 5, 'turn $n') on conflict (pot_id, nth) do update set note = excluded.note; \
-     delete from pot where pot_id = ($n * 7) % 97 and $n % 11 = 0; commit";
+     insert into leaf values ($n % 97, $n % 5, 'turn $n') on conflict (pot_id, nth) do update \
+     set note = excluded.note; delete from pot where pot_id = ($n * 7) % 97 and $n % 11 = 0; commit";
 
 /// A site of these tables in a database that the test has made.
 async fn garden(database_url: String, cloud: &Cloud) -> Site {
@@ -54,8 +55,8 @@ async fn replicating(daemon: &Daemon) -> StatusReport {
     daemon.until("replicating", LIMIT, so).await
 }
 
-/// Waits until the daemon has ended by itself because its database is another one, and takes the remedy that it named. The
-/// process that this answers replicates.
+/// Waits until the daemon has ended because its database is another one, and takes the remedy that
+/// it named. The process that this answers replicates.
 async fn renewed<'a>(
     daemon: &'a Daemon,
     process: Process<'_>,
@@ -74,7 +75,8 @@ async fn renewed<'a>(
     process
 }
 
-/// Waits until the cloud is, by the daemon's own doing, what a database that went back to an older state holds.
+/// Waits until the cloud is, by the daemon's own doing, what a database that went back to an older state
+/// holds.
 async fn compared(daemon: &Daemon, site: &mut Site, cloud: &Cloud) {
     site.client = reach(&site.database_url).await;
     let start = std::time::Instant::now();

@@ -5,10 +5,10 @@ use std::process::{Child, Command, Stdio};
 use cloud_sync::source::identity::OutboxDeclaration;
 use cloud_sync::source::install;
 
-use crate::cases::{entity, says};
 use crate::support::postgres::{Server, free_port, shell_for};
 use crate::support::process::Daemon;
-use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
+use crate::support::says;
+use crate::support::site::{Cloud, KEY, LIMIT, Site, connect, entity};
 
 /// PgBouncer before the run's server, all else at its defaults.
 struct Pooler {
@@ -18,7 +18,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// None where PgBouncer is not installed, which is then said.
+    /// `None` if PgBouncer is not installed; a line on stdout says so then.
     async fn start(mode: &str) -> Option<Self> {
         if !Command::new("pgbouncer")
             .arg("--version")
@@ -38,7 +38,8 @@ impl Pooler {
             format!("pool_mode = {mode}\n")
         };
         let text = format!(
-            "[databases]\n* = host=127.0.0.1 port={server} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+            "[databases]\n* = host=127.0.0.1 port={server} user=postgres\n[pgbouncer]\nlisten_addr = \
+             127.0.0.1\n\
              listen_port = {port}\nauth_type = any\nunix_socket_dir =\n{mode}"
         );
         std::fs::write(&at, text).unwrap();
@@ -134,7 +135,7 @@ async fn a_pooler_that_gives_each_transaction_another_session_is_refused() {
     let mut site = Site::at(database.clone(), &cloud.url, KEY, TABLE, &config).await;
     // Given capture that was installed directly, and a configuration that names the pooler since
     site.init().await;
-    crate::cases::reconfigure(&mut site, &database, &pooler.url(&database));
+    site.reconfigure(&database, &pooler.url(&database));
     let words = ["pooler", "connect directly", "source.database_url"];
     // then `init`, `check` and `run` say so.
     let url = site.settings.require_database_url().unwrap();

@@ -1,4 +1,5 @@
-//! What a site's own settings and long transactions do to the replicator, and what they must not do to its changes.
+//! What a site's own settings and long transactions do to the replicator, and what they must not do to its
+//! changes.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::support::postgres::Server;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Site, connect};
 
-/// Settings of a database that its administrator may have reasons for, each hostile to a session that does not expect it.
+/// Settings of a database that its administrator may have reasons for, each hostile to a session that does
+/// not expect it.
 const HOSTILE: &[&str] = &[
     "statement_timeout = '500ms'",
     "lock_timeout = '50ms'",
@@ -38,17 +40,24 @@ const HOSTILE: &[&str] = &[
     "jit = on",
 ];
 
-/// A schema that a writer may have before all others, with what a capture function could take for the database's own.
+/// A schema that a writer may have before all others, with what a capture function could take for the
+/// database's own.
 const EVIL: &str = "create schema evil; \
-    create function evil.no(bigint, bigint) returns bigint language plpgsql as $$ begin raise 'hijacked'; end $$; \
-    create function evil.never(bigint, bigint) returns boolean language plpgsql as $$ begin raise 'hijacked'; end $$; \
-    create operator evil.& (leftarg = bigint, rightarg = bigint, function = evil.no); \
+    create function evil.no(bigint, bigint) returns bigint language plpgsql as $$ begin raise 'hijacked'; \
+    end $$; \
+    create function evil.never(bigint, bigint) returns boolean language plpgsql as $$ begin raise \
+    'hijacked'; end $$; create operator evil.& (leftarg = bigint, rightarg = bigint, function = evil.no); \
     create operator evil.= (leftarg = bigint, rightarg = bigint, function = evil.never); \
-    create function evil.nextval(regclass) returns bigint language plpgsql as $$ begin raise 'hijacked'; end $$; \
-    create function evil.pg_sequence_last_value(regclass) returns bigint language plpgsql as $$ begin raise 'hijacked'; end $$; \
-    create function evil.pg_try_advisory_lock_shared(bigint) returns boolean language plpgsql as $$ begin raise 'hijacked'; end $$; \
-    create domain evil.text as pg_catalog.text check (false); create domain evil.json as pg_catalog.json check (false); \
-    create domain evil.\"char\" as pg_catalog.\"char\" check (false); create domain evil.regclass as pg_catalog.text check (false)";
+    create function evil.nextval(regclass) returns bigint language plpgsql as $$ begin raise 'hijacked'; \
+    end $$; \
+    create function evil.pg_sequence_last_value(regclass) returns bigint language plpgsql as $$ begin raise \
+    'hijacked'; end $$; \
+    create function evil.pg_try_advisory_lock_shared(bigint) returns boolean language plpgsql as $$ begin \
+    raise 'hijacked'; end $$; \
+    create domain evil.text as pg_catalog.text check (false); \
+    create domain evil.json as pg_catalog.json check (false); \
+    create domain evil.\"char\" as pg_catalog.\"char\" check (false); \
+    create domain evil.regclass as pg_catalog.text check (false)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_settings_of_the_database_change_nothing() {
@@ -57,13 +66,15 @@ async fn hostile_settings_of_the_database_change_nothing() {
     let url = Server::get().database("hostile").await;
     let name = url.rsplit('/').next().unwrap().to_owned();
     let tables = format!(
-        "{TABLES}; create table odd (id int primary key, at timestamptz, i interval, f float8, b bytea, r tstzrange, \
-         feed text, secret text); \
-         create function public.pg_current_snapshot() returns text language sql as $$ select 'not this one' $$; \
+        "{TABLES}; create table odd (id int primary key, at timestamptz, i interval, f float8, b bytea, \
+         r tstzrange, feed text, secret text); \
+         create function public.pg_current_snapshot() returns text language sql as $$ \
+         select 'not this one' $$; \
          create function public.now() returns text language sql as $$ select 'nor this one' $$; {EVIL}"
     );
     let entities = format!(
-        "{ENTITIES}\n[[entity]]\nname = \"odds\"\ntable = \"odd\"\nkey = [\"id\"]\nexclude = [\"secret\"]\nredact = [\"feed\"]\n"
+        "{ENTITIES}\n[[entity]]\nname = \"odds\"\ntable = \"odd\"\nkey = [\"id\"]\nexclude = \
+         [\"secret\"]\nredact = [\"feed\"]\n"
     );
     let mut site = Site::at(url.clone(), &cloud.url, KEY, &tables, &entities).await;
     for setting in HOSTILE {
@@ -86,8 +97,10 @@ async fn hostile_settings_of_the_database_change_nothing() {
         writer
             .batch_execute(&format!(
                 "insert into pot select n, 'it''s', n from generate_series({turn} * 50, {turn} * 50 + 49) n; \
-                 insert into odd values ({turn}, now() - interval '400 days', '1 year 2 mons -3 days', 0.1::float8 + 0.2, \
-                 'x'::bytea, tstzrange(pg_catalog.now(), null), 'rtsp://passe:sss@camera/live?pass=secret&x=1', 'sss')",
+                 insert into odd values ({turn}, now() - interval '400 days', '1 year 2 mons -3 days', \
+                 0.1::float8 + 0.2, \
+                 'x'::bytea, tstzrange(pg_catalog.now(), null), \
+                 'rtsp://passe:sss@camera/live?pass=secret&x=1', 'sss')",
             ).replace("now() - interval", "pg_catalog.now() - interval"))
             .await
             .unwrap();

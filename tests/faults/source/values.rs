@@ -249,21 +249,23 @@ const RENDERING: &str = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set i
      set bytea_output = 'hex'; set extra_float_digits = 1";
 
 /// What a writer's session may be set to.
-const WRITER: &str = "set datestyle = 'SQL, DMY'; set timezone = 'Asia/Kathmandu'; set intervalstyle = 'sql_standard'; \
-     set bytea_output = 'escape'; set extra_float_digits = -15; set xmlbinary = hex; set quote_all_identifiers = on";
+const WRITER: &str = "set datestyle = 'SQL, DMY'; set timezone = 'Asia/Kathmandu'; \
+     set intervalstyle = 'sql_standard'; \
+     set bytea_output = 'escape'; set extra_float_digits = -15; set xmlbinary = hex; \
+     set quote_all_identifiers = on";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_arrive_exactly_whatever_the_writers_session_is_set_to() {
     let mut tally = Tally::default();
     let cloud = Cloud::start("values").await;
     let (mut tables, mut entities, mut rows) = (TYPES.to_owned(), String::new(), String::new());
-    // Each type twice: alone, and beside bytes.
+    // Each type twice: alone, and next to bytes.
     for (nth, (of, values)) in VALUES.iter().enumerate() {
-        for (form, beside) in [("plain", ""), ("bytes", ", b bytea default '\\x00'")] {
+        for (form, further_column) in [("plain", ""), ("bytes", ", b bytea default '\\x00'")] {
             let name = format!("{form}_{nth}");
             writeln!(
                 tables,
-                "create table {name} (id int primary key, v {of}{beside});"
+                "create table {name} (id int primary key, v {of}{further_column});"
             )
             .unwrap();
             writeln!(
@@ -317,7 +319,8 @@ async fn odd_values_arrive_exactly_whatever_the_writers_session_is_set_to() {
         }
     }
     assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), daemon.log());
-    // The oracle compares by jsonb, which does not know some of these values: it is asked for all but the rows.
+    // The oracle compares by jsonb, which does not know some of these values: it is asked for all but the
+    // rows.
     let found = oracle::amid(&site, &cloud).await;
     tally.violations += found.len() as u64;
     assert!(found.is_empty(), "{}", found.join("\n"));
@@ -368,11 +371,13 @@ key = ["k"]
     writer.batch_execute(WRITER).await.unwrap();
     writer
         .batch_execute(&format!(
-            "insert into {table} values ('2024-01-01 00:00:00+00', 'a/b?c=%41&d', 1.50, 'n', 1), ('infinity', '👩‍👩‍👧‍👦', null, null, null); \
-             insert into floats values (0.1::float8 + 0.2, 'x'), ('NaN', 'y'), ('Infinity', 'z'), (5e-324, 'w'); \
-             insert into numerics values (1.10, 'x'), ('NaN', 'y'), (repeat('9', 300)::numeric, 'z'); \
+            "insert into {table} values ('2024-01-01 00:00:00+00', 'a/b?c=%41&d', 1.50, 'n', 1), \
+             ('infinity', '👩‍👩‍👧‍👦', null, null, null); \
+             insert into floats values (0.1::float8 + 0.2, 'x'), ('NaN', 'y'), ('Infinity', 'z'), (5e-324, \
+             'w'); insert into numerics values (1.10, 'x'), ('NaN', 'y'), (repeat('9', 300)::numeric, 'z'); \
              insert into texts select repeat(chr(65 + n), 2000), 'long' from generate_series(1, 3) n; \
-             insert into texts values (E'\\x01\\n\\t\\\\\"', 'control'), ('', 'empty'), ('null', 'null'), (U&'\\00e9', 'one'), (U&'e\\0301', 'two')"
+             insert into texts values (E'\\x01\\n\\t\\\\\"', 'control'), ('', 'empty'), ('null', 'null'), \
+             (U&'\\00e9', 'one'), (U&'e\\0301', 'two')"
         ))
         .await
         .unwrap();
@@ -383,7 +388,8 @@ key = ["k"]
         "update {table} set n = 'again' where new_rows = 1; delete from {table} where n is null; \
          update floats set v = 'again' where v in ('x', 'y'); delete from floats where v in ('z', 'w'); \
          update numerics set k = 1.1, v = 'again' where v = 'x'; delete from numerics where v in ('y', 'z'); \
-         update texts set v = 'again' where v in ('long', 'control', 'one'); delete from texts where v in ('empty', 'null', 'two')"
+         update texts set v = 'again' where v in ('long', 'control', 'one'); \
+         delete from texts where v in ('empty', 'null', 'two')"
     ))
     .await;
     daemon.caught_up().await;
@@ -409,9 +415,11 @@ async fn a_row_of_thirty_megabytes_passes_and_one_that_is_too_large_stands_aside
     let daemon = Daemon::of(&site, "store");
     let process = daemon.start();
     site.run(
-        "insert into big select 1, repeat('0123456789', 3 * 1024 * 1024); insert into big values (2, 'small'); \
+        "insert into big select 1, repeat('0123456789', 3 * 1024 * 1024); \
+         insert into big values (2, 'small'); \
          insert into big select 3, null, decode(repeat('00ff', 5 * 1024 * 1024), 'hex'); \
-         insert into big select 4, repeat('0123456789', 10 * 1024 * 1024); insert into big values (5, 'small')",
+         insert into big select 4, repeat('0123456789', 10 * 1024 * 1024); \
+         insert into big values (5, 'small')",
     )
     .await;
     tally.faults += 2;

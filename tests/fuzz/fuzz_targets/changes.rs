@@ -1,4 +1,5 @@
-//! The body of `POST /changes`. `make test` replays the corpus with some mutations; this one searches for new ways in:
+//! The body of `POST /changes`. `make test` replays the corpus with some mutations; this one searches for new
+//! ways in:
 //!
 //! ```text
 //! rustup toolchain install nightly && cargo install cargo-fuzz
