@@ -93,6 +93,7 @@ pub mod retry;
 mod serve;
 #[doc(hidden)]
 pub mod shutdown;
+mod sql_template;
 mod supervise;
 #[doc(hidden)]
 pub mod wire;

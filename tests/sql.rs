@@ -876,15 +876,11 @@ async fn a_window_is_read_along_the_segments_indexes_and_never_sorted() {
     client.batch_execute(outbox::READING).await.unwrap();
     for (window, types, values) in [
         (
-            include_str!("../sql/window.sql"),
+            outbox::WINDOW,
             "bigint, text, text, bigint",
             "20001, '9000:9000:', '3:3:', 5000",
         ),
-        (
-            include_str!("../sql/window_open.sql"),
-            "bigint, text, bigint",
-            "20001, '3:3:', 5000",
-        ),
+        (outbox::OPEN_WINDOW, "bigint, text, bigint", "20001, '3:3:', 5000"),
     ] {
         let explain = format!(
             "prepare batch ({types}) as {window}; explain execute batch ({values}); deallocate batch"

@@ -1,11 +1,12 @@
 -- Whether capture is still as `init` made it, and the columns as they were last seen.
 
--- note_shape: remembers the columns of an entity's table, and marks a gap where rows may have other values than those that were
--- sent, without a touch: a column was renamed, changed its type or was computed again, or came with a default; a label of an enum
--- was renamed; a composite type has other attributes. Each change of a column leaves its mark in xmin of its row in the catalog,
--- also one that keeps name and type; VACUUM FULL, CLUSTER and TRUNCATE, which change no value, leave none. Of a partitioned table
--- it remembers the partitions at every level too: one that is gone took its rows with it, without a touch. Returns whether it
--- marked a gap.
+-- note_shape: remembers the columns of an entity's table. It marks a gap if rows may have other values than
+-- those that were sent, without a touch: a column was renamed, changed its type or was computed again, or was
+-- added with a default; a label of an enum was renamed; a composite type has other attributes. Each change of
+-- a column changes xmin of the column's row in the catalog, also a change that keeps name and type; VACUUM
+-- FULL, CLUSTER and TRUNCATE, which change no value, do not. Of a partitioned table it remembers the
+-- partitions at every level too: a partition that was detached or dropped took its rows with it, without a
+-- touch. Returns whether it marked a gap.
 create or replace function cloud_sync.note_shape(entity_id smallint, relation oid) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -17,11 +18,15 @@ begin
     select shape::jsonb into before from cloud_sync.entity where id = entity_id for update;
     select coalesce(jsonb_object_agg(a.attnum, jsonb_build_object(
                'is', jsonb_build_array(a.attname, a.atttypid::bigint, a.atttypmod, a.xmin::text,
-                   (select d.xmin::text from pg_attrdef d where d.adrelid = a.attrelid and d.adnum = a.attnum and a.attgenerated <> '')),
+                   (select d.xmin::text from pg_attrdef d
+                    where d.adrelid = a.attrelid and d.adnum = a.attnum and a.attgenerated <> '')),
                'filled', a.atthasmissing or a.atthasdef or a.attidentity <> '' or t.typdefault is not null,
-               'labels', (select coalesce(jsonb_object_agg(e.oid, e.enumlabel), '{}') from pg_enum e where e.enumtypid in (t.oid, t.typelem, t.typbasetype)),
-               'attributes', (select coalesce(jsonb_agg(jsonb_build_array(c.attnum, c.atttypid::bigint, c.xmin::text) order by c.attnum), '[]')
-                   from pg_type p join pg_attribute c on c.attrelid = p.typrelid and c.attnum > 0 and not c.attisdropped
+               'labels', (select coalesce(jsonb_object_agg(e.oid, e.enumlabel), '{}') from pg_enum e
+                   where e.enumtypid in (t.oid, t.typelem, t.typbasetype)),
+               'attributes', (select coalesce(jsonb_agg(
+                       jsonb_build_array(c.attnum, c.atttypid::bigint, c.xmin::text) order by c.attnum), '[]')
+                   from pg_type p
+                   join pg_attribute c on c.attrelid = p.typrelid and c.attnum > 0 and not c.attisdropped
                    where p.oid in (t.oid, t.typelem, t.typbasetype) and p.typtype = 'c'))), '{}')
         into after_
         from pg_attribute a join pg_type t on t.oid = a.atttypid
@@ -34,7 +39,7 @@ begin
     if before is not distinct from after_ then
         return false;
     end if;
-    -- Null where an earlier version has not noted them.
+    -- Null if an earlier version has not noted them.
     parted := coalesce(not (after_->'partitions') @> (before->'partitions'), false);
     missed := before is not null and exists (
         select from jsonb_each(after_ - 'partitions') a left join jsonb_each(before) b on b.key = a.key
@@ -50,16 +55,19 @@ begin
     return missed or parted;
 end $$;
 
--- signature: the triggers and functions of an entity's capture, and the transaction that made each what it is. Triggers that
--- PostgreSQL has cloned to partitions come and go with these.
+-- signature: the triggers and functions of an entity's capture, and the transaction that changed each last.
+-- Triggers that PostgreSQL has cloned to partitions come and go with these.
 create or replace function cloud_sync.signature(entity_id smallint) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
     select string_agg(part, ',' order by part) from (
         select p.oid || '.' || p.xmin as part from pg_proc p
-        where p.pronamespace = 'cloud_sync'::regnamespace and p.proname ~ format('^capture_%s_[a-z]+$', entity_id)
+        where p.pronamespace = 'cloud_sync'::regnamespace
+          and p.proname ~ format('^capture_%s_[a-z]+$', entity_id)
         union all
-        select t.oid || '.' || t.tgrelid || '.' || t.xmin from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-        where p.pronamespace = 'cloud_sync'::regnamespace and p.proname ~ format('^capture_%s_[a-z]+$', entity_id)
+        select t.oid || '.' || t.tgrelid || '.' || t.xmin
+        from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+        where p.pronamespace = 'cloud_sync'::regnamespace
+          and p.proname ~ format('^capture_%s_[a-z]+$', entity_id)
           and t.tgparentid = 0
     ) parts;
 $$;

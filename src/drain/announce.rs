@@ -19,7 +19,8 @@ use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::{Cause, Change, Op};
 use crate::deliver::{Capabilities, Failure, TableSchema};
 use crate::error::{Kind, Result};
-use crate::source::outbox::{self, KeptTouch, TouchOp};
+use crate::source::outbox::TouchOp;
+use crate::source::parking::{self, KeptTouch};
 use crate::source::{describe, drift, touch};
 
 /// The schemas that the cloud has been sent.
@@ -139,7 +140,7 @@ impl Sender {
                 .filter(|why| *why != before)
                 .cloned();
             if let Some((why, schemas)) = why.zip(self.schemas.clone()) {
-                outbox::park(
+                parking::park(
                     self.session.client(),
                     &self.fence,
                     schemas.numbers[entity_index.0],
@@ -221,7 +222,7 @@ impl Sender {
             if touches.len() < pending.len() {
                 drift::mark(self.session.client(), number, "rows were kept without their key").await?;
             }
-            outbox::park(self.session.client(), &self.fence, number, &why, &touches).await?;
+            parking::park(self.session.client(), &self.fence, number, &why, &touches).await?;
             for change_index in pending {
                 batch.set_fate(change_index, Fate::Parked);
             }

@@ -317,7 +317,7 @@ impl Stages {
         self.sender.send_once(&mut batch).await?;
         self.recorder.record_once(batch).await?;
         self.recorder.mirror_once().await?;
-        self.retries.retry_once().await?;
+        self.retries.retry_when_due().await?;
         self.trimmer.trim_once().await?;
         Ok(DrainStep::Delivered)
     }

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use super::reader::{OutboxReader, PROBE, ParkedEntity};
 use crate::change::Position;
 use crate::error::{Error, Result};
-use crate::source::outbox::{KeptTouch, OutboxPage, TouchOp};
+use crate::source::outbox::{OutboxPage, TouchOp};
+use crate::source::parking::{self, KeptTouch};
 use crate::source::rows::{ByteBudget, RowReadFailure, TouchKey, join_array};
 use crate::source::{drift, outbox};
 
@@ -58,7 +59,7 @@ impl OutboxReader {
                 .collect();
             if !touches.is_empty() {
                 let number = self.schemas.numbers[entity_index.0];
-                outbox::park(self.session.client(), &self.fence, number, &parked.why, &touches).await?;
+                parking::park(self.session.client(), &self.fence, number, &parked.why, &touches).await?;
             }
         }
         Ok(())
@@ -184,7 +185,7 @@ impl OutboxReader {
             };
             self.wait_for_locks(outbox::LOCK).await?;
             if readable.is_ok() {
-                outbox::unpark(
+                parking::unpark(
                     self.session.client(),
                     &self.fence,
                     self.schemas.numbers[entity_index.0],

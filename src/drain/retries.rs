@@ -42,7 +42,6 @@ pub(super) struct Retries {
     replanned: Notify,
 }
 
-#[derive(Default)]
 struct RetryPlan {
     /// When rows are due next; `None` if nothing is known to wait.
     at: Option<Instant>,
@@ -72,7 +71,12 @@ impl Retries {
             catalogue,
             handshake,
             parents,
-            plan: Mutex::default(),
+            // What waits is not known yet.
+            plan: Mutex::new(RetryPlan {
+                at: Some(Instant::now()),
+                mended: false,
+                counts: None,
+            }),
             replanned: Notify::new(),
         }
     }
@@ -131,6 +135,17 @@ impl Retries {
             });
         }
         Ok(self.known_failing())
+    }
+
+    /// Touches what is due, if it is time to look.
+    ///
+    /// # Errors
+    /// The source's.
+    pub(super) async fn retry_when_due(&self) -> Result<()> {
+        if self.plan().at.is_some_and(|at| at <= Instant::now()) {
+            self.retry_once().await?;
+        }
+        Ok(())
     }
 
     /// Touches what is due.

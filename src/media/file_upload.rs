@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::paths::{self, OpenRefusal};
-use super::records::{FileStamp, NO_VIDEOS, PendingFile, SETTLING};
 use super::watch::MediaWatch;
 use crate::deliver::{Capabilities, ChangeOrigin, Cloud, Failure, UploadFile, UploadReceipt};
 use crate::error::{Kind, Result};
 use crate::metrics::Metrics;
+use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, SETTLING};
 
 /// How often a missing file is looked for although nothing was seen.
 const MISSING_EVERY: f64 = 60.0;

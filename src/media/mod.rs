@@ -6,16 +6,15 @@
 //! is. A file that grows, is empty or is missing is tried again, and is never sent in part.
 //!
 //! Data flow: [`urls`] adds to each row that is sent the URLs that are known, and notes which rows name which
-//! files; [`records`] keeps that in the site's database; [`watch`] sees files appear and change; [`upload`]
-//! gives the files that are due to [`upload_pool`], which uploads each by [`file_upload`], and
-//! [`upload_journal`] records the outcomes.
+//! files; [`file_records`](crate::source::file_records) keeps that in the site's database; [`watch`] sees
+//! files appear and change; [`upload`] gives the files that are due to [`upload_pool`], which uploads each by
+//! [`file_upload`], and [`upload_journal`] records the outcomes.
 //!
 //! On failure: a file that fails is tried again less and less often. An unreachable cloud or database ends
 //! the round; the next round begins with what the database says is due.
 
 mod file_upload;
 mod paths;
-pub mod records;
 pub mod upload;
 mod upload_journal;
 mod upload_pool;

@@ -15,7 +15,6 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::file_upload::FileUploader;
-use super::records;
 use super::upload_journal::UploadJournal;
 use super::upload_pool::UploadPool;
 use super::watch::MediaWatch;
@@ -24,6 +23,7 @@ use crate::deliver::{ChangeOrigin, Cloud};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
+use crate::source::file_records;
 use crate::source::site_session::SiteSession;
 use crate::supervise::{NextRound, Supervisor};
 
@@ -165,7 +165,7 @@ impl FileLane {
 
 impl FileLaneRound<'_> {
     async fn run(&mut self) -> Result<()> {
-        records::make_all_due(self.journal.session.client(), false).await?;
+        file_records::make_all_due(self.journal.session.client(), false).await?;
         self.journal.check_uploaded().await?;
         loop {
             let outcomes = self.pool.take_outcomes();
@@ -194,7 +194,7 @@ impl FileLaneRound<'_> {
         self.pool.while_uploading(self.journal.count()).await?;
         let busy: Vec<String> = self.pool.busy().into_iter().map(str::to_owned).collect();
         let busy: Vec<&str> = busy.iter().map(String::as_str).collect();
-        let due = records::due(self.journal.session.client(), &busy, room as i64);
+        let due = file_records::due(self.journal.session.client(), &busy, room as i64);
         let due = self.pool.while_uploading(due).await?;
         self.all_given = due.len() < room;
         self.pool.give(due);
@@ -208,7 +208,7 @@ impl FileLaneRound<'_> {
             return Ok(());
         }
         self.journal.count().await?;
-        let seconds = records::next_due(self.journal.session.client(), &self.pool.busy()).await?;
+        let seconds = file_records::next_due(self.journal.session.client(), &self.pool.busy()).await?;
         let seconds = seconds.unwrap_or(60.0).clamp(0.05, 60.0);
         tokio::select! {
             biased;
@@ -234,7 +234,7 @@ impl FileLaneRound<'_> {
         let journal = &self.journal;
         if seen.lost {
             let all = async {
-                records::make_all_due(journal.session.client(), false).await?;
+                file_records::make_all_due(journal.session.client(), false).await?;
                 journal.check_uploaded().await
             };
             self.pool.while_uploading(all).await?;
@@ -250,7 +250,7 @@ impl FileLaneRound<'_> {
         self.seen_while_busy.dedup();
         let look = async {
             for paths in idle.chunks(1_000) {
-                let known = records::known(journal.session.client(), paths).await?;
+                let known = file_records::known(journal.session.client(), paths).await?;
                 journal.make_changed_due(known).await?;
             }
             Ok(())

@@ -7,15 +7,15 @@ use std::path::Path;
 
 use super::file_upload::{FileFate, FileOutcome, file_stamp};
 use super::paths;
-use super::records::{self, FileStamp};
 use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Kind, Result};
-use crate::wire::json::pick;
 use crate::metrics::Metrics;
 use crate::source::connect::Session;
+use crate::source::file_records::{self, FileStamp};
 use crate::source::install::AttachedEntity;
 use crate::source::touch;
+use crate::wire::json::pick;
 
 /// See the module.
 pub(super) struct UploadJournal<'a> {
@@ -32,7 +32,7 @@ impl UploadJournal<'_> {
     pub(super) async fn check_uploaded(&self) -> Result<()> {
         let mut after = String::new();
         loop {
-            let page = records::uploaded_after(self.session.client(), &after, 1_000).await?;
+            let page = file_records::uploaded_after(self.session.client(), &after, 1_000).await?;
             let Some((last, _, _)) = page.last() else {
                 return Ok(());
             };
@@ -69,7 +69,7 @@ impl UploadJournal<'_> {
         if changed.is_empty() {
             return Ok(());
         }
-        records::make_due(self.session.client(), &changed, 0.0).await
+        file_records::make_due(self.session.client(), &changed, 0.0).await
     }
 
     /// Records outcomes, and touches the rows that name the uploaded files. If a group cannot be recorded, as
@@ -94,14 +94,14 @@ impl UploadJournal<'_> {
         let (mut uploaded, mut deferred) = (Vec::new(), Vec::new());
         for outcome in outcomes {
             match &outcome.fate {
-                FileFate::Uploaded(stamp, receipt) => uploaded.push(records::UploadedFile {
+                FileFate::Uploaded(stamp, receipt) => uploaded.push(file_records::UploadedFile {
                     path: &outcome.path,
                     stamp: *stamp,
                     hash: receipt.hash.to_string(),
                     url: &receipt.url,
                     remote_path: receipt.path.as_deref(),
                 }),
-                FileFate::Deferred(deferral) => deferred.push(records::DeferredFile {
+                FileFate::Deferred(deferral) => deferred.push(file_records::DeferredFile {
                     path: &outcome.path,
                     state: deferral.state,
                     why: &deferral.why,
@@ -111,7 +111,7 @@ impl UploadJournal<'_> {
             }
         }
         if uploaded.is_empty() && deferred.len() == 1 {
-            return records::defer(self.session.client(), &deferred).await;
+            return file_records::defer(self.session.client(), &deferred).await;
         }
         let transaction = self.session.client_mut().transaction().await.map_err(failed)?;
         let client = transaction.client();
@@ -123,15 +123,15 @@ impl UploadJournal<'_> {
                 .await
                 .map_err(failed)?;
             let paths: Vec<&str> = outcomes.iter().map(|outcome| outcome.path.as_str()).collect();
-            records::lock(client, &paths).await?;
+            file_records::lock(client, &paths).await?;
         }
         if !deferred.is_empty() {
-            records::defer(client, &deferred).await?;
+            file_records::defer(client, &deferred).await?;
         }
         if !uploaded.is_empty() {
-            records::record_uploads(client, &uploaded).await?;
+            file_records::record_uploads(client, &uploaded).await?;
             let mut paths: Vec<&str> = uploaded.iter().map(|file| file.path).collect();
-            let clashing = records::part_clashing(client, &paths).await?;
+            let clashing = file_records::part_clashing(client, &paths).await?;
             if !clashing.is_empty() {
                 tracing::warn!(
                     files = clashing.len(),
@@ -140,7 +140,7 @@ impl UploadJournal<'_> {
                 );
                 paths.retain(|path| clashing.iter().all(|clash| clash != path));
             }
-            let references = records::references(client, &paths).await?;
+            let references = file_records::references(client, &paths).await?;
             for (entity_index, entity) in self.catalogue.entities().iter().enumerate() {
                 // A row that was noted before the entity's key columns changed has another key now.
                 let keys: Vec<&str> = references
@@ -170,7 +170,7 @@ impl UploadJournal<'_> {
 
     /// Sets the gauge of files that are not uploaded yet.
     pub(super) async fn count(&self) -> Result<()> {
-        let counts = records::counts(self.session.client()).await?;
+        let counts = file_records::counts(self.session.client()).await?;
         self.metrics
             .files
             .waiting

@@ -13,8 +13,8 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 
 use super::file_upload::{FileFate, FileOutcome, FileUploader, ReadyFile};
-use super::records::PendingFile;
 use crate::error::{Error, Result};
+use crate::source::file_records::PendingFile;
 
 /// Small files that are uploaded at a time.
 const SMALL_AT_ONCE: usize = 12;

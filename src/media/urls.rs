@@ -15,24 +15,10 @@ use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::server::{ColumnValue, Unconfirmed};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::error::{Error, Kind, Result};
+use crate::source::file_records::{self, FileAddress, NamedFiles};
 use crate::wire::json::pick;
 
-/// Where the cloud has a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct FileAddress {
-    url: String,
-    /// The path on the server, if it returned one.
-    path: Option<String>,
-}
-
 type RowUrls = HashMap<String, FileAddress>;
-
-const URLS: &str =
-    "select path, url, remote_path from cloud_sync.media where path = any($1) and url is not null";
-
-/// The same, after every transaction that is recording one of these files has ended.
-const URLS_SETTLED: &str =
-    "select path, url, remote_path from cloud_sync.media where path = any($1) order by path for share";
 
 /// What the rows of a delivered batch name.
 #[derive(Debug, Default)]
@@ -57,7 +43,7 @@ pub async fn attach_urls(
         return Ok(());
     }
     let rows = rows_with_files(catalogue, batch, |_| true)?;
-    let urls = known_urls(client, root, &rows, URLS).await?;
+    let urls = file_records::addresses(client, &paths_below(root, &rows)).await?;
     for NamedRow { change_index, named } in rows {
         let change = &batch[change_index];
         let entity = &catalogue[change.entity];
@@ -131,8 +117,7 @@ pub async fn note_references(
     if !has_files(catalogue, batch) {
         return Ok(found);
     }
-    let (mut all, mut directories) = (Vec::new(), Vec::new());
-    let (mut entities, mut keys) = (Vec::new(), Vec::new());
+    let mut files = NamedFiles::default();
     // A row that is held back names its file too.
     let rows = rows_with_files(catalogue, batch, |fate| {
         matches!(fate, Fate::Accepted | Fate::Held)
@@ -142,39 +127,21 @@ pub async fn note_references(
         let entity = &catalogue[change.entity];
         for (file, named) in entity.files.iter().zip(named) {
             for path in named.paths.iter().flatten() {
-                all.push(paths::recorded(root, path.clone()));
-                directories.push(file.directory.as_str());
-                entities.push(entity.name.as_str());
-                keys.push(&*change.key);
+                files.paths.push(paths::recorded(root, path.clone()));
+                files.directories.push(file.directory.as_str());
+                files.entities.push(entity.name.as_str());
+                files.keys.push(&*change.key);
             }
         }
     }
-    if all.is_empty() {
+    if files.paths.is_empty() {
         return Ok(found);
     }
-    let row = client
-        .query_one(
-            "with named as (select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) n (path, \
-             directory, entity, key)), fresh as (insert into cloud_sync.media (path, directory) \
-                       select distinct on (path) path, directory from named on conflict do nothing \
-                       returning 1) select count(*) from fresh",
-            &[&all, &directories, &entities, &keys],
-        )
-        .await
-        .map_err(|error| Error::postgres("note the files that rows name", error))?;
-    found.wanted = row.get::<_, i64>(0) > 0;
-    client
-        .execute(
-            "insert into cloud_sync.media_ref (path, entity, key) \
-             select distinct path, entity, key from unnest($1::text[], $2::text[], $3::text[]) n (path, \
-             entity, key) on conflict do nothing",
-            &[&all, &entities, &keys],
-        )
-        .await
-        .map_err(|error| Error::postgres("note the rows that name files", error))?;
+    found.wanted = file_records::note_named(client, &files).await?;
+    file_records::note_references(client, &files).await?;
     // An upload that is recorded from now on touches these rows again. One that is being recorded now may
     // have looked for them before they were noted: the query waits for its lock, and finds what it recorded.
-    let urls = known_urls(client, root, &rows, URLS_SETTLED).await?;
+    let urls = file_records::settled_addresses(client, &paths_below(root, &rows)).await?;
     for NamedRow { change_index, named } in &rows {
         let change = &batch[*change_index];
         let entity = &catalogue[change.entity];
@@ -205,27 +172,11 @@ fn columns(entity: &Entity, row: &str) -> Result<Vec<NamedFile>> {
     Ok(values.into_iter().map(paths::named).collect())
 }
 
-async fn known_urls(client: &Client, root: &Path, rows: &[NamedRow], query: &str) -> Result<RowUrls> {
+/// The paths of the files that the rows name, if they lie below the media root.
+fn paths_below(root: &Path, rows: &[NamedRow]) -> Vec<String> {
     let named = rows.iter().flat_map(|row| &row.named);
     let paths = named.flat_map(|named| named.paths.iter().flatten());
-    let all: Vec<String> = paths.filter_map(|path| paths::below(root, path).ok()).collect();
-    if all.is_empty() {
-        return Ok(RowUrls::new());
-    }
-    let rows = client
-        .query(query, &[&all])
-        .await
-        .map_err(|error| Error::postgres("read the URLs of media files", error))?;
-    Ok(rows
-        .iter()
-        .filter_map(|row| {
-            let address = FileAddress {
-                url: row.get::<_, Option<String>>(1)?,
-                path: row.get(2),
-            };
-            Some((row.get(0), address))
-        })
-        .collect())
+    paths.filter_map(|path| paths::below(root, path).ok()).collect()
 }
 
 /// The JSON value of each of the entity's URL columns, as far as addresses are known.

@@ -2,9 +2,10 @@
 
 use tokio_postgres::Client;
 
-use super::{BY_HAND, QuarantineEntry, RELEASED, failed};
+use super::{BY_HAND, QuarantineEntry, RELEASED};
 use crate::batch::Fate;
 use crate::error::Result;
+use crate::source::quarantine as entries;
 
 /// Rows that are to be touched again by themselves.
 #[derive(Debug, Default)]
@@ -24,32 +25,17 @@ pub(crate) struct DueRows {
 /// # Errors
 /// The source's.
 pub(crate) async fn due(client: &Client, limit: i64) -> Result<DueRows> {
-    let all = client
-        .query_one(
-            "select extract(epoch from min(next_attempt) filter (where next_attempt > now()) - now())::float8, count(*), \
-             count(*) filter (where code = $1) from cloud_sync.quarantine where next_attempt is not null or code = $1",
-            &[&BY_HAND],
-        )
-        .await
-        .map_err(failed("look into"))?;
-    let mut due = DueRows {
-        next: all.get(0),
-        all: all.get(1),
-        by_hand: all.get(2),
-        ..DueRows::default()
-    };
-    if due.all > 0 {
-        let rows = client
-            .query(
-                "select entity, key from cloud_sync.quarantine where next_attempt <= now() and op <> 't' \
-                 order by next_attempt limit $1",
-                &[&limit],
-            )
-            .await
-            .map_err(failed("look into"))?;
-        due.rows = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    }
-    Ok(due)
+    let counts = entries::due_counts(client, BY_HAND).await?;
+    Ok(DueRows {
+        rows: if counts.all > 0 {
+            entries::due(client, limit).await?
+        } else {
+            Vec::new()
+        },
+        next: counts.next,
+        all: counts.all,
+        by_hand: counts.by_hand,
+    })
 }
 
 /// Puts rows off that were touched again: they are answered before that, or touched once more.
@@ -60,18 +46,7 @@ pub(crate) async fn put_off(client: &Client, rows: &[(String, String)]) -> Resul
     if rows.is_empty() {
         return Ok(());
     }
-    let (entities, keys): (Vec<&str>, Vec<&str>) =
-        rows.iter().map(|(entity, key)| (&**entity, &**key)).unzip();
-    client
-        .execute(
-            "update cloud_sync.quarantine q set next_attempt = now() + interval '1 hour' \
-             from unnest($1::text[], $2::text[]) a (entity, key) \
-             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key and q.next_attempt <= now()",
-            &[&entities, &keys],
-        )
-        .await
-        .map_err(failed("write to"))?;
-    Ok(())
+    entries::put_off(client, rows).await
 }
 
 /// Rows that are in quarantine for another reason than a refusal, by their places among those that were asked
@@ -89,23 +64,12 @@ pub(crate) struct OtherwiseQuarantined {
 /// # Errors
 /// The source's.
 pub(crate) async fn expected(client: &Client, rows: &[(&str, &str)]) -> Result<OtherwiseQuarantined> {
-    let (entities, keys): (Vec<&str>, Vec<&str>) = rows.iter().copied().unzip();
-    let found = client
-        .query(
-            "select a.nth, q.code = $3 from unnest($1::text[], $2::text[]) with ordinality a (entity, key, nth) \
-             join cloud_sync.quarantine q on q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key \
-             where q.next_attempt is not null or q.code = $3",
-            &[&entities, &keys, &BY_HAND],
-        )
-        .await
-        .map_err(failed("look into"))?;
     let mut expected = OtherwiseQuarantined::default();
-    for row in &found {
-        let place = row.get::<_, i64>(0) as usize - 1;
-        if row.get(1) {
-            expected.by_hand.push(place);
+    for (row_index, by_hand) in entries::expected(client, rows, BY_HAND).await? {
+        if by_hand {
+            expected.by_hand.push(row_index);
         } else {
-            expected.failing.push(place);
+            expected.failing.push(row_index);
         }
     }
     Ok(expected)
@@ -124,40 +88,7 @@ pub(crate) fn by_hand() -> Fate {
 /// # Errors
 /// The source's.
 pub async fn add(client: &Client, entity: &str, key: &str) -> Result<()> {
-    client
-        .execute(
-            "insert into cloud_sync.quarantine (entity, key, position, op, code, error) \
-             values ($1, $2, (select last_value from cloud_sync.position), 'u', $3, 'an operator has set it aside') \
-             on conflict (entity, md5(key)) do update set code = excluded.code, error = excluded.error, \
-             provisional = false, next_attempt = null",
-            &[&entity, &key, &BY_HAND],
-        )
-        .await
-        .map_err(failed("write to"))?;
-    Ok(())
-}
-
-/// The images of first refusals of these rows, by entity and key: what they lack may be brought to the cloud
-/// before they are tried again.
-///
-/// # Errors
-/// The source's.
-pub(crate) async fn first_images(
-    client: &Client,
-    rows: &[(String, String)],
-) -> Result<Vec<(String, String)>> {
-    let (entities, keys): (Vec<&str>, Vec<&str>) =
-        rows.iter().map(|(entity, key)| (&**entity, &**key)).unzip();
-    let rows = client
-        .query(
-            "select q.entity, q.image from unnest($1::text[], $2::text[]) a (entity, key) \
-             join cloud_sync.quarantine q on q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key \
-             where q.attempts <= 1 and q.op = 'u' and q.image is not null",
-            &[&entities, &keys],
-        )
-        .await
-        .map_err(failed("look into"))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    entries::set_aside(client, entity, key, BY_HAND).await
 }
 
 /// Lets the next rows be touched again now that wait for their time, so many at most. Returns how many.
@@ -165,14 +96,7 @@ pub(super) async fn put_forward(client: &Client, limit: i64) -> Result<u64> {
     if limit == 0 {
         return Ok(0);
     }
-    client
-        .execute(
-            "update cloud_sync.quarantine set next_attempt = now() where (entity, md5(key)) in (\
-                 select entity, md5(key) from cloud_sync.quarantine where next_attempt > now() order by next_attempt limit $1)",
-            &[&limit],
-        )
-        .await
-        .map_err(failed("write to"))
+    entries::put_forward(client, limit).await
 }
 
 /// Lets rows go again that an operator has set aside.
@@ -184,14 +108,5 @@ pub(super) async fn release_by_hand(client: &Client, entries: &[QuarantineEntry]
     if keys.is_empty() {
         return Ok(());
     }
-    client
-        .execute(
-            "update cloud_sync.quarantine q set code = $4, error = 'it is sent again' \
-             from unnest($1::text[], $2::text[]) a (entity, key) \
-             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key and q.code = $3",
-            &[&entities, &keys, &BY_HAND, &RELEASED],
-        )
-        .await
-        .map_err(failed("write to"))?;
-    Ok(())
+    entries::release_by_hand(client, &entities, &keys, (BY_HAND, RELEASED)).await
 }

@@ -19,51 +19,22 @@ pub mod orphans;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio_postgres::Client;
-use tokio_postgres::types::Type;
 
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::{Op, Position};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::source::install::AttachedEntity;
+use crate::source::quarantine::{self as entries, RefusedChanges, SupersedingChanges};
 use crate::source::touch;
 use crate::wire::json::pick;
 
+pub(crate) use crate::source::quarantine::first_images;
+pub use crate::source::quarantine::{QuarantineEntry, count, counts, discard, discard_all, oldest};
 pub use again::add;
-pub(crate) use again::{by_hand, due, expected, first_images, put_off};
+pub(crate) use again::{by_hand, due, expected, put_off};
 use again::{put_forward, release_by_hand};
-
-/// A refused change.
-#[derive(Debug, Clone, Serialize)]
-pub struct QuarantineEntry {
-    /// The entity's name.
-    pub entity: String,
-    /// The row's key, a JSON object.
-    pub key: String,
-    /// The position of the row's last touch.
-    pub position: i64,
-    /// `u` upsert, `d` delete, `t` truncate, `r` cannot be read.
-    pub op: String,
-    /// The HTTP status or the receiver's code; 0 for a row that cannot be read, 1 for one that was set aside
-    /// by hand, 2 for such a one that is sent again.
-    pub code: i32,
-    /// The cloud's words.
-    pub error: String,
-    /// How often it was refused.
-    pub attempts: i32,
-    /// When it was first refused, ISO 8601.
-    pub first_refused_at: String,
-    /// When it was last refused, ISO 8601.
-    pub refused_at: String,
-    /// The row's image as it was refused; only where one entry is shown.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
-}
-
-const COLUMNS: &str = "entity, key, position, op::text, code, error, attempts, \
-    to_json(first_refused_at)#>>'{}', to_json(refused_at)#>>'{}'";
 
 /// The code of a row that cannot be read.
 const UNREADABLE: u16 = 0;
@@ -84,10 +55,6 @@ const PUT_FORWARD: i64 = 20;
 /// Whether what was answered so may be accepted later, although nobody mends the row.
 pub fn may_pass(code: u16) -> bool {
     matches!(code, 200..=299 | 403 | 500..)
-}
-
-fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
-    move |error| Error::postgres(format!("{action} the quarantine"), error)
 }
 
 /// What [`settle`] did.
@@ -126,64 +93,36 @@ pub async fn settle(
         put_forward(client, passed * PUT_FORWARD).await?;
         settled.mended = passed > 0;
     }
-    let mut columns = EntryColumns::default();
+    let mut refused = RefusedChanges::default();
     for (change, code, error) in batch.refused() {
-        columns.entity.push(catalogue[change.entity].name.as_str());
-        columns.key.push(&change.key);
-        columns.position.push(change.position.0);
-        columns.op.push(if code == UNREADABLE {
+        refused.entities.push(catalogue[change.entity].name.as_str());
+        refused.keys.push(&change.key);
+        refused.positions.push(change.position.0);
+        refused.ops.push(if code == UNREADABLE {
             'r'
         } else {
             op_letter(change.op)
         } as i8);
-        columns.image.push(change.row.as_deref());
-        columns.code.push(i32::from(code));
-        columns.error.push(error);
+        refused.images.push(change.row.as_deref());
+        refused.codes.push(i32::from(code));
+        refused.errors.push(error);
         // What may pass has had its further tries.
         let settled_at_once = code == UNREADABLE || i32::from(code) == BY_HAND || may_pass(code);
-        columns.provisional.push(provisional && !settled_at_once);
-        columns
+        refused.provisional.push(provisional && !settled_at_once);
+        refused
             .waits
             .push(may_pass(code).then_some(FIRST_WAIT.as_secs_f64()));
         settled.occupied.push(change.entity);
     }
     settled.occupied.sort_unstable();
     settled.occupied.dedup();
-    if columns.entity.is_empty() {
+    if refused.entities.is_empty() {
         return Ok(settled);
     }
-    // A second refusal is no longer provisional.
-    let rows = client
-        .query(
-            "with mine as materialized (select cloud_sync.hold_term($9)) \
-             insert into cloud_sync.quarantine as q (entity, key, position, op, image, code, error, provisional, next_attempt) \
-             select n.entity, n.key, n.position, n.op, n.image, n.code, n.error, n.provisional, now() + n.wait * interval '1 s' \
-             from mine, (select distinct on (entity, key) * from unnest($1::text[], $2::text[], $3::bigint[], \
-             $4::\"char\"[], $5::text[], $6::int[], $7::text[], $8::boolean[], $10::float8[]) \
-             u (entity, key, position, op, image, code, error, provisional, wait) order by entity, key, position desc) n \
-             on conflict (entity, md5(key)) do update set position = excluded.position, op = excluded.op, \
-             image = excluded.image, code = excluded.code, error = excluded.error, provisional = false, \
-             attempts = case when q.provisional then q.attempts else q.attempts + 1 end, refused_at = now(), \
-             next_attempt = least(now() + (excluded.next_attempt - now()) * 2 ^ least(q.attempts, 20), now() + interval '1 hour') \
-             returning entity, key, provisional",
-            &[
-                &columns.entity,
-                &columns.key,
-                &columns.position,
-                &columns.op,
-                &columns.image,
-                &columns.code,
-                &columns.error,
-                &columns.provisional,
-                &term,
-                &columns.waits,
-            ],
-        )
-        .await
-        .map_err(failed("write to"))?;
-    let again = rows.iter().filter(|row| row.get(2));
-    settled.again = again
-        .filter_map(|row| Some((catalogue.find(row.get(0))?, row.get(1))))
+    let provisional = entries::refuse(client, term, &refused).await?;
+    settled.again = provisional
+        .into_iter()
+        .filter_map(|(entity, key)| Some((catalogue.find(&entity)?, key)))
         .collect();
     Ok(settled)
 }
@@ -195,15 +134,8 @@ async fn occupied(client: &Client, catalogue: &Catalogue) -> Result<Vec<EntityIn
         .iter()
         .map(|entity| entity.name.as_str())
         .collect();
-    let rows = client
-        .query_typed(
-            "select e.name from unnest($1) e (name) \
-             where exists (select from cloud_sync.quarantine q where q.entity = e.name)",
-            &[(&names, Type::TEXT_ARRAY)],
-        )
-        .await
-        .map_err(failed("look into"))?;
-    Ok(rows.iter().filter_map(|row| catalogue.find(row.get(0))).collect())
+    let occupied = entries::occupied(client, &names).await?;
+    Ok(occupied.iter().filter_map(|name| catalogue.find(name)).collect())
 }
 
 /// Takes away what the batch's settled changes supersede: each that of its row, a truncate all of its entity.
@@ -216,7 +148,7 @@ async fn release(
     batch: &Batch,
     occupied: &[EntityIndex],
 ) -> Result<i64> {
-    let (mut entities, mut keys, mut images) = (Vec::new(), Vec::new(), Vec::new());
+    let mut superseding = SupersedingChanges::default();
     for (change_index, change) in batch.indexed() {
         let settled = matches!(
             batch.fate(change_index),
@@ -227,47 +159,16 @@ async fn release(
         }
         let entity = catalogue[change.entity].name.as_str();
         if change.op == Op::Truncate && *batch.fate(change_index) == Fate::Accepted {
-            client
-                .execute(
-                    "with mine as materialized (select cloud_sync.hold_term($2)) \
-                     delete from cloud_sync.quarantine using mine where entity = $1",
-                    &[&entity, &term],
-                )
-                .await
-                .map_err(failed("clear"))?;
+            entries::clear_entity(client, term, entity).await?;
         }
-        entities.push(entity);
-        keys.push(&*change.key);
-        images.push(change.row.as_deref());
+        superseding.entities.push(entity);
+        superseding.keys.push(&change.key);
+        superseding.images.push(change.row.as_deref());
     }
-    if keys.is_empty() {
+    if superseding.keys.is_empty() {
         return Ok(0);
     }
-    let released = client
-        .query(
-            "with mine as materialized (select cloud_sync.hold_term($3)) \
-             delete from cloud_sync.quarantine q using mine, unnest($1::text[], $2::text[], $4::text[]) a (entity, key, image) \
-             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key \
-             returning coalesce(q.next_attempt is not null and q.image = a.image, false)",
-            &[&entities, &keys, &term, &images],
-        )
-        .await
-        .map_err(failed("clear"))?;
-    Ok(released.iter().filter(|row| row.get(0)).count() as i64)
-}
-
-#[derive(Default)]
-struct EntryColumns<'a> {
-    entity: Vec<&'a str>,
-    key: Vec<&'a str>,
-    position: Vec<i64>,
-    op: Vec<i8>,
-    image: Vec<Option<&'a str>>,
-    code: Vec<i32>,
-    error: Vec<&'a str>,
-    provisional: Vec<bool>,
-    /// Seconds until the row is touched again by itself.
-    waits: Vec<Option<f64>>,
+    entries::release(client, term, &superseding).await
 }
 
 /// Lists the entries, the oldest first: of one entity or of all.
@@ -278,75 +179,13 @@ pub async fn list(client: &Client, entity: Option<&str>) -> Result<Vec<Quarantin
     oldest(client, entity, u32::MAX).await
 }
 
-/// Lists the oldest entries, so many at most: of one entity or of all.
-///
-/// # Errors
-/// The source's.
-pub async fn oldest(client: &Client, entity: Option<&str>, limit: u32) -> Result<Vec<QuarantineEntry>> {
-    let rows = client
-        .query(
-            &format!(
-                "select {COLUMNS} from cloud_sync.quarantine where ($1::text is null or entity = $1) and not provisional \
-                 order by first_refused_at, entity, key limit $2"
-            ),
-            &[&entity, &i64::from(limit)],
-        )
-        .await
-        .map_err(failed("list"))?;
-    Ok(rows.iter().map(|row| entry(row, None)).collect())
-}
-
-/// How many entries there are: of one entity or of all.
-///
-/// # Errors
-/// The source's.
-pub async fn count(client: &Client, entity: Option<&str>) -> Result<u64> {
-    let row = client
-        .query_one(
-            "select count(*) from cloud_sync.quarantine where ($1::text is null or entity = $1) and not provisional",
-            &[&entity],
-        )
-        .await
-        .map_err(failed("count"))?;
-    Ok(row.get::<_, i64>(0) as u64)
-}
-
-/// How many entries each entity has that has some.
-///
-/// # Errors
-/// The source's.
-pub async fn counts(client: &Client) -> Result<Vec<(String, u64)>> {
-    let rows = client
-        .query(
-            "select entity, count(*) from cloud_sync.quarantine where not provisional group by entity order by entity",
-            &[],
-        )
-        .await
-        .map_err(failed("count"))?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.get(0), row.get::<_, i64>(1) as u64))
-        .collect())
-}
-
 /// The next entries after an entity and key, in the order of the entities and of their keys' hashes, so many
 /// at most: to go through all of them with bounded memory, whatever becomes of them meanwhile.
 ///
 /// # Errors
 /// The source's.
 pub async fn page(client: &Client, after: Option<(&str, &str)>, limit: u32) -> Result<Vec<QuarantineEntry>> {
-    let (entity, key) = after.unwrap_or_default();
-    let rows = client
-        .query(
-            &format!(
-                "select {COLUMNS} from cloud_sync.quarantine where (entity, md5(key)) > ($1, md5($2)) \
-                 and not provisional order by entity, md5(key) limit $3"
-            ),
-            &[&entity, &key, &i64::from(limit)],
-        )
-        .await
-        .map_err(failed("list"))?;
-    Ok(rows.iter().map(|row| entry(row, None)).collect())
+    entries::page(client, after.unwrap_or_default(), limit).await
 }
 
 /// The entries with these positions: mostly one each, as a touch is one row's.
@@ -355,17 +194,7 @@ pub async fn page(client: &Client, after: Option<(&str, &str)>, limit: u32) -> R
 /// The source's.
 pub async fn at(client: &Client, positions: &[Position]) -> Result<Vec<QuarantineEntry>> {
     let positions: Vec<i64> = positions.iter().map(|position| position.0).collect();
-    let rows = client
-        .query(
-            &format!(
-                "select {COLUMNS} from cloud_sync.quarantine where position = any($1) and not provisional \
-                 order by entity, key"
-            ),
-            &[&positions],
-        )
-        .await
-        .map_err(failed("read"))?;
-    Ok(rows.iter().map(|row| entry(row, None)).collect())
+    entries::at_positions(client, &positions).await
 }
 
 /// The entries with this position, with their images: mostly one.
@@ -373,32 +202,7 @@ pub async fn at(client: &Client, positions: &[Position]) -> Result<Vec<Quarantin
 /// # Errors
 /// The source's.
 pub async fn show(client: &Client, position: Position) -> Result<Vec<QuarantineEntry>> {
-    let rows = client
-        .query(
-            &format!(
-                "select {COLUMNS}, image from cloud_sync.quarantine where position = $1 and not provisional \
-                 order by entity, key limit 100"
-            ),
-            &[&position.0],
-        )
-        .await
-        .map_err(failed("read"))?;
-    Ok(rows.iter().map(|row| entry(row, row.get(9))).collect())
-}
-
-fn entry(row: &tokio_postgres::Row, image: Option<String>) -> QuarantineEntry {
-    QuarantineEntry {
-        entity: row.get(0),
-        key: row.get(1),
-        position: row.get(2),
-        op: row.get(3),
-        code: row.get(4),
-        error: row.get(5),
-        attempts: row.get(6),
-        first_refused_at: row.get(7),
-        refused_at: row.get(8),
-        image,
-    }
+    entries::show(client, position.0).await
 }
 
 /// Touches the entries' rows again, so that their present states are delivered. Returns how many. A refused
@@ -454,19 +258,13 @@ pub(crate) async fn refused_since(
     keys: &[String],
     since: i64,
 ) -> Result<QuarantinedRows> {
-    let rows = client
-        .query(
-            "select q.key, q.code, q.error from unnest($2::text[]) a (key) \
-             join cloud_sync.quarantine q on q.entity = $1 and md5(q.key) = md5(a.key) and q.key = a.key \
-             where not q.provisional and q.refused_at >= to_timestamp($3::bigint / 1e6)",
-            &[&entity, &keys, &since],
-        )
-        .await
-        .map_err(failed("look into"))?;
-    let rows = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2))));
+    let rows = entries::refused_since(client, entity, keys, since).await?;
     Ok(QuarantinedRows {
         provisional: false,
-        rows: rows.collect(),
+        rows: rows
+            .into_iter()
+            .map(|(key, code, error)| (key, (code, error)))
+            .collect(),
     })
 }
 
@@ -475,49 +273,14 @@ pub(crate) async fn refused_since(
 /// # Errors
 /// The source's.
 pub(crate) async fn refused(client: &Client, entity: &str, keys: &[String]) -> Result<QuarantinedRows> {
-    let rows = client
-        .query(
-            "select q.key, q.code, q.error, q.provisional from unnest($2::text[]) a (key) \
-             join cloud_sync.quarantine q on q.entity = $1 and md5(q.key) = md5(a.key) and q.key = a.key",
-            &[&entity, &keys],
-        )
-        .await
-        .map_err(failed("look into"))?;
+    let rows = entries::refused(client, entity, keys).await?;
     Ok(QuarantinedRows {
-        provisional: rows.iter().any(|row| row.get(3)),
+        provisional: rows.iter().any(|(.., provisional)| *provisional),
         rows: rows
-            .iter()
-            .map(|row| (row.get(0), (row.get(1), row.get(2))))
+            .into_iter()
+            .map(|(key, code, error, _)| (key, (code, error)))
             .collect(),
     })
-}
-
-/// Gives the entries up: the cloud stays without these changes. Answers how many.
-///
-/// # Errors
-/// The source's.
-pub async fn discard(client: &Client, entries: &[QuarantineEntry]) -> Result<u64> {
-    let entities: Vec<_> = entries.iter().map(|entry| entry.entity.as_str()).collect();
-    let keys: Vec<_> = entries.iter().map(|entry| entry.key.as_str()).collect();
-    client
-        .execute(
-            "delete from cloud_sync.quarantine q using unnest($1::text[], $2::text[]) a (entity, key) \
-             where q.entity = a.entity and md5(q.key) = md5(a.key) and q.key = a.key",
-            &[&entities, &keys],
-        )
-        .await
-        .map_err(failed("discard from"))
-}
-
-/// Gives all entries up. Answers how many.
-///
-/// # Errors
-/// The source's.
-pub async fn discard_all(client: &Client) -> Result<u64> {
-    client
-        .execute("delete from cloud_sync.quarantine", &[])
-        .await
-        .map_err(failed("discard from"))
 }
 
 /// The letter by which the table of the quarantine names an op.

@@ -8,14 +8,13 @@
 use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
-use tokio_postgres::types::ToSql;
 
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, EntityIndex};
 use crate::change::Op;
 use crate::error::{Error, Result};
 use crate::source::describe::SourceTable;
-use crate::source::{quote_text, touch};
+use crate::source::{quarantine as entries, touch};
 use crate::wire::json::{non_null_text, pick};
 
 /// A foreign key between two tables of the catalogue, or of one table to itself.
@@ -181,27 +180,9 @@ async fn waiting(
     parents: &[Vec<String>],
     after: &str,
 ) -> Result<Vec<String>> {
-    let mut arguments: Vec<&(dyn ToSql + Sync)> = vec![&entity, &after];
-    let (mut lists, mut names, mut same) = (Vec::new(), Vec::new(), Vec::new());
-    for (nth, (column, values)) in reference.columns.iter().zip(parents).enumerate() {
-        arguments.push(values);
-        lists.push(format!("${}::text[]", nth + 3));
-        names.push(format!("v{nth}"));
-        same.push(format!("q.image::json->>{} = p.v{nth}", quote_text(column)));
-    }
-    let sql = format!(
-        "select q.key from cloud_sync.quarantine q where q.entity = $1 and q.key > $2 and q.op = 'u' and not q.provisional \
-         and (q.attempts < 10 or q.refused_at < now() - interval '1 hour') \
-         and exists (select from unnest({}) p ({}) where {}) order by q.key limit {}",
-        lists.join(", "),
-        names.join(", "),
-        same.join(" and "),
-        touch::CHUNK,
-    );
-    let rows = client.query(&sql, &arguments).await.map_err(|error| {
-        Error::postgres(format!("look for rows of {entity} that wait for a parent"), error)
-    })?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let columns = reference.columns.iter().map(String::as_str);
+    let references: Vec<_> = columns.zip(parents).collect();
+    entries::orphans(client, entity, after, &references, touch::CHUNK).await
 }
 
 #[cfg(test)]

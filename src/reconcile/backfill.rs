@@ -7,7 +7,6 @@
 
 use crate::catalogue::EntityIndex;
 use serde::Serialize;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::report::PerEntity;
@@ -15,8 +14,9 @@ use super::touched::TouchedRows;
 use super::{Observer, Reconcile, short};
 use crate::abort;
 use crate::drain::wire_schema;
-use crate::error::{Error, Result};
-use crate::source::pages::{self, ColumnsToRead, LeafTable, RowPages};
+use crate::error::Result;
+use crate::source::backfill_progress::BackfillProgress;
+use crate::source::pages::{self, ColumnsToRead, RowPages};
 
 /// Rows that are touched before progress is kept.
 const AT_ONCE: usize = 5_000;
@@ -187,76 +187,4 @@ struct FinishedEntity {
     pushed: u64,
     held: u64,
     refused: u64,
-}
-
-/// How far an entity's backfill has come.
-#[derive(Debug, Default)]
-struct BackfillProgress {
-    /// The table or partition that it is in: those with a lower oid are behind it.
-    relid: u32,
-    /// The file of that table.
-    filenode: u32,
-    /// The page of it to go on at.
-    page: u64,
-    pushed: u64,
-    finished: bool,
-}
-
-impl BackfillProgress {
-    /// How far an earlier run for the same days has come.
-    async fn read(client: &Client, entity: &str, days: Option<u32>) -> Result<Self> {
-        let row = client
-            .query_opt(
-                "select relid, filenode, page, pushed, finished_at is not null from cloud_sync.backfill \
-                 where entity = $1 and days is not distinct from $2",
-                &[&entity, &days.map(|days| days as i32)],
-            )
-            .await
-            .map_err(|error| Error::postgres(format!("read the backfill of {entity}"), error))?;
-        Ok(row.map_or_else(Self::default, |row| Self {
-            relid: row.get(0),
-            filenode: row.get(1),
-            page: row.get::<_, i64>(2) as u64,
-            pushed: row.get::<_, i64>(3) as u64,
-            finished: row.get(4),
-        }))
-    }
-
-    async fn keep(&self, client: &Client, entity: &str, days: Option<u32>) -> Result<()> {
-        client
-            .execute(
-                "insert into cloud_sync.backfill as b (entity, days, relid, filenode, page, pushed, finished_at) \
-                 values ($1, $2, $3, $4, $5, $6, case when $7 then now() end) \
-                 on conflict (entity) do update set days = excluded.days, relid = excluded.relid, \
-                 filenode = excluded.filenode, page = excluded.page, pushed = excluded.pushed, \
-                 finished_at = excluded.finished_at, \
-                 started_at = case when b.days is distinct from excluded.days then now() else b.started_at end",
-                &[
-                    &entity,
-                    &days.map(|days| days as i32),
-                    &self.relid,
-                    &self.filenode,
-                    &(self.page as i64),
-                    &(self.pushed as i64),
-                    &self.finished,
-                ],
-            )
-            .await
-            .map_err(|error| Error::postgres(format!("keep the backfill of {entity}"), error))?;
-        Ok(())
-    }
-
-    /// The page of the leaf to begin at; none where the leaf is behind. A leaf whose file is another one has
-    /// other pages.
-    fn begins(&self, leaf: &LeafTable) -> Option<u64> {
-        match leaf.oid.cmp(&self.relid) {
-            std::cmp::Ordering::Less => None,
-            std::cmp::Ordering::Equal if leaf.filenode == self.filenode => Some(self.page),
-            _ => Some(0),
-        }
-    }
-
-    fn at(&mut self, leaf: &LeafTable, page: u64) {
-        (self.relid, self.filenode, self.page) = (leaf.oid, leaf.filenode, page);
-    }
 }

@@ -8,7 +8,7 @@ use super::Reconcile;
 use super::report::SyncReport;
 use crate::error::{Error, Kind, Result};
 use crate::quarantine::{self, QuarantinedRows};
-use crate::source::{outbox, touch};
+use crate::source::{outbox, parking, touch};
 
 /// How often a provisional refusal is waited for.
 const ROUNDS: usize = 3;
@@ -89,16 +89,8 @@ impl<'a> TouchedRows<'a> {
     async fn must_flow(&self) -> Result<()> {
         let reconcile = self.reconcile;
         let entity = &reconcile.catalogue[self.entity_index];
-        let row = reconcile
-            .session
-            .client()
-            .query_one(
-                "select parked from cloud_sync.entity where id = $1",
-                &[&reconcile.attached[self.entity_index.0].id],
-            )
-            .await
-            .map_err(|error| Error::postgres(format!("see whether {} is parked", entity.name), error))?;
-        match row.get::<_, Option<&str>>(0) {
+        let number = reconcile.attached[self.entity_index.0].id;
+        match parking::reason(reconcile.session.client(), &entity.name, number).await? {
             None => Ok(()),
             Some(why) => Err(Error::new(
                 Kind::Source,

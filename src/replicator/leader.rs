@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::source::connect::{Session, must_keep_sessions};
-use crate::source::identity;
+use crate::source::leader;
 
 /// How often a replicator that stands by tries to take over.
 pub(super) const TRY_EVERY: Duration = Duration::from_secs(2);
@@ -26,25 +26,11 @@ impl Leader {
     /// Takes the lock; none where another one holds it.
     pub(super) async fn try_take(url: &SecretString) -> Result<Option<Self>> {
         let session = Session::open(url, "leader").await?;
-        let locked = session
-            .client()
-            .batch_execute("begin; lock table cloud_sync.leader in exclusive mode nowait")
-            .await;
-        match locked {
-            Ok(()) => {
-                must_keep_sessions(url).await?;
-                Ok(Some(Self { session }))
-            }
-            Err(error) => {
-                let error = Error::postgres("take the leader's lock", error);
-                match error.sqlstate() {
-                    Some("55P03") => Ok(None),
-                    // There is no such view, or no such schema.
-                    Some("42P01" | "3F000") => Err(identity::not_installed()),
-                    _ => Err(error),
-                }
-            }
+        if !leader::try_lock(session.client()).await? {
+            return Ok(None);
         }
+        must_keep_sessions(url).await?;
+        Ok(Some(Self { session }))
     }
 
     /// Waits until the session that holds the lock has broken off.

@@ -38,7 +38,6 @@ use crate::control::{ControlServer, Operator, ServerToken, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions, UploadForm};
 use crate::drain::{AcceptedKeyRecorder, BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
-use crate::media::records;
 use crate::media::upload::FileLane;
 use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
@@ -46,6 +45,7 @@ use crate::reconcile::{NoObserver, Observer, Reconcile};
 use crate::retry::Backoff;
 use crate::schedule::{self, Schedule};
 use crate::source::connect::Session;
+use crate::source::file_records;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
 use crate::supervise::{NextRound, Supervisor, pause_or_stop};
@@ -409,7 +409,7 @@ impl Replicator {
         let synced = async {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
-            records::make_all_due(session.client(), request.force).await?;
+            file_records::make_all_due(session.client(), request.force).await?;
             self.state.files_wanted.notify_one();
             Ok(reconcile
                 .sync(&entity_indexes, request.force, recording, observer)

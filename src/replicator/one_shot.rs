@@ -14,10 +14,10 @@ use crate::config::Settings;
 use crate::control::SyncRequest;
 use crate::drain::{AcceptedKeyRecorder, Condition, ReplicationState};
 use crate::error::{Error, Kind, Result};
-use crate::media::records;
 use crate::reconcile::Observer;
 use crate::reconcile::backfill::{BackfillReport, RowSpan};
 use crate::reconcile::report::SyncReport;
+use crate::source::file_records;
 use crate::supervise::pause_or_stop;
 
 /// Files that the cloud does not take, told in a report at most.
@@ -103,7 +103,7 @@ impl OneShot {
             report.error(reason);
         }
         let session = super::connect(&self.settings, "files").await?;
-        for (path, why) in records::not_taken(session.client(), FILES_TOLD).await? {
+        for (path, why) in file_records::not_taken(session.client(), FILES_TOLD).await? {
             report.error(format!("Failed to upload {path}: {why}"));
         }
         Ok(report)

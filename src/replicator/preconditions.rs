@@ -15,7 +15,7 @@ use crate::quarantine;
 use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::describe::{self, DescribedTable, SourceTable};
 use crate::source::drift::{self, EntityDrift};
-use crate::source::{identity, outbox, term};
+use crate::source::{identity, leader, outbox, schema_check};
 
 /// Less room for the outbox than this is reported.
 const LEAST_ROOM: u64 = 256 << 20;
@@ -317,32 +317,13 @@ async fn clock(session: &Session) -> Result<String> {
 /// purpose: that it is empty tells of a crash.
 async fn outbox_tables(session: &Session) -> Result<String> {
     let operation = "look at the outbox";
-    let row = session
-        .client()
-        .query_one(
-            "select (select string_agg(relname, ', ') from pg_class c where relnamespace = 'cloud_sync'::regnamespace \
-                     and relkind in ('r', 'S') and relpersistence <> 'p' and relname <> 'incarnation'), \
-                    (select string_agg(p.proname, ', ') from pg_proc p where p.pronamespace = 'cloud_sync'::regnamespace \
-                     and p.proname like 'capture\\_%' and (not p.prosecdef \
-                          or not pg_has_role(current_user, p.proowner, 'usage') \
-                          or exists (select from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass \
-                                     and not has_table_privilege(p.proowner, inhrelid, 'insert')) \
-                          or not has_sequence_privilege(p.proowner, 'cloud_sync.position', 'usage') \
-                          or not has_sequence_privilege(p.proowner, 'cloud_sync.state', 'select,usage'))), \
-                    (select count(*) from generate_series(0, greatest(3, (select count(*) - 1 from pg_inherits \
-                         where inhparent = 'cloud_sync.outbox'::regclass))) segment \
-                     where to_regclass('cloud_sync.segment_' || segment) is null), \
-                    to_regclass('cloud_sync.incarnation') is not null and to_regclass('cloud_sync.leader') is not null",
-            &[],
-        )
+    let parts = schema_check::schema_parts(session.client(), operation)
         .await
-        .map_err(|error| {
-            Error::postgres(operation, error).remedy(format!("part of schema cloud_sync is gone: {MAKE_AGAIN}"))
-        })?;
-    if row.get::<_, i64>(2) > 0 || !row.get::<_, bool>(3) {
+        .map_err(|error| error.remedy(format!("part of schema cloud_sync is gone: {MAKE_AGAIN}")))?;
+    if parts.is_incomplete {
         return Err(Error::config(operation, "part of schema cloud_sync is gone").remedy(MAKE_AGAIN));
     }
-    if let Some(tables) = row.get::<_, Option<&str>>(0) {
+    if let Some(tables) = parts.unlogged {
         return Err(Error::config(
             operation,
             format!("{tables} is not logged: a crash of the server would empty it"),
@@ -350,7 +331,7 @@ async fn outbox_tables(session: &Session) -> Result<String> {
         .remedy("alter each by `set logged`"));
     }
     identity::check_sequence(session.client()).await?;
-    if let Some(functions) = row.get::<_, Option<&str>>(1) {
+    if let Some(functions) = parts.powerless {
         return Err(Error::config(
             operation,
             format!("{functions} cannot write to it for every writer: the owner lacks a right, or it runs as its caller"),
@@ -465,7 +446,7 @@ async fn store(settings: &Settings, session: Option<&Session>) -> Result<String>
         .remedy("nothing: the next run resumes from the mirror in the site's database")),
         // The running replicator has it.
         Err(error) => match session {
-            Some(session) if term::leader(session.client()).await?.is_some() => {
+            Some(session) if leader::holder(session.client()).await?.is_some() => {
                 Ok(format!("{} is in use by the running replicator", path.display()))
             }
             _ => Err(error),

@@ -48,26 +48,9 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<ReplayedChe
     let session = Session::open(url, "replay").await?;
     let identity =
         identity::stored_identity_of(session.client(), settings.source.source_id.as_deref()).await?;
-    let failed = |error| Error::postgres("look for the first change to replay", error);
-    let first: Option<i64> = match from {
-        ReplayFrom::Position(position) => session
-            .client()
-            .query_one(
-                "select min(position) from cloud_sync.outbox where position >= $1",
-                &[&position.0],
-            )
-            .await
-            .map_err(failed)?
-            .get(0),
-        ReplayFrom::Time(time) => session
-            .client()
-            .query_one(
-                "select min(position) from cloud_sync.outbox where captured_at >= $1::text::timestamptz",
-                &[&time.to_string()],
-            )
-            .await
-            .map_err(failed)?
-            .get(0),
+    let first = match from {
+        ReplayFrom::Position(position) => outbox::first_from_position(session.client(), position).await?,
+        ReplayFrom::Time(time) => outbox::first_from_time(session.client(), &time.to_string()).await?,
     };
     let Some(first) = first else {
         return Err(

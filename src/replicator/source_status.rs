@@ -12,12 +12,11 @@ use crate::control::status::{
     CheckpointStatus, FileCounts, GrowthStatus, LagStatus, LatencyStatus, ReplicatorState, StatusReport,
 };
 use crate::error::Result;
-use crate::media::records;
 use crate::metrics::Metrics;
 use crate::quarantine;
 use crate::source::connect::Session;
 use crate::source::identity::{self, Identity};
-use crate::source::{outbox, term};
+use crate::source::{file_records, leader, outbox};
 
 use super::outbox_forecast::{self, OutboxForecast};
 
@@ -28,7 +27,7 @@ pub(super) struct SourceGauges {
     pub(super) lag: outbox::OutboxLag,
     pub(super) outbox_bytes: u64,
     pub(super) quarantine: u64,
-    pub(super) files: records::FileStateCounts,
+    pub(super) files: file_records::FileStateCounts,
     pub(super) growth: GrowthStatus,
     /// When it was asked.
     pub(super) at: Option<Instant>,
@@ -93,7 +92,7 @@ async fn gauges(
         lag: outbox::lag(session, &checkpoint).await?,
         outbox_bytes: outbox::bytes(session).await?,
         quarantine: quarantine::count(client, None).await?,
-        files: records::counts(client).await?,
+        files: file_records::counts(client).await?,
         growth: GrowthStatus::default(),
         at: None,
     })
@@ -163,7 +162,7 @@ pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
     if let (Some(session), Some(identity)) = (kept.as_ref(), &gauges.identity) {
         let mirrored = outbox::mirrored(session, identity).await?;
         fill_checkpoint(&mut status, mirrored.as_ref());
-        if term::leader(session.client()).await?.is_some() {
+        if leader::holder(session.client()).await?.is_some() {
             status.reason = Some(format!(
                 "a replicator drains this outbox, and its operator API does not answer at {}",
                 settings.control.listen

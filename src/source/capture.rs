@@ -8,11 +8,10 @@
 use super::describe::{SourceColumn, SourceTable};
 use super::{output, quote_name, quote_text};
 use crate::catalogue::Entity;
+use crate::sql_template::{fill, statement};
 
 /// Raised whenever the generated functions change their form: older ones are then re-created.
 const CAPTURE_VERSION: u32 = 6;
-
-const CAPTURE: &str = include_str!("../../sql/capture.sql");
 
 /// Segments that have a branch of their own in the functions. Writers reach further ones by a statement that is planned
 /// each time: there are such only while long transactions hold all of these.
@@ -99,15 +98,26 @@ impl CapturedEvent {
             referencing,
             each,
             enabled,
-            name,
+            ..
         } = self;
-        let trigger = self.trigger(id, root);
-        let argument = if partition { "'partition'" } else { "" };
-        format!(
-            "create or replace trigger {trigger} {when} on {table} {referencing} for each {each} \
-             execute function cloud_sync.capture_{id}_{name}({argument});\n\
-             alter table {table} enable {enabled} trigger {trigger};\n"
+        fill(
+            statement!("capture", "trigger"),
+            &[
+                ("trigger", &self.trigger(id, root)),
+                ("when", when),
+                ("table", table),
+                ("referencing", referencing),
+                ("each", each),
+                ("enabled", enabled),
+                ("function", &self.function(id)),
+                ("argument", if partition { "'partition'" } else { "" }),
+            ],
         )
+    }
+
+    /// The name of the function that the trigger calls, in schema `cloud_sync`.
+    pub(super) fn function(self, id: i16) -> String {
+        format!("capture_{id}_{}", self.name)
     }
 }
 
@@ -138,11 +148,15 @@ pub(super) fn functions(entity: &Entity, table: &SourceTable, id: i16) -> String
         .iter()
         .map(|event| {
             let rows = rows(entity, table, event.name);
-            CAPTURE
-                .replace("{function}", &format!("capture_{id}_{}", event.name))
-                .replace("{settings}", &settings(entity, table, event.name))
-                .replace("{branches}", &branches(id, &rows, *event))
-                + "\n"
+            let function = fill(
+                statement!("capture", "function"),
+                &[
+                    ("function", &event.function(id)),
+                    ("settings", &settings(entity, table, event.name)),
+                    ("branches", &branches(id, &rows, *event)),
+                ],
+            );
+            function + "\n"
         })
         .collect()
 }
@@ -150,38 +164,37 @@ pub(super) fn functions(entity: &Entity, table: &SourceTable, id: i16) -> String
 /// The insert into each segment that writers may use. The first two come first, as they are the common case: nobody
 /// sleeps there.
 fn branches(id: i16, rows: &str, event: CapturedEvent) -> String {
+    let id = id.to_string();
     let insert = |segment: &str| {
-        format!(
-            "insert into cloud_sync.segment_{segment} (entity, op, number, key)\n        \
-             select {id}, t.op, t.number, t.key from ({rows}) t"
-        )
+        let values = [("segment", segment), ("id", &id), ("rows", rows)];
+        fill(statement!("capture", "insert"), &values)
     };
     let mut sql = String::new();
-    for segment in 0..2 {
-        let keyword = if segment == 0 { "if" } else { "elsif" };
-        sql.push_str(&format!(
-            "    {keyword} state operator(pg_catalog.=) {segment} then\n        {};\n        return null;\n",
-            insert(&segment.to_string())
-        ));
+    for segment in ["0", "1"] {
+        let keyword = if segment == "0" { "if" } else { "elsif" };
+        let values = [
+            ("keyword", keyword),
+            ("segment", segment),
+            ("insert", &insert(segment)),
+        ];
+        sql += &fill(statement!("capture", "branch_awake"), &values);
+        sql.push('\n');
     }
     for segment in 0..BRANCHES {
-        sql.push_str(&format!(
-            "    elsif state operator(pg_catalog.&) 65535 operator(pg_catalog.=) {segment} then\n        {};\n",
-            insert(&segment.to_string())
-        ));
+        let segment = segment.to_string();
+        let values = [("segment", &*segment), ("insert", &insert(&segment))];
+        sql += &fill(statement!("capture", "branch_asleep"), &values);
+        sql.push('\n');
     }
-    // Statements that are planned each time see the transition tables, but no variable of the function: neither new nor old,
-    // nor the trigger's arguments. A segment that writers do not use is truncated as any other.
+    // Statements that are planned each time see the transition tables, but no variable of the function: neither `new`
+    // nor `old`, nor the trigger's arguments. A segment that writers do not use is truncated like any other.
     let further = if event.each == "row" || event.name == "truncate" {
         insert("3")
     } else {
-        format!(
-            "execute pg_catalog.replace({}, '#', (state operator(pg_catalog.&) 65535)::pg_catalog.text)",
-            quote_text(&insert("#"))
-        )
+        let insert = quote_text(&insert("#"));
+        fill(statement!("capture", "planned_insert"), &[("insert", &insert)])
     };
-    sql.push_str(&format!("    else\n        {further};\n    end if;"));
-    sql
+    sql + &fill(statement!("capture", "branch_others"), &[("further", &further)])
 }
 
 /// The query of what an event touched, as (op, number, key).
@@ -219,21 +232,22 @@ fn rows(entity: &Entity, table: &SourceTable, event: &str) -> String {
             );
             format!("{new} union all {old}")
         }
-        // Which rows a truncated partition had is not said.
-        _ => "select case when tg_nargs operator(pg_catalog.=) 0 then 't' else 'g' end::pg_catalog.\"char\" as op, \
-              null::pg_catalog.int8 as number, null::pg_catalog.text as key"
-            .to_owned(),
+        _ => statement!("capture", "truncate").to_owned(),
     }
 }
 
 /// The touches of the rows of `from`, below a query that offers nulls under the names of the key columns.
 fn keys(entity: &Entity, table: &SourceTable, op: &str, from: &str, condition: &str) -> String {
     let (number, key) = number_and_key(entity, table);
-    format!(
-        "select ({op})::pg_catalog.\"char\" as op, r.number, r.key from ({}) offered, \
-         lateral (select {number} as number, {key} as key from ({from}) cloud_sync_row{condition}) r",
-        offered(entity)
-    )
+    let values = [
+        ("op", op),
+        ("offered", &offered(entity)),
+        ("number", &number),
+        ("key", &key),
+        ("from", from),
+        ("condition", condition),
+    ];
+    fill(statement!("capture", "touches"), &values)
 }
 
 /// The two forms of a key. A key of one integer column is a number, as long as the column is one.
@@ -248,16 +262,15 @@ fn number_and_key(entity: &Entity, table: &SourceTable) -> (String, String) {
         .column(&entity.key[0])
         .map(|column| column.sql_type.as_str())
     {
-        Some("bigint") => 20,
-        Some("integer") => 23,
-        Some("smallint") => 21,
+        Some("bigint") => "20",
+        Some("integer") => "23",
+        Some("smallint") => "21",
         _ => return ("null::pg_catalog.int8".to_owned(), text.clone()),
     };
     // The type is asked for when the statement runs: after it has changed, the text is no integer.
     let is = |operator: &str| {
-        format!(
-            "pg_catalog.pg_typeof({column})::pg_catalog.oid operator(pg_catalog.{operator}) {oid}::pg_catalog.oid"
-        )
+        let values = [("column", &*column), ("operator", operator), ("oid", oid)];
+        fill(statement!("capture", "key_is_of_type"), &values)
     };
     (
         format!("case when {} then {text}::pg_catalog.int8 end", is("=")),
@@ -271,19 +284,20 @@ fn not_among(entity: &Entity, table: &SourceTable, from: &str) -> String {
         .zip(texts(entity, table))
         .map(|(nth, text)| (format!("cloud_sync_{nth}"), text))
         .collect();
-    let given: Vec<_> = columns
+    let keys: Vec<_> = columns
         .iter()
-        .map(|(own, text)| format!("{text} as {own}"))
+        .map(|(name, text)| format!("{text} as {name}"))
         .collect();
     let same: Vec<_> = columns
         .iter()
-        .map(|(own, text)| format!("k.{own} operator(pg_catalog.=) ({text} collate pg_catalog.\"C\")"))
+        .map(|(name, text)| format!("k.{name} operator(pg_catalog.=) ({text} collate pg_catalog.\"C\")"))
         .collect();
-    format!(
-        " where not exists (select from (select {} from ({from}) cloud_sync_row) k where {})",
-        given.join(", "),
-        same.join(" and ")
-    )
+    let values = [
+        ("keys", &*keys.join(", ")),
+        ("from", from),
+        ("same", &same.join(" and ")),
+    ];
+    format!(" {}", fill(statement!("capture", "not_among"), &values))
 }
 
 /// The key columns as texts, named without their table. Where a cast to text may be the site's own, or changes the value as that

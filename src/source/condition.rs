@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use super::describe::SourceTable;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
+use crate::sql_template::{fill, statement};
 
 /// The entity's condition as it is used: every name in it with its schema, so that it means in our sessions
 /// what it means in the site's own. None where the entity has none. The inner error is a configuration error:
@@ -30,10 +31,7 @@ pub(crate) async fn used(
         return Ok(Ok(None));
     };
     let right = client
-        .query_one(
-            "select has_database_privilege(current_database(), 'temporary')",
-            &[],
-        )
+        .query_one(statement!("condition", "may_create_tables"), &[])
         .await?;
     if !right.get::<_, bool>(0) {
         tracing::warn!(
@@ -67,51 +65,28 @@ async fn resolved(
         Some(database) => Ok(Err(database.message().to_owned())),
         None => Err(error),
     };
-    // By the name that the condition sees when rows are read.
-    client
-        .batch_execute(&format!(
-            "begin; create temporary table t (like {}); \
-             select set_config('search_path', concat_ws(', ', 'pg_catalog', nullif(current_setting('cloud_sync.path', true), '')), true)",
-            table.sql_name
-        ))
-        .await?;
-    // Not more than one statement. Whatever the site's schemas hold, nothing but this is parsed by them.
-    let constraint =
-        format!("alter table pg_temp.t add constraint cloud_sync_condition check ({filter}) not valid");
+    let begin = fill(statement!("condition", "begin"), &[("table", &table.sql_name)]);
+    client.batch_execute(&begin).await?;
+    let constraint = fill(statement!("condition", "parse"), &[("condition", filter)]);
     if let Err(error) = client.execute(&constraint, &[]).await {
         return refused(error);
     }
-    client
-        .batch_execute("set local search_path = pg_catalog, pg_temp")
+    client.batch_execute(statement!("condition", "pin_path")).await?;
+    let row = client
+        .query_one(statement!("condition", "parsed"), &[&table.oid])
         .await?;
-    let row = client.query_one(CONDITION, &[&table.oid]).await?;
     let used: String = row.get(0);
     if let Some(stranger) = row.get::<_, Option<String>>(1) {
         return Ok(Err(format!(
             "it means {stranger}, who owns neither the table nor the database"
         )));
     }
-    let index = format!("create index on pg_temp.t ((1)) where ({used})");
+    let index = fill(
+        statement!("condition", "must_be_immutable"),
+        &[("condition", &used)],
+    );
     match client.execute(&index, &[]).await {
         Ok(_) => Ok(Ok(used)),
         Err(error) => refused(error),
     }
 }
-
-/// The parsed condition of table $1, and the first operator, function or domain in it that is neither
-/// PostgreSQL's nor of a role that could do what it likes with the table anyway.
-const CONDITION: &str = "\
-select pg_get_expr(c.conbin, c.conrelid), (
-    select pg_describe_object(d.refclassid, d.refobjid, 0) || ' of role ' || owner.rolname
-    from pg_depend d
-    left join pg_operator o on d.refclassid = 'pg_operator'::regclass and o.oid = d.refobjid
-    left join pg_proc p on p.oid = o.oprcode or d.refclassid = 'pg_proc'::regclass and p.oid = d.refobjid
-    left join pg_type y on d.refclassid = 'pg_type'::regclass and y.oid = d.refobjid and y.typtype = 'd'
-        and y.oid not in (select atttypid from pg_attribute where attrelid = $1)
-    join pg_roles owner on owner.oid in (o.oprowner, p.proowner, y.typowner)
-    where d.classid = 'pg_constraint'::regclass and d.objid = c.oid and not owner.rolsuper
-        and owner.rolname <> current_user
-        and owner.oid not in (select relowner from pg_class where oid = $1
-            union all select datdba from pg_database where datname = current_database())
-    limit 1)
-from pg_constraint c where c.conrelid = 'pg_temp.t'::regclass and c.conname = 'cloud_sync_condition'";

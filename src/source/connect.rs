@@ -17,23 +17,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{Error, Kind, Result};
+use crate::sql_template::statement;
 
-/// Settings of every session: a site's own defaults must not break the replicator, and values must read the
-/// same. What a role may not see under row-level security must fail, not be missing. First of all the search
-/// path: an operator, a function or a type that stands in a schema of the site is never one of ours, however
-/// well it fits; where the site looks for its tables, and what its conditions mean, is kept beside it.
-/// `transaction_timeout` is there from 17 on.
-const PIN: &str = "select pg_catalog.set_config('cloud_sync.path', pg_catalog.current_setting('search_path'), false), \
-         pg_catalog.set_config('cloud_sync.schemas', pg_catalog.current_schemas(false)::pg_catalog.text, false); \
-     set search_path = pg_catalog, pg_temp; \
-     set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = '30s'; \
-     set idle_session_timeout = 0; set standard_conforming_strings = on; set synchronous_commit = on; \
-     set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set extra_float_digits = 1; \
-     set bytea_output = 'hex'; set xmlbinary = base64; set lc_monetary = 'C'; set quote_all_identifiers = off; set row_security = off; \
-     set jit = off; set max_parallel_workers_per_gather = 0; set default_transaction_isolation = 'read committed'; \
-     set default_transaction_read_only = off; set default_transaction_deferrable = off; \
-     set client_min_messages = warning; \
-     select set_config(name, '0', false) from pg_catalog.pg_settings where name = 'transaction_timeout'";
+/// The settings of every session.
+const PIN: &str = statement!("session", "pin");
 
 /// An open session. Dropping it closes the connection.
 pub struct Session {
@@ -151,9 +138,7 @@ pub async fn must_keep_sessions(url: &SecretString) -> Result<()> {
     let (one, other) = tokio::try_join!(Session::open(url, "pooler"), Session::open(url, "pooler"))?;
     let failed = |error| Error::postgres(operation, error);
     let process = async |session: &Session| {
-        let asked = session
-            .client()
-            .simple_query("select pg_catalog.pg_backend_pid()");
+        let asked = session.client().simple_query(statement!("session", "process"));
         match tokio::time::timeout(POOLED, asked).await {
             Ok(rows) => Ok(rows.map_err(failed)?.iter().find_map(|message| match message {
                 SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),

@@ -7,6 +7,7 @@ use tokio_postgres::{Client, Row, Statement};
 use super::{condition, fit};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
+use crate::sql_template::{fill, statement};
 use crate::wire::values::to_json::BINARY_OIDS;
 
 /// How a column's value is read, and becomes JSON.
@@ -132,63 +133,14 @@ pub struct DescribedTable {
 /// The oid of the table of this name, which may say its schema, else is looked for where the site looks for
 /// its tables; null where there is none.
 fn named(name: &str) -> String {
-    format!(
-        "coalesce(to_regclass({name}), case when cardinality(parse_ident({name})) = 1 then \
-         (select to_regclass(format('%I.%s', s.name, {name})) \
-          from unnest(current_setting('cloud_sync.schemas', true)::name[]) with ordinality s(name, place) \
-          where to_regclass(format('%I.%s', s.name, {name})) is not null order by s.place limit 1) end)"
-    )
+    fill(statement!("tables", "named_table"), &[("name", name)])
 }
 
-/// The table of a name, and a table that inherits from it although it is not partitioned.
+/// Finds the table of a name.
 static FIND: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
-         case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = {}",
-        named("$1::text")
-    )
+    let values = [("named_table", &*named("$1::text"))];
+    fill(statement!("tables", "find"), &values)
 });
-
-const FIND_CAPTURED: &str = "select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition, \
-     case when c.relkind = 'r' then (select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end \
-     from cloud_sync.entity e join pg_class c on c.oid = e.relid join pg_namespace n on n.oid = c.relnamespace \
-     where e.name = $1 and e.detached_at is null";
-
-const COLUMNS: &str = "\
-with recursive base as (
-    select a.attrelid, a.attnum, a.attname, a.attnotnull, a.atttypid as original, a.atttypid as typid
-    from pg_attribute a where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
-    union all
-    select b.attrelid, b.attnum, b.attname, b.attnotnull or t.typnotnull, b.original, t.typbasetype
-    from base b join pg_type t on t.oid = b.typid where t.typtype = 'd'
-)
-select b.attname::text, format_type(b.typid, null), format_type(b.original, -1), format_type(b.typid, -1), not b.attnotnull,
-       t.typtype::text, coalesce(e.typtype::text, ''), n.nspname::text, b.typid, coalesce(e.oid, 0::oid)
-from base b join pg_type t on t.oid = b.typid join pg_namespace n on n.oid = t.typnamespace
-left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
-where t.typtype <> 'd' order by b.attnum";
-
-/// Each key column of each unique index: the index, whether it is the primary key, the column, its equality operator, its
-/// collation where that has another version now, whether it is the database's default one (its oid is 100) and the server
-/// tells that one's version.
-const UNIQUE_KEYS: &str = "\
-select i.indexrelid, i.indisprimary, a.attname::text,
-       (select format('operator(%I.%s)', n.nspname, o.oprname) from pg_opclass c join pg_amop m on m.amopfamily = c.opcfamily
-            and m.amopstrategy = 3 and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
-        join pg_operator o on o.oid = m.amopopr join pg_namespace n on n.oid = o.oprnamespace where c.oid = k.opclass),
-       (select c.collname::text from pg_collation c where c.oid = k.coll and c.collversion is distinct from
-            pg_collation_actual_version(c.oid) and c.collversion is not null),
-       k.coll = 100 and current_setting('server_version_num')::int >= 150000
-from pg_index i cross join unnest(i.indkey::smallint[], i.indclass::oid[], i.indcollation::oid[]) with ordinality k(attnum, opclass, coll, nth)
-join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-where i.indrelid = $1 and i.indisunique and i.indpred is null and i.indexprs is null and i.indisvalid and k.nth <= i.indnkeyatts
-order by not i.indisprimary, i.indexrelid, k.nth";
-
-/// The name of the database's default collation, where that has another version now. Since PostgreSQL 15.
-const STALE_DEFAULT: &str = "\
-select format('default of database %I', datname) from pg_database
-where datname = current_database() and datcollversion <> pg_database_collation_actual_version(oid)";
 
 /// Reads the tables of the catalogue, in its order, and checks that the catalogue fits them.
 ///
@@ -252,7 +204,7 @@ pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<Described
         .map_err(failed)?;
     if found.is_none() {
         found = client
-            .query_opt(FIND_CAPTURED, &[&entity.name])
+            .query_opt(statement!("tables", "find_captured"), &[&entity.name])
             .await
             .map_err(failed)?;
         renamed = found.is_some();
@@ -339,7 +291,7 @@ async fn describe_table(client: &Client, entity: &Entity, row: &Row) -> Result<S
     }
     let oid: u32 = row.get(0);
     let columns: Vec<_> = client
-        .query(COLUMNS, &[&oid])
+        .query(statement!("tables", "columns"), &[&oid])
         .await
         .map_err(failed)?
         .iter()
@@ -419,10 +371,16 @@ impl UniqueKey {
 /// The table's unique indexes, the primary key first.
 pub(super) async fn unique_keys(client: &Client, entity: &Entity, oid: u32) -> Result<Vec<UniqueKey>> {
     let failed = |error| Error::postgres(naming(entity), error);
-    let rows = client.query(UNIQUE_KEYS, &[&oid]).await.map_err(failed)?;
+    let rows = client
+        .query(statement!("tables", "unique_keys"), &[&oid])
+        .await
+        .map_err(failed)?;
     let mut stale_default = None;
     if rows.iter().any(|row| row.get(5)) {
-        let stale = client.query_opt(STALE_DEFAULT, &[]).await.map_err(failed)?;
+        let stale = client
+            .query_opt(statement!("tables", "stale_default_collation"), &[])
+            .await
+            .map_err(failed)?;
         stale_default = stale.map(|row| row.get::<_, String>(0));
     }
     let mut keys: Vec<(u32, UniqueKey)> = Vec::new();
@@ -458,18 +416,8 @@ pub(super) async fn unique_keys(client: &Client, entity: &Entity, oid: u32) -> R
 /// A number for each table, and the table that has each name now. A value of a column
 /// can change without a touch only by what changes its row in the catalog, which `xmin` tells.
 static FINGERPRINT: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "\
-select coalesce((select bit_xor(hashtextextended(attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.' || atttypmod || '.' || attnotnull || '.' || xmin, 0))
-                 from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped), 0)
-       # case when exists (select from pg_class where oid = any($1) and relkind = 'p') then coalesce((
-           with recursive tree (member) as (
-               select inhrelid from pg_inherits where inhparent = any($1)
-               union all select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.member)
-           select bit_xor(hashtextextended('partition ' || member, 0)) from tree), 0) else 0 end,
-       array(select {}::oid from unnest($2::text[]) with ordinality n(name, nth) order by n.nth)",
-        named("n.name")
-    )
+    let values = [("named_table", &*named("n.name"))];
+    fill(statement!("tables", "fingerprint"), &values)
 });
 
 /// Prepares [`fingerprint`] on a session: it is asked for with each batch.

@@ -16,6 +16,7 @@ use super::describe::{self, DescribedTable, SourceTable};
 use super::identity;
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
+use crate::sql_template::statement;
 
 /// What is wrong with an entity's capture now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,17 +109,9 @@ pub struct CapturedTable {
     pub foreign: bool,
 }
 
-const MEMBERS: &str = "\
-select format('%I.%I', n.nspname, c.relname), c.relkind::text,
-       array(select t.tgname || ' ' || t.tgenabled::text from pg_trigger t where t.tgrelid = c.oid and t.tgname like 'cloud\\_sync\\_%'),
-       c.oid = $1 as root
-from (select $1::oid as relid union select relid from pg_partition_tree($1::oid::regclass) p) tree
-join pg_class c on c.oid = tree.relid join pg_namespace n on n.oid = c.relnamespace
-order by root desc, 1";
-
 async fn all_members(client: &Client, table: &SourceTable, id: i16) -> Result<Vec<CapturedTable>> {
     let rows = client
-        .query(MEMBERS, &[&table.oid])
+        .query(statement!("drift", "members"), &[&table.oid])
         .await
         .map_err(|error| Error::postgres(format!("list the partitions of {}", table.sql_name), error))?;
     Ok(rows
@@ -159,31 +152,11 @@ pub(super) async fn strangers(
 ) -> Result<Vec<(String, String)>> {
     let names: Vec<&str> = members.iter().map(|member| member.sql_name.as_str()).collect();
     let rows = client
-        .query(
-            "select format('%I.%I', n.nspname, c.relname) as name, format('%I', t.tgname) \
-             from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
-             join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
-             where p.pronamespace = 'cloud_sync'::regnamespace and p.proname ~ format('^capture_%s_[a-z]+$', $1::smallint) \
-             and t.tgparentid = 0 and format('%I.%I', n.nspname, c.relname) <> all ($2) order by name",
-            &[&id, &names],
-        )
+        .query(statement!("drift", "strangers"), &[&id, &names])
         .await
         .map_err(|error| Error::postgres("list the captured tables", error))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
-
-/// What is kept of an entity's capture, and whether its triggers and functions are those that were installed. The triggers of a
-/// table that was dropped went with it: that is no sign that someone altered them.
-const CAPTURED: &str = "\
-select e.id, e.relid, e.definition, e.detached_at is not null,
-       not exists (
-           select from unnest(string_to_array(e.signature, ',')) installed (part)
-               full join unnest(string_to_array(cloud_sync.signature(e.id), ',')) present (part) on present.part = installed.part
-           where installed.part is null or (present.part is null
-               and (installed.part !~ '^[0-9]+[.][0-9]+[.]' or exists (
-                   select from pg_class c where c.oid::text = split_part(installed.part, '.', 2))))),
-       e.gap, e.gap_seen::text, e.selection, e.parked
-from cloud_sync.entity e where e.name = $1";
 
 /// How the capture of one entity stands on its table; none where it was never attached.
 ///
@@ -195,7 +168,7 @@ pub(super) async fn watch_one(
     table: &SourceTable,
 ) -> Result<Option<EntityDrift>> {
     let found = client
-        .query_opt(CAPTURED, &[&entity.name])
+        .query_opt(statement!("drift", "captured"), &[&entity.name])
         .await
         .map_err(|error| Error::postgres(format!("check the capture of {}", entity.name), error))?;
     let Some(row) = found else { return Ok(None) };
@@ -294,7 +267,7 @@ pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Descri
 /// The source's.
 pub async fn note_shape(client: &Client, id: i16, table: &SourceTable) -> Result<bool> {
     let row = client
-        .query_one("select cloud_sync.note_shape($1, $2)", &[&id, &table.oid])
+        .query_one(statement!("drift", "note_shape"), &[&id, &table.oid])
         .await
         .map_err(|error| Error::postgres(format!("remember the columns of {}", table.sql_name), error))?;
     Ok(row.get(0))
@@ -306,10 +279,7 @@ pub async fn note_shape(client: &Client, id: i16, table: &SourceTable) -> Result
 /// The source's.
 pub async fn mark(client: &Client, id: i16, gap: &str) -> Result<()> {
     client
-        .execute(
-            "update cloud_sync.entity set gap = $2, gap_seen = clock_timestamp() where id = $1",
-            &[&id, &gap],
-        )
+        .execute(statement!("drift", "mark"), &[&id, &gap])
         .await
         .map_err(|error| Error::postgres("remember that changes were missed", error))?;
     Ok(())
@@ -321,10 +291,7 @@ pub async fn mark(client: &Client, id: i16, gap: &str) -> Result<()> {
 /// The source's.
 pub async fn mark_all(client: &Client, gap: &str) -> Result<()> {
     client
-        .execute(
-            "update cloud_sync.entity set gap = $1, gap_seen = clock_timestamp() where detached_at is null",
-            &[&gap],
-        )
+        .execute(statement!("drift", "mark_all"), &[&gap])
         .await
         .map_err(|error| Error::postgres("remember that every entity is to be compared", error))?;
     Ok(())
@@ -337,12 +304,7 @@ pub async fn mark_all(client: &Client, gap: &str) -> Result<()> {
 /// The source's.
 pub async fn mark_unlogged(client: &Client, gap: &str) -> Result<()> {
     client
-        .execute(
-            "update cloud_sync.entity e set gap = $1, gap_seen = clock_timestamp() where e.detached_at is null and exists \
-             (select from pg_class c where c.relpersistence = 'u' \
-              and (c.oid = e.relid or c.oid in (select relid from pg_partition_tree(e.relid::regclass) p)))",
-            &[&gap],
-        )
+        .execute(statement!("drift", "mark_unlogged"), &[&gap])
         .await
         .map_err(|error| Error::postgres("remember that unlogged tables are to be compared", error))?;
     Ok(())
@@ -373,10 +335,7 @@ pub async fn closable(client: &Client, entity: &Entity, table: &SourceTable) -> 
 /// The source's.
 pub async fn close(client: &Client, entity: &Entity, stamp: &str) -> Result<()> {
     client
-        .execute(
-            "update cloud_sync.entity set gap = null, gap_seen = null where name = $1 and gap_seen::text = $2",
-            &[&entity.name, &stamp],
-        )
+        .execute(statement!("drift", "close"), &[&entity.name, &stamp])
         .await
         .map_err(|error| Error::postgres("remember what was compared", error))?;
     Ok(())

@@ -7,10 +7,7 @@ use tokio_postgres::Client;
 use super::describe::{SourceTable, unique_keys};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::error::{Error, Result};
-
-const REFERENCES: &str = "\
-select conrelid, confrelid from pg_constraint
-where contype = 'f' and conrelid <> confrelid and conrelid = any($1) and confrelid = any($1)";
+use crate::sql_template::statement;
 
 /// Checks that the table has each column that the entity names, and that it can be used so.
 pub(super) fn check_columns(entity: &Entity, table: &SourceTable) -> Result<()> {
@@ -148,18 +145,12 @@ fn check_children(entity: &Entity, table: &SourceTable) -> Result<()> {
     ))
 }
 
-/// The role, and the table or partition of the entity whose row-level security applies to it.
-const POLICIES: &str = "\
-select current_user::text, min(t.relid::regclass::text)
-from (select $1::oid as relid union select relid::oid from pg_partition_tree($1::oid::regclass)) t
-where row_security_active(t.relid) having count(*) > 0";
-
 /// Checks that the role sees all rows: one that a policy hides would count as deleted, so reading fails
 /// instead.
 pub(super) async fn check_policies(client: &Client, entity: &Entity, table: &SourceTable) -> Result<()> {
     let operation = format!("use entity {}", entity.name);
     let found = client
-        .query_opt(POLICIES, &[&table.oid])
+        .query_opt(statement!("tables", "policies"), &[&table.oid])
         .await
         .map_err(|error| Error::postgres(&operation, error))?;
     let Some(row) = found else { return Ok(()) };
@@ -185,7 +176,7 @@ pub(super) async fn check_order(
     let entity_of: HashMap<u32, EntityIndex> =
         by_oid.map(|(index, &oid)| (oid, EntityIndex(index))).collect();
     let rows = client
-        .query(REFERENCES, &[&oids])
+        .query(statement!("tables", "references"), &[&oids])
         .await
         .map_err(|error| Error::postgres("read the foreign keys of the catalogue's tables", error))?;
     let mut parents: BTreeMap<EntityIndex, Vec<EntityIndex>> = BTreeMap::new();

@@ -6,13 +6,11 @@
 
 use tokio_postgres::Client;
 
+use super::file_records;
 use crate::change::Epoch;
 pub use crate::checkpoint::Identity;
 use crate::error::{Error, Kind, Result};
-
-// The numbers of database and outbox too: what was dropped and made again under the same name is another one.
-const SYSTEM: &str = "select system_identifier || '/' || (select oid from pg_database where datname = current_database()) \
-     || '/' || current_database() || '/' || 'cloud_sync.outbox'::regclass::oid from pg_control_system()";
+use crate::sql_template::statement;
 
 /// What an operator says about the outbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,7 +39,7 @@ pub struct StoredIdentity {
 
 async fn system_id(client: &Client) -> Result<String> {
     let row = client
-        .query_one(SYSTEM, &[])
+        .query_one(statement!("identity", "system_id"), &[])
         .await
         .map_err(|error| Error::postgres("read the server's identity", error))?;
     Ok(row.get(0))
@@ -57,19 +55,14 @@ pub(crate) async fn establish(client: &Client, declared: OutboxDeclaration) -> R
     // Without a configured name, the source is named after server and database: the same database has the same name again
     // after `uninstall` and `init`, and another one another name.
     client
-        .execute(
-            "insert into cloud_sync.identity (system_id, source_id) \
-             select $1, 'db-' || system_identifier || '-' || (select oid from pg_database where datname = current_database()) \
-             from pg_control_system() on conflict do nothing",
-            &[&system],
-        )
+        .execute(statement!("identity", "create"), &[&system])
         .await
         .map_err(failed)?;
     match declared {
         OutboxDeclaration::Nothing => {}
         OutboxDeclaration::Same => {
             client
-                .execute("update cloud_sync.identity set system_id = $1", &[&system])
+                .execute(statement!("identity", "declare_same"), &[&system])
                 .await
                 .map_err(failed)?;
         }
@@ -77,24 +70,10 @@ pub(crate) async fn establish(client: &Client, declared: OutboxDeclaration) -> R
             // The transaction numbers of a restored outbox are another server's: its touches cannot be ordered here. So every
             // entity is compared. A segment that an open transaction has written to is waited for, but no writer waits behind
             // that: it is tried again.
-            super::install::with_lock(
-                client,
-                "empty the outbox",
-                "begin; set local lock_timeout = '2s'; \
-                 do $$ declare name text; begin for name in select inhrelid::regclass::text from pg_catalog.pg_inherits \
-                    where inhparent = 'cloud_sync.outbox'::regclass loop execute 'truncate only ' || name; end loop; end $$; \
-                 truncate cloud_sync.parked_key, cloud_sync.unanswered; \
-                 delete from cloud_sync.checkpoint; delete from cloud_sync.backfill; delete from cloud_sync.term_nonce; \
-                 update cloud_sync.entity set parked = null, gap = 'the outbox was declared a new one', gap_seen = clock_timestamp(); \
-                 commit",
-            )
-            .await?;
+            super::install::with_lock(client, "empty the outbox", statement!("identity", "empty_outbox"))
+                .await?;
             client
-                .execute(
-                    "update cloud_sync.identity set epoch = epoch + 1, epoch_settled = false, declared_new = true, \
-                     outbox_id = gen_random_uuid(), system_id = $1",
-                    &[&system],
-                )
+                .execute(statement!("identity", "declare_new"), &[&system])
                 .await
                 .map_err(failed)?;
         }
@@ -106,10 +85,7 @@ pub(crate) async fn establish(client: &Client, declared: OutboxDeclaration) -> R
 
 async fn read_stored(client: &Client, source_id: Option<&str>) -> Result<StoredIdentity> {
     let row = client
-        .query_opt(
-            "select outbox_id::text, system_id, epoch, epoch_settled, declared_new, cloud, source_id from cloud_sync.identity",
-            &[],
-        )
+        .query_opt(statement!("identity", "stored"), &[])
         .await
         .map_err(|error| Error::postgres("read the outbox's identity", error))?
         .ok_or_else(not_installed)?;
@@ -167,22 +143,11 @@ pub async fn stored(client: &Client, source_id: Option<&str>) -> Result<StoredId
 pub(crate) async fn note_cloud(client: &Client, term: i64, cloud: &str, another: bool) -> Result<()> {
     let failed = |error| Error::postgres("note which cloud it is", error);
     client
-        .execute(
-            "update cloud_sync.identity set cloud = $2 from cloud_sync.hold_term($1) mine",
-            &[&term, &cloud],
-        )
+        .execute(statement!("identity", "note_cloud"), &[&term, &cloud])
         .await
         .map_err(failed)?;
     if another {
-        client
-            .execute(
-                "with late as (select path from cloud_sync.media where state = 'uploaded' order by path for no key update) \
-                 update cloud_sync.media set state = 'waiting', url = null, hash = null, attempts = 0, next_attempt = now() \
-                 where path in (select path from late)",
-                &[],
-            )
-            .await
-            .map_err(failed)?;
+        file_records::upload_all_again(client).await?;
     }
     Ok(())
 }
@@ -193,10 +158,7 @@ pub(crate) async fn note_cloud(client: &Client, term: i64, cloud: &str, another:
 /// The source's; a standby counts as unreachable, as it may be promoted at any moment.
 pub async fn timeline(client: &Client) -> Result<String> {
     let row = client
-        .query_one(
-            "select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) end",
-            &[],
-        )
+        .query_one(statement!("identity", "timeline"), &[])
         .await
         .map_err(|error| Error::postgres("read the server's timeline", error))?;
     let timeline: Option<String> = row.get(0);
@@ -216,11 +178,7 @@ pub async fn timeline(client: &Client) -> Result<String> {
 /// The source's; a configuration error where the sequence was altered.
 pub async fn check_sequence(client: &Client) -> Result<()> {
     let row = client
-        .query_one(
-            "select seqcache = 1 and seqincrement = 1 and not seqcycle from pg_sequence \
-             where seqrelid = 'cloud_sync.position'::regclass",
-            &[],
-        )
+        .query_one(statement!("identity", "sequence_is_sound"), &[])
         .await
         .map_err(|error| Error::postgres("read the sequence of positions", error))?;
     if row.get(0) {
@@ -243,7 +201,7 @@ pub async fn check_sequence(client: &Client) -> Result<()> {
 /// The source's.
 pub async fn installed(client: &Client) -> Result<bool> {
     let row = client
-        .query_one("select to_regclass('cloud_sync.entity') is not null", &[])
+        .query_one(statement!("identity", "is_installed"), &[])
         .await
         .map_err(|error| Error::postgres("look for the outbox", error))?;
     Ok(row.get(0))

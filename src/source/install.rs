@@ -19,6 +19,7 @@ pub use super::identity::{installed, not_installed};
 use super::{drift, quote_text};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Class, Error, Kind, Result};
+use crate::sql_template::{fill, statement};
 
 /// Functions, each defined once: `init` re-creates them.
 const FUNCTIONS: [&str; 3] = [
@@ -29,10 +30,6 @@ const FUNCTIONS: [&str; 3] = [
 
 /// Segments that are there from the beginning.
 const SEGMENTS: i64 = 4;
-
-/// Of two `init`s at once one waits for the other's lock on this table, which no other role may take.
-const MIGRATING: &str = "create table if not exists cloud_sync.migrating (); begin; \
-    lock table cloud_sync.migrating in exclusive mode";
 
 /// The migrations, without sqlx's own lock: it is an advisory one, which any role could hold for ever.
 fn migrations() -> sqlx::migrate::Migrator {
@@ -102,7 +99,7 @@ pub async fn init(
 /// # Errors
 /// That one, and the source's.
 pub async fn must_not_be_led(client: &Client) -> Result<()> {
-    match super::term::leader(client).await? {
+    match super::leader::holder(client).await? {
         None => Ok(()),
         Some(leader) => Err(Error::config(
             "remove capture",
@@ -126,7 +123,7 @@ pub async fn uninstall(url: &SecretString) -> Result<Vec<String>> {
     let detached = detach_others(session.client(), &empty).await?;
     session
         .client()
-        .batch_execute("drop schema cloud_sync cascade")
+        .batch_execute(statement!("install", "drop_schema"))
         .await
         .map_err(|error| Error::postgres("drop schema cloud_sync", error))?;
     Ok(detached)
@@ -168,7 +165,7 @@ async fn attached_one(
 /// An error where schema `cloud_sync` is of a version whose outbox holds rows and not touches.
 async fn must_be_current(client: &Client) -> Result<()> {
     let row = client
-        .query_one("select to_regclass('cloud_sync.outbox_0') is not null", &[])
+        .query_one(statement!("install", "has_rows"), &[])
         .await
         .map_err(|error| Error::postgres("read the version of schema cloud_sync", error))?;
     if row.get(0) {
@@ -196,9 +193,7 @@ pub async fn attach(client: &Client, entity: &Entity, table: &SourceTable) -> Re
     let before = drift::watch_one(client, entity, table).await?;
     let row = client
         .query_one(
-            "insert into cloud_sync.entity (name, relation, relid, definition) values ($1, $2, $3, '') \
-             on conflict (name) do update set relation = excluded.relation, relid = excluded.relid \
-             returning id, selection",
+            statement!("install", "number_entity"),
             &[&entity.name, &table.sql_name, &table.oid],
         )
         .await
@@ -216,53 +211,59 @@ pub async fn attach(client: &Client, entity: &Entity, table: &SourceTable) -> Re
         let strangers = drift::strangers(client, id, &members).await?;
         (members, strangers)
     };
-    let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
-    sql.push_str(&capture::functions(entity, table, id));
-    for (stranger, trigger) in strangers {
-        sql.push_str(&format!("drop trigger if exists {trigger} on {stranger};\n"));
-    }
-    let mut gaps = Vec::new();
-    for (nth, member) in members.iter().enumerate() {
+    let mut triggers: String = strangers
+        .iter()
+        .map(|(stranger, trigger)| drop_trigger(trigger, stranger))
+        .collect();
+    let (number, oid) = (id.to_string(), table.oid.to_string());
+    let mut gaps = String::new();
+    for (index, member) in members.iter().enumerate() {
+        let is_partition = index > 0;
         for event in EVENTS {
-            if nth == 0 || event.on_partitions() {
-                sql.push_str(&event.create(id, table.oid, &member.sql_name, nth > 0));
+            if !is_partition || event.on_partitions() {
+                triggers += &event.create(id, table.oid, &member.sql_name, is_partition);
+                triggers.push('\n');
             }
         }
-        // What was written into a new partition before is found by a comparison; one that was never written to needs none. A
-        // row that was sent and has left without a trigger leaves a file that has a size, or is another, or was vacuumed.
-        if member.uncaptured && nth > 0 {
-            sql.push_str(&format!(
-                "update cloud_sync.entity set gap = {}, gap_seen = clock_timestamp() \
-                 where id = {id} and exists (select from pg_class c where c.oid = {}::regclass and c.relkind = 'r' \
-                 and (pg_relation_size(c.oid) > 0 or c.relfilenode <> c.oid or c.reltuples >= 0));\n",
-                quote_text("a partition was added that has or had rows in it"),
-                quote_text(&member.sql_name),
-            ));
+        if member.uncaptured && is_partition {
+            let values = [
+                (
+                    "gap",
+                    &*quote_text("a partition was added that has or had rows in it"),
+                ),
+                ("id", &number),
+                ("partition", &quote_text(&member.sql_name)),
+            ];
+            gaps += &fill(statement!("install", "mark_added_partition"), &values);
+            gaps.push('\n');
         }
     }
+    let mut mark_gap = |gap: &str| {
+        let values = [("gap", &*quote_text(gap)), ("id", &number)];
+        gaps += &fill(statement!("install", "mark_gap"), &values);
+        gaps.push('\n');
+    };
     let missed = before
         .and_then(|watched| watched.wrong)
         .and_then(|wrong| wrong.missed());
-    gaps.extend(missed);
+    if let Some(gap) = missed {
+        mark_gap(&gap);
+    }
     if sent_as.is_some_and(|before| before != selection) {
-        gaps.push("which rows and columns are sent has changed: others may be in the cloud".to_owned());
+        mark_gap("which rows and columns are sent has changed: others may be in the cloud");
     }
-    for gap in gaps {
-        sql.push_str(&format!(
-            "update cloud_sync.entity set gap = {}, gap_seen = clock_timestamp() where id = {id};\n",
-            quote_text(&gap),
-        ));
-    }
-    sql.push_str(&format!(
-        "select cloud_sync.note_shape({id}::smallint, {});\n",
-        table.oid
-    ));
-    sql.push_str(&format!(
-        "update cloud_sync.entity set definition = {}, selection = {}, signature = cloud_sync.signature({id}::smallint), \
-         attached_at = now(), detached_at = null where id = {id};\ncommit;",
-        quote_text(&capture::definition(entity, table)),
-        quote_text(&selection),
-    ));
+    let sql = fill(
+        statement!("install", "attach"),
+        &[
+            ("functions", &capture::functions(entity, table, id)),
+            ("triggers", &triggers),
+            ("gaps", &gaps),
+            ("id", &number),
+            ("oid", &oid),
+            ("definition", &quote_text(&capture::definition(entity, table))),
+            ("selection", &quote_text(&selection)),
+        ],
+    );
     with_lock(client, &operation, &sql).await?;
     Ok(id)
 }
@@ -293,10 +294,7 @@ pub(super) async fn with_lock(client: &Client, operation: &str, sql: &str) -> Re
 /// Takes the triggers of entities away that the catalogue does not have.
 async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<String>> {
     let rows = client
-        .query(
-            "select id, name from cloud_sync.entity where detached_at is null",
-            &[],
-        )
+        .query(statement!("install", "attached"), &[])
         .await
         .map_err(|error| Error::postgres("list the captured tables", error))?;
     let mut detached = Vec::new();
@@ -305,28 +303,41 @@ async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<Str
         if catalogue.find(&name).is_some() {
             continue;
         }
-        let mut sql = String::from("begin; set local lock_timeout = '2s';\n");
-        for (table, trigger) in drift::strangers(client, id, &[]).await? {
-            sql.push_str(&format!("drop trigger if exists {trigger} on {table};\n"));
-        }
-        for event in EVENTS {
-            sql.push_str(&format!(
-                "drop function if exists cloud_sync.capture_{id}_{}();\n",
-                event.name
-            ));
-        }
-        sql.push_str(&format!(
-            "update cloud_sync.entity set detached_at = now() where id = {id};\ncommit;"
-        ));
+        let strangers = drift::strangers(client, id, &[]).await?;
+        let triggers: String = strangers
+            .iter()
+            .map(|(table, trigger)| drop_trigger(trigger, table))
+            .collect();
+        let functions: String = EVENTS
+            .iter()
+            .map(|event| {
+                let values = [("function", &*event.function(id))];
+                fill(statement!("install", "drop_function"), &values) + "\n"
+            })
+            .collect();
+        let sql = fill(
+            statement!("install", "detach"),
+            &[
+                ("triggers", &triggers),
+                ("functions", &functions),
+                ("id", &id.to_string()),
+            ],
+        );
         with_lock(client, &format!("take capture away from {name}"), &sql).await?;
         detached.push(name);
     }
     Ok(detached)
 }
 
+/// The SQL that takes a trigger away from a table; both are names in SQL.
+fn drop_trigger(trigger: &str, table: &str) -> String {
+    let values = [("trigger", trigger), ("table", table)];
+    fill(statement!("install", "drop_trigger"), &values) + "\n"
+}
+
 async fn check_version(client: &Client) -> Result<()> {
     let row = client
-        .query_one("select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()", &[])
+        .query_one(statement!("install", "server"), &[])
         .await
         .map_err(|error| Error::postgres("read the server's version", error))?;
     if row.get::<_, i32>(0) < 140_000 {
@@ -352,7 +363,7 @@ async fn check_version(client: &Client) -> Result<()> {
 
 async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
     client
-        .batch_execute("create schema if not exists cloud_sync")
+        .batch_execute(statement!("install", "create_schema"))
         .await
         .map_err(|error| {
             Error::postgres("create schema cloud_sync", error).remedy(
@@ -360,16 +371,19 @@ async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
             )
         })?;
     must_be_current(client).await?;
-    client.batch_execute(MIGRATING).await.map_err(|error| {
-        Error::postgres("migrate the outbox", error)
-            .remedy("wait until the other `cloud-sync init` has ended")
-    })?;
+    client
+        .batch_execute(statement!("install", "begin_migrating"))
+        .await
+        .map_err(|error| {
+            Error::postgres("migrate the outbox", error)
+                .remedy("wait until the other `cloud-sync init` has ended")
+        })?;
     let pool: PgPool = super::connect::pool(url).await?;
     let mut connection = pool
         .acquire()
         .await
         .map_err(|error| Error::sqlx("migrate the outbox", error))?;
-    sqlx::raw_sql("set search_path = cloud_sync, pg_temp")
+    sqlx::raw_sql(statement!("install", "migrations_path"))
         .execute(&mut *connection)
         .await
         .map_err(|error| Error::sqlx("migrate the outbox", error))?;
@@ -389,11 +403,7 @@ async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
         client.batch_execute(functions).await.map_err(failed)?;
     }
     client
-        .execute(
-            "select cloud_sync.add_segment() from generate_series(1, $1 - \
-             (select count(*) from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass))",
-            &[&SEGMENTS],
-        )
+        .execute(statement!("segments", "add"), &[&SEGMENTS])
         .await
         .map_err(failed)?;
     Ok(())

@@ -10,18 +10,24 @@
 //!
 //! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
 
+pub(crate) mod backfill_progress;
 pub mod capture;
 pub(crate) mod condition;
 pub mod connect;
 pub mod describe;
 pub mod drift;
+pub mod file_records;
 pub(crate) mod fit;
 pub mod identity;
 pub mod install;
+pub mod leader;
 pub mod outbox;
 pub mod pages;
+pub(crate) mod parking;
 pub(crate) mod projection;
+pub mod quarantine;
 pub(crate) mod rows;
+pub(crate) mod schema_check;
 pub mod sent;
 pub mod site_session;
 pub mod term;

@@ -18,21 +18,23 @@ use crate::abort;
 use crate::change::{Position, Snapshot};
 use crate::checkpoint::{Checkpoint, Window};
 use crate::error::{Error, Kind, Result};
+use crate::sql_template::{fill, statement};
 use crate::wire::values::calendar::MICROS_TO_2000;
 
-const WINDOW: &str = include_str!("../../sql/window.sql");
-const WINDOW_OPEN: &str = include_str!("../../sql/window_open.sql");
-const LAG: &str = include_str!("../../sql/lag.sql");
+/// Reads a page of a window.
+#[doc(hidden)]
+pub const WINDOW: &str = statement!("outbox", "window");
+
+/// Opens a window and reads its first page.
+#[doc(hidden)]
+pub const OPEN_WINDOW: &str = statement!("outbox", "open_window");
 
 /// How long a session that reads windows waits for a lock: a locked table must not hold up the others.
 pub(crate) const LOCK: &str = "2s";
 
-/// Settings of a session that reads windows. A page is the beginning of a long window, in the order of the segments' indexes, and
-/// rows are found by their keys. With statistics from an unlucky moment the planner would rather sort or scan. There is one
-/// such plan, and planning it again for each batch would cost a lone commit more than reading it.
+/// Settings of a session that reads windows.
 #[doc(hidden)]
-pub const READING: &str = "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; \
-     set enable_mergejoin = off; set plan_cache_mode = force_generic_plan";
+pub const READING: &str = statement!("session", "read_windows");
 
 /// What a touch says of its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,23 @@ pub(crate) enum TouchOp {
     Truncated,
     /// Rows were touched, and it is not known which.
     Unknown,
+}
+
+impl TouchOp {
+    /// Its letter in the outbox.
+    pub(crate) fn letter(self) -> u8 {
+        match self {
+            Self::Written => b'w',
+            Self::Moved => b'm',
+            Self::Truncated => b't',
+            Self::Unknown => b'g',
+        }
+    }
+
+    fn of_letter(letter: u8) -> Option<Self> {
+        let all = [Self::Written, Self::Moved, Self::Truncated, Self::Unknown];
+        all.into_iter().find(|op| op.letter() == letter)
+    }
 }
 
 /// An entry of the outbox.
@@ -105,19 +124,17 @@ impl Outbox {
         };
         let client = session.client();
         client
-            .batch_execute(&format!("{READING}; set lock_timeout = '{LOCK}'"))
+            .batch_execute(&fill(
+                statement!("session", "wait_for_locks"),
+                &[("read_windows", READING), ("lock_timeout", LOCK)],
+            ))
             .await
             .map_err(failed)?;
         let (window, window_open, last, fence) = futures::try_join!(
             client.prepare(WINDOW),
-            client.prepare(WINDOW_OPEN),
-            client.prepare(
-                "select case when is_called then last_value else last_value - 1 end from cloud_sync.position"
-            ),
-            client.prepare(
-                "select case when $1::bigint < 0 then pg_current_xact_id()::text \
-                 when last_value > $1 then pg_logical_emit_message(true, 'cloud_sync', '')::text end from cloud_sync.position"
-            ),
+            client.prepare(OPEN_WINDOW),
+            client.prepare(statement!("outbox", "last_position")),
+            client.prepare(statement!("outbox", "fence")),
         )
         .map_err(failed)?;
         Ok(Self {
@@ -223,20 +240,14 @@ impl Outbox {
                 page.foreign.entry(row.get(1)).or_insert(position);
                 continue;
             };
-            let op = match row.get::<_, i8>(2) as u8 {
-                b'w' => TouchOp::Written,
-                b'm' => TouchOp::Moved,
-                b't' => TouchOp::Truncated,
-                b'g' => TouchOp::Unknown,
-                _ => {
-                    return Err(Error::new(
-                        Kind::Config,
-                        "read the outbox",
-                        format!("position {position} has an unknown operation"),
-                    )
-                    .remedy("a newer cloud-sync may have written it: use that version"));
-                }
-            };
+            let op = TouchOp::of_letter(row.get::<_, i8>(2) as u8).ok_or_else(|| {
+                Error::new(
+                    Kind::Config,
+                    "read the outbox",
+                    format!("position {position} has an unknown operation"),
+                )
+                .remedy("a newer cloud-sync may have written it: use that version")
+            })?;
             let UnixMicros(captured_at) = row.get(3);
             page.touches.push(Touch {
                 position,
@@ -313,11 +324,7 @@ pub(crate) async fn mirror(client: &Client, fence: &Fence, checkpoint: &Checkpoi
     let body = checkpoint.to_json()?;
     let written = client
         .execute_typed(
-            "with mine as materialized (select term from cloud_sync.term where term = $2 for share), \
-             written as (insert into cloud_sync.checkpoint as c (source_id, term, serial, body) select $1, $5, $3, $4 from mine \
-                 on conflict (source_id) do update set term = excluded.term, serial = excluded.serial, body = excluded.body, \
-                 mirrored_at = now() where (c.term, c.serial) <= (excluded.term, excluded.serial)) \
-             select from mine",
+            statement!("checkpoint", "mirror"),
             &[
                 (&checkpoint.identity.source_id, Type::TEXT),
                 (&fence.term(), Type::INT8),
@@ -341,10 +348,7 @@ pub(crate) async fn mirror(client: &Client, fence: &Fence, checkpoint: &Checkpoi
 pub async fn mirrored(session: &Session, identity: &Identity) -> Result<Option<Checkpoint>> {
     let row = session
         .client()
-        .query_opt(
-            "select body from cloud_sync.checkpoint where source_id = $1",
-            &[&identity.source_id],
-        )
+        .query_opt(statement!("checkpoint", "mirrored"), &[&identity.source_id])
         .await
         .map_err(|error| Error::postgres("read the checkpoint's mirror", error))?;
     let Some(row) = row else { return Ok(None) };
@@ -361,10 +365,7 @@ pub async fn mirrored(session: &Session, identity: &Identity) -> Result<Option<C
 /// The source's.
 pub(crate) async fn log_end(client: &Client) -> std::result::Result<(PgLsn, PgLsn), tokio_postgres::Error> {
     let row = client
-        .query_typed_one(
-            "select pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn()",
-            &[],
-        )
+        .query_typed_one(statement!("outbox", "log_end"), &[])
         .await?;
     Ok((row.get(0), row.get(1)))
 }
@@ -377,70 +378,16 @@ pub(crate) async fn log_end(client: &Client) -> std::result::Result<(PgLsn, PgLs
 pub(crate) async fn flush(client: &Client, wal: PgLsn) -> Result<()> {
     let failed = |error| Error::postgres("wait for the source's disk", error);
     let row = client
-        .query_typed_one("select pg_current_wal_flush_lsn() >= $1", &[(&wal, Type::PG_LSN)])
+        .query_typed_one(statement!("outbox", "is_flushed"), &[(&wal, Type::PG_LSN)])
         .await
         .map_err(failed)?;
     if !row.get::<_, bool>(0) {
         // Its commit takes all before it to the disk, and to the standby where one is waited for.
         client
-            .query_typed_one("select pg_logical_emit_message(true, 'cloud_sync', '')", &[])
+            .query_typed_one(statement!("outbox", "flush"), &[])
             .await
             .map_err(failed)?;
     }
-    Ok(())
-}
-
-/// A touch of a parked entity, with its key in one of the outbox's two forms; neither for a truncate.
-pub(crate) struct KeptTouch {
-    pub(crate) op: TouchOp,
-    pub(crate) number: Option<i64>,
-    pub(crate) key: Option<String>,
-}
-
-/// Keeps touches of an entity that cannot be read or sent now, and notes why. In one transaction, while the term is this drain's.
-///
-/// # Errors
-/// The source's.
-pub(crate) async fn park(
-    client: &Client,
-    fence: &Fence,
-    entity: i16,
-    why: &str,
-    touches: &[KeptTouch],
-) -> Result<()> {
-    let ops: Vec<i8> = touches
-        .iter()
-        .map(|touch| match touch.op {
-            TouchOp::Written => b'w' as i8,
-            TouchOp::Moved => b'm' as i8,
-            TouchOp::Truncated => b't' as i8,
-            TouchOp::Unknown => b'g' as i8,
-        })
-        .collect();
-    let numbers: Vec<Option<i64>> = touches.iter().map(|touch| touch.number).collect();
-    let keys: Vec<Option<&str>> = touches.iter().map(|touch| touch.key.as_deref()).collect();
-    client
-        .execute(
-            "with mine as materialized (select cloud_sync.hold_term($1)), \
-             noted as (update cloud_sync.entity set parked = $3, parked_at = coalesce(parked_at, now()) from mine where id = $2) \
-             insert into cloud_sync.parked_key (entity, op, number, key) \
-             select distinct $2, o, n, k from mine, unnest($4::\"char\"[], $5::bigint[], $6::text[]) u (o, n, k)",
-            &[&fence.term(), &entity, &why, &ops, &numbers, &keys],
-        )
-        .await
-        .map_err(|error| Error::postgres("keep the touches of an entity that is parked", error))?;
-    Ok(())
-}
-
-/// Touches the rows of a parked entity again, and notes that it is parked no longer.
-///
-/// # Errors
-/// The source's.
-pub(crate) async fn unpark(client: &Client, fence: &Fence, entity: i16) -> Result<()> {
-    client
-        .execute("select cloud_sync.unpark($1, $2)", &[&fence.term(), &entity])
-        .await
-        .map_err(|error| Error::postgres("touch the rows of an entity that was parked", error))?;
     Ok(())
 }
 
@@ -476,7 +423,7 @@ pub(crate) async fn trim(
         None => (&checkpoint.lo, Position(i64::MAX)),
     };
     let segments: Vec<i32> = client
-        .query_typed_one(LEFT_SEGMENTS, &[])
+        .query_typed_one(statement!("segments", "left"), &[])
         .await
         .map_err(failed)?
         .get(0);
@@ -484,7 +431,7 @@ pub(crate) async fn trim(
     for segment in segments {
         let row = client
             .query_typed_one(
-                "select cloud_sync.trim_segment($4, $1, $2::text::pg_snapshot, $3)",
+                statement!("segments", "trim"),
                 &[
                     (&segment, Type::INT4),
                     (&snapshot.to_string(), Type::TEXT),
@@ -502,8 +449,7 @@ pub(crate) async fn trim(
     }
     let row = client
         .query_typed_one(
-            "select case when $1 then cloud_sync.rotate($2) else false end, \
-             exists (select from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass and pg_relation_size(inhrelid) > 0)",
+            statement!("segments", "rotate"),
             &[(&rotate, Type::BOOL), (&LARGE_SEGMENT, Type::INT8)],
         )
         .await
@@ -512,12 +458,6 @@ pub(crate) async fn trim(
     trimmed.left = row.get(1);
     Ok(trimmed)
 }
-
-/// The segments that hold something and that writers do not use.
-const LEFT_SEGMENTS: &str = "\
-select array(select segment from generate_series(0, (select count(*)::int - 1 from pg_inherits where inhparent = 'cloud_sync.outbox'::regclass)) segment
-             where segment <> coalesce(pg_sequence_last_value('cloud_sync.state'), 0) & 65535
-               and pg_relation_size(format('cloud_sync.segment_%s', segment)) > 0)";
 
 /// What the cloud has not accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -540,13 +480,40 @@ pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<OutboxLag
     };
     let row = session
         .client()
-        .query_one(LAG, &[&lo, &hi, &position.0, &checkpoint.bound().0])
+        .query_one(
+            statement!("outbox", "lag"),
+            &[&lo, &hi, &position.0, &checkpoint.bound().0],
+        )
         .await
         .map_err(|error| Error::postgres("count the changes that wait", error))?;
     Ok(OutboxLag {
         changes: row.get::<_, i64>(0).max(0) as u64,
         seconds: row.get::<_, f64>(1).max(0.0),
     })
+}
+
+/// The first position that is not below `from`; `None` if there is none.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn first_from_position(client: &Client, from: Position) -> Result<Option<i64>> {
+    let row = client
+        .query_one(statement!("outbox", "first_from_position"), &[&from.0])
+        .await
+        .map_err(|error| Error::postgres("look for the first change to replay", error))?;
+    Ok(row.get(0))
+}
+
+/// The position of the first touch that was captured at this time, ISO 8601, or later; `None` if there is none.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn first_from_time(client: &Client, from: &str) -> Result<Option<i64>> {
+    let row = client
+        .query_one(statement!("outbox", "first_from_time"), &[&from])
+        .await
+        .map_err(|error| Error::postgres("look for the first change to replay", error))?;
+    Ok(row.get(0))
 }
 
 /// Bytes that the outbox takes on the source's disk.
@@ -556,11 +523,7 @@ pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<OutboxLag
 pub async fn bytes(session: &Session) -> Result<u64> {
     let row = session
         .client()
-        .query_one(
-            "select coalesce(sum(pg_total_relation_size(inhrelid)), 0)::bigint from pg_inherits \
-             where inhparent = 'cloud_sync.outbox'::regclass",
-            &[],
-        )
+        .query_one(statement!("outbox", "bytes"), &[])
         .await
         .map_err(|error| Error::postgres("measure the outbox", error))?;
     Ok(row.get::<_, i64>(0).max(0) as u64)

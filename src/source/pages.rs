@@ -12,6 +12,7 @@ use super::projection::{ImageBuffer, PresentRow, Projection};
 use super::quote_name;
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
+use crate::sql_template::{fill, statement};
 
 /// Rows and bytes that one read should have, at most.
 const ROWS: usize = 5_000;
@@ -69,14 +70,7 @@ pub struct RowPages<'a> {
 /// The source's.
 pub async fn leaves(client: &Client, table: &SourceTable) -> Result<Vec<LeafTable>> {
     let rows = client
-        .query_typed(
-            "select c.oid, coalesce(pg_relation_filenode(c.oid), 0::oid), \
-                    (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint, format('%I.%I', n.nspname, c.relname) \
-             from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-             where c.relkind = 'r' and (c.oid = $1 or c.oid in (select relid from pg_partition_tree($1::oid::regclass) p)) \
-             order by c.oid",
-            &[(&table.oid, Type::OID)],
-        )
+        .query_typed(statement!("pages", "leaves"), &[(&table.oid, Type::OID)])
         .await
         .map_err(|error| Error::postgres(format!("list the partitions of {}", table.sql_name), error))?;
     Ok(rows
@@ -95,11 +89,8 @@ pub async fn leaves(client: &Client, table: &SourceTable) -> Result<Vec<LeafTabl
 /// # Errors
 /// The source's.
 pub async fn count(client: &Client, entity: &Entity, table: &SourceTable, days: Option<u32>) -> Result<u64> {
-    let sql = format!(
-        "select count(*) from {} t where {}",
-        table.sql_name,
-        within(entity, days)
-    );
+    let values = [("table", &*table.sql_name), ("within", &within(entity, days))];
+    let sql = fill(statement!("pages", "count"), &values);
     let row = client
         .query_one(&sql, &[])
         .await
@@ -130,10 +121,8 @@ fn within_both(entity: &Entity, days: Option<u32>) -> String {
 }
 
 fn younger(column: &str, days: u32) -> String {
-    format!(
-        "t.{} >= pg_catalog.now() - interval '{days} days'",
-        quote_name(column)
-    )
+    let values = [("column", &*quote_name(column)), ("days", &days.to_string())];
+    fill(statement!("pages", "younger"), &values)
 }
 
 impl<'a> RowPages<'a> {
@@ -185,7 +174,7 @@ impl<'a> RowPages<'a> {
         if from >= leaf.pages {
             return Ok(None);
         }
-        let to = (from + self.step).min(leaf.pages);
+        let upto = (from + self.step).min(leaf.pages);
         let keys: Vec<String> = self
             .entity
             .key
@@ -196,10 +185,15 @@ impl<'a> RowPages<'a> {
             ColumnsToRead::Rows => self.projection.list(false),
             ColumnsToRead::Keys => format!("{}, {}", self.projection.met(), self.projection.key_list(&keys)),
         };
-        let sql = format!(
-            "select {list} from only {} t where t.ctid >= '({from},0)'::pg_catalog.tid and t.ctid < '({to},0)'::pg_catalog.tid \
-             and {}",
-            leaf.sql_name, self.within
+        let sql = fill(
+            statement!("pages", "page"),
+            &[
+                ("list", &list),
+                ("table", &leaf.sql_name),
+                ("from", &from.to_string()),
+                ("upto", &upto.to_string()),
+                ("within", &self.within),
+            ],
         );
         let rows = self
             .client
@@ -247,6 +241,6 @@ impl<'a> RowPages<'a> {
             (_, true) => (self.step / 2).max(1),
             _ => self.step,
         };
-        Ok(Some((found, to)))
+        Ok(Some((found, upto)))
     }
 }

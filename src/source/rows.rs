@@ -23,6 +23,7 @@ use super::text_parameter::TextParameter;
 use super::{pages, quote_name};
 use crate::catalogue::Entity;
 use crate::error::Error;
+use crate::sql_template::{fill, statement};
 
 /// The key of a touch, as the outbox has it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -423,25 +424,23 @@ fn texts(key: &TouchKey, columns: usize) -> Vec<Option<String>> {
 
 /// $1 the keys. Returns a key's place, the oid of its row's table, null where it is not there, and the row.
 fn by_number(table: &SourceTable, projection: &Projection) -> String {
-    format!(
-        "select k.cs_nth, t.tableoid, {} from unnest($1::pg_catalog.int8[]) with ordinality k(cs_key, cs_nth) \
-         left join {} t on t.{} {} k.cs_key",
-        projection.list(true),
-        table.sql_name,
-        quote_name(&table.key[0].name),
-        table.key[0].equals,
-    )
+    let values = [
+        ("list", &*projection.list(true)),
+        ("table", &table.sql_name),
+        ("key", &quote_name(&table.key[0].name)),
+        ("equals", &table.key[0].equals),
+    ];
+    fill(statement!("rows", "by_number"), &values)
 }
 
 /// $1 the least key, $2 the greatest. Returns each row's key, the oid of its table, and the row.
 fn by_range(table: &SourceTable, projection: &Projection) -> String {
-    let key = quote_name(&table.key[0].name);
-    format!(
-        "select t.{key}::pg_catalog.int8, t.tableoid, {} from {} t where t.{key} operator(pg_catalog.>=) $1::pg_catalog.int8 \
-         and t.{key} operator(pg_catalog.<=) $2::pg_catalog.int8",
-        projection.list(false),
-        table.sql_name,
-    )
+    let values = [
+        ("key", &*quote_name(&table.key[0].name)),
+        ("list", &projection.list(false)),
+        ("table", &table.sql_name),
+    ];
+    fill(statement!("rows", "by_range"), &values)
 }
 
 /// $1, $2, … the texts of each key column. Returns a key's place, the oid of its row's table, null where it is not there, the key, and the row.
@@ -469,16 +468,14 @@ fn by_text(table: &SourceTable, projection: &Projection) -> String {
         .zip(&values)
         .map(|(key, value)| format!("t.{} {} {value}", quote_name(&key.name), key.equals))
         .collect();
-    format!(
-        "select k.cs_nth, t.tableoid, {}, {} \
-         from (select {}, pg_catalog.generate_subscripts($1, 1)::pg_catalog.int8 cs_nth) k \
-         left join {} t on {}",
-        projection.key_list(&values),
-        projection.list(true),
-        arrays.join(", "),
-        table.sql_name,
-        same.join(" and "),
-    )
+    let values = [
+        ("keys", &*projection.key_list(&values)),
+        ("list", &projection.list(true)),
+        ("arrays", &arrays.join(", ")),
+        ("table", &table.sql_name),
+        ("same", &same.join(" and ")),
+    ];
+    fill(statement!("rows", "by_text"), &values)
 }
 
 /// The bytes that a batch may still take. One row goes above it at most.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use crate::error::{Error, Result};
+use crate::sql_template::statement;
 
 /// A key's hash, as the table has it.
 fn digest(key: &str) -> [u8; 16] {
@@ -39,12 +40,7 @@ fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
 pub async fn note(client: &Client, term: Option<i64>, entity: i16, keys: &[&str]) -> Result<()> {
     let digests: Vec<String> = keys.iter().map(|key| uuid(key)).collect();
     client
-        .execute(
-            "with mine as materialized (select case when $1::bigint is not null then cloud_sync.hold_term($1) end) \
-             insert into cloud_sync.sent (entity, digest) select distinct $2::smallint, d::uuid from mine, unnest($3::text[]) d \
-             on conflict do nothing",
-            &[&term, &entity, &digests],
-        )
+        .execute(statement!("sent", "note"), &[&term, &entity, &digests])
         .await
         .map_err(failed("note"))?;
     Ok(())
@@ -57,11 +53,7 @@ pub async fn note(client: &Client, term: Option<i64>, entity: i16, keys: &[&str]
 pub async fn known<'a>(client: &Client, entity: i16, keys: &[&'a str]) -> Result<HashSet<&'a str>> {
     let digests: Vec<String> = keys.iter().map(|key| uuid(key)).collect();
     let rows = client
-        .query(
-            "select nth from unnest($2::text[]) with ordinality d (digest, nth) \
-             where exists (select from cloud_sync.sent s where s.entity = $1 and s.digest = d.digest::uuid)",
-            &[&entity, &digests],
-        )
+        .query(statement!("sent", "known"), &[&entity, &digests])
         .await
         .map_err(failed("read"))?;
     Ok(rows
@@ -80,11 +72,7 @@ pub async fn known<'a>(client: &Client, entity: i16, keys: &[&'a str]) -> Result
 pub async fn forget(client: &Client, term: i64, entity: i16, keys: &[&str]) -> Result<()> {
     let digests: Vec<String> = keys.iter().map(|key| uuid(key)).collect();
     client
-        .execute(
-            "with mine as materialized (select cloud_sync.hold_term($1)) \
-             delete from cloud_sync.sent s using mine, unnest($3::text[]) d where s.entity = $2 and s.digest = d::uuid",
-            &[&term, &entity, &digests],
-        )
+        .execute(statement!("sent", "forget"), &[&term, &entity, &digests])
         .await
         .map_err(failed("forget"))?;
     Ok(())
@@ -98,11 +86,7 @@ pub async fn unanswered(client: &Client, term: i64, rows: &[(&str, &str)], life:
     let (entities, keys): (Vec<&str>, Vec<&str>) = rows.iter().copied().unzip();
     client
         .execute(
-            "with mine as materialized (select cloud_sync.hold_term($1)), \
-             before as (delete from cloud_sync.unanswered u using mine, unnest($2::text[], $3::text[]) n (entity, key) \
-                        where u.entity = n.entity and u.key = n.key) \
-             insert into cloud_sync.unanswered (entity, key, due) \
-             select distinct entity, key, now() + make_interval(secs => $4) from mine, unnest($2::text[], $3::text[]) n (entity, key)",
+            statement!("unanswered", "note"),
             &[&term, &entities, &keys, &life.as_secs_f64()],
         )
         .await
@@ -117,17 +101,11 @@ pub async fn unanswered(client: &Client, term: i64, rows: &[(&str, &str)], life:
 pub async fn overdue(client: &Client, limit: i64) -> Result<(Vec<(String, String)>, Option<f64>)> {
     let failed = |error| Error::postgres("read rows whose request got no answer", error);
     let rows = client
-        .query(
-            "select distinct entity, key from cloud_sync.unanswered where due <= now() limit $1",
-            &[&limit],
-        )
+        .query(statement!("unanswered", "overdue"), &[&limit])
         .await
         .map_err(failed)?;
     let next = client
-        .query_one(
-            "select extract(epoch from min(due) - now())::float8 from cloud_sync.unanswered",
-            &[],
-        )
+        .query_one(statement!("unanswered", "next_due"), &[])
         .await
         .map_err(failed)?;
     let rows = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
@@ -142,11 +120,7 @@ pub async fn answered(client: &Client, rows: &[(String, String)]) -> Result<()> 
     let (entities, keys): (Vec<&str>, Vec<&str>) =
         rows.iter().map(|(entity, key)| (&**entity, &**key)).unzip();
     client
-        .execute(
-            "delete from cloud_sync.unanswered u using unnest($1::text[], $2::text[]) n (entity, key) \
-             where u.entity = n.entity and u.key = n.key and u.due <= now()",
-            &[&entities, &keys],
-        )
+        .execute(statement!("unanswered", "forget"), &[&entities, &keys])
         .await
         .map_err(|error| Error::postgres("forget rows whose request got no answer", error))?;
     Ok(())

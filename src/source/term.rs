@@ -13,6 +13,7 @@ use tokio_postgres::Client;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind, Result};
+use crate::sql_template::statement;
 
 /// The term that this drain's writes are fenced by. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +45,7 @@ pub struct TermAtOpen {
 /// The source's.
 pub async fn term_at_open(client: &Client) -> Result<TermAtOpen> {
     let row = client
-        .query_one("select term, ended from cloud_sync.term", &[])
+        .query_one(statement!("term", "at_open"), &[])
         .await
         .map_err(|error| Error::postgres("read who drains the outbox", error))?;
     let fence = Fence::default();
@@ -68,15 +69,7 @@ pub async fn begin(client: &Client, fence: &Fence, above: i64, checkpoint: &mut 
     let body = checkpoint.to_json()?;
     let row = client
         .query_one(
-            "with mine as (update cloud_sync.term set term = $2, ended = false, begun_at = now() where term = $1 returning term), \
-             named as (insert into cloud_sync.term_nonce select term, $3 from mine \
-                       on conflict (term) do update set nonce = excluded.nonce), \
-             settled as (update cloud_sync.identity set epoch = $4, epoch_settled = true, declared_new = false \
-                         where exists (select from mine) and (epoch <> $4 or not epoch_settled or declared_new)), \
-             mirrored as (insert into cloud_sync.checkpoint (source_id, term, serial, body) select $5, term, $6, $7 from mine \
-                          on conflict (source_id) do update set term = excluded.term, serial = excluded.serial, \
-                          body = excluded.body, mirrored_at = now()) \
-             select count(*) from mine",
+            statement!("term", "begin"),
             &[
                 &mine,
                 &term,
@@ -102,10 +95,7 @@ pub async fn begin(client: &Client, fence: &Fence, above: i64, checkpoint: &mut 
 /// The source's.
 pub async fn nonce(client: &Client, term: i64) -> Result<Option<String>> {
     let row = client
-        .query_opt(
-            "select nonce from cloud_sync.term_nonce where term = $1",
-            &[&term],
-        )
+        .query_opt(statement!("term", "nonce"), &[&term])
         .await
         .map_err(|error| Error::postgres("read the nonce of a term", error))?;
     Ok(row.map(|row| row.get(0)))
@@ -117,10 +107,7 @@ pub async fn nonce(client: &Client, term: i64) -> Result<Option<String>> {
 /// The source's.
 pub async fn end(client: &Client, fence: &Fence) -> Result<()> {
     client
-        .execute(
-            "update cloud_sync.term set ended = true where term = $1",
-            &[&fence.term()],
-        )
+        .execute(statement!("term", "end"), &[&fence.term()])
         .await
         .map_err(|error| Error::postgres("end a term", error))?;
     Ok(())
@@ -134,36 +121,14 @@ pub async fn end(client: &Client, fence: &Fence) -> Result<()> {
 pub async fn incarnation(client: &Client) -> Result<String> {
     let failed = |error| Error::postgres("read the server's incarnation", error);
     client
-        .execute(
-            "insert into cloud_sync.incarnation (id) values (gen_random_uuid()) on conflict do nothing",
-            &[],
-        )
+        .execute(statement!("term", "name_incarnation"), &[])
         .await
         .map_err(failed)?;
     let row = client
-        .query_one("select id::text from cloud_sync.incarnation", &[])
+        .query_one(statement!("term", "incarnation"), &[])
         .await
         .map_err(failed)?;
     Ok(row.get(0))
-}
-
-/// The session of the replicator that leads, in words; none where none does. See [`crate::replicator`] for its lock.
-///
-/// # Errors
-/// The source's.
-pub async fn leader(client: &Client) -> Result<Option<String>> {
-    let row = client
-        .query_opt(
-            "select 'session ' || l.pid || coalesce(' from ' || host(a.client_addr), '') from pg_locks l \
-             left join pg_stat_activity a on a.pid = l.pid \
-             where l.locktype = 'relation' and l.granted and l.mode = 'ExclusiveLock' \
-             and l.database = (select oid from pg_database where datname = current_database()) \
-             and l.relation = to_regclass('cloud_sync.leader') and l.pid <> pg_backend_pid()",
-            &[],
-        )
-        .await
-        .map_err(|error| Error::postgres("look for a running replicator", error))?;
-    Ok(row.map(|row| row.get(0)))
 }
 
 /// The error of a drain that another one has followed.

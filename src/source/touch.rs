@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::rows::join_array;
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
+use crate::sql_template::statement;
 use crate::wire::json::{non_null_text, pick};
 
 /// Keys a statement.
@@ -28,10 +29,7 @@ pub async fn keys<S: AsRef<str>>(client: &Client, entity: &Entity, number: i16, 
             continue;
         }
         let row = client
-            .query_one(
-                "select cloud_sync.touch($1, 'w', $2, $3)",
-                &[&number, &numbers, &texts],
-            )
+            .query_one(statement!("touch", "touch"), &[&number, &numbers, &texts])
             .await
             .map_err(|error| Error::postgres(format!("touch rows of {}", entity.name), error))?;
         transaction = transaction.max(row.get::<_, i64>(0) as u64);
@@ -49,10 +47,7 @@ pub async fn rows(client: &Client, catalogue: &Catalogue, rows: &[(String, Strin
         return Ok(());
     }
     let known = client
-        .query(
-            "select name, id from cloud_sync.entity where name = any($1)",
-            &[&names],
-        )
+        .query(statement!("touch", "entity_numbers"), &[&names])
         .await
         .map_err(|error| Error::postgres("read the entities' numbers", error))?;
     for row in &known {

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::connect::Session;
 use crate::change::Snapshot;
 use crate::error::{Error, Result};
+use crate::sql_template::statement;
 
 /// How long writers notify when nobody renews it.
 const SLEEP: Duration = Duration::from_secs(60);
@@ -50,12 +51,12 @@ impl SleepState {
         let failed = |error| Error::postgres("listen for changes", error);
         session
             .client()
-            .batch_execute("listen cloud_sync")
+            .batch_execute(statement!("wake", "listen"))
             .await
             .map_err(failed)?;
         let row = session
             .client()
-            .query_one("select current_setting('max_prepared_transactions') <> '0'", &[])
+            .query_one(statement!("wake", "can_prepare_transactions"), &[])
             .await
             .map_err(failed)?;
         Ok(Self {
@@ -77,7 +78,7 @@ impl SleepState {
         session
             .client()
             .execute_typed(
-                "select cloud_sync.set_state(null, extract(epoch from clock_timestamp())::bigint + $1)",
+                statement!("wake", "arm"),
                 &[(&(SLEEP.as_secs() as i64), tokio_postgres::types::Type::INT8)],
             )
             .await
@@ -129,7 +130,7 @@ impl SleepState {
         if self.renew_at.take().is_some() {
             session
                 .client()
-                .execute_typed("select cloud_sync.set_state(null, 0)", &[])
+                .execute_typed(statement!("wake", "disarm"), &[])
                 .await
                 .map_err(|error| Error::postgres("let writers notify no more", error))?;
         }

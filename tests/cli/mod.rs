@@ -48,24 +48,30 @@ fn config_tells_where_values_come_from_and_hides_secrets() {
 #[test]
 fn wrong_usage_and_settings_end_with_2() {
     let site = Program::new();
-    for arguments in [
+    // The program's own errors have a code; clap's have none.
+    let coded = [
         &["config", "--set", "cloud.timeout=soon"][..],
         &["config", "--set", "cloud.uri=x"],
-        &["config", "--set", "nothing"],
         &["config", "--config", "missing.toml"],
         &["config", "--log", "loud"],
+        &["sync", "--entity", "leafs"],
+    ];
+    let usage = [
+        &["config", "--set", "nothing"][..],
         &["replay", "--from", "yesterday"],
         &["backfill", "--all", "--days", "3"],
         &["quarantine", "retry"],
-        &["sync", "--entity", "leafs"],
         &["unknown"],
-    ] {
-        let (code, out, err) = site.run(arguments, &[]);
-        assert_eq!(code, 2, "{arguments:?}: {err}");
-        assert!(
-            out.is_empty() && err.starts_with("error[CS"),
-            "{arguments:?}: {out}{err}"
-        );
+    ];
+    for (lines, beginning) in [(coded, "error[CS"), (usage, "error: ")] {
+        for arguments in lines {
+            let (code, out, err) = site.run(arguments, &[]);
+            assert_eq!(code, 2, "{arguments:?}: {err}");
+            assert!(
+                out.is_empty() && err.starts_with(beginning),
+                "{arguments:?}: {out}{err}"
+            );
+        }
     }
 }
 
@@ -107,10 +113,9 @@ fn url_columns_that_would_overwrite_each_other_are_refused_at_start() {
 
 #[test]
 fn an_entity_with_a_path_of_the_clouds_own_is_refused_at_start() {
-    let site = Site::new();
     let config = "[source]\ndatabase_url = \"postgresql://h/d\"\n[cloud]\nurl = \"https://cloud.example/api\"\nkey = \"k\"\n\
                   [[entity]]\nname = \"sync_status\"\ntable = \"t\"\nkey = [\"id\"]\n";
-    std::fs::write(site.0.path().join("cloud-sync.toml"), config).unwrap();
+    let site = Program::with_file("cloud-sync.toml", config);
     for command in ["init", "check", "run"] {
         let (code, _, err) = site.run(&[command], &[]);
         assert_eq!(code, 2, "{err}");

@@ -18,7 +18,7 @@ static SERVER: OnceLock<Server> = OnceLock::new();
 
 /// Initialises, starts and, when its standard input ends, stops and removes a server. $1 binaries, $2 folder,
 /// $3 port; then options of the server. Each line of the input is a signal's name: it ends the server, which
-/// is then started anew.
+/// is then started again.
 const SCRIPT: &str = r#"
 binaries=$1 folder=$2 port=$3
 shift 3

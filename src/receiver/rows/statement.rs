@@ -8,6 +8,7 @@ use tokio_postgres::types::Type;
 use crate::receiver::rows::array_params::ArrayParam;
 use crate::receiver::tables::column_type::base64;
 use crate::receiver::tables::schema::{EntityTable, TableColumn};
+use crate::sql_template::fill;
 
 const UPSERT: &str = include_str!("../../../sql/receiver/upsert.sql");
 const UPSERT_GUARD: &str = include_str!("../../../sql/receiver/upsert_guard.sql");
@@ -24,38 +25,6 @@ const LIST: &str = include_str!("../../../sql/receiver/list.sql");
 /// Parameters before the columns' arrays: site and entity, and for a batch also its epoch and version.
 const BASELINE: usize = 2;
 const BATCH: usize = 4;
-
-/// A template without its header, with each `{name}` replaced in one pass: what was put in is not searched
-/// again.
-fn fill(template: &str, parts: &[(&str, &str)]) -> String {
-    let mut rest = template;
-    while rest.starts_with("--") {
-        rest = rest.split_once('\n').map_or("", |(_, after)| after);
-    }
-    let mut sql = String::with_capacity(rest.len() * 4);
-    while let Some(open) = rest.find('{') {
-        sql.push_str(&rest[..open]);
-        rest = &rest[open..];
-        let part = rest.find('}').and_then(|close| {
-            parts
-                .iter()
-                .find(|(name, _)| *name == &rest[1..close])
-                .map(|part| (part, close))
-        });
-        match part {
-            Some((&(_, text), close)) => {
-                sql.push_str(text);
-                rest = &rest[close + 1..];
-            }
-            None => {
-                sql.push('{');
-                rest = &rest[1..];
-            }
-        }
-    }
-    sql.push_str(rest.trim_end());
-    sql
-}
 
 fn join(columns: &[&TableColumn], each: impl Fn(&TableColumn) -> String) -> String {
     columns
@@ -158,10 +127,9 @@ impl FastPathParameters {
         }))
     }
 
-    fn fill(&self, template: &str) -> String {
-        let parts: [(&str, &str); 8] =
-            std::array::from_fn(|index| (Self::NAMES[index], self.0[index].as_str()));
-        fill(template, &parts)
+    /// The values of a template's placeholders.
+    fn values(&self) -> [(&str, &str); 8] {
+        std::array::from_fn(|index| (Self::NAMES[index], self.0[index].as_str()))
     }
 }
 
@@ -174,11 +142,10 @@ impl StatementForm {
              select $1, $2, key, epoch, version, '{op}', digest from applied"
         );
         let answer = || {
-            let record = fill(
-                TAKEN,
-                &[("kept_batches", &crate::wire::limits::MAX_IN_FLIGHT.to_string())],
-            );
-            let record = FastPathParameters::after(columns).fill(&record);
+            let parameters = FastPathParameters::after(columns);
+            let kept_batches = crate::wire::limits::MAX_IN_FLIGHT.to_string();
+            let values = [&parameters.values()[..], &[("kept_batches", &kept_batches)]].concat();
+            let record = fill(TAKEN, &values);
             format!(", {record} select (select fits from known), (select count(*) from applied)")
         };
         match (self.history, self.whole_batch) {
@@ -209,7 +176,7 @@ impl StatementForm {
         if !self.whole_batch {
             return Default::default();
         }
-        let known = FastPathParameters::after(columns).fill(KNOWN);
+        let known = fill(KNOWN, &FastPathParameters::after(columns).values());
         (
             known + " ",
             " cross join known k where k.fits and (k.epoch is null or (k.epoch, k.version) <= ($3, $4))",
@@ -453,18 +420,4 @@ pub(crate) fn list(table: &EntityTable, columns: &[&TableColumn], retention: Opt
             ("window", &condition),
         ],
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fill;
-
-    #[test]
-    fn what_is_filled_in_is_not_searched_again() {
-        let sql = fill(
-            "-- {a}\nselect {a}, {b}, '{}' {c",
-            &[("a", "\"{b}\""), ("b", "2")],
-        );
-        assert_eq!(sql, "select \"{b}\", 2, '{}' {c");
-    }
 }

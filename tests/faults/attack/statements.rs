@@ -1,4 +1,4 @@
-//! The SQL statements that the sources hold, and whether a server's log has each of them.
+//! The SQL statements that the sources and the files under `sql/` hold, and whether a server's log has each of them.
 //!
 //! A small scanner reads the string literals of Rust files: those that begin with a verb of SQL, those that
 //! are handed to a call that sends SQL, and the files of `include_str!`. What a statement is put together
@@ -192,9 +192,9 @@ pub(super) fn can_send(file: &Path) -> bool {
     ["tokio_postgres", "sqlx"].iter().any(|name| text.contains(name))
 }
 
-/// The statements of these Rust files and of the SQL files that they include, and of these migrations. Unit
+/// The statements of these Rust files, of the SQL files that they include, and of the SQL files in these folders. Unit
 /// tests are left out, and what is not SQL although it begins as if it were.
-pub(super) fn statements(sources: &[PathBuf], migrations: &str, no_sql: &[&str]) -> Vec<Statement> {
+pub(super) fn statements(sources: &[PathBuf], folders: &[&str], no_sql: &[&str]) -> Vec<Statement> {
     let mut found = Vec::new();
     let at = |path: &Path| path.strip_prefix(package()).unwrap().display().to_string();
     for path in sources {
@@ -220,13 +220,51 @@ pub(super) fn statements(sources: &[PathBuf], migrations: &str, no_sql: &[&str])
             }
         }
     }
-    for path in files(migrations, "sql") {
+    for path in folders.iter().flat_map(|folder| files(folder, "sql")) {
         let text = std::fs::read_to_string(&path).unwrap();
-        found.push(Statement::new(at(&path), &text, false));
+        found.extend(of_sql_file(&at(&path), &text));
     }
     found.sort();
     found.dedup();
     found
+}
+
+/// The statements of an SQL file: each `-- name: …` is all that is sent, and each `-- part: …` is a part of statements,
+/// which is looked for if it begins as one. A file without names is sent as it is, with other text around it.
+fn of_sql_file(place: &str, text: &str) -> Vec<Statement> {
+    let mut found: Vec<(String, String, bool)> = Vec::new();
+    for line in text.lines() {
+        let name = line.strip_prefix("-- name: ");
+        match (name.or_else(|| line.strip_prefix("-- part: ")), found.last_mut()) {
+            (Some(known_as), _) => {
+                found.push((format!("{place}: {known_as}"), String::new(), name.is_some()));
+            }
+            (None, Some((_, body, _))) => {
+                body.push_str(line);
+                body.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    if found.is_empty() {
+        return vec![Statement::new(place.to_owned(), text, false)];
+    }
+    let is_looked_for =
+        |(_, body, is_whole): &(String, String, bool)| *is_whole || begins_as_sql(&normal(body));
+    let statements = found.into_iter().filter(is_looked_for);
+    statements
+        .map(|(place, body, is_whole)| Statement::new(place, &body, is_whole))
+        .collect()
+}
+
+/// Whether a text begins with a verb of SQL and goes on.
+fn begins_as_sql(text: &str) -> bool {
+    let word: String = text
+        .chars()
+        .take_while(|letter| letter.is_ascii_lowercase())
+        .collect();
+    let after = text[word.len()..].chars().next();
+    VERBS.contains(&word.as_str()) && after.is_some_and(|after| after.is_whitespace() || after == ';')
 }
 
 /// A string literal of a Rust file.
@@ -457,6 +495,45 @@ pub(super) fn unseen<'a>(statements: &'a [Statement], sessions: &[&Sent]) -> Vec
         .iter()
         .filter(|statement| !is_seen(statement))
         .collect()
+}
+
+#[test]
+fn statements_are_found_in_an_sql_file() {
+    let file = "-- About the file.\n\n-- name: find\n-- What it does.\nselect a\nfrom {table} -- why\n\n\
+                -- part: known\nselect 1\n\n-- part: within\na > {limit}\n";
+    let found: Vec<(String, String, bool)> = of_sql_file("x.sql", file)
+        .into_iter()
+        .map(|statement| (statement.place.clone(), statement.beginning(), statement.is_whole))
+        .collect();
+    let expected = [
+        ("x.sql: find", "select a from…", true),
+        ("x.sql: known", "select 1", false),
+    ];
+    let expected = expected.map(|(place, text, is_whole)| (place.to_owned(), text.to_owned(), is_whole));
+    assert_eq!(found, expected);
+    let whole = of_sql_file("y.sql", "-- About it.\ncreate function f();\n");
+    assert_eq!(
+        whole,
+        [Statement::new("y.sql".to_owned(), "create function f();", false)]
+    );
+}
+
+#[test]
+fn the_schema_of_the_site_is_known_in_one_folder_only() {
+    let mut found = Vec::new();
+    for path in files("src", "rs") {
+        if path.starts_with(package().join("src/source")) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let literals = literals(&text).into_iter();
+        let naming = literals.filter(|literal| literal.text.contains("cloud_sync."));
+        found.extend(naming.map(|literal| format!("{}:{}", path.display(), literal.line)));
+    }
+    assert!(
+        found.is_empty(),
+        "statements on cloud_sync.* belong to src/source: {found:#?}"
+    );
 }
 
 #[test]

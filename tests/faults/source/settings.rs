@@ -165,11 +165,7 @@ async fn a_sequence_that_hands_out_blocks_is_refused_by_name() {
 
 /// How many rows of the outbox a window's query looks at, from the plan of the one that the drain runs.
 async fn looked_at(client: &Client, after: i64, hi: &str, lo: &str) -> i64 {
-    let sql = include_str!("../../../sql/window.sql")
-        .lines()
-        .filter(|line| !line.starts_with("--"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    let sql = cloud_sync::source::outbox::WINDOW
         .replace("$1", &after.to_string())
         .replace("$2", &format!("'{hi}'"))
         .replace("$3", &format!("'{lo}'"))

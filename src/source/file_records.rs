@@ -1,19 +1,22 @@
 //! The state of each file that a row names, in the site's database: it survives the loss of the local store,
 //! and every command sees it.
 
+use std::collections::HashMap;
+
 use tokio_postgres::Client;
 
 use crate::error::{Error, Result};
+use crate::sql_template::statement;
 
 fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
     move |error| Error::postgres(format!("{action} the state of media files"), error)
 }
 
 /// Why a file waits that may still be written.
-pub(super) const SETTLING: &str = "the file was written a moment ago";
+pub(crate) const SETTLING: &str = "the file was written a moment ago";
 
 /// Why a video waits if videos are not uploaded.
-pub(super) const NO_VIDEOS: &str = "videos are not uploaded (files.upload_videos = false)";
+pub(crate) const NO_VIDEOS: &str = "videos are not uploaded (files.upload_videos = false)";
 
 /// A file to upload.
 #[derive(Debug, Clone)]
@@ -56,15 +59,91 @@ pub struct FileStateCounts {
     pub bytes: u64,
 }
 
-/// Files that are due, at most `limit`, without those that are `busy`.
-pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Vec<PendingFile>> {
+/// Where the cloud has a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileAddress {
+    pub(crate) url: String,
+    /// The path on the server, if it returned one.
+    pub(crate) path: Option<String>,
+}
+
+/// The addresses of those of the files that have one, by their paths.
+pub(crate) async fn addresses(client: &Client, paths: &[String]) -> Result<HashMap<String, FileAddress>> {
+    read_addresses(client, statement!("files", "urls"), paths).await
+}
+
+/// The same, after every transaction that is recording one of these files has ended.
+pub(crate) async fn settled_addresses(
+    client: &Client,
+    paths: &[String],
+) -> Result<HashMap<String, FileAddress>> {
+    read_addresses(client, statement!("files", "settled_urls"), paths).await
+}
+
+async fn read_addresses(
+    client: &Client,
+    statement: &str,
+    paths: &[String],
+) -> Result<HashMap<String, FileAddress>> {
+    if paths.is_empty() {
+        return Ok(HashMap::new());
+    }
     let rows = client
-        .query(
-            "select path, directory, attempts, sent_as from cloud_sync.media \
-             where state in ('waiting', 'failing', 'missing') and next_attempt <= now() and path <> all($1) \
-             order by next_attempt limit $2",
-            &[&busy, &limit],
+        .query(statement, &[&paths])
+        .await
+        .map_err(|error| Error::postgres("read the URLs of media files", error))?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| {
+            let address = FileAddress {
+                url: row.get::<_, Option<String>>(1)?,
+                path: row.get(2),
+            };
+            Some((row.get(0), address))
+        })
+        .collect())
+}
+
+/// Files that rows name, a list for each column.
+#[derive(Debug, Default)]
+pub(crate) struct NamedFiles<'a> {
+    /// Below the media root.
+    pub(crate) paths: Vec<String>,
+    /// The upload directories.
+    pub(crate) directories: Vec<&'a str>,
+    /// The rows, by entity and key.
+    pub(crate) entities: Vec<&'a str>,
+    pub(crate) keys: Vec<&'a str>,
+}
+
+/// Notes files that rows name. Returns whether one of them is new.
+pub(crate) async fn note_named(client: &Client, files: &NamedFiles<'_>) -> Result<bool> {
+    let row = client
+        .query_one(
+            statement!("files", "note_named"),
+            &[&files.paths, &files.directories, &files.entities, &files.keys],
         )
+        .await
+        .map_err(|error| Error::postgres("note the files that rows name", error))?;
+    Ok(row.get::<_, i64>(0) > 0)
+}
+
+/// Notes which rows name which files.
+pub(crate) async fn note_references(client: &Client, files: &NamedFiles<'_>) -> Result<()> {
+    client
+        .execute(
+            statement!("files", "note_references"),
+            &[&files.paths, &files.entities, &files.keys],
+        )
+        .await
+        .map_err(|error| Error::postgres("note the rows that name files", error))?;
+    Ok(())
+}
+
+/// Files that are due, at most `limit`, without those that are `busy`.
+pub(crate) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Vec<PendingFile>> {
+    let rows = client
+        .query(statement!("files", "due"), &[&busy, &limit])
         .await
         .map_err(failed("read"))?;
     Ok(rows
@@ -79,13 +158,9 @@ pub(super) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Ve
 }
 
 /// Seconds until the next file is due that is not `busy`; `None` if no file waits.
-pub(super) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f64>> {
+pub(crate) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f64>> {
     let row = client
-        .query_one(
-            "select extract(epoch from min(next_attempt) - now())::float8 from cloud_sync.media \
-             where state in ('waiting', 'failing', 'missing') and path <> all($1)",
-            &[&busy],
-        )
+        .query_one(statement!("files", "next_due"), &[&busy])
         .await
         .map_err(failed("read"))?;
     Ok(row.get(0))
@@ -93,12 +168,9 @@ pub(super) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f6
 
 /// Locks the files' records in the order of their paths, as everyone does who locks several. In the caller's
 /// transaction.
-pub(super) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
+pub(crate) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
     client
-        .execute(
-            "select from cloud_sync.media where path = any($1) order by path for no key update",
-            &[&paths],
-        )
+        .execute(statement!("files", "lock"), &[&paths])
         .await
         .map_err(failed("lock"))?;
     Ok(())
@@ -106,25 +178,21 @@ pub(super) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
 
 /// A file that is tried again later, or is refused.
 #[derive(Debug)]
-pub(super) struct DeferredFile<'a> {
-    pub(super) path: &'a str,
-    pub(super) state: &'static str,
-    pub(super) why: &'a str,
+pub(crate) struct DeferredFile<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) state: &'static str,
+    pub(crate) why: &'a str,
     /// When it is tried again.
-    pub(super) seconds: f64,
+    pub(crate) seconds: f64,
     /// Whether it counts as an attempt.
-    pub(super) counts: bool,
+    pub(crate) counts: bool,
 }
 
 /// Records states, reasons, and when the files are tried again. In the caller's transaction.
-pub(super) async fn defer(client: &Client, files: &[DeferredFile<'_>]) -> Result<()> {
+pub(crate) async fn defer(client: &Client, files: &[DeferredFile<'_>]) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media m set state = f.state, error = f.error, \
-             attempts = m.attempts + f.counts::integer, \
-             next_attempt = now() + make_interval(secs => f.seconds) \
-             from unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::boolean[]) f (path, state, \
-             error, seconds, counts) where m.path = f.path",
+            statement!("files", "defer"),
             &[
                 &files.iter().map(|file| file.path).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.state).collect::<Vec<_>>(),
@@ -140,26 +208,21 @@ pub(super) async fn defer(client: &Client, files: &[DeferredFile<'_>]) -> Result
 
 /// A file that is uploaded.
 #[derive(Debug)]
-pub(super) struct UploadedFile<'a> {
-    pub(super) path: &'a str,
-    pub(super) stamp: FileStamp,
+pub(crate) struct UploadedFile<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) stamp: FileStamp,
     /// In hexadecimal.
-    pub(super) hash: String,
-    pub(super) url: &'a str,
+    pub(crate) hash: String,
+    pub(crate) url: &'a str,
     /// The path on the server, if it returned one.
-    pub(super) remote_path: Option<&'a str>,
+    pub(crate) remote_path: Option<&'a str>,
 }
 
 /// Records uploads. In the caller's transaction.
-pub(super) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) -> Result<()> {
+pub(crate) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) -> Result<()> {
     client
         .execute(
-            "update cloud_sync.media m set state = 'uploaded', size = f.size, modified_us = f.modified_us, \
-             hash = f.hash, \
-             url = f.url, remote_path = f.remote_path, error = null, attempts = 0, uploaded_at = now() \
-             from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[]) \
-             f (path, size, modified_us, hash, url, remote_path) \
-             where m.path = f.path",
+            statement!("files", "record_uploads"),
             &[
                 &files.iter().map(|file| file.path).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.stamp.size).collect::<Vec<_>>(),
@@ -180,32 +243,15 @@ pub(super) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) 
 /// Makes files due again that share their URL with another file of other content: the server keeps one of
 /// them. The newer ones are uploaded under names of their own. In the caller's transaction. Returns their
 /// paths.
-pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec<String>> {
+pub(crate) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec<String>> {
     let rows = client
-        .query(
-            "with clash as ( \
-                 select m.path as later, o.path as earlier from cloud_sync.media m \
-                 join cloud_sync.media o on md5(o.url) = md5(m.url) and o.url = m.url and o.path <> m.path \
-                 and o.hash <> m.hash \
-                 where m.path = any($1) and m.state = 'uploaded' and o.state = 'uploaded' \
-                 and (o.path <> all($1) or o.path < m.path)), \
-             renamed as (update cloud_sync.media m set sent_as = left(md5(m.path), \
-             8) || '-' || regexp_replace(m.path, '^.*/', '') \
-                         where m.path in (select later from clash) and m.sent_as is null) \
-             select path from (select later from clash union select earlier from clash) c (path)",
-            &[&paths],
-        )
+        .query(statement!("files", "part_clashing"), &[&paths])
         .await
         .map_err(failed("compare"))?;
     let clashing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     if !clashing.is_empty() {
         client
-            .execute(
-                "update cloud_sync.media set state = 'waiting', url = null, remote_path = null, \
-                 next_attempt = now(), \
-                 error = 'the cloud gave it the address of another file' where path = any($1)",
-                &[&clashing],
-            )
+            .execute(statement!("files", "upload_again"), &[&clashing])
             .await
             .map_err(failed("write"))?;
     }
@@ -213,44 +259,34 @@ pub(super) async fn part_clashing(client: &Client, paths: &[&str]) -> Result<Vec
 }
 
 /// The rows that name the files, each once: entity and key.
-pub(super) async fn references(client: &Client, paths: &[&str]) -> Result<Vec<(String, String)>> {
+pub(crate) async fn references(client: &Client, paths: &[&str]) -> Result<Vec<(String, String)>> {
     let rows = client
-        .query(
-            "select distinct entity, key from cloud_sync.media_ref where path = any($1)",
-            &[&paths],
-        )
+        .query(statement!("files", "references"), &[&paths])
         .await
         .map_err(failed("read"))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Those of the paths that are known, each with its state and its stamp at its upload.
-pub(super) async fn known(
+pub(crate) async fn known(
     client: &Client,
     paths: &[String],
 ) -> Result<Vec<(String, String, Option<FileStamp>)>> {
     let rows = client
-        .query(
-            "select path, state, size, modified_us from cloud_sync.media where path = any($1)",
-            &[&paths],
-        )
+        .query(statement!("files", "known"), &[&paths])
         .await
         .map_err(failed("read"))?;
     Ok(rows.iter().map(known_row).collect())
 }
 
 /// The uploaded files after `after`, in the order of their paths.
-pub(super) async fn uploaded_after(
+pub(crate) async fn uploaded_after(
     client: &Client,
     after: &str,
     limit: i64,
 ) -> Result<Vec<(String, String, Option<FileStamp>)>> {
     let rows = client
-        .query(
-            "select path, state, size, modified_us from cloud_sync.media \
-             where path > $1 and state = 'uploaded' order by path limit $2",
-            &[&after, &limit],
-        )
+        .query(statement!("files", "uploaded_after"), &[&after, &limit])
         .await
         .map_err(failed("read"))?;
     Ok(rows.iter().map(known_row).collect())
@@ -265,15 +301,9 @@ fn known_row(row: &tokio_postgres::Row) -> (String, String, Option<FileStamp>) {
 }
 
 /// Makes files due in `seconds`, whatever their state is: they appeared or changed.
-pub(super) async fn make_due(client: &Client, paths: &[String], seconds: f64) -> Result<()> {
+pub(crate) async fn make_due(client: &Client, paths: &[String], seconds: f64) -> Result<()> {
     client
-        .execute(
-            "with seen as (select path from cloud_sync.media where path = any($1) \
-             order by path for no key update) \
-             update cloud_sync.media set state = 'waiting', attempts = 0, \
-             next_attempt = now() + make_interval(secs => $2) where path in (select path from seen)",
-            &[&paths, &seconds],
-        )
+        .execute(statement!("files", "make_due"), &[&paths, &seconds])
         .await
         .map_err(failed("write"))?;
     Ok(())
@@ -285,14 +315,16 @@ pub(super) async fn make_due(client: &Client, paths: &[String], seconds: f64) ->
 /// The source's.
 pub async fn make_all_due(client: &Client, refused_too: bool) -> Result<()> {
     client
-        .execute(
-            "with late as (select path from cloud_sync.media \
-                           where state in ('waiting', 'failing', 'missing') or ($1 and state = 'refused') \
-                           order by path for no key update) \
-             update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path \
-             from late)",
-            &[&refused_too],
-        )
+        .execute(statement!("files", "make_all_due"), &[&refused_too])
+        .await
+        .map_err(failed("write"))?;
+    Ok(())
+}
+
+/// Makes every uploaded file due: another cloud has none of them.
+pub(crate) async fn upload_all_again(client: &Client) -> Result<()> {
+    client
+        .execute(statement!("files", "upload_all_again"), &[])
         .await
         .map_err(failed("write"))?;
     Ok(())
@@ -304,12 +336,7 @@ pub async fn make_all_due(client: &Client, refused_too: bool) -> Result<()> {
 /// The source's.
 pub async fn counts(client: &Client) -> Result<FileStateCounts> {
     let rows = client
-        .query(
-            "select state, count(*), coalesce(sum(size), 0)::bigint, \
-                    count(*) filter (where next_attempt <= now() + interval '3 s' or error = $1) \
-             from cloud_sync.media group by state",
-            &[&SETTLING],
-        )
+        .query(statement!("files", "counts"), &[&SETTLING])
         .await
         .map_err(failed("count"))?;
     let mut counts = FileStateCounts::default();
@@ -340,10 +367,7 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
 pub async fn not_taken(client: &Client, limit: i64) -> Result<Vec<(String, String)>> {
     let rows = client
         .query(
-            "select path, coalesce(error, 'refused') from cloud_sync.media \
-             where state in ('failing', 'refused') \
-             or (state = 'waiting' and error <> all($2) and next_attempt > now() + interval '3 s') \
-             order by path limit $1",
+            statement!("files", "not_taken"),
             &[&limit, &[NO_VIDEOS, SETTLING].as_slice()],
         )
         .await

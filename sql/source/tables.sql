@@ -1,0 +1,101 @@
+-- What the tables of the catalogue look like, and what refers to what.
+
+-- part: named_table
+-- The oid of the table of this name, which may say its schema, else is looked for where the site looks for
+-- its tables; null if there is none. {name} a text
+coalesce(to_regclass({name}), case when cardinality(parse_ident({name})) = 1 then (
+    select to_regclass(format('%I.%s', s.name, {name}))
+    from unnest(current_setting('cloud_sync.schemas', true)::name[]) with ordinality s(name, place)
+    where to_regclass(format('%I.%s', s.name, {name})) is not null
+    order by s.place limit 1) end)
+
+-- name: find
+-- The table of a name, and a table that inherits from it although it is not partitioned. {named_table} of $1
+select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition,
+       case when c.relkind = 'r' then (
+           select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where c.oid = {named_table}
+
+-- name: find_captured
+-- The same of the table that an entity's triggers are on. $1 the entity's name
+select c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relispartition,
+       case when c.relkind = 'r' then (
+           select min(inhrelid)::regclass::text from pg_inherits where inhparent = c.oid) end
+from cloud_sync.entity e
+join pg_class c on c.oid = e.relid
+join pg_namespace n on n.oid = c.relnamespace
+where e.name = $1 and e.detached_at is null
+
+-- name: columns
+-- The columns of table $1: name; base type's canonical name; own type and base type, written out; whether it
+-- may be null; type of the base type, of its element if it is an array; schema; oids of both.
+with recursive base as (
+    select a.attrelid, a.attnum, a.attname, a.attnotnull, a.atttypid as original, a.atttypid as typid
+    from pg_attribute a where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
+    union all
+    select b.attrelid, b.attnum, b.attname, b.attnotnull or t.typnotnull, b.original, t.typbasetype
+    from base b join pg_type t on t.oid = b.typid where t.typtype = 'd'
+)
+select b.attname::text, format_type(b.typid, null), format_type(b.original, -1), format_type(b.typid, -1),
+       not b.attnotnull, t.typtype::text, coalesce(e.typtype::text, ''), n.nspname::text, b.typid,
+       coalesce(e.oid, 0::oid)
+from base b
+join pg_type t on t.oid = b.typid
+join pg_namespace n on n.oid = t.typnamespace
+left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
+where t.typtype <> 'd' order by b.attnum
+
+-- name: unique_keys
+-- Each key column of each unique index of table $1: the index, whether it is the primary key, the column, its
+-- equality operator, its collation if that has another version now, whether it is the database's default one
+-- (its oid is 100) and the server tells that one's version.
+select i.indexrelid, i.indisprimary, a.attname::text,
+       (select format('operator(%I.%s)', n.nspname, o.oprname) from pg_opclass c
+        join pg_amop m on m.amopfamily = c.opcfamily
+            and m.amopstrategy = 3 and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+        join pg_operator o on o.oid = m.amopopr
+        join pg_namespace n on n.oid = o.oprnamespace where c.oid = k.opclass),
+       (select c.collname::text from pg_collation c where c.oid = k.coll and c.collversion is distinct from
+            pg_collation_actual_version(c.oid) and c.collversion is not null),
+       k.coll = 100 and current_setting('server_version_num')::int >= 150000
+from pg_index i
+cross join unnest(i.indkey::smallint[], i.indclass::oid[], i.indcollation::oid[])
+    with ordinality k(attnum, opclass, coll, nth)
+join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+where i.indrelid = $1 and i.indisunique and i.indpred is null and i.indexprs is null and i.indisvalid
+  and k.nth <= i.indnkeyatts
+order by not i.indisprimary, i.indexrelid, k.nth
+
+-- name: stale_default_collation
+-- The name of the database's default collation, if that has another version now. Since PostgreSQL 15.
+select format('default of database %I', datname) from pg_database
+where datname = current_database() and datcollversion <> pg_database_collation_actual_version(oid)
+
+-- name: fingerprint
+-- A number for the tables $1, and the oid of the table that has each of the names $2 now. A value of a column
+-- can change without a touch only by what changes its row in the catalog, which `xmin` tells. {named_table}
+-- of n.name
+select coalesce((
+           select bit_xor(hashtextextended(
+               attrelid || '.' || attnum || '.' || attname || '.' || atttypid || '.'
+                   || atttypmod || '.' || attnotnull || '.' || xmin, 0))
+           from pg_attribute where attrelid = any($1) and attnum > 0 and not attisdropped), 0)
+       # case when exists (select from pg_class where oid = any($1) and relkind = 'p') then coalesce((
+           with recursive tree (member) as (
+               select inhrelid from pg_inherits where inhparent = any($1)
+               union all select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.member)
+           select bit_xor(hashtextextended('partition ' || member, 0)) from tree), 0) else 0 end,
+       array(select {named_table}::oid from unnest($2::text[]) with ordinality n(name, nth) order by n.nth)
+
+-- name: references
+-- The foreign keys among the tables $1.
+select conrelid, confrelid from pg_constraint
+where contype = 'f' and conrelid <> confrelid and conrelid = any($1) and confrelid = any($1)
+
+-- name: policies
+-- A table among $1 and its partitions whose row-level security applies to our role.
+select current_user::text, min(t.relid::regclass::text)
+from (select $1::oid as relid union select relid::oid from pg_partition_tree($1::oid::regclass)) t
+where row_security_active(t.relid) having count(*) > 0
