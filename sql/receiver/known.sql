@@ -1,7 +1,8 @@
--- Part of upsert.sql and delete.sql where one statement applies a whole batch: checks that it is the turn of the batch
--- and that the entity's table is of the version that the statement was made for. Nothing is written where either does
--- not hold. The only turn here is the usual one: the next batch of the same term.
--- $1 site, $2 entity, $3 epoch. {table_version} version of the table, {source} source id, {term}, {nonce}, {batch}.
+-- Part of upsert.sql and delete.sql if one statement applies a whole batch: checks that it is the batch's
+-- turn, and that the entity's table has the version for which the statement was made. Nothing is written if
+-- either is not so. The only turn here is the usual one: the next batch of the same term.
+-- $1 site, $2 entity, $3 epoch. {table_version} version of the table, {source} source id, {term}, {nonce},
+-- {batch}.
 known as materialized (
     select e.version = {table_version} as fits, m.epoch, m.version
     from cloud_meta.sources o

@@ -1,18 +1,19 @@
--- Upserts rows that carry no version, in effect as the newest state. A row that stands keeps its version; a new one
--- takes that of its tombstone or of the entity's truncate mark, so that what was older than those stays older.
+-- Upserts rows that carry no version, as the newest state. A row that exists keeps its version; a new one
+-- takes the version of its tombstone or of the entity's truncate mark, so that what was older than those
+-- stays older.
 -- $1 site, $2 entity, $3… one array a column. {open} and {close} wrap it for the history.
--- Lookups by row and deletes by place: see upsert_guard.sql.
+-- Why rows are looked up one by one and deleted by ctid: see upsert_guard.sql.
 -- Writes the entity's table and cloud_meta.tombstones.
 with incoming as (
     select {expressions}
     from (select {arrays}) as r
 ), placed as (
-    select i.*, p.place as "_version_tombstone", p.epoch as "_epoch", p.version as "_version"
+    select i.*, p.row_ctid as "_version_tombstone", p.epoch as "_epoch", p.version as "_version"
     from incoming i
     left join lateral (
-        select max(place) over () as place, epoch, version
+        select max(row_ctid) over () as row_ctid, epoch, version
         from (
-            select d.ctid as place, d.epoch, d.version
+            select d.ctid as row_ctid, d.epoch, d.version
             from cloud_meta.tombstones d
             where d.site = $1 and d.entity = $2 and d.key = {key_text}
             union all

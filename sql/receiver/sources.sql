@@ -1,5 +1,5 @@
--- The receiver's identity, and the newest batch of each source of a site ($1). At least one row: the identity comes
--- with a null source where the site has none. The source '' stands for baseline requests.
+-- The receiver's identity, and the newest batch of each source of a site ($1). It is at least one row: if the
+-- site has no source, the identity comes with a null source. The source '' is that of baseline requests.
 select
     r.receiver_id::text as receiver,
     s.source_id,

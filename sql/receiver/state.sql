@@ -1,4 +1,4 @@
--- What a batch must know of each entity that it names. $1 site, $2 entity names.
+-- What must be known of each entity that a batch names. $1 site, $2 names of entities.
 -- Returns entity, version of its table, whether it has tombstones, epoch and version of its truncate mark.
 select
     s.entity,

@@ -1,5 +1,7 @@
--- Notes a batch as its source's newest, with the answer that it gets.
--- $1 site, $2 source id, $3 epoch, $4 term, $5 nonce, $6 batch, $7 source's database, $8 slot, $9 hash of the body, $10 answer.
+-- Records a batch as its source's newest, with its answer.
+-- $1 site, $2 source id, $3 epoch, $4 term, $5 nonce, $6 batch, $7 the source's database, $8 slot, $9 hash of
+-- the body,
+-- $10 answer.
 -- Writes cloud_meta.sources and cloud_meta.batches.
 with newest as (
     insert into cloud_meta.sources (site, source_id, epoch, term, nonce, batch, database)

@@ -1,7 +1,9 @@
--- Deletes all rows of a site's entity that are not newer than a truncate, and leaves the mark that keeps them away.
+-- Deletes all rows of a site's entity that are not newer than a truncate, and leaves the mark that keeps them
+-- away.
 -- $1 site, $2 entity, $3 epoch, $4 version. {open} and {close} wrap it for the history.
--- Affects one row where no newer truncate was known. Writes the entity's table, cloud_meta.tombstones (what the mark
--- makes superfluous) and cloud_meta.truncate_marks.
+-- Affects one row if no newer truncate was known.
+-- Writes the entity's table, cloud_meta.tombstones (those that the mark replaces) and
+-- cloud_meta.truncate_marks.
 with gone as (
     delete from {table} t
     where t."_site" = $1 and (t."_epoch", t."_version") <= ($3, $4)

@@ -23,7 +23,7 @@ pub(super) fn start_logging(log: Option<&str>, verbose: u8, long_lived: bool) ->
         (None, _, _) => EnvFilter::new("debug,cloud_sync=trace"),
     };
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(without_values(filter)?)
         .with_writer(std::io::stderr)
         // The steps of a batch, each with its time, if their level is enabled.
         .with_span_events(FmtSpan::CLOSE)
@@ -47,6 +47,17 @@ fn parse_filter(given_by: &str, text: &str) -> Result<EnvFilter> {
     })
 }
 
+/// tokio-postgres logs the values of every parameter at the level debug; no line of a log may carry a row's value.
+fn without_values(filter: EnvFilter) -> Result<EnvFilter> {
+    let directive =
+        "tokio_postgres=warn"
+            .parse()
+            .map_err(|error: tracing_subscriber::filter::ParseError| {
+                Error::config("start the log", error.to_string())
+            })?;
+    Ok(filter.add_directive(directive))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +70,8 @@ mod tests {
         );
         assert!(parse_filter("--log", "cloud_sync::deliver=trace,info").is_ok());
         assert!(parse_filter("--log", "loud").is_err());
+        let all = without_values(EnvFilter::new("debug,cloud_sync=trace,tokio_postgres=trace")).unwrap();
+        assert!(all.to_string().contains("tokio_postgres=warn"), "{all}");
+        assert!(!all.to_string().contains("tokio_postgres=trace"), "{all}");
     }
 }

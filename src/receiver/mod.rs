@@ -1,23 +1,30 @@
 //! The reference cloud server: rows in its own PostgreSQL, files on disk, many sites in one cloud.
 //!
-//! Guarantees:
-//! - `POST /changes` is answered after the commit. A batch is applied once and in its turn ([`changes`]), and an older version
-//!   never overwrites a newer one ([`changes`]).
-//! - A request is the site's whose key it carries ([`http`]); sites share tables, and never see each other's rows.
-//! - A file is visible when it is whole and on disk ([`files`]), and confirmed when its place is too ([`files`]).
-//! - What a request can take is bounded: its body, unpacked ([`http`]), the rows of a statement ([`rows`]), the time
-//!   between two pieces of it, the connections.
+//! Always holds:
+//! - `POST /changes` is answered after the commit. A batch is applied once and in its turn, and an older
+//!   version never overwrites a newer one ([`changes`]).
+//! - A request belongs to the site whose key it carries ([`http`]); sites share tables, and never see each
+//!   other's rows.
+//! - A file is visible when its content is whole and on disk, and confirmed when its name is on disk too
+//!   ([`files`]).
+//! - What a request can take is bounded: its body, unpacked ([`http`]), the rows of a statement ([`rows`]),
+//!   the time between two pieces of it, the connections.
 //! - No answer and no log line carries a row's value or a key.
 //!
-//! A request travels: `crate::serve` -> [`http`] (who asks, how large the body may be) -> [`changes`], [`rows`],
-//! [`tables`] or [`files`] -> [`db`].
+//! A request travels: `crate::serve` -> [`http`] (who asks, how large the body may be) -> [`changes`],
+//! [`rows`], [`tables`] or [`files`] -> [`db`].
 //!
-//! - [`changes`]: `POST /changes`. Reads the lines, decides whether it is the batch's turn, applies the batch.
-//! - [`rows`]: rows on their way into a table, and the baseline's routes for rows. Many rows become one statement with
-//!   an array a column; a batch of few rows is one message; rows that are new to their table are copied.
+//! - [`changes`]: `POST /changes`. Reads the lines, decides whether it is the batch's turn, applies the
+//!   batch.
+//! - [`rows`]: rows on their way into a table, and the baseline's routes for rows. Many rows become one
+//!   statement with an array for each column; a batch of few rows is one round trip; rows that are new to
+//!   their table are copied.
 //! - [`tables`]: each entity's table and its columns; `PUT /schema`.
 //! - [`files`]: uploads, and the files that were uploaded.
 //! - [`db`]: connections, and what an error of PostgreSQL means.
+//!
+//! On failure: a change that does not fit is refused alone, with a reason; a request that cannot be carried
+//! out gets an answer that says whether to try again, and its transaction is rolled back.
 
 mod changes;
 mod db;
@@ -63,7 +70,7 @@ use crate::wire::{Capability, paths};
 /// The default of [`ReceiverSettings::body_limit`]: 64 MiB.
 pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
 
-/// What a receiver offers in addition to the baseline.
+/// What a receiver offers besides the baseline.
 const CAPABILITIES: [Capability; 4] = [
     Capability::Bulk,
     Capability::Delete,
@@ -74,17 +81,17 @@ const CAPABILITIES: [Capability; 4] = [
 /// The largest upload, unless [`Receiver::with_upload_limit`] says otherwise: 16 GiB.
 const UPLOAD_LIMIT: u64 = 16 * 1024 * 1024 * 1024;
 
-/// Connections at once.
-const PLACES: usize = 1024;
+/// Clients' connections at once.
+const MAX_CONNECTIONS: usize = 1024;
 
-/// What is under way when the server stops has this long.
+/// Requests that are in progress when the server stops have this long.
 const DRAIN: Duration = Duration::from_secs(8);
 
-/// A body of which nothing comes for this long is given up.
+/// A body of which nothing arrives for this long is given up.
 const BODY_PAUSE: Duration = Duration::from_secs(60);
 
-/// What an upload that broke off has left behind is removed after this time.
-const LEFT_BEHIND: Duration = Duration::from_secs(24 * 60 * 60);
+/// What an interrupted upload has left behind is removed after this time.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How a receiver is set up.
 #[derive(Clone)]
@@ -93,9 +100,9 @@ pub struct ReceiverSettings {
     pub listen: SocketAddr,
     /// Its own PostgreSQL database.
     pub database_url: String,
-    /// The folder of the uploaded files. It is made where it is not there.
+    /// The folder of the uploaded files. It is made if it does not exist.
     pub files: PathBuf,
-    /// The URL under which the world sees it, without `/api`; none means `http://` and its address.
+    /// The URL under which clients reach it, without `/api`; `None` means `http://` and its address.
     pub public_url: Option<String>,
     /// The valid keys of each site.
     pub keys: BTreeMap<String, Vec<String>>,
@@ -103,8 +110,8 @@ pub struct ReceiverSettings {
     pub history: bool,
     /// The largest JSON or NDJSON body, in bytes after unpacking.
     pub body_limit: usize,
-    /// The capabilities that it offers; none means all. `PUT /schema` works even where it is not offered, as there is
-    /// no other way to make a table.
+    /// The capabilities that it offers; `None` means all. `PUT /schema` works even if it is not offered, as
+    /// there is no other way to make a table.
     pub capabilities: Option<Vec<String>>,
 }
 
@@ -141,16 +148,16 @@ impl ReceiverSettings {
 /// What all requests share.
 struct Shared {
     pool: PgPool,
-    writers: Arc<ApplyPool>,
+    apply_pool: Arc<ApplyPool>,
     tables: TableCache,
     keys: KeyRing,
-    guesses: AuthThrottle,
+    auth_throttle: AuthThrottle,
     shares: SiteShares,
-    bounds: MemoryBudget,
+    memory: MemoryBudget,
     /// Lists at once: each holds a connection for as long as its reader takes.
     lists: Arc<Semaphore>,
     files: PathBuf,
-    shelf: GroupCommit,
+    group_commit: GroupCommit,
     upload_limit: u64,
     public_url: String,
     history: bool,
@@ -175,7 +182,8 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Connects to the database and brings its schema up to date, prepares the files' folder, and binds the port.
+    /// Connects to the database and brings its schema up to date, prepares the files' folder, and binds the
+    /// port.
     ///
     /// # Errors
     /// Settings that cannot be used; a database, folder or port that cannot.
@@ -185,9 +193,11 @@ impl Receiver {
             None => CAPABILITIES.to_vec(),
             Some(names) => offered(names)?,
         };
-        let files = prepare(&settings.files)
+        let files = prepare_folders(&settings.files)
             .map_err(|error| Error::local("prepare the folder of the receiver's files", error))?;
-        let (pool, writers) = pool::open(&settings.database_url).await?;
+        let options = pool::connect_options(&settings.database_url)?;
+        let apply_pool = ApplyPool::new(&options)?;
+        let pool = pool::open(options).await?;
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| Error::local(format!("listen on {}", settings.listen), error))?;
@@ -199,26 +209,26 @@ impl Receiver {
             .unwrap_or_else(|| format!("http://{address}"))
             .trim_end_matches('/')
             .to_owned();
-        let bounds = MemoryBudget::new(settings.body_limit);
+        let memory = MemoryBudget::new(settings.body_limit);
         let lists = pool::CONNECTIONS as usize / 2;
         let shares = SiteShares::new(ServerCapacity {
-            memory: bounds.units(),
+            memory: memory.units(),
             connections: pool::CONNECTIONS as usize,
             lists,
-            places: PLACES,
+            client_connections: MAX_CONNECTIONS,
         });
         Ok(Self {
             listener,
             address,
             shared: Shared {
-                shelf: GroupCommit::new(pool.clone(), files.clone()),
+                group_commit: GroupCommit::new(pool.clone(), files.clone()),
                 pool,
-                writers: Arc::new(writers),
+                apply_pool: Arc::new(apply_pool),
                 tables: TableCache::default(),
                 keys,
-                guesses: AuthThrottle::default(),
+                auth_throttle: AuthThrottle::default(),
                 shares,
-                bounds,
+                memory,
                 lists: Arc::new(Semaphore::new(lists)),
                 files,
                 upload_limit: UPLOAD_LIMIT,
@@ -229,7 +239,7 @@ impl Receiver {
         })
     }
 
-    /// The keys that count, to replace them while it serves.
+    /// The valid keys, to replace them while it serves.
     pub fn ring(&self) -> KeyRing {
         self.shared.keys.clone()
     }
@@ -246,18 +256,19 @@ impl Receiver {
         self.address
     }
 
-    /// Serves until `shutdown` is cancelled, lets what is under way end, and closes the database's connections.
+    /// Serves until `shutdown` is cancelled, lets the requests in progress end, and closes the database's
+    /// connections.
     ///
     /// # Errors
     /// None at present: what fails while serving fails a request or a connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let pool = self.shared.pool.clone();
-        let writers = Arc::clone(&self.shared.writers);
-        let limits = ConnectionLimits::new(PLACES, DRAIN);
+        let apply_pool = Arc::clone(&self.shared.apply_pool);
+        let limits = ConnectionLimits::new(MAX_CONNECTIONS, DRAIN);
         serve::serve(self.listener, router(Arc::new(self.shared)), limits, shutdown).await;
-        // A list whose reader has gone may hold a connection a little longer; nothing waits for it.
+        // A list whose reader has gone may hold a connection a little longer; nothing waits for that.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
-            writers.close().await;
+            apply_pool.close().await;
             pool.close().await;
         })
         .await;
@@ -284,8 +295,9 @@ fn offered(names: &[String]) -> Result<Vec<Capability>> {
     offered.collect()
 }
 
-/// Makes the folders, and takes away what uploads that broke off have left. Answers the folder without links in it.
-fn prepare(files: &Path) -> std::io::Result<PathBuf> {
+/// Makes the folders, and removes what interrupted uploads have left behind. Returns the folder without links
+/// in it.
+fn prepare_folders(files: &Path) -> std::io::Result<PathBuf> {
     let incoming = files.join(upload::INCOMING);
     std::fs::create_dir_all(&incoming)?;
     for entry in std::fs::read_dir(&incoming)? {
@@ -294,8 +306,8 @@ fn prepare(files: &Path) -> std::io::Result<PathBuf> {
             .metadata()
             .and_then(|file| file.modified())
             .map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
-        // Younger ones may be another receiver's that shares the folder.
-        if age.is_ok_and(|age| age > LEFT_BEHIND) {
+        // A younger one may belong to another receiver that shares the folder.
+        if age.is_ok_and(|age| age > ABANDONED) {
             std::fs::remove_file(entry.path())?;
         }
     }

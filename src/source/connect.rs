@@ -219,7 +219,7 @@ fn tls(verify: Verify) -> Result<rustls::ClientConfig> {
 
 /// Encrypts without checking who answers, as libpq's `require` does.
 #[derive(Debug)]
-struct EncryptOnly(Arc<rustls::crypto::CryptoProvider>);
+pub(crate) struct EncryptOnly(pub(crate) Arc<rustls::crypto::CryptoProvider>);
 
 impl ServerCertVerifier for EncryptOnly {
     fn verify_server_cert(

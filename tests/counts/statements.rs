@@ -47,12 +47,12 @@ const TRIMMER: Bound = Bound {
     round_trips: (1 + 1) + (1 + 1 + 1),
 };
 
-/// Begin with the site's lock, the source's turn, the entities' state, one upsert for the one entity, the
-/// turn that was taken, commit. A batch of few rows is one statement that does all of it.
+/// Begin, the site's lock, the source's turn and the entities' state in one round trip; one upsert for the one
+/// entity; the record of the batch and the commit in one round trip. A batch of few rows is one round trip.
 const RECEIVER: Bound = Bound {
     session: "cloud-sync receiver",
-    statements: 6,
-    round_trips: 6,
+    statements: 7,
+    round_trips: 3,
 };
 
 impl Bound {

@@ -1,4 +1,4 @@
-//! The baseline API: single rows, bulk, lists and their window, and what there is where no more is offered.
+//! The baseline API: single rows, bulk, lists and their days, and a receiver that offers no capabilities.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -159,7 +159,7 @@ async fn lists_keep_to_the_window() {
             .json()
             .await
             .unwrap();
-        // The row of exactly N days ago has become older meanwhile.
+        // The row of exactly N days ago has become older since then.
         assert_eq!(list.len(), count, "{query}");
     }
     let wrong = cloud.request(Method::GET, "logs?days=-1").send().await.unwrap();

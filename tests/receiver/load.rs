@@ -1,4 +1,4 @@
-//! Requests and receivers at once, and a database that goes away meanwhile.
+//! Many requests and receivers at once, and a database that goes away while they work.
 
 use cloud_sync::receiver::Receiver;
 use reqwest::StatusCode;
@@ -30,12 +30,12 @@ async fn sources_at_once_end_at_the_highest_version() {
         let request = cloud.batch(&source.next(), lines(&changes));
         sent.spawn(async move { request.send().await.unwrap().status() });
     }
-    // when they come at once,
+    // when they arrive at once,
     while let Some(status) = sent.join_next().await {
         assert_eq!(status.unwrap(), StatusCode::OK);
     }
-    // then each row that the newest batch upserts is as that batch has it. Of a row that it deletes nothing is certain: the
-    // delete may have come before there was a row, and an older upsert after it.
+    // then each row that the newest batch upserts is as that batch has it. Nothing is certain of a row that
+    // it deletes: the delete may have arrived before there was a row, and an older upsert after it.
     let newest = (0..50_i64).filter(|id| (40 + id) % 7 != 3);
     for id in newest.clone() {
         let standing = format!("cloud.rooms where room_id = {id} and room_no = '40' and _version >> 40 = 40");
@@ -50,7 +50,7 @@ async fn a_batch_on_many_connections_is_applied_once() {
     let cloud = Cloud::start("repeats").await;
     cloud.rooms().await;
     cloud.send(1, &[upsert(1, 1, "known")]).await;
-    // Brief, as arrays, copied
+    // On the fast path, as arrays, copied
     for (nth, rows) in [1_i64, 70, 300].into_iter().enumerate() {
         let changes: Vec<Value> = (0..rows)
             .map(|id| upsert(id, 1000 * (nth as i64 + 1) + id, "x"))
@@ -90,7 +90,7 @@ async fn receivers_that_start_at_once_share_one_database() {
     for receiver in futures::future::join_all(started).await {
         receiver.unwrap();
     }
-    // A second receiver on the same database sees a column that came through the first.
+    // A second receiver on the same database sees a column that was declared through the first.
     let other = Receiver::bind(settings(&cloud.database_url, files.path()))
         .await
         .unwrap();

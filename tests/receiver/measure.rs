@@ -1,4 +1,5 @@
-//! A measurement, not a test: how long 300,000 changes take, by batch size and packing, and a request of one change.
+//! A measurement, not a test: how long 300,000 changes take, by batch size and packing, and how long a
+//! request of one change takes.
 
 use serde_json::{Value, json};
 
@@ -18,7 +19,7 @@ fn cpu(process: &str) -> f64 {
     ticks / 100.0
 }
 
-/// Sends a batch of which all is applied.
+/// Sends a batch whose changes are all applied.
 async fn send(cloud: &Cloud, source: &BatchSource, body: &[u8], packed: bool, rows: i64) {
     let name = source.next();
     let mut request = cloud.batch(&name, body.to_vec());

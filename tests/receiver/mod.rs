@@ -25,13 +25,13 @@ use tokio_util::sync::CancellationToken;
 use crate::support::batches::{BatchName, BatchSource};
 use crate::support::postgres::Server;
 
-/// A running receiver with two sites, and a look into its database.
+/// A running receiver with two sites, and a connection to its database.
 struct Cloud {
     client: Client,
     root: String,
     database_url: String,
     pool: PgPool,
-    /// The source that sends what names no other.
+    /// The source that sends, unless another one is named.
     source: BatchSource,
     files: tempfile::TempDir,
     stop: CancellationToken,
@@ -72,6 +72,7 @@ impl Cloud {
         let files = tempfile::tempdir().unwrap();
         let mut settings = settings(&database_url, files.path());
         change(&mut settings);
+        let database_url = settings.database_url.clone();
         let receiver = Receiver::bind(settings).await.unwrap().with_upload_limit(1 << 20);
         let root = format!("http://{}", receiver.address());
         let stop = CancellationToken::new();
@@ -118,7 +119,7 @@ impl Cloud {
         assert_eq!(self.declare("rooms", schema).await.status(), StatusCode::OK);
     }
 
-    /// A request with the next batch of the source, in this epoch. Whether it is taken is noted by whoever sends it.
+    /// A request with the next batch of the source, in this epoch. The caller records whether it was applied.
     fn changes(&self, epoch: i64, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
         self.batch(&self.source.next_in(epoch), body)
     }
@@ -128,13 +129,13 @@ impl Cloud {
         name.put(self.request(Method::POST, "changes").body(body))
     }
 
-    /// Sends this batch, whether it is taken or not.
+    /// Sends this batch, whether it is applied or not.
     async fn post_batch(&self, name: &BatchName, changes: &[Value]) -> (StatusCode, Value) {
         let response = self.batch(name, lines(changes)).send().await.unwrap();
         (response.status(), response.json().await.unwrap())
     }
 
-    /// Sends these as the source's next batch, which is taken.
+    /// Sends these as the source's next batch, which is applied.
     async fn send(&self, epoch: i64, changes: &[Value]) -> Value {
         self.send_text(epoch, lines(changes)).await
     }
@@ -143,7 +144,7 @@ impl Cloud {
         self.take(&self.source, self.source.next_in(epoch), body).await
     }
 
-    /// Sends these as another source's next batch, which is taken.
+    /// Sends these as another source's next batch, which is applied.
     async fn send_as(&self, source: &BatchSource, changes: &[Value]) -> Value {
         self.take(source, source.next(), lines(changes)).await
     }

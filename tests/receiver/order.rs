@@ -1,4 +1,5 @@
-//! The order of changes: an older version never wins, over rows, tombstones and truncates; and the order in a batch.
+//! The order of changes: an older version never overwrites rows, tombstones or truncates; and the order in a
+//! batch.
 
 use serde_json::{Value, json};
 
@@ -15,7 +16,8 @@ async fn an_older_version_never_overwrites_a_newer_one() {
         .send_as(&ahead, &[upsert(5, 1, "five"), upsert(6, 2, "six")])
         .await;
     assert_eq!(counts(&answer), (2, 0, 0));
-    // when the other sends the same rows, then they stay, and only what is new comes. Positions order nothing.
+    // when the other sends the same rows, then they stay, and only new rows are added. Positions decide
+    // nothing.
     let answer = cloud
         .send(
             1,
@@ -28,7 +30,7 @@ async fn an_older_version_never_overwrites_a_newer_one() {
         .await;
     assert_eq!(counts(&answer), (1, 2, 0));
     assert_eq!(cloud.standing().await, "1=five@1.3.1 2=six@1.3.1 3=seven@1.1.1");
-    // Of one key the last line counts, whatever its position, and in whatever form the key is written.
+    // The last line of a key counts, whatever its position, and in whatever form the key is written.
     let text = "{\"position\":12,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"room_id\" : 1},\
                 \"row\":{\"room_no\":\"twelve\",\r \"room_id\":1}}\n\
                 {\"position\":11,\"entity\":\"rooms\",\"op\":\"upsert\",\"key\":{\"room_id\":1},\
@@ -80,13 +82,13 @@ async fn a_delete_leaves_a_tombstone_that_only_a_newer_change_lifts() {
         (0, 1, 0)
     );
     assert_eq!(cloud.standing().await, "2=b@1.3.1 9=new@1.1.1");
-    // A newer delete raises the tombstone's version.
+    // A newer delete gives the tombstone its version.
     let version =
         "select string_agg(concat(version >> 40, '.', version & 255), ' ') from cloud_meta.tombstones";
     assert_eq!(cloud.scalar::<String>(version).await, "3.2");
     assert_eq!(counts(&cloud.send_as(&ahead, &[delete(5, 1)]).await), (1, 0, 0));
     assert_eq!(cloud.scalar::<String>(version).await, "3.4");
-    // A newer upsert lifts it.
+    // A newer upsert removes the tombstone.
     assert_eq!(
         counts(&cloud.send_as(&ahead, &[upsert(10, 1, "again")]).await),
         (1, 0, 0)
@@ -126,7 +128,7 @@ async fn a_truncate_removes_what_is_older_and_keeps_it_away() {
     assert_eq!(counts(&answer), (3, 2, 0), "{answer}");
     assert_eq!(cloud.standing().await, "1=after@1.3.1 4=d@1.5.1 5=before@1.3.1");
     assert_eq!(cloud.count("cloud_meta.tombstones").await, 0);
-    // What is older is kept away, in each of the ways that a batch takes.
+    // What is older has no effect, in each of the ways that a batch can take.
     let lone = cloud.send(1, &[upsert(99, 2, "b")]).await;
     assert_eq!(counts(&lone), (0, 1, 0));
     let mixed = cloud
@@ -135,7 +137,7 @@ async fn a_truncate_removes_what_is_older_and_keeps_it_away() {
     assert_eq!(counts(&mixed), (0, 3, 0));
     let many: Vec<Value> = (100..300).map(|id| upsert(id, id, "many")).collect();
     assert_eq!(counts(&cloud.send(1, &many).await), (0, 200, 0));
-    // What is newer is not.
+    // What is newer has.
     let answer = cloud.send_as(&ahead, &[upsert(1, 2, "later")]).await;
     assert_eq!(counts(&answer), (1, 0, 0));
     assert_eq!(
@@ -175,7 +177,7 @@ async fn the_history_tells_of_every_applied_change() {
     let cloud = Cloud::start("history").await;
     cloud.rooms().await;
     cloud.send(1, &[upsert(1, 1, "a")]).await;
-    // By the general way, and by the brief one
+    // In a transaction of several statements, and on the fast path
     cloud.send(1, &[delete(2, 1), upsert(3, 2, "b")]).await;
     cloud.send(1, &[delete(2, 2)]).await;
     cloud.send(1, &[delete(2, 2), delete(3, 3)]).await;

@@ -1,4 +1,4 @@
-//! What is refused: one change among many, or a whole request, and what else stands then.
+//! What is refused: one change among many, or a whole request; and what takes effect then.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ async fn a_bad_row_among_many_is_rejected_alone() {
             "key-missing"
         ]
     );
-    // A rejected change does not take along what it had superseded.
+    // If a change is rejected, the one that it had superseded is applied.
     let bad = json!({"position": 3001, "entity": "rooms", "op": "upsert", "key": {"room_id": 7},
                      "row": {"room_id": 7, "room_no": "\u{0}"}});
     let answer = cloud
@@ -108,7 +108,7 @@ async fn broken_requests_change_nothing() {
     }
     let utf8 = cloud.changes(1, vec![b'{', 0xff]).send().await.unwrap();
     assert_eq!(utf8.status(), StatusCode::BAD_REQUEST);
-    // Packed bodies: a good one, one that unpacks to too much, one that is none.
+    // Packed bodies: a valid one, one that unpacks to too much, one that is not packed.
     let pack = |text: &[u8]| zstd::bulk::compress(text, 3).unwrap();
     let packed = |body: Vec<u8>| cloud.changes(1, body).header("Content-Encoding", "zstd").send();
     let bomb = packed(pack(&vec![b' '; 512 << 20])).await.unwrap();

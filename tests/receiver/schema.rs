@@ -1,4 +1,4 @@
-//! Declared schemas: made, extended, widened; what would break rows is refused.
+//! Declared schemas: created, extended, widened; a declaration that would break rows is refused.
 
 use cloud_sync::wire::paths::RESERVED;
 use reqwest::StatusCode;
@@ -18,7 +18,7 @@ async fn schemas_are_made_extended_and_widened_but_not_broken() {
             .collect();
         json!({"entity": "rooms", "key": [key], "columns": columns})
     };
-    // A new column; one is left out and stays.
+    // A new column is added; a column that is left out stays.
     let wider = schema(
         "room_id",
         &[
@@ -55,7 +55,7 @@ async fn schemas_are_made_extended_and_widened_but_not_broken() {
         assert_eq!(have, now);
     }
     assert_eq!(cloud.count("cloud.rooms where floor = '3'").await, 1);
-    // What cannot be. A name that the receiver does not use is like any other.
+    // What is refused. A name that the receiver does not use is like any other.
     for name in ["_position", "_site_id", "_version_x"] {
         let like_any = schema("room_id", &[("room_id", "bigint"), (name, "bigint")]);
         assert_eq!(cloud.declare("rooms", like_any).await.status(), StatusCode::OK);
@@ -133,7 +133,8 @@ async fn an_entity_of_a_site_belongs_to_one_source() {
             .scalar::<Option<String>>("select source_id from cloud_meta.schemas where site = 'college'")
             .await
     };
-    // Without the header nobody owns it; the first source that declares it does, again and again.
+    // Without the header nobody owns it. The first source that declares it owns it, however often it declares
+    // it.
     let (narrow, wide) = (schema(&["room_id"]), schema(&["room_id", "floor"]));
     assert_eq!(declare("new-key", None, &narrow).await.0, StatusCode::OK);
     assert_eq!(owner().await, None);
@@ -158,7 +159,7 @@ async fn an_entity_of_a_site_belongs_to_one_source() {
     assert!(answer.get("source").is_none());
     let floors = "information_schema.columns where table_name = 'rooms' and column_name = 'floor'";
     assert_eq!(cloud.count(floors).await, 0);
-    // A request without the header is not checked, and leaves the owner. Another site has an owner of its own.
+    // A request without the header is not checked, and the owner stays. Another site has its own owner.
     assert_eq!(declare("new-key", None, &wide).await.0, StatusCode::OK);
     assert_eq!(owner().await.as_deref(), Some("first"));
     assert_eq!(

@@ -1,4 +1,4 @@
-//! A site that takes all that it can: the others are served as if it were not there.
+//! A site that takes all that it can: the other sites are served as if it did not exist.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use super::{Cloud, counts, upsert};
 /// The largest body in these tests.
 const BODY: usize = 1 << 20;
 
-/// A request of site annex that says so much of itself, and then nothing more; its answer is not read.
+/// A request of the site annex of which only this much is sent; its answer is not read.
 async fn begun(cloud: &Cloud, head: &str, body: usize) -> TcpStream {
     let mut stream = TcpStream::connect(cloud.root.strip_prefix("http://").unwrap())
         .await
@@ -25,7 +25,7 @@ async fn begun(cloud: &Cloud, head: &str, body: usize) -> TcpStream {
         stream.write_all(head.as_bytes()).await.unwrap();
     }
     stream.write_all(b"\r\n").await.unwrap();
-    // It is refused before its end where the site has its share already.
+    // It is refused before its end if the site has its share already.
     let _ = stream.write_all(&vec![b' '; body]).await;
     stream
 }
@@ -71,7 +71,7 @@ async fn a_site_that_takes_its_full_share_holds_no_other_site_up() {
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    // then another site's changes, rows, lists and greetings are all answered.
+    // then another site's changes, rows, lists and status requests are all answered.
     let mut took = Vec::new();
     for id in 1..=200 {
         let start = Instant::now();

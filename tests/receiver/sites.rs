@@ -1,4 +1,4 @@
-//! The key decides the site; each site sees its own rows only.
+//! The key decides the site; each site sees only its own rows.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ async fn keys_decide_the_site() {
         .await
         .unwrap();
     assert_eq!(none.status(), StatusCode::UNAUTHORIZED);
-    // The other site has not declared rooms, then has rooms of its own.
+    // The other site has not declared rooms; then it has its own rooms.
     cloud.send(1, &[upsert(1, 1, "college")]).await;
     let annex = |method, path: &str| {
         cloud
@@ -76,7 +76,7 @@ async fn keys_decide_the_site() {
         .unwrap();
     assert_eq!(list, json!([]));
     assert_eq!(cloud.standing().await, "1=college@1.1.1");
-    // How far each source has come.
+    // How far each source is.
     let status: Value = with("new-key").await.unwrap().json().await.unwrap();
     assert_eq!(
         status["sources"],

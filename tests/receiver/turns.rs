@@ -1,4 +1,4 @@
-//! Turns: a batch is applied once and in its order, and what is out of it changes nothing.
+//! Turns: a batch is applied once and in its order, and a batch out of order changes nothing.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn refused(cloud: &Cloud, name: &BatchName, code: &str, source: Value) {
     assert_eq!((cloud.standing().await, sources(cloud).await), before);
 }
 
-/// Sends a batch that is taken.
+/// Sends a batch that is applied.
 async fn taken(cloud: &Cloud, name: &BatchName, number: &str) {
     let (status, answer) = cloud.post_batch(name, &[upsert(1, 1, number)]).await;
     assert_eq!((status, counts(&answer)), (StatusCode::OK, (1, 0, 0)), "{answer}");
@@ -37,7 +37,7 @@ async fn sources(cloud: &Cloud) -> Value {
         .await
 }
 
-/// What `GET /sync-status` answers.
+/// What `GET /sync-status` returns.
 async fn status(cloud: &Cloud) -> Value {
     let response = cloud.request(Method::GET, "sync-status").send().await.unwrap();
     response.json().await.unwrap()
@@ -49,7 +49,7 @@ async fn only_the_next_batch_of_the_newest_term_is_taken() {
     cloud.rooms().await;
     let at = |epoch: i64, term: i64, batch: i64| json!({"epoch": epoch, "term": term, "batch": batch});
     let zero = BatchSource::new("source-1").newest();
-    // Of a source that is not known, only the first batch; of any term.
+    // A source that is not known must begin with the first batch, of any term.
     let first = zero.first_of_term(2);
     refused(&cloud, &first.next(), "out-of-turn", Value::Null).await;
     taken(&cloud, &first, "first").await;
@@ -57,7 +57,8 @@ async fn only_the_next_batch_of_the_newest_term_is_taken() {
     refused(&cloud, &first.after(9), "out-of-turn", at(1, 2, 1)).await;
     taken(&cloud, &second, "second").await;
     assert_eq!(cloud.standing().await, "1=second@1.2.2");
-    // Each of these is decided by the general way, as the brief one takes only what follows.
+    // Each of these is decided in a transaction of several statements, as the fast path takes only the next
+    // batch.
     let here = at(1, 2, 2);
     refused(&cloud, &first, "different-batch", here.clone()).await;
     refused(&cloud, &second, "different-batch", here.clone()).await;
@@ -99,7 +100,7 @@ async fn only_the_next_batch_of_the_newest_term_is_taken() {
     taken(&cloud, &epoch, "epoch").await;
     refused(&cloud, &third.next(), "stale-epoch", at(7, 1, 1)).await;
     assert_eq!(cloud.standing().await, "1=epoch@7.1.1");
-    // Another source, and another site's, have turns of their own.
+    // Another source, and a source of another site, have their own turns.
     taken(&cloud, &epoch.next(), "last").await;
     cloud
         .send_as(&BatchSource::new("other"), &[upsert(1, 9, "other")])
@@ -123,7 +124,7 @@ async fn a_repeated_batch_gets_its_stored_answer_and_applies_nothing() {
                      "row": {"room_id": 3, "room_no": "\u{0}"}});
     let unknown = json!({"position": 4, "entity": "nothing", "op": "delete", "key": {"id": 1}});
     let many: Vec<Value> = (100..300).map(|id| upsert(id, id, "many")).collect();
-    // In each of the ways that a batch takes, and with rejections
+    // In each of the ways that a batch can take, and with rejections
     let batches = [
         vec![upsert(1, 1, "one"), upsert(1, 1, "last"), bad, unknown],
         vec![upsert(2, 2, "brief"), upsert(2, 2, "twice")],
@@ -190,10 +191,10 @@ async fn a_batch_that_comes_early_waits_for_those_before_it() {
     cloud.rooms().await;
     let first = cloud.source.next();
     taken(&cloud, &first, "first").await;
-    // Of seven batches that come all at once, the last one first, each is taken after the one before it,
+    // Of seven batches that arrive at once, the last one first, each is applied after the one before it,
     let batches: Vec<_> = (1..=7).map(|behind| first.after(behind)).collect();
     let sent = batches.iter().rev().map(async |batch| {
-        // whether it is applied by the brief way or by the general one,
+        // whether it is applied on the fast path or in a transaction of several statements,
         let text = format!("batch {}", batch.batch);
         let changes: Vec<_> = (1..=batch.batch % 2 * 70 + 1)
             .map(|id| upsert(id, id, &text))
@@ -221,7 +222,7 @@ async fn a_batch_that_comes_early_waits_for_those_before_it() {
         );
     }
     assert_eq!(cloud.standing().await, standing);
-    // Of older ones nothing is known.
+    // Older batches are not remembered.
     taken(&cloud, &first.after(8), "ninth").await;
     refused(
         &cloud,
@@ -230,7 +231,7 @@ async fn a_batch_that_comes_early_waits_for_those_before_it() {
         json!({"epoch": 1, "term": 1, "batch": 9}),
     )
     .await;
-    // One whose predecessor does not come is refused after a while.
+    // A batch whose predecessor does not arrive is refused after a while.
     refused(
         &cloud,
         &first.after(10),
@@ -332,7 +333,7 @@ async fn the_status_tells_of_each_source_and_of_the_receiver() {
         .await;
     assert_eq!(identity.len(), 36);
     assert_eq!(empty["receiver"], identity);
-    // By the general way, then by the brief one
+    // In a transaction of several statements, then on the fast path
     let named = BatchName {
         database: Some("db.college:5432/école's".to_owned()),
         ..cloud.source.next()

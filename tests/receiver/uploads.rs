@@ -1,4 +1,4 @@
-//! Uploaded files: whole, safe to serve, found again, and no way out of their folder.
+//! Uploaded files: whole, safe to serve, found again, and never outside their folder.
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -84,7 +84,7 @@ async fn uploads_are_whole_safe_and_found_again() {
         .await
         .unwrap();
     assert_eq!(nameless.status(), StatusCode::BAD_REQUEST);
-    // An upload that breaks off leaves nothing.
+    // An interrupted upload leaves nothing.
     let boundary = "multipart/form-data; boundary=b";
     let half = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"h.jpg\"\r\n\r\nhalf";
     let broken = cloud
@@ -149,7 +149,7 @@ async fn files_that_come_at_once_are_all_there_when_they_are_confirmed() {
             (answer["url"].as_str().unwrap().to_owned(), content)
         }
     });
-    // When they come at once
+    // When they arrive at once
     let answers = futures::future::join_all(uploads).await;
     // Then each is where its answer says, once.
     for (url, content) in &answers {

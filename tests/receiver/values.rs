@@ -71,7 +71,7 @@ async fn values_arrive_exactly() {
         second,
         "NaN|-Infinity|{}|\"text\"|[1]|infinity|0044-03-15 BC|24:00:00|f"
     );
-    // And out again.
+    // And back in lists.
     let list: Vec<Value> = cloud
         .request(Method::GET, "values")
         .send()
@@ -149,7 +149,7 @@ async fn names_and_composite_keys_of_any_kind_work() {
     let answer = cloud.take(&ahead, ahead.next(), both).await;
     assert_eq!(counts(&answer), (2, 0, 0), "{answer}");
     assert_eq!(standing().await, "a:w:3 a,b:x:1");
-    // A delete and an upsert of one row end with the row, in whichever order and form they come; so do two deletes.
+    // A delete and an upsert of one row leave the row, in whichever order and form they come.
     for (first, then, other) in [
         ("delete", "upsert", "1.00"),
         ("upsert", "delete", "1.0"),

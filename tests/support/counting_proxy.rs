@@ -18,7 +18,7 @@ pub(crate) struct Count {
     pub(crate) connections: u64,
     /// Statements that were executed; of PostgreSQL's protocol.
     pub(crate) statements: u64,
-    /// Times that the server was asked to answer: each a round trip, unless several were pipelined.
+    /// Times that the client asked for answers when it had all that it had asked for before.
     pub(crate) round_trips: u64,
     /// `POST /api/changes`; of HTTP.
     pub(crate) deliveries: u64,
@@ -125,9 +125,18 @@ async fn pass(here: TcpStream, target: SocketAddr, stream_count: Arc<Mutex<Clien
             }
         }
     };
+    let down = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(bytes @ 1..) = answers.read(&mut buffer).await {
+            locked(&stream_count).hear_answers(&buffer[..bytes]);
+            if answer.write_all(&buffer[..bytes]).await.is_err() {
+                return;
+            }
+        }
+    };
     tokio::select! {
         () = up => {}
-        _ = tokio::io::copy(&mut answers, &mut answer) => {}
+        () = down => {}
     }
 }
 
@@ -141,6 +150,11 @@ struct ClientStream {
     begun: Vec<u8>,
     /// So many bytes of a message's body are still to come.
     skip: usize,
+    /// The same of the server's messages, from its answer to the startup on.
+    answer_begun: Vec<u8>,
+    answer_skip: usize,
+    /// Requests that were not answered yet.
+    unanswered: u64,
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +188,33 @@ impl ClientStream {
         }
     }
 
+    /// Counts the messages that end an answer. The answer to the wish to encrypt is one byte, before the startup.
+    fn hear_answers(&mut self, mut bytes: &[u8]) {
+        if self.protocol != Protocol::Postgres {
+            return;
+        }
+        while let Some((&first, rest)) = bytes.split_first() {
+            if self.answer_skip > 0 {
+                let skipped = self.answer_skip.min(bytes.len());
+                self.answer_skip -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            self.answer_begun.push(first);
+            bytes = rest;
+            if let [kind, length @ ..] = self.answer_begun.as_slice()
+                && let Ok(length) = <[u8; 4]>::try_from(length)
+            {
+                self.answer_skip = u32::from_be_bytes(length) as usize - 4;
+                if *kind == b'Z' {
+                    // The first one ends the startup.
+                    self.unanswered = self.unanswered.saturating_sub(1);
+                }
+                self.answer_begun.clear();
+            }
+        }
+    }
+
     fn requests(&mut self, bytes: &[u8]) {
         self.begun.extend_from_slice(bytes);
         self.count.deliveries += memchr::memmem::find_iter(&self.begun, DELIVERY).count() as u64;
@@ -199,7 +240,10 @@ impl ClientStream {
                 let Some(length) = number(1) else { continue };
                 self.skip = length as usize - 4;
                 self.count.statements += u64::from(matches!(self.begun[0], b'E' | b'Q'));
-                self.count.round_trips += u64::from(matches!(self.begun[0], b'S' | b'Q'));
+                if matches!(self.begun[0], b'S' | b'Q') {
+                    self.count.round_trips += u64::from(self.unanswered == 0);
+                    self.unanswered += 1;
+                }
             } else {
                 let (Some(length), Some(code)) = (number(0), number(4)) else {
                     continue;
@@ -246,6 +290,16 @@ fn what_clients_say_is_understood_in_whatever_pieces_it_comes() {
             .chunks(pieces)
             .for_each(|piece| stream_count.hear(piece));
         assert_eq!(stream_count.application, "cloud-sync drain");
+        assert_eq!(
+            (stream_count.count.statements, stream_count.count.round_trips),
+            (2, 1)
+        );
+        // Both are answered before the next is asked.
+        let answers = b"T\0\0\0\x05ZZ\0\0\0\x05IZ\0\0\0\x05I";
+        answers
+            .chunks(pieces)
+            .for_each(|piece| stream_count.hear_answers(piece));
+        stream_count.hear(b"S\0\0\0\x04");
         assert_eq!(
             (stream_count.count.statements, stream_count.count.round_trips),
             (2, 2)

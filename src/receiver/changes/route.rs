@@ -8,13 +8,14 @@ use axum::http::{HeaderName, HeaderValue, header};
 use tracing::{Instrument, debug_span};
 
 use crate::receiver::Shared;
-use crate::receiver::changes::apply::{self, BatchToApply};
+use crate::receiver::changes::apply;
+use crate::receiver::changes::batch::BatchToApply;
 use crate::receiver::http::api_error::ApiResult;
 use crate::receiver::http::auth::AuthenticatedSite;
 use crate::wire::server_timing::{SERVER_TIMING, write_applied};
 use crate::wire::{BatchHeaders, Capability, ChangeLineReader, JSON};
 
-/// A header that tells what the server took of the time that the client waits.
+/// A header that says how much of the client's waiting time the server took.
 type ServerTimingHeader = [(HeaderName, String); 1];
 
 /// An answer is stored and sent as text.
@@ -29,22 +30,22 @@ pub(crate) async fn receive(
     shared.offers(Capability::Changes)?;
     let (parts, body) = request.into_parts();
     let headers = BatchHeaders::read(&parts.headers)?;
-    // Read while they come: the rest of the body may wait for its turn at the other end.
+    // The lines are read while they arrive: the client may hold the last byte back until the batch's turn.
     let mut reader = ChangeLineReader::default();
     let body = shared
-        .bounds
+        .memory
         .of(&share)
-        .read_seen(&parts.headers, body, |come| reader.read_more(come))
+        .read_seen(&parts.headers, body, |arrived| reader.read_more(arrived))
         .await?;
     let begun = Instant::now();
     let lines = reader.finish(&body.bytes)?;
-    let delivery = BatchToApply {
+    let batch = BatchToApply {
         site: &site,
         headers: &headers,
         body_hash: *blake3::hash(&body.bytes).as_bytes(),
         lines: &lines,
     };
-    let answer = apply::apply(&shared, &delivery)
+    let answer = apply::apply_batch(&shared, &batch)
         .instrument(debug_span!("apply", changes = lines.len()))
         .await?;
     let json = [(header::CONTENT_TYPE, HeaderValue::from_static(JSON))];

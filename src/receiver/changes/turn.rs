@@ -1,15 +1,19 @@
-//! Whose turn it is: which batch of a source may be applied next.
+//! Which batch of a source may be applied next.
 //!
-//! Of each source the receiver keeps its last batches. A batch is applied if it is the one that follows the newest, and a
-//! repeat of one that is kept gets the answer that the batch had. One that comes a little too early waits for those before
-//! it: a source may send several batches, one behind the other. Everything else is refused, and changes nothing. The
-//! decision is made under the site's lock, in the transaction that applies the rows and notes the batch; so a batch is
-//! applied once, however often and over however many connections it comes.
+//! The receiver keeps the last batches of each source. A batch is applied if it follows the newest one, and a
+//! repeat of one that is kept gets the answer that it had. A batch that arrives a little too early waits for
+//! those before it, as a source may send several batches without waiting for their answers. Everything else
+//! is refused, and changes nothing.
+//!
+//! Always holds: the decision is made under the site's lock, in the transaction that applies the rows and
+//! records the batch; so a batch is applied once, however often and over however many connections it arrives.
 
 use axum::http::StatusCode;
-use sqlx::{PgConnection, Row};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row, Statement};
 
-use crate::receiver::db::pool::DbError;
+use crate::receiver::db::apply_session::{ApplySession, Params};
+use crate::receiver::db::db_error::DbError;
 use crate::receiver::http::api_error::ApiError;
 use crate::wire::limits::MAX_IN_FLIGHT;
 use crate::wire::{BatchHeaders, BatchId, ErrorCode, TurnCode};
@@ -26,7 +30,7 @@ pub(crate) struct NewestBatch {
     batch: i64,
 }
 
-/// A batch that was taken: the hash of its body, and its answer.
+/// A batch that was applied: the hash of its body, and its answer.
 type TakenBatch = (Vec<u8>, String);
 
 /// What becomes of a batch.
@@ -34,15 +38,16 @@ type TakenBatch = (Vec<u8>, String);
 pub(crate) enum TurnDecision {
     /// It is applied.
     Take,
-    /// It was applied before: this was its answer.
+    /// It was applied before, with this answer.
     Repeat(String),
-    /// It is not applied yet: those before it are on their way.
+    /// It is not applied yet: the batches before it are on their way.
     Early,
     /// It is not applied.
     Refuse(TurnCode),
 }
 
-/// Decides what becomes of a batch with these headers and the hash of this body, where `taken` was taken under its number.
+/// Decides what becomes of a batch with these headers and this hash of its body, if `taken` was applied under
+/// its number.
 fn decide(
     headers: &BatchHeaders<'_>,
     body_hash: &[u8],
@@ -91,33 +96,61 @@ fn decide(
     }
 }
 
-/// A batch that is not taken, with its 409.
-pub(crate) enum BatchRefusal {
-    /// Those before it may be on their way.
-    Yet(ApiError),
-    /// It never will be.
-    Ever(ApiError),
+/// Whether a batch is applied now.
+pub(crate) enum Turn {
+    /// It is.
+    Now,
+    /// It was applied before, with this answer.
+    Repeated(String),
+    /// Not now: the batches before it may be on their way. With its 409.
+    Early(ApiError),
+    /// Never. With its 409.
+    Refused(ApiError),
 }
 
-/// Reads the source's newest batch and decides. The site's lock must be held. Returns the stored answer of a repeated
-/// batch, `None` if the batch is to be applied.
+/// The statement that asks for a source's newest batch.
+pub(crate) async fn question(session: &mut ApplySession) -> Result<Statement, DbError> {
+    let types = [
+        Type::TEXT,
+        Type::TEXT,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8,
+    ];
+    session.statement(TURN, &types).await
+}
+
+/// Asks for the source's newest batch. The site's lock must be held.
 pub(crate) async fn ask(
-    connection: &mut PgConnection,
+    client: &Client,
+    question: &Statement,
     site: &str,
     headers: &BatchHeaders<'_>,
+) -> Result<Option<Row>, tokio_postgres::Error> {
+    client
+        .query_opt(
+            question,
+            &[
+                &site,
+                &headers.source,
+                &headers.epoch,
+                &headers.term,
+                &headers.batch,
+                &MAX_IN_FLIGHT,
+            ],
+        )
+        .await
+}
+
+/// Decides by the answer to [`ask`] whether it is the batch's turn.
+pub(crate) fn turn_of(
+    headers: &BatchHeaders<'_>,
     body_hash: &[u8],
-) -> Result<Result<Option<String>, BatchRefusal>, DbError> {
-    let row = sqlx::query(TURN)
-        .bind(site)
-        .bind(headers.source)
-        .bind(headers.epoch)
-        .bind(headers.term)
-        .bind(headers.batch)
-        .bind(MAX_IN_FLIGHT)
-        .fetch_optional(connection)
-        .await?;
+    asked: Option<&Row>,
+) -> Result<Turn, DbError> {
     let (mut newest, mut taken) = (None, None);
-    if let Some(row) = row {
+    if let Some(row) = asked {
         newest = Some(NewestBatch {
             epoch: row.try_get("epoch")?,
             term: row.try_get("term")?,
@@ -128,34 +161,54 @@ pub(crate) async fn ask(
     }
     let newest = newest.as_ref();
     Ok(match decide(headers, body_hash, newest, taken) {
-        TurnDecision::Take => Ok(None),
-        TurnDecision::Repeat(answer) => Ok(Some(answer)),
-        TurnDecision::Early => Err(BatchRefusal::Yet(refusal(TurnCode::OutOfTurn, headers, newest))),
-        TurnDecision::Refuse(code) => Err(BatchRefusal::Ever(refusal(code, headers, newest))),
+        TurnDecision::Take => Turn::Now,
+        TurnDecision::Repeat(answer) => Turn::Repeated(answer),
+        TurnDecision::Early => Turn::Early(refusal(TurnCode::OutOfTurn, headers, newest)),
+        TurnDecision::Refuse(code) => Turn::Refused(refusal(code, headers, newest)),
     })
 }
 
-/// Notes a batch as its source's newest, with its answer.
-pub(crate) async fn take(
-    connection: &mut PgConnection,
+/// Records a batch as its source's newest, with its answer, and commits.
+pub(crate) async fn record_and_commit(
+    session: &mut ApplySession,
     site: &str,
     headers: &BatchHeaders<'_>,
     body_hash: &[u8],
     answer: &str,
 ) -> Result<(), DbError> {
-    sqlx::query(TAKE)
-        .bind(site)
-        .bind(headers.source)
-        .bind(headers.epoch)
-        .bind(headers.term)
-        .bind(headers.nonce)
-        .bind(headers.batch)
-        .bind(headers.database)
-        .bind((headers.batch % MAX_IN_FLIGHT) as i16)
-        .bind(body_hash)
-        .bind(answer)
-        .execute(connection)
-        .await?;
+    let types = [
+        Type::TEXT,
+        Type::TEXT,
+        Type::INT8,
+        Type::INT8,
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::INT2,
+        Type::BYTEA,
+        Type::TEXT,
+    ];
+    let statement = session.statement(TAKE, &types).await?;
+    let client = session.client();
+    let slot = (headers.batch % MAX_IN_FLIGHT) as i16;
+    let params: Params<'_> = vec![
+        &site,
+        &headers.source,
+        &headers.epoch,
+        &headers.term,
+        &headers.nonce,
+        &headers.batch,
+        &headers.database,
+        &slot,
+        &body_hash,
+        &answer,
+    ];
+    let (recorded, committed) = tokio::join!(
+        client.execute(&statement, &params),
+        client.batch_execute("commit")
+    );
+    recorded?;
+    committed?;
     Ok(())
 }
 
@@ -182,14 +235,14 @@ fn refusal(code: TurnCode, headers: &BatchHeaders<'_>, newest: Option<&NewestBat
         ),
         (TurnCode::DifferentBatch, _) => format!("{batch} was taken before, with another body"),
     };
-    let source = newest.map(|newest| BatchId {
+    let state = newest.map(|newest| BatchId {
         batch: newest.batch,
         epoch: newest.epoch,
         term: newest.term,
     });
     ApiError::new(StatusCode::CONFLICT, error)
         .with_code(ErrorCode::Turn(code))
-        .with_source(source)
+        .with_source_state(state)
 }
 
 #[cfg(test)]

@@ -1,40 +1,48 @@
-//! Puts files that are whole and on disk in their places, as many at once as have come meanwhile: one sync of each folder
-//! and one statement do for all of them.
+//! Group commit for uploads: renames finished files into place in groups, with one sync for each folder and
+//! one `insert` for each group.
 //!
-//! A file is confirmed when its name in the folder is on disk too and its record is committed. Whoever is first puts the
-//! others' files in their places as well; when a caller has gone, its group is put all the same.
+//! Always holds: a file is confirmed when its content is on disk, its name in the folder is on disk, and its
+//! record is committed.
+//!
+//! Files that arrive while a group is being stored form the next group. The first of them stores the group
+//! for all; if its caller goes away, the group is stored all the same.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::http::StatusCode;
 use sqlx::{PgPool, Row};
 use tempfile::NamedTempFile;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 
-/// Groups under way at once: the next one is put while the one before is written down.
+/// Groups in progress at once: the next group is renamed while the records of the one before are written.
 const GROUPS: usize = 3;
 
 /// Files in a group, at most.
 const GROUP: usize = 256;
 
-/// A file to put in its place, below the folders of its site and directory.
+/// The operation that fails, for messages.
+const STORE: &str = "store a file";
+
+/// A file whose content is on disk, to be renamed into the folder of its site and directory.
 pub(crate) struct FinishedUpload {
     pub(crate) file: NamedTempFile,
     pub(crate) site: String,
     pub(crate) directory: String,
-    /// Its name there.
+    /// Its name in that folder.
     pub(crate) stored: String,
     pub(crate) hash: String,
-    /// Its name where it comes from, made safe.
+    /// The name that its sender gave it, made safe.
     pub(crate) name: String,
     pub(crate) size: u64,
 }
 
 struct WaitingUpload {
-    whole: FinishedUpload,
+    upload: FinishedUpload,
     answer: oneshot::Sender<ApiResult<()>>,
 }
 
@@ -43,7 +51,7 @@ struct WaitingUpload {
 pub(crate) struct GroupCommit {
     pool: PgPool,
     root: PathBuf,
-    arrived: Arc<Mutex<Vec<WaitingUpload>>>,
+    waiting: Arc<Mutex<Vec<WaitingUpload>>>,
     groups: Arc<Semaphore>,
 }
 
@@ -52,79 +60,85 @@ impl GroupCommit {
         Self {
             pool,
             root,
-            arrived: Arc::default(),
+            waiting: Arc::default(),
             groups: Arc::new(Semaphore::new(GROUPS)),
         }
     }
 
-    /// Puts the file in its place, durably. The same content under the same name is there once.
-    pub(crate) async fn put(&self, whole: FinishedUpload) -> ApiResult<()> {
+    /// Stores a file durably. The same content under the same name is stored once.
+    pub(crate) async fn store(&self, upload: FinishedUpload) -> ApiResult<()> {
         let (answer, mut answered) = oneshot::channel();
-        self.arrived
+        self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(WaitingUpload { whole, answer });
-        let gone = |_| ApiError::later("the file was not put in its place");
+            .push(WaitingUpload { upload, answer });
+        let lost = |_| ApiError::later("the file was not stored");
         loop {
-            let turn = tokio::select! {
+            let permit = tokio::select! {
                 biased;
-                answer = &mut answered => return answer.map_err(gone)?,
-                turn = Arc::clone(&self.groups).acquire_owned() => turn,
+                answer = &mut answered => return answer.map_err(lost)?,
+                permit = Arc::clone(&self.groups).acquire_owned() => permit,
             };
-            let turn = turn.map_err(|error| ApiError::fault("store a file", &error))?;
-            let (group, all) = {
-                let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-                let first = arrived.len().min(GROUP);
-                let group: Vec<_> = arrived.drain(..first).collect();
-                (group, arrived.is_empty())
+            let permit = permit.map_err(|error| ApiError::fault(STORE, error))?;
+            let (group, is_last) = {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let length = waiting.len().min(GROUP);
+                let group: Vec<_> = waiting.drain(..length).collect();
+                (group, waiting.is_empty())
             };
             if !group.is_empty() {
-                let shelf = self.clone();
+                let commit = self.clone();
                 tokio::spawn(async move {
-                    shelf.put_group(group).await;
-                    drop(turn);
+                    commit.store_and_answer(group).await;
+                    drop(permit);
                 });
             }
-            // Its own file is among those that somebody has taken, or still waits behind this group.
-            if all {
-                return answered.await.map_err(gone)?;
+            // This file is in a group that somebody has taken; else it still waits behind this group.
+            if is_last {
+                return answered.await.map_err(lost)?;
             }
         }
     }
 
-    async fn put_group(&self, group: Vec<WaitingUpload>) {
-        let (wholes, answers): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|one| (one.whole, one.answer)).unzip();
-        let ends = self.try_group(wholes, answers.len()).await;
-        match ends {
-            Ok(ends) => {
-                for (answer, end) in answers.into_iter().zip(ends) {
-                    // Nobody listens where the client has gone.
-                    let _ = answer.send(end);
+    async fn store_and_answer(&self, group: Vec<WaitingUpload>) {
+        let (uploads, answers): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .map(|waiting| (waiting.upload, waiting.answer))
+            .unzip();
+        // A caller that has gone does not listen.
+        match self.store_group(uploads).await {
+            Ok(outcomes) => {
+                for (answer, outcome) in answers.into_iter().zip(outcomes) {
+                    let _ = answer.send(outcome);
                 }
             }
-            Err(refusal) => {
+            Err(error) => {
                 for answer in answers {
-                    let _ = answer.send(Err(ApiError::later(refusal.words())));
+                    let _ = answer.send(Err(error.clone().into_later()));
                 }
             }
         }
     }
 
-    /// What became of each file.
-    async fn try_group(&self, wholes: Vec<FinishedUpload>, count: usize) -> ApiResult<Vec<ApiResult<()>>> {
-        let column =
-            |of: fn(&FinishedUpload) -> &str| wholes.iter().map(|one| of(one).to_owned()).collect::<Vec<_>>();
-        let (sites, directories) = (column(|one| &one.site), column(|one| &one.directory));
-        let (stored, hashes) = (column(|one| &one.stored), column(|one| &one.hash));
-        let names = column(|one| &one.name);
-        let sizes: Vec<i64> = wholes
+    /// Returns what became of each file.
+    async fn store_group(&self, uploads: Vec<FinishedUpload>) -> ApiResult<Vec<ApiResult<()>>> {
+        let column = |field: fn(&FinishedUpload) -> &str| {
+            uploads
+                .iter()
+                .map(|upload| field(upload).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let (sites, directories) = (column(|upload| &upload.site), column(|upload| &upload.directory));
+        let (stored, hashes) = (column(|upload| &upload.stored), column(|upload| &upload.hash));
+        let names = column(|upload| &upload.name);
+        let sizes: Vec<i64> = uploads
             .iter()
-            .map(|one| i64::try_from(one.size).unwrap_or(i64::MAX))
+            .map(|upload| i64::try_from(upload.size).unwrap_or(i64::MAX))
             .collect();
-        // Other content under the same name is refused: the name has 64 bits of the hash only.
-        let known = sqlx::query(
-            "select n.nth, f.hash from unnest($1::text[], $2::text[], $3::text[]) with ordinality n (site, directory, stored, nth) \
+        // Other content under the same name is refused: the name has only 64 bits of the hash.
+        let recorded = sqlx::query(
+            "select n.nth, f.hash \
+             from unnest($1::text[], $2::text[], $3::text[]) with ordinality n (site, directory, stored, nth) \
              join cloud_meta.files f using (site, directory, stored)",
         )
         .bind(&sites)
@@ -132,31 +146,33 @@ impl GroupCommit {
         .bind(&stored)
         .fetch_all(&self.pool)
         .await?;
-        let mut refused = vec![false; count];
-        let mut beside: HashMap<(&str, &str, &str), &str> = HashMap::new();
-        for (nth, one) in wholes.iter().enumerate() {
-            let place = (one.site.as_str(), one.directory.as_str(), one.stored.as_str());
-            refused[nth] = *beside.entry(place).or_insert(&one.hash) != one.hash;
-        }
-        for row in known {
-            let nth = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
-            if let (Some(refused), Some(hash)) = (refused.get_mut(nth), hashes.get(nth)) {
+        let mut in_group: HashMap<(&str, &str, &str), &str> = HashMap::new();
+        let mut refused: Vec<bool> = uploads
+            .iter()
+            .map(|upload| {
+                let name = (&*upload.site, &*upload.directory, &*upload.stored);
+                *in_group.entry(name).or_insert(&upload.hash) != upload.hash
+            })
+            .collect();
+        for row in recorded {
+            let upload_index = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
+            if let (Some(refused), Some(hash)) = (refused.get_mut(upload_index), hashes.get(upload_index)) {
                 *refused |= row.try_get::<&str, _>(1)? != hash;
             }
         }
         let root = self.root.clone();
-        let put = move || place_all(&root, wholes, &refused);
-        let mut ends = tokio::task::spawn_blocking(put)
+        let rename = move || rename_all(&root, uploads, &refused);
+        let mut outcomes = tokio::task::spawn_blocking(rename)
             .await
-            .map_err(|error| ApiError::fault("store files", &error))?;
-        let there: Vec<i64> = (0_i64..)
-            .zip(&ends)
-            .filter_map(|(nth, end)| end.is_ok().then_some(nth + 1))
+            .map_err(|error| ApiError::fault(STORE, error))?;
+        let renamed: Vec<i64> = (1_i64..)
+            .zip(&outcomes)
+            .filter_map(|(number, outcome)| outcome.is_ok().then_some(number))
             .collect();
-        if there.is_empty() {
-            return Ok(ends);
+        if renamed.is_empty() {
+            return Ok(outcomes);
         }
-        let written = sqlx::query(
+        let recorded = sqlx::query(
             "insert into cloud_meta.files (site, directory, stored, hash, name, size) \
              select site, directory, stored, hash, name, size \
              from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[]) \
@@ -169,61 +185,62 @@ impl GroupCommit {
         .bind(&hashes)
         .bind(&names)
         .bind(&sizes)
-        .bind(&there)
+        .bind(&renamed)
         .execute(&self.pool)
         .await;
-        if let Err(error) = written {
-            let refusal = ApiError::from(error);
-            for end in ends.iter_mut().filter(|end| end.is_ok()) {
-                *end = Err(ApiError::later(refusal.words()));
+        if let Err(error) = recorded {
+            let error = ApiError::from(error).into_later();
+            for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_ok()) {
+                *outcome = Err(error.clone());
             }
         }
-        Ok(ends)
+        Ok(outcomes)
     }
 }
 
-/// Renames the files into their places, but the refused ones, and then makes their folders durable.
-fn place_all(root: &Path, wholes: Vec<FinishedUpload>, refused: &[bool]) -> Vec<ApiResult<()>> {
+/// Renames the files into place, except the refused ones, and then makes their folders durable.
+fn rename_all(root: &Path, uploads: Vec<FinishedUpload>, refused: &[bool]) -> Vec<ApiResult<()>> {
     let mut folders = BTreeSet::new();
-    let mut ends: Vec<(Option<PathBuf>, ApiResult<()>)> = Vec::with_capacity(wholes.len());
-    for (one, refused) in wholes.into_iter().zip(refused) {
+    let mut outcomes: Vec<(Option<PathBuf>, ApiResult<()>)> = Vec::with_capacity(uploads.len());
+    for (upload, refused) in uploads.into_iter().zip(refused) {
         if *refused {
             let conflict = ApiError::new(
-                axum::http::StatusCode::CONFLICT,
+                StatusCode::CONFLICT,
                 "another file has this name and the same first part of its hash",
             );
-            ends.push((None, Err(conflict)));
+            outcomes.push((None, Err(conflict)));
             continue;
         }
-        let folder = root.join(&one.site).join(&one.directory);
+        let folder = root.join(&upload.site).join(&upload.directory);
         let checked = folders.contains(&folder);
-        match move_into_place(one.file, &folder, &one.stored, checked) {
+        match rename_into_place(upload.file, &folder, &upload.stored, checked) {
             Ok(()) => {
                 folders.insert(folder.clone());
-                ends.push((Some(folder), Ok(())));
+                outcomes.push((Some(folder), Ok(())));
             }
-            Err(error) => ends.push((None, Err(disk(&error)))),
+            Err(error) => outcomes.push((None, Err(storage_error(error)))),
         }
     }
     for folder in folders {
         if let Err(error) = std::fs::File::open(&folder).and_then(|folder| folder.sync_all()) {
-            for (of, end) in &mut ends {
-                if of.as_ref() == Some(&folder) {
-                    *end = Err(disk(&error));
+            let error = storage_error(error);
+            for (used_folder, outcome) in &mut outcomes {
+                if used_folder.as_ref() == Some(&folder) {
+                    *outcome = Err(error.clone());
                 }
             }
         }
     }
-    ends.into_iter().map(|(_, end)| end).collect()
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// Renames a file into its folder, which is made where it is not there.
-fn move_into_place(file: NamedTempFile, folder: &Path, stored: &str, checked: bool) -> std::io::Result<()> {
+/// Renames a file into its folder, which is made if it does not exist.
+fn rename_into_place(file: NamedTempFile, folder: &Path, stored: &str, checked: bool) -> io::Result<()> {
     if !checked {
         std::fs::create_dir_all(folder)?;
         // The files' root is free of links; one below it would lead out of it.
         if folder.canonicalize()? != folder {
-            return Err(std::io::Error::other(format!(
+            return Err(io::Error::other(format!(
                 "{} is a link, and nothing is stored or served through one",
                 folder.display()
             )));
@@ -239,11 +256,10 @@ fn move_into_place(file: NamedTempFile, folder: &Path, stored: &str, checked: bo
     Ok(())
 }
 
-/// What an error of the files' disk is answered.
-pub(crate) fn disk(error: &std::io::Error) -> ApiError {
-    if error.kind() == std::io::ErrorKind::StorageFull {
-        tracing::error!("the disk of the files is full");
-        return ApiError::new(axum::http::StatusCode::INSUFFICIENT_STORAGE, "the disk is full");
+/// The answer to an error of the disk that holds the files.
+pub(crate) fn storage_error(error: io::Error) -> ApiError {
+    if error.kind() == io::ErrorKind::StorageFull {
+        return ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "the disk is full").caused_by(error);
     }
-    ApiError::fault("store a file", error)
+    ApiError::fault(STORE, error)
 }

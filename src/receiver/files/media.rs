@@ -1,7 +1,8 @@
-//! `GET /media/{site}/{directory}/{name}`: an uploaded file, by the URL that its upload answered.
+//! `GET /media/{site}/{directory}/{name}`: an uploaded file, by the URL that its upload returned.
 //!
-//! The URL is what a row carries to whoever shows it, so it asks for no key; it holds 64 bits of the content's hash.
-//! Nothing is listed, and only names that an upload can have made are looked up.
+//! A row carries the URL to whoever shows the file, so no key is needed; the URL holds 64 bits of the
+//! content's hash. Always holds: nothing is listed, and only names that an upload can have made are looked
+//! up.
 
 use std::sync::Arc;
 
@@ -37,8 +38,8 @@ const SHOWN: &[(&str, &str)] = &[
     ("txt", "text/plain; charset=utf-8"),
 ];
 
-/// A name that is one safe segment of a path: letters, digits, `_` and `-`, 60 at most.
-pub(crate) fn plain(text: &str) -> bool {
+/// Whether a name is one safe segment of a path: letters, digits, `_` and `-`, 60 at most.
+pub(crate) fn is_plain_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 60
         && text
@@ -46,8 +47,8 @@ pub(crate) fn plain(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
-/// A name that an upload can have made: 16 hex digits, a dash, and a safe name.
-fn stored(name: &str) -> bool {
+/// Whether an upload can have made a name: 16 hex digits, a dash, and a safe name.
+fn is_stored_name(name: &str) -> bool {
     let Some((hash, rest)) = name.split_at_checked(16) else {
         return false;
     };
@@ -66,24 +67,24 @@ pub(crate) async fn serve(
     Path((site, directory, name)): Path<(String, String, String)>,
     request: Request,
 ) -> ApiResult<Response> {
-    let none = || ApiError::new(StatusCode::NOT_FOUND, "there is no such file");
-    if !plain(&site) || !plain(&directory) || !stored(&name) {
-        return Err(none());
+    let no_file = || ApiError::new(StatusCode::NOT_FOUND, "there is no such file");
+    if !is_plain_name(&site) || !is_plain_name(&directory) || !is_stored_name(&name) {
+        return Err(no_file());
     }
     let path = shared.files.join(site).join(directory).join(&name);
     // A link anywhere below the root, which is itself free of links, makes the two differ.
-    let real = tokio::fs::canonicalize(&path).await.map_err(|_| none())?;
+    let real = tokio::fs::canonicalize(&path).await.map_err(|_| no_file())?;
     let regular = tokio::fs::metadata(&real).await.is_ok_and(|file| file.is_file());
     if real != path || !regular {
-        return Err(none());
+        return Err(no_file());
     }
     let response = ServeFile::new(&real)
         .oneshot(request)
         .await
-        .map_err(|error| ApiError::fault("serve a file", &error))?;
+        .map_err(|error| ApiError::fault("serve a file", error))?;
     let mut response = response.map(Body::new).into_response();
     if response.status() == StatusCode::NOT_FOUND {
-        return Err(none());
+        return Err(no_file());
     }
     let extension = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     let shown = SHOWN
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn only_names_of_uploads_are_looked_up() {
-        assert!(stored("0123456789abcdef-slip.jpg"));
+        assert!(is_stored_name("0123456789abcdef-slip.jpg"));
         for name in [
             "",
             "slip.jpg",
@@ -124,8 +125,9 @@ mod tests {
             "0123456789abcdef-a/b",
             "0123456789abcdeñ-a",
         ] {
-            assert!(!stored(name), "{name}");
+            assert!(!is_stored_name(name), "{name}");
         }
-        assert!(plain("leave_slips") && !plain("..") && !plain("a/b") && !plain(""));
+        assert!(is_plain_name("leave_slips"));
+        assert!(!is_plain_name("..") && !is_plain_name("a/b") && !is_plain_name(""));
     }
 }

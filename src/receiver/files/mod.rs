@@ -1,4 +1,4 @@
-//! Files: their upload, their place on disk, and their delivery to a browser.
+//! Files: their upload, where they are on disk, and their delivery to a browser.
 
 pub(crate) mod group_commit;
 pub(crate) mod media;

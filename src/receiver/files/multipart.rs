@@ -1,9 +1,9 @@
-//! The parts of a `multipart/form-data` body, as they come: a part's content is handed on in the pieces in which it arrived,
-//! without a copy.
+//! The parts of a `multipart/form-data` body, as they arrive: a part's content is handed on in the pieces in
+//! which it arrived, without a copy.
 //!
-//! Kept in memory is a piece as it came, the head of a part, or the few bytes at a piece's end that may begin a delimiter.
-//! What is not content that somebody takes (heads, delimiters, parts passed over, what stands before the first part and
-//! after the last one) is bounded by [`ASIDE`], all of it together.
+//! Always holds: memory keeps only one piece as it arrived, the head of a part, or the few bytes at a piece's
+//! end that may begin a delimiter. Everything but the content that is used (heads, delimiters, skipped parts,
+//! what precedes the first part and follows the last one) is limited by [`OVERHEAD`], all together.
 //!
 //! Source: RFC 2046, section 5.1.1; RFC 7578.
 
@@ -16,16 +16,17 @@ use mime_guess::mime::{self, Mime};
 
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 
-/// What may lie around the content that is taken.
-pub(crate) const ASIDE: u64 = 1024 * 1024;
+/// Bytes of a body besides the content that is used, at most.
+pub(crate) const OVERHEAD: u64 = 1024 * 1024;
 
 /// The reader of a body's parts.
 pub(crate) struct PartReader {
     body: BodyDataStream,
     delimiter: Finder<'static>,
+    /// What has arrived and was not handed on.
     held: Bytes,
-    aside: u64,
-    place: PartState,
+    overhead: u64,
+    state: PartState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,13 +44,15 @@ enum PartState {
 pub(crate) struct PartHead {
     /// The field's name.
     pub(crate) name: Option<String>,
-    /// What the client calls the file.
+    /// The name that the client gives the file.
     pub(crate) file_name: Option<String>,
 }
 
 impl PartReader {
+    /// Reads the parts of a body with these headers.
+    ///
     /// # Errors
-    /// 400 where the headers do not announce parts.
+    /// 400 if the headers do not announce parts.
     pub(crate) fn of(headers: &HeaderMap, body: Body) -> ApiResult<Self> {
         let boundary =
             boundary(headers).ok_or_else(|| ApiError::malformed("the body is not multipart/form-data"))?;
@@ -58,17 +61,17 @@ impl PartReader {
             delimiter: Finder::new(format!("\r\n--{boundary}").as_bytes()).into_owned(),
             // The line break that belongs to the first delimiter may be missing.
             held: Bytes::from_static(b"\r\n"),
-            aside: 0,
-            place: PartState::Content,
+            overhead: 0,
+            state: PartState::Content,
         })
     }
 
-    /// The next part; what is left of the one before is passed over.
+    /// The next part; what is left of the one before is skipped.
     pub(crate) async fn next(&mut self) -> ApiResult<Option<PartHead>> {
         while let Some(piece) = self.piece().await? {
-            self.pass(piece.len())?;
+            self.count_overhead(piece.len())?;
         }
-        if self.place == PartState::End {
+        if self.state == PartState::End {
             return Ok(None);
         }
         let mut head = BytesMut::new();
@@ -77,7 +80,7 @@ impl PartReader {
             head.extend_from_slice(&self.held);
             self.held.clear();
             if head.starts_with(b"--") {
-                self.place = PartState::End;
+                self.state = PartState::End;
                 self.held = head.freeze();
                 return Ok(None);
             }
@@ -86,42 +89,42 @@ impl PartReader {
                 let mut head = head.freeze();
                 let lines = head.split_to(from + end);
                 head.advance(4);
-                self.pass(lines.len() + 4)?;
+                self.count_overhead(lines.len() + 4)?;
                 self.held = head;
-                self.place = PartState::Content;
-                return read_head(&lines).map(Some);
+                self.state = PartState::Content;
+                return parse_head(&lines).map(Some);
             }
-            if self.aside + head.len() as u64 > ASIDE {
-                return Err(endless());
+            if self.overhead + head.len() as u64 > OVERHEAD {
+                return Err(too_much_overhead());
             }
-            if !self.more().await? {
-                return Err(broken(StatusCode::BAD_REQUEST));
+            if !self.read_more().await? {
+                return Err(incomplete(StatusCode::BAD_REQUEST));
             }
         }
     }
 
-    /// The next piece of the part's content; none at its end.
+    /// The next piece of the part's content; `None` at its end.
     pub(crate) async fn piece(&mut self) -> ApiResult<Option<Bytes>> {
-        if self.place != PartState::Content {
+        if self.state != PartState::Content {
             return Ok(None);
         }
         loop {
-            if let Some(at) = self.delimiter.find(&self.held) {
-                if at > 0 {
-                    return Ok(Some(self.held.split_to(at)));
+            if let Some(start) = self.delimiter.find(&self.held) {
+                if start > 0 {
+                    return Ok(Some(self.held.split_to(start)));
                 }
                 let bytes = self.delimiter.needle().len();
                 self.held.advance(bytes);
-                self.place = PartState::Delimiter;
-                self.pass(bytes)?;
+                self.state = PartState::Delimiter;
+                self.count_overhead(bytes)?;
                 return Ok(None);
             }
-            let sure = self.held.len() - self.begun();
-            if sure > 0 {
-                return Ok(Some(self.held.split_to(sure)));
+            let content = self.held.len() - self.maybe_delimiter();
+            if content > 0 {
+                return Ok(Some(self.held.split_to(content)));
             }
-            if !self.more().await? {
-                return Err(broken(StatusCode::BAD_REQUEST));
+            if !self.read_more().await? {
+                return Err(incomplete(StatusCode::BAD_REQUEST));
             }
         }
     }
@@ -130,16 +133,16 @@ impl PartReader {
     pub(crate) async fn finish(&mut self) -> ApiResult<()> {
         while self.next().await?.is_some() {}
         loop {
-            self.pass(self.held.len())?;
+            self.count_overhead(self.held.len())?;
             self.held.clear();
-            if !self.more().await? {
+            if !self.read_more().await? {
                 return Ok(());
             }
         }
     }
 
     /// How many bytes at the end of what is held may begin a delimiter.
-    fn begun(&self) -> usize {
+    fn maybe_delimiter(&self) -> usize {
         let needle = self.delimiter.needle();
         let most = self.held.len().min(needle.len() - 1);
         (1..=most)
@@ -148,13 +151,13 @@ impl PartReader {
             .unwrap_or(0)
     }
 
-    /// Holds one more piece of the body; false at its end.
-    async fn more(&mut self) -> ApiResult<bool> {
+    /// Adds the next piece of the body to what is held. Returns false at the body's end.
+    async fn read_more(&mut self) -> ApiResult<bool> {
         let Some(piece) = self.body.next().await else {
             return Ok(false);
         };
-        // It broke off: what is whole next time may pass.
-        let piece = piece.map_err(|_| broken(StatusCode::REQUEST_TIMEOUT))?;
+        // The connection was lost: the same request may pass later.
+        let piece = piece.map_err(|_| incomplete(StatusCode::REQUEST_TIMEOUT))?;
         self.held = if self.held.is_empty() {
             piece
         } else {
@@ -166,22 +169,22 @@ impl PartReader {
         Ok(true)
     }
 
-    fn pass(&mut self, bytes: usize) -> ApiResult<()> {
-        self.aside += bytes as u64;
-        if self.aside > ASIDE {
-            return Err(endless());
+    fn count_overhead(&mut self, bytes: usize) -> ApiResult<()> {
+        self.overhead += bytes as u64;
+        if self.overhead > OVERHEAD {
+            return Err(too_much_overhead());
         }
         Ok(())
     }
 }
 
-fn endless() -> ApiError {
+fn too_much_overhead() -> ApiError {
     ApiError::too_large(format!(
-        "the multipart body has more than {ASIDE} bytes that are not of the file"
+        "the multipart body has more than {OVERHEAD} bytes that are not of the file"
     ))
 }
 
-fn broken(status: StatusCode) -> ApiError {
+fn incomplete(status: StatusCode) -> ApiError {
     ApiError::new(status, "the multipart body is broken or ended before its end")
 }
 
@@ -195,7 +198,7 @@ fn boundary(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The head's lines, after the rest of the delimiter's line.
-fn read_head(lines: &[u8]) -> ApiResult<PartHead> {
+fn parse_head(lines: &[u8]) -> ApiResult<PartHead> {
     let mut head = PartHead::default();
     let mut rest = lines;
     let mut first = true;
@@ -205,11 +208,11 @@ fn read_head(lines: &[u8]) -> ApiResult<PartHead> {
         rest = rest.get(end + 2..).unwrap_or_default();
         if std::mem::take(&mut first) {
             if !line.trim_ascii().is_empty() {
-                return Err(broken(StatusCode::BAD_REQUEST));
+                return Err(incomplete(StatusCode::BAD_REQUEST));
             }
             continue;
         }
-        let colon = memchr::memchr(b':', line).ok_or_else(|| broken(StatusCode::BAD_REQUEST))?;
+        let colon = memchr::memchr(b':', line).ok_or_else(|| incomplete(StatusCode::BAD_REQUEST))?;
         if line[..colon].eq_ignore_ascii_case(b"content-disposition") {
             head.name = parameter(&line[colon + 1..], b"name");
             head.file_name = parameter(&line[colon + 1..], b"filename");
@@ -218,7 +221,7 @@ fn read_head(lines: &[u8]) -> ApiResult<PartHead> {
     Ok(head)
 }
 
-/// A parameter of a `Content-Disposition`, quoted or plain. A backslash keeps a quote within it.
+/// A parameter of a `Content-Disposition`, quoted or plain. A quote after a backslash belongs to the value.
 fn parameter(line: &[u8], name: &[u8]) -> Option<String> {
     let mut rest = line;
     loop {
@@ -227,7 +230,7 @@ fn parameter(line: &[u8], name: &[u8]) -> Option<String> {
         if rest[equals] == b';' {
             continue;
         }
-        let is_it = rest[..equals].trim_ascii().eq_ignore_ascii_case(name);
+        let is_wanted = rest[..equals].trim_ascii().eq_ignore_ascii_case(name);
         rest = rest[equals + 1..].trim_ascii_start();
         let value = if let Some(quoted) = rest.strip_prefix(b"\"") {
             let mut end = memchr::memchr(b'"', quoted)?;
@@ -242,7 +245,7 @@ fn parameter(line: &[u8], name: &[u8]) -> Option<String> {
             rest = &rest[end..];
             value
         };
-        if is_it {
+        if is_wanted {
             return Some(std::str::from_utf8(value).ok()?.replace("\\\"", "\""));
         }
     }
@@ -252,7 +255,7 @@ fn parameter(line: &[u8], name: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// The parts of a body that comes in pieces of `piece` bytes: each part's names and content.
+    /// The parts of a body that arrives in pieces of `piece` bytes: each part's names and content.
     async fn read_all_parts(text: &[u8], piece: usize) -> ApiResult<Vec<(PartHead, Vec<u8>)>> {
         let pieces: Vec<_> = text
             .chunks(piece)
@@ -299,12 +302,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_content_is_bounded() {
-        let long = vec![b'x'; ASIDE as usize + 1];
+    async fn what_is_not_content_is_limited() {
+        let long = vec![b'x'; OVERHEAD as usize + 1];
         for start in ["", "--b-b\r\nX: ", "--b-b--"] {
             let text = [start.as_bytes(), &long].concat();
             let refusal = read_all_parts(&text, 10_000).await.unwrap_err();
-            assert!(refusal.words().contains("more than"), "{start}");
+            assert!(refusal.to_string().contains("more than"), "{start}");
         }
     }
 

@@ -1,14 +1,15 @@
-//! `POST /upload/{directory}`: a file, streamed to a temporary one while it is hashed, then renamed into place.
+//! `POST /upload/{directory}`: streams a file into a temporary one while hashing it, then renames it into
+//! place.
 //!
-//! A file stands under its name only when it is whole and on disk. The name begins with the content's hash, so the
-//! same content under the same name has one URL, and a name from outside is never a path.
+//! Always holds: a file has its name only when its content is whole and on disk. The name begins with the
+//! content's hash, so the same content under the same name has one URL; a name from outside is never a path.
 
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path as FilePath;
 use std::sync::Arc;
-use std::sync::mpsc as buffers;
+use std::sync::mpsc as std_mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
 use crate::receiver::Shared;
-use crate::receiver::files::group_commit::{FinishedUpload, disk};
-use crate::receiver::files::media::plain;
+use crate::receiver::files::group_commit::{FinishedUpload, storage_error};
+use crate::receiver::files::media::is_plain_name;
 use crate::receiver::files::multipart::PartReader;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
@@ -30,16 +31,16 @@ use crate::receiver::http::body::MinRate;
 use crate::wire::paths::HASH_PREFIX;
 use crate::wire::{FILE_PART, UploadAnswer};
 
-/// Where files lie until they are whole: below the files' root, so that a rename is enough.
+/// The folder of files that are not whole yet: below the files' root, so that a rename is enough.
 pub(crate) const INCOMING: &str = ".incoming";
 
-/// So many bytes are hashed and written at once.
+/// This many bytes are hashed and written at once.
 const PIECE: usize = 256 * 1024;
 
-/// So many pieces wait for the writer, at most.
+/// This many pieces wait for the writer, at most.
 const WAITING: usize = 4;
 
-/// So many bytes of a large file go to the disk while the next ones come.
+/// A large file is synced in steps of this many bytes while the next ones arrive.
 const FLUSH: u64 = 32 * 1024 * 1024;
 
 /// How long the end of a body may take after the file in it.
@@ -48,7 +49,7 @@ const REST: Duration = Duration::from_secs(1);
 const STEM_BYTES: usize = 80;
 const EXTENSION_BYTES: usize = 16;
 
-/// A file that is whole and on disk, but not yet in its place.
+/// A file that is whole and on disk, but does not have its name yet.
 struct StoredUpload {
     file: NamedTempFile,
     hash: blake3::Hash,
@@ -62,7 +63,7 @@ pub(crate) async fn receive(
     Path(directory): Path<String>,
     request: Request,
 ) -> ApiResult<Json<UploadAnswer>> {
-    if !plain(&directory) {
+    if !is_plain_name(&directory) {
         return Err(ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "the directory is not one plain segment of letters, digits, _ and -",
@@ -73,22 +74,22 @@ pub(crate) async fn receive(
     let part = loop {
         match parts.next().await? {
             Some(part) if part.name.as_deref() == Some(FILE_PART) => break part,
-            // It is passed over, and counts as aside.
+            // It is skipped, and counts as overhead.
             Some(_) => {}
             None => return Err(ApiError::malformed("the body has no part named file")),
         }
     };
     let name = safe_name(&part.file_name.unwrap_or_default());
-    let received = stream(&shared, &mut parts).await?;
-    // The file is whole whatever comes after it.
+    let received = receive_file(&shared, &mut parts).await?;
+    // The file is whole whatever follows it.
     let _ = tokio::time::timeout(REST, parts.finish()).await;
     let digest = received.hash.to_hex().to_string();
     let hash = format!("{HASH_PREFIX}{digest}");
     let size = received.size;
     let stored = format!("{}-{name}", &digest[..16]);
     shared
-        .shelf
-        .put(FinishedUpload {
+        .group_commit
+        .store(FinishedUpload {
             file: received.file,
             site: site.to_string(),
             directory: directory.clone(),
@@ -108,8 +109,8 @@ pub(crate) async fn receive(
     }))
 }
 
-/// Reads a body as `POST /upload` does, without storing anything: for each part the name that its file would have, and
-/// its bytes.
+/// Reads a body as `POST /upload` does, without storing anything: for each part the name that its file would
+/// have, and its bytes.
 ///
 /// # Errors
 /// What the request would be answered.
@@ -130,16 +131,16 @@ pub async fn read_parts(content_type: &str, body: Bytes) -> std::result::Result<
         }
         Ok(found)
     };
-    read.await.map_err(|refusal: ApiError| refusal.words().to_owned())
+    read.await.map_err(|refusal: ApiError| refusal.to_string())
 }
 
-/// Streams a part into a temporary file. Whatever breaks it off takes the file away.
-async fn stream(shared: &Shared, parts: &mut PartReader) -> ApiResult<StoredUpload> {
+/// Streams a part into a temporary file, which is removed if anything interrupts that.
+async fn receive_file(shared: &Shared, parts: &mut PartReader) -> ApiResult<StoredUpload> {
     let incoming = shared.files.join(INCOMING);
-    let (mut gathering, gathered, home) = BufferedParts::new();
-    let writer = tokio::task::spawn_blocking(move || write(&incoming, gathered, &home));
+    let (mut buffered, pieces, returned) = BufferedParts::new();
+    let writer = tokio::task::spawn_blocking(move || write_file(&incoming, pieces, &returned));
     let mut size = 0_u64;
-    let mut pace = MinRate::begin();
+    let mut rate = MinRate::begin();
     let mut end = Ok(());
     loop {
         let chunk = match parts.piece().await {
@@ -151,8 +152,8 @@ async fn stream(shared: &Shared, parts: &mut PartReader) -> ApiResult<StoredUplo
             }
         };
         size += chunk.len() as u64;
-        if let Err(slow) = pace.came(chunk.len()) {
-            end = Err(slow);
+        if let Err(too_slow) = rate.arrived(chunk.len()) {
+            end = Err(too_slow);
             break;
         }
         if size > shared.upload_limit {
@@ -162,51 +163,52 @@ async fn stream(shared: &Shared, parts: &mut PartReader) -> ApiResult<StoredUplo
             )));
             break;
         }
-        if gathering.add(&chunk).await.is_err() {
-            // The writer has ended, and says why below.
+        if buffered.add(&chunk).await.is_err() {
+            // The writer has ended, and returns its error below.
             break;
         }
     }
     if end.is_ok() {
         // As above.
-        let _ = gathering.finish().await;
+        let _ = buffered.send().await;
     }
-    drop(gathering);
+    drop(buffered);
     let written = writer
         .await
-        .map_err(|error| ApiError::fault("store a file", &error))?;
+        .map_err(|error| ApiError::fault("store a file", error))?;
     end?;
-    let received = written.map_err(|error| disk(&error))?;
+    let received = written.map_err(storage_error)?;
     if received.size != size {
         return Err(ApiError::fault(
             "store a file",
-            &"fewer bytes were written than came",
+            "fewer bytes were written than arrived",
         ));
     }
     Ok(received)
 }
 
-/// Gathers what comes into buffers that the writer gives back. So the connection fills the same buffer again and again,
-/// the writer hashes and writes much at once, and a large file costs no fresh memory for each of its pieces.
+/// Collects what arrives in buffers that the writer returns. So the connection fills the same buffer again
+/// and again, the writer hashes and writes much at once, and a large file allocates no memory for each of its
+/// pieces.
 struct BufferedParts {
     buffer: Vec<u8>,
     pieces: mpsc::Sender<Vec<u8>>,
-    back: buffers::Receiver<Vec<u8>>,
+    returned: std_mpsc::Receiver<Vec<u8>>,
 }
 
 /// The writer has ended.
 struct WriterEnded;
 
 impl BufferedParts {
-    fn new() -> (Self, mpsc::Receiver<Vec<u8>>, buffers::Sender<Vec<u8>>) {
-        let (pieces, gathered) = mpsc::channel(WAITING);
-        let (home, back) = buffers::channel();
-        let gathering = Self {
+    fn new() -> (Self, mpsc::Receiver<Vec<u8>>, std_mpsc::Sender<Vec<u8>>) {
+        let (pieces, to_write) = mpsc::channel(WAITING);
+        let (give_back, returned) = std_mpsc::channel();
+        let buffered = Self {
             buffer: Vec::new(),
             pieces,
-            back,
+            returned,
         };
-        (gathering, gathered, home)
+        (buffered, to_write, give_back)
     }
 
     async fn add(&mut self, mut bytes: &[u8]) -> Result<(), WriterEnded> {
@@ -214,31 +216,32 @@ impl BufferedParts {
             let room = PIECE - self.buffer.len();
             let (now, later) = bytes.split_at(bytes.len().min(room));
             if self.buffer.capacity() - self.buffer.len() < now.len() {
-                // A small file that came at once needs no more than its length.
+                // A small file that arrived at once needs no more than its length.
                 let more = if self.buffer.is_empty() { now.len() } else { room };
                 self.buffer.reserve_exact(more);
             }
             self.buffer.extend_from_slice(now);
             bytes = later;
             if self.buffer.len() == PIECE {
-                self.finish().await?;
+                self.send().await?;
             }
         }
         Ok(())
     }
 
-    /// Hands on what is gathered.
-    async fn finish(&mut self) -> Result<(), WriterEnded> {
-        let next = self.back.try_recv().unwrap_or_default();
+    /// Hands on what was collected.
+    async fn send(&mut self) -> Result<(), WriterEnded> {
+        let next = self.returned.try_recv().unwrap_or_default();
         let full = std::mem::replace(&mut self.buffer, next);
         self.pieces.send(full).await.map_err(|_| WriterEnded)
     }
 }
 
-fn write(
+/// Writes and hashes the pieces, and syncs the file.
+fn write_file(
     incoming: &FilePath,
     mut pieces: mpsc::Receiver<Vec<u8>>,
-    home: &buffers::Sender<Vec<u8>>,
+    give_back: &std_mpsc::Sender<Vec<u8>>,
 ) -> std::io::Result<StoredUpload> {
     let mut file = NamedTempFile::new_in(incoming)?;
     let mut hasher = blake3::Hasher::new();
@@ -249,21 +252,21 @@ fn write(
         file.write_all(&piece)?;
         size += piece.len() as u64;
         piece.clear();
-        // Nobody fills it again where all has come.
-        let _ = home.send(piece);
+        // Nobody listens once the whole body has arrived.
+        let _ = give_back.send(piece);
         if size - flushed >= FLUSH && flush.as_ref().is_none_or(JoinHandle::is_finished) {
-            join(flush.take())?;
+            join_flush(flush.take())?;
             let (file, from) = (file.as_file().try_clone()?, flushed);
             flushed = size;
             flush = Some(thread::spawn(move || {
                 file.sync_data()?;
-                forget(&file, from..size);
+                drop_from_cache(&file, from..size);
                 Ok(())
             }));
         }
     }
-    // An error of the disk is told once, to whoever syncs first.
-    join(flush)?;
+    // The disk reports an error only to the first who syncs.
+    join_flush(flush)?;
     file.as_file().sync_all()?;
     Ok(StoredUpload {
         file,
@@ -272,9 +275,10 @@ fn write(
     })
 }
 
-/// Takes what is on disk out of the page cache, so that the next bytes find warm memory, and a large file does not drive out
-/// what others read: the database above all. It is advice: where it is not taken, nothing is lost.
-fn forget(file: &File, bytes: Range<u64>) {
+/// Drops what is on disk from the page cache, so that the next bytes reuse its memory, and a large file does
+/// not displace what others read, above all the database. It is advice: nothing is lost if the system does
+/// not follow it.
+fn drop_from_cache(file: &File, bytes: Range<u64>) {
     #[cfg(target_os = "linux")]
     if let Some(length) = std::num::NonZeroU64::new(bytes.end - bytes.start) {
         let _ = rustix::fs::fadvise(file, bytes.start, Some(length), rustix::fs::Advice::DontNeed);
@@ -283,16 +287,16 @@ fn forget(file: &File, bytes: Range<u64>) {
     let _ = (file, bytes);
 }
 
-fn join(flush: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
+fn join_flush(flush: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
     match flush.map(JoinHandle::join) {
         None => Ok(()),
         Some(Ok(flushed)) => flushed,
-        Some(Err(_)) => Err(std::io::Error::other("the flush of a file has panicked")),
+        Some(Err(_)) => Err(std::io::Error::other("the sync of a file has panicked")),
     }
 }
 
-/// A file name out of whatever a client calls its file: letters, digits, `.`, `_` and `-`, not beginning with a dot,
-/// cut to a readable length with its extension kept.
+/// A file name made of the name that a client gives its file: letters, digits, `.`, `_` and `-`, not
+/// beginning with a dot, cut to a readable length with its extension kept.
 fn safe_name(name: &str) -> String {
     let base = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let clean: String = base
@@ -325,9 +329,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_gathered_is_written_whole_through_few_buffers() {
+    async fn a_file_is_written_whole_through_few_buffers() {
         let folder = tempfile::tempdir().unwrap();
-        let content: Vec<u8> = (0..40 * PIECE + 1).map(|at| (at * 31 % 251) as u8).collect();
+        let content: Vec<u8> = (0..40 * PIECE + 1)
+            .map(|offset| (offset * 31 % 251) as u8)
+            .collect();
         for (size, chunk) in [
             (0, 1),
             (1, 1),
@@ -338,25 +344,25 @@ mod tests {
             (40 * PIECE + 1, 100_003),
         ] {
             let content = &content[..size];
-            let (mut gathering, gathered, home) = BufferedParts::new();
+            let (mut buffered, pieces, returned) = BufferedParts::new();
             let incoming = folder.path().to_owned();
-            let writer = tokio::task::spawn_blocking(move || write(&incoming, gathered, &home));
+            let writer = tokio::task::spawn_blocking(move || write_file(&incoming, pieces, &returned));
             let mut buffers = std::collections::HashSet::new();
             for chunk in content.chunks(chunk) {
-                assert!(gathering.add(chunk).await.is_ok());
-                if gathering.buffer.capacity() == PIECE {
-                    buffers.insert(gathering.buffer.as_ptr());
+                assert!(buffered.add(chunk).await.is_ok());
+                if buffered.buffer.capacity() == PIECE {
+                    buffers.insert(buffered.buffer.as_ptr());
                 }
             }
-            assert!(gathering.finish().await.is_ok());
-            drop(gathering);
+            assert!(buffered.send().await.is_ok());
+            drop(buffered);
             let received = writer.await.unwrap().unwrap();
             assert_eq!(
                 (received.size, received.hash),
                 (size as u64, blake3::hash(content))
             );
             assert!(std::fs::read(received.file.path()).unwrap() == content);
-            // Those that wait, one that is filled, one that is written, and one on its way between the two.
+            // Those that wait, one that is being filled, one that is being written, and one between the two.
             assert!(buffers.len() <= WAITING + 3, "{}", buffers.len());
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);

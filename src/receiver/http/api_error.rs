@@ -1,32 +1,46 @@
-//! What a request is answered when it cannot be carried out. Database details go to the log, never into an answer.
+//! The answer to a request that cannot be carried out.
+//!
+//! Always holds: the caller reads what it can act on, and nothing about this machine. What went wrong here is
+//! the error's source; it is logged once, when the answer is made.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::receiver::db::pool::{DbError, condition};
+use crate::error::chain;
+use crate::receiver::db::db_error::DbError;
 use crate::wire::{BatchId, Capability, ErrorBody, ErrorCode, HeaderError, LineError};
 
 /// The result of a request.
 pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
 
-/// An answer other than 2xx: `{"success":false,"error":…}`, with `code` and `source` where a program acts on them.
-#[derive(Debug)]
+/// An answer other than 2xx: `{"success":false,"error":…}`, with `code` and `source` if a program acts on
+/// them.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
 pub(crate) struct ApiError {
     status: StatusCode,
-    error: String,
+    message: String,
     code: Option<ErrorCode>,
-    source: Option<Option<BatchId>>,
+    /// What the receiver has of the source: the answer's `source`.
+    source_state: Option<Option<BatchId>>,
+    /// What went wrong on this machine, for the log.
+    #[source]
+    cause: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl ApiError {
-    /// An answer with this status and these words for the caller.
-    pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    /// An answer with this status and this message for the caller.
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             status,
-            error: error.into(),
+            message: message.into(),
             code: None,
-            source: None,
+            source_state: None,
+            cause: None,
         }
     }
 
@@ -37,35 +51,36 @@ impl ApiError {
     }
 
     /// The same answer, with what the receiver has of the source.
-    pub(crate) fn with_source(mut self, source: Option<BatchId>) -> Self {
-        self.source = Some(source);
+    pub(crate) fn with_source_state(mut self, state: Option<BatchId>) -> Self {
+        self.source_state = Some(state);
         self
     }
 
-    /// What it tells the caller.
-    pub(crate) fn words(&self) -> &str {
-        &self.error
+    /// The same answer, with what it is about before its message.
+    pub(crate) fn about(mut self, subject: &str) -> Self {
+        self.message = format!("{subject}: {}", self.message);
+        self
     }
 
-    /// The same answer, with what it is about before its words.
-    pub(crate) fn about(mut self, subject: &str) -> Self {
-        self.error = format!("{subject}: {}", self.error);
+    /// The same answer as a 503: the caller shall ask again.
+    pub(crate) fn into_later(mut self) -> Self {
+        self.status = StatusCode::SERVICE_UNAVAILABLE;
         self
     }
 
     /// 503 with `Retry-After`.
-    pub(crate) fn later(error: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, error)
+    pub(crate) fn later(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
     /// 413.
-    pub(crate) fn too_large(error: impl Into<String>) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, error)
+    pub(crate) fn too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     }
 
     /// 400.
-    pub(crate) fn malformed(error: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, error)
+    pub(crate) fn malformed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
     }
 
     /// 404 for a path without a schema, with the remedy.
@@ -84,24 +99,25 @@ impl ApiError {
         )
     }
 
-    /// 500 for something wrong on this machine; the cause goes to the log.
-    pub(crate) fn fault(operation: &str, cause: &dyn std::fmt::Display) -> Self {
-        tracing::error!(operation, %cause, "a request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {operation}"))
+    /// 500 for something wrong on this machine.
+    pub(crate) fn fault(operation: &str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {operation}")).caused_by(cause)
+    }
+
+    /// The same answer, with what went wrong on this machine.
+    pub(crate) fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.cause = Some(Arc::from(cause.into()));
+        self
     }
 }
 
 impl From<DbError> for ApiError {
-    fn from(trouble: DbError) -> Self {
-        match trouble {
-            DbError::Transient(cause) => {
-                tracing::warn!(%cause, "the database cannot be used now");
-                Self::later("the database cannot be used now")
-            }
-            DbError::Data { state, column } => {
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, words(&state, column.as_deref()))
-            }
-            DbError::Fault(cause) => Self::fault("use the database", &cause),
+    fn from(error: DbError) -> Self {
+        let message = error.to_string();
+        match error {
+            DbError::Transient(cause) => Self::later(message).caused_by(cause),
+            DbError::Data { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
+            DbError::Fault(cause) => Self::fault("use the database", cause),
         }
     }
 }
@@ -127,20 +143,26 @@ impl From<sqlx::Error> for ApiError {
     }
 }
 
-/// A data error in words.
-pub(crate) fn words(state: &str, column: Option<&str>) -> String {
-    match column {
-        Some(column) => format!("{} ({column})", condition(state)),
-        None => condition(state).to_owned(),
+impl From<tokio_postgres::Error> for ApiError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        DbError::from(error).into()
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        if let Some(cause) = &self.cause {
+            let cause = chain(&**cause);
+            if self.status.is_server_error() && self.status != StatusCode::SERVICE_UNAVAILABLE {
+                tracing::error!(%cause, "a request failed: {self}");
+            } else {
+                tracing::warn!(%cause, "a request failed for now: {self}");
+            }
+        }
         let body = ErrorBody {
             code: self.code,
-            error: self.error,
-            source: self.source,
+            error: self.message,
+            source: self.source_state,
             success: false,
         };
         let mut response = (self.status, Json(body)).into_response();

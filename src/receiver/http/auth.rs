@@ -1,4 +1,4 @@
-//! Who asks: the site that the API key belongs to, never one that the request claims.
+//! Authentication: a request belongs to the site of its API key, never to one that it claims.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -13,18 +13,18 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::error::{Error, Result};
 use crate::receiver::Shared;
-use crate::receiver::files::media::plain;
+use crate::receiver::files::media::is_plain_name;
 use crate::receiver::http::api_error::ApiError;
 use crate::receiver::http::site_shares::SiteShare;
 use crate::serve::RemoteClient;
 
-/// A wrong key is forgotten after this time, and said in the log once in it for each source.
+/// Wrong keys are forgotten after this time, and logged once in it for each address.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// Sources that are remembered at once.
-const SOURCES: usize = 1024;
+/// Addresses that are remembered at once.
+const ADDRESSES: usize = 1024;
 
-/// The keys that count now. Clones share them.
+/// The valid keys. Clones share them.
 #[derive(Clone)]
 pub struct KeyRing(Arc<RwLock<KeyHashes>>);
 
@@ -33,10 +33,10 @@ impl KeyRing {
         Ok(Self(Arc::new(RwLock::new(KeyHashes::new(keys)?))))
     }
 
-    /// From now on these keys count, and no others.
+    /// From now on these keys are valid, and no others.
     ///
     /// # Errors
-    /// A configuration error; the old keys stay then.
+    /// A configuration error; the old keys stay valid then.
     pub fn replace(&self, keys: &BTreeMap<String, Vec<String>>) -> Result<()> {
         let keys = KeyHashes::new(keys)?;
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
@@ -57,14 +57,14 @@ struct KeyHashes {
 impl KeyHashes {
     /// The keys of the settings.
     ///
-    /// # Errors
-    /// A configuration error: a site's name that is not one plain segment, an empty key, a key that two sites share.
+    /// # Errors A configuration error: a site's name that is not one plain segment, an empty key, a key that
+    /// two sites share.
     fn new(keys: &BTreeMap<String, Vec<String>>) -> Result<Self> {
         let mut sites = Vec::new();
         let mut hashes: Vec<(u32, [u8; 32])> = Vec::new();
         for (site, keys) in keys {
             let wrong = |cause: &str| Error::config(format!("use the keys of site {site:?}"), cause);
-            if !plain(site) {
+            if !is_plain_name(site) {
                 return Err(wrong("its name is not one plain segment")
                     .remedy("use letters, digits, _ and -, 60 at most"));
             }
@@ -92,7 +92,7 @@ impl KeyHashes {
         Ok(Self { sites, hashes })
     }
 
-    /// The site of a key. It takes the same time whichever key matches, and if none does.
+    /// The site of a key. It takes the same time whichever key matches, and if no key does.
     fn site(&self, key: &str) -> Option<Arc<str>> {
         let hash = blake3::hash(key.as_bytes());
         let mut found = Choice::from(0);
@@ -108,23 +108,23 @@ impl KeyHashes {
     }
 }
 
-/// Wrong keys of late, by where they came from: each is answered later than the one before, and a line of the log tells
-/// of the first. Whoever shows a valid key is not held up by them.
+/// The wrong keys of the last minute, by the address that they came from: each is answered later than the one
+/// before, and the first one is logged. A request with a valid key is never delayed.
 #[derive(Default)]
 pub(crate) struct AuthThrottle(Mutex<HashMap<IpAddr, (Instant, u32)>>);
 
 impl AuthThrottle {
-    /// Notes one, and answers how long its answer shall wait.
-    fn note(&self, from: IpAddr) -> Duration {
+    /// Counts a wrong key. Returns how long its answer must wait.
+    fn count(&self, from: IpAddr) -> Duration {
         let now = Instant::now();
-        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if sources.len() >= SOURCES {
-            sources.retain(|_, (since, _)| now.duration_since(*since) < REMEMBERED);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= ADDRESSES {
+            counts.retain(|_, (since, _)| now.duration_since(*since) < REMEMBERED);
         }
-        if sources.len() >= SOURCES && !sources.contains_key(&from) {
+        if counts.len() >= ADDRESSES && !counts.contains_key(&from) {
             return Duration::from_secs(1);
         }
-        let (since, count) = sources.entry(from).or_insert((now, 0));
+        let (since, count) = counts.entry(from).or_insert((now, 0));
         if now.duration_since(*since) >= REMEMBERED {
             tracing::warn!(%from, count = *count, "requests came with wrong API keys");
             (*since, *count) = (now, 0);
@@ -157,14 +157,14 @@ impl FromRequestParts<Arc<Shared>> for AuthenticatedSite {
         if let Some(site) = bearer.and_then(|key| shared.keys.site(key)) {
             let share = shared.shares.of(&site);
             if let Some(caller) = caller.filter(|caller| !caller.is_trusted())
-                && let Some(place) = share.place()
+                && let Some(permit) = share.client_connection()
             {
-                caller.trust(Some(place));
+                caller.trust(Some(permit));
             }
             return Ok(Self(site, share));
         }
         if let (Some(caller), Some(_)) = (caller, given) {
-            tokio::time::sleep(shared.guesses.note(caller.address.ip())).await;
+            tokio::time::sleep(shared.auth_throttle.count(caller.address.ip())).await;
         }
         Err(ApiError::new(
             StatusCode::UNAUTHORIZED,
@@ -178,13 +178,13 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn wrong_keys_of_one_source_wait_longer_and_longer() {
-        let guesses = AuthThrottle::default();
-        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        let waits: Vec<u128> = (0..8).map(|_| guesses.note(one).as_millis()).collect();
+    async fn wrong_keys_from_one_address_wait_longer_and_longer() {
+        let throttle = AuthThrottle::default();
+        let (first, second) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let waits: Vec<u128> = (0..8).map(|_| throttle.count(first).as_millis()).collect();
         assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 1600, 1600]);
-        assert_eq!(guesses.note(other).as_millis(), 50);
+        assert_eq!(throttle.count(second).as_millis(), 50);
         tokio::time::advance(REMEMBERED).await;
-        assert_eq!(guesses.note(one).as_millis(), 50);
+        assert_eq!(throttle.count(first).as_millis(), 50);
     }
 }

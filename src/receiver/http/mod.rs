@@ -1,4 +1,4 @@
-//! What every request passes: who asks, what it may take, and how an error is answered.
+//! What every request passes: who asks, how much it may take, and how an error is answered.
 
 pub(crate) mod api_error;
 pub(crate) mod auth;

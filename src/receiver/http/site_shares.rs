@@ -1,5 +1,5 @@
-//! What one site may hold of the receiver at once: a quarter of each thing of which there is only so much, so that no site keeps
-//! the others waiting.
+//! What one site may hold of the receiver at once: a quarter of each limited thing, so that no site keeps the
+//! others waiting.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 
-/// A site has one part of so many.
+/// A site's share is one part of this many.
 const PARTS: usize = 4;
 
 /// How long a request waits for its site's share.
@@ -18,14 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How much there is for all sites together.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ServerCapacity {
-    /// Memory for bodies, in units of the bound on bodies.
+    /// Memory for bodies, in the units of the memory budget.
     pub(crate) memory: usize,
     /// Connections in the pool.
     pub(crate) connections: usize,
     /// Lists at once.
     pub(crate) lists: usize,
-    /// Clients' connections that give their place to no newcomer.
-    pub(crate) places: usize,
+    /// Clients' connections that are not closed for a newcomer.
+    pub(crate) client_connections: usize,
 }
 
 /// The shares of all sites that have asked for something.
@@ -40,7 +40,7 @@ pub(crate) struct SiteShare {
     pub(crate) memory: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     lists: Arc<Semaphore>,
-    places: Arc<Semaphore>,
+    client_connections: Arc<Semaphore>,
 }
 
 impl SiteShares {
@@ -51,7 +51,7 @@ impl SiteShares {
         }
     }
 
-    /// The site's.
+    /// The site's share.
     pub(crate) fn of(&self, site: &Arc<str>) -> Arc<SiteShare> {
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
         let share = sites.entry(Arc::clone(site)).or_insert_with(|| {
@@ -60,7 +60,7 @@ impl SiteShares {
                 memory: part(self.whole.memory),
                 connections: part(self.whole.connections),
                 lists: part(self.whole.lists),
-                places: part(self.whole.places),
+                client_connections: part(self.whole.client_connections),
             })
         });
         Arc::clone(share)
@@ -70,23 +70,23 @@ impl SiteShares {
 impl SiteShare {
     /// Waits until the site may take a connection of the pool, for as long as the permit lives.
     pub(crate) async fn connection(&self) -> ApiResult<OwnedSemaphorePermit> {
-        patient(&self.connections, "too many requests of this site at once").await
+        patiently(&self.connections, "too many requests of this site at once").await
     }
 
-    /// Waits until the site may have a list made.
+    /// Waits until the site may have another list.
     pub(crate) async fn list(&self) -> ApiResult<OwnedSemaphorePermit> {
-        patient(&self.lists, "too many lists of this site at once").await
+        patiently(&self.lists, "too many lists of this site at once").await
     }
 
-    /// A client's place that no newcomer gets; none where the site has its part of them.
-    pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).try_acquire_owned().ok()
+    /// Keeps a client's connection from being closed for a newcomer; `None` if the site has its part of them.
+    pub(crate) fn client_connection(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.client_connections).try_acquire_owned().ok()
     }
 }
 
-async fn patient(share: &Arc<Semaphore>, otherwise: &str) -> ApiResult<OwnedSemaphorePermit> {
+async fn patiently(share: &Arc<Semaphore>, refusal: &str) -> ApiResult<OwnedSemaphorePermit> {
     tokio::time::timeout(PATIENCE, Arc::clone(share).acquire_owned())
         .await
-        .map_err(|_| ApiError::later(otherwise))?
+        .map_err(|_| ApiError::later(refusal))?
         .map_err(|_| ApiError::later("the server is stopping"))
 }

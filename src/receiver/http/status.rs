@@ -16,7 +16,8 @@ use crate::wire::{Capability, SourceProgress, SourcesMember, SyncStatusAnswer};
 
 const SOURCES: &str = include_str!("../../../sql/receiver/sources.sql");
 
-/// `GET /sync-status`: the capabilities, the receiver's identity, and the newest batch of each source of the site.
+/// `GET /sync-status`: the capabilities, the receiver's identity, and the newest batch of each source of the
+/// site.
 pub(crate) async fn sync_status(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, _): AuthenticatedSite,

@@ -1,23 +1,29 @@
 //! Copies rows into an entity's table that are new to it: what most changes of a busy site are.
 //!
-//! COPY costs PostgreSQL two thirds of what `insert … on conflict` does, but looks at no row that stands. So only rows
-//! take this way whose key lies above all that the table holds of the site in the request's range of keys, which one look
-//! into the index tells; the site's lock keeps it true until the commit. Should a row stand there nevertheless, that is
-//! a data error, and the request is applied again without this.
+//! COPY costs PostgreSQL two thirds of what `insert … on conflict` does, but it does not look for rows that
+//! exist. So only rows are copied whose key is above all keys that the table holds of the site within the
+//! request's range of keys. One look into the index tells that; the site's lock keeps it true until the
+//! commit. If a row with an equal key exists nevertheless, that is a data error, and the request is applied
+//! again without a copy.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
-use sqlx::postgres::PgCopyIn;
-use sqlx::{AssertSqlSafe, PgConnection};
+use bytes::Bytes;
+use futures::SinkExt;
+use tokio_postgres::CopyInSink;
+use tokio_postgres::types::Type;
 
-use crate::receiver::db::pool::DbError;
+use crate::receiver::db::apply_session::ApplySession;
+use crate::receiver::db::db_error::DbError;
 use crate::receiver::rows::copy_format::CopyFormat;
 use crate::receiver::rows::row_batch::{RejectReason, RowBatch};
+use crate::receiver::rows::row_version::RowVersion;
 use crate::receiver::rows::statement;
 use crate::receiver::tables::schema::{EntityTable, TableColumn};
 
-/// Fewer rows than this are not worth the way.
-const WORTH: usize = 100;
+/// Fewer new rows than this are not worth a copy.
+const MIN_ROWS: usize = 100;
 
 /// Rows go out in pieces of about this many bytes.
 const PIECE: usize = 64 * 1024;
@@ -27,99 +33,105 @@ const PIECE: usize = 64 * 1024;
 /// Source: PostgreSQL manual, COPY, "Binary Format".
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
-/// Why a row was not taken.
+/// Why a row was not copied.
 pub(crate) enum CopyRefusal {
-    /// The row is not right.
+    /// The row does not fit the table.
     Row(RejectReason),
-    /// The copy broke off.
+    /// The copy failed.
     All(DbError),
 }
 
-/// A copy under way.
-pub(crate) struct CopyIn<'c, 't> {
-    copy: PgCopyIn<&'c mut PgConnection>,
-    grid: RowBatch<'t>,
-    forms: Vec<CopyFormat>,
-    /// Keys above this are new; none where all are.
+/// A copy in progress.
+pub(crate) struct CopyIn<'t> {
+    sink: Pin<Box<CopyInSink<Bytes>>>,
+    /// The row that is being written.
+    row: RowBatch<'t>,
+    formats: Vec<CopyFormat>,
+    /// Keys above this are new; all are if it is `None`.
     highest: Option<i64>,
     /// What each row begins with: the number of fields, the site, the epoch and the version.
-    opening: Vec<u8>,
+    row_start: Vec<u8>,
     buffer: Vec<u8>,
     rows: u64,
 }
 
-impl<'c, 't> CopyIn<'c, 't> {
-    /// Begins a copy where enough of these keys are new to the table, and its columns have a binary form here.
-    pub(crate) async fn find(
-        connection: &'c mut PgConnection,
+impl<'t> CopyIn<'t> {
+    /// Begins a copy if enough of these keys are new to the table, and its columns have a binary format here.
+    pub(crate) async fn begin(
+        session: &mut ApplySession,
         table: &'t EntityTable,
         site: &Arc<str>,
-        (epoch, version): (i64, i64),
+        row_version: RowVersion,
         keys: impl ExactSizeIterator<Item = &str> + Clone,
     ) -> Result<Option<Self>, DbError> {
-        if keys.len() < WORTH || !leading(table).is_some_and(is_whole) {
+        if keys.len() < MIN_ROWS || !first_key_column(table).is_some_and(is_whole_number) {
             return Ok(None);
         }
-        let Some(forms) = table
+        let Some(formats) = table
             .columns
             .iter()
-            .map(|column| CopyFormat::of(column.of))
+            .map(|column| CopyFormat::of(column.column_type))
             .collect()
         else {
             return Ok(None);
         };
-        let numbers = keys.filter_map(|key| number(table, key));
+        let numbers = keys.filter_map(|key| key_number(table, key));
         let (Some(low), Some(high)) = (numbers.clone().min(), numbers.clone().max()) else {
             return Ok(None);
         };
-        let highest: Option<i64> = sqlx::query_scalar(AssertSqlSafe(statement::highest(table)))
-            .bind(&**site)
-            .bind(low)
-            .bind(high)
-            .fetch_optional(&mut *connection)
+        let types = [Type::TEXT, Type::INT8, Type::INT8];
+        let question = session.statement(&statement::highest(table), &types).await?;
+        let site: &str = site;
+        let found = session
+            .client()
+            .query_opt(&question, &[&site, &low, &high])
             .await?;
+        let highest: Option<i64> = found.map(|row| row.try_get(0)).transpose()?;
         if numbers
             .filter(|number| highest.is_none_or(|highest| *number > highest))
             .count()
-            < WORTH
+            < MIN_ROWS
         {
             return Ok(None);
         }
         let columns: Vec<usize> = (0..table.columns.len()).collect();
-        let grid = RowBatch::new(table, &columns);
-        let copy = connection
-            .copy_in_raw(&statement::copy(table, grid.columns()))
+        let row = RowBatch::new(table, &columns);
+        let copy = session
+            .statement(&statement::copy(table, row.columns()), &[])
             .await?;
+        let sink = session.client().copy_in(&copy).await?;
         let fields = i16::try_from(columns.len() + 3).unwrap_or(i16::MAX);
-        let mut opening = fields.to_be_bytes().to_vec();
-        put(&mut opening, site.as_bytes());
-        put(&mut opening, &epoch.to_be_bytes());
-        put(&mut opening, &version.to_be_bytes());
+        let mut row_start = fields.to_be_bytes().to_vec();
+        put_field(&mut row_start, site.as_bytes());
+        put_field(&mut row_start, &row_version.epoch.to_be_bytes());
+        put_field(&mut row_start, &row_version.version.to_be_bytes());
+        let mut buffer = Vec::with_capacity(PIECE + PIECE / 4);
+        buffer.extend_from_slice(HEADER);
         Ok(Some(Self {
-            copy,
-            grid,
-            forms,
+            sink: Box::pin(sink),
+            row,
+            formats,
             highest,
-            opening,
-            buffer: HEADER.to_vec(),
+            row_start,
+            buffer,
             rows: 0,
         }))
     }
 
-    /// Takes a row whose own key must be `key`. Answers whether it did: one that may stand, or has a value in another
-    /// form than the usual one, has to go another way.
+    /// Copies a row, whose own key must be `key`. Returns false if it must be written in another way: the row
+    /// may exist, or has a value in an unusual form.
     pub(crate) async fn push(&mut self, key: &str, row: &'t str) -> Result<bool, CopyRefusal> {
-        let table = self.grid.table;
+        let table = self.row.table;
         let is_new = |number| self.highest.is_none_or(|highest| number > highest);
-        if !number(table, key).is_some_and(is_new) {
+        if !key_number(table, key).is_some_and(is_new) {
             return Ok(false);
         }
-        self.grid.clear();
-        self.grid.push(row, key, true).map_err(CopyRefusal::Row)?;
+        self.row.clear();
+        self.row.push(row, key, true).map_err(CopyRefusal::Row)?;
         let start = self.buffer.len();
-        self.buffer.extend_from_slice(&self.opening);
-        for (form, cell) in self.forms.iter().zip(self.grid.row(0)) {
-            if !form.put(&mut self.buffer, *cell) {
+        self.buffer.extend_from_slice(&self.row_start);
+        for (format, cell) in self.formats.iter().zip(self.row.row(0)) {
+            if !format.append(&mut self.buffer, *cell) {
                 self.buffer.truncate(start);
                 return Ok(false);
             }
@@ -132,43 +144,50 @@ impl<'c, 't> CopyIn<'c, 't> {
     }
 
     async fn send(&mut self) -> Result<(), DbError> {
-        self.copy.send(self.buffer.as_slice()).await?;
-        self.buffer.clear();
+        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE + PIECE / 4));
+        self.sink.feed(Bytes::from(piece)).await?;
         Ok(())
     }
 
-    /// Ends the copy. Answers how many rows it took.
+    /// Ends the copy. Returns how many rows it wrote.
     pub(crate) async fn finish(mut self) -> Result<u64, DbError> {
         self.buffer.extend_from_slice(&(-1_i16).to_be_bytes());
         self.send().await?;
-        let rows = self.copy.finish().await?;
+        let rows = self.sink.as_mut().finish().await?;
         if rows == self.rows {
             Ok(rows)
         } else {
-            let cause = format!("{rows} rows of {} were copied", self.rows);
-            Err(DbError::Fault(cause))
+            Err(DbError::fault(format!(
+                "{rows} rows of {} were copied",
+                self.rows
+            )))
         }
     }
 }
 
-fn put(buffer: &mut Vec<u8>, field: &[u8]) {
+fn put_field(buffer: &mut Vec<u8>, field: &[u8]) {
     let length = i32::try_from(field.len()).unwrap_or(i32::MAX);
     buffer.extend_from_slice(&length.to_be_bytes());
     buffer.extend_from_slice(field);
 }
 
-fn leading(table: &EntityTable) -> Option<&TableColumn> {
-    table.key.first().map(|&place| &table.columns[place])
+/// The first column of the key.
+fn first_key_column(table: &EntityTable) -> Option<&TableColumn> {
+    table
+        .key
+        .first()
+        .map(|&column_index| &table.columns[column_index])
 }
 
-fn is_whole(column: &TableColumn) -> bool {
+/// Whether a column holds whole numbers.
+fn is_whole_number(column: &TableColumn) -> bool {
     ["smallint", "integer", "bigint"]
         .iter()
-        .any(|name| column.of.is(name))
+        .any(|name| column.column_type.is(name))
 }
 
 /// The first value of a canonical key, as a number.
-fn number(table: &EntityTable, key: &str) -> Option<i64> {
+fn key_number(table: &EntityTable, key: &str) -> Option<i64> {
     if table.key.len() == 1 {
         return key.parse().ok();
     }

@@ -1,19 +1,21 @@
-//! A value as COPY takes it: in binary form, with its length before it.
+//! The binary format of COPY, for the types that most columns have: each value has its length before it.
+//!
+//! Only values in the usual form are written here. All others are left to PostgreSQL's own input functions.
 
 use crate::receiver::tables::column_type::ColumnType;
 use crate::wire::values::from_json::BinaryType;
 
-/// How a column's values are written.
+/// How a column's values are written in the binary format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CopyFormat(BinaryType);
 
 impl CopyFormat {
-    /// The form of a type; `None` if it has none here.
-    pub(crate) fn of(of: ColumnType) -> Option<Self> {
-        if of.array {
+    /// The format of a type; `None` if it has none here.
+    pub(crate) fn of(column_type: ColumnType) -> Option<Self> {
+        if column_type.array {
             return None;
         }
-        Some(Self(match of.name {
+        Some(Self(match column_type.name {
             "boolean" => BinaryType::Boolean,
             "smallint" => BinaryType::SmallInt,
             "integer" => BinaryType::Integer,
@@ -34,9 +36,9 @@ impl CopyFormat {
         }))
     }
 
-    /// Appends a value, given as JSON text, with its length before it. Returns false if it is not in the usual form; what
-    /// has been appended is of no use then.
-    pub(crate) fn put(self, buffer: &mut Vec<u8>, cell: Option<&str>) -> bool {
+    /// Appends a value, given as JSON text, with its length before it. Returns false if it is not in the
+    /// usual form; what was appended must be removed then.
+    pub(crate) fn append(self, buffer: &mut Vec<u8>, cell: Option<&str>) -> bool {
         let Some(token) = cell.filter(|token| *token != "null") else {
             buffer.extend_from_slice(&(-1_i32).to_be_bytes());
             return true;
@@ -60,14 +62,14 @@ mod tests {
 
     #[test]
     fn a_value_has_its_length_before_it_and_null_has_minus_one() {
-        let (number, mut buffer) = (CopyFormat::of(ColumnType::of("int4")).unwrap(), Vec::new());
-        assert!(number.put(&mut buffer, Some("258")));
-        assert!(number.put(&mut buffer, Some("null")) && number.put(&mut buffer, None));
+        let (number, mut buffer) = (CopyFormat::of(ColumnType::declared("int4")).unwrap(), Vec::new());
+        assert!(number.append(&mut buffer, Some("258")));
+        assert!(number.append(&mut buffer, Some("null")) && number.append(&mut buffer, None));
         assert_eq!(
             buffer,
             [0, 0, 0, 4, 0, 0, 1, 2, 255, 255, 255, 255, 255, 255, 255, 255]
         );
-        assert!(!number.put(&mut buffer, Some("\"258\"")));
-        assert_eq!(CopyFormat::of(ColumnType::of("int4[]")), None);
+        assert!(!number.append(&mut buffer, Some("\"258\"")));
+        assert_eq!(CopyFormat::of(ColumnType::declared("int4[]")), None);
     }
 }

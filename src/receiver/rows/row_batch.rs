@@ -1,9 +1,11 @@
 //! The values of many rows, by row and column, as slices of the request's body.
+//!
+//! Always holds: each row has the key that its change has.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::receiver::db::pool::DbError;
+use crate::receiver::db::db_error::{DbError, describe};
 use crate::receiver::rows::array_params::{ArrayParam, encode};
 use crate::receiver::tables::schema::{EntityTable, TableColumn};
 use crate::wire::RejectCode;
@@ -13,8 +15,9 @@ use crate::wire::json::{self, Members};
 const ROWS: usize = 20_000;
 const CELLS: usize = 1_000_000;
 
-/// Why a change is rejected. No values in it.
-#[derive(Debug)]
+/// Why a change is rejected, without any value of its row.
+#[derive(Debug, thiserror::Error)]
+#[error("{error} ({})", code.as_str())]
 pub(crate) struct RejectReason {
     pub(crate) code: RejectCode,
     pub(crate) error: String,
@@ -27,38 +30,49 @@ impl RejectReason {
             error: error.into(),
         }
     }
+
+    /// The reason for a data error of PostgreSQL, and the column that it is about.
+    pub(crate) fn of_sqlstate(sqlstate: String, column: Option<&str>) -> Self {
+        Self {
+            error: describe(&sqlstate, column),
+            code: RejectCode::Other(Cow::Owned(sqlstate)),
+        }
+    }
 }
 
 /// Rows with the values of some of a table's columns.
 pub(crate) struct RowBatch<'a> {
     pub(crate) table: &'a EntityTable,
     columns: Vec<&'a TableColumn>,
-    /// For each of the table's columns, its place in the grid.
-    places: Vec<Option<usize>>,
+    /// For each of the table's columns, its index in `columns`.
+    cell_index_of: Vec<Option<usize>>,
     cells: Vec<Option<&'a str>>,
     rows: usize,
-    /// The table's columns in the order of the last row's members: most rows have the same.
-    order: Vec<usize>,
+    /// The table's columns in the order of the last row's members: most rows have the same order.
+    member_order: Vec<usize>,
 }
 
 impl<'a> RowBatch<'a> {
-    /// An empty grid of these of the table's columns.
+    /// No rows yet, of these of the table's columns.
     pub(crate) fn new(table: &'a EntityTable, columns: &[usize]) -> Self {
-        let mut places = vec![None; table.columns.len()];
-        for (place, &column) in columns.iter().enumerate() {
-            places[column] = Some(place);
+        let mut cell_index_of = vec![None; table.columns.len()];
+        for (cell_index, &column_index) in columns.iter().enumerate() {
+            cell_index_of[column_index] = Some(cell_index);
         }
         Self {
             table,
-            columns: columns.iter().map(|&column| &table.columns[column]).collect(),
-            places,
+            columns: columns
+                .iter()
+                .map(|&column_index| &table.columns[column_index])
+                .collect(),
+            cell_index_of,
             cells: Vec::new(),
             rows: 0,
-            order: Vec::new(),
+            member_order: Vec::new(),
         }
     }
 
-    /// How many rows it shall hold at most.
+    /// How many rows it may hold.
     pub(crate) fn room(&self) -> usize {
         (CELLS / self.columns.len().max(1)).clamp(1, ROWS)
     }
@@ -72,12 +86,12 @@ impl<'a> RowBatch<'a> {
     }
 
     /// The values of a row, as JSON texts.
-    pub(crate) fn row(&self, row: usize) -> &[Option<&'a str>] {
+    pub(crate) fn row(&self, row_index: usize) -> &[Option<&'a str>] {
         let width = self.columns.len();
-        &self.cells[row * width..(row + 1) * width]
+        &self.cells[row_index * width..(row_index + 1) * width]
     }
 
-    /// Takes all rows out.
+    /// Removes all rows.
     pub(crate) fn clear(&mut self) {
         self.cells.clear();
         self.rows = 0;
@@ -87,8 +101,8 @@ impl<'a> RowBatch<'a> {
     pub(crate) fn push(&mut self, row: &'a str, key: &str, strict: bool) -> Result<(), RejectReason> {
         let start = self.cells.len();
         self.cells.resize(start + self.columns.len(), None);
-        let read = self.read(row, start, strict).and_then(|()| {
-            if self.key(start)? == key {
+        let parsed = self.parse_row(row, start, strict).and_then(|()| {
+            if self.key_at(start)? == key {
                 Ok(())
             } else {
                 Err(RejectReason::new(
@@ -97,87 +111,94 @@ impl<'a> RowBatch<'a> {
                 ))
             }
         });
-        match read {
+        match parsed {
             Ok(()) => self.rows += 1,
             Err(_) => self.cells.truncate(start),
         }
-        read
+        parsed
     }
 
-    fn read(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), RejectReason> {
+    /// Puts a row's values into the cells from `start` on.
+    fn parse_row(&mut self, row: &'a str, start: usize, strict: bool) -> Result<(), RejectReason> {
         let mut members = Members::of(row)
             .ok_or_else(|| RejectReason::new(RejectCode::NotAnObject, "the row is not a JSON object"))?;
-        for nth in 0.. {
-            let remembered = self.order.get(nth).copied();
-            let expected = remembered
-                .and_then(|column| Some((column, members.expect(&self.table.columns[column].member)?)));
-            let (column, value) = match expected {
+        for member_index in 0.. {
+            let remembered = self.member_order.get(member_index).copied();
+            let expected = remembered.and_then(|column_index| {
+                let member = &self.table.columns[column_index].member;
+                Some((column_index, members.expect(member)?))
+            });
+            let (column_index, value) = match expected {
                 Some(found) => found,
                 None => {
                     let Some((name, value)) = members.next() else {
                         break;
                     };
-                    match self.table.place(&name) {
-                        Some(column) => {
-                            self.order.truncate(nth);
-                            self.order.push(column);
-                            (column, value)
+                    match self.table.column_index(&name) {
+                        Some(column_index) => {
+                            self.member_order.truncate(member_index);
+                            self.member_order.push(column_index);
+                            (column_index, value)
                         }
                         None if strict => return Err(unknown_column(self.table, &name)),
                         None => continue,
                     }
                 }
             };
-            if let Some(place) = self.places[column] {
-                self.cells[start + place] = Some(value);
+            if let Some(cell_index) = self.cell_index_of[column_index] {
+                self.cells[start + cell_index] = Some(value);
             }
         }
         Ok(())
     }
 
-    fn key(&self, start: usize) -> Result<Cow<'a, str>, RejectReason> {
-        canonical(
+    /// The canonical key of the row whose cells begin at `start`.
+    fn key_at(&self, start: usize) -> Result<Cow<'a, str>, RejectReason> {
+        join_key(
             self.table,
-            self.table
-                .key
-                .iter()
-                .map(|&column| self.places[column].and_then(|place| self.cells[start + place])),
+            self.table.key.iter().map(|&column_index| {
+                let cell_index = self.cell_index_of[column_index]?;
+                self.cells[start + cell_index]
+            }),
         )
     }
 
     /// A column's values of these rows, as JSON texts.
     pub(crate) fn column(
         &self,
-        place: usize,
+        cell_index: usize,
         rows: Range<usize>,
     ) -> impl Iterator<Item = Option<&'a str>> + Clone {
-        rows.map(move |row| self.cells[row * self.columns.len() + place])
+        rows.map(move |row_index| self.cells[row_index * self.columns.len() + cell_index])
     }
 
     /// The arrays of all columns for these rows.
     ///
-    /// # Errors
-    /// A string of a column holds half a surrogate pair, which no text can. It is told as PostgreSQL would tell it.
+    /// # Errors A string of a column holds half of a surrogate pair, which no text can: the error that
+    /// PostgreSQL would give.
     pub(crate) fn encode(&self, rows: &Range<usize>) -> Result<Vec<ArrayParam<'a>>, DbError> {
         self.columns
             .iter()
             .enumerate()
-            .map(|(place, column)| {
-                encode(column.of, self.column(place, rows.clone())).ok_or_else(|| DbError::Data {
-                    state: "22P05".to_owned(),
+            .map(|(cell_index, column)| {
+                let cells = self.column(cell_index, rows.clone());
+                encode(column.column_type, cells).ok_or_else(|| DbError::Data {
+                    sqlstate: "22P05".to_owned(),
                     column: Some(column.name.clone()),
                 })
             })
             .collect()
     }
 
-    /// The column that made a row not fit, where only one has a value in another form than the usual one.
-    pub(crate) fn suspect(&self, row: usize) -> Option<String> {
-        let mut odd = self.columns.iter().enumerate().filter(|(place, column)| {
-            let usual = encode(column.of, self.column(*place, row..row + 1));
-            let none = encode(column.of, std::iter::once(None));
-            match (usual, none) {
-                (Some(usual), Some(none)) => usual.element() != none.element(),
+    /// The column that probably made a row not fit: the only one with a value in an unusual form, if there is
+    /// only one.
+    pub(crate) fn suspect(&self, row_index: usize) -> Option<String> {
+        let mut odd = self.columns.iter().enumerate().filter(|(cell_index, column)| {
+            let cells = self.column(*cell_index, row_index..row_index + 1);
+            let given = encode(column.column_type, cells);
+            let usual = encode(column.column_type, std::iter::once(None));
+            match (given, usual) {
+                (Some(given), Some(usual)) => given.element() != usual.element(),
                 _ => true,
             }
         });
@@ -197,34 +218,36 @@ pub(crate) fn unknown_column(table: &EntityTable, name: &str) -> RejectReason {
     )
 }
 
-/// A change's key in a form that is the same for keys that differ in blanks, order of members and escapes only.
+/// A change's key in a form that is the same for keys that differ only in blanks, order of members and
+/// escapes.
 pub(crate) fn canonical_key<'a>(table: &EntityTable, key: &'a str) -> Result<Cow<'a, str>, RejectReason> {
     let members = Members::of(key)
         .ok_or_else(|| RejectReason::new(RejectCode::KeyMissing, "the key is not a JSON object"))?;
     if let [only] = table.key[..] {
         let name = &table.columns[only].name;
         let value = members.filter(|(member, _)| member == name).last();
-        return canonical(table, std::iter::once(value.map(|(_, value)| value)));
+        return join_key(table, std::iter::once(value.map(|(_, value)| value)));
     }
     let members: Vec<_> = members.collect();
-    canonical(
+    join_key(
         table,
-        table.key.iter().map(|&column| {
-            let name = &table.columns[column].name;
+        table.key.iter().map(|&column_index| {
+            let name = &table.columns[column_index].name;
             let value = members.iter().rev().find(|(member, _)| member == name);
             value.map(|(_, value)| *value)
         }),
     )
 }
 
-fn canonical<'a>(
+/// One text of the key's values.
+fn join_key<'a>(
     table: &EntityTable,
     values: impl Iterator<Item = Option<&'a str>>,
 ) -> Result<Cow<'a, str>, RejectReason> {
     let mut joined: Option<Cow<'a, str>> = None;
-    for (nth, value) in values.enumerate() {
+    for (key_index, value) in values.enumerate() {
         let missing = || {
-            let column = &table.columns[table.key[nth]].name;
+            let column = &table.columns[table.key[key_index]].name;
             RejectReason::new(
                 RejectCode::KeyMissing,
                 format!("the key column {column} is missing or null"),
@@ -236,7 +259,7 @@ fn canonical<'a>(
             None if table.key.len() == 1 => value,
             before => {
                 let mut all = before.unwrap_or_default().into_owned();
-                // With its length before it, no value can pass for two.
+                // With its length before it, one value cannot be taken for two.
                 all.push_str(&value.len().to_string());
                 all.push(':');
                 all.push_str(&value);

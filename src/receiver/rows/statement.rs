@@ -1,6 +1,9 @@
-//! Builds the statements on an entity's table out of the templates under `sql/receiver`.
+//! Builds the statements on an entity's table from the templates in `sql/receiver`.
 //!
-//! What goes into a template is either a quoted identifier, a type's own name, or SQL of this module.
+//! Always holds: what goes into a template is a quoted identifier, a type's own name, or SQL of this module;
+//! never a value.
+
+use tokio_postgres::types::Type;
 
 use crate::receiver::rows::array_params::ArrayParam;
 use crate::receiver::tables::column_type::base64;
@@ -19,7 +22,7 @@ const HIGHEST: &str = include_str!("../../../sql/receiver/highest.sql");
 const COPY: &str = include_str!("../../../sql/receiver/copy.sql");
 const LIST: &str = include_str!("../../../sql/receiver/list.sql");
 
-/// Parameters before the columns' arrays: site and entity, and for a batch its epoch and version.
+/// Parameters before the columns' arrays: site and entity, and for a batch also its epoch and version.
 const BASELINE: usize = 2;
 const BATCH: usize = 4;
 
@@ -31,17 +34,18 @@ fn join(columns: &[&TableColumn], each: impl Fn(&TableColumn) -> String) -> Stri
         .join(", ")
 }
 
-/// A key as a tombstone has it: the JSON array of its values as texts, the same for equal keys, and the same after
-/// the column has become wider. Of a long one the hash: an index holds no more of a tombstone than of the row.
+/// The key of a tombstone: the JSON array of its values as texts. It is the same for equal keys, and the same
+/// after a column has become wider. A long key is replaced by its hash, as an index entry has a greatest
+/// size.
 fn key_text(table: &EntityTable, row: &str) -> String {
     let values: Vec<String> = table
         .key
         .iter()
-        .map(|&place| {
-            let column = &table.columns[place];
+        .map(|&column_index| {
+            let column = &table.columns[column_index];
             let value = format!("{row}.{}", column.quoted);
-            match column.of.name {
-                _ if column.of.array => format!("to_json({value}) #>> '{{}}'"),
+            match column.column_type.name {
+                _ if column.column_type.array => format!("to_json({value}) #>> '{{}}'"),
                 "smallint" | "integer" | "bigint" | "text" | "character varying" => {
                     format!("{value}::text")
                 }
@@ -58,7 +62,10 @@ fn key_text(table: &EntityTable, row: &str) -> String {
             "smallint" | "integer" | "bigint" | "uuid" | "date" | "boolean"
         )
     };
-    let short = |&place: &usize| !table.columns[place].of.array && is_short(table.columns[place].of.name);
+    let short = |&column_index: &usize| {
+        let column_type = table.columns[column_index].column_type;
+        !column_type.array && is_short(column_type.name)
+    };
     if table.key.iter().all(short) {
         return text;
     }
@@ -69,25 +76,26 @@ fn same_key(table: &EntityTable) -> String {
     table
         .key
         .iter()
-        .map(|&place| {
-            let name = &table.columns[place].quoted;
+        .map(|&column_index| {
+            let name = &table.columns[column_index].quoted;
             format!("t.{name} = i.{name}")
         })
         .collect::<Vec<_>>()
         .join(" and ")
 }
 
-/// What a statement does beside changing rows.
+/// What a statement does besides changing rows.
 #[derive(Clone, Copy)]
 pub(crate) struct StatementForm {
     /// What it applied goes into the history too.
-    pub(crate) kept: bool,
-    /// It does all that a batch asks. It returns whether the batch had its turn and the table was still of its version,
-    /// and how many changes it applied. It has more parameters: see [`FastPathParameters`].
-    pub(crate) brief: bool,
+    pub(crate) history: bool,
+    /// It does all that a batch asks. It returns whether it was the batch's turn and the table still had its
+    /// version, and how many changes it applied. It has more parameters: see [`FastPathParameters`].
+    pub(crate) whole_batch: bool,
 }
 
-/// The parameters that a brief statement has after its arrays, as SQL. See known.sql and taken.sql.
+/// The parameters that a statement for a whole batch has after its arrays, as SQL. See known.sql and
+/// taken.sql.
 struct FastPathParameters([String; 8]);
 
 impl FastPathParameters {
@@ -101,22 +109,32 @@ impl FastPathParameters {
         "lines",
         "database",
     ];
-    const TYPES: &str = "bigint, text, bigint, text, bigint, bytea, bigint, text";
+    const TYPES: [Type; 8] = [
+        Type::INT8,
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::INT8,
+        Type::BYTEA,
+        Type::INT8,
+        Type::TEXT,
+    ];
 
+    /// Those after the arrays of this many columns.
     fn after(columns: usize) -> Self {
-        Self(std::array::from_fn(|nth| {
-            format!("${}", BATCH + columns + nth + 1)
+        Self(std::array::from_fn(|index| {
+            format!("${}", BATCH + columns + index + 1)
         }))
     }
 
     /// The values of a template's placeholders.
     fn values(&self) -> [(&str, &str); 8] {
-        std::array::from_fn(|nth| (Self::NAMES[nth], self.0[nth].as_str()))
+        std::array::from_fn(|index| (Self::NAMES[index], self.0[index].as_str()))
     }
 }
 
 impl StatementForm {
-    /// What wraps a statement over so many columns.
+    /// What begins and ends a statement over this many columns, around its last part.
     fn wrap(self, op: &str, returning: &str, columns: usize) -> (String, String) {
         let open = ", applied as (".to_owned();
         let history = format!(
@@ -125,18 +143,18 @@ impl StatementForm {
         );
         let answer = || {
             let parameters = FastPathParameters::after(columns);
-            let in_flight = crate::wire::limits::MAX_IN_FLIGHT.to_string();
-            let values = [&parameters.values()[..], &[("kept", &in_flight)]].concat();
-            let taken = fill(TAKEN, &values);
-            format!(", {taken} select (select fits from known), (select count(*) from applied)")
+            let kept_batches = crate::wire::limits::MAX_IN_FLIGHT.to_string();
+            let values = [&parameters.values()[..], &[("kept_batches", &kept_batches)]].concat();
+            let record = fill(TAKEN, &values);
+            format!(", {record} select (select fits from known), (select count(*) from applied)")
         };
-        match (self.kept, self.brief) {
+        match (self.history, self.whole_batch) {
             (false, false) => Default::default(),
             (true, false) => (open, format!(" returning {returning}) {history}")),
             (false, true) => (open, format!(" returning 1){}", answer())),
             (true, true) => (
                 open,
-                format!(" returning {returning}), kept as ({history}){}", answer()),
+                format!(" returning {returning}), recorded as ({history}){}", answer()),
             ),
         }
     }
@@ -153,9 +171,9 @@ impl StatementForm {
         )
     }
 
-    /// What stands before and within the statement's reading of its arrays.
+    /// What precedes the statement's reading of its arrays, and the condition under which it reads them.
     fn known(self, columns: usize) -> (String, &'static str) {
-        if !self.brief {
+        if !self.whole_batch {
             return Default::default();
         }
         let known = fill(KNOWN, &FastPathParameters::after(columns).values());
@@ -166,13 +184,12 @@ impl StatementForm {
     }
 }
 
-/// The types of a brief statement's parameters.
-pub(crate) fn brief_types(columns: usize) -> String {
-    format!(
-        "text, text, bigint, bigint{}, {}",
-        ", text[]".repeat(columns),
-        FastPathParameters::TYPES
-    )
+/// The types of the parameters of a statement that does a whole batch, over this many columns as text.
+pub(crate) fn whole_batch_types(columns: usize) -> Vec<Type> {
+    let mut types = vec![Type::TEXT, Type::TEXT, Type::INT8, Type::INT8];
+    types.extend(std::iter::repeat_n(Type::TEXT_ARRAY, columns));
+    types.extend(FastPathParameters::TYPES);
+    types
 }
 
 /// The parts that every statement over arrays has.
@@ -182,20 +199,20 @@ struct ArrayParts {
     columns: String,
 }
 
-/// The arrays of these columns, as the parameters after so many others.
-fn arrays(columns: &[&TableColumn], encoded: &[ArrayParam<'_>], before: usize) -> ArrayParts {
+/// The parts for the arrays of these columns, which are the parameters after the first `before`.
+fn array_parts(columns: &[&TableColumn], encoded: &[ArrayParam<'_>], before: usize) -> ArrayParts {
     let mut expressions = Vec::with_capacity(columns.len());
     let mut arrays = Vec::with_capacity(columns.len());
-    for (nth, (column, values)) in columns.iter().zip(encoded).enumerate() {
+    for (array_index, (column, values)) in columns.iter().zip(encoded).enumerate() {
         let element = format!("r.{}", column.quoted);
         expressions.push(format!(
             "{} as {}",
-            values.expression(column.of, &element),
+            values.expression(column.column_type, &element),
             column.quoted
         ));
         arrays.push(format!(
             "unnest(${}::{}[]) as {}",
-            before + nth + 1,
+            before + array_index + 1,
             values.element(),
             column.quoted
         ));
@@ -208,11 +225,15 @@ fn arrays(columns: &[&TableColumn], encoded: &[ArrayParam<'_>], before: usize) -
 }
 
 fn key_list(table: &EntityTable) -> String {
-    let columns: Vec<&TableColumn> = table.key.iter().map(|&place| &table.columns[place]).collect();
+    let columns: Vec<&TableColumn> = table
+        .key
+        .iter()
+        .map(|&column_index| &table.columns[column_index])
+        .collect();
     join(&columns, |column| column.quoted.clone())
 }
 
-/// Upserts of a batch. `guarded` where the entity has tombstones.
+/// Upserts of a batch. `guarded` if the entity may have tombstones.
 pub(crate) fn upsert(
     table: &EntityTable,
     columns: &[&TableColumn],
@@ -220,7 +241,7 @@ pub(crate) fn upsert(
     guarded: bool,
     form: StatementForm,
 ) -> String {
-    let parts = arrays(columns, encoded, BATCH);
+    let parts = array_parts(columns, encoded, BATCH);
     let key_text = key_text(table, "i");
     let guard = fill(UPSERT_GUARD, &[("key_text", &key_text)]);
     let (open, close) = form.wrap_upsert(table, columns.len());
@@ -254,10 +275,14 @@ pub(crate) fn post(
     table: &EntityTable,
     columns: &[&TableColumn],
     encoded: &[ArrayParam<'_>],
-    kept: bool,
+    history: bool,
 ) -> String {
-    let parts = arrays(columns, encoded, BASELINE);
-    let (open, close) = StatementForm { kept, brief: false }.wrap_upsert(table, columns.len());
+    let parts = array_parts(columns, encoded, BASELINE);
+    let (open, close) = StatementForm {
+        history,
+        whole_batch: false,
+    }
+    .wrap_upsert(table, columns.len());
     fill(
         POST,
         &[
@@ -282,7 +307,7 @@ pub(crate) fn delete(
     encoded: &[ArrayParam<'_>],
     form: StatementForm,
 ) -> String {
-    let parts = arrays(columns, encoded, BATCH);
+    let parts = array_parts(columns, encoded, BATCH);
     let (open, close) = form.wrap(
         "delete",
         "t.key, t.epoch, t.version, null::text as digest",
@@ -310,11 +335,11 @@ pub(crate) fn delete_row(
     table: &EntityTable,
     columns: &[&TableColumn],
     encoded: &[ArrayParam<'_>],
-    kept: bool,
+    history: bool,
 ) -> String {
-    let parts = arrays(columns, encoded, BASELINE);
-    let noted = if kept {
-        ", noted as (insert into cloud_meta.history (site, entity, key, epoch, version, op) \
+    let parts = array_parts(columns, encoded, BASELINE);
+    let recorded = if history {
+        ", recorded as (insert into cloud_meta.history (site, entity, key, epoch, version, op) \
          select $1, $2, key, epoch, version, 'delete' from gone)"
     } else {
         ""
@@ -327,14 +352,18 @@ pub(crate) fn delete_row(
             ("arrays", &parts.arrays),
             ("same_key", &same_key(table)),
             ("deleted_key", &key_text(table, "t")),
-            ("noted", noted),
+            ("recorded", recorded),
         ],
     )
 }
 
 /// Truncates, in a batch.
-pub(crate) fn truncate(table: &EntityTable, kept: bool) -> String {
-    let (open, close) = StatementForm { kept, brief: false }.wrap(
+pub(crate) fn truncate(table: &EntityTable, history: bool) -> String {
+    let (open, close) = StatementForm {
+        history,
+        whole_batch: false,
+    }
+    .wrap(
         "truncate",
         "null::text as key, t.epoch, t.version, null::text as digest",
         0,
@@ -350,24 +379,26 @@ pub(crate) fn highest(table: &EntityTable) -> String {
     let key = table
         .key
         .first()
-        .map_or("", |&place| table.columns[place].quoted.as_str());
+        .map_or("", |&column_index| table.columns[column_index].quoted.as_str());
     fill(HIGHEST, &[("table", &table.quoted), ("key", key)])
 }
 
-/// Takes new rows with these columns, after site, epoch and version.
+/// Copies new rows with these columns, after site, epoch and version.
 pub(crate) fn copy(table: &EntityTable, columns: &[&TableColumn]) -> String {
     let columns = join(columns, |column| column.quoted.clone());
     fill(COPY, &[("table", &table.quoted), ("columns", &columns)])
 }
 
-/// Lists living rows as JSON texts: of these columns, and not older than `$2` days where there is a window.
+/// Lists living rows as JSON texts: these columns, and only rows of the last `$2` days if there is a
+/// retention column.
 ///
-/// A row without a time is listed. On columns without a time zone the window is a day longer, since the site's
-/// clock may stand up to a day apart from UTC: what is listed too much does no harm, what is missing is sent again.
-pub(crate) fn list(table: &EntityTable, columns: &[&TableColumn], window: Option<&TableColumn>) -> String {
-    let condition = window.map_or(String::new(), |column| {
+/// A row without a time is listed. For a column without a time zone the time is a day longer, as the site's
+/// clock may differ from UTC by up to a day: a row that is listed needlessly does no harm, a row that is
+/// missing is sent again.
+pub(crate) fn list(table: &EntityTable, columns: &[&TableColumn], retention: Option<&TableColumn>) -> String {
+    let condition = retention.map_or(String::new(), |column| {
         let name = format!("t.{}", column.quoted);
-        let since = match column.of.name {
+        let since = match column.column_type.name {
             "date" => "current_date - $2::int - 1",
             "timestamp without time zone" => "localtimestamp - make_interval(days => $2::int + 1)",
             _ => "now() - make_interval(days => $2::int)",
@@ -375,7 +406,7 @@ pub(crate) fn list(table: &EntityTable, columns: &[&TableColumn], window: Option
         format!(" and ({name} is null or {name} >= {since})")
     });
     let listed = join(columns, |column| {
-        if column.of.is("bytea") {
+        if column.column_type.is("bytea") {
             format!("{} as {}", base64(&format!("t.{}", column.quoted)), column.quoted)
         } else {
             format!("t.{}", column.quoted)

@@ -1,10 +1,10 @@
-//! The column types that the receiver knows, and how one gives way to another.
+//! The column types that the receiver knows, and which of two types a column takes.
 //!
-//! A type name from outside only ever selects an entry of [`KNOWN`]; what goes into SQL is the entry's own name.
-//! Everything unknown is kept as text, which holds any value's JSON text unchanged.
+//! Always holds: a type name from outside only selects an entry of [`KNOWN`]; what goes into SQL is the
+//! entry's own name. Everything unknown is kept as text, which holds any value's JSON text unchanged.
 
-/// Canonical names with their aliases. Types whose bare name has a length of 1 (`bit`) or whose text depends on the
-/// server's locale (`money`) are not here: they are kept as text.
+/// Canonical names with their aliases. Types whose bare name means a length of 1 (`bit`) or whose text
+/// depends on the server's locale (`money`) are not here: they are kept as text.
 const KNOWN: &[(&str, &[&str])] = &[
     ("boolean", &["bool"]),
     ("smallint", &["int2"]),
@@ -57,10 +57,10 @@ pub(crate) struct ColumnType {
     pub(crate) array: bool,
 }
 
-/// What becomes of a column that stands with one type and is declared with another.
+/// What becomes of a column that has one type and is declared with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TypeMerge {
-    /// The standing type holds every value of the declared one.
+    /// The column's type holds every value of the declared one.
     Keep,
     /// The column takes this wider type.
     Widen(ColumnType),
@@ -74,8 +74,8 @@ const TEXT: ColumnType = ColumnType {
 };
 
 impl ColumnType {
-    /// The type of a declared name; text where it is unknown. Modifiers in brackets are dropped.
-    pub(crate) fn of(declared: &str) -> Self {
+    /// The type of a declared name; text if it is unknown. Modifiers in brackets are dropped.
+    pub(crate) fn declared(declared: &str) -> Self {
         let mut plain = String::with_capacity(declared.len());
         let mut depth = 0_usize;
         for letter in declared.chars() {
@@ -109,13 +109,13 @@ impl ColumnType {
         !self.array && self.name == name
     }
 
-    /// Whether a window of days can be measured on it.
+    /// Whether the age of a row can be measured by it.
     pub(crate) fn is_time(self) -> bool {
         self.is("date") || self.is("timestamp with time zone") || self.is("timestamp without time zone")
     }
 
     /// What becomes of a column of this type that is now declared as `declared`.
-    pub(crate) fn meet(self, declared: Self) -> TypeMerge {
+    pub(crate) fn merge(self, declared: Self) -> TypeMerge {
         if self == declared || self == TEXT {
             return TypeMerge::Keep;
         }
@@ -142,7 +142,8 @@ impl ColumnType {
         }
     }
 
-    /// The expression that turns a value of this type, in `column` (quoted), into `to`, as `alter … using` needs it.
+    /// The expression that turns a value of this type, in `column` (quoted), into `to`, as `alter … using`
+    /// needs it.
     pub(crate) fn cast(self, column: &str, to: Self) -> String {
         if to.is("text") {
             match self.name {
@@ -165,7 +166,7 @@ pub(crate) fn base64(column: &str) -> String {
 }
 
 /// The narrower of the types that hold every value of both.
-fn wider(one: &'static str, other: &'static str) -> Option<&'static str> {
+fn wider(first: &'static str, second: &'static str) -> Option<&'static str> {
     const WHOLE: [&str; 3] = ["smallint", "integer", "bigint"];
     const NUMBERS: [&str; 6] = [
         "smallint",
@@ -175,14 +176,14 @@ fn wider(one: &'static str, other: &'static str) -> Option<&'static str> {
         "real",
         "double precision",
     ];
-    if one == other {
-        return Some(one);
+    if first == second {
+        return Some(first);
     }
-    let either = |name: &str| one == name || other == name;
-    if WHOLE.contains(&one) && WHOLE.contains(&other) {
+    let either = |name: &str| first == name || second == name;
+    if WHOLE.contains(&first) && WHOLE.contains(&second) {
         return WHOLE.into_iter().rev().find(|name| either(name));
     }
-    if NUMBERS.contains(&one) && NUMBERS.contains(&other) {
+    if NUMBERS.contains(&first) && NUMBERS.contains(&second) {
         // A double holds any 32-bit integer exactly, but not any 64-bit one.
         return Some(if either("numeric") || either("bigint") {
             "numeric"
@@ -215,13 +216,15 @@ mod tests {
             ("bit", "text"),
             ("text); drop schema cloud; --", "text"),
         ] {
-            assert_eq!(ColumnType::of(declared).sql(), sql, "{declared}");
+            assert_eq!(ColumnType::declared(declared).sql(), sql, "{declared}");
         }
     }
 
     #[test]
     fn types_widen_keep_or_conflict() {
-        let meet = |one: &str, other: &str| match ColumnType::of(one).meet(ColumnType::of(other)) {
+        let merge = |first: &str, second: &str| match ColumnType::declared(first)
+            .merge(ColumnType::declared(second))
+        {
             TypeMerge::Keep => "keep".to_owned(),
             TypeMerge::Widen(to) => to.sql(),
             TypeMerge::Conflict => "conflict".to_owned(),
@@ -242,7 +245,7 @@ mod tests {
             ("integer[]", "integer", "conflict"),
             ("integer[]", "text", "text"),
         ] {
-            assert_eq!(meet(have, want), result, "{have} meets {want}");
+            assert_eq!(merge(have, want), result, "{have} and {want}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The tables of the entities: their columns, the types of these, and `PUT /schema`, which changes them.
+//! The tables of the entities: their columns with their types, and `PUT /schema`, which changes them.
 
 pub(crate) mod column_type;
 pub(crate) mod schema;

@@ -1,8 +1,9 @@
-//! The registry of tables: which columns an entity has in the cloud, and `PUT /schema/{path}`, which makes it so.
+//! The registry of tables: which columns an entity has in the cloud, and `PUT /schema/{path}`, which changes
+//! that.
 //!
-//! One table an entity, shared by all sites: it has the union of the columns that they declare, each wide enough for
-//! all of them. Nothing is ever dropped. A table's `version` rises with each change of it; whoever remembers a table
-//! compares the version inside its own transaction.
+//! Always holds: each entity has one table, which all sites share. It has the union of the columns that they
+//! declare, each wide enough for all of them. Nothing is ever dropped. A table's `version` rises with each
+//! change of it; a request that uses a remembered table compares the version within its own transaction.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,11 +12,13 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use serde_json::Value;
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use crate::receiver::Shared;
-use crate::receiver::db::pool::{self, DbError};
+use crate::receiver::db::apply_session::ApplySession;
+use crate::receiver::db::db_error::DbError;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
 use crate::receiver::tables::column_type::{ColumnType, TypeMerge};
@@ -23,6 +26,8 @@ use crate::wire::json::syntax_error_place;
 use crate::wire::limits::{MAX_COLUMNS, MAX_NAME_BYTES, MAX_PATH_BYTES};
 use crate::wire::paths::{self, RESERVED_COLUMNS};
 use crate::wire::{ErrorCode, SchemaDeclaration, SuccessAnswer, headers};
+
+const REGISTRY: &str = "select * from cloud_meta.entities where entity = $1";
 
 /// A name as SQL takes it: in quotes, with its own quotes doubled.
 pub(crate) fn quoted(name: &str) -> String {
@@ -37,16 +42,16 @@ pub(crate) struct TableColumn {
     pub(crate) quoted: String,
     /// The name as a member of a JSON object: in quotes, with its colon.
     pub(crate) member: String,
-    pub(crate) of: ColumnType,
+    pub(crate) column_type: ColumnType,
 }
 
 impl TableColumn {
-    fn new(name: &str, of: ColumnType) -> Self {
+    fn new(name: &str, column_type: ColumnType) -> Self {
         Self {
             name: name.to_owned(),
             quoted: quoted(name),
             member: format!("{}:", Value::from(name)),
-            of,
+            column_type,
         }
     }
 }
@@ -58,14 +63,15 @@ pub(crate) struct EntityTable {
     /// The table's name in SQL, with its schema.
     pub(crate) quoted: String,
     pub(crate) columns: Vec<TableColumn>,
-    /// The places of the key columns, in the key's order.
+    /// The indexes of the key columns, in the key's order.
     pub(crate) key: Vec<usize>,
     pub(crate) version: i64,
-    places: HashMap<String, usize>,
+    index_of: HashMap<String, usize>,
 }
 
 impl EntityTable {
-    fn of(row: &PgRow) -> std::result::Result<Self, DbError> {
+    /// A row of the registry.
+    fn of(row: &Row) -> std::result::Result<Self, DbError> {
         let entity: String = row.try_get("entity")?;
         let names: Vec<String> = row.try_get("column_names")?;
         let types: Vec<String> = row.try_get("column_types")?;
@@ -73,19 +79,19 @@ impl EntityTable {
         let columns: Vec<TableColumn> = names
             .iter()
             .zip(&types)
-            .map(|(name, of)| TableColumn::new(name, ColumnType::of(of)))
+            .map(|(name, declared)| TableColumn::new(name, ColumnType::declared(declared)))
             .collect();
-        let places: HashMap<String, usize> = names
+        let index_of: HashMap<String, usize> = names
             .into_iter()
             .enumerate()
-            .map(|(place, name)| (name, place))
+            .map(|(column_index, name)| (name, column_index))
             .collect();
         let key = keys
             .iter()
-            .map(|name| places.get(name).copied())
+            .map(|name| index_of.get(name).copied())
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| {
-                DbError::Fault(format!(
+                DbError::fault(format!(
                     "the registry of {entity} names a key column that it does not have"
                 ))
             })?;
@@ -95,13 +101,23 @@ impl EntityTable {
             columns,
             key,
             version: row.try_get("version")?,
-            places,
+            index_of,
         })
     }
 
-    /// The place of a column.
-    pub(crate) fn place(&self, name: &str) -> Option<usize> {
-        self.places.get(name).copied()
+    /// The table as it is registered now; `None` if it is not.
+    async fn registered(
+        session: &mut ApplySession,
+        entity: &str,
+    ) -> std::result::Result<Option<Self>, DbError> {
+        let registry = session.statement(REGISTRY, &[Type::TEXT]).await?;
+        let row = session.client().query_opt(&registry, &[&entity]).await?;
+        row.map(|row| Self::of(&row)).transpose()
+    }
+
+    /// The index of a column.
+    pub(crate) fn column_index(&self, name: &str) -> Option<usize> {
+        self.index_of.get(name).copied()
     }
 }
 
@@ -109,20 +125,20 @@ fn table_name(entity: &str) -> String {
     format!("cloud.{}", quoted(entity))
 }
 
-/// The tables as last seen, by entity.
+/// The tables as they were last read, by entity.
 #[derive(Default)]
 pub(crate) struct TableCache(Mutex<HashMap<String, Arc<EntityTable>>>);
 
 impl TableCache {
-    /// The entity's table as last seen. It may have become a newer version since.
+    /// The entity's table as it was last read. It may have a newer version by now.
     pub(crate) fn known(&self, entity: &str) -> Option<Arc<EntityTable>> {
         self.lock().get(entity).cloned()
     }
 
-    /// The entity's table in this version: remembered, else read.
+    /// The entity's table in this version: as it was last read, else read now.
     pub(crate) async fn get(
         &self,
-        connection: &mut PgConnection,
+        session: &mut ApplySession,
         entity: &str,
         version: i64,
     ) -> std::result::Result<Arc<EntityTable>, DbError> {
@@ -130,11 +146,8 @@ impl TableCache {
         if let Some(table) = known.filter(|table| table.version == version) {
             return Ok(table);
         }
-        let row = sqlx::query("select * from cloud_meta.entities where entity = $1")
-            .bind(entity)
-            .fetch_one(connection)
-            .await?;
-        let table = Arc::new(EntityTable::of(&row)?);
+        let table = EntityTable::registered(session, entity).await?;
+        let table = Arc::new(table.ok_or_else(|| DbError::fault(format!("the registry has no {entity}")))?);
         self.lock().insert(entity.to_owned(), Arc::clone(&table));
         Ok(table)
     }
@@ -144,37 +157,40 @@ impl TableCache {
     }
 }
 
-/// What lies at a site's path.
+/// What a site has declared at a path.
 pub(crate) struct PathOwner {
     pub(crate) table: Arc<EntityTable>,
-    /// The column that `?days=` measures.
-    pub(crate) window: Option<String>,
+    /// The column by which `?days=` measures the age of rows.
+    pub(crate) retention: Option<String>,
 }
 
 /// Finds what a site has declared at a path.
 pub(crate) async fn at_path(
     shared: &Shared,
-    connection: &mut PgConnection,
+    session: &mut ApplySession,
     site: &str,
     path: &str,
 ) -> ApiResult<PathOwner> {
-    let row = sqlx::query(
-        "select s.entity, s.window_column, e.version from cloud_meta.schemas s \
-         join cloud_meta.entities e using (entity) where s.site = $1 and s.path = $2",
-    )
-    .bind(site)
-    .bind(path)
-    .fetch_optional(&mut *connection)
-    .await?
-    .ok_or_else(|| ApiError::unknown_path(path))?;
-    let entity: String = row.try_get("entity")?;
+    let declared = session
+        .statement(
+            "select s.entity, s.window_column, e.version from cloud_meta.schemas s \
+             join cloud_meta.entities e using (entity) where s.site = $1 and s.path = $2",
+            &[Type::TEXT, Type::TEXT],
+        )
+        .await?;
+    let row = session
+        .client()
+        .query_opt(&declared, &[&site, &path])
+        .await?
+        .ok_or_else(|| ApiError::unknown_path(path))?;
+    let entity: &str = row.try_get("entity")?;
     let table = shared
         .tables
-        .get(connection, &entity, row.try_get("version")?)
+        .get(session, entity, row.try_get("version")?)
         .await?;
     Ok(PathOwner {
         table,
-        window: row.try_get("window_column")?,
+        retention: row.try_get("window_column")?,
     })
 }
 
@@ -207,30 +223,33 @@ fn check_declaration(declared: &SchemaDeclaration, path: &str) -> ApiResult<Vec<
         }
         if columns.iter().any(|other| other.name == column.name) {
             return Err(unprocessable(format!(
-                "the column {} is there twice",
+                "the column {} is declared twice",
                 column.name
             )));
         }
-        columns.push(TableColumn::new(&column.name, ColumnType::of(&column.type_name)));
+        columns.push(TableColumn::new(
+            &column.name,
+            ColumnType::declared(&column.type_name),
+        ));
     }
-    let of = |name: &String| {
+    let type_of = |name: &String| {
         columns
             .iter()
             .find(|column| column.name == *name)
-            .map(|column| column.of)
+            .map(|column| column.column_type)
             .ok_or_else(|| unprocessable(format!("{name} is not among the columns")))
     };
     if declared.key.is_empty() {
         return Err(unprocessable("the key has no column".to_owned()));
     }
-    for (nth, name) in declared.key.iter().enumerate() {
-        let column = of(name)?;
-        if declared.key[..nth].contains(name) || column.is("json") {
+    for (key_index, name) in declared.key.iter().enumerate() {
+        let column_type = type_of(name)?;
+        if declared.key[..key_index].contains(name) || column_type.is("json") {
             return Err(unprocessable(format!("{name} cannot be a key column")));
         }
     }
     if let Some(name) = &declared.window
-        && !of(name)?.is_time()
+        && !type_of(name)?.is_time()
     {
         return Err(unprocessable(format!(
             "the retention column {name} is neither a date nor a timestamp; name one that is"
@@ -259,9 +278,9 @@ fn check_name(what: &str, name: &str) -> ApiResult<()> {
     Ok(())
 }
 
-/// `PUT /schema/{path}`: creates or extends the entity's table, and notes where the site has it. With `X-Source-Id` the
-/// site's entity belongs to that source from then on: two databases that send rows of one entity of one site would
-/// overwrite each other's.
+/// `PUT /schema/{path}`: creates or extends the entity's table, and registers at which path the site has it.
+/// With `X-Source-Id` the site's entity belongs to that source from then on: two databases that send rows of
+/// one entity of one site would overwrite each other's rows.
 pub(crate) async fn put(
     State(shared): State<Arc<Shared>>,
     AuthenticatedSite(site, share): AuthenticatedSite,
@@ -270,7 +289,7 @@ pub(crate) async fn put(
 ) -> ApiResult<Json<SuccessAnswer>> {
     let (parts, body) = request.into_parts();
     let source = headers::source_id(&parts.headers)?;
-    let body = shared.bounds.of(&share).read(&parts.headers, body).await?;
+    let body = shared.memory.of(&share).read(&parts.headers, body).await?;
     let declared: SchemaDeclaration = serde_json::from_slice(&body.bytes).map_err(|error| {
         ApiError::malformed(format!(
             "the body is not a schema: {}",
@@ -279,212 +298,237 @@ pub(crate) async fn put(
     })?;
     let columns = check_declaration(&declared, &path)?;
     let _connection = share.connection().await?;
-    let mut transaction = shared.pool.begin().await?;
-    pool::lock_tables(&mut transaction).await?;
-    sqlx::query("set local lock_timeout = '5s'")
-        .execute(&mut *transaction)
-        .await?;
-    if let Some(source) = source {
-        check_owner(&mut transaction, &site, &declared.entity, source).await?;
+    let mut connection = shared.apply_pool.take().await?;
+    connection.begin_for_tables().await?;
+    let declaration = Declaration {
+        site: &site,
+        path: &path,
+        source,
+        schema: &declared,
+        columns: &columns,
+    };
+    match declaration.apply(&mut connection).await {
+        Ok(()) => {}
+        Err(refusal) => {
+            connection.rollback().await?;
+            shared.apply_pool.give_back(connection);
+            return Err(refusal);
+        }
     }
-    extend(&mut transaction, &declared, &columns).await?;
-    note(&mut transaction, &site, &path, source, &declared).await?;
-    transaction.commit().await?;
+    connection.commit().await?;
+    shared.apply_pool.give_back(connection);
     Ok(Json(SuccessAnswer::DONE))
 }
 
-/// Refuses a schema whose entity belongs to another source of the site.
-async fn check_owner(connection: &mut PgConnection, site: &str, entity: &str, source: &str) -> ApiResult<()> {
-    let owner: Option<String> = sqlx::query_scalar(
-        "select source_id from cloud_meta.schemas where site = $1 and entity = $2 and source_id <> $3",
-    )
-    .bind(site)
-    .bind(entity)
-    .bind(source)
-    .fetch_optional(connection)
-    .await?;
-    match owner {
-        None => Ok(()),
-        Some(owner) => Err(conflict(format!(
-            "the entity {entity} of this site belongs to the source {owner}; give the entity another name, or set \
-             source.source_id to {owner} where this database replaces that one"
-        ))
-        .with_code(ErrorCode::OtherSource)),
-    }
+/// What a site declares.
+struct Declaration<'a> {
+    site: &'a str,
+    path: &'a str,
+    source: Option<&'a str>,
+    schema: &'a SchemaDeclaration,
+    columns: &'a [TableColumn],
 }
 
-/// Makes the table have the declared columns.
-async fn extend(
-    connection: &mut PgConnection,
-    declared: &SchemaDeclaration,
-    columns: &[TableColumn],
-) -> ApiResult<()> {
-    let row = sqlx::query("select * from cloud_meta.entities where entity = $1")
-        .bind(&declared.entity)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let Some(row) = row else {
-        return create(connection, declared, columns).await;
-    };
-    let standing = EntityTable::of(&row)?;
-    let key: Vec<&str> = standing
-        .key
-        .iter()
-        .map(|&place| standing.columns[place].name.as_str())
-        .collect();
-    if key != declared.key {
-        return Err(conflict(format!(
-            "the key of {} is ({}) in the cloud and cannot become ({}); give the entity another name",
-            declared.entity,
-            key.join(", "),
-            declared.key.join(", ")
-        )));
+impl Declaration<'_> {
+    /// Declares it, in a transaction that holds the tables' lock.
+    async fn apply(&self, session: &mut ApplySession) -> ApiResult<()> {
+        session
+            .client()
+            .batch_execute("set local lock_timeout = '5s'")
+            .await?;
+        self.check_owner(session).await?;
+        self.extend(session).await?;
+        self.register_path(session).await
     }
-    let mut all = standing.columns.clone();
-    let mut steps = Vec::new();
-    for column in columns {
-        let Some(place) = standing.place(&column.name) else {
-            steps.push(format!("add column {} {}", column.quoted, column.of.sql()));
-            all.push(column.clone());
-            continue;
+
+    /// Refuses a schema whose entity belongs to another source of the site.
+    async fn check_owner(&self, session: &mut ApplySession) -> ApiResult<()> {
+        let Some(source) = self.source else {
+            return Ok(());
         };
-        let have = standing.columns[place].of;
-        match have.meet(column.of) {
-            TypeMerge::Keep => {}
-            TypeMerge::Widen(to) => {
-                let cast = have.cast(&column.quoted, to);
+        let question = session
+            .statement(
+                "select source_id from cloud_meta.schemas \
+                 where site = $1 and entity = $2 and source_id <> $3",
+                &[Type::TEXT, Type::TEXT, Type::TEXT],
+            )
+            .await?;
+        let entity = &self.schema.entity;
+        let owner = session
+            .client()
+            .query_opt(&question, &[&self.site, entity, &source])
+            .await?;
+        let Some(owner) = owner else {
+            return Ok(());
+        };
+        let owner: &str = owner.try_get(0)?;
+        Err(conflict(format!(
+            "the entity {entity} of this site belongs to the source {owner}; give the entity another name, \
+             or set source.source_id to {owner} if this database replaces that one"
+        ))
+        .with_code(ErrorCode::OtherSource))
+    }
+
+    /// Makes the table have the declared columns.
+    async fn extend(&self, session: &mut ApplySession) -> ApiResult<()> {
+        let entity = &self.schema.entity;
+        let Some(table) = EntityTable::registered(session, entity).await? else {
+            return self.create(session).await;
+        };
+        let key: Vec<&str> = table
+            .key
+            .iter()
+            .map(|&column_index| table.columns[column_index].name.as_str())
+            .collect();
+        if key != self.schema.key {
+            return Err(conflict(format!(
+                "the key of {entity} is ({}) in the cloud and cannot become ({}); \
+                 give the entity another name",
+                key.join(", "),
+                self.schema.key.join(", ")
+            )));
+        }
+        let mut all = table.columns.clone();
+        let mut steps = Vec::new();
+        for column in self.columns {
+            let Some(column_index) = table.column_index(&column.name) else {
                 steps.push(format!(
-                    "alter column {} type {} using {cast}",
+                    "add column {} {}",
                     column.quoted,
-                    to.sql()
+                    column.column_type.sql()
                 ));
-                all[place].of = to;
-            }
-            TypeMerge::Conflict => {
-                return Err(conflict(format!(
-                    "the column {} of {} is {} in the cloud and cannot become {}; rename the column, or declare it \
-                     as text",
-                    column.name,
-                    declared.entity,
-                    have.sql(),
-                    column.of.sql()
-                )));
+                all.push(column.clone());
+                continue;
+            };
+            let present = table.columns[column_index].column_type;
+            match present.merge(column.column_type) {
+                TypeMerge::Keep => {}
+                TypeMerge::Widen(to) => {
+                    let cast = present.cast(&column.quoted, to);
+                    steps.push(format!(
+                        "alter column {} type {} using {cast}",
+                        column.quoted,
+                        to.sql()
+                    ));
+                    all[column_index].column_type = to;
+                }
+                TypeMerge::Conflict => {
+                    return Err(conflict(format!(
+                        "the column {} of {entity} is {} in the cloud and cannot become {}; \
+                         rename the column, or declare it as text",
+                        column.name,
+                        present.sql(),
+                        column.column_type.sql()
+                    )));
+                }
             }
         }
+        if steps.is_empty() {
+            return Ok(());
+        }
+        check_count(all.len())?;
+        let sql = format!("alter table {} {}", table.quoted, steps.join(", "));
+        session.client().batch_execute(&sql).await?;
+        let (names, types) = described(&all);
+        let update = session
+            .statement(
+                "update cloud_meta.entities set column_names = $2, column_types = $3, version = version + 1 \
+                 where entity = $1",
+                &[Type::TEXT, Type::TEXT_ARRAY, Type::TEXT_ARRAY],
+            )
+            .await?;
+        session
+            .client()
+            .execute(&update, &[entity, &names, &types])
+            .await?;
+        Ok(())
     }
-    if steps.is_empty() {
-        return Ok(());
-    }
-    check_count(all.len())?;
-    let sql = format!("alter table {} {}", standing.quoted, steps.join(", "));
-    sqlx::raw_sql(AssertSqlSafe(sql))
-        .execute(&mut *connection)
-        .await?;
-    let (names, types) = described(&all);
-    sqlx::query(
-        "update cloud_meta.entities set column_names = $2, column_types = $3, version = version + 1 \
-         where entity = $1",
-    )
-    .bind(&declared.entity)
-    .bind(names)
-    .bind(types)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
 
-async fn create(
-    connection: &mut PgConnection,
-    declared: &SchemaDeclaration,
-    columns: &[TableColumn],
-) -> ApiResult<()> {
-    let lines: String = columns
-        .iter()
-        .map(|column| format!(", {} {}", column.quoted, column.of.sql()))
-        .collect();
-    let key: String = declared
-        .key
-        .iter()
-        .map(|name| format!(", {}", quoted(name)))
-        .collect();
-    let sql = format!(
-        "create table {} (\"_site\" text collate \"C\" not null, \"_epoch\" bigint not null, \
-         \"_version\" bigint not null{lines}, primary key (\"_site\"{key}))",
-        table_name(&declared.entity)
-    );
-    sqlx::raw_sql(AssertSqlSafe(sql))
-        .execute(&mut *connection)
-        .await
-        .map_err(|error| {
-            let taken = error
-                .as_database_error()
-                .and_then(|error| error.code())
-                .is_some_and(|code| code == "42P07");
-            if taken {
+    /// Creates the entity's table.
+    async fn create(&self, session: &mut ApplySession) -> ApiResult<()> {
+        let (entity, key) = (&self.schema.entity, &self.schema.key);
+        let columns: String = self
+            .columns
+            .iter()
+            .map(|column| format!(", {} {}", column.quoted, column.column_type.sql()))
+            .collect();
+        let key_columns: String = key.iter().map(|name| format!(", {}", quoted(name))).collect();
+        let sql = format!(
+            "create table {} (\"_site\" text collate \"C\" not null, \"_epoch\" bigint not null, \
+             \"_version\" bigint not null{columns}, primary key (\"_site\"{key_columns}))",
+            table_name(entity)
+        );
+        session.client().batch_execute(&sql).await.map_err(|error| {
+            if error.code() == Some(&SqlState::DUPLICATE_TABLE) {
                 conflict(format!(
-                    "the cloud has another table named {}; give the entity another name",
-                    declared.entity
+                    "the cloud has another table named {entity}; give the entity another name"
                 ))
             } else {
                 error.into()
             }
         })?;
-    let (names, types) = described(columns);
-    sqlx::query(
-        "insert into cloud_meta.entities (entity, key_columns, column_names, column_types) values ($1, $2, $3, $4)",
-    )
-    .bind(&declared.entity)
-    .bind(&declared.key)
-    .bind(names)
-    .bind(types)
-    .execute(connection)
-    .await?;
-    Ok(())
+        let (names, types) = described(self.columns);
+        let insert = session
+            .statement(
+                "insert into cloud_meta.entities (entity, key_columns, column_names, column_types) \
+                 values ($1, $2, $3, $4)",
+                &[Type::TEXT, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY],
+            )
+            .await?;
+        session
+            .client()
+            .execute(&insert, &[entity, key, &names, &types])
+            .await?;
+        Ok(())
+    }
+
+    /// Registers at which path the site has the entity, and to which source it belongs. Without a source the
+    /// owner stays.
+    async fn register_path(&self, session: &mut ApplySession) -> ApiResult<()> {
+        let (entity, path) = (&self.schema.entity, self.path);
+        let question = session
+            .statement(
+                "select entity from cloud_meta.schemas where site = $1 and path = $2 and entity <> $3",
+                &[Type::TEXT, Type::TEXT, Type::TEXT],
+            )
+            .await?;
+        let other = session
+            .client()
+            .query_opt(&question, &[&self.site, &path, entity])
+            .await?;
+        if let Some(other) = other {
+            let other: &str = other.try_get(0)?;
+            return Err(conflict(format!(
+                "the path {path} belongs to the entity {other}; give one of them another path"
+            )));
+        }
+        let register = session
+            .statement(
+                "insert into cloud_meta.schemas as s (site, entity, path, window_column, source_id) \
+                 values ($1, $2, $3, $4, $5) \
+                 on conflict (site, entity) do update \
+                 set path = excluded.path, window_column = excluded.window_column, declared_at = now(), \
+                     source_id = coalesce(excluded.source_id, s.source_id) \
+                 where (s.path, s.window_column, s.source_id) is distinct from \
+                     (excluded.path, excluded.window_column, coalesce(excluded.source_id, s.source_id))",
+                &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT],
+            )
+            .await?;
+        session
+            .client()
+            .execute(
+                &register,
+                &[&self.site, entity, &path, &self.schema.window, &self.source],
+            )
+            .await?;
+        Ok(())
+    }
 }
 
+/// The names and types of columns, for the registry.
 fn described(columns: &[TableColumn]) -> (Vec<&str>, Vec<String>) {
     (
         columns.iter().map(|column| column.name.as_str()).collect(),
-        columns.iter().map(|column| column.of.sql()).collect(),
+        columns.iter().map(|column| column.column_type.sql()).collect(),
     )
-}
-
-/// Notes where the site has the entity, and whose it is. Without a source the owner stays.
-async fn note(
-    connection: &mut PgConnection,
-    site: &str,
-    path: &str,
-    source: Option<&str>,
-    declared: &SchemaDeclaration,
-) -> ApiResult<()> {
-    let other: Option<String> = sqlx::query_scalar(
-        "select entity from cloud_meta.schemas where site = $1 and path = $2 and entity <> $3",
-    )
-    .bind(site)
-    .bind(path)
-    .bind(&declared.entity)
-    .fetch_optional(&mut *connection)
-    .await?;
-    if let Some(other) = other {
-        return Err(conflict(format!(
-            "the path {path} belongs to the entity {other}; give one of them another path"
-        )));
-    }
-    sqlx::query(
-        "insert into cloud_meta.schemas as s (site, entity, path, window_column, source_id) \
-         values ($1, $2, $3, $4, $5) \
-         on conflict (site, entity) do update \
-         set path = excluded.path, window_column = excluded.window_column, declared_at = now(), \
-             source_id = coalesce(excluded.source_id, s.source_id) \
-         where (s.path, s.window_column, s.source_id) is distinct from \
-             (excluded.path, excluded.window_column, coalesce(excluded.source_id, s.source_id))",
-    )
-    .bind(site)
-    .bind(&declared.entity)
-    .bind(path)
-    .bind(&declared.window)
-    .bind(source)
-    .execute(connection)
-    .await?;
-    Ok(())
 }
