@@ -14,7 +14,7 @@ fn main() -> Result<(), cloud_sync::Error> {
         Entity::new("rooms", "tbl_room", &["room_id"]),
         staff,
         // Backfill and sync look at the last 30 days only; what is older stays in the cloud.
-        Entity::new("attendance", "tbl_attendance", &["attendance_id"]).window(30),
+        Entity::new("attendance", "tbl_attendance", &["attendance_id"]).retention(30),
     ])?;
     for entity in catalogue.entities() {
         println!("{} goes to /api/{}", entity.table, entity.path);

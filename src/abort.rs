@@ -1,9 +1,11 @@
-//! Named points at which a test lets the process die, to see that nothing is lost there.
+//! Crash points: named places in the code at which a test aborts the process, to show that nothing is lost
+//! there.
 //!
-//! `CLOUD_SYNC_ABORT=after a commit` aborts the process the first time that it comes to the point of that name,
-//! `CLOUD_SYNC_ABORT=after a commit#3` the third time. Release builds have no such points.
+//! `CLOUD_SYNC_ABORT=after a commit` aborts the process when it reaches the point of that name for the first
+//! time, `CLOUD_SYNC_ABORT=after a commit#3` when it reaches it for the third time. Release builds have no
+//! crash points.
 
-/// Every point, in the order in which a change comes by; then those of the other lanes.
+/// Every crash point, in the order in which a change passes them; then those of the other lanes.
 pub const POINTS: [&str; 23] = [
     "after a read",
     "after a batch behind another",
@@ -30,7 +32,7 @@ pub const POINTS: [&str; 23] = [
     "after an upload is noted",
 ];
 
-/// Dies here, where the environment says so.
+/// Aborts the process here if the environment names this point.
 #[inline]
 pub fn point(name: &'static str) {
     #[cfg(debug_assertions)]

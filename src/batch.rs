@@ -1,19 +1,18 @@
-//! A batch: what is sent of the rows of consecutive touches, bounded by rows and bytes, with the fate of each
-//! change. Its age needs no bound: a batch never waits to be filled, it takes what is there when the one
-//! before it is on its way.
+//! A batch: the changes of consecutive touches that are delivered together, bounded by rows and bytes, and
+//! the fate of each change. Its age needs no bound: a batch never waits until it is full, it takes the
+//! touches that are there when the batch before it has been sent.
 //!
-//! Each row is in it at most once, in the order of last touches; truncates come before all else of their
-//! entity. Which changes the cloud has accepted or refused is kept with the batch, so that a delivery that
-//! broke off half-way goes on with what is still pending.
+//! What always holds: each row is in a batch at most once, in the order of last touches; a truncate comes
+//! before all other changes of its entity. The batch keeps which changes the cloud has accepted or refused,
+//! so that an interrupted delivery continues with the pending changes only.
 
 use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
 use crate::catalogue::EntityIndex;
-use crate::change::{Change, Position};
+use crate::change::{Change, NamedFile, Position};
 use crate::latency::AnswerTimes;
-use crate::media::NamedFile;
 
 /// A change's index in its batch, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,81 +21,85 @@ pub struct ChangeIndex(pub usize);
 /// What became of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
-    /// Not answered yet.
+    /// The cloud has not answered yet.
     Pending,
-    /// The cloud has accepted it, durably as far as it says.
+    /// The cloud says that it has stored the change durably.
     Accepted,
     /// The cloud has refused it for good.
     Refused {
-        /// The HTTP status, or the receiver's code for it.
+        /// The HTTP status, or the receiver's code.
         code: u16,
-        /// The cloud's words, cut to a readable length.
+        /// The cloud's error message, cut to a readable length.
         error: String,
     },
-    /// The server has no call for it: a delete or a truncate on a baseline server. It is counted, not sent.
+    /// The server has no call for it: a delete or a truncate on a baseline server. It is counted and not
+    /// sent.
     Unsupported,
-    /// It was not sent, since the catalogue says that the cloud keeps such rows.
+    /// It was not sent, because the catalogue says that the cloud keeps such rows.
     Kept,
-    /// It was not sent, since its entity is parked: its touch is kept in the site's database.
+    /// It was not sent, because its entity is parked: its touch is kept in the site's database.
     Parked,
-    /// It was not sent, since the cloud does not have its file yet: it is touched again when it has.
+    /// It was not sent, because the cloud does not have its file yet. The upload lane touches the row again
+    /// when the file is there.
     Held,
 }
 
-/// How many changes may go in one request, by how often these have failed; beyond that each goes alone.
+/// How many changes may go in one request, by how often these changes have failed. After that each goes
+/// alone.
 const MAX_TOGETHER: [usize; 4] = [usize::MAX, 512, 64, 8];
 
-/// A change whose requests fail in a way that may be the fault of its row: the server answers 5xx, or a
-/// firewall 403.
+/// A change whose requests fail in a way that its row may have caused: the server answers 5xx, or a firewall
+/// answers 403.
 #[derive(Debug, Clone)]
 pub struct Failing {
     /// The last HTTP status.
     pub status: u16,
-    /// What was last answered, without any value of the row.
+    /// The last error message, without any value of the row.
     pub error: Arc<str>,
-    /// In how many deliveries.
+    /// In how many deliveries it has failed.
     pub times: u32,
-    /// Whether the last request had no other change.
+    /// Whether the last request carried no other change.
     pub alone: bool,
-    /// Whether the server's application itself said last that it does not take the row.
-    pub told: bool,
-    /// Whether the row is in quarantine already for such a failure.
-    pub known: bool,
-    /// How many changes of the batch were accepted before its first failure.
+    /// Whether the last refusal came from the server's application itself.
+    pub refused_by_app: bool,
+    /// Whether the row is already in quarantine for such a failure.
+    pub quarantined: bool,
+    /// How many changes of the batch were accepted before this one failed for the first time.
     accepted_before: usize,
 }
 
-/// Changes in the order of their positions, and what became of each.
+/// Changes in the order of their positions, and the fate of each.
 #[derive(Debug, Default)]
 pub struct Batch {
     changes: Vec<Change>,
     fates: Vec<Fate>,
     collapsed: usize,
-    untold: Vec<ChangeIndex>,
+    undeclared: Vec<ChangeIndex>,
     unanswered: Vec<(EntityIndex, Box<str>)>,
     failing: HashMap<ChangeIndex, Failing>,
-    named: HashMap<ChangeIndex, Vec<NamedFile>>,
-    answered: Option<AnswerTimes>,
+    named_files: HashMap<ChangeIndex, Vec<NamedFile>>,
+    answer_times: Option<AnswerTimes>,
 }
 
 impl Batch {
-    /// A batch of changes in the order of their positions, all pending.
+    /// Makes a batch of changes in the order of their positions, all pending.
     pub fn new(changes: Vec<Change>) -> Self {
         Self::merged(changes, 0)
     }
 
-    /// The same, for which so many more touches were merged into one change of their row.
+    /// Makes a batch whose changes stand for `collapsed` more touches: several touches of a row are one
+    /// change.
     pub fn merged(changes: Vec<Change>, collapsed: usize) -> Self {
         let fates = vec![Fate::Pending; changes.len()];
         Self {
             changes,
             fates,
             collapsed,
-            untold: Vec::new(),
+            undeclared: Vec::new(),
             unanswered: Vec::new(),
             failing: HashMap::new(),
-            named: HashMap::new(),
-            answered: None,
+            named_files: HashMap::new(),
+            answer_times: None,
         }
     }
 
@@ -111,59 +114,60 @@ impl Batch {
         changes.map(|(index, change)| (ChangeIndex(index), change))
     }
 
-    /// The changes, to add to their rows what the cloud shall see besides the site's own columns.
+    /// The changes, to add values to their rows that the site's columns do not have, such as URLs of files.
     pub fn changes_mut(&mut self) -> &mut [Change] {
         &mut self.changes
     }
 
-    /// What became of the `change_index` change.
+    /// The fate of the change at `change_index`.
     pub fn fate(&self, change_index: ChangeIndex) -> &Fate {
         &self.fates[change_index.0]
     }
 
-    /// Notes what became of the `change_index` change.
+    /// Sets the fate of the change at `change_index`.
     pub fn set_fate(&mut self, change_index: ChangeIndex, fate: Fate) {
         self.fates[change_index.0] = fate;
     }
 
-    /// Notes that the `change_index` change was refused since the cloud does not know its entity or one of its
-    /// columns.
-    pub fn note_untold(&mut self, change_index: ChangeIndex) {
-        self.untold.push(change_index);
+    /// Notes that the cloud refused the change at `change_index` because no schema has declared its entity or
+    /// one of its columns.
+    pub fn note_undeclared(&mut self, change_index: ChangeIndex) {
+        self.undeclared.push(change_index);
     }
 
-    /// Whether changes were refused for what the cloud was not told.
-    pub fn has_untold(&self) -> bool {
-        !self.untold.is_empty()
+    /// Whether changes were refused because of an undeclared entity or column.
+    pub fn has_undeclared(&self) -> bool {
+        !self.undeclared.is_empty()
     }
 
-    /// Notes what the file columns of the `change_index` change name, where their values are no longer the site's own.
-    pub(crate) fn note_named(&mut self, change_index: ChangeIndex, named: Vec<NamedFile>) {
-        self.named.insert(change_index, named);
+    /// Notes the files that the change at `change_index` names, if the values of its file columns were
+    /// replaced.
+    pub(crate) fn note_named_files(&mut self, change_index: ChangeIndex, files: Vec<NamedFile>) {
+        self.named_files.insert(change_index, files);
     }
 
-    /// What was noted so.
-    pub(crate) fn named(&self, change_index: ChangeIndex) -> Option<&[NamedFile]> {
-        self.named.get(&change_index).map(Vec::as_slice)
+    /// The files that [`Batch::note_named_files`] noted for the change.
+    pub(crate) fn named_files(&self, change_index: ChangeIndex) -> Option<&[NamedFile]> {
+        self.named_files.get(&change_index).map(Vec::as_slice)
     }
 
-    /// Makes the changes pending again that were refused for what the cloud was not told; answers their
-    /// places.
-    pub fn revive_untold(&mut self) -> Vec<ChangeIndex> {
-        let places = std::mem::take(&mut self.untold);
-        for &change_index in &places {
+    /// Makes the changes pending again that were refused because of an undeclared entity or column. Returns
+    /// their indexes.
+    pub fn revive_undeclared(&mut self) -> Vec<ChangeIndex> {
+        let undeclared = std::mem::take(&mut self.undeclared);
+        for &change_index in &undeclared {
             self.fates[change_index.0] = Fate::Pending;
         }
-        places
+        undeclared
     }
 
-    /// Leaves them refused.
-    pub fn forget_untold(&mut self) {
-        self.untold.clear();
+    /// Leaves those changes refused.
+    pub fn forget_undeclared(&mut self) {
+        self.undeclared.clear();
     }
 
-    /// Notes that a request with this row of an entity got no answer: it may still arrive. The key is a JSON
-    /// object of the key columns.
+    /// Notes that a request with this row got no answer: it may still arrive. The key is a JSON object of the
+    /// key columns.
     pub fn note_unanswered(&mut self, entity: EntityIndex, key: Box<str>) {
         self.unanswered.push((entity, key));
     }
@@ -173,48 +177,50 @@ impl Batch {
         std::mem::take(&mut self.unanswered)
     }
 
-    /// Notes that a request with these changes failed in a way that may be the fault of one of them, and how
-    /// many changes were accepted before it was sent.
+    /// Notes that a request with these changes failed in a way that one of them may have caused.
+    /// `accepted_before` is how many changes were accepted before the request was sent.
     pub fn note_failing(
         &mut self,
-        places: &[ChangeIndex],
+        change_indexes: &[ChangeIndex],
         status: u16,
         error: &str,
-        told: bool,
+        refused_by_app: bool,
         accepted_before: usize,
     ) {
         let error: Arc<str> = error.into();
-        for &change_index in places {
+        for &change_index in change_indexes {
             let failing = self.failing.entry(change_index).or_insert_with(|| Failing {
                 status,
                 error: error.clone(),
                 times: 0,
                 alone: false,
-                told,
-                known: false,
+                refused_by_app,
+                quarantined: false,
                 accepted_before,
             });
             failing.times += 1;
-            (failing.status, failing.error, failing.told) = (status, error.clone(), told);
-            failing.alone = places.len() == 1;
+            (failing.status, failing.error, failing.refused_by_app) = (status, error.clone(), refused_by_app);
+            failing.alone = change_indexes.len() == 1;
         }
     }
 
-    /// Expects the change to fail, as its row is in quarantine for that: it goes alone, behind the others.
+    /// Expects the change to fail, because its row is in quarantine for such a failure: it is sent alone,
+    /// after the others.
     pub fn expect_failing(&mut self, change_index: ChangeIndex) {
         let expected = Failing {
             status: 0,
             error: "".into(),
             times: MAX_TOGETHER.len() as u32,
             alone: false,
-            told: false,
-            known: true,
+            refused_by_app: false,
+            quarantined: true,
             accepted_before: 0,
         };
         self.failing.entry(change_index).or_insert(expected);
     }
 
-    /// The pending changes that fail, and whether others were accepted since each began to.
+    /// The pending changes that fail, and for each whether other changes were accepted since its first
+    /// failure.
     pub fn failing(&self) -> Vec<(ChangeIndex, Failing, bool)> {
         let accepted = self.count(&Fate::Accepted);
         let pending = self
@@ -222,7 +228,9 @@ impl Batch {
             .iter()
             .filter(|(change_index, _)| self.fates[change_index.0] == Fate::Pending);
         pending
-            .map(|(&change_index, one)| (change_index, one.clone(), accepted > one.accepted_before))
+            .map(|(&change_index, failing)| {
+                (change_index, failing.clone(), accepted > failing.accepted_before)
+            })
             .collect()
     }
 
@@ -231,22 +239,22 @@ impl Batch {
         self.failing.get(&change_index).map_or(0, |failing| failing.times)
     }
 
-    /// These changes in their order, but those that fail behind the others.
-    pub fn failing_last(&self, places: &[ChangeIndex]) -> Vec<ChangeIndex> {
-        let mut places = places.to_vec();
+    /// Sorts the changes so that those which failed come last, and keeps their order otherwise.
+    pub fn failing_last(&self, change_indexes: &[ChangeIndex]) -> Vec<ChangeIndex> {
+        let mut sorted = change_indexes.to_vec();
         if !self.failing.is_empty() {
-            places.sort_by_key(|&change_index| self.times_failed(change_index));
+            sorted.sort_by_key(|&change_index| self.times_failed(change_index));
         }
-        places
+        sorted
     }
 
-    /// Cuts a run of changes, so that those which fail go together with fewer and fewer others.
-    pub fn cut_by_failures<'p>(&self, places: &'p [ChangeIndex]) -> Vec<&'p [ChangeIndex]> {
+    /// Cuts a run of changes into requests: the more often a change has failed, the fewer others go with it.
+    pub fn cut_by_failures<'p>(&self, change_indexes: &'p [ChangeIndex]) -> Vec<&'p [ChangeIndex]> {
         if self.failing.is_empty() {
-            return vec![places];
+            return vec![change_indexes];
         }
-        places
-            .chunk_by(|&one, &other| self.times_failed(one) == self.times_failed(other))
+        change_indexes
+            .chunk_by(|&left, &right| self.times_failed(left) == self.times_failed(right))
             .flat_map(|run| {
                 let most = MAX_TOGETHER.get(self.times_failed(run[0]) as usize);
                 run.chunks(most.copied().unwrap_or(1))
@@ -256,15 +264,15 @@ impl Batch {
 
     /// Notes how long the cloud took to answer a request with some of the changes.
     pub fn note_answer(&mut self, answer: AnswerTimes) {
-        self.answered = Some(self.answered.unwrap_or_default().and(answer));
+        self.answer_times = Some(self.answer_times.unwrap_or_default().plus(answer));
     }
 
-    /// All the answers together; none where nothing was answered.
+    /// The times of all answers together; `None` if there was no answer.
     pub fn answered(&self) -> Option<AnswerTimes> {
-        self.answered
+        self.answer_times
     }
 
-    /// When the oldest change was captured, in microseconds since 1970; none without a change.
+    /// When the oldest change was captured, in microseconds since 1970; `None` if the batch is empty.
     pub fn oldest(&self) -> Option<i64> {
         self.changes.iter().map(|change| change.captured_at).min()
     }
@@ -277,7 +285,7 @@ impl Batch {
             .collect()
     }
 
-    /// The refused changes, each with its code and the cloud's words.
+    /// The refused changes, each with its code and the cloud's error message.
     pub fn refused(&self) -> impl Iterator<Item = (&Change, u16, &str)> {
         self.changes
             .iter()
@@ -288,27 +296,27 @@ impl Batch {
             })
     }
 
-    /// How many changes have the fate.
+    /// How many changes have this fate.
     pub fn count(&self, fate: &Fate) -> usize {
         self.fates.iter().filter(|&other| other == fate).count()
     }
 
-    /// How many touches were merged into another one's change.
+    /// How many touches were merged into the change of a later touch.
     pub fn collapsed(&self) -> usize {
         self.collapsed
     }
 
-    /// How many changes there are to deliver.
+    /// How many changes there are.
     pub fn len(&self) -> usize {
         self.changes.len()
     }
 
-    /// Whether there is nothing to deliver.
+    /// Whether there is no change.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    /// Bytes of text in it.
+    /// Bytes of text in the changes.
     pub fn bytes(&self) -> usize {
         self.changes.iter().map(Change::bytes).sum()
     }

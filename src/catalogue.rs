@@ -1,8 +1,10 @@
 //! The catalogue: the ordered list of entities that are replicated, as data.
 //!
 //! The engine knows no table's name. What it replicates is a [`Catalogue`], either the built-in one of nine
-//! entities ([`Catalogue::builtin`]) or the one that the configuration lists under `[[entity]]`. Order is push order:
-//! parents stand before their children. Whether the catalogue fits a database is checked by `source::describe`.
+//! entities ([`Catalogue::builtin`]) or the one that the configuration lists under `[[entity]]`. Order is
+//! push order: parents come before their children. What always holds: a catalogue has been checked for all
+//! that can be checked without a database ([`Catalogue::new`]). `source::describe` checks whether it fits a
+//! database.
 
 pub mod server;
 
@@ -33,29 +35,29 @@ pub struct Retention {
     pub column: String,
     /// Age in days.
     pub days: u32,
-    /// The column of the table by which the server of the cloud counts the days of its lists, where that is another one.
+    /// The column by which the cloud's server counts the days of its lists, if that is not `column`.
     #[serde(default)]
     pub cloud_days_by: Option<String>,
 }
 
-/// A column that names media files, and where their cloud URLs go.
+/// A column that names media files, and the column for their cloud URLs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileColumn {
     /// The column with a path below the media root, or with a JSON array of such paths.
     pub column: String,
-    /// The column that the row has in the cloud for the URL, or for the JSON array of URLs in the same order. It may be the
-    /// column itself where `column_value` is set.
+    /// The row's column in the cloud for the URL, or for the JSON array of URLs in the same order. It may be
+    /// the file column itself if `column_value` is set.
     pub url_column: String,
     /// The upload directory: the last part of `POST /upload/{directory}`.
     pub directory: String,
-    /// True where the column holds a JSON array of paths.
+    /// Whether the column holds a JSON array of paths.
     #[serde(default)]
     pub many: bool,
-    /// What the URL column gets of the upload's answer; none means the URL.
+    /// What the URL column gets of the upload's answer; `None` means the URL.
     #[serde(default)]
     pub column_value: Option<ColumnValue>,
-    /// What becomes of a row whose file is not confirmed yet; none means that it is sent.
+    /// What happens to a row whose file the cloud has not confirmed yet; `None` means that it is sent.
     #[serde(default)]
     pub until_uploaded: Option<Unconfirmed>,
 }
@@ -64,37 +66,39 @@ pub struct FileColumn {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entity {
-    /// The name on the wire, in reports and in the receiver's schema.
+    /// The entity's name on the wire, in reports and in the receiver's schema.
     pub name: String,
-    /// The source table, with its schema where that is not on the search path: `tbl_room`, `"Annex"."Room"`.
+    /// The source table, with its schema if that is not on the search path: `tbl_room`, `"Annex"."Room"`.
     pub table: String,
     /// The key columns, in order: the primary key or a unique key without nulls.
     pub key: Vec<String>,
     /// The resource path below the cloud's base URL. Defaults to the name with dashes.
     #[serde(default)]
     pub path: String,
-    /// The retention window; none means every row.
-    #[serde(default)]
-    pub window: Option<Retention>,
+    /// The retention; `None` means every row. The configuration also takes its old name, `window`.
+    #[serde(default, alias = "window")]
+    pub retention: Option<Retention>,
     /// Columns that are never read, and so never leave the site.
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// Columns out of which credentials of URLs, and any value of an excluded column, are taken before a row is sent.
+    /// Columns that are redacted before a row is sent: credentials in URLs, and values of excluded columns,
+    /// are removed.
     #[serde(default)]
     pub redact: Vec<String>,
-    /// An SQL condition over the row, evaluated when the row is read; other rows do not exist for the cloud.
+    /// An SQL condition on the row, evaluated when the row is read. The cloud has only the rows that meet it.
     #[serde(default, rename = "where")]
     pub filter: Option<String>,
-    /// What a delete does in the cloud. Defaults to `keep` where there is a window, else to `propagate`.
+    /// What a delete does in the cloud. The default is `keep` if there is a retention, else `propagate`.
     #[serde(default)]
     pub deletes: Option<Deletes>,
     /// Columns that name media files.
     #[serde(default)]
     pub files: Vec<FileColumn>,
-    /// The path of a delete, with `{key}` in it; only for a server without `changes`. None means `{path}/{key}`.
+    /// The path of a delete, with `{key}` in it; only for a server without `changes`. `None` means
+    /// `{path}/{key}`.
     #[serde(default)]
     pub delete_path: Option<String>,
-    /// The path of a bulk request; only for a server without `changes`. None means `bulk/{path}`.
+    /// The path of a bulk request; only for a server without `changes`. `None` means `bulk/{path}`.
     #[serde(default)]
     pub bulk_path: Option<String>,
     /// Columns that have another name in the cloud; only for a server without `changes`.
@@ -103,28 +107,28 @@ pub struct Entity {
     /// Columns that the cloud wants in another form; only for a server without `changes`.
     #[serde(default)]
     pub columns: BTreeMap<String, ColumnForm>,
-    /// Columns that each row has in the cloud with a fixed value; only for a server without `changes`.
+    /// Columns that every row has in the cloud with a fixed value; only for a server without `changes`.
     #[serde(default)]
     pub constants: BTreeMap<String, serde_json::Value>,
-    /// Whether a comparison goes by the cloud's list of the entity; else by what this site remembers that the cloud has
-    /// accepted. Only for a server without `changes`.
-    #[serde(default = "yes")]
+    /// Whether a comparison uses the cloud's list of the entity. If not, it uses this site's record of what
+    /// the cloud has accepted. Only for a server without `changes`.
+    #[serde(default = "default_true")]
     pub trust_list: bool,
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
 impl Entity {
-    /// An entity with a name, a table and its key, and defaults for all else.
+    /// Makes an entity with a name, a table and its key, and defaults for everything else.
     pub fn new(name: &str, table: &str, key: &[&str]) -> Self {
         Self {
             name: name.to_owned(),
             table: table.to_owned(),
             key: key.iter().map(|&column| column.to_owned()).collect(),
             path: name.replace('_', "-"),
-            window: None,
+            retention: None,
             exclude: Vec::new(),
             redact: Vec::new(),
             filter: None,
@@ -141,17 +145,17 @@ impl Entity {
 
     /// Whether a delete on the site deletes in the cloud.
     pub fn deletes(&self) -> Deletes {
-        self.deletes.unwrap_or(if self.window.is_some() {
+        self.deletes.unwrap_or(if self.retention.is_some() {
             Deletes::Keep
         } else {
             Deletes::Propagate
         })
     }
 
-    /// Bounds backfill and sync to rows of the last `days` days, by column `created_at`.
+    /// Bounds backfill and sync to rows of the last `days` days, by the column `created_at`.
     #[must_use]
-    pub fn window(mut self, days: u32) -> Self {
-        self.window = Some(Retention {
+    pub fn retention(mut self, days: u32) -> Self {
+        self.retention = Some(Retention {
             column: "created_at".to_owned(),
             days,
             cloud_days_by: None,
@@ -159,8 +163,8 @@ impl Entity {
         self
     }
 
-    /// Names a column of paths below the media root, the column of the cloud that gets the files' URLs, and the upload's
-    /// directory. `many` says that the column holds a list.
+    /// Adds a file column: `column` holds a path below the media root, or a list of paths if `many`; the
+    /// cloud's `url_column` gets the URLs; `directory` is the upload directory.
     #[must_use]
     pub fn file(mut self, column: &str, url_column: &str, directory: &str, many: bool) -> Self {
         self.files.push(FileColumn {
@@ -175,22 +179,22 @@ impl Entity {
     }
 }
 
-/// An entity's index in its catalogue, from 0: its place in push order.
+/// An entity's index in its catalogue, from 0, in push order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntityIndex(pub usize);
 
-/// The ordered list of entities, checked for what can be checked without a database.
+/// The ordered list of entities, checked for all that can be checked without a database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Catalogue {
     entities: Vec<Entity>,
 }
 
 impl Catalogue {
-    /// A catalogue of these entities, in this order.
+    /// Makes a catalogue of these entities, in this order.
     ///
     /// # Errors
-    /// A configuration error that names the entity: an empty or repeated name or path, no key, an unsafe name, a key
-    /// column that is excluded or redacted.
+    /// A configuration error that names the entity: an empty or repeated name or path, no key, an unsafe
+    /// name, a key column that is excluded or redacted.
     pub fn new(mut entities: Vec<Entity>) -> Result<Self> {
         let mut names = HashSet::new();
         let mut paths = HashSet::new();
@@ -198,13 +202,13 @@ impl Catalogue {
             if entity.path.is_empty() {
                 entity.path = entity.name.replace('_', "-");
             }
-            check(entity)?;
+            check_entity(entity)?;
             if !names.insert(entity.name.clone()) {
-                return Err(wrong(entity, "another entity has the same name").remedy("rename one of them"));
+                return Err(invalid(entity, "another entity has the same name").remedy("rename one of them"));
             }
             if !paths.insert(entity.path.clone()) {
                 return Err(
-                    wrong(entity, format!("another entity has the path {}", entity.path))
+                    invalid(entity, format!("another entity has the path {}", entity.path))
                         .remedy("give one of them another path"),
                 );
             }
@@ -212,7 +216,7 @@ impl Catalogue {
         Ok(Self { entities })
     }
 
-    /// The nine entities of the college, used when the configuration names none.
+    /// The nine entities of the college, used if the configuration names none.
     pub fn builtin() -> Self {
         let mut cameras = Entity::new("cameras", "tbl_camera", &["camera_id"]);
         cameras.exclude = ["camera_ip_address", "camera_username", "camera_password"]
@@ -230,22 +234,16 @@ impl Catalogue {
                     true,
                 ),
                 Entity::new("teaching_loads", "tbl_teaching_load", &["teaching_load_id"]),
-                Entity::new("attendance_records", "tbl_attendance_record", &["record_id"]).window(30),
-                Entity::new("leaves", "tbl_leave", &["leave_id"]).window(90).file(
-                    "leave_slip_image",
-                    "leave_slip_cloud_url",
-                    "leave_slips",
-                    false,
-                ),
-                Entity::new("passes", "tbl_pass", &["pass_id"]).window(90).file(
-                    "pass_slip_image",
-                    "pass_slip_cloud_url",
-                    "passes",
-                    false,
-                ),
-                Entity::new("recognition_logs", "tbl_recognition_logs", &["log_id"]).window(7),
+                Entity::new("attendance_records", "tbl_attendance_record", &["record_id"]).retention(30),
+                Entity::new("leaves", "tbl_leave", &["leave_id"])
+                    .retention(90)
+                    .file("leave_slip_image", "leave_slip_cloud_url", "leave_slips", false),
+                Entity::new("passes", "tbl_pass", &["pass_id"])
+                    .retention(90)
+                    .file("pass_slip_image", "pass_slip_cloud_url", "passes", false),
+                Entity::new("recognition_logs", "tbl_recognition_logs", &["log_id"]).retention(7),
                 Entity::new("stream_recordings", "tbl_stream_recordings", &["recording_id"])
-                    .window(7)
+                    .retention(7)
                     .file("filepath", "video_cloud_url", "stream_recordings", false),
             ],
         }
@@ -268,7 +266,8 @@ impl Catalogue {
         index.map(EntityIndex)
     }
 
-    /// Checks that `names` are entities, and returns their indexes in push order; all of them if `names` is empty.
+    /// Checks that `names` are entities, and returns their indexes in push order; all of them if `names` is
+    /// empty.
     ///
     /// # Errors
     /// A configuration error that names the unknown entity and the nearest known one.
@@ -307,12 +306,12 @@ impl Index<EntityIndex> for Catalogue {
     }
 }
 
-fn wrong(entity: &Entity, cause: impl Into<String>) -> Error {
+fn invalid(entity: &Entity, cause: impl Into<String>) -> Error {
     Error::config(format!("use entity {}", entity.name), cause)
 }
 
-/// A name that is safe in a URL's path and as an SQL name: letters, digits, `_` and `-`.
-fn plain(text: &str) -> bool {
+/// Whether a name is safe in a URL's path and as an SQL name: letters, digits, `_` and `-`.
+fn is_plain_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 60
         && text
@@ -320,23 +319,23 @@ fn plain(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
-fn check(entity: &Entity) -> Result<()> {
-    if !plain(&entity.name) {
-        return Err(wrong(
+fn check_entity(entity: &Entity) -> Result<()> {
+    if !is_plain_name(&entity.name) {
+        return Err(invalid(
             entity,
             "its name is empty or has other characters than letters, digits, _ and -",
         )
         .remedy("rename it, with 60 characters at most"));
     }
-    if !plain(&entity.path) {
-        return Err(wrong(
+    if !is_plain_name(&entity.path) {
+        return Err(invalid(
             entity,
             format!("its path {:?} is not one plain segment", entity.path),
         )
         .remedy("use letters, digits, _ and -, as in leave-slips"));
     }
     if paths::is_reserved(&entity.path) {
-        return Err(wrong(
+        return Err(invalid(
             entity,
             format!(
                 "its path {} is the path of one of the cloud's own calls",
@@ -346,9 +345,8 @@ fn check(entity: &Entity) -> Result<()> {
         .remedy(format!("set another path, as in path = \"{}-rows\"", entity.path)));
     }
     if entity.key.is_empty() {
-        return Err(
-            wrong(entity, "it names no key column").remedy("set key = [\"…\"] to the primary key's columns")
-        );
+        return Err(invalid(entity, "it names no key column")
+            .remedy("set key = [\"…\"] to the primary key's columns"));
     }
     if let Some(column) = entity
         .key
@@ -356,17 +354,17 @@ fn check(entity: &Entity) -> Result<()> {
         .find(|column| entity.exclude.contains(column) || entity.redact.contains(column))
     {
         return Err(
-            wrong(entity, format!("its key column {column} is excluded or redacted"))
+            invalid(entity, format!("its key column {column} is excluded or redacted"))
                 .remedy("the cloud needs the whole key: take the column out of exclude and redact"),
         );
     }
-    for (nth, file) in entity.files.iter().enumerate() {
+    for (file_index, file) in entity.files.iter().enumerate() {
         let url_column = &file.url_column;
-        if let Some(other) = entity.files[..nth]
+        if let Some(other) = entity.files[..file_index]
             .iter()
             .find(|other| other.url_column == *url_column)
         {
-            return Err(wrong(
+            return Err(invalid(
                 entity,
                 format!(
                     "its file columns {} and {} have one url_column, {url_column}",
@@ -376,24 +374,27 @@ fn check(entity: &Entity) -> Result<()> {
             .remedy("give each file column a url_column of its own"));
         }
         let others = entity.files.iter().enumerate();
-        let others = others.filter(|(other, _)| *other != nth || file.column_value.is_none());
-        let mut kept = others.map(|(_, file)| &file.column).chain(&entity.key);
-        let is_window = entity
-            .window
+        let others = others.filter(|(other, _)| *other != file_index || file.column_value.is_none());
+        let mut other_columns = others.map(|(_, file)| &file.column).chain(&entity.key);
+        let is_retention_column = entity
+            .retention
             .as_ref()
-            .is_some_and(|window| window.column == *url_column);
-        if is_window || kept.any(|column| column == url_column) {
-            return Err(wrong(
+            .is_some_and(|retention| retention.column == *url_column);
+        if is_retention_column || other_columns.any(|column| column == url_column) {
+            return Err(invalid(
                 entity,
-                format!("its url_column {url_column} is a file column, of the key or of the window, and would overwrite it"),
+                format!(
+                    "its url_column {url_column} is a file column, a key column or the retention's column, \
+                     and would overwrite it"
+                ),
             )
             .remedy(
                 "name another url_column, which need not be in the table; \
-                 or set column_value, where the cloud wants the file's address in the file column itself",
+                 or set column_value, if the cloud wants the file's address in the file column itself",
             ));
         }
-        if !plain(&file.directory) {
-            return Err(wrong(
+        if !is_plain_name(&file.directory) {
+            return Err(invalid(
                 entity,
                 format!(
                     "its upload directory {:?} is not one plain segment",
@@ -404,12 +405,12 @@ fn check(entity: &Entity) -> Result<()> {
         }
         if entity.exclude.contains(&file.column) {
             return Err(
-                wrong(entity, format!("its file column {} is excluded", file.column))
+                invalid(entity, format!("its file column {} is excluded", file.column))
                     .remedy("take it out of exclude or out of files"),
             );
         }
     }
-    server::check(entity)
+    server::check_server_settings(entity)
 }
 
 #[cfg(test)]
@@ -425,11 +426,11 @@ mod tests {
     }
 
     #[test]
-    fn deletes_default_to_keep_where_there_is_a_window() {
+    fn deletes_default_to_keep_if_there_is_a_retention() {
         let builtin = Catalogue::builtin();
-        let of = |name: &str| builtin[builtin.find(name).unwrap()].deletes();
-        assert_eq!(of("rooms"), Deletes::Propagate);
-        assert_eq!(of("recognition_logs"), Deletes::Keep);
+        let deletes_of = |name: &str| builtin[builtin.find(name).unwrap()].deletes();
+        assert_eq!(deletes_of("rooms"), Deletes::Propagate);
+        assert_eq!(deletes_of("recognition_logs"), Deletes::Keep);
     }
 
     #[test]
@@ -474,7 +475,7 @@ mod tests {
             ("b", "created_at"),
         ] {
             let entity = Entity::new("rooms", "tbl_room", &["id"])
-                .window(7)
+                .retention(7)
                 .file("a", "url", "d", false)
                 .file(column, url_column, "d", false);
             let message = Catalogue::new(vec![entity]).unwrap_err().to_string();

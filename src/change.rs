@@ -1,4 +1,5 @@
-//! A change: what is sent of a touched row, and the words for its place.
+//! A change, which is what is sent of a touched row; and what says where in the outbox a change lies:
+//! [`Position`], [`Epoch`], [`Snapshot`].
 
 use crate::catalogue::EntityIndex;
 use std::fmt;
@@ -19,7 +20,8 @@ impl fmt::Display for Position {
     }
 }
 
-/// Which outbox the positions belong to. It starts at 1 and rises when an operator declares the outbox a new one.
+/// Which outbox the positions belong to. It starts at 1 and rises when an operator declares the outbox a new
+/// one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub i64);
@@ -33,15 +35,15 @@ impl fmt::Display for Epoch {
 /// Why a change is a delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Cause {
-    /// The row is not there. What is no delete has this cause too.
+    /// The row is not there. A change that is no delete has this cause too.
     #[default]
     Gone,
-    /// The row has another key now: no setting keeps it in the cloud under the old one.
+    /// The row has another key now, and no setting keeps it in the cloud under the old key.
     Moved,
-    /// The row does not meet the entity's condition.
+    /// The row does not meet the entity's `where` condition.
     Unmet,
-    /// It is deleted before the row is sent: the table finds the row by this key, and the key reads differently; or the row belongs to
-    /// another entity of its table now.
+    /// The delete comes before the row's upsert: the table finds the row by this key, but writes the key
+    /// differently; or the row belongs to another entity of its table now.
     ReadsOtherwise,
 }
 
@@ -50,9 +52,9 @@ pub enum Cause {
 pub struct Change {
     /// The number of its row's last touch in the outbox.
     pub position: Position,
-    /// The place of its entity in the catalogue.
+    /// The index of its entity in the catalogue.
     pub entity: EntityIndex,
-    /// What is to be done in the cloud.
+    /// What the cloud has to do.
     pub op: Op,
     /// Why it is a delete.
     pub cause: Cause,
@@ -60,7 +62,7 @@ pub struct Change {
     pub captured_at: i64,
     /// The key as a JSON object; empty for a truncate.
     pub key: Box<str>,
-    /// The row as a JSON object, unparsed; none for a delete or a truncate.
+    /// The row as a JSON object, unparsed; `None` for a delete or a truncate.
     pub row: Option<Box<str>>,
 }
 
@@ -71,7 +73,17 @@ impl Change {
     }
 }
 
-/// A PostgreSQL transaction snapshot, `xmin:xmax:xip,…`: which transactions had committed when it was taken.
+/// The files that a file column of a row names.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct NamedFile {
+    /// The paths in order, as the column writes them.
+    pub(crate) paths: Vec<Option<String>>,
+    /// Whether the column holds a list.
+    pub(crate) list: bool,
+}
+
+/// A PostgreSQL transaction snapshot, `xmin:xmax:xip,…`: which transactions had committed when it was
+/// taken.
 ///
 /// Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +98,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The snapshot in which nothing is visible: everything in the outbox lies after it.
+    /// The snapshot in which nothing is visible: all of the outbox lies after it.
     pub fn beginning() -> Self {
         Self {
             xmin: 3,
@@ -104,8 +116,8 @@ impl Snapshot {
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:", self.xmin, self.xmax)?;
-        for (nth, xid) in self.in_progress.iter().enumerate() {
-            if nth > 0 {
+        for (index, xid) in self.in_progress.iter().enumerate() {
+            if index > 0 {
                 f.write_str(",")?;
             }
             write!(f, "{xid}")?;

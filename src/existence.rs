@@ -1,13 +1,12 @@
-//! What the cloud already holds of an entity, learnt from the cloud itself and kept compactly in memory.
+//! The rows that the cloud already holds of an entity, as the cloud lists them, kept compactly in memory.
 //!
-//! A row costs 16 bytes: a truncated hash of its key. Where the comparison goes by content too, another 8: a
-//! digest of the columns that the site sends. Two rows share a 16-byte hash with a probability that can be
-//! left out of account; two contents of one row share an 8-byte digest once in 2^64, and then a difference
-//! stays unseen until the row changes again.
+//! A row costs 16 bytes: a truncated hash of its key. If contents are compared too, it costs 8 more: a digest
+//! of the columns that the site sends. The probability that two rows share a 16-byte hash is negligible. Two
+//! contents of one row share an 8-byte digest once in 2^64; then the difference stays unseen until the row
+//! changes again.
 //!
-//! Each side writes a value in its own way, and the cloud may keep it in a wider type. A key's value counts
-//! as its plain text:
-//! `1` and `"1"` are the same key. A content's values count in a canonical form: see [`digest`].
+//! Each side writes a value in its own way, and the cloud may keep it in a wider type. So keys are compared
+//! as plain text: `1` and `"1"` are the same key. Contents are compared in a canonical form: see [`digest`].
 
 mod canonical;
 
@@ -36,7 +35,7 @@ enum RowSet {
 }
 
 impl CloudRows {
-    /// Nothing yet, for an entity with this key; keys only.
+    /// Makes an empty set for an entity with this key, of keys only.
     pub fn keys(key: &[String]) -> Self {
         Self {
             key: key.to_owned(),
@@ -44,7 +43,7 @@ impl CloudRows {
         }
     }
 
-    /// Nothing yet, for an entity with this key; with a digest of these columns.
+    /// Makes an empty set for an entity with this key, with a digest of these columns for each row.
     pub fn contents(key: &[String], columns: &[String]) -> Self {
         let mut columns = columns.to_owned();
         columns.sort_unstable();
@@ -57,48 +56,47 @@ impl CloudRows {
         }
     }
 
-    /// Asks the cloud for all its rows of the entity, or those of the last `days` days; with content digests
-    /// where
-    /// `columns` are given. Its keys are the cloud's: see [`Cloud::cloud_key_of`].
+    /// Asks the cloud for all its rows of the entity, or for those of the last `days` days; with content
+    /// digests if `columns` are given. The keys are the cloud's: see [`Cloud::cloud_key_of`].
     ///
     /// # Errors
-    /// The cloud's; a row without the key is a breach of its contract.
+    /// The cloud's; a row without the key breaks the wire contract.
     pub async fn learn(
         cloud: &Cloud,
         entity: EntityIndex,
         days: Option<u32>,
         columns: Option<&[String]>,
     ) -> CloudResult<Self> {
-        let about = &cloud.catalogue()[entity];
-        let key = about.cloud_key();
-        let mut held = match columns {
+        let entity_settings = &cloud.catalogue()[entity];
+        let key = entity_settings.cloud_key();
+        let mut cloud_rows = match columns {
             Some(columns) => Self::contents(&key, columns),
             None => Self::keys(&key),
         };
         cloud
             .list(entity, days, |row| {
-                held.insert(row.get()).map_err(|error| {
+                cloud_rows.insert(row.get()).map_err(|error| {
                     Error::new(
                         Kind::CloudProtocol,
-                        format!("list {} in the cloud", about.name),
+                        format!("list {} in the cloud", entity_settings.name),
                         error.cause(),
                     )
                     .remedy(format!(
-                        "each object must hold {}; where the server has other names for them, set rename",
+                        "each object must hold {}; if the server has other names for them, set rename",
                         key.join(", ")
                     ))
                 })
             })
             .await?;
-        Ok(held)
+        Ok(cloud_rows)
     }
 
-    /// Notes a row that the cloud holds.
+    /// Adds a row that the cloud holds.
     ///
     /// # Errors
-    /// Where the text is not a JSON object that holds the key.
+    /// The text is not a JSON object that holds the key.
     pub fn insert(&mut self, row: &str) -> Result<()> {
-        let id = self.id(row)?;
+        let id = self.key_hash(row)?;
         match &mut self.rows {
             RowSet::Keys(ids) => {
                 ids.insert(id);
@@ -111,10 +109,10 @@ impl CloudRows {
         Ok(())
     }
 
-    /// Takes a row out, given as a JSON object that has the key's columns. None if it was not held; else the
-    /// digest of its content, where contents were learnt.
+    /// Removes a row, given as a JSON object that has the key's columns. Returns `None` if the cloud does not
+    /// hold it; else the digest of its content, if contents are compared.
     pub fn remove(&mut self, key: &str) -> Option<Option<u64>> {
-        let id = self.id(key).ok()?;
+        let id = self.key_hash(key).ok()?;
         match &mut self.rows {
             RowSet::Keys(ids) => ids.remove(&id).then_some(None),
             RowSet::Contents { digests, .. } => digests.remove(&id).map(Some),
@@ -124,27 +122,28 @@ impl CloudRows {
     /// Whether the cloud holds the row with this key: a JSON object that has the key's columns, a whole row
     /// included.
     pub fn contains(&self, key: &str) -> bool {
-        self.id(key).is_ok_and(|id| match &self.rows {
+        self.key_hash(key).is_ok_and(|id| match &self.rows {
             RowSet::Keys(ids) => ids.contains(&id),
             RowSet::Contents { digests, .. } => digests.contains_key(&id),
         })
     }
 
-    /// The digest of what the cloud holds of the row: to compare with [`digest`] of the site's row over the
-    /// same columns. None where it does not hold the row, or only keys were learnt.
+    /// The digest of the row's content in the cloud, to compare with [`digest`] of the site's row over the
+    /// same columns. `None` if the cloud does not hold the row, or if only keys are compared.
     pub fn content(&self, key: &str) -> Option<u64> {
         match &self.rows {
             RowSet::Keys(_) => None,
-            RowSet::Contents { digests, .. } => digests.get(&self.id(key).ok()?).copied(),
+            RowSet::Contents { digests, .. } => digests.get(&self.key_hash(key).ok()?).copied(),
         }
     }
 
-    /// Where contents are compared, the server is the receiver: it writes keys as they were sent.
-    fn id(&self, object: &str) -> Result<KeyHash> {
-        id(object, &self.key, matches!(self.rows, RowSet::Keys(_)))
+    /// The hash of the object's key. If contents are compared, the server is the receiver, which writes keys
+    /// as they were sent.
+    fn key_hash(&self, object: &str) -> Result<KeyHash> {
+        key_hash(object, &self.key, matches!(self.rows, RowSet::Keys(_)))
     }
 
-    /// How many rows it holds.
+    /// How many rows the cloud holds.
     pub fn len(&self) -> usize {
         match &self.rows {
             RowSet::Keys(ids) => ids.len(),
@@ -152,64 +151,69 @@ impl CloudRows {
         }
     }
 
-    /// Whether it holds no row.
+    /// Whether the cloud holds no row.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A digest of the row's content in these columns, in whatever order they are named: the same for two texts
-/// that say the same. Null and a missing column are the same. A string, a number and a boolean count as their
-/// plain text, numbers by their value, dates and times by the moment; of arrays and objects white space and
-/// the way a string is escaped do not count, and a text that holds such JSON is the same as that JSON.
+/// A digest of the row's content in these columns, whose order does not matter: two texts with the same
+/// meaning have the same digest. Null and a missing column are equal. Strings, numbers and booleans are
+/// compared as plain text; numbers by value; dates and times by the moment. In arrays and objects, white
+/// space and the escaping of strings do not matter, and a text that holds such JSON is equal to that JSON.
 ///
 /// # Errors
-/// Where the text is not a JSON object.
+/// The text is not a JSON object.
 pub fn digest<C: AsRef<str> + Ord>(row: &str, columns: &[C]) -> Result<u64> {
     let values = pick(row, columns).map_err(|_| not_a_row("it is not a JSON object"))?;
     let mut order: Vec<usize> = (0..columns.len()).collect();
-    order.sort_unstable_by_key(|&nth| columns[nth].as_ref());
+    order.sort_unstable_by_key(|&column_index| columns[column_index].as_ref());
     let mut hasher = blake3::Hasher::new();
     let mut text = String::new();
-    for nth in order {
-        let Some(value) = values[nth].filter(|value| *value != "null") else {
+    for column_index in order {
+        let Some(value) = values[column_index].filter(|value| *value != "null") else {
             continue;
         };
         text.clear();
         canonical::value(&mut text, value);
-        field(&mut hasher, columns[nth].as_ref());
-        field(&mut hasher, &text);
+        hash_field(&mut hasher, columns[column_index].as_ref());
+        hash_field(&mut hasher, &text);
     }
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// The hash of the key's values, in the key's order; `loosely` where `1.0` is `1`.
-fn id(object: &str, key: &[String], loosely: bool) -> Result<KeyHash> {
+/// The hash of the key's values, in the key's order. `loosely` means that `1.0` is `1`.
+fn key_hash(object: &str, key: &[String], loosely: bool) -> Result<KeyHash> {
     let values = pick(object, key).map_err(|_| not_a_row("it is not a JSON object"))?;
     let mut hasher = blake3::Hasher::new();
     for value in values {
         let value = value.ok_or_else(|| not_a_row("an object lacks a key column"))?;
         let text = non_null_text(value).ok_or_else(|| not_a_row("an object's key column is null"))?;
-        field(&mut hasher, if loosely { whole(value, &text) } else { &text });
+        let text = if loosely {
+            without_zero_fraction(value, &text)
+        } else {
+            &text
+        };
+        hash_field(&mut hasher, text);
     }
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     Ok(KeyHash(id))
 }
 
-/// A whole number that is written as `1.0` as one without the fraction, as servers write it whose language
-/// knows no whole numbers; all else as it is.
-fn whole<'t>(value: &str, text: &'t str) -> &'t str {
+/// Removes the fraction of a number like `1.0`: a server whose language has no whole numbers writes them so.
+/// Returns any other text unchanged.
+fn without_zero_fraction<'t>(value: &str, text: &'t str) -> &'t str {
     match text.strip_suffix(".0") {
         Some(whole) if !value.starts_with('"') => whole,
         _ => text,
     }
 }
 
-/// Length first, so that two fields never read like two others.
-fn field(hasher: &mut blake3::Hasher, text: &str) {
+/// Hashes a field: its length first, so that two fields never hash like two others.
+fn hash_field(hasher: &mut blake3::Hasher, text: &str) {
     hasher.update(&(text.len() as u64).to_le_bytes());
     hasher.update(text.as_bytes());
 }
@@ -230,7 +234,7 @@ impl Hash for KeyHash {
     }
 }
 
-/// An [`KeyHash`] is a hash already.
+/// A [`KeyHash`] is a hash already.
 type KeyHashBuilder = BuildHasherDefault<IdentityHasher>;
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -288,7 +292,8 @@ mod tests {
     fn a_digest_says_whether_two_rows_say_the_same() {
         let names = ["id", "tags", "note", "gone"];
         let site = digest(
-            "{\"id\":1,\"tags\":{\"a\" : [1, 2],\n \"b\":\"x y\"},\"note\":\"\\u00e9\\/\",\"gone\":null,\"more\":1}",
+            "{\"id\":1,\"tags\":{\"a\" : [1, 2],\n \"b\":\"x y\"},\
+             \"note\":\"\\u00e9\\/\",\"gone\":null,\"more\":1}",
             &names,
         )
         .unwrap();

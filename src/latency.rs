@@ -1,34 +1,34 @@
-//! How long a change takes on its way, and which step of the way takes how much of it.
+//! How long a change takes from capture to acceptance, and how long each step of the way takes.
 //!
-//! Each batch carries a [`Stopwatch`] through the drain; when its checkpoint is committed, what the steps took is noted.
-//! A step's time is its own work. What lies between two steps, such as waiting for the batch before it, or for a cloud
-//! that is away, is in the total only.
+//! Each batch carries a [`Stopwatch`] through the drain. When the batch's checkpoint is committed, the times
+//! of its steps are recorded. A step's time is its own work: the time between two steps, for instance while
+//! the batch waits for the one before it or for an unreachable cloud, is in the total only.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// Something for each step of a batch's way, and for the whole way.
+/// A value for each step of a batch's way, and one for the whole way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PerStep<T> {
-    /// From the capture of the batch's oldest change until the batch is read: the commit, the wake-up, the snapshot, and
-    /// under load the batches before it. Zero where the two machines' clocks say less than nothing.
+    /// From the capture of the batch's oldest change until the batch is read: the commit, the wake-up, the
+    /// snapshot, and under load the batches before it. Zero if the two machines' clocks give a negative time.
     pub wake: T,
     /// The query of the batch, to its last row.
     pub read: T,
-    /// From a request that is sent to its answer, less `apply`. Requests that were not answered are not in it.
+    /// From sending a request to its answer, without `apply`. Requests without an answer do not count.
     pub push: T,
-    /// What the server itself took, to its own commit, where it says so in `Server-Timing`.
+    /// The server's own time until its commit, if it reports it in `Server-Timing`.
     pub apply: T,
-    /// Until the source's log and the checkpoint are on the disk.
+    /// Until the source's write-ahead log and the checkpoint are on the disk.
     pub commit: T,
     /// From the capture of the oldest change to the committed checkpoint.
     pub total: T,
 }
 
 impl<T> PerStep<T> {
-    /// The steps by name, in order, without the total.
+    /// The steps in order with their names, without the total.
     pub fn named(&self) -> [(&'static str, &T); 5] {
         [
             ("wake", &self.wake),
@@ -39,7 +39,7 @@ impl<T> PerStep<T> {
         ]
     }
 
-    /// Something else made of each.
+    /// Applies `make` to each value.
     pub fn map<U>(&self, make: impl Fn(&T) -> U) -> PerStep<U> {
         PerStep {
             wake: make(&self.wake),
@@ -52,28 +52,28 @@ impl<T> PerStep<T> {
     }
 }
 
-/// The answers to a batch's requests.
+/// How long the answers to a batch's requests took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AnswerTimes {
-    /// From sending each to its answer.
+    /// The time from sending each request to its answer, summed.
     pub took: Duration,
-    /// What the server says that it took of that; none where it says nothing.
+    /// How much of it the server reports as its own; `None` if it reports nothing.
     pub applied: Option<Duration>,
 }
 
 impl AnswerTimes {
-    /// The two together.
+    /// The sum of the two.
     #[must_use]
-    pub fn and(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         let applied = self.applied.into_iter().chain(other.applied);
         Self {
             took: self.took + other.took,
-            applied: applied.reduce(|one, other| one + other),
+            applied: applied.reduce(|left, right| left + right),
         }
     }
 }
 
-/// Times one batch from its read to its commit, by the monotonic clock but for the wake-up.
+/// Measures one batch from its read to its commit. It uses the monotonic clock, except for the wake-up.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch {
     began: Instant,
@@ -82,7 +82,7 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// The batch's query begins.
+    /// Starts when the batch's query begins.
     pub fn start() -> Self {
         Self {
             began: Instant::now(),
@@ -91,7 +91,8 @@ impl Stopwatch {
         }
     }
 
-    /// The batch is read; its oldest change was captured at `oldest`, in microseconds since 1970, if it has any.
+    /// Records that the batch is read. Its oldest change was captured at `oldest`, in microseconds since
+    /// 1970; `None` if it is empty.
     #[must_use]
     pub fn read(mut self, oldest: Option<i64>) -> Self {
         self.steps.read = Some(self.began.elapsed());
@@ -102,7 +103,7 @@ impl Stopwatch {
         self
     }
 
-    /// The cloud has answered; none where nothing was sent.
+    /// Records that the cloud has answered; `None` if nothing was sent.
     #[must_use]
     pub fn pushed(mut self, answered: Option<AnswerTimes>) -> Self {
         if let Some(AnswerTimes { took, applied }) = answered {
@@ -112,7 +113,7 @@ impl Stopwatch {
         self
     }
 
-    /// The checkpoint is committed, which took so long: all that the batch took.
+    /// Records that the checkpoint is committed, and how long that took. Returns the times of all steps.
     #[must_use]
     pub fn committed(mut self, took: Duration) -> PerStep<Option<Duration>> {
         self.steps.commit = Some(took);
@@ -133,7 +134,7 @@ pub struct Percentiles {
 /// How many samples [`Latency`] keeps.
 const SAMPLES: usize = 4096;
 
-/// The last 4096 latencies, for percentiles of what happens now.
+/// The last 4096 latencies, for percentiles of the present.
 #[derive(Debug, Default)]
 pub struct Latency(Mutex<LatencyRing>);
 
@@ -144,7 +145,7 @@ struct LatencyRing {
 }
 
 impl Latency {
-    /// Keeps a sample, in the place of the oldest one where it is full.
+    /// Records a sample. If the ring is full, it replaces the oldest one.
     pub fn record(&self, latency: Duration) {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if ring.samples.len() < SAMPLES {
@@ -156,7 +157,8 @@ impl Latency {
         ring.next = (ring.next + 1) % SAMPLES;
     }
 
-    /// The least sample that `percent` of all samples are at or below (nearest rank); none without a sample.
+    /// The smallest sample such that `percent` of all samples are at or below it (nearest rank); `None` if
+    /// there is no sample.
     pub fn percentile(&self, percent: f64) -> Option<Duration> {
         let mut samples = self
             .0
@@ -172,7 +174,7 @@ impl Latency {
         Some(*sample)
     }
 
-    /// The percentiles that are shown; none without a sample.
+    /// The percentiles that are shown; `None` if there is no sample.
     pub fn percentiles(&self) -> Option<Percentiles> {
         let ms = |percent| Some(self.percentile(percent)?.as_secs_f64() * 1000.0);
         Some(Percentiles {
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_samples_make_room() {
+    fn new_samples_replace_the_oldest() {
         let latency = Latency::default();
         for _ in 0..SAMPLES {
             latency.record(Duration::from_secs(9));
@@ -221,26 +223,26 @@ mod tests {
 
     #[test]
     fn what_the_server_took_is_no_part_of_the_push() {
-        let said = AnswerTimes {
+        let with_apply = AnswerTimes {
             took: 10 * MS,
             applied: Some(4 * MS),
         };
-        let silent = AnswerTimes {
+        let without_apply = AnswerTimes {
             took: 5 * MS,
             applied: None,
         };
-        let steps = Stopwatch::start().pushed(Some(said.and(silent).and(said)));
+        let steps = Stopwatch::start().pushed(Some(with_apply.plus(without_apply).plus(with_apply)));
         let steps = steps.committed(2 * MS);
         assert_eq!((steps.push, steps.apply), (Some(17 * MS), Some(8 * MS)));
         assert_eq!(steps.commit, Some(2 * MS));
-        let steps = Stopwatch::start().pushed(Some(silent)).committed(MS);
+        let steps = Stopwatch::start().pushed(Some(without_apply)).committed(MS);
         assert_eq!((steps.push, steps.apply), (Some(5 * MS), None));
         let steps = Stopwatch::start().pushed(None).committed(MS);
         assert_eq!((steps.push, steps.apply), (None, None));
     }
 
     #[test]
-    fn the_total_begins_with_the_oldest_capture_and_is_never_less_than_nothing() {
+    fn the_total_begins_with_the_oldest_capture_and_is_never_negative() {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64;
         let hour = 3_600_000_000;
         let steps = Stopwatch::start().read(Some(now() - hour)).committed(MS);
@@ -249,7 +251,7 @@ mod tests {
         // The clock of the source's machine is ahead.
         let steps = Stopwatch::start().read(Some(now() + hour)).committed(MS);
         assert_eq!(steps.wake, Some(Duration::ZERO));
-        // Nothing that was read can be delivered.
+        // The batch is empty.
         let steps = Stopwatch::start().read(None).committed(MS);
         assert_eq!((steps.wake, steps.total), (None, None));
     }

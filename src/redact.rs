@@ -1,15 +1,15 @@
-//! Takes credentials out of texts before they leave the site: of each URL everything but scheme, host, port
-//! and path; logins before a host; and every value of an excluded column.
+//! Removes credentials from texts before they leave the site: from a URL everything but scheme, host, port
+//! and path; a login before a host; and every value of an excluded column.
 
 use std::borrow::Cow;
 
-/// The text without credentials and without any of the secrets.
+/// Returns the text without credentials and without any of the secrets.
 pub(crate) fn redact_text<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {
         let end = end_of_word(rest);
-        out.push_str(&word(&rest[..end]));
+        out.push_str(&redact_word(&rest[..end]));
         let after = rest[end..].chars().next().map_or(0, char::len_utf8);
         out.push_str(&rest[end..end + after]);
         rest = &rest[end + after..];
@@ -19,7 +19,7 @@ pub(crate) fn redact_text<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
         .copied()
         .filter(|secret| !secret.is_empty())
         .collect();
-    // A secret may be part of another one.
+    // A secret may be part of another one: the longest goes first.
     secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
     for secret in secrets {
         if out.contains(secret) {
@@ -33,14 +33,14 @@ pub(crate) fn redact_text<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     }
 }
 
-/// JSON text whose strings are redacted, the names of members included; none where it is no JSON.
-pub(crate) fn json(text_: &str, secrets: &[&str]) -> Option<String> {
-    let bytes = text_.as_bytes();
-    let mut out = String::with_capacity(text_.len());
+/// Redacts the strings of JSON text, the names of members included. Returns `None` if the text is no JSON.
+pub(crate) fn redact_json(text: &str, secrets: &[&str]) -> Option<String> {
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(text.len());
     let mut from = 0;
     while let Some(open) = memchr::memchr(b'"', &bytes[from..]) {
         let open = from + open;
-        out.push_str(&between(&text_[from..open], secrets));
+        out.push_str(&redact_between_strings(&text[from..open], secrets));
         let mut close = open + 1;
         loop {
             close += memchr::memchr2(b'"', b'\\', bytes.get(close..)?)?;
@@ -49,7 +49,7 @@ pub(crate) fn json(text_: &str, secrets: &[&str]) -> Option<String> {
             }
             close += 2;
         }
-        let token = &text_[open..=close];
+        let token = &text[open..=close];
         match serde_json::from_str::<String>(token) {
             Ok(string) => {
                 let redacted = redact_text(&string, secrets);
@@ -59,17 +59,17 @@ pub(crate) fn json(text_: &str, secrets: &[&str]) -> Option<String> {
                     out.push_str(&serde_json::to_string(&*redacted).ok()?);
                 }
             }
-            // Half a surrogate pair has no text that could be looked at.
+            // Half a surrogate pair is no text that could be redacted.
             Err(_) => out.push_str("\"\""),
         }
         from = close + 1;
     }
-    out.push_str(&between(&text_[from..], secrets));
+    out.push_str(&redact_between_strings(&text[from..], secrets));
     Some(out)
 }
 
-/// What stands between the strings of JSON text; null for a number that is a secret.
-fn between<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
+/// Redacts the part of JSON text between two strings: a number that is a secret becomes null.
+fn redact_between_strings<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     let tokens = || text.split_inclusive([',', ':', '[', ']', '{', '}', ' ']);
     let number = |token: &str| token.trim_end_matches([',', ':', '[', ']', '{', '}', ' ']).len();
     let is_secret = |token: &str| number(token) > 0 && secrets.contains(&&token[..number(token)]);
@@ -87,8 +87,8 @@ fn ends_word(letter: char) -> bool {
     letter.is_whitespace() || matches!(letter, '"' | '\'' | '<' | '>' | '`' | '|')
 }
 
-/// Where the first word ends. A URL whose authority is none may have a blank or a quote in its password: it
-/// goes on behind the next at sign.
+/// Where the first word ends. A URL whose authority is not valid may have a space or a quote in its password:
+/// it continues after the next at sign.
 fn end_of_word(text: &str) -> usize {
     let end_from = |from: usize| text[from..].find(ends_word).map_or(text.len(), |end| from + end);
     let end = end_from(0);
@@ -100,20 +100,20 @@ fn end_of_word(text: &str) -> usize {
     }
 }
 
-/// A word without credentials.
-fn word(word: &str) -> Cow<'_, str> {
+/// Returns the word without credentials.
+fn redact_word(word: &str) -> Cow<'_, str> {
     if word.contains('%') {
         let plain = percent_encoding::percent_decode_str(word).decode_utf8_lossy();
-        return match url(&plain) {
+        return match redact_url(&plain) {
             Cow::Owned(redacted) if redacted != plain => Cow::Owned(redacted),
             _ => Cow::Borrowed(word),
         };
     }
-    url(word)
+    redact_url(word)
 }
 
-/// The scheme, host, port and path of a URL, with or without a scheme; a text that is none of these as it is.
-fn url(word: &str) -> Cow<'_, str> {
+/// Returns scheme, host, port and path of a URL, with or without a scheme. Returns any other text unchanged.
+fn redact_url(word: &str) -> Cow<'_, str> {
     let (scheme, rest) = match word.split_once("://") {
         Some((scheme, rest)) => (Some(scheme), rest),
         None if has_login(word) || has_parameters(word) => (None, word),
@@ -121,7 +121,7 @@ fn url(word: &str) -> Cow<'_, str> {
     };
     let rest = host_and_path(rest);
     Cow::Owned(match scheme {
-        // Whatever stands before the scheme may be a parameter, too.
+        // A parameter may come before the scheme, too.
         Some(scheme) => format!(
             "{}://{rest}",
             scheme.rsplit(['=', '&', '?']).next().unwrap_or_default()
@@ -130,36 +130,40 @@ fn url(word: &str) -> Cow<'_, str> {
     })
 }
 
-/// A login before a host: name:password@host.
+/// Whether the word has a login before a host: name:password@host.
 fn has_login(word: &str) -> bool {
     word.split_once(':').is_some_and(|(_, after)| after.contains('@'))
 }
 
-/// Parameters behind a path or in it, as cameras have them: /user=admin_password=x_channel=1.sdp
+/// Whether the word has parameters after a path or in it, as cameras have them:
+/// /user=admin_password=x_channel=1.sdp
 fn has_parameters(word: &str) -> bool {
     let first = word.find(['/', '?', '&']);
     first.is_some_and(|first| word[first..].contains('=') || word[..first].contains('='))
 }
 
-/// What stands behind a scheme without its login and without parameters; empty where it is not clear which
-/// part is the host.
+/// Returns what follows a scheme, without login and parameters. Empty if it is not clear which part is the
+/// host.
 fn host_and_path(rest: &str) -> String {
     let query = rest.find(['?', '#', ';']).unwrap_or(rest.len());
     let (before, after) = rest.split_at(query);
-    // A password may hold any letter: whatever comes before the last at sign is the login.
-    let place = before.rsplit_once('@').map_or(before, |(_, place)| place);
-    let authority = before_path(place);
-    // An at sign behind the path is a parameter's. Without a path it may end a login with a question mark.
-    let is_clear = !after.contains('@') || authority.len() < place.len();
+    // A password may hold any character: all before the last at sign is the login.
+    let host_path = before
+        .rsplit_once('@')
+        .map_or(before, |(_, after_login)| after_login);
+    let authority = before_path(host_path);
+    // An at sign after the path belongs to a parameter. Without a path it may end a login that has a question
+    // mark.
+    let is_clear = !after.contains('@') || authority.len() < host_path.len();
     if !is_clear || !is_authority(authority) {
         return match after.rsplit_once('@') {
-            Some((_, place)) if !after.contains('=') && is_authority(before_path(place)) => {
-                host_and_path(place)
+            Some((_, after_login)) if !after.contains('=') && is_authority(before_path(after_login)) => {
+                host_and_path(after_login)
             }
             _ => String::new(),
         };
     }
-    let parts: Vec<&str> = place
+    let parts: Vec<&str> = host_path
         .split('/')
         .map(|part| if part.contains(['=', '&']) { "" } else { part })
         .collect();
@@ -170,7 +174,7 @@ fn before_path(rest: &str) -> &str {
     rest.split(['/', '?', '#', ';']).next().unwrap_or_default()
 }
 
-/// Whether it is a host, or a host and a port; empty in `file:///`.
+/// Whether the text is a host, or a host and a port. It is empty in `file:///`.
 fn is_authority(text: &str) -> bool {
     let (host, port) = match text.rfind(']') {
         Some(end) if text.starts_with('[') => text.split_at(end + 1),
@@ -186,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_url_scheme_host_port_and_path_are_left() {
+    fn a_url_keeps_scheme_host_port_and_path() {
         for (before, after) in [
             (
                 "rtsp://admin:pass@10.0.0.5:554/live/1",
@@ -238,11 +242,11 @@ mod tests {
     #[test]
     fn strings_within_json_are_redacted() {
         assert_eq!(
-            json(r#"{"a":["rtsp://u:p@h/x",1],"b":"y\n"}"#, &[]).unwrap(),
+            redact_json(r#"{"a":["rtsp://u:p@h/x",1],"b":"y\n"}"#, &[]).unwrap(),
             r#"{"a":["rtsp://h/x",1],"b":"y\n"}"#
         );
         assert_eq!(
-            json(r#"{"pin":4711,"code":"x4711","n":[47110, 4711]}"#, &["4711"]).unwrap(),
+            redact_json(r#"{"pin":4711,"code":"x4711","n":[47110, 4711]}"#, &["4711"]).unwrap(),
             r#"{"pin":null,"code":"x","n":[47110, null]}"#
         );
     }

@@ -1,7 +1,7 @@
-//! When to try again, and how often to say that something keeps failing.
+//! When to retry, and how often to log a failure that repeats.
 //!
-//! All of it is arithmetic: nothing here sleeps or sends. The loops that try again ask [`Backoff`] how long to wait,
-//! and [`FailureLog`] whether a failure is worth another line in the log.
+//! All of it is arithmetic: nothing here sleeps or sends. A loop that retries asks [`Backoff`] how long to
+//! wait, and gives each failure to [`FailureLog`], which limits the rate of log lines.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use rand::{RngExt, SeedableRng};
 
 use crate::error::{Error, Kind};
 
-/// The longest pause that a server's `Retry-After` is followed for.
+/// The longest wait that a server's `Retry-After` can ask for.
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// Exponential back-off with full jitter: the `n`th wait lies anywhere between the least and `least * 2^n`, capped at
-/// the most.
+/// Exponential back-off with full jitter: the `n`th wait is a random time between `least` and `least * 2^n`,
+/// and at most `most`.
 ///
 /// Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015; the lower bound is ours.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Backoff {
     least: Duration,
     most: Duration,
     failures: u32,
-    dice: SmallRng,
+    rng: SmallRng,
 }
 
 impl Backoff {
@@ -38,24 +38,24 @@ impl Backoff {
             least,
             most: most.max(least),
             failures: 0,
-            dice: SmallRng::seed_from_u64(rand::random()),
+            rng: SmallRng::seed_from_u64(rand::random()),
         }
     }
 
-    /// The same waits each time, for the same seed.
+    /// Makes the waits depend on the seed alone: the same seed gives the same waits.
     #[must_use]
     pub fn seeded(mut self, seed: u64) -> Self {
-        self.dice = SmallRng::seed_from_u64(seed);
+        self.rng = SmallRng::seed_from_u64(seed);
         self
     }
 
     /// How long to wait after one more failure.
     ///
-    /// What the server asks for is waited for in full (up to [`LONGEST_RETRY_AFTER`]), with a little jitter on top, so
-    /// that all who were sent away together do not come back together.
+    /// The wait that the server asks for is kept in full (up to [`LONGEST_RETRY_AFTER`]). A little jitter is
+    /// added, so that clients that were refused together do not return together.
     #[allow(
         clippy::should_implement_trait,
-        reason = "not an iterator: each step takes what the server said"
+        reason = "not an iterator: each step takes the server's `Retry-After`"
     )]
     pub fn next(&mut self, retry_after: Option<Duration>) -> Duration {
         self.failures = self.failures.saturating_add(1);
@@ -74,13 +74,13 @@ impl Backoff {
         self.failures
     }
 
-    /// Starts from the beginning, after a success.
+    /// Starts from the shortest wait again, after a success.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 
     fn between(&mut self, low: Duration, high: Duration) -> Duration {
-        self.dice.random_range(low..=high.max(low))
+        self.rng.random_range(low..=high.max(low))
     }
 }
 
@@ -90,8 +90,8 @@ impl Default for Backoff {
     }
 }
 
-/// How long a `Retry-After` header asks to wait: seconds, or an HTTP date counted from `now`. A date that has passed is
-/// no wait; anything else is no answer.
+/// How long a `Retry-After` header asks to wait: seconds, or an HTTP date relative to `now`. A date in the
+/// past means no wait. Returns `None` for any other text.
 ///
 /// Source: RFC 9110, section 10.2.3.
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
@@ -99,36 +99,37 @@ pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     if let Ok(seconds) = value.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    let then = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
-    Some(Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO))
+    let date = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
 }
 
-/// Keeps a failure that repeats from filling the log: the first of each kind is said, then one a minute, and the
-/// recovery once.
+/// Keeps a failure that repeats from filling the log: it logs the first failure of each kind, then one a
+/// minute, and the recovery once.
 #[derive(Debug)]
 pub struct FailureLog {
     lane: &'static str,
     every: Duration,
-    said: Vec<(Kind, Instant)>,
-    unsaid: u64,
+    last_logged: Vec<(Kind, Instant)>,
+    suppressed: u64,
     failures: u64,
     since: Option<Instant>,
 }
 
 impl FailureLog {
-    /// For one lane of work; the name (for instance `delivery`) stands in the log lines.
+    /// Makes the failure log of one lane of work. The log lines carry the lane's name (for instance
+    /// `delivery`).
     pub fn new(lane: &'static str) -> Self {
         Self {
             lane,
             every: Duration::from_secs(60),
-            said: Vec::new(),
-            unsaid: 0,
+            last_logged: Vec::new(),
+            suppressed: 0,
             failures: 0,
             since: None,
         }
     }
 
-    /// Notes a failure. Answers whether it was said in the log.
+    /// Records a failure. Returns whether it was logged.
     pub fn failed(&mut self, error: &Error) -> bool {
         self.failed_at(error, Instant::now())
     }
@@ -136,14 +137,18 @@ impl FailureLog {
     fn failed_at(&mut self, error: &Error, now: Instant) -> bool {
         self.since.get_or_insert(now);
         self.failures += 1;
-        let due = match self.said.iter_mut().find(|(kind, _)| *kind == error.kind()) {
+        let due = match self
+            .last_logged
+            .iter_mut()
+            .find(|(kind, _)| *kind == error.kind())
+        {
             Some((_, last)) if now.duration_since(*last) < self.every => false,
             Some((_, last)) => {
                 *last = now;
                 true
             }
             None => {
-                self.said.push((error.kind(), now));
+                self.last_logged.push((error.kind(), now));
                 true
             }
         };
@@ -151,17 +156,17 @@ impl FailureLog {
             tracing::warn!(
                 lane = self.lane,
                 failures = self.failures,
-                unsaid = self.unsaid,
+                suppressed = self.suppressed,
                 "{error}"
             );
-            self.unsaid = 0;
+            self.suppressed = 0;
         } else {
-            self.unsaid += 1;
+            self.suppressed += 1;
         }
         due
     }
 
-    /// Notes a success. Answers how long it had been failing, once after each run of failures.
+    /// Records a success. Returns how long the lane had been failing, once after each series of failures.
     pub fn recovered(&mut self) -> Option<Duration> {
         self.recovered_at(Instant::now())
     }
@@ -174,13 +179,13 @@ impl FailureLog {
             seconds = outage.as_secs(),
             "works again"
         );
-        self.said.clear();
-        self.unsaid = 0;
+        self.last_logged.clear();
+        self.suppressed = 0;
         self.failures = 0;
         Some(outage)
     }
 
-    /// Whether the last that was noted is a failure.
+    /// Whether the last call recorded a failure.
     pub fn is_failing(&self) -> bool {
         self.since.is_some()
     }
@@ -194,12 +199,12 @@ mod tests {
     fn waits_grow_within_their_bounds_and_start_again() {
         let mut backoff = Backoff::new().seeded(7);
         let (least, most) = (Duration::from_millis(200), Duration::from_secs(60));
-        for nth in 1..=200_u32 {
+        for attempt in 1..=200_u32 {
             let wait = backoff.next(None);
             let ceiling = least
-                .saturating_mul(1_u32.checked_shl(nth).unwrap_or(u32::MAX))
+                .saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX))
                 .min(most);
-            assert!(wait >= least && wait <= ceiling, "{nth}: {wait:?}");
+            assert!(wait >= least && wait <= ceiling, "{attempt}: {wait:?}");
         }
         backoff.reset();
         assert!(backoff.next(None) <= Duration::from_millis(400));
@@ -249,21 +254,21 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_failure_is_said_once_a_minute_and_its_end_once() {
+    fn a_repeated_failure_is_logged_once_a_minute_and_its_end_once() {
         let away = Error::new(Kind::CloudUnreachable, "push rooms to the cloud", "it is away");
         let refused = Error::new(Kind::CloudAuth, "push rooms to the cloud", "the key is refused");
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut repeats = FailureLog::new("delivery");
-        assert_eq!(repeats.recovered_at(at(0)), None);
-        assert!(repeats.failed_at(&away, at(0)));
+        let mut failure_log = FailureLog::new("delivery");
+        assert_eq!(failure_log.recovered_at(at(0)), None);
+        assert!(failure_log.failed_at(&away, at(0)));
         for second in 1..60 {
-            assert!(!repeats.failed_at(&away, at(second)));
+            assert!(!failure_log.failed_at(&away, at(second)));
         }
-        assert!(repeats.failed_at(&refused, at(59)), "another kind is news");
-        assert!(repeats.failed_at(&away, at(60)));
-        assert_eq!(repeats.recovered_at(at(60)), Some(Duration::from_secs(60)));
-        assert_eq!(repeats.recovered_at(at(60)), None);
-        assert!(repeats.failed_at(&away, at(61)));
+        assert!(failure_log.failed_at(&refused, at(59)), "another kind is news");
+        assert!(failure_log.failed_at(&away, at(60)));
+        assert_eq!(failure_log.recovered_at(at(60)), Some(Duration::from_secs(60)));
+        assert_eq!(failure_log.recovered_at(at(60)), None);
+        assert!(failure_log.failed_at(&away, at(61)));
     }
 }

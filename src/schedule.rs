@@ -1,8 +1,9 @@
 //! When the next sync is due: a cron expression in local time.
 //!
-//! [`run_schedule`] looks at the clock at least every 30 seconds, so that a clock set forward makes a sync late by that at most,
-//! and one set backward does not put it off. However many times were missed meanwhile, it is run once. An hour that a
-//! daylight saving change repeats or skips is counted as cron does: see croner.
+//! [`run_schedule`] reads the clock at least every 30 seconds. So a clock that is set forward delays a sync
+//! by at most 30 seconds, and a clock that is set backward does not postpone it. However many due times were
+//! missed, the sync runs once. An hour that a daylight saving change repeats or skips counts as cron counts
+//! it: see croner.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,18 +14,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 
-/// The longest time without a look at the clock.
-const LOOK: Duration = Duration::from_secs(30);
+/// The longest time between two reads of the clock.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
 /// The times at which a sync is due.
 #[derive(Debug, Clone)]
 pub struct Schedule(Cron);
 
 impl Schedule {
-    /// The schedule of a cron expression: minute, hour, day, month, weekday, and optionally seconds in front.
+    /// Makes a schedule from a cron expression: minute, hour, day, month, weekday, and optionally seconds
+    /// before them.
     ///
     /// # Errors
-    /// A configuration error where the text is no cron expression.
+    /// A configuration error if the text is no cron expression.
     pub fn new(text: &str) -> Result<Self> {
         Cron::from_str(text).map(Self).map_err(|error| {
             Error::config(format!("use the schedule {text:?}"), error.to_string())
@@ -32,14 +34,14 @@ impl Schedule {
         })
     }
 
-    /// The first due time after `now`, in its time zone; none where there never is one again.
+    /// The first due time after `now`, in its time zone; `None` if there is none.
     pub fn next_after(&self, now: &Zoned) -> Option<Zoned> {
         self.0.find_next_occurrence(now, false).ok()
     }
 }
 
-/// Calls `due` each time that the schedule says so, until shutdown. `clock` tells the wall clock's time, as
-/// [`Zoned::now`] does. `due` itself must hear shutdown: it is not broken off.
+/// Calls `due` at each due time of the schedule, until shutdown. `clock` returns the wall clock's time, as
+/// [`Zoned::now`] does. `due` itself must observe shutdown: it is not interrupted.
 pub async fn run_schedule<F: Future<Output = ()>>(
     schedule: &Schedule,
     clock: impl Fn() -> Zoned,
@@ -54,14 +56,14 @@ pub async fn run_schedule<F: Future<Output = ()>>(
             next = schedule.next_after(&clock());
             continue;
         }
-        // Only a clock that was set backward makes this earlier than what was noted.
-        let again = schedule.next_after(&now);
-        if again < next || next.is_none() {
-            next = again;
+        // Only a clock that was set backward makes this earlier than the due time that was computed before.
+        let next_from_now = schedule.next_after(&now);
+        if next_from_now < next || next.is_none() {
+            next = next_from_now;
         }
-        let wait = next.as_ref().map_or(LOOK, |next| {
+        let wait = next.as_ref().map_or(CLOCK_CHECK, |next| {
             Duration::try_from(next.timestamp().duration_since(now.timestamp()))
-                .map_or(LOOK, |wait| wait.min(LOOK))
+                .map_or(CLOCK_CHECK, |wait| wait.min(CLOCK_CHECK))
         });
         tokio::select! {
             biased;
@@ -80,23 +82,23 @@ mod tests {
 
     use super::*;
 
-    fn at(text: &str) -> Zoned {
+    fn zoned(text: &str) -> Zoned {
         text.parse().unwrap()
     }
 
     #[test]
     fn next_is_in_local_time_and_strictly_later() {
         let hourly = Schedule::new("0 * * * *").unwrap();
-        let next = |now| hourly.next_after(&at(now)).unwrap();
+        let next = |now| hourly.next_after(&zoned(now)).unwrap();
         assert_eq!(
             next("2026-11-22T08:00:00+08:00[Asia/Manila]"),
-            at("2026-11-22T09:00:00+08:00[Asia/Manila]")
+            zoned("2026-11-22T09:00:00+08:00[Asia/Manila]")
         );
         let nightly = Schedule::new("30 2 * * *").unwrap();
-        let over_midnight = nightly.next_after(&at("2026-11-22T20:00:00+08:00[Asia/Manila]"));
+        let over_midnight = nightly.next_after(&zoned("2026-11-22T20:00:00+08:00[Asia/Manila]"));
         assert_eq!(
             over_midnight.unwrap(),
-            at("2026-11-23T02:30:00+08:00[Asia/Manila]")
+            zoned("2026-11-23T02:30:00+08:00[Asia/Manila]")
         );
     }
 
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_clock_set_backward_does_not_put_it_off() {
+    async fn a_clock_set_backward_does_not_postpone_it() {
         let wall = Wall::new("2026-11-22T08:30:00Z");
         let shutdown = CancellationToken::new();
         let schedule = Schedule::new("0 * * * *").unwrap();

@@ -1,8 +1,10 @@
-//! Accepts HTTP connections and serves them until it is told to stop; what is under way then may end in time.
+//! Accepts HTTP connections and serves them until shutdown. Requests that are open then have some time to
+//! end.
 //!
-//! A connection is a stranger's until a request on it has shown a valid key ([`RemoteClient::trust`]). A stranger must bring its
-//! first request soon. When every place is taken, the stranger that has been there longest gives its place to the
-//! newcomer, so that whoever opens connections and says nothing, or says it slowly, keeps nobody out who has a key.
+//! A connection is unauthenticated until a request on it has shown a valid key ([`RemoteClient::trust`]). An
+//! unauthenticated connection must send its first request soon. When the limit of connections is reached, a
+//! new connection replaces the oldest unauthenticated one. So a client that opens many connections and sends
+//! nothing, or sends slowly, cannot keep out a client that has a key.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -22,37 +24,38 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// A connection's first request must have come within this time.
-const FIRST: Duration = Duration::from_secs(10);
+/// A connection's first request must arrive within this time.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A later request's head must have come within this time; it is also how long an idle connection is kept. Longer than
-/// clients keep theirs (90 s), so that it is not the server that closes one that is about to be used.
-const HEAD: Duration = Duration::from_secs(120);
+/// A later request's head must arrive within this time; an idle connection is kept as long. It is longer than
+/// clients keep idle connections (90 s), so that the server does not close one that a client is about to use.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What a connection may hold of a request that is not taken yet, its head above all.
-const BUFFER: usize = 128 * 1024;
+/// How many bytes a connection buffers of a request that is not processed yet, mainly its head.
+const READ_BUFFER: usize = 128 * 1024;
 
-/// How often a full house is said in the log.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+/// How often the log says that the limit of connections is reached.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How a server treats its connections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {
-    /// Connections at once. More wait in the listener's queue.
-    pub(crate) places: usize,
-    /// What is under way when the server stops has this long.
+    /// Connections at a time. More wait in the listener's queue.
+    pub(crate) connections: usize,
+    /// How long open requests may take to end when the server stops.
     pub(crate) drain: Duration,
 }
 
 impl ConnectionLimits {
-    /// So many connections, but half of the files that the process may have open at most: the others are needed too.
-    pub(crate) fn new(places: usize, drain: Duration) -> Self {
-        let places = open_files().map_or(places, |files| places.min(files / 2).max(1));
-        Self { places, drain }
+    /// At most `connections`, and at most half of the files that the process may open: it needs the other
+    /// half itself.
+    pub(crate) fn new(connections: usize, drain: Duration) -> Self {
+        let connections = open_files().map_or(connections, |files| connections.min(files / 2).max(1));
+        Self { connections, drain }
     }
 }
 
-/// How many files the process may have open.
+/// How many files the process may open.
 fn open_files() -> Option<usize> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits
@@ -61,47 +64,48 @@ fn open_files() -> Option<usize> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Who is at the other end of a request's connection. It stands in the request's extensions.
+/// The client of a request's connection. It is in the request's extensions.
 #[derive(Debug, Clone)]
 pub(crate) struct RemoteClient {
-    /// Where it calls from.
+    /// The client's address.
     pub(crate) address: SocketAddr,
-    seat: Arc<ConnectionSlot>,
+    slot: Arc<ConnectionSlot>,
 }
 
 impl RemoteClient {
-    /// Whether it is no stranger any more.
+    /// Whether a request on the connection has shown a valid key.
     pub(crate) fn is_trusted(&self) -> bool {
-        self.seat.trusted.get().is_some()
+        self.slot.trusted.get().is_some()
     }
 
-    /// It has shown a valid key. Where places are shared out, `place` is the one that it keeps as long as its connection lives.
-    pub(crate) fn trust(&self, place: Option<OwnedSemaphorePermit>) {
-        // Another request on the connection may have been faster.
-        let _ = self.seat.trusted.set(place);
+    /// Records that a request has shown a valid key. If connections are shared out among sites, `share` is
+    /// the permit that the connection keeps as long as it lives.
+    pub(crate) fn trust(&self, share: Option<OwnedSemaphorePermit>) {
+        // Another request on the connection may have set it before.
+        let _ = self.slot.trusted.set(share);
     }
 }
 
-/// A connection's place.
+/// A connection's state.
 #[derive(Debug, Default)]
 struct ConnectionSlot {
-    asked: AtomicBool,
-    /// Set when it has shown a key.
+    has_requested: AtomicBool,
+    /// Set when a request has shown a valid key.
     trusted: OnceLock<Option<OwnedSemaphorePermit>>,
-    leave: CancellationToken,
+    evicted: CancellationToken,
 }
 
-/// Serves until `shutdown`, then waits for what is under way.
+/// Serves until `shutdown`, then waits for open requests.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     limits: ConnectionLimits,
     shutdown: CancellationToken,
 ) {
-    let room = Arc::new(Semaphore::new(limits.places));
-    let mut strangers: VecDeque<Weak<ConnectionSlot>> = VecDeque::new();
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    let mut unauthenticated: VecDeque<Weak<ConnectionSlot>> = VecDeque::new();
     let mut connections = JoinSet::new();
-    let mut said: Option<Instant> = None;
+    let mut last_warning: Option<Instant> = None;
     loop {
         let (stream, address) = tokio::select! {
             biased;
@@ -110,9 +114,10 @@ pub(crate) async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of file descriptors, or the peer has gone: others may still be served.
+                    // The process is out of file descriptors, or the peer has gone: other connections may
+                    // still be served.
                     tracing::warn!(%error, "a connection was not accepted");
-                    make_room(&mut strangers);
+                    evict_longest_unauthenticated(&mut unauthenticated);
                     tokio::select! {
                         () = shutdown.cancelled() => break,
                         () = tokio::time::sleep(Duration::from_millis(100)) => continue,
@@ -120,30 +125,30 @@ pub(crate) async fn serve(
                 }
             },
         };
-        if room.available_permits() == 0 {
-            if said.is_none_or(|at| at.elapsed() > SAY_EVERY) {
-                said = Some(Instant::now());
+        if slots.available_permits() == 0 {
+            if last_warning.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
+                last_warning = Some(Instant::now());
                 tracing::warn!(
-                    places = limits.places,
-                    "all places for connections are taken: strangers give theirs up"
+                    connections = limits.connections,
+                    "the limit of connections is reached: unauthenticated ones are closed"
                 );
             }
-            make_room(&mut strangers);
+            evict_longest_unauthenticated(&mut unauthenticated);
         }
         let permit = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            permit = Arc::clone(&room).acquire_owned() => permit,
+            permit = Arc::clone(&slots).acquire_owned() => permit,
         };
-        let seat = Arc::new(ConnectionSlot::default());
-        if strangers.len() > 2 * limits.places {
-            strangers.retain(|seat| seat.upgrade().is_some_and(|seat| seat.trusted.get().is_none()));
+        let slot = Arc::new(ConnectionSlot::default());
+        if unauthenticated.len() > 2 * limits.connections {
+            unauthenticated.retain(|slot| slot.upgrade().is_some_and(|slot| slot.trusted.get().is_none()));
         }
-        strangers.push_back(Arc::downgrade(&seat));
-        let served = connection(
+        unauthenticated.push_back(Arc::downgrade(&slot));
+        let served = serve_connection(
             stream,
             router.clone(),
-            RemoteClient { address, seat },
+            RemoteClient { address, slot },
             shutdown.clone(),
         );
         connections.spawn(async move {
@@ -154,55 +159,63 @@ pub(crate) async fn serve(
     drop(listener);
     let drained = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(limits.drain, drained).await.is_err() {
-        tracing::warn!(left = connections.len(), "connections are cut at the end");
+        tracing::warn!(
+            left = connections.len(),
+            "connections did not end in time and are closed"
+        );
         connections.shutdown().await;
     }
 }
 
-/// Sends the stranger away that has been there longest.
-fn make_room(strangers: &mut VecDeque<Weak<ConnectionSlot>>) {
-    while let Some(seat) = strangers.pop_front() {
-        if let Some(seat) = seat.upgrade()
-            && seat.trusted.get().is_none()
+/// Closes the oldest unauthenticated connection.
+fn evict_longest_unauthenticated(unauthenticated: &mut VecDeque<Weak<ConnectionSlot>>) {
+    while let Some(slot) = unauthenticated.pop_front() {
+        if let Some(slot) = slot.upgrade()
+            && slot.trusted.get().is_none()
         {
-            seat.leave.cancel();
+            slot.evicted.cancel();
             return;
         }
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, caller: RemoteClient, shutdown: CancellationToken) {
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    client: RemoteClient,
+    shutdown: CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection sends with delay");
+        tracing::debug!(%error, "a connection's TCP_NODELAY cannot be set");
     }
-    let seat = Arc::clone(&caller.seat);
+    let slot = Arc::clone(&client.slot);
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        caller.seat.asked.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(caller.clone());
+        client.slot.has_requested.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(client.clone());
         router.clone().oneshot(request)
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(BUFFER)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(READ_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     let mut served = std::pin::pin!(served);
-    let silent = async {
-        tokio::time::sleep(FIRST).await;
-        if seat.asked.load(Ordering::Relaxed) {
+    let no_first_request = async {
+        tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
+        if slot.has_requested.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
     };
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
-        () = seat.leave.cancelled() => return,
-        () = silent => return,
+        () = slot.evicted.cancelled() => return,
+        () = no_first_request => return,
         () = shutdown.cancelled() => {
             served.as_mut().graceful_shutdown();
             served.await
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke off");
+        tracing::debug!(%error, "a connection was interrupted");
     }
 }

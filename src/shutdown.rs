@@ -1,8 +1,8 @@
-//! Signals: the first SIGTERM or SIGINT asks every task to finish, a second one ends the program at once; SIGHUP asks for
-//! the settings to be read anew.
+//! Signals: the first SIGTERM or SIGINT asks every task to finish, a second one ends the program at once.
+//! SIGHUP asks the program to read its settings again.
 //!
-//! A write beyond the limit of a file's size sends SIGXFSZ, which ends a program that does not listen: here the write
-//! fails, as it does on a full disk.
+//! A write beyond the limit of a file's size sends SIGXFSZ, which ends a program that does not handle it.
+//! This program handles it, so that the write fails, as it does on a full disk.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -13,39 +13,39 @@ use crate::error::{Error, Result};
 /// Its number on Linux.
 const SIGXFSZ: i32 = 25;
 
-/// Listens for signals for as long as it lives.
+/// Listens for signals as long as it lives.
 #[derive(Debug)]
 pub struct Shutdown {
     token: CancellationToken,
     listener: JoinHandle<()>,
     hangup: Option<Signal>,
-    _too_long: Signal,
+    _file_size_limit: Signal,
 }
 
 impl Shutdown {
-    /// Begins to listen.
+    /// Starts to listen.
     ///
     /// # Errors
     /// The operating system refuses a signal handler.
     pub fn listen() -> Result<Self> {
-        let terminate = handler(SignalKind::terminate())?;
-        let interrupt = handler(SignalKind::interrupt())?;
+        let terminate = listen_for(SignalKind::terminate())?;
+        let interrupt = listen_for(SignalKind::interrupt())?;
         let token = CancellationToken::new();
-        let listener = tokio::spawn(wait(terminate, interrupt, token.clone()));
+        let listener = tokio::spawn(handle_signals(terminate, interrupt, token.clone()));
         Ok(Self {
             token,
             listener,
-            hangup: Some(handler(SignalKind::hangup())?),
-            _too_long: handler(SignalKind::from_raw(SIGXFSZ))?,
+            hangup: Some(listen_for(SignalKind::hangup())?),
+            _file_size_limit: listen_for(SignalKind::from_raw(SIGXFSZ))?,
         })
     }
 
-    /// What hears each SIGHUP, for the first who asks.
+    /// The stream of SIGHUPs; `None` from the second call on.
     pub fn hangups(&mut self) -> Option<Signal> {
         self.hangup.take()
     }
 
-    /// What every task waits on beside its work.
+    /// The token that every task watches besides its work.
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
     }
@@ -57,21 +57,21 @@ impl Drop for Shutdown {
     }
 }
 
-fn handler(kind: SignalKind) -> Result<Signal> {
+fn listen_for(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(|error| Error::local("listen for signals", error))
 }
 
-async fn wait(mut terminate: Signal, mut interrupt: Signal, token: CancellationToken) {
-    let name = next(&mut terminate, &mut interrupt).await.0;
+async fn handle_signals(mut terminate: Signal, mut interrupt: Signal, token: CancellationToken) {
+    let name = next_signal(&mut terminate, &mut interrupt).await.0;
     tracing::info!(signal = name, "shutting down; a second signal ends it at once");
     token.cancel();
-    let (name, number) = next(&mut terminate, &mut interrupt).await;
+    let (name, number) = next_signal(&mut terminate, &mut interrupt).await;
     tracing::warn!(signal = name, "ending at once");
-    // What a shell reports for a program that a signal ended.
+    // The exit code that a shell reports for a program that a signal ended.
     std::process::exit(128 + number);
 }
 
-async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> (&'static str, i32) {
+async fn next_signal(terminate: &mut Signal, interrupt: &mut Signal) -> (&'static str, i32) {
     tokio::select! {
         _ = terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),
         _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),

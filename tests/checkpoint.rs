@@ -66,7 +66,7 @@ fn checkpoint(serial: u64) -> Checkpoint {
         serial,
         term: 3,
         nonce: "nonce".into(),
-        floor: Position(serial as i64 * 10),
+        low_water: Position(serial as i64 * 10),
         accepted: Some(Version {
             epoch: 2,
             term: 3,
@@ -116,7 +116,7 @@ fn keeps_a_commit_through_a_crash(place: &impl StorePlace) {
 
 fn keeps_a_large_checkpoint(place: &impl StorePlace) {
     let mut large = checkpoint(1);
-    large.floors = (0..20_000).map(|id| (id, Position(id as i64))).collect();
+    large.low_water_by_transaction = (0..20_000).map(|id| (id, Position(id as i64))).collect();
     place.open().commit(&large).unwrap();
     assert_eq!(place.open().load().unwrap(), Some(large));
 }

@@ -101,7 +101,7 @@ async fn daemon() -> OperatorApi {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let store = tempfile::tempdir().unwrap();
     let settings = settings(&store, "127.0.0.1:0");
-    let secret = token::obtain(&settings).unwrap();
+    let secret = token::load_or_create(&settings).unwrap();
     let (began, watch) = mpsc::unbounded_channel();
     let operator = Arc::new(ScriptedOperator {
         began,

@@ -256,7 +256,7 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
     let report = replicator::backfill(
         &site.settings,
         &[],
-        RowSpan::Window,
+        RowSpan::Retention,
         false,
         &NoObserver,
         &CancellationToken::new(),
@@ -294,7 +294,7 @@ async fn a_backfill_brings_the_windows_and_never_overwrites_a_newer_row() {
             replicator::backfill(
                 &settings,
                 &[],
-                RowSpan::Window,
+                RowSpan::Retention,
                 restart,
                 &NoObserver,
                 &CancellationToken::new(),

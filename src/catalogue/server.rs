@@ -1,9 +1,9 @@
-//! How a server without `changes` wants an entity's rows: under which paths, under which names, in which
-//! forms.
+//! How a server without `changes` wants an entity's rows: the paths, the columns' names, and the forms of
+//! values.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entity, wrong};
+use super::{Entity, invalid};
 use crate::error::Result;
 use crate::wire::paths;
 
@@ -14,24 +14,24 @@ pub struct ColumnForm {
     /// The form.
     #[serde(rename = "as")]
     pub form: ValueForm,
-    /// The time zone of a local date or time, by its name in the IANA database; none means UTC.
+    /// The time zone of a local date or time, by its name in the IANA database; `None` means UTC.
     #[serde(default)]
     pub zone: Option<String>,
 }
 
-/// A form that a value can be brought into. Null stays null.
+/// A form into which a value can be converted. Null stays null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ValueForm {
     /// A JSON text.
     #[serde(rename = "text")]
     Text,
-    /// A JSON number: out of a text that is one, or 1 and 0 out of a boolean.
+    /// A JSON number: from a text that is one, or 1 and 0 from a boolean.
     #[serde(rename = "number")]
     Number,
-    /// `YYYY-MM-DD hh:mm:ss`, without an offset, out of a date with a time.
+    /// `YYYY-MM-DD hh:mm:ss`, without an offset, from a date with a time.
     #[serde(rename = "local datetime")]
     LocalDatetime,
-    /// `YYYY-MM-DD`, out of a date with or without a time.
+    /// `YYYY-MM-DD`, from a date with or without a time.
     #[serde(rename = "date")]
     Date,
     /// A JSON text that holds the JSON of an array or an object.
@@ -52,26 +52,26 @@ impl ValueForm {
     }
 }
 
-/// What a file's column gets of the upload's answer.
+/// What the URL column gets of the upload's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ColumnValue {
-    /// The file's URL; where there are several, an array of them.
+    /// The file's URL; an array of URLs if there are several files.
     Url,
-    /// The file's path on the server; where there are several, an array of them.
+    /// The file's path on the server; an array of paths if there are several files.
     Path,
-    /// A text with the JSON array of the paths.
+    /// A text that holds the JSON array of the paths.
     Json,
 }
 
-/// What becomes of a row whose file the cloud has not confirmed yet.
+/// What happens to a row whose file the cloud has not confirmed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unconfirmed {
-    /// It is sent, with null in the URL column, or with the site's own value where that is the file column
+    /// It is sent, with null in the URL column, or with the site's value if the URL column is the file column
     /// itself.
     Send,
-    /// It is held back until its file is there.
+    /// It is held back until the cloud has its file.
     Hold,
 }
 
@@ -97,7 +97,7 @@ impl Entity {
         }
     }
 
-    /// The path of a delete; `key` is encoded.
+    /// The path of a delete. `key` is percent-encoded.
     pub fn delete_path(&self, key: &str) -> String {
         match &self.delete_path {
             Some(path) => path.trim_matches('/').replace("{key}", key),
@@ -105,7 +105,8 @@ impl Entity {
         }
     }
 
-    /// What is set that only a server without `changes` can be served with; none where nothing is.
+    /// The name of a setting of this entity that has a meaning only for a server without `changes`; `None` if
+    /// none is set.
     pub fn server_setting(&self) -> Option<&'static str> {
         let set = [
             (self.delete_path.is_some(), "delete_path"),
@@ -119,14 +120,14 @@ impl Entity {
     }
 }
 
-/// Checks what can be checked without a database.
-pub(super) fn check(entity: &Entity) -> Result<()> {
+/// Checks these settings of an entity, as far as that is possible without a database.
+pub(super) fn check_server_settings(entity: &Entity) -> Result<()> {
     if let Some(path) = &entity.delete_path
         && (!path.contains("{key}") || path.contains(['?', '#']))
     {
-        return Err(wrong(
+        return Err(invalid(
             entity,
-            format!("its delete_path {path:?} is no path with {{key}} in it"),
+            format!("its delete_path {path:?} is not a path with {{key}} in it"),
         )
         .remedy("write it as in rooms/by-number/{key}"));
     }
@@ -134,14 +135,14 @@ pub(super) fn check(entity: &Entity) -> Result<()> {
         && (path.trim_matches('/').is_empty() || path.contains(['?', '#', '{']))
     {
         return Err(
-            wrong(entity, format!("its bulk_path {path:?} is no path")).remedy("write it as in rooms/bulk")
+            invalid(entity, format!("its bulk_path {path:?} is no path")).remedy("write it as in rooms/bulk")
         );
     }
     let mut names: Vec<&str> = entity.rename.values().map(String::as_str).collect();
     names.extend(entity.constants.keys().map(String::as_str));
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(wrong(
+        return Err(invalid(
             entity,
             format!("two of its columns have the name {} in the cloud", twice[0]),
         )
@@ -152,7 +153,7 @@ pub(super) fn check(entity: &Entity) -> Result<()> {
         .iter()
         .find(|(_, value)| value.is_array() || value.is_object())
     {
-        return Err(wrong(
+        return Err(invalid(
             entity,
             format!("its constant {column} is {value}, and not one value"),
         )
@@ -162,14 +163,14 @@ pub(super) fn check(entity: &Entity) -> Result<()> {
         let dated = matches!(form.form, ValueForm::LocalDatetime | ValueForm::Date);
         match &form.zone {
             Some(zone) if !dated => {
-                return Err(wrong(
+                return Err(invalid(
                     entity,
-                    format!("its column {column} has the zone {zone} and is no date"),
+                    format!("its column {column} has the zone {zone}, but it is no date"),
                 )
                 .remedy("set zone for \"local datetime\" and \"date\" only"));
             }
             Some(zone) if jiff::tz::TimeZone::get(zone).is_err() => {
-                return Err(wrong(
+                return Err(invalid(
                     entity,
                     format!("its column {column} has the zone {zone:?}, which is not known"),
                 )
@@ -227,8 +228,18 @@ mod tests {
         );
         let mut entity = Entity::new("rooms", "tbl_room", &["room_no"]);
         entity.columns = [("at".to_owned(), zone(ValueForm::LocalDatetime, "Asia/Nowhere"))].into();
-        assert!(check(&entity).unwrap_err().to_string().contains("Asia/Nowhere"));
+        assert!(
+            check_server_settings(&entity)
+                .unwrap_err()
+                .to_string()
+                .contains("Asia/Nowhere")
+        );
         entity.columns = [("at".to_owned(), zone(ValueForm::Text, "Asia/Manila"))].into();
-        assert!(check(&entity).unwrap_err().to_string().contains("no date"));
+        assert!(
+            check_server_settings(&entity)
+                .unwrap_err()
+                .to_string()
+                .contains("no date")
+        );
     }
 }

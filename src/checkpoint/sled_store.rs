@@ -1,11 +1,13 @@
-//! The checkpoint in a sled store: a folder of this machine with one owner.
+//! The checkpoint in a sled store: a folder on this machine that one process owns.
 //!
-//! sled keeps a snapshot of its log beside it, in `snap.<lsn>`, which it can derive again. A process that is
-//! killed while it opens the store leaves `snap.<lsn>.generating`, which sled takes for the newest snapshot
-//! from then on, and refuses (spacejam/sled#1527, #1533). So half snapshots are removed before the store is
-//! opened, and all of them where it does not open; only where that does not help either is the store set
-//! aside. Its log never shrinks: a store that has grown above [`LARGEST`] is written anew from its
-//! checkpoint.
+//! sled keeps a snapshot of its log in `snap.<lsn>`, and can derive it from the log again. A process that is
+//! killed while it opens the store leaves `snap.<lsn>.generating`. sled then takes that file for the newest
+//! snapshot, and refuses to open it (spacejam/sled#1527, #1533). So [`SledStore::open`] first removes
+//! unfinished snapshots. If the store does not open, it removes all snapshots. If the store still does not
+//! open, it moves the store aside.
+//!
+//! sled's log never shrinks: a store that has grown above [`MAX_BYTES`] is replaced by a new one with the
+//! same checkpoint.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -21,21 +23,22 @@ use crate::error::{Error, Kind, Result};
 const KEY: &[u8] = b"checkpoint";
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Bytes on the disk from which on a store is written anew: opening one costs time and memory like its size.
-const LARGEST: u64 = 64 * 1024 * 1024;
+/// The size on disk above which a store is replaced: opening a store costs time and memory in proportion to
+/// its size.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
-/// More than what the database takes at a time, a segment of 512 KiB.
+/// More than the database allocates at a time, which is a segment of 512 KiB.
 const PROBE_BYTES: usize = 1024 * 1024;
 
-/// The sled store in a folder, with one owner.
+/// The sled store in a folder, owned by this process.
 ///
-/// A database that has failed once answers nothing but that failure from then on, so it is closed then and
-/// opened anew by the next call.
+/// After a failure, a sled database returns that failure for every call. So it is closed, and the next call
+/// opens it again.
 #[derive(Debug)]
 pub struct SledStore {
     open: Mutex<Option<Database>>,
     path: PathBuf,
-    largest: u64,
+    max_bytes: u64,
     _lock: File,
 }
 
@@ -47,18 +50,18 @@ struct Database {
 }
 
 impl SledStore {
-    /// Opens the store in the folder `path`, or makes it. Where its bytes cannot be read it is set aside, and
-    /// the second value says under which name. Where the folder takes no bytes, that is the cause, and
-    /// nothing is set aside.
+    /// Opens the store in the folder `path`, or creates it. If its bytes cannot be read, the store is moved
+    /// aside, and the second value is its new path. If the folder takes no bytes, that is the error, and
+    /// nothing is moved.
     ///
     /// # Errors
     /// The folder cannot be written, the disk is full, or another process owns the store.
     pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>)> {
-        Self::open_up_to(path, LARGEST)
+        Self::open_with_limit(path, MAX_BYTES)
     }
 
-    /// The same, of at most about `largest` bytes on the disk.
-    fn open_up_to(path: &Path, largest: u64) -> Result<(Self, Option<PathBuf>)> {
+    /// [`SledStore::open`] with a limit: above `max_bytes` on the disk the store is replaced.
+    fn open_with_limit(path: &Path, max_bytes: u64) -> Result<(Self, Option<PathBuf>)> {
         let operation = format!("open the checkpoint store {}", path.display());
         let parent = path.parent().unwrap_or(Path::new("."));
         let name = path
@@ -66,7 +69,7 @@ impl SledStore {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        let writable = |error| {
+        let folder_error = |error| {
             Error::local(&operation, error)
                 .remedy("make the folder writable for cloud-sync, or set store.path to one that is")
         };
@@ -75,80 +78,91 @@ impl SledStore {
                 return Err(Error::new(
                     Kind::Store,
                     operation,
-                    format!("{} is there already, and is no folder", folder.display()),
+                    format!("{} already exists and is not a folder", folder.display()),
                 )
                 .remedy("move it away, or set store.path to another folder"));
             }
-            std::fs::create_dir_all(folder).map_err(writable)?;
+            std::fs::create_dir_all(folder).map_err(folder_error)?;
         }
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .open(parent.join(format!("{name}.lock")))
-            .map_err(writable)?;
+            .map_err(folder_error)?;
         if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
             return Err(
                 Error::new(Kind::Store, operation, "another cloud-sync process uses it")
                     .remedy("stop that process, or set store.path to another folder"),
             );
         }
-        let mut aside = None;
-        let opened = match opened(path) {
-            Ok(opened) => opened,
+        let mut set_aside = None;
+        let database = match open_database(path) {
+            Ok(database) => database,
             Err(cause) => {
-                takes_bytes(path).map_err(writable)?;
+                probe_write(path).map_err(folder_error)?;
                 let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
-                let other = parent.join(format!("{name}.broken-{now}"));
-                tracing::error!(store = %path.display(), set_aside = %other.display(), cause, "the checkpoint store cannot be read: it is set aside");
-                std::fs::rename(path, &other).map_err(writable)?;
-                aside = Some(other);
-                readable(path).map_err(|cause| Error::new(Kind::Store, &operation, cause))?
+                let broken = parent.join(format!("{name}.broken-{now}"));
+                tracing::error!(store = %path.display(), set_aside = %broken.display(), cause, "the \
+                    checkpoint store cannot be read: it is set aside");
+                std::fs::rename(path, &broken).map_err(folder_error)?;
+                set_aside = Some(broken);
+                open_and_read(path).map_err(|cause| Error::new(Kind::Store, &operation, cause))?
             }
         };
         let store = Self {
-            open: Mutex::new(Some(opened)),
+            open: Mutex::new(Some(database)),
             path: path.to_owned(),
-            largest,
+            max_bytes,
             _lock: lock,
         };
-        store.shrink();
-        Ok((store, aside))
+        store.shrink_if_large();
+        Ok((store, set_aside))
     }
 
-    /// Bytes that it takes on the disk; 0 while it cannot be read.
+    /// The store's size on disk in bytes; 0 while it cannot be read.
     pub fn bytes(&self) -> u64 {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.as_ref()
             .map_or(0, |database| database.db.size_on_disk().unwrap_or_default())
     }
 
-    /// Writes a store that has grown too large anew: beside it, and then in its place in one step. Where that
-    /// fails the store stays as it is, which costs space only.
-    fn shrink(&self) {
+    /// Replaces a store that has grown too large: writes a new one next to it, and exchanges the two in one
+    /// step. If that fails, the store stays as it is, which costs only space.
+    fn shrink_if_large(&self) {
         let bytes = self.bytes();
-        if bytes <= self.largest {
+        if bytes <= self.max_bytes {
             return;
         }
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = open.take() else { return };
-        let anew = self.path.with_extension("anew");
-        let written = calmly(|| {
+        let replacement = self.path.with_extension("replacement");
+        let written = catch_panic(|| {
             let checkpoint = database.db.get(KEY).map_err(|error| error.to_string())?;
             drop(database);
-            write_anew(checkpoint.as_deref(), &anew, &self.path).map_err(|error| error.to_string())
+            write_replacement(checkpoint.as_deref(), &replacement, &self.path)
+                .map_err(|error| error.to_string())
         });
         match written {
-            Ok(()) => tracing::info!(bytes, "the checkpoint store had grown: it is written anew"),
-            Err(cause) => tracing::warn!(bytes, cause, "the checkpoint store cannot be written anew"),
+            Ok(()) => tracing::info!(
+                bytes,
+                "the checkpoint store had grown, and was replaced by a small \
+                one"
+            ),
+            Err(cause) => tracing::warn!(
+                bytes,
+                cause,
+                "the checkpoint store has grown, and cannot be \
+                replaced by a small one"
+            ),
         }
-        // Where it does not open now, the next call says why.
-        *open = opened(&self.path).ok();
+        // If it does not open now, the next call reports why.
+        *open = open_database(&self.path).ok();
     }
 
     fn error(&self, action: &str, cause: impl std::fmt::Display) -> Error {
-        // What the machine says is plainer than what the database makes of it.
-        let cause = match takes_bytes(&self.path) {
+        // The operating system's error is clearer than the database's.
+        let cause = match probe_write(&self.path) {
             Err(error) => error.to_string(),
             Ok(()) => cause.to_string(),
         };
@@ -157,11 +171,14 @@ impl SledStore {
             format!("{action} the checkpoint in {}", self.path.display()),
             cause,
         )
-        .remedy("free space on that disk, or make the folder writable; it then goes on by itself")
+        .remedy(
+            "free space on that disk, or make the folder writable; cloud-sync then continues without a \
+            restart",
+        )
     }
 
-    /// Runs `work` on the database. One that fails is closed.
-    fn on_database<T>(
+    /// Runs `work` on the database, and closes the database if `work` fails.
+    fn with_database<T>(
         &self,
         action: &str,
         work: impl FnOnce(&Database) -> std::result::Result<T, String>,
@@ -169,53 +186,55 @@ impl SledStore {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match open.take() {
             Some(database) => database,
-            None => opened(&self.path).map_err(|cause| self.error(action, cause))?,
+            None => open_database(&self.path).map_err(|cause| self.error(action, cause))?,
         };
-        let done = calmly(|| work(&database));
-        match done {
+        let result = catch_panic(|| work(&database));
+        match result {
             Ok(_) => *open = Some(database),
-            // sled may panic once more while it is closed.
-            Err(_) => drop(calmly(|| {
+            // sled may panic again while it is closed.
+            Err(_) => drop(catch_panic(|| {
                 drop(database);
                 Ok(())
             })),
         }
-        done.map_err(|cause| self.error(action, cause))
+        result.map_err(|cause| self.error(action, cause))
     }
 }
 
-/// Whether the folder's disk takes some bytes.
-fn takes_bytes(folder: &Path) -> std::io::Result<()> {
+/// Writes a file of some bytes to the folder, to see whether its disk takes them.
+fn probe_write(folder: &Path) -> std::io::Result<()> {
     let mut probe = tempfile::NamedTempFile::new_in(folder)?;
     probe.write_all(&vec![0; PROBE_BYTES])?;
     probe.as_file().sync_all()
 }
 
-/// Runs what sled may answer by a panic.
-fn calmly<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
+/// Runs `work` and returns a panic of sled as an error.
+fn catch_panic<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err("its bytes are broken".to_owned()))
 }
 
-/// Opens the database without what a killed process may have left, and without its snapshots where these are
-/// what does not open. The log behind them holds a checkpoint then, or is broken too.
-fn opened(path: &Path) -> std::result::Result<Database, String> {
+/// Opens the database, after removing what a killed process may have left. If it does not open, opens it
+/// without its snapshots; its log must hold a checkpoint then, else the log is broken too.
+fn open_database(path: &Path) -> std::result::Result<Database, String> {
     let remove = |suffix| remove_snapshots(path, suffix).map_err(|error| error.to_string());
     remove(".generating")?;
-    readable(path).or_else(|cause| {
-        // Nothing does on a full disk.
-        takes_bytes(path).map_err(|error| error.to_string())?;
+    open_and_read(path).or_else(|cause| {
+        // On a full disk nothing opens.
+        probe_write(path).map_err(|error| error.to_string())?;
         if remove("")? == 0 {
             return Err(cause);
         }
-        tracing::warn!(store = %path.display(), cause, "the checkpoint store does not open: its snapshots are derived again");
-        let database = readable(path)?;
-        let held = calmly(|| database.db.contains_key(KEY).map_err(|error| error.to_string()))?;
-        if held { Ok(database) } else { Err(cause) }
+        tracing::warn!(store = %path.display(), cause, "the checkpoint store does not open: its snapshots \
+            are derived again");
+        let database = open_and_read(path)?;
+        let has_checkpoint =
+            catch_panic(|| database.db.contains_key(KEY).map_err(|error| error.to_string()))?;
+        if has_checkpoint { Ok(database) } else { Err(cause) }
     })
 }
 
-/// Removes sled's snapshots whose names end so; returns how many there were.
+/// Removes sled's snapshots whose names end with `suffix`. Returns how many there were.
 fn remove_snapshots(path: &Path, suffix: &str) -> std::io::Result<usize> {
     let mut removed = 0;
     for entry in std::fs::read_dir(path)? {
@@ -230,41 +249,41 @@ fn remove_snapshots(path: &Path, suffix: &str) -> std::io::Result<usize> {
     Ok(removed)
 }
 
-/// Makes a store of this checkpoint in the folder `anew`, and puts it in the place of the one in `path`.
-fn write_anew(checkpoint: Option<&[u8]>, anew: &Path, path: &Path) -> std::io::Result<()> {
-    let gone = |folder: &Path| match std::fs::remove_dir_all(folder) {
+/// Makes a store with this checkpoint in the folder `replacement`, and exchanges it with the store in `path`.
+fn write_replacement(checkpoint: Option<&[u8]>, replacement: &Path, path: &Path) -> std::io::Result<()> {
+    let remove_folder = |folder: &Path| match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    // A process that was killed here may have left one.
-    gone(anew)?;
-    let database = readable(anew).map_err(std::io::Error::other)?;
+    // A process that was killed here may have left a folder.
+    remove_folder(replacement)?;
+    let database = open_and_read(replacement).map_err(std::io::Error::other)?;
     if let Some(checkpoint) = checkpoint {
         database.put(checkpoint).map_err(std::io::Error::other)?;
     }
     drop(database);
-    File::open(anew)?.sync_all()?;
-    renameat_with(CWD, anew, CWD, path, RenameFlags::EXCHANGE)?;
+    File::open(replacement)?.sync_all()?;
+    renameat_with(CWD, replacement, CWD, path, RenameFlags::EXCHANGE)?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
-    gone(anew)
+    remove_folder(replacement)
 }
 
 impl Database {
-    /// Keeps these bytes; they are on the disk when this returns.
+    /// Stores these bytes. They are on the disk when this returns.
     fn put(&self, checkpoint: &[u8]) -> std::result::Result<(), String> {
         let failed = |error: sled::Error| error.to_string();
         self.db.insert(KEY, checkpoint).map_err(failed)?;
         abort::point("amid a commit");
-        // sled's flush calls sync_file_range, which does not reach the disk: the data file is synced after
+        // sled's flush calls sync_file_range, which does not reach the disk. So the data file is synced after
         // it.
         self.db.flush().map_err(failed)?;
         self.data.sync_data().map_err(|error| error.to_string())
     }
 }
 
-/// Opens the database and reads the checkpoint once. sled answers some broken bytes by a panic.
-fn readable(path: &Path) -> std::result::Result<Database, String> {
-    calmly(|| {
+/// Opens the database and reads the checkpoint once. On some broken bytes sled panics.
+fn open_and_read(path: &Path) -> std::result::Result<Database, String> {
+    catch_panic(|| {
         let db = sled::Config::new()
             .path(path)
             .cache_capacity(CACHE_BYTES)
@@ -278,7 +297,7 @@ fn readable(path: &Path) -> std::result::Result<Database, String> {
     })
 }
 
-/// A stored checkpoint is its JSON behind the first eight bytes of the JSON's blake3 hash.
+/// Decodes a stored checkpoint: the first eight bytes of the JSON's blake3 hash, then the JSON.
 fn decode(bytes: Option<&[u8]>) -> std::result::Result<Option<Checkpoint>, String> {
     let Some(bytes) = bytes else { return Ok(None) };
     let (sum, body) = bytes
@@ -294,7 +313,7 @@ fn decode(bytes: Option<&[u8]>) -> std::result::Result<Option<Checkpoint>, Strin
 
 impl Store for SledStore {
     fn load(&self) -> Result<Option<Checkpoint>> {
-        self.on_database("read", |database| {
+        self.with_database("read", |database| {
             decode(
                 database
                     .db
@@ -309,8 +328,8 @@ impl Store for SledStore {
         let body = serde_json::to_vec(checkpoint).map_err(|error| self.error("write", error))?;
         let mut bytes = blake3::hash(&body).as_bytes()[..8].to_vec();
         bytes.extend_from_slice(&body);
-        self.on_database("write", |database| database.put(&bytes))?;
-        self.shrink();
+        self.with_database("write", |database| database.put(&bytes))?;
+        self.shrink_if_large();
         Ok(())
     }
 }
@@ -345,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_store_is_set_aside() {
+    fn a_broken_store_is_moved_aside() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
         {
@@ -391,43 +410,43 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_has_grown_is_written_anew_from_its_checkpoint() {
-        const LARGEST: u64 = 3 << 20;
+    fn a_store_that_has_grown_is_replaced_by_one_with_its_checkpoint() {
+        const LIMIT: u64 = 3 << 20;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
         let grow = |store: &SledStore| {
             let mut bytes = vec![0; 300_000];
-            for nth in 0_u32.. {
-                bytes[..4].copy_from_slice(&nth.to_be_bytes());
+            for number in 0_u32.. {
+                bytes[..4].copy_from_slice(&number.to_be_bytes());
                 store
-                    .on_database("write", |database| {
+                    .with_database("write", |database| {
                         database
                             .db
-                            .insert(nth.to_be_bytes(), &bytes[..])
+                            .insert(number.to_be_bytes(), &bytes[..])
                             .map_err(|error| error.to_string())?;
                         database.db.flush().map_err(|error| error.to_string())
                     })
                     .unwrap();
-                if store.bytes() > LARGEST {
+                if store.bytes() > LIMIT {
                     return;
                 }
             }
         };
-        // When one that runs, and one that is opened, is larger than it may be
-        let (store, _) = SledStore::open_up_to(&path, LARGEST).unwrap();
+        // When a store grows above the limit while it is open, and before it is opened,
+        let (store, _) = SledStore::open_with_limit(&path, LIMIT).unwrap();
         for serial in 1..4 {
             grow(&store);
             store.commit(&checkpoint(serial)).unwrap();
-            // Then it is small again, and takes commits.
-            assert!(store.bytes() <= LARGEST, "{}", store.bytes());
+            // then it is small again, and takes commits.
+            assert!(store.bytes() <= LIMIT, "{}", store.bytes());
             assert_eq!(store.load().unwrap(), Some(checkpoint(serial)));
         }
         grow(&store);
         drop(store);
-        let (store, aside) = SledStore::open_up_to(&path, LARGEST).unwrap();
+        let (store, aside) = SledStore::open_with_limit(&path, LIMIT).unwrap();
         assert_eq!(aside, None);
-        assert!(store.bytes() <= LARGEST, "{}", store.bytes());
+        assert!(store.bytes() <= LIMIT, "{}", store.bytes());
         assert_eq!(store.load().unwrap(), Some(checkpoint(3)));
-        assert!(!path.with_extension("anew").exists());
+        assert!(!path.with_extension("replacement").exists());
     }
 }

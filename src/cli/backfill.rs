@@ -1,4 +1,4 @@
-//! `backfill`: pushes the rows that stood before capture.
+//! `backfill`: pushes the rows that were there before capture.
 
 use std::process::ExitCode;
 
@@ -30,7 +30,7 @@ pub(super) struct BackfillArgs {
     /// All rows, whatever their age
     #[arg(long)]
     pub(super) all: bool,
-    /// Begin again, also where an earlier backfill has ended or was interrupted
+    /// Begin again, even if an earlier backfill has ended or was interrupted
     #[arg(long)]
     pub(super) restart: bool,
     #[command(flatten)]
@@ -41,7 +41,7 @@ pub(super) async fn execute(context: &Context, args: BackfillArgs) -> Result<Exi
     let span = match args.days {
         _ if args.all => RowSpan::All,
         Some(days) => RowSpan::Days(days),
-        None => RowSpan::Window,
+        None => RowSpan::Retention,
     };
     let shutdown = Shutdown::listen()?;
     let report = replicator::backfill(
@@ -53,7 +53,7 @@ pub(super) async fn execute(context: &Context, args: BackfillArgs) -> Result<Exi
         &shutdown.token(),
     )
     .await?;
-    output::show(context.json, &report, describe)?;
+    output::print(context.json, &report, describe)?;
     Ok(if report.success {
         ExitCode::SUCCESS
     } else {

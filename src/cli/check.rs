@@ -18,7 +18,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CheckArgs {
-    /// Look at the cloud's server alone: its status, its capabilities, its list of each entity. Nothing there is changed
+    /// Look only at the cloud's server: its status, its capabilities, its list of each entity. Nothing there
+    /// is changed
     #[arg(long)]
     pub(super) cloud: bool,
     #[command(flatten)]
@@ -31,17 +32,21 @@ pub(super) async fn execute(context: &Context, args: CheckArgs) -> Result<ExitCo
     } else {
         preconditions::check(context.settings()).await
     };
-    output::show(context.json, &findings, |findings| {
-        findings.iter().map(line).collect::<Vec<_>>().join("\n")
+    output::print(context.json, &findings, |findings| {
+        findings
+            .iter()
+            .map(describe_finding)
+            .collect::<Vec<_>>()
+            .join("\n")
     })?;
-    // The first thing that is wrong decides, since what comes after it may only follow from it.
+    // The first problem decides the exit code, because later ones may only follow from it.
     Ok(findings
         .iter()
         .find_map(|finding| finding.exit_code())
         .map_or(ExitCode::SUCCESS, ExitCode::from))
 }
 
-fn line(finding: &Finding) -> String {
+fn describe_finding(finding: &Finding) -> String {
     match (finding.error(), finding.advised()) {
         (None, None) => format!("ok     {}: {}", finding.subject(), finding.detail()),
         (None, Some(advice)) => format!("advice {}: {}; {advice}", finding.subject(), finding.detail()),

@@ -19,7 +19,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ConfigArgs {
-    /// Tell what each setting is, its environment variables and its default
+    /// Explain each setting: what it is, its environment variables and its default
     #[arg(long)]
     explain: bool,
     #[command(flatten)]
@@ -28,9 +28,9 @@ pub(super) struct ConfigArgs {
 
 pub(super) fn execute(context: &Context, args: &ConfigArgs) -> Result<ExitCode> {
     if args.explain {
-        output::show(context.json, &explanations(), |keys| explain(keys))?;
+        output::print(context.json, &explanations(), |keys| explain(keys))?;
     } else {
-        output::show(context.json, &effective(&context.loaded), describe)?;
+        output::print(context.json, &effective(&context.loaded), describe)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -47,7 +47,7 @@ struct Effective {
 #[derive(Serialize)]
 struct Setting {
     key: &'static str,
-    /// Null where it is unset or hidden.
+    /// Null if the setting is unset or hidden.
     value: Option<String>,
     hidden: bool,
     from: String,
@@ -106,7 +106,7 @@ fn describe(effective: &Effective) -> String {
 }
 
 #[derive(Serialize)]
-struct Explanation {
+struct SettingExplanation {
     key: &'static str,
     default: Option<&'static str>,
     variables: Vec<String>,
@@ -114,9 +114,9 @@ struct Explanation {
     help: &'static str,
 }
 
-fn explanations() -> Vec<Explanation> {
+fn explanations() -> Vec<SettingExplanation> {
     KEYS.iter()
-        .map(|key| Explanation {
+        .map(|key| SettingExplanation {
             key: key.name,
             default: key.default,
             variables: [Some(key.variable()), key.legacy.map(str::to_owned)]
@@ -129,7 +129,7 @@ fn explanations() -> Vec<Explanation> {
         .collect()
 }
 
-fn explain(keys: &[Explanation]) -> String {
+fn explain(keys: &[SettingExplanation]) -> String {
     let mut text = String::new();
     for key in keys {
         let default = key

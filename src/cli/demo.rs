@@ -41,7 +41,7 @@ pub(super) async fn execute(context: &Context, args: DemoArgs) -> Result<ExitCod
     let Some(report) = report else {
         return Ok(ExitCode::SUCCESS);
     };
-    output::show(context.json, &report, ToString::to_string)?;
+    output::print(context.json, &report, ToString::to_string)?;
     Ok(if report.equal() {
         ExitCode::SUCCESS
     } else {

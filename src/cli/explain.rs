@@ -18,14 +18,14 @@ pub(super) struct ExplainArgs {
 }
 
 #[derive(Serialize)]
-struct Explanation {
+struct CodeExplanation {
     code: &'static str,
     title: &'static str,
     meaning: &'static str,
     remedy: &'static str,
 }
 
-impl From<Code> for Explanation {
+impl From<Code> for CodeExplanation {
     fn from(code: Code) -> Self {
         Self {
             code: code.as_str(),
@@ -46,11 +46,11 @@ pub(super) fn execute(args: &ExplainArgs, json: bool) -> Result<ExitCode> {
 
 fn explain(args: &ExplainArgs, json: bool) -> Result<()> {
     let Some(text) = &args.code else {
-        let all: Vec<Explanation> = Code::ALL.iter().map(|&code| code.into()).collect();
-        return output::show(json, &all, |all| {
+        let all: Vec<CodeExplanation> = Code::ALL.iter().map(|&code| code.into()).collect();
+        return output::print(json, &all, |all| {
             let rows = all
                 .iter()
-                .map(|one| vec![one.code.to_owned(), one.title.to_owned()]);
+                .map(|explanation| vec![explanation.code.to_owned(), explanation.title.to_owned()]);
             output::table(&["code", "what failed"], rows)
         });
     };
@@ -58,7 +58,7 @@ fn explain(args: &ExplainArgs, json: bool) -> Result<()> {
         Error::config(format!("explain {text}"), "there is no such code")
             .remedy("`cloud-sync explain` lists all codes")
     })?;
-    output::show(json, &Explanation::from(code), |explanation| {
+    output::print(json, &CodeExplanation::from(code), |explanation| {
         format!(
             "{}: {}\n\n{}\n\nWhat to do: {}",
             explanation.code, explanation.title, explanation.meaning, explanation.remedy

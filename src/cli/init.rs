@@ -20,11 +20,11 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct InitArgs {
-    /// Declare the outbox a new one, after a restore: its touches are dropped, and a running replicator compares every
-    /// entity with the cloud
+    /// Declare the outbox a new one, after a restore: its touches are dropped, and a running replicator
+    /// compares every entity with the cloud
     #[arg(long)]
     pub(super) new_epoch: bool,
-    /// Declare that it is the same outbox on another server, after pg_upgrade: nothing of it is dropped
+    /// Declare that it is the same outbox on another server, after pg_upgrade: nothing is dropped
     #[arg(long, conflicts_with = "new_epoch")]
     pub(super) same_outbox: bool,
     #[command(flatten)]
@@ -58,23 +58,24 @@ pub(super) async fn execute(context: &Context, args: InitArgs) -> Result<ExitCod
         unchanged,
         detached,
     };
-    output::show(context.json, &answer, describe)?;
+    output::print(context.json, &answer, describe)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn describe(answer: &InitAnswer) -> String {
     let mut lines = Vec::new();
-    for (names, what) in [
+    for (names, outcome) in [
         (&answer.attached, "capture installed"),
         (&answer.unchanged, "already in place"),
         (&answer.detached, "no longer in the catalogue: capture removed"),
     ] {
-        lines.extend(names.iter().map(|name| format!("{name:<24} {what}")));
+        lines.extend(names.iter().map(|name| format!("{name:<24} {outcome}")));
     }
     lines.push(format!("capture is in place, epoch {}", answer.epoch));
     if !answer.attached.is_empty() {
         lines.push(
-            "`cloud-sync backfill` pushes the rows that are there already, `cloud-sync run` each change from now on"
+            "`cloud-sync backfill` pushes the rows that are there already, `cloud-sync run` each change from \
+             now on"
                 .to_owned(),
         );
     }

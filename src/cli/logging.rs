@@ -1,4 +1,4 @@
-//! Logs: to stderr, without colours where that is no terminal.
+//! Logs: to stderr, without colours if that is no terminal.
 
 use std::io::IsTerminal;
 
@@ -7,15 +7,16 @@ use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::error::{Error, Result};
 
-/// Begins to log. `--log` goes over `-v`, that over `RUST_LOG`; a command that runs until it is stopped tells more.
+/// Starts to log. `--log` overrides `-v`, which overrides `RUST_LOG`. A command that runs until it is stopped
+/// logs more.
 ///
 /// # Errors
-/// A configuration error where the filter is not understood.
-pub(super) fn start(log: Option<&str>, verbose: u8, long_lived: bool) -> Result<()> {
+/// A configuration error if the filter cannot be read.
+pub(super) fn start_logging(log: Option<&str>, verbose: u8, long_lived: bool) -> Result<()> {
     let variable = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
     let filter = match (log, verbose, variable) {
-        (Some(text), _, _) => filter("--log", text)?,
-        (None, 0, Some(text)) => filter("RUST_LOG", &text)?,
+        (Some(text), _, _) => parse_filter("--log", text)?,
+        (None, 0, Some(text)) => parse_filter("RUST_LOG", &text)?,
         (None, 0, None) if long_lived => EnvFilter::new("warn,cloud_sync=info"),
         (None, 0, None) => EnvFilter::new("warn"),
         (None, 1, _) => EnvFilter::new("warn,cloud_sync=debug"),
@@ -24,24 +25,24 @@ pub(super) fn start(log: Option<&str>, verbose: u8, long_lived: bool) -> Result<
     tracing_subscriber::fmt()
         .with_env_filter(without_values(filter)?)
         .with_writer(std::io::stderr)
-        // The steps of a batch, each with its time: only where their level is asked for.
+        // The steps of a batch, each with its time, if their level is enabled.
         .with_span_events(FmtSpan::CLOSE)
         .with_ansi(std::io::stderr().is_terminal())
-        // It would tell on stderr that stderr takes nothing, and panic over that.
+        // Otherwise the subscriber reports on stderr that stderr fails, and panics.
         .log_internal_errors(false)
         .try_init()
         .map_err(|error| Error::config("start the log", error.to_string()))
 }
 
-/// A lone level is meant for this program; its libraries stay at warnings.
-fn filter(place: &str, text: &str) -> Result<EnvFilter> {
+/// A level alone applies to this program; its libraries stay at `warn`.
+fn parse_filter(given_by: &str, text: &str) -> Result<EnvFilter> {
     let text = if text.contains([',', '=']) || text == "off" {
         text.to_owned()
     } else {
         format!("warn,cloud_sync={text}")
     };
     EnvFilter::try_new(text).map_err(|error| {
-        Error::config(format!("use {place}"), error.to_string())
+        Error::config(format!("use {given_by}"), error.to_string())
             .remedy("give error, warn, info, debug or trace, or a filter such as cloud_sync::deliver=debug")
     })
 }
@@ -62,13 +63,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_and_filters_are_understood() {
+    fn levels_and_filters_are_parsed() {
         assert_eq!(
-            filter("--log", "debug").unwrap().to_string(),
+            parse_filter("--log", "debug").unwrap().to_string(),
             "cloud_sync=debug,warn"
         );
-        assert!(filter("--log", "cloud_sync::deliver=trace,info").is_ok());
-        assert!(filter("--log", "loud").is_err());
+        assert!(parse_filter("--log", "cloud_sync::deliver=trace,info").is_ok());
+        assert!(parse_filter("--log", "loud").is_err());
         let all = without_values(EnvFilter::new("debug,cloud_sync=trace,tokio_postgres=trace")).unwrap();
         assert!(all.to_string().contains("tokio_postgres=warn"), "{all}");
         assert!(!all.to_string().contains("tokio_postgres=trace"), "{all}");

@@ -1,8 +1,8 @@
-//! The command line: one command a file. What a person reads goes to stdout, logs and errors go to stderr; with
-//! `--json` stdout holds one JSON document, that of an error included.
+//! The command line: one command a file. Results go to stdout, logs and errors go to stderr. With `--json`,
+//! stdout is one JSON document, also if the command fails.
 //!
-//! Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration; 3 the source is unreachable; 4 the
-//! cloud is unreachable or refused the key.
+//! Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration; 3 the source is
+//! unreachable; 4 the cloud is unreachable or refused the key.
 
 mod backfill;
 mod check;
@@ -33,7 +33,7 @@ use crate::config::{LoadOptions, Loaded, Settings};
 use crate::error::Result;
 
 const AFTER_HELP: &str = "\
-Settings come from cloud-sync.toml, over it the environment (and a .env file), over it flags.
+Settings come from cloud-sync.toml. Environment variables and a .env file override it; flags override both.
 `cloud-sync config --explain` lists them all.
 
 Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration;
@@ -46,7 +46,8 @@ Examples:
   cloud-sync run              replicate from now on
   cloud-sync status           is it replicating, and how far behind is it?";
 
-/// Carries each change of a site's PostgreSQL database, and the files that its rows name, to the site's cloud.
+/// Carries each change of a site's PostgreSQL database, and the files that its rows name, to the site's
+/// cloud.
 #[derive(Debug, Parser)]
 #[command(name = "cloud-sync", version, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -65,8 +66,9 @@ struct Global {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
-    /// Set one setting, as in --set cloud.timeout=10s; other users can see flags, so keep secrets in the environment
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = pair)]
+    /// Set one setting, as in --set cloud.timeout=10s; other users can see flags, so keep secrets in the
+    /// environment
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = parse_key_value)]
     set: Vec<(String, String)>,
     /// What to log: error, warn, info, debug, trace, or a filter such as cloud_sync::deliver=debug
     #[arg(long, global = true, value_name = "LEVEL")]
@@ -125,7 +127,7 @@ struct SiteFlags {
 
 impl SiteFlags {
     fn overrides(&self) -> Vec<(String, String)> {
-        given([
+        given_flags([
             ("source.database_url", &self.database_url),
             ("cloud.url", &self.cloud_url),
             ("media.root", &self.media),
@@ -135,20 +137,20 @@ impl SiteFlags {
 }
 
 /// The flags that were given, as overrides of settings.
-fn given<const N: usize>(flags: [(&str, &Option<String>); N]) -> Vec<(String, String)> {
+fn given_flags<const N: usize>(flags: [(&str, &Option<String>); N]) -> Vec<(String, String)> {
     flags
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)))
         .collect()
 }
 
-fn pair(text: &str) -> std::result::Result<(String, String), String> {
+fn parse_key_value(text: &str) -> std::result::Result<(String, String), String> {
     text.split_once('=')
         .map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
         .ok_or_else(|| "write KEY=VALUE, as in cloud.timeout=10s".to_owned())
 }
 
-/// What every command works with.
+/// What every command gets.
 struct Context {
     options: LoadOptions,
     loaded: Loaded,
@@ -179,7 +181,7 @@ impl Command {
         }
     }
 
-    /// Whether it runs until it is stopped, so that its log tells more by default.
+    /// Whether it runs until it is stopped. Then it logs more by default.
     fn is_long_lived(&self) -> bool {
         matches!(self, Self::Run(_) | Self::Receiver(_) | Self::Demo(_))
     }
@@ -203,13 +205,14 @@ impl Command {
     }
 }
 
-/// Runs the command and answers the process's exit code. An error is told on stderr, and with `--json` on stdout too.
+/// Runs the command and returns the process's exit code. Prints an error on stderr, and with `--json` on
+/// stdout too.
 pub async fn run_command(cli: Cli) -> ExitCode {
     let json = cli.global.json;
     match execute(cli).await {
         Ok(code) => code,
         Err(error) => {
-            output::failure(&error, json);
+            output::print_error(&error, json);
             ExitCode::from(error.exit_code())
         }
     }
@@ -217,7 +220,7 @@ pub async fn run_command(cli: Cli) -> ExitCode {
 
 async fn execute(cli: Cli) -> Result<ExitCode> {
     let Cli { global, command } = cli;
-    logging::start(global.log.as_deref(), global.verbose, command.is_long_lived())?;
+    logging::start_logging(global.log.as_deref(), global.verbose, command.is_long_lived())?;
     if let Command::Explain(args) = &command {
         // It also explains why the settings cannot be read.
         return explain::execute(args, global.json);
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_go_over_set_and_set_over_all_else() {
+    fn flags_and_set_become_overrides() {
         let cli = Cli::try_parse_from([
             "cloud-sync",
             "run",

@@ -1,4 +1,5 @@
-//! What commands print: one JSON document, or text for people. A reader that has gone away is no error.
+//! What commands print: one JSON document, or text for people. If the reader has closed the pipe, that is no
+//! error.
 
 use std::io::Write;
 
@@ -8,20 +9,20 @@ use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
 
-/// Prints the value as JSON, or the text that `human` makes of it.
-pub(super) fn show<T: Serialize>(json: bool, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
+/// Prints the value as JSON, or as the text that `human` makes of it.
+pub(super) fn print<T: Serialize>(json: bool, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
     let text = if json {
         serde_json::to_string_pretty(value)
             .map_err(|error| Error::new(Kind::Local, "write JSON", error.to_string()))?
     } else {
         human(value)
     };
-    write(text.trim_end())
+    write_stdout(text.trim_end())
 }
 
-/// Tells why the command failed: on stderr, and as JSON on stdout where JSON was asked for.
-pub(super) fn failure(error: &Error, json: bool) {
-    // There is no place left to tell that stderr is closed.
+/// Prints why the command failed: on stderr, and as JSON on stdout if JSON was asked for.
+pub(super) fn print_error(error: &Error, json: bool) {
+    // If stderr is closed, nothing is left to report to.
     let mut err = std::io::stderr().lock();
     let _ = writeln!(err, "error[{}]: {}", error.code(), error.headline());
     if let Some(remedy) = error.remedy_text() {
@@ -36,11 +37,11 @@ pub(super) fn failure(error: &Error, json: bool) {
             "scope": error.scope().as_str(),
             "remedy": error.remedy_text(),
         });
-        let _ = write(&format!("{body:#}"));
+        let _ = write_stdout(&format!("{body:#}"));
     }
 }
 
-/// Rows below a header, in columns as wide as they need.
+/// Formats rows below a header, in columns as wide as they need.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table
@@ -51,7 +52,7 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table.trim_fmt()
 }
 
-fn write(text: &str) -> Result<()> {
+fn write_stdout(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => Ok(()),

@@ -1,4 +1,4 @@
-//! Progress of a long pass: bars on a terminal, a plain line an entity elsewhere; both on stderr.
+//! Progress of a long pass, on stderr: bars on a terminal, else a line for each entity.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -7,17 +7,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::reconcile::Observer;
 
-/// Shows a pass; `verb` is what happens to rows: `compared`, `backfilled`.
+/// Shows the progress of a pass. `verb` is what happens to rows: `compared`, `backfilled`.
 pub(super) struct ProgressDisplay {
     verb: &'static str,
     bars: bool,
-    now: Mutex<Option<EntityProgress>>,
+    current: Mutex<Option<EntityProgress>>,
 }
 
 struct EntityProgress {
     name: String,
     bar: Option<ProgressBar>,
-    looked: u64,
+    compared: u64,
     pushed: u64,
 }
 
@@ -26,12 +26,14 @@ impl ProgressDisplay {
         Self {
             verb,
             bars: std::io::stderr().is_terminal(),
-            now: Mutex::default(),
+            current: Mutex::default(),
         }
     }
 
-    fn now(&self) -> std::sync::MutexGuard<'_, Option<EntityProgress>> {
-        self.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn current(&self) -> std::sync::MutexGuard<'_, Option<EntityProgress>> {
+        self.current
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -44,35 +46,37 @@ impl Observer for ProgressDisplay {
                 .with_style(style)
                 .with_message(entity.to_owned())
         });
-        *self.now() = Some(EntityProgress {
+        *self.current() = Some(EntityProgress {
             name: entity.to_owned(),
             bar,
-            looked: 0,
+            compared: 0,
             pushed: 0,
         });
     }
 
-    fn advance(&self, looked: u64, pushed: u64) {
-        if let Some(entity) = &mut *self.now() {
-            entity.looked += looked;
+    fn advance(&self, compared: u64, pushed: u64) {
+        if let Some(entity) = &mut *self.current() {
+            entity.compared += compared;
             entity.pushed += pushed;
             if let Some(bar) = &entity.bar {
-                bar.inc(looked);
+                bar.inc(compared);
             }
         }
     }
 
     fn end(&self, _entity: &str) {
-        let Some(entity) = self.now().take() else { return };
+        let Some(entity) = self.current().take() else {
+            return;
+        };
         if let Some(bar) = &entity.bar {
             bar.finish_and_clear();
         }
-        // Whoever closed stderr does not want to know.
+        // If stderr is closed, nobody reads it.
         let _ = writeln!(
             std::io::stderr(),
             "{}: {} rows {}, {} pushed",
             entity.name,
-            entity.looked,
+            entity.compared,
             self.verb,
             entity.pushed
         );

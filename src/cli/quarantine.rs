@@ -1,4 +1,4 @@
-//! `quarantine`: decides on rows that the cloud refused for good, or that cannot be read.
+//! `quarantine`: lists, retries and discards rows that the cloud refused for good or that cannot be read.
 
 use std::process::ExitCode;
 
@@ -26,8 +26,8 @@ Examples:
   cloud-sync quarantine discard 120017
   cloud-sync quarantine add leaves 42";
 
-/// Entries that are touched again at once.
-const PAGE: u32 = 2_000;
+/// How many entries are touched in one step.
+const PAGE_SIZE: u32 = 2_000;
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -51,13 +51,13 @@ pub(super) enum Action {
     },
     /// One refused change in full, its row included
     Show {
-        /// Its position, as list tells it
-        #[arg(value_parser = position)]
+        /// Its position, as `list` prints it
+        #[arg(value_parser = parse_position)]
         position: Position,
     },
     /// Send changes again: each row's present state
     Retry(ChangeSelection),
-    /// Give changes up: the cloud stays without them
+    /// Discard changes: the cloud stays without them
     Discard(ChangeSelection),
     /// Set a row aside by hand: it is not sent until it is retried or discarded
     Add {
@@ -72,18 +72,18 @@ pub(super) enum Action {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct ChangeSelection {
-    /// Their positions, as list tells them
-    #[arg(value_name = "POSITION", value_parser = position)]
+    /// Their positions, as `list` prints them
+    #[arg(value_name = "POSITION", value_parser = parse_position)]
     pub(super) positions: Vec<Position>,
     /// All of them
     #[arg(long)]
     pub(super) all: bool,
 }
 
-fn position(text: &str) -> std::result::Result<Position, String> {
+fn parse_position(text: &str) -> std::result::Result<Position, String> {
     text.parse()
         .map(Position)
-        .map_err(|_| "a position is a whole number, as list tells it".to_owned())
+        .map_err(|_| "a position is a whole number, as `list` prints it".to_owned())
 }
 
 pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<ExitCode> {
@@ -99,55 +99,59 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
                 settings.catalogue.select(std::slice::from_ref(name))?;
             }
             let entries = quarantine::oldest(client, entity.as_deref(), limit).await?;
-            let all = quarantine::count(client, entity.as_deref()).await? as usize;
-            output::show(context.json, &entries, |entries| listed(entries, all))?;
+            let total = quarantine::count(client, entity.as_deref()).await? as usize;
+            output::print(context.json, &entries, |entries| describe_list(entries, total))?;
         }
         Action::Show { position } => {
             let entries = quarantine::show(client, position).await?;
             if entries.is_empty() {
-                return Err(nothing(position));
+                return Err(no_such_entry(position));
             }
-            output::show(context.json, &entries, |entries| {
-                entries.iter().map(shown).collect::<Vec<_>>().join("\n\n")
+            output::print(context.json, &entries, |entries| {
+                entries
+                    .iter()
+                    .map(describe_entry)
+                    .collect::<Vec<_>>()
+                    .join("\n\n")
             })?;
         }
-        Action::Retry(chosen) => {
+        Action::Retry(selection) => {
             let tables = describe::tables_as_they_stand(client, &settings.catalogue).await?;
             let attached = install::attached(client, &settings.catalogue, &tables).await?;
             let touch = async |entries: Vec<QuarantineEntry>| {
                 quarantine::retry(client, &settings.catalogue, &attached, &entries).await
             };
-            let count = if chosen.all {
+            let count = if selection.all {
                 let mut count = 0;
                 let mut after: Option<(String, String)> = None;
                 loop {
                     let from = after
                         .as_ref()
                         .map(|(entity, key)| (entity.as_str(), key.as_str()));
-                    let entries = quarantine::page(client, from, PAGE).await?;
+                    let entries = quarantine::page(client, from, PAGE_SIZE).await?;
                     let Some(last) = entries.last() else { break count };
                     after = Some((last.entity.clone(), last.key.clone()));
                     count += touch(entries).await?;
                 }
             } else {
-                touch(choose(client, &chosen.positions).await?).await?
+                touch(entries_at(client, &selection.positions).await?).await?
             };
-            output::show(context.json, &json!({"success": true, "captured": count}), |_| {
+            output::print(context.json, &json!({"success": true, "captured": count}), |_| {
                 format!(
                     "{count} rows are sent again by the running replicator, or by the next `cloud-sync run`"
                 )
             })?;
         }
-        Action::Discard(chosen) => {
-            let count = if chosen.all {
+        Action::Discard(selection) => {
+            let count = if selection.all {
                 quarantine::discard_all(client).await?
             } else {
-                quarantine::discard(client, &choose(client, &chosen.positions).await?).await?
+                quarantine::discard(client, &entries_at(client, &selection.positions).await?).await?
             };
-            output::show(
+            output::print(
                 context.json,
                 &json!({"success": true, "discarded": count}),
-                |_| format!("{count} refused changes are given up"),
+                |_| format!("{count} refused changes are discarded"),
             )?;
         }
         Action::Add { entity, key } => {
@@ -155,13 +159,13 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             let tables = describe::tables_as_they_stand(client, &settings.catalogue).await?;
             let key = row_key(&settings.catalogue[entity_index], &tables[entity_index.0], &key)?;
             quarantine::add(client, &entity, &key).await?;
-            output::show(
+            output::print(
                 context.json,
                 &json!({"success": true, "entity": entity, "key": key}),
                 |_| {
                     format!(
-                        "row {key} of {entity} is set aside, within a minute where a replicator runs: \
-                         `cloud-sync quarantine retry` sends it again"
+                        "row {key} of {entity} is set aside; a running replicator takes note within a \
+                         minute. `cloud-sync quarantine retry` sends the row again"
                     )
                 },
             )?;
@@ -170,8 +174,8 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// The types whose values stand in JSON without quotes.
-const BARE: [&str; 7] = [
+/// The types whose values JSON writes without quotes.
+const UNQUOTED_TYPES: [&str; 7] = [
     "smallint",
     "integer",
     "bigint",
@@ -181,9 +185,10 @@ const BARE: [&str; 7] = [
     "boolean",
 ];
 
-/// A key as the operator writes it, as the quarantine has it: a JSON object of the key columns, in their order.
+/// Converts a key as the operator writes it to the quarantine's form: a JSON object of the key columns, in
+/// their order.
 fn row_key(entity: &Entity, table: &SourceTable, text: &str) -> Result<String> {
-    let wrong = || {
+    let invalid_key = || {
         let example: Vec<String> = entity
             .key
             .iter()
@@ -191,7 +196,7 @@ fn row_key(entity: &Entity, table: &SourceTable, text: &str) -> Result<String> {
             .collect();
         Error::config(
             format!("use the key {text} of {}", entity.name),
-            format!("it is no JSON object of {}", entity.key.join(", ")),
+            format!("it is not a JSON object with {}", entity.key.join(", ")),
         )
         .remedy(format!("write it as in '{{{}}}'", example.join(", ")))
     };
@@ -205,13 +210,13 @@ fn row_key(entity: &Entity, table: &SourceTable, text: &str) -> Result<String> {
             Value::Object(fields) => fields
                 .get(column)
                 .filter(|part| !part.is_null())
-                .ok_or_else(wrong)?,
+                .ok_or_else(invalid_key)?,
             single if entity.key.len() == 1 => single,
-            _ => return Err(wrong()),
+            _ => return Err(invalid_key()),
         };
         let is_text = !table
             .column(column)
-            .is_some_and(|column| BARE.contains(&column.base_type.as_str()));
+            .is_some_and(|column| UNQUOTED_TYPES.contains(&column.base_type.as_str()));
         let part = match part {
             Value::String(text) if !is_text => text.clone(),
             Value::Number(_) | Value::Bool(_) if is_text => Value::from(part.to_string()).to_string(),
@@ -222,7 +227,7 @@ fn row_key(entity: &Entity, table: &SourceTable, text: &str) -> Result<String> {
     Ok(format!("{{{}}}", pairs.join(",")))
 }
 
-fn nothing(position: Position) -> Error {
+fn no_such_entry(position: Position) -> Error {
     Error::config(
         format!("find position {position} in quarantine"),
         "no refused change has it",
@@ -230,19 +235,19 @@ fn nothing(position: Position) -> Error {
     .remedy("see `cloud-sync quarantine list`")
 }
 
-/// The chosen entries; every given position must be one's.
-async fn choose(client: &Client, positions: &[Position]) -> Result<Vec<QuarantineEntry>> {
-    let entries = quarantine::at(client, positions).await?;
+/// The entries at these positions. Returns an error if there is none at one of them.
+async fn entries_at(client: &Client, positions: &[Position]) -> Result<Vec<QuarantineEntry>> {
+    let entries = quarantine::at_positions(client, positions).await?;
     match positions
         .iter()
         .find(|position| !entries.iter().any(|entry| entry.position == position.0))
     {
-        Some(position) => Err(nothing(*position)),
+        Some(position) => Err(no_such_entry(*position)),
         None => Ok(entries),
     }
 }
 
-fn listed(entries: &[QuarantineEntry], all: usize) -> String {
+fn describe_list(entries: &[QuarantineEntry], total: usize) -> String {
     if entries.is_empty() {
         return "the quarantine is empty".to_owned();
     }
@@ -253,30 +258,31 @@ fn listed(entries: &[QuarantineEntry], all: usize) -> String {
             entry.key.clone(),
             entry.refused_at.clone(),
             entry.attempts.to_string(),
-            answer(entry),
+            reason(entry),
         ]
     });
     let mut text = output::table(
         &["position", "entity", "key", "refused at", "times", "reason"],
         rows,
     );
-    if entries.len() < all {
-        text.push_str(&format!("\n{} more: see --limit", all - entries.len()));
+    if entries.len() < total {
+        text.push_str(&format!("\n{} more: see --limit", total - entries.len()));
     }
     text
 }
 
-/// The cloud's answer, or why the row cannot be read.
-fn answer(entry: &QuarantineEntry) -> String {
+/// The cloud's error, or why the row cannot be read.
+fn reason(entry: &QuarantineEntry) -> String {
     match entry.code {
         0..=2 => entry.error.clone(),
         code => format!("{code} {}", entry.error),
     }
 }
 
-fn shown(entry: &QuarantineEntry) -> String {
+fn describe_entry(entry: &QuarantineEntry) -> String {
     format!(
-        "position   {}\nentity     {}\nkey        {}\noperation  {}\nrefused    {} times, first {}, last {}\nreason     {}\nrow        {}",
+        "position   {}\nentity     {}\nkey        {}\noperation  {}\nrefused    {} times, first {}, last \
+         {}\nreason     {}\nrow        {}",
         entry.position,
         entry.entity,
         entry.key,
@@ -289,7 +295,7 @@ fn shown(entry: &QuarantineEntry) -> String {
         entry.attempts,
         entry.first_refused_at,
         entry.refused_at,
-        answer(entry),
+        reason(entry),
         entry.image.as_deref().unwrap_or("none"),
     )
 }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Context, given, reload};
+use super::{Context, given_flags, reload};
 use crate::config::ReceiverConfig;
 use crate::error::Result;
 use crate::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
@@ -34,7 +34,7 @@ pub(super) struct ReceiverArgs {
 
 impl ReceiverArgs {
     pub(super) fn overrides(&self) -> Vec<(String, String)> {
-        given([
+        given_flags([
             ("receiver.listen", &self.listen),
             ("receiver.database_url", &self.database_url),
             ("receiver.files", &self.files),
@@ -54,24 +54,24 @@ pub(super) async fn execute(context: &Context, _args: ReceiverArgs) -> Result<Ex
             .to_owned(),
         files: config.files.clone(),
         public_url: config.public_url.clone(),
-        keys: keys(config),
+        keys: site_keys(config),
         history: config.history,
         body_limit: BODY_LIMIT,
         capabilities: None,
     })
     .await?;
     tracing::info!(address = %receiver.address(), "the receiver listens");
-    let ring = receiver.ring();
+    let keyring = receiver.ring();
     tokio::select! {
         served = receiver.serve(shutdown.token()) => served?,
-        () = reload::follow(context, shutdown.hangups(), |loaded| {
-            ring.replace(&keys(&loaded.settings.receiver))
+        () = reload::follow_changes(context, shutdown.hangups(), |loaded| {
+            keyring.replace(&site_keys(&loaded.settings.receiver))
         }) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn keys(config: &ReceiverConfig) -> BTreeMap<String, Vec<String>> {
+fn site_keys(config: &ReceiverConfig) -> BTreeMap<String, Vec<String>> {
     let plain = |keys: &Vec<SecretString>| keys.iter().map(|key| key.expose_secret().to_owned()).collect();
     config
         .keys

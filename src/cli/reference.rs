@@ -1,5 +1,6 @@
-//! The generated references in docs/reference: settings from the table of keys, commands from clap, metrics from their
-//! table. The test fails if a file differs from what is generated; with `UPDATE=1` it writes the files.
+//! The generated references in docs/reference: settings from the table of keys, commands from clap, metrics
+//! from their table. The test fails if a file differs from what it generates; with `UPDATE=1` it writes the
+//! files.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -37,12 +38,12 @@ fn the_references_are_what_the_program_is() {
     }
 }
 
-/// A page's head.
+/// The head of a page.
 fn page(title: &str, source: &str) -> String {
     format!("<!-- Generated from {source}. Do not edit: run `{UPDATE}` instead. -->\n\n# {title}\n\n")
 }
 
-/// A text as a cell of a table.
+/// Escapes a text for a cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
@@ -54,14 +55,15 @@ fn code(text: &str) -> String {
 fn settings() -> String {
     let mut text = page("Settings", "src/config/keys.rs");
     text.push_str(
-        "Settings come from `cloud-sync.toml`. Environment variables and a `.env` file override the file, and flags \
-         override both. `--config FILE` names another file; `--set cloud.timeout=10s` sets one setting. \
-         `cloud-sync config` prints the effective settings and where each came from.\n\n\
-         Each setting has the variable `CLOUD_SYNC_<SECTION>_<KEY>`, for instance `CLOUD_SYNC_CLOUD_TIMEOUT`. A setting \
-         in the section `[cloud]` is a line below `[cloud]` in the file.\n\n\
+        "Settings come from `cloud-sync.toml`. Environment variables and a `.env` file override the file, \
+         and flags override both. `--config FILE` names another file; `--set cloud.timeout=10s` sets one \
+         setting. `cloud-sync config` prints the effective settings and where each came from.\n\n\
+         Each setting has the variable `CLOUD_SYNC_<SECTION>_<KEY>`, for instance \
+         `CLOUD_SYNC_CLOUD_TIMEOUT`. A setting in the section `[cloud]` is a line below `[cloud]` in the \
+         file.\n\n\
          - *Secret*: its value is never shown.\n\
-         - *Restart*: a running program takes a new value only after a restart; it takes all others on SIGHUP, and some \
-         seconds after the file has changed.\n\n\
+         - *Restart*: a running program takes a new value only after a restart; it takes all others on \
+         SIGHUP, and some seconds after the file has changed.\n\n\
          `[[entity]]` is described in [Entities](../guide/entities.md).\n",
     );
     let mut section = "";
@@ -150,8 +152,14 @@ fn commands() -> String {
     let mut text = page("Commands", "the command line");
     let mut root = Cli::command();
     root.build();
-    text.push_str("Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or settings; 3 the site's database is ");
-    text.push_str("unreachable; 4 the cloud is unreachable or refused the key. What a person reads goes to stdout, logs and ");
+    text.push_str(
+        "Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or settings; 3 the site's \
+        database is ",
+    );
+    text.push_str(
+        "unreachable; 4 the cloud is unreachable or refused the key. What a person reads goes to \
+        stdout, logs and ",
+    );
     text.push_str(
         "errors go to stderr. With `--json`, stdout is one JSON document.\n\n## Options of every command\n\n",
     );
@@ -173,7 +181,7 @@ fn commands() -> String {
     text
 }
 
-/// One command without the options of the commands of a `site`, and those below it.
+/// Describes a command and its subcommands, without the options that all commands of a `site` have.
 fn describe(text: &mut String, command: &Command, site: &[Arg], depth: usize) {
     let name = command.get_bin_name().unwrap_or(command.get_name());
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
@@ -246,9 +254,9 @@ fn options<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
 fn metrics() -> String {
     let mut text = page("Metrics", "src/metrics/table.rs");
     text.push_str(
-        "`GET /metrics` on the address of `control.listen` returns these in the OpenMetrics format, which Prometheus \
-         reads. Histograms are in seconds. [What to watch](../guide/operate.md#what-to-watch) says which ones ask for an \
-         alarm.\n\n| metric | kind | label | what it says |\n|---|---|---|---|\n",
+        "`GET /metrics` on the address of `control.listen` returns these in the OpenMetrics format, which \
+         Prometheus reads. Histograms are in seconds. [What to watch](../guide/operate.md#what-to-watch) \
+         says which ones ask for an alarm.\n\n| metric | kind | label | what it says |\n|---|---|---|---|\n",
     );
     for metric in METRICS {
         let name = match metric.kind {

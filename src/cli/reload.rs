@@ -1,7 +1,7 @@
-//! Reads the settings anew while a program runs: on SIGHUP, and when the file or `.env` has changed.
+//! Reads the settings again while a program runs: on SIGHUP, and when the file or `.env` has changed.
 //!
-//! Settings that cannot be read or used are refused as a whole, and the old ones stay. What a running program cannot take
-//! is named; the rest is taken.
+//! If the new settings cannot be read or used, all of them are refused, and the old ones stay in force. If
+//! they can, the program takes what it can take while it runs, and the log names what needs a restart.
 
 use std::time::Duration;
 
@@ -11,36 +11,37 @@ use super::Context;
 use crate::config::{Loaded, Settings};
 use crate::error::Result;
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the files are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long they must stay as they are before they are read.
+/// How long the files must be unchanged before they are read.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Follows the settings for as long as it is polled. `take` is given those that a running program can take.
-pub(super) async fn follow(
+/// Follows the settings as long as it is polled. It calls `apply` with the settings that a running program
+/// can take.
+pub(super) async fn follow_changes(
     context: &Context,
     mut hangups: Option<Signal>,
-    mut take: impl FnMut(&Loaded) -> Result<()>,
+    mut apply: impl FnMut(&Loaded) -> Result<()>,
 ) {
-    let mut now = context.loaded.clone();
-    let mut seen = content(context, &now);
-    let mut read = seen;
+    let mut current = context.loaded.clone();
+    let mut last_hash = hash_files(context, &current);
+    let mut loaded_hash = last_hash;
     loop {
-        let asked = tokio::select! {
-            asked = hangup(&mut hangups) => asked,
-            () = tokio::time::sleep(if seen == read { LOOK } else { SETTLE }) => false,
+        let is_requested = tokio::select! {
+            asked = next_hangup(&mut hangups) => asked,
+            () = tokio::time::sleep(if last_hash == loaded_hash { CHECK_INTERVAL } else { SETTLE }) => false,
         };
-        let found = content(context, &now);
+        let hash = hash_files(context, &current);
         // A file that still changes is being written.
-        let changed = found == seen && found != read;
-        seen = found;
-        if !asked && !changed {
+        let is_changed = hash == last_hash && hash != loaded_hash;
+        last_hash = hash;
+        if !is_requested && !is_changed {
             continue;
         }
-        read = found;
-        match renew(context, &now, &mut take) {
-            Ok(renewed) => now = renewed,
+        loaded_hash = hash;
+        match reload_settings(context, &current, &mut apply) {
+            Ok(renewed) => current = renewed,
             Err(error) => {
                 tracing::error!("the new settings are refused, and the old ones stay in force: {error}");
             }
@@ -48,24 +49,31 @@ pub(super) async fn follow(
     }
 }
 
-fn renew(context: &Context, now: &Loaded, take: &mut impl FnMut(&Loaded) -> Result<()>) -> Result<Loaded> {
-    let read = Settings::load(context.options.clone())?;
-    let changes = read.changes(now);
+fn reload_settings(
+    context: &Context,
+    current: &Loaded,
+    apply: &mut impl FnMut(&Loaded) -> Result<()>,
+) -> Result<Loaded> {
+    let loaded = Settings::load(context.options.clone())?;
+    let changes = loaded.changes(current);
     if !changes.restart.is_empty() {
         tracing::warn!(
             settings = changes.restart.join(", "),
             "these settings have changed and need a restart: the old ones stay in force until then"
         );
     }
-    let renewed = read.over(now);
+    let renewed = loaded.applied_over(current);
     if !changes.taken.is_empty() {
-        take(&renewed)?;
+        apply(&renewed)?;
     }
-    tracing::info!(settings = changes.taken.join(", "), "the settings were read anew");
+    tracing::info!(
+        settings = changes.taken.join(", "),
+        "the settings were read again"
+    );
     Ok(renewed)
 }
 
-async fn hangup(hangups: &mut Option<Signal>) -> bool {
+async fn next_hangup(hangups: &mut Option<Signal>) -> bool {
     if let Some(signal) = hangups
         && signal.recv().await.is_some()
     {
@@ -74,8 +82,8 @@ async fn hangup(hangups: &mut Option<Signal>) -> bool {
     std::future::pending().await
 }
 
-/// What the files hold now, as a hash.
-fn content(context: &Context, loaded: &Loaded) -> blake3::Hash {
+/// A hash of the files' content.
+fn hash_files(context: &Context, loaded: &Loaded) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     for file in loaded
         .file

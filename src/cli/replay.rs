@@ -44,12 +44,16 @@ impl FromStr for ReplayPoint {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let wrong = || "write a position, as 120000, or a time, as 2026-11-22T08:00:00+08:00".to_owned();
+        let syntax_error = || {
+            "write a position, as 120000, or a time, as \
+            2026-11-22T08:00:00+08:00"
+                .to_owned()
+        };
         if text.bytes().all(|byte| byte.is_ascii_digit()) {
             return text
                 .parse()
                 .map(|number| Self::Position(Position(number)))
-                .map_err(|_| wrong());
+                .map_err(|_| syntax_error());
         }
         if let Ok(time) = text.parse() {
             return Ok(Self::Time(time));
@@ -57,7 +61,7 @@ impl FromStr for ReplayPoint {
         text.parse::<DateTime>()
             .and_then(|local| local.to_zoned(TimeZone::system()))
             .map(|time| Self::Time(time.timestamp()))
-            .map_err(|_| wrong())
+            .map_err(|_| syntax_error())
     }
 }
 
@@ -68,9 +72,9 @@ pub(super) async fn execute(context: &Context, args: ReplayArgs) -> Result<ExitC
     };
     let replayed = replicator::replay(context.settings(), from).await?;
     let answer = json!({"success": true, "from": replayed.from, "changes": replayed.changes});
-    output::show(context.json, &answer, |_| {
+    output::print(context.json, &answer, |_| {
         format!(
-            "the checkpoint stands before position {}: {} changes are drained again by the next `cloud-sync run`",
+            "the checkpoint is before position {}: the next `cloud-sync run` drains {} changes again",
             replayed.from, replayed.changes
         )
     })?;
@@ -82,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn positions_and_times_are_told_apart() {
+    fn positions_and_times_are_distinguished() {
         assert_eq!("120000".parse(), Ok(ReplayPoint::Position(Position(120_000))));
         let noon: Timestamp = "2026-11-22T04:00:00Z".parse().unwrap();
         assert_eq!("2026-11-22T12:00:00+08:00".parse(), Ok(ReplayPoint::Time(noon)));

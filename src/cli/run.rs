@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Context, SiteFlags, given, reload};
+use super::{Context, SiteFlags, given_flags, reload};
 use crate::error::Result;
 use crate::replicator::Replicator;
 use crate::shutdown::Shutdown;
@@ -29,7 +29,7 @@ pub(super) struct RunArgs {
 impl RunArgs {
     pub(super) fn overrides(&self) -> Vec<(String, String)> {
         let mut overrides = self.site.overrides();
-        overrides.extend(given([("control.listen", &self.listen)]));
+        overrides.extend(given_flags([("control.listen", &self.listen)]));
         overrides
     }
 }
@@ -37,7 +37,8 @@ impl RunArgs {
 pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCode> {
     let mut shutdown = Shutdown::listen()?;
     let replicator = Replicator::new(context.settings())?;
-    // A task is woken on the thread where what it waits for has come; this one would be on a thread of its own.
+    // As a spawned task, it is woken on the thread where its event arrives. Without `spawn` it would run on
+    // the main thread, and each wake-up would cross threads.
     let run = AbortOnDropHandle::new(tokio::spawn(replicator.clone().run(
         shutdown.token(),
         |address| {
@@ -46,7 +47,7 @@ pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCod
     )));
     tokio::select! {
         ran = run => ran.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?,
-        () = reload::follow(context, shutdown.hangups(), |loaded| replicator.reload(loaded)) => {}
+        () = reload::follow_changes(context, shutdown.hangups(), |loaded| replicator.reload(loaded)) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

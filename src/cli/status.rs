@@ -1,4 +1,4 @@
-//! `status`: how the replicator stands, asked of the running daemon.
+//! `status`: prints the replicator's state. It asks the running daemon, or the source if none runs.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -30,25 +30,25 @@ pub(super) async fn execute(context: &Context, _args: StatusArgs) -> Result<Exit
         Some(status) => status,
         None => offline_status(context.settings()).await?,
     };
-    output::show(context.json, &status, |status| {
+    output::print(context.json, &status, |status| {
         describe(status, &TimeZone::system())
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The status for people: one line a subject, times in `zone`.
+/// Formats the status for people: a line for each subject, times in `zone`.
 fn describe(status: &StatusReport, zone: &TimeZone) -> String {
     let mut lines = StatusLines(String::new());
-    let since = status
-        .running_since
-        .map_or(String::new(), |since| format!(", since {}", local(since, zone)));
+    let since = status.running_since.map_or(String::new(), |since| {
+        format!(", since {}", local_time(since, zone))
+    });
     let reason = status
         .reason
         .as_ref()
         .map_or(String::new(), |reason| format!(": {reason}"));
     lines.add("state", format!("{}{since}{reason}", status.state.word()));
-    lines.add("source", source(status));
-    lines.add("cloud", cloud(status));
+    lines.add("source", describe_source(status));
+    lines.add("cloud", describe_cloud(status));
     lines.add(
         "lag",
         status.lag.map_or("unknown".to_owned(), |lag| match lag.changes {
@@ -64,19 +64,19 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
                 latency.p50_ms, latency.p99_ms
             ),
         );
-        if let Some(steps) = steps(latency) {
+        if let Some(steps) = describe_steps(latency) {
             lines.add("", steps);
         }
     }
     if let Some(checkpoint) = &status.checkpoint {
         lines.add("checkpoint", format!("position {}", checkpoint.position));
     }
-    lines.add("last sync", last_sync(status, zone));
+    lines.add("last sync", describe_last_sync(status, zone));
     lines.add(
         "next sync",
         status
             .next_sync
-            .map_or("none is scheduled".to_owned(), |next| local(next, zone)),
+            .map_or("none is scheduled".to_owned(), |next| local_time(next, zone)),
     );
     let counts = &status.counts;
     lines.add(
@@ -113,15 +113,15 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
             files.failed
         ),
     );
-    lines.add("outbox", outbox(status));
-    for (nth, trouble) in status.capture.iter().enumerate() {
-        lines.add(if nth == 0 { "capture" } else { "" }, &trouble.reason);
+    lines.add("outbox", describe_outbox(status));
+    for (index, problem) in status.capture.iter().enumerate() {
+        lines.add(if index == 0 { "capture" } else { "" }, &problem.reason);
     }
     lines.0
 }
 
-/// The steps that are known, p50 and p99.
-fn steps(latency: &LatencyStatus) -> Option<String> {
+/// Formats the known steps, each with p50 and p99.
+fn describe_steps(latency: &LatencyStatus) -> Option<String> {
     let known = latency
         .steps
         .named()
@@ -141,9 +141,9 @@ impl StatusLines {
     }
 }
 
-fn source(status: &StatusReport) -> String {
+fn describe_source(status: &StatusReport) -> String {
     let source = &status.source;
-    let mut text = reach(source.reachable, source.last_error.as_deref());
+    let mut text = describe_reachability(source.reachable, source.last_error.as_deref());
     if let Some(id) = &source.id {
         text = format!("{id}, {text}");
     }
@@ -153,18 +153,18 @@ fn source(status: &StatusReport) -> String {
     text
 }
 
-fn cloud(status: &StatusReport) -> String {
+fn describe_cloud(status: &StatusReport) -> String {
     let cloud = &status.cloud;
-    let reach = reach(cloud.reachable, cloud.last_error.as_deref());
+    let reachability = describe_reachability(cloud.reachable, cloud.last_error.as_deref());
     let url = cloud.url.as_deref().unwrap_or("not set");
     if cloud.capabilities.is_empty() {
-        format!("{url}, {reach}")
+        format!("{url}, {reachability}")
     } else {
-        format!("{url}, {reach}, with {}", cloud.capabilities.join(", "))
+        format!("{url}, {reachability}, with {}", cloud.capabilities.join(", "))
     }
 }
 
-fn reach(reachable: Option<bool>, error: Option<&str>) -> String {
+fn describe_reachability(reachable: Option<bool>, error: Option<&str>) -> String {
     match (reachable, error) {
         (None, _) => "not asked yet".to_owned(),
         (Some(true), None) => "reachable".to_owned(),
@@ -174,8 +174,8 @@ fn reach(reachable: Option<bool>, error: Option<&str>) -> String {
     }
 }
 
-/// The outbox's size, how it grows, and when its room is used up.
-fn outbox(status: &StatusReport) -> String {
+/// Formats the outbox's size, how it grows, and when its disk is full.
+fn describe_outbox(status: &StatusReport) -> String {
     let Some(bytes) = status.outbox_bytes else {
         return "unknown".to_owned();
     };
@@ -198,12 +198,12 @@ fn outbox(status: &StatusReport) -> String {
     text
 }
 
-fn last_sync(status: &StatusReport, zone: &TimeZone) -> String {
+fn describe_last_sync(status: &StatusReport, zone: &TimeZone) -> String {
     let Some(sync) = &status.last_sync else {
         return "none yet".to_owned();
     };
     let rows: usize = sync.summary.iter().map(|(_, count)| count).sum();
-    let mut text = format!("{}, {rows} rows pushed", local(sync.finished_at, zone));
+    let mut text = format!("{}, {rows} rows pushed", local_time(sync.finished_at, zone));
     for error in &sync.errors {
         text.push_str("; ");
         text.push_str(error);
@@ -211,7 +211,7 @@ fn last_sync(status: &StatusReport, zone: &TimeZone) -> String {
     text
 }
 
-fn local(time: Timestamp, zone: &TimeZone) -> String {
+fn local_time(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone())
         .strftime("%Y-%m-%d %H:%M:%S")
         .to_string()

@@ -1,4 +1,4 @@
-//! `sync`: one pass of comparing with the cloud and pushing what is missing, in the daemon where one runs.
+//! `sync`: compares once with the cloud and pushes what is missing. The daemon does it, if one runs.
 
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct SyncArgs {
-    /// Trust nothing that is remembered about the cloud
+    /// Push rows that the cloud holds too, if it lists only their keys and not their contents
     #[arg(long)]
     force: bool,
     /// Only this entity; can be repeated
@@ -39,7 +39,7 @@ pub(super) async fn execute(context: &Context, args: SyncArgs) -> Result<ExitCod
     };
     let report = match ControlClient::new(settings)?.sync_now(&request).await? {
         Some(report) => report,
-        // No daemon answers: this process drains while it compares.
+        // No daemon runs: this process drains while it compares.
         None => {
             let once = OneShot::start(settings).await?;
             let report = once.sync(&request, &ProgressDisplay::new("compared")).await;
@@ -47,7 +47,7 @@ pub(super) async fn execute(context: &Context, args: SyncArgs) -> Result<ExitCod
             report?
         }
     };
-    output::show(context.json, &report, describe)?;
+    output::print(context.json, &report, describe)?;
     Ok(if report.success() {
         ExitCode::SUCCESS
     } else {
@@ -55,7 +55,7 @@ pub(super) async fn execute(context: &Context, args: SyncArgs) -> Result<ExitCod
     })
 }
 
-/// The report for people.
+/// Formats the report for people.
 fn describe(report: &SyncReport) -> String {
     let summary = report.summary();
     let rows = summary

@@ -19,7 +19,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct UninstallArgs {
-    /// Remove it although changes wait that the cloud has not accepted; they are lost
+    /// Remove it although the cloud has not accepted all changes; those that wait are lost
     #[arg(long)]
     pub(super) force: bool,
     #[command(flatten)]
@@ -29,23 +29,23 @@ pub(super) struct UninstallArgs {
 pub(super) async fn execute(context: &Context, args: UninstallArgs) -> Result<ExitCode> {
     let settings = context.settings();
     let session = connect(settings, "uninstall").await?;
-    let there = install::installed(session.client()).await?;
-    if there {
+    let is_installed = install::installed(session.client()).await?;
+    if is_installed {
         install::must_not_be_led(session.client()).await?;
     }
-    if there && !args.force {
+    if is_installed && !args.force {
         let waiting = offline_status(settings).await?.lag.map_or(0, |lag| lag.changes);
         if waiting > 0 {
             return Err(Error::new(
                 Kind::Config,
                 "remove capture",
-                format!("{waiting} changes wait that the cloud has not accepted"),
+                format!("the cloud has not accepted {waiting} changes that wait"),
             )
-            .remedy("let `cloud-sync run` deliver them first, or give them up with --force"));
+            .remedy("let `cloud-sync run` deliver them first, or discard them with --force"));
         }
     }
     let detached = install::uninstall(settings.require_database_url()?).await?;
-    output::show(
+    output::print(
         context.json,
         &json!({"success": true, "detached": detached}),
         |_| match detached.len() {

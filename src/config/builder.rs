@@ -1,4 +1,4 @@
-//! Settings from a program's own values, for those who embed the replicator.
+//! Settings from a program's own values, for programs that embed the replicator.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::{Settings, layers};
 use crate::catalogue::Catalogue;
 use crate::error::Result;
 
-/// Collects settings; what is not set has its default. No file and no environment is read.
+/// Collects settings. A setting that is not set has its default. No file and no environment is read.
 ///
 /// ```
 /// use cloud_sync::Settings;
@@ -51,14 +51,14 @@ impl SettingsBuilder {
         self.set("store.path", &folder.as_ref().to_string_lossy())
     }
 
-    /// What is replicated; without it, the built-in catalogue of a college.
+    /// The catalogue to replicate; if it is not set, the built-in one of a college.
     #[must_use]
     pub fn catalogue(mut self, catalogue: Catalogue) -> Self {
         self.catalogue = Some(catalogue);
         self
     }
 
-    /// Any setting by its name, with its value as the settings file would have it. A later value overrides an earlier one.
+    /// Sets any setting by its name, with its value as text. A later value overrides an earlier one.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.values.push((name.to_owned(), value.to_owned()));

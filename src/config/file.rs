@@ -1,7 +1,8 @@
-//! `cloud-sync.toml`: its keys against the table, its values' types against each key's shape.
+//! `cloud-sync.toml`: checks its keys against the table of settings, and its values' types against each key's
+//! shape.
 //!
-//! Values come out as text, in the form that the environment would give them in, so that one set of parsers serves
-//! all layers. No message repeats a line of the file: it may hold a secret.
+//! It returns each value as text, in the form that an environment variable has, so that one set of parsers
+//! serves all layers. No message repeats a line of the file, which may hold a secret.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::entity;
-use super::keys::{self, KEYS, SettingKey, ValueShape, near};
+use super::keys::{self, KEYS, SettingKey, ValueShape, nearest};
 use super::settings_text::SettingsText;
 use super::value::ParsedValue;
 use crate::catalogue::Entity;
@@ -19,8 +20,10 @@ use crate::error::{Error, Result};
 pub(super) struct SettingsFile {
     /// Each key that it sets, its value as text, and the line.
     pub(super) values: Vec<(&'static SettingKey, String, usize)>,
-    /// The entities of `[[entity]]`, where there are any.
+    /// The entities of `[[entity]]`, if there are any.
     pub(super) entities: Option<Vec<Entity>>,
+    /// Keys by their old names.
+    pub(super) warnings: Vec<String>,
 }
 
 /// Reads the file's text.
@@ -28,11 +31,11 @@ pub(super) struct SettingsFile {
 /// # Errors
 /// A configuration error that names the line: no TOML, an unknown section or key, a value of another type.
 pub(super) fn parse_settings_file(path: &Path, text: &str) -> Result<SettingsFile> {
-    let place = SettingsText { path, text };
+    let file_text = SettingsText { path, text };
     let document = DeTable::parse(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         Error::config(
-            format!("read {}, line {}", path.display(), place.line(&span)),
+            format!("read {}, line {}", path.display(), file_text.line_of(&span)),
             error.message().to_owned(),
         )
         .remedy("write it as TOML: [section], then key = value, with text in quotes")
@@ -40,32 +43,33 @@ pub(super) fn parse_settings_file(path: &Path, text: &str) -> Result<SettingsFil
     let mut file = SettingsFile {
         values: Vec::new(),
         entities: None,
+        warnings: Vec::new(),
     };
     for (name, value) in document.get_ref() {
         let section = name.get_ref().as_ref();
         if section == "entity" {
-            file.entities = Some(entity::parse_entities(&place, value)?);
+            file.entities = Some(entity::parse_entities(&file_text, value, &mut file.warnings)?);
             continue;
         }
         if !KEYS.iter().any(|key| key.section() == section) {
-            return Err(unknown_section(&place, name, value));
+            return Err(unknown_section(&file_text, name, value));
         }
         let Some(table) = value.get_ref().as_table() else {
-            return Err(place
-                .wrong(section, &name.span(), "it is a section, not a key")
+            return Err(file_text
+                .error_at(section, &name.span(), "it is a section, not a key")
                 .remedy(format!(
                     "write [{section}] on a line of its own, and its keys below"
                 )));
         };
         for (name, value) in table {
-            file.values.push(setting(&place, section, name, value)?);
+            file.values.push(parse_setting(&file_text, section, name, value)?);
         }
     }
     Ok(file)
 }
 
-fn setting(
-    place: &SettingsText<'_>,
+fn parse_setting(
+    file_text: &SettingsText<'_>,
     section: &str,
     name: &Spanned<toml::de::DeString<'_>>,
     value: &Spanned<DeValue<'_>>,
@@ -77,22 +81,22 @@ fn setting(
             .filter(|key| key.section() == section)
             .map(SettingKey::leaf)
             .collect();
-        let error = place.wrong(&dotted, &name.span(), "there is no such key");
-        return Err(match near(name.get_ref(), leaves.iter().copied()) {
+        let error = file_text.error_at(&dotted, &name.span(), "there is no such key");
+        return Err(match nearest(name.get_ref(), leaves.iter().copied()) {
             Some(meant) => error.remedy(format!("did you mean {meant}?")),
             None => error.remedy(format!("[{section}] has {}", leaves.join(", "))),
         });
     };
     let text = text_of(key.shape, value.get_ref()).map_err(|why| {
-        place
-            .wrong(key.name, &value.span(), "its value has the wrong type")
+        file_text
+            .error_at(key.name, &value.span(), "its value has the wrong type")
             .remedy(format!("it {why}"))
     })?;
-    Ok((key, text, place.line(&name.span())))
+    Ok((key, text, file_text.line_of(&name.span())))
 }
 
 fn unknown_section(
-    place: &SettingsText<'_>,
+    file_text: &SettingsText<'_>,
     name: &Spanned<toml::de::DeString<'_>>,
     value: &Spanned<DeValue<'_>>,
 ) -> Error {
@@ -100,17 +104,17 @@ fn unknown_section(
     sections.dedup();
     sections.push("entity");
     if value.get_ref().is_table() || value.get_ref().is_array() {
-        let error = place.wrong(
+        let error = file_text.error_at(
             &format!("[{}]", name.get_ref()),
             &name.span(),
             "there is no such section",
         );
-        return match near(name.get_ref(), sections.iter().copied()) {
+        return match nearest(name.get_ref(), sections.iter().copied()) {
             Some(meant) => error.remedy(format!("did you mean [{meant}]?")),
             None => error.remedy(format!("the sections are {}", sections.join(", "))),
         };
     }
-    let error = place.wrong(name.get_ref(), &name.span(), "it stands in no section");
+    let error = file_text.error_at(name.get_ref(), &name.span(), "it is in no section");
     match KEYS.iter().find(|key| key.leaf() == name.get_ref().as_ref()) {
         Some(key) => error.remedy(format!("move it below [{}]", key.section())),
         None => error.remedy(format!("the sections are {}", sections.join(", "))),
@@ -151,7 +155,8 @@ fn text_of(shape: ValueShape, value: &DeValue<'_>) -> ParsedValue<String> {
     }
 }
 
-/// The sites' keys in the form that [`super::value::site_keys`] reads, in which `,` and `;` are no part of a key.
+/// Writes the sites' keys in the form that [`super::value::site_keys`] reads. In that form `,` and `;` are no
+/// part of a key.
 fn site_keys(sites: &DeTable<'_>) -> ParsedValue<String> {
     let mut text = Vec::with_capacity(sites.len());
     for (site, keys) in sites {
@@ -173,7 +178,8 @@ fn site_keys(sites: &DeTable<'_>) -> ParsedValue<String> {
     Ok(text.join(";"))
 }
 
-/// The fields in the form that [`super::value::form_fields`] reads, in which `;` is no part of a value.
+/// Writes the fields in the form that [`super::value::form_fields`] reads. In that form `;` is no part of a
+/// value.
 fn form_fields(fields: &DeTable<'_>) -> ParsedValue<String> {
     let mut text = Vec::with_capacity(fields.len());
     for (name, value) in fields {

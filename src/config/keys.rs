@@ -1,4 +1,4 @@
-//! The one table of what can be set: its name, its default, its environment variables, its shape, its line of help.
+//! The one table of settings: name, default, environment variables, shape and help of each.
 
 /// What a value must look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,20 +54,20 @@ pub enum ValueShape {
     FormFields,
 }
 
-/// One thing that can be set.
+/// One setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SettingKey {
-    /// Its section and its name there: `cloud.url`.
+    /// Its section and its name in the section: `cloud.url`.
     pub name: &'static str,
-    /// The value where no layer sets it; none means unset.
+    /// The value if no layer sets it; `None` means unset.
     pub default: Option<&'static str>,
-    /// The variable that the old system had for it.
+    /// The environment variable of the old system for it.
     pub legacy: Option<&'static str>,
     /// Whether its value is never shown.
     pub secret: bool,
     /// What a value must look like.
     pub shape: ValueShape,
-    /// What it is, in one line.
+    /// The help, in one line.
     pub help: &'static str,
 }
 
@@ -77,8 +77,8 @@ impl SettingKey {
         format!("CLOUD_SYNC_{}", self.name.replace('.', "_").to_ascii_uppercase())
     }
 
-    /// Whether a running program can take a new value: all but what it is bound to, its database, its store, its ports
-    /// and the receiver's own place.
+    /// Whether a running program can take a new value. It cannot for its database, its store, its ports, and
+    /// all settings of the receiver but the keys.
     pub fn reloads(&self) -> bool {
         match self.section() {
             "source" | "store" => false,
@@ -130,7 +130,7 @@ const fn legacy(mut key: SettingKey, variable: &'static str) -> SettingKey {
 
 const HOUR: u64 = 3_600_000;
 
-/// Everything that can be set, in the order in which it is shown. `[[entity]]` stands beside it: see
+/// All settings, in the order in which they are shown. `[[entity]]` is apart: see
 /// [`crate::catalogue::Entity`].
 pub const KEYS: &[SettingKey] = &[
     legacy(
@@ -154,7 +154,8 @@ pub const KEYS: &[SettingKey] = &[
             min: 1 << 20,
             max: 1 << 50,
         },
-        "the size of the outbox at which its disk counts as full, for the forecast; if it is not set, the free space of the disk counts",
+        "the size of the outbox at which its disk counts as full, for the forecast; if it is not set, the \
+         free space of the disk counts",
     ),
     key(
         "media.root",
@@ -207,7 +208,7 @@ pub const KEYS: &[SettingKey] = &[
         "cloud.status_path",
         Some("sync-status"),
         ValueShape::UrlPath,
-        "the path of the status call; any call that answers JSON to GET will do",
+        "the path of the status call; any call that returns JSON for GET will do",
     ),
     key(
         "cloud.timeout",
@@ -219,13 +220,14 @@ pub const KEYS: &[SettingKey] = &[
         "cloud.capabilities",
         Some("auto"),
         ValueShape::Capabilities,
-        "auto uses what the server lists; a list is used in place of it",
+        "auto uses what the server lists; a list here replaces it",
     ),
     key(
         "cloud.delete_moved",
         Some("true"),
         ValueShape::Bool,
-        "whether a row that moves to another entity of its table is first deleted under its old path; set false if the new path replaces it",
+        "whether a row that moves to another entity of its table is first deleted under its old path; set \
+         false if the new path replaces it",
     ),
     key(
         "cloud.allow_insecure_http",
@@ -264,7 +266,8 @@ pub const KEYS: &[SettingKey] = &[
         "delivery.compress",
         None,
         ValueShape::Bool,
-        "whether the bodies of changes are compressed; if it is not set, they are unless the cloud is on this machine",
+        "whether the bodies of changes are compressed; if it is not set, they are unless the cloud is on \
+         this machine",
     ),
     legacy(
         key(
@@ -294,7 +297,8 @@ pub const KEYS: &[SettingKey] = &[
         "files.fields",
         None,
         ValueShape::FormFields,
-        "further fields of an upload's form: [files.fields] visibility = \"public\", or visibility=public;folder=slips",
+        "further fields of an upload's form: [files.fields] visibility = \"public\", or \
+         visibility=public;folder=slips",
     ),
     key(
         "files.upload_videos",
@@ -355,7 +359,7 @@ pub const KEYS: &[SettingKey] = &[
         "receiver.history",
         Some("false"),
         ValueShape::Bool,
-        "whether each applied change is noted, for audits",
+        "whether each applied change is recorded, for audits",
     ),
     secret(
         "receiver.keys",
@@ -369,8 +373,8 @@ pub fn find(name: &str) -> Option<&'static SettingKey> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-/// The candidate that is nearest to `name`, where one is near enough to be meant.
-pub(super) fn near<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// Returns the candidate that is nearest to `name`, if one is near enough to be meant.
+pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
         .map(|candidate| (strsim::jaro_winkler(candidate, name), candidate))

@@ -1,4 +1,4 @@
-//! Lays the layers over each other, keeps where each value came from, and makes the typed [`Settings`] of them.
+//! Merges the layers, keeps where each value came from, and makes the typed [`Settings`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use super::keys::{self, KEYS, SettingKey, near};
+use super::keys::{self, KEYS, SettingKey, nearest};
 use super::value::{self, ParsedValue};
 use super::{
     CloudSettings, ControlSettings, DeliverySettings, FileSettings, MediaSettings, ReceiverConfig,
@@ -15,15 +15,15 @@ use super::{
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
 
-/// The file that is read where none is named, if it is there.
+/// The file that is read if none is named and it exists.
 const DEFAULT_FILE: &str = "cloud-sync.toml";
 
-/// Where the layers are.
+/// Where to read the layers from.
 #[derive(Clone)]
 pub struct LoadOptions {
-    /// The configuration file; none means `cloud-sync.toml` in `dir`, if it is there.
+    /// The configuration file; `None` means `cloud-sync.toml` in `dir`, if it exists.
     pub config: Option<PathBuf>,
-    /// Flags: dotted key and value, later ones over earlier ones.
+    /// Flags: dotted key and value; later ones override earlier ones.
     pub overrides: Vec<(String, String)>,
     /// The process's environment.
     pub env: BTreeMap<String, String>,
@@ -50,7 +50,7 @@ impl LoadOptions {
 pub enum SettingOrigin {
     /// No layer sets it.
     Default,
-    /// No layer sets it but the profile of the cloud's server.
+    /// Only the profile of the cloud's server sets it.
     Profile,
     /// The configuration file, at this line.
     File(PathBuf, usize),
@@ -86,7 +86,7 @@ pub struct EffectiveValue {
 }
 
 impl EffectiveValue {
-    /// The value as text, where it is set and no secret.
+    /// The value as text, if it is set and no secret.
     pub fn shown(&self) -> Option<&str> {
         self.text.as_deref().filter(|_| !self.key.secret)
     }
@@ -96,8 +96,8 @@ impl EffectiveValue {
         self.text.is_some()
     }
 
-    fn wrong(&self, why: &str) -> Error {
-        let place = match &self.origin {
+    fn value_error(&self, why: &str) -> Error {
+        let subject = match &self.origin {
             SettingOrigin::Default | SettingOrigin::Profile => format!("the default of {}", self.key.name),
             SettingOrigin::File(path, line) => {
                 format!("{} in {}, line {line}", self.key.name, path.display())
@@ -112,7 +112,7 @@ impl EffectiveValue {
             }
             SettingOrigin::Flag => format!("{} of the command line", self.key.name),
         };
-        Error::config(format!("use {place}"), "its value does not fit").remedy(format!("it {why}"))
+        Error::config(format!("use {subject}"), "its value does not fit").remedy(format!("it {why}"))
     }
 }
 
@@ -126,23 +126,24 @@ impl fmt::Debug for EffectiveValue {
     }
 }
 
-/// The settings and how they came about.
+/// The settings, and where each came from.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The typed settings.
     pub settings: Settings,
     /// Every key's effective value, in the table's order.
     pub values: Vec<EffectiveValue>,
-    /// The configuration file that was read, where there was one.
+    /// The configuration file that was read, if there was one.
     pub file: Option<PathBuf>,
     /// Whether the file lists its own entities.
     pub own_catalogue: bool,
-    /// What is odd but no error: variables that look like ours and are not.
+    /// What is odd but no error: variables that look like settings and are none, and keys by their old names.
     pub warnings: Vec<String>,
 }
 
 impl Loaded {
-    /// What differs from `before`, by name: what a running program can take, and what only a restart brings about.
+    /// The names of the settings that differ from `before`: those that a running program can take, and those
+    /// that need a restart.
     pub fn changes(&self, before: &Self) -> ChangedSettings {
         let mut changes = ChangedSettings::default();
         for (now, then) in self.values.iter().zip(&before.values) {
@@ -161,8 +162,9 @@ impl Loaded {
         changes
     }
 
-    /// These settings where they can be taken by a running program, and those of `before` elsewhere.
-    pub fn over(self, before: &Self) -> Self {
+    /// The settings of a running program after a reload: the new values of the settings that it can take, and
+    /// the values of `before` for all others.
+    pub fn applied_over(self, before: &Self) -> Self {
         let mut settings = before.settings.clone();
         settings.media = self.settings.media;
         settings.cloud = self.settings.cloud;
@@ -182,19 +184,19 @@ impl Loaded {
     }
 }
 
-/// The names of the settings that differ.
+/// The names of settings that differ.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ChangedSettings {
-    /// What a running program can take.
+    /// The settings that a running program can take.
     pub taken: Vec<&'static str>,
-    /// What only a restart brings about.
+    /// The settings that need a restart.
     pub restart: Vec<&'static str>,
 }
 
 pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
     let mut layers = Layers::of_defaults();
     let (path, entities) = layers.add_file(&options)?;
-    let dot_env = dot_env(&options.dir.join(".env"))?;
+    let dot_env = read_dot_env(&options.dir.join(".env"))?;
     layers.add_variables(&dot_env, SettingOrigin::DotEnv)?;
     layers.add_variables(&options.env, SettingOrigin::Environment)?;
     layers.add_flags(&options.overrides)?;
@@ -245,7 +247,7 @@ impl Layers {
     fn check(&self) -> Result<()> {
         for value in &self.values {
             if let Some(text) = &value.text {
-                value::check(value.key.shape, text).map_err(|why| value.wrong(&why))?;
+                value::check(value.key.shape, text).map_err(|why| value.value_error(&why))?;
             }
         }
         Ok(())
@@ -259,7 +261,7 @@ impl Layers {
     }
 
     fn add_file(&mut self, options: &LoadOptions) -> Result<(Option<PathBuf>, Option<Vec<Entity>>)> {
-        let named = options.config.is_some();
+        let is_named = options.config.is_some();
         let path = options.config.clone().unwrap_or_else(|| {
             if options.dir == Path::new(".") {
                 PathBuf::from(DEFAULT_FILE)
@@ -269,7 +271,9 @@ impl Layers {
         });
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => return Ok((None, None)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_named => {
+                return Ok((None, None));
+            }
             Err(error) => {
                 return Err(
                     Error::config(format!("read {}", path.display()), error.to_string())
@@ -278,13 +282,14 @@ impl Layers {
             }
         };
         let file = file::parse_settings_file(&path, &text)?;
+        self.warnings.extend(file.warnings);
         for (key, text, line) in file.values {
             self.set(key.name, text, SettingOrigin::File(path.clone(), line));
         }
         Ok((Some(path), file.entities))
     }
 
-    /// An empty variable counts as unset. The uniform name goes over the legacy one.
+    /// Adds variables. An empty variable counts as unset. The uniform name overrides the legacy one.
     fn add_variables(
         &mut self,
         variables: &BTreeMap<String, String>,
@@ -300,14 +305,14 @@ impl Layers {
             }
         }
         for name in variables.keys() {
-            self.look_at_stranger(name, &origin)?;
+            self.check_unknown_variable(name, &origin)?;
         }
         Ok(())
     }
 
-    /// A variable that is a slip of one of ours is an error. Another one in our sections is worth a warning only:
-    /// platforms add variables of such names by themselves.
-    fn look_at_stranger(&mut self, name: &str, origin: impl Fn(String) -> SettingOrigin) -> Result<()> {
+    /// A variable whose name is nearly one of ours is an error. Another one in our sections gives only a
+    /// warning: platforms add variables with such names.
+    fn check_unknown_variable(&mut self, name: &str, origin: impl Fn(String) -> SettingOrigin) -> Result<()> {
         let Some(rest) = name.strip_prefix("CLOUD_SYNC_") else {
             return Ok(());
         };
@@ -325,10 +330,10 @@ impl Layers {
             )
             .remedy(format!("did you mean {meant}?")));
         }
-        let ours = KEYS
+        let in_our_sections = KEYS
             .iter()
             .any(|key| rest.starts_with(&format!("{}_", key.section().to_ascii_uppercase())));
-        if ours {
+        if in_our_sections {
             self.warnings.push(format!(
                 "{} is no setting and has no effect",
                 origin(name.to_owned())
@@ -344,7 +349,7 @@ impl Layers {
                     format!("use {name} of the command line"),
                     "there is no such setting",
                 );
-                return Err(match near(name, KEYS.iter().map(|key| key.name)) {
+                return Err(match nearest(name, KEYS.iter().map(|key| key.name)) {
                     Some(meant) => error.remedy(format!("did you mean {meant}?")),
                     None => error.remedy("cloud-sync config lists all settings"),
                 });
@@ -354,7 +359,7 @@ impl Layers {
         Ok(())
     }
 
-    /// What the profile of the server gives goes below all other layers.
+    /// Adds the settings of the server's profile, which all other layers override.
     fn add_profile(&mut self) -> Result<()> {
         let profile = self.required("cloud.profile", value::profile)?;
         for (name, text) in profile.settings() {
@@ -377,7 +382,7 @@ impl Layers {
         value
             .text
             .as_deref()
-            .map(|text| parse(text).map_err(|why| value.wrong(&why)))
+            .map(|text| parse(text).map_err(|why| value.value_error(&why)))
             .transpose()
     }
 
@@ -470,7 +475,7 @@ impl Layers {
         };
         match &cloud.url {
             Some(url) if url.scheme() == "http" && !value::is_loopback(url) && !cloud.allow_insecure_http => {
-                Err(self.value("cloud.url")?.wrong(
+                Err(self.value("cloud.url")?.value_error(
                     "must start with https://, since key and rows would go in the clear; or set \
                      cloud.allow_insecure_http = true",
                 ))
@@ -480,18 +485,18 @@ impl Layers {
     }
 }
 
-/// The variables of a `.env` file; none where it is not there.
-fn dot_env(path: &Path) -> Result<BTreeMap<String, String>> {
-    let wrong = |cause: String| Error::config(format!("read {}", path.display()), cause);
+/// Returns the variables of a `.env` file; none if there is no such file.
+fn read_dot_env(path: &Path) -> Result<BTreeMap<String, String>> {
+    let read_error = |cause: String| Error::config(format!("read {}", path.display()), cause);
     let entries = match dotenvy::from_path_iter(path) {
         Ok(entries) => entries,
         Err(error) if error.not_found() => return Ok(BTreeMap::new()),
-        Err(error) => return Err(wrong(reason(&error))),
+        Err(error) => return Err(read_error(dot_env_error(&error))),
     };
     let mut variables = BTreeMap::new();
     for entry in entries {
         let (name, value) = entry.map_err(|error| {
-            wrong(reason(&error))
+            read_error(dot_env_error(&error))
                 .remedy("write NAME=value, and put a value with spaces, # or $ in single quotes")
         })?;
         variables.insert(name, value);
@@ -499,16 +504,19 @@ fn dot_env(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(variables)
 }
 
-/// Why a `.env` file cannot be read, without the line itself: it may hold a secret.
-fn reason(error: &dotenvy::Error) -> String {
+/// Why a `.env` file cannot be read, without the line itself, which may hold a secret.
+fn dot_env_error(error: &dotenvy::Error) -> String {
     match error {
         dotenvy::Error::Io(error) => error.to_string(),
-        dotenvy::Error::LineParse(line, at) => match line.split_once('=') {
+        dotenvy::Error::LineParse(line, character) => match line.split_once('=') {
             Some((name, _)) if name.len() < 64 => {
-                format!("the line of {} is not understood at character {at}", name.trim())
+                format!(
+                    "the line of {} cannot be read at character {character}",
+                    name.trim()
+                )
             }
             _ => "a line has no =".to_owned(),
         },
-        _ => "a variable is not understood".to_owned(),
+        _ => "a variable cannot be read".to_owned(),
     }
 }

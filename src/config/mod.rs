@@ -1,8 +1,10 @@
-//! The settings: defaults, over them `cloud-sync.toml`, over it the environment and a `.env` file, over them flags.
+//! The settings: `cloud-sync.toml` overrides the defaults, the `.env` file and the environment override the
+//! file, flags override all.
 //!
-//! [`keys`] is the one table of what can be set. [`Settings::load`] reads each layer against it, so that a wrong key
-//! or value is reported where it stands: the file and its line, the variable, the flag. Every value remembers where it
-//! came from ([`Loaded::values`]). Secrets are kept as [`SecretString`] and are in no message and in no `Debug` output.
+//! [`keys`] is the one table of settings. [`Settings::load`] checks each layer against it, so that an error
+//! about a key or a value names the file and its line, the variable, or the flag. Every value keeps where it
+//! came from ([`Loaded::values`]). Secrets are kept as [`SecretString`], and are in no message and in no
+//! `Debug` output.
 //!
 //! A relative path is relative to the working directory.
 
@@ -39,7 +41,7 @@ pub struct Settings {
     pub store: StoreSettings,
     /// The site's cloud.
     pub cloud: CloudSettings,
-    /// Bounds of a batch and of what is on its way.
+    /// Bounds of a batch and of what is in flight.
     pub delivery: DeliverySettings,
     /// Uploads of media files.
     pub files: FileSettings,
@@ -58,9 +60,10 @@ pub struct Settings {
 pub struct SourceSettings {
     /// A `postgresql://` URL.
     pub database_url: Option<SecretString>,
-    /// What the cloud knows this database by; none means the one that `init` made up.
+    /// The name by which the cloud knows this database; `None` means the one that `init` generated.
     pub source_id: Option<String>,
-    /// Bytes that the outbox may grow to before the status forecasts that it is full; none leaves it to the disk.
+    /// The size of the outbox in bytes at which its disk counts as full, for the forecast; `None` means the
+    /// free space of the disk.
     pub outbox_limit: Option<u64>,
 }
 
@@ -69,7 +72,7 @@ pub struct SourceSettings {
 pub struct MediaSettings {
     /// The folder that file columns are relative to.
     pub root: PathBuf,
-    /// How long a file's size and time must stand still before it counts as finished.
+    /// How long a file's size and time must be unchanged before it counts as finished.
     pub settle: Duration,
 }
 
@@ -91,7 +94,7 @@ pub struct CloudSettings {
     pub timeout: Duration,
     /// The kind of server that it is.
     pub profile: Profile,
-    /// The path below the URL that all calls lie below; none where it is empty.
+    /// The path below the URL that all calls have in common; empty if there is none.
     pub prefix: String,
     /// The path of the status call.
     pub status_path: String,
@@ -105,17 +108,18 @@ pub struct CloudSettings {
     pub ca_file: Option<PathBuf>,
 }
 
-/// The kind of server that the cloud is: what is set where nothing else sets it.
+/// The kind of server that the cloud is. It gives values to settings that no other layer sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// One that keeps the contract of the documents.
+    /// A server that keeps the wire contract.
     Contract,
-    /// The server of the old script: all calls below `sync`, the status call `status`, deletes, though it lists no capability.
+    /// The server of the old script: all calls are below `sync`, the status call is `status`, and it takes
+    /// deletes, although it lists no capability.
     Laravel,
 }
 
 impl Profile {
-    /// The settings that it gives, by name.
+    /// The settings that the profile gives, by name.
     fn settings(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Contract => &[],
@@ -133,11 +137,11 @@ impl Profile {
 pub enum CapabilityChoice {
     /// Those that the server lists.
     Auto,
-    /// These, whatever the server lists; none of them means a baseline server.
+    /// These, whatever the server lists; an empty list means a baseline server.
     Only(Vec<String>),
 }
 
-/// `[delivery]`: bounds of a batch and of what is on its way.
+/// `[delivery]`: bounds of a batch and of what is in flight.
 #[derive(Debug, Clone)]
 pub struct DeliverySettings {
     /// Rows a batch, at most.
@@ -146,7 +150,8 @@ pub struct DeliverySettings {
     pub batch_bytes: usize,
     /// Requests at a time, at most.
     pub in_flight: usize,
-    /// Whether bodies of changes are compressed; none means unless the cloud is on this machine.
+    /// Whether bodies of changes are compressed; `None` means that they are unless the cloud is on this
+    /// machine.
     pub compress: Option<bool>,
 }
 
@@ -155,7 +160,7 @@ pub struct DeliverySettings {
 pub struct FileSettings {
     /// How files go to the cloud.
     pub driver: FileDriver,
-    /// The object storage's bucket; kept for drivers that need one.
+    /// The object storage's bucket, for drivers that need one.
     pub bucket: Option<String>,
     /// The name of the part with the file in an upload's form.
     pub field: String,
@@ -177,16 +182,16 @@ pub enum FileDriver {
 pub struct ControlSettings {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// The age of the oldest change that waits from which on `/healthz` fails.
+    /// `/healthz` fails if the oldest change that waits is older than this.
     pub lag_limit: Duration,
-    /// The bearer token; none means one that is generated into the store's folder.
+    /// The bearer token; `None` means one that is generated in the store's folder.
     pub token: Option<SecretString>,
 }
 
 /// `[schedule]`: when a sync is due.
 #[derive(Debug, Clone)]
 pub struct ScheduleSettings {
-    /// A cron expression in local time; none means never.
+    /// A cron expression in local time; `None` means never.
     pub sync: Option<String>,
 }
 
@@ -199,7 +204,7 @@ pub struct ReceiverConfig {
     pub database_url: Option<SecretString>,
     /// The folder of uploaded files.
     pub files: PathBuf,
-    /// The base of the URLs that it hands out; none means what the request was addressed to.
+    /// The base of the URLs that it returns; `None` means the address of the request.
     pub public_url: Option<String>,
     /// Each site's valid keys.
     pub keys: BTreeMap<String, Vec<SecretString>>,
@@ -216,7 +221,7 @@ impl Settings {
     /// Reads and checks all layers.
     ///
     /// # Errors
-    /// A configuration error that names the key, where its value stands, and what would be right.
+    /// A configuration error that names the key, where its value is, and what would be right.
     pub fn load(options: LoadOptions) -> Result<Loaded> {
         layers::load(options)
     }
@@ -224,7 +229,7 @@ impl Settings {
     /// The source's database URL.
     ///
     /// # Errors
-    /// A configuration error where it is not set.
+    /// A configuration error if it is not set.
     pub fn require_database_url(&self) -> Result<&SecretString> {
         self.source.database_url.as_ref().ok_or_else(|| {
             Error::config("find the source database", "source.database_url is not set").remedy(
@@ -264,7 +269,7 @@ impl Settings {
     /// The receiver's database URL.
     ///
     /// # Errors
-    /// A configuration error where it is not set.
+    /// A configuration error if it is not set.
     pub fn require_receiver_database_url(&self) -> Result<&SecretString> {
         self.receiver.database_url.as_ref().ok_or_else(|| {
             Error::config("find the receiver's database", "receiver.database_url is not set").remedy(

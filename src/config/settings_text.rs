@@ -1,17 +1,17 @@
-//! Places in the settings file, as errors name them.
+//! The settings file's text, and errors that name a line of it.
 
 use std::path::Path;
 
 use crate::error::Error;
 
-/// The file's text and name, to tell places in it.
+/// The file's path and text, to name a line of it in an error.
 pub(super) struct SettingsText<'a> {
     pub(super) path: &'a Path,
     pub(super) text: &'a str,
 }
 
 impl SettingsText<'_> {
-    pub(super) fn line(&self, span: &std::ops::Range<usize>) -> usize {
+    pub(super) fn line_of(&self, span: &std::ops::Range<usize>) -> usize {
         let end = span.start.min(self.text.len());
         1 + self.text.as_bytes()[..end]
             .iter()
@@ -19,8 +19,8 @@ impl SettingsText<'_> {
             .count()
     }
 
-    /// An error about `subject` in this file.
-    pub(super) fn wrong(
+    /// Makes an error about `subject` at `span` of this file.
+    pub(super) fn error_at(
         &self,
         subject: &str,
         span: &std::ops::Range<usize>,
@@ -30,7 +30,7 @@ impl SettingsText<'_> {
             format!(
                 "use {subject} in {}, line {}",
                 self.path.display(),
-                self.line(span)
+                self.line_of(span)
             ),
             cause,
         )

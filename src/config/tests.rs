@@ -79,7 +79,7 @@ fn every_default_fits_and_every_key_is_unique() {
 }
 
 #[test]
-fn each_layer_goes_over_the_one_below_and_is_remembered() {
+fn each_layer_overrides_the_one_below_and_is_named() {
     let site = SettingsFolder::new().file("[delivery]\nin_flight = 2\nbatch_rows = 10\n");
     let loaded = site.load().unwrap();
     assert_eq!(loaded.settings.delivery.in_flight, 2);
@@ -114,7 +114,7 @@ fn each_layer_goes_over_the_one_below_and_is_remembered() {
 }
 
 #[test]
-fn the_old_systems_variables_hold_and_the_uniform_ones_go_over_them() {
+fn the_old_systems_variables_hold_and_the_uniform_ones_override_them() {
     let site = SettingsFolder::new()
         .env("DATABASE_URL", "postgresql://u:secret@h/d")
         .env("CLOUD_API_URL", "https://old.example/api")
@@ -145,7 +145,7 @@ fn the_old_systems_variables_hold_and_the_uniform_ones_go_over_them() {
 }
 
 #[test]
-fn what_is_required_and_missing_is_told_with_its_remedy() {
+fn a_missing_required_setting_is_an_error_with_its_remedy() {
     let settings = SettingsFolder::new().load().unwrap().settings;
     assert!(
         settings
@@ -184,8 +184,8 @@ fn a_named_file_must_be_there() {
 }
 
 #[test]
-fn unknown_names_are_refused_where_they_stand_with_the_near_one() {
-    for (text, place, near) in [
+fn unknown_names_are_refused_with_their_line_and_the_nearest_name() {
+    for (text, line, nearest) in [
         ("[clod]\nurl = \"x\"\n", "line 1", "[cloud]"),
         ("[cloud]\n\ntimout = \"3s\"\n", "line 3", "timeout"),
         ("[files]\nbandwidth = \"1MiB\"\n", "line 2", "driver"),
@@ -197,19 +197,21 @@ fn unknown_names_are_refused_where_they_stand_with_the_near_one() {
             "table",
         ),
         (
-            "[[entity]]\nname = \"a\"\ntable = \"t\"\nkey = [\"k\"]\nwindow = { colum = \"c\", days = 3 }\n",
+            "[[entity]]\nname = \"a\"\ntable = \"t\"\nkey = [\"k\"]\n\
+             retention = { colum = \"c\", days = 3 }\n",
             "line 5",
-            "window.column",
+            "retention.column",
         ),
         (
-            "[[entity]]\nname = \"a\"\ntable = \"t\"\nkey = [\"k\"]\nfiles = [{ column = \"c\", url = \"u\" }]\n",
+            "[[entity]]\nname = \"a\"\ntable = \"t\"\nkey = [\"k\"]\nfiles = [{ column = \"c\", url = \"u\" \
+             }]\n",
             "line 5",
             "files.url_column",
         ),
     ] {
         let message = SettingsFolder::new().file(text).refusal();
         assert!(
-            message.contains(place) && message.contains(near),
+            message.contains(line) && message.contains(nearest),
             "{text}: {message}"
         );
     }
@@ -234,8 +236,8 @@ fn variables_that_a_platform_adds_are_only_warned_about() {
 }
 
 #[test]
-fn wrong_types_and_values_tell_where_and_what_would_be_right() {
-    for (text, place, right) in [
+fn wrong_types_and_values_are_errors_with_their_line_and_what_would_be_right() {
+    for (text, line, right) in [
         ("[cloud]\ntimeout = 30\n", "line 2", "\"30s\""),
         ("[cloud]\ntimeout = \"30\"\n", "line 2", "30s"),
         ("[cloud]\ntimeout = \"0s\"\n", "line 2", "from 1ms to 1h"),
@@ -270,7 +272,7 @@ fn wrong_types_and_values_tell_where_and_what_would_be_right() {
     ] {
         let message = SettingsFolder::new().file(text).refusal();
         assert!(
-            message.contains(place) && message.contains(right),
+            message.contains(line) && message.contains(right),
             "{text}: {message}"
         );
         assert!(!message.contains("hidden"), "{message}");
@@ -325,8 +327,8 @@ fn a_clear_http_url_is_for_loopback_or_on_demand() {
 #[test]
 fn lists_are_the_same_from_the_file_and_from_the_environment() {
     let file = SettingsFolder::new().file(
-        "[cloud]\ncapabilities = [\"bulk\", \"delete\"]\n[schedule]\nsync = \"off\"\n[receiver.keys]\ncollege = \
-         [\"new=\", \"old\"]\nannex = [\"a\"]\n",
+        "[cloud]\ncapabilities = [\"bulk\", \"delete\"]\n[schedule]\nsync = \
+         \"off\"\n[receiver.keys]\ncollege = [\"new=\", \"old\"]\nannex = [\"a\"]\n",
     );
     let env = SettingsFolder::new()
         .env("CLOUD_SYNC_CLOUD_CAPABILITIES", "bulk, delete")
@@ -366,9 +368,9 @@ fn lists_are_the_same_from_the_file_and_from_the_environment() {
 #[test]
 fn entities_of_the_file_make_the_catalogue() {
     let site = SettingsFolder::new().file(
-        "[[entity]]\nname = \"leaves\"\ntable = \"tbl_leave\"\nkey = [\"leave_id\"]\nwindow = { column = \
-         \"created_at\", days = 90 }\nwhere = \"true\"\ndeletes = \"keep\"\nfiles = [{ column = \"a\", url_column = \
-         \"b\", directory = \"c\" }]\n",
+        "[[entity]]\nname = \"leaves\"\ntable = \"tbl_leave\"\nkey = [\"leave_id\"]\nretention = { column = \
+         \"created_at\", days = 90 }\nwhere = \"true\"\ndeletes = \"keep\"\nfiles = [{ column = \"a\", \
+         url_column = \"b\", directory = \"c\" }]\n",
     );
     let loaded = site.load().unwrap();
     assert!(loaded.own_catalogue);
@@ -377,7 +379,7 @@ fn entities_of_the_file_make_the_catalogue() {
         (leaves.path.as_str(), leaves.filter.as_deref()),
         ("leaves", Some("true"))
     );
-    assert_eq!(leaves.window.as_ref().unwrap().days, 90);
+    assert_eq!(leaves.retention.as_ref().unwrap().days, 90);
 
     let message = SettingsFolder::new()
         .file("[[entity]]\nname = \"a\"\nkey = [\"k\"]\n")
@@ -393,9 +395,36 @@ fn entities_of_the_file_make_the_catalogue() {
 }
 
 #[test]
+fn the_old_name_of_retention_is_read_with_a_warning() {
+    let entity = "[[entity]]\nname = \"leaves\"\ntable = \"tbl_leave\"\nkey = [\"leave_id\"]\n";
+    let retention = "{ column = \"created_at\", days = 90 }\n";
+    let new = SettingsFolder::new()
+        .file(&format!("{entity}retention = {retention}"))
+        .load()
+        .unwrap();
+    let old = SettingsFolder::new()
+        .file(&format!("{entity}window = {retention}"))
+        .load()
+        .unwrap();
+    assert_eq!(old.settings.catalogue, new.settings.catalogue);
+    assert!(new.warnings.is_empty(), "{:?}", new.warnings);
+    let [warning] = old.warnings.as_slice() else {
+        panic!("{:?}", old.warnings)
+    };
+    for part in ["window is the old name of retention", "entity leaves", "line 5"] {
+        assert!(warning.contains(part), "{warning}");
+    }
+    // A slip within the old name is an error as in the new one; both names together are one too.
+    let slip = SettingsFolder::new().file(&format!("{entity}window = {{ colum = \"c\", days = 3 }}\n"));
+    assert!(slip.refusal().contains("window.column"));
+    let both = SettingsFolder::new().file(&format!("{entity}window = {retention}retention = {retention}"));
+    assert!(both.refusal().contains("retention"));
+}
+
+#[test]
 fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
     let mut entity = crate::catalogue::Entity::new("a", "t", &["k"]);
-    entity.window = Some(crate::catalogue::Retention {
+    entity.retention = Some(crate::catalogue::Retention {
         column: "c".into(),
         days: 1,
         cloud_days_by: None,
@@ -414,7 +443,7 @@ fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
     };
     let listed = |list: &[&str]| list.iter().map(|&key| key.to_owned()).collect();
     assert_eq!(keys(&json), listed(&entity::ENTITY));
-    assert_eq!(keys(&json["window"]), listed(&entity::WINDOW));
+    assert_eq!(keys(&json["retention"]), listed(&entity::RETENTION));
     assert_eq!(keys(&json["files"][0]), listed(&entity::FILE));
 }
 
@@ -426,7 +455,7 @@ fn the_guide_names_each_key_of_an_entity() {
     );
     let keys = [
         &entity::ENTITY[..],
-        &entity::WINDOW,
+        &entity::RETENTION,
         &entity::FILE,
         &entity::COLUMN,
     ];
@@ -451,11 +480,11 @@ fn a_reload_takes_what_it_can_and_names_what_needs_a_restart() {
     let changes = after.changes(&before);
     assert_eq!(changes.taken, ["cloud.key", "delivery.batch_rows"]);
     assert_eq!(changes.restart, ["store.path", "control.listen"]);
-    let now = after.clone().over(&before);
+    let now = after.clone().applied_over(&before);
     assert_eq!(now.settings.cloud.key.as_ref().unwrap().expose_secret(), "new");
     assert_eq!(now.settings.store.path, before.settings.store.path);
     assert_eq!(now.settings.control.listen, before.settings.control.listen);
-    // What needs a restart is named again by the next reload, what was taken is not.
+    // The next reload names again what needs a restart, but not what was taken.
     let again = after.changes(&now);
     assert_eq!((again.taken.len(), again.restart), (0, changes.restart));
 }

@@ -1,7 +1,7 @@
-//! Values: from the text that a layer gives to the type that [`Settings`](super::Settings) holds.
+//! Parsers: from the text that a layer gives to the type that [`Settings`](super::Settings) holds.
 //!
-//! A parser answers what would be right, as the rest of a sentence about the key: "must be true or false". It never
-//! repeats the text itself, which may be a secret.
+//! An error of a parser says what would be right, as the rest of a sentence about the key: "must be true or
+//! false". It never repeats the text itself, which may be a secret.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use super::keys::{ValueShape, near};
+use super::keys::{ValueShape, nearest};
 use super::{CapabilityChoice, FileDriver, Profile};
 use crate::wire::Capability;
 
-/// What a value must be, and why this one is not.
+/// A parsed value, or what the value must be.
 pub(super) type ParsedValue<T> = std::result::Result<T, String>;
 
 /// Checks a text against a shape and its bounds.
@@ -62,7 +62,7 @@ pub(super) fn profile(text: &str) -> ParsedValue<Profile> {
     }
 }
 
-/// A path in its one form, without a slash at its ends.
+/// A path of a URL, without a slash at its ends.
 pub(super) fn url_path(text: &str) -> ParsedValue<String> {
     let path = text.trim().trim_matches('/');
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~/%".contains(&byte);
@@ -164,7 +164,7 @@ pub(super) fn http_url(text: &str) -> ParsedValue<Url> {
     Ok(url)
 }
 
-/// Whether the URL leads to this machine.
+/// Whether the URL's host is this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
@@ -199,10 +199,10 @@ pub(super) fn capabilities(text: &str) -> ParsedValue<CapabilityChoice> {
     let mut chosen: Vec<String> = Vec::new();
     for name in listed(text).filter(|name| !name.is_empty()) {
         if !Capability::NAMES.contains(&name) {
-            let meant = near(name, Capability::NAMES)
+            let suggestion = nearest(name, Capability::NAMES)
                 .map_or(String::new(), |meant| format!(" (did you mean {meant}?)"));
             return Err(format!(
-                "must be \"auto\" or a list of {}; {name:?} is no capability{meant}",
+                "must be \"auto\" or a list of {}; {name:?} is no capability{suggestion}",
                 Capability::NAMES.join(", ")
             ));
         }
@@ -213,7 +213,7 @@ pub(super) fn capabilities(text: &str) -> ParsedValue<CapabilityChoice> {
     Ok(CapabilityChoice::Only(chosen))
 }
 
-/// The words of a list: with commas between them, or as TOML and JSON write it.
+/// The words of a list, which are separated by commas, or written as in TOML and JSON.
 fn listed(text: &str) -> impl Iterator<Item = &str> {
     let text = text.trim();
     let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
@@ -231,13 +231,14 @@ pub(super) fn driver(text: &str) -> ParsedValue<FileDriver> {
     match text {
         "api" => Ok(FileDriver::Api),
         "s3" | "gcs" | "azure" | "file" => Err(format!(
-            "must be \"api\": this version uploads files through the cloud's API only, not by the driver {text:?}"
+            "must be \"api\": this version uploads files through the cloud's API only, not by the driver \
+             {text:?}"
         )),
         _ => Err("must be \"api\", the cloud's own API".to_owned()),
     }
 }
 
-/// A cron expression; none for `off`.
+/// A cron expression; `None` for `off`.
 pub(super) fn cron(text: &str) -> ParsedValue<Option<String>> {
     if text == "off" {
         return Ok(None);

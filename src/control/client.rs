@@ -11,10 +11,10 @@ use super::{StatusReport, SyncReport, SyncRequest, token};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 
-/// How long a status may take. A sync may take any time.
+/// How long a status request may take. A sync may take any time.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Asks a running daemon. Each call answers none where no daemon listens.
+/// Calls the operator API of a running daemon. Each call returns `None` if no daemon listens.
 pub struct ControlClient {
     http: reqwest::Client,
     address: SocketAddr,
@@ -41,7 +41,7 @@ impl ControlClient {
             .map_err(|error| Error::new(Kind::Local, "set up an HTTP client", crate::error::chain(&error)))?;
         Ok(Self {
             http,
-            address: reachable(settings.control.listen),
+            address: connectable(settings.control.listen),
             settings: settings.clone(),
         })
     }
@@ -49,55 +49,55 @@ impl ControlClient {
     /// The daemon's status.
     ///
     /// # Errors
-    /// The daemon's own error; what listens there is no daemon, or has another token.
+    /// The daemon's own error; the program that listens there is no daemon, or has another token.
     pub async fn status(&self) -> Result<Option<StatusReport>> {
         let request = self.http.get(self.url("status")).timeout(STATUS_TIMEOUT);
-        self.ask("ask the daemon for its status", request).await
+        self.send_request("ask the daemon for its status", request).await
     }
 
-    /// Runs a sync in the daemon, and answers when it has ended.
+    /// Runs a sync in the daemon, and returns its report when it has ended.
     ///
     /// # Errors
-    /// The daemon's own error; what listens there is no daemon, or has another token.
+    /// The daemon's own error; the program that listens there is no daemon, or has another token.
     pub async fn sync_now(&self, request: &SyncRequest) -> Result<Option<SyncReport>> {
         let request = self.http.post(self.url("sync-now")).json(request);
-        self.ask("have the daemon sync", request).await
+        self.send_request("have the daemon sync", request).await
     }
 
     fn url(&self, call: &str) -> String {
         format!("http://{}/api/cloud-sync/{call}", self.address)
     }
 
-    async fn ask<T: DeserializeOwned>(
+    async fn send_request<T: DeserializeOwned>(
         &self,
         operation: &str,
         request: reqwest::RequestBuilder,
     ) -> Result<Option<T>> {
-        if !self.listens().await {
+        if !self.is_listening().await {
             return Ok(None);
         }
-        let token: SecretString = token::find(&self.settings)?;
-        let broken = |error: reqwest::Error| {
-            Error::new(Kind::Local, operation, crate::error::chain(&error))
-                .remedy("look into the daemon's log")
+        let token: SecretString = token::load(&self.settings)?;
+        let request_error = |error: reqwest::Error| {
+            Error::new(Kind::Local, operation, crate::error::chain(&error)).remedy("see the daemon's log")
         };
         let answer = request
             .bearer_auth(token.expose_secret())
             .send()
             .await
-            .map_err(broken)?;
+            .map_err(request_error)?;
         let status = answer.status();
-        let body = answer.bytes().await.map_err(broken)?;
+        let body = answer.bytes().await.map_err(request_error)?;
         if status.is_success() {
             return serde_json::from_slice(&body)
                 .map(Some)
-                .map_err(|_| self.stranger(operation));
+                .map_err(|_| self.not_the_daemon(operation));
         }
         if status == reqwest::StatusCode::UNAUTHORIZED {
             return Err(Error::config(operation, "the daemon knows another token")
                 .remedy("use the daemon's own configuration and working directory, or its control.token"));
         }
-        let refusal: ErrorAnswer = serde_json::from_slice(&body).map_err(|_| self.stranger(operation))?;
+        let refusal: ErrorAnswer =
+            serde_json::from_slice(&body).map_err(|_| self.not_the_daemon(operation))?;
         let kind = match refusal.exit_code {
             2 => Kind::Config,
             3 => Kind::Source,
@@ -107,8 +107,9 @@ impl ControlClient {
         Err(Error::new(kind, operation, refusal.errors.join("; ")))
     }
 
-    /// Whether anything listens there. It is asked before the token is looked for: where nothing runs, none is needed.
-    async fn listens(&self) -> bool {
+    /// Whether anything listens there. This comes before the look-up of the token: if nothing runs, none is
+    /// needed.
+    async fn is_listening(&self) -> bool {
         let connect = tokio::net::TcpStream::connect(self.address);
         matches!(
             tokio::time::timeout(Duration::from_secs(2), connect).await,
@@ -116,17 +117,17 @@ impl ControlClient {
         )
     }
 
-    fn stranger(&self, operation: &str) -> Error {
+    fn not_the_daemon(&self, operation: &str) -> Error {
         Error::config(
             operation,
-            format!("what listens on {} is not this version's daemon", self.address),
+            format!("what listens on {} is not a daemon of this version", self.address),
         )
         .remedy("set control.listen to the daemon's address")
     }
 }
 
-/// Where a server that listens on all addresses is reached from this machine.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+/// The address at which this machine reaches a server: loopback if the server listens on all addresses.
+fn connectable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),

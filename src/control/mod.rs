@@ -1,19 +1,19 @@
-//! The operator API: how people and programs on the site see the replicator and steer it.
+//! The operator API: people and programs on the site see the replicator's state here, and start syncs.
 //!
-//! [`ControlServer`] answers over HTTP and knows the replicator only as an [`Operator`]. Everything below `/api/` needs the
-//! bearer token ([`token`]). `/healthz` and `/readyz` are open; `/metrics` is open where the server listens on loopback
-//! and needs the token elsewhere. [`client::ControlClient`] is the command line's side of it.
+//! [`ControlServer`] serves it over HTTP, and knows the replicator only as an [`Operator`]. Everything below
+//! `/api/` needs the bearer token ([`token`]). `/healthz` and `/readyz` need none; `/metrics` needs it unless
+//! the server listens on loopback. [`client::ControlClient`] is the command line's client.
 //!
 //! | call | answer |
 //! |---|---|
-//! | `POST /api/cloud-sync/sync-now` | runs a sync, and answers its [`SyncReport`] when it has ended |
+//! | `POST /api/cloud-sync/sync-now` | runs a sync, and returns its [`SyncReport`] when it has ended |
 //! | `GET /api/cloud-sync/status` | a [`StatusReport`] |
-//! | `GET /healthz` | 200 while it makes progress or has nothing to do; 503 with the reason where it stands still |
-//! | `GET /readyz` | 200 when it replicates; 503 with the reason before and where it stands still |
+//! | `GET /healthz` | 200 if it makes progress or has nothing to do; 503 with the reason if it is stuck |
+//! | `GET /readyz` | 200 if it replicates; 503 with the reason before that, and if it is stuck |
 //! | `GET /metrics` | the metrics as OpenMetrics text |
 //!
-//! An error below `/api/` is answered as `{"success": false, "errors": ["…"], "exit_code": N}`, with the exit code that
-//! the command line ends with for it.
+//! An error below `/api/` has the body `{"success": false, "errors": ["…"], "exit_code": N}`. The exit code
+//! is the one that the command line returns for the error.
 
 pub mod client;
 
@@ -36,39 +36,40 @@ pub use crate::reconcile::report::SyncReport;
 
 /// What the operator API needs of a replicator.
 pub trait Operator: Send + Sync + 'static {
-    /// How it stands.
+    /// Returns the replicator's status.
     fn status(&self) -> impl Future<Output = Result<StatusReport>> + Send;
 
-    /// Runs a sync. Never called while an earlier call has not ended: the server lets equal requests share one run and
+    /// Runs a sync. The server never calls it while an earlier call runs: equal requests share one run,
     /// different ones wait for their turn.
     fn sync_now(&self, request: SyncRequest) -> impl Future<Output = Result<SyncReport>> + Send;
 
-    /// Whether it makes progress. Called often: it answers from what is known.
+    /// Whether the replicator makes progress. It is called often, so it returns what is known without asking
+    /// anybody.
     fn health(&self) -> Health;
 
     /// The metrics as OpenMetrics text.
     fn metrics(&self) -> String;
 }
 
-/// What a sync shall do.
+/// What a sync has to do.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SyncRequest {
-    /// Trust nothing that is remembered about the cloud.
+    /// Push rows that the cloud holds too, if it lists only their keys and not their contents.
     pub force: bool,
-    /// The entities, by name; none means all.
+    /// The entities, by name; an empty list means all.
     pub entities: Vec<String>,
 }
 
 /// Whether a replicator makes progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// It has not replicated yet, for this reason: healthy, not ready.
+    /// It has not replicated yet, for this reason: it is healthy, but not ready.
     Starting(String),
-    /// It makes progress, or there is nothing to do.
+    /// It makes progress, or has nothing to do.
     Well,
-    /// The same, and a person has something to decide on, which holds nothing up.
+    /// It makes progress, and an operator has something to decide, which delays nothing.
     Noted(String),
-    /// It stands still while changes wait, for this reason.
+    /// It is stuck while changes wait, for this reason.
     Still(String),
 }

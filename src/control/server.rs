@@ -22,23 +22,24 @@ use super::{Health, Operator, SyncRequest, token};
 use crate::error::{Error, Kind, Result};
 use crate::serve::{self, ConnectionLimits, RemoteClient};
 
-/// A request is small; nothing larger is read.
+/// The largest body that is read: requests are small.
 const BODY_LIMIT: usize = 64 << 10;
 
-/// A body of which nothing comes for this long is given up.
-const BODY_PAUSE: Duration = Duration::from_secs(10);
+/// A body of which nothing arrives for this long is an error.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections at once.
-const PLACES: usize = 64;
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 64;
 
-/// How long open requests, and then a sync that nobody waits for, may take to end after shutdown.
+/// How long open requests may take to end after shutdown; after that, how long a sync may take that nobody
+/// waits for.
 const GRACE: Duration = Duration::from_secs(4);
 
 /// The operator API, bound to its port and not yet serving.
 pub struct ControlServer<O> {
     listener: TcpListener,
     address: SocketAddr,
-    desk: Arc<HandlerState<O>>,
+    state: Arc<HandlerState<O>>,
 }
 
 /// The server's token, which can be replaced while it serves.
@@ -46,13 +47,13 @@ pub struct ControlServer<O> {
 pub(crate) struct ServerToken(Arc<RwLock<SecretString>>);
 
 impl ServerToken {
-    /// From now on this one counts, and no other.
+    /// Replaces the token: only the new one is valid from now on.
     pub(crate) fn replace(&self, token: SecretString) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = token;
     }
 
-    fn is(&self, given: &str) -> bool {
-        token::same(given, &self.0.read().unwrap_or_else(PoisonError::into_inner))
+    fn matches(&self, given: &str) -> bool {
+        token::is_equal(given, &self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -60,12 +61,12 @@ impl ServerToken {
 struct HandlerState<O> {
     operator: Arc<O>,
     token: ServerToken,
-    turns: SingleFlight,
+    syncs: SingleFlight,
     loopback: bool,
 }
 
 impl<O: Operator> ControlServer<O> {
-    /// Takes the port; port 0 takes any free one.
+    /// Binds the port; port 0 means any free one.
     ///
     /// # Errors
     /// The port is taken, or the address is not this machine's.
@@ -77,76 +78,76 @@ impl<O: Operator> ControlServer<O> {
         let address = listener
             .local_addr()
             .map_err(|error| Error::local(operation(), error))?;
-        let desk = HandlerState {
+        let state = HandlerState {
             operator,
             token: ServerToken(Arc::new(RwLock::new(token))),
-            turns: SingleFlight::default(),
+            syncs: SingleFlight::default(),
             loopback: address.ip().is_loopback(),
         };
         Ok(Self {
             listener,
             address,
-            desk: Arc::new(desk),
+            state: Arc::new(state),
         })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The token that it asks for.
+    /// The token that requests must carry.
     pub(crate) fn token(&self) -> ServerToken {
-        self.desk.token.clone()
+        self.state.token.clone()
     }
 
-    /// Serves until shutdown, then lets open requests end, for some seconds at most.
+    /// Serves until shutdown, then waits some seconds at most for open requests.
     ///
     /// # Errors
-    /// None at present: what fails while serving fails a request or a connection.
+    /// None at present: a failure affects only its request or its connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
-        let router = router(Arc::clone(&self.desk));
+        let router = router(Arc::clone(&self.state));
         serve::serve(
             self.listener,
             router,
-            ConnectionLimits::new(PLACES, GRACE),
+            ConnectionLimits::new(MAX_CONNECTIONS, GRACE),
             shutdown,
         )
         .await;
         tokio::select! {
-            () = self.desk.turns.ended() => {}
+            () = self.state.syncs.ended() => {}
             () = tokio::time::sleep(GRACE) => tracing::warn!("a sync did not end in time"),
         }
         Ok(())
     }
 }
 
-fn router<O: Operator>(desk: Arc<HandlerState<O>>) -> Router {
+fn router<O: Operator>(state: Arc<HandlerState<O>>) -> Router {
     let api = Router::new()
         .route("/cloud-sync/sync-now", post(sync_now::<O>))
         .route("/cloud-sync/status", get(status::<O>))
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
-        .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorize::<O>));
+        .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), authorize::<O>));
     Router::new()
         .nest("/api", api)
         .route("/healthz", get(healthz::<O>))
         .route("/readyz", get(readyz::<O>))
         .route("/metrics", get(metrics::<O>))
-        .with_state(desk)
+        .with_state(state)
 }
 
 async fn authorize<O: Operator>(
-    State(desk): State<Arc<HandlerState<O>>>,
+    State(state): State<Arc<HandlerState<O>>>,
     request: Request,
     next: Next,
 ) -> Response {
-    if !desk.knows(request.headers()) {
+    if !state.is_authorized(request.headers()) {
         return unauthorized();
     }
-    if let Some(caller) = request.extensions().get::<RemoteClient>() {
-        caller.trust(None);
+    if let Some(client) = request.extensions().get::<RemoteClient>() {
+        client.trust(None);
     }
     let mut answer = next.run(request).await;
     answer.headers_mut().insert(
@@ -158,13 +159,13 @@ async fn authorize<O: Operator>(
 
 impl<O> HandlerState<O> {
     /// Whether the request carries the token.
-    fn knows(&self, headers: &HeaderMap) -> bool {
+    fn is_authorized(&self, headers: &HeaderMap) -> bool {
         headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .is_some_and(|(scheme, given)| {
-                scheme.eq_ignore_ascii_case("bearer") && self.token.is(given.trim())
+                scheme.eq_ignore_ascii_case("bearer") && self.token.matches(given.trim())
             })
     }
 }
@@ -179,7 +180,7 @@ fn unauthorized() -> Response {
         .into_response()
 }
 
-async fn sync_now<O: Operator>(State(desk): State<Arc<HandlerState<O>>>, body: Bytes) -> Response {
+async fn sync_now<O: Operator>(State(state): State<Arc<HandlerState<O>>>, body: Bytes) -> Response {
     let request = if body.trim_ascii().is_empty() {
         SyncRequest::default()
     } else {
@@ -188,34 +189,34 @@ async fn sync_now<O: Operator>(State(desk): State<Arc<HandlerState<O>>>, body: B
             Err(error) => {
                 let error = Error::config("read the request", error.to_string())
                     .remedy("send nothing, or {\"force\": true, \"entities\": [\"rooms\"]}");
-                return refused(&error);
+                return error_response(&error);
             }
         }
     };
-    match desk.turns.sync(&desk.operator, request).await.as_ref() {
+    match state.syncs.sync(&state.operator, request).await.as_ref() {
         Ok(report) => Json(report).into_response(),
-        Err(error) => refused(error),
+        Err(error) => error_response(error),
     }
 }
 
-async fn status<O: Operator>(State(desk): State<Arc<HandlerState<O>>>) -> Response {
-    match desk.operator.status().await {
+async fn status<O: Operator>(State(state): State<Arc<HandlerState<O>>>) -> Response {
+    match state.operator.status().await {
         Ok(status) => Json(status).into_response(),
-        Err(error) => refused(&error),
+        Err(error) => error_response(&error),
     }
 }
 
-async fn healthz<O: Operator>(State(desk): State<Arc<HandlerState<O>>>) -> Response {
-    match desk.operator.health() {
+async fn healthz<O: Operator>(State(state): State<Arc<HandlerState<O>>>) -> Response {
+    match state.operator.health() {
         Health::Well => (StatusCode::OK, "ok\n").into_response(),
-        Health::Noted(what) => (StatusCode::OK, format!("ok, but {what}\n")).into_response(),
+        Health::Noted(note) => (StatusCode::OK, format!("ok, but {note}\n")).into_response(),
         Health::Starting(reason) => (StatusCode::OK, format!("starting: {reason}\n")).into_response(),
         Health::Still(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
 
-async fn readyz<O: Operator>(State(desk): State<Arc<HandlerState<O>>>) -> Response {
-    match desk.operator.health() {
+async fn readyz<O: Operator>(State(state): State<Arc<HandlerState<O>>>) -> Response {
+    match state.operator.health() {
         Health::Well | Health::Noted(_) => (StatusCode::OK, "ready\n").into_response(),
         Health::Starting(reason) | Health::Still(reason) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
@@ -223,15 +224,15 @@ async fn readyz<O: Operator>(State(desk): State<Arc<HandlerState<O>>>) -> Respon
     }
 }
 
-async fn metrics<O: Operator>(State(desk): State<Arc<HandlerState<O>>>, headers: HeaderMap) -> Response {
-    if !desk.loopback && !desk.knows(&headers) {
+async fn metrics<O: Operator>(State(state): State<Arc<HandlerState<O>>>, headers: HeaderMap) -> Response {
+    if !state.loopback && !state.is_authorized(&headers) {
         return unauthorized();
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], desk.operator.metrics()).into_response()
+    ([(header::CONTENT_TYPE, kind)], state.operator.metrics()).into_response()
 }
 
-fn refused(error: &Error) -> Response {
+fn error_response(error: &Error) -> Response {
     tracing::warn!(%error, "a call of the operator API failed");
     let status = match error.kind() {
         Kind::Config => StatusCode::BAD_REQUEST,

@@ -1,7 +1,7 @@
 //! One sync at a time: equal requests share one run, different ones wait for their turn.
 //!
-//! A run is a task of its own, so that a caller who hangs up does not break it off. It leaves the list as it ends, so
-//! that nobody is answered with a run that was over before the request came.
+//! A run is a task of its own, so that it is not interrupted when its caller disconnects. It leaves the list
+//! of runs when it ends, so that no request gets the result of a run that ended before the request.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::{Operator, SyncReport, SyncRequest};
 use crate::error::{Error, Kind, Result};
 
-/// What a run ended with, for everyone who waits for it.
+/// The result of a run, for everyone who waits for it.
 pub(super) type SharedSyncResult = Arc<Result<SyncReport>>;
 
 type SharedSync = Shared<BoxFuture<'static, SharedSyncResult>>;
@@ -28,7 +28,7 @@ pub(super) struct SingleFlight {
 }
 
 impl SingleFlight {
-    /// Takes part in a run of this request, which is started where there is none.
+    /// Joins the run of an equal request, or starts one if there is none. Returns its result.
     pub(super) async fn sync<O: Operator>(
         &self,
         operator: &Arc<O>,
@@ -54,8 +54,12 @@ impl SingleFlight {
         });
         let run: SharedSync = async move {
             Arc::new(task.await.unwrap_or_else(|_| {
-                Err(Error::new(Kind::Local, "sync", "it broke off")
-                    .remedy("look into the log, and report what it says there"))
+                Err(Error::new(
+                    Kind::Local,
+                    "sync",
+                    "it was interrupted by a fault of the program",
+                )
+                .remedy("see the log, and report what it says"))
             }))
         }
         .boxed()
@@ -71,7 +75,7 @@ impl SingleFlight {
     }
 }
 
-/// A run's place in the list; it is given up when the run ends, whatever way.
+/// Removes a run from the list when it is dropped: when the run ends, in whatever way.
 struct RunningSyncGuard {
     request: SyncRequest,
     runs: RunningSyncs,
@@ -133,11 +137,11 @@ mod tests {
         let (began, mut watch) = mpsc::unbounded_channel();
         let may_end = Semaphore::new(0);
         let slow = Arc::new(Slow { began, may_end });
-        let turns = SingleFlight::default();
-        let first = turns.join_or_start(&slow, request(true, "a"));
-        let same = turns.join_or_start(&slow, request(true, "a"));
+        let syncs = SingleFlight::default();
+        let first = syncs.join_or_start(&slow, request(true, "a"));
+        let same = syncs.join_or_start(&slow, request(true, "a"));
         assert_eq!(watch.recv().await, Some(true));
-        let other = turns.join_or_start(&slow, request(false, "a"));
+        let other = syncs.join_or_start(&slow, request(false, "a"));
         slow.may_end.add_permits(1);
         assert!(Arc::ptr_eq(&first.await, &same.await));
         assert_eq!(watch.recv().await, Some(false));
@@ -145,21 +149,21 @@ mod tests {
         assert!(other.await.is_ok());
         assert!(watch.try_recv().is_err(), "three requests were two runs");
 
-        let later = turns.join_or_start(&slow, request(true, "a"));
+        let later = syncs.join_or_start(&slow, request(true, "a"));
         assert_eq!(watch.recv().await, Some(true), "an ended run is not shared");
         slow.may_end.add_permits(1);
         assert!(later.await.is_ok());
-        turns.ended().await;
+        syncs.ended().await;
     }
 
     #[tokio::test]
-    async fn a_run_that_breaks_off_is_an_error_and_lets_others_run() {
+    async fn a_run_that_panics_is_an_error_and_lets_others_run() {
         let (began, _watch) = mpsc::unbounded_channel();
         let may_end = Semaphore::new(9);
         let slow = Arc::new(Slow { began, may_end });
-        let turns = SingleFlight::default();
-        assert!(turns.sync(&slow, request(false, "panic")).await.is_err());
-        assert!(turns.sync(&slow, request(false, "a")).await.is_ok());
-        assert!(turns.runs.lock().unwrap().is_empty());
+        let syncs = SingleFlight::default();
+        assert!(syncs.sync(&slow, request(false, "panic")).await.is_err());
+        assert!(syncs.sync(&slow, request(false, "a")).await.is_ok());
+        assert!(syncs.runs.lock().unwrap().is_empty());
     }
 }

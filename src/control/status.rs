@@ -1,5 +1,5 @@
-//! The status of a replicator, as the API and `status --json` tell it. The JSON is stable: fields are added, never
-//! renamed. What is not known is null; times are ISO 8601 in UTC.
+//! The status of a replicator, as the API and `status --json` return it. The JSON is stable: fields are
+//! added, never renamed. An unknown value is null; times are ISO 8601 in UTC.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 use super::report::PerEntity;
 use crate::latency::{PerStep, Percentiles};
 
-/// What the replicator does at the moment.
+/// What the replicator is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplicatorState {
-    /// It connects and looks at what it finds.
+    /// It connects to the source and the cloud, and checks both.
     Starting,
     /// It delivers changes as they are captured.
     Replicating,
-    /// It waits before the next attempt, since the source or the cloud is away.
+    /// It waits before the next attempt, because the source or the cloud is unreachable.
     #[serde(rename = "backing off")]
     BackingOff,
-    /// The cloud refused the key: it captures, and does not push.
+    /// The cloud refused the key: changes are captured and not pushed.
     #[serde(rename = "key refused")]
     KeyRefused,
-    /// Another replicator serves this source; it takes over when that one ends.
+    /// Another replicator serves this source. This one takes over when the other ends.
     Standby,
     /// It does not run.
     Stopped,
@@ -41,41 +41,42 @@ impl ReplicatorState {
     }
 }
 
-/// Everything that an operator wants to know at a glance.
+/// Everything that an operator wants to see at once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {
-    /// When the process started; null where it does not run.
+    /// When the process started; null if it does not run.
     pub running_since: Option<Timestamp>,
-    /// What it does.
+    /// What it is doing.
     pub state: ReplicatorState,
-    /// Why it does that, where it is not replicating; or what is wrong with the capture while it is.
+    /// Why it does not replicate; or what is wrong with the capture while it replicates.
     pub reason: Option<String>,
     /// The source database.
     pub source: SourceStatus,
     /// The cloud.
     pub cloud: CloudStatus,
-    /// What the cloud has not accepted yet; null where the source cannot be asked.
+    /// What the cloud has not accepted yet; null if the source is unreachable.
     pub lag: Option<LagStatus>,
     /// How far the cloud has accepted; null before the first batch.
     pub checkpoint: Option<CheckpointStatus>,
     /// The last sync; null before the first.
     pub last_sync: Option<LastSync>,
-    /// When the next sync is due; null where none is scheduled.
+    /// When the next sync is due; null if none is scheduled.
     pub next_sync: Option<Timestamp>,
     /// Counts since the process started.
     pub counts: ChangeCounts,
     /// Accepted changes since the process started, by entity.
     pub entities: PerEntity<u64>,
-    /// Refused changes that wait for a decision; null where the source cannot be asked.
+    /// Refused changes that wait for a decision; null if the source is unreachable.
     pub quarantine: Option<u64>,
     /// Media files.
     pub files: FileCounts,
-    /// The outbox's size in the source database; null where it cannot be asked.
+    /// The outbox's size in the source database; null if that is unreachable.
     pub outbox_bytes: Option<u64>,
-    /// How the outbox grows, and how long that can go on; null where the source cannot be asked.
+    /// How the outbox grows, and when its disk is full; null if the source is unreachable.
     #[serde(default)]
     pub outbox_growth: Option<GrowthStatus>,
-    /// Entities whose changes may be missed now or wait for a person, or whose changes were missed and are not compared yet.
+    /// Entities whose changes capture may miss now, or that wait for an operator, or whose missed changes are
+    /// not compared yet.
     #[serde(default)]
     pub capture: Vec<CaptureProblem>,
     /// From capture to acceptance; null before the first change.
@@ -85,13 +86,13 @@ pub struct StatusReport {
 /// The source database.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SourceStatus {
-    /// What the cloud knows it by.
+    /// The name by which the cloud knows it.
     pub id: Option<String>,
     /// Its outbox's epoch.
     pub epoch: Option<i64>,
-    /// Whether it answers; null before it was asked.
+    /// Whether it is reachable; null before the first attempt.
     pub reachable: Option<bool>,
-    /// Why it did not answer, the last time that it did not.
+    /// The error of the last attempt, if it failed.
     pub last_error: Option<String>,
 }
 
@@ -100,11 +101,11 @@ pub struct SourceStatus {
 pub struct CloudStatus {
     /// Its base URL, which never holds credentials.
     pub url: Option<String>,
-    /// Whether it answers; null before it was asked.
+    /// Whether it is reachable; null before the first attempt.
     pub reachable: Option<bool>,
     /// The capabilities that are used.
     pub capabilities: Vec<String>,
-    /// Why it did not answer or refused, the last time that it did.
+    /// The last error: the cloud was unreachable, or refused.
     pub last_error: Option<String>,
 }
 
@@ -113,7 +114,7 @@ pub struct CloudStatus {
 pub struct LagStatus {
     /// How many changes.
     pub changes: u64,
-    /// The oldest one's age; 0 where there is none.
+    /// The age of the oldest one; 0 if there is none.
     pub age_seconds: f64,
 }
 
@@ -148,7 +149,7 @@ pub struct ChangeCounts {
     pub accepted: u64,
     /// Changes that it refused for good.
     pub refused: u64,
-    /// Changes that a later one superseded.
+    /// Changes that a later change of the same row superseded.
     pub collapsed: u64,
     /// Delivered batches.
     pub batches: u64,
@@ -159,38 +160,38 @@ pub struct ChangeCounts {
 /// Media files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FileCounts {
-    /// Named by a row and not uploaded yet.
+    /// Files that a row names and that are not uploaded yet.
     pub waiting: u64,
-    /// Confirmed by the cloud.
+    /// Files that the cloud has confirmed.
     pub uploaded: u64,
-    /// Named by a row, but not in the media folder.
+    /// Files that a row names and that are not in the media folder.
     pub missing: u64,
-    /// Failed, and to be tried again.
+    /// Files whose upload failed and is retried.
     pub failed: u64,
     /// Bytes of uploaded files.
     pub bytes: u64,
 }
 
-/// How the outbox grows. What is not known is null.
+/// How the outbox grows. An unknown value is null.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct GrowthStatus {
-    /// Over the last minutes; null before there were two looks.
+    /// Over the last minutes; null before the second measurement.
     pub bytes_per_second: Option<f64>,
-    /// How much it may still grow: the free space of the database's disk where that can be seen from here, and what
-    /// `source.outbox_limit` leaves.
+    /// How many bytes it may still grow by: the smaller of the free space on the database's disk, if that is
+    /// visible from here, and of what `source.outbox_limit` leaves.
     pub room_bytes: Option<u64>,
-    /// When the room is used up at this rate; null where it does not grow.
+    /// In how many seconds that is used up at this rate; null if the outbox does not grow.
     pub full_in_seconds: Option<f64>,
 }
 
-/// An entity whose capture needs a person, or a sync.
+/// An entity whose capture needs an operator, or a sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureProblem {
     /// The entity.
     pub entity: String,
-    /// Whether changes may be missed at this moment, or wait although the cloud takes others.
+    /// Whether changes may be missed now, or wait although the cloud accepts others.
     pub broken: bool,
-    /// What was found, and the remedy.
+    /// The problem and the remedy.
     pub reason: String,
 }
 
@@ -201,13 +202,13 @@ pub struct LatencyStatus {
     pub p50_ms: f64,
     /// 99 of 100 took at most this many milliseconds.
     pub p99_ms: f64,
-    /// The steps of the way, over the recent batches; a step is null before the first batch that had it.
+    /// The steps of the way, over the recent batches. A step is null before the first batch that had it.
     #[serde(default)]
     pub steps: PerStep<Option<Percentiles>>,
 }
 
 impl StatusReport {
-    /// A report of a replicator of which nothing is known beyond its state.
+    /// Makes a report in which only the state is known.
     pub fn unknown(state: ReplicatorState) -> Self {
         Self {
             running_since: None,

@@ -1,5 +1,5 @@
-//! The operator API's bearer token: the configured one, or one that is made up once and kept in the store's folder,
-//! readable by its owner only, where the command line finds it.
+//! The operator API's bearer token: the configured one; or one that is generated once and kept in the store's
+//! folder. Only its owner can read that file, and the command line finds it there.
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -11,34 +11,40 @@ use subtle::ConstantTimeEq;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 
-/// Its name in the store's folder.
+/// The file's name in the store's folder.
 pub const FILE: &str = "control.token";
 
-/// The token for the server: configured, kept from an earlier run, or made up now. A file that holds none, or that cannot be read,
-/// is replaced.
+/// Returns the server's token: the configured one, the one in the file, or a new one. A file that holds no
+/// token, or that cannot be read, is replaced.
 ///
 /// # Errors
 /// The store's folder cannot be written.
-pub fn obtain(settings: &Settings) -> Result<SecretString> {
+pub fn load_or_create(settings: &Settings) -> Result<SecretString> {
     if let Some(token) = &settings.control.token {
         return Ok(token.clone());
     }
-    let path = path(settings);
+    let path = token_path(settings);
     match read_token_file(&path) {
         Ok(Some(token)) => {
-            close_to_others(&path)?;
+            restrict_to_owner(&path)?;
             return Ok(token);
         }
         Err(error) if !set_aside(&path, &error) => return Err(error),
         Ok(None) | Err(_) => {}
     }
     create(&settings.store.path, &path)?;
-    // Another process may have been faster: what stands in the file counts.
-    read_token_file(&path)?
-        .ok_or_else(|| Error::new(Kind::Local, operation("read", &path), "it is gone again"))
+    // Another process may have written the file first: its content counts.
+    read_token_file(&path)?.ok_or_else(|| {
+        Error::new(
+            Kind::Local,
+            describe_operation("read", &path),
+            "another process has \
+            removed it",
+        )
+    })
 }
 
-/// Moves what is in the file's place out of the way, for a new token. Returns whether that was possible.
+/// Moves the unusable file aside, to make a new token. Returns whether that was possible.
 fn set_aside(path: &Path, why: &Error) -> bool {
     let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
     let aside = path.with_extension(format!("token.broken-{now}"));
@@ -47,72 +53,73 @@ fn set_aside(path: &Path, why: &Error) -> bool {
         tracing::warn!(
             path = %path.display(),
             aside = %aside.display(),
-            "the operator API's token cannot be used ({}): a new one is made, and what stood there is set aside",
+            "the operator API's token cannot be used ({}): its file is moved aside, and a new token is \
+             generated",
             why.cause()
         );
     }
     moved
 }
 
-/// The token for a client: configured, or the one that the server keeps.
+/// Returns the client's token: the configured one, or the one in the server's file.
 ///
 /// # Errors
-/// There is none, or it cannot be read.
-pub fn find(settings: &Settings) -> Result<SecretString> {
+/// There is no token, or its file cannot be read.
+pub fn load(settings: &Settings) -> Result<SecretString> {
     if let Some(token) = &settings.control.token {
         return Ok(token.clone());
     }
-    let path = path(settings);
+    let path = token_path(settings);
     read_token_file(&path)?.ok_or_else(|| {
-        Error::config(operation("read", &path), "there is no such file").remedy(
-            "run this with the daemon's own configuration and working directory, or set control.token on both sides",
+        Error::config(describe_operation("read", &path), "there is no such file").remedy(
+            "run this with the daemon's own configuration and working directory, or set control.token on \
+             both sides",
         )
     })
 }
 
-/// Whether the two are the same, in a time that does not tell how much of them is.
-pub(super) fn same(given: &str, token: &SecretString) -> bool {
+/// Whether the two are equal, compared in constant time.
+pub(super) fn is_equal(given: &str, token: &SecretString) -> bool {
     let given = blake3::hash(given.as_bytes());
     let token = blake3::hash(token.expose_secret().as_bytes());
     given.as_bytes().ct_eq(token.as_bytes()).into()
 }
 
-fn path(settings: &Settings) -> PathBuf {
+fn token_path(settings: &Settings) -> PathBuf {
     settings.store.path.join(FILE)
 }
 
-fn operation(what: &str, path: &Path) -> String {
-    format!("{what} the operator API's token {}", path.display())
+fn describe_operation(verb: &str, path: &Path) -> String {
+    format!("{verb} the operator API's token {}", path.display())
 }
 
 fn read_token_file(path: &Path) -> Result<Option<SecretString>> {
     match std::fs::read_to_string(path) {
         Ok(text) if !is_token(text.trim()) => {
             let cause = "it holds no token: 8 to 200 visible ASCII characters";
-            Err(Error::new(Kind::Local, operation("read", path), cause)
-                .remedy("start the daemon, which makes a new one"))
+            Err(Error::new(Kind::Local, describe_operation("read", path), cause)
+                .remedy("start the daemon, which generates a new one"))
         }
         Ok(text) => Ok(Some(SecretString::from(text.trim()))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
-            Err(Error::local(operation("read", path), error).remedy(
-                "a file is in the place of the store's folder: move it away, or set store.path to a folder",
-            ))
+            Err(Error::local(describe_operation("read", path), error)
+                .remedy("store.path is a file, not a folder: move it away, or set store.path to a folder"))
         }
-        Err(error) => Err(Error::local(operation("read", path), error)
+        Err(error) => Err(Error::local(describe_operation("read", path), error)
             .remedy("run as the user that the daemon runs as, or set control.token")),
     }
 }
 
-/// Whether a header can carry it, and it is long enough to be no accident.
+/// Whether a header can carry the text, and it is long enough for a token.
 fn is_token(text: &str) -> bool {
     (8..=200).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Writes a new token beside the place and moves it there as a whole, unless one has come there meanwhile.
+/// Writes a new token to a temporary file and renames it, unless another process has written one first.
 fn create(folder: &Path, path: &Path) -> Result<()> {
     let failed = |error| {
-        Error::local(operation("write", path), error)
+        Error::local(describe_operation("write", path), error)
             .remedy("make the folder writable for cloud-sync, or set store.path to one that is")
     };
     std::fs::create_dir_all(folder).map_err(failed)?;
@@ -131,8 +138,8 @@ fn create(folder: &Path, path: &Path) -> Result<()> {
     }
 }
 
-fn close_to_others(path: &Path) -> Result<()> {
-    let failed = |error| Error::local(operation("protect", path), error);
+fn restrict_to_owner(path: &Path) -> Result<()> {
+    let failed = |error| Error::local(describe_operation("protect", path), error);
     let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o077 == 0 {
         return Ok(());
@@ -160,15 +167,21 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_made_up_once_and_found_again() {
+    fn a_token_is_generated_once_and_found_again() {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(&dir.path().join("deep/store"), None);
-        assert_eq!(find(&settings).unwrap_err().exit_code(), 2);
-        let token = obtain(&settings).unwrap();
+        assert_eq!(load(&settings).unwrap_err().exit_code(), 2);
+        let token = load_or_create(&settings).unwrap();
         assert_eq!(token.expose_secret().len(), 64);
-        assert!(same(obtain(&settings).unwrap().expose_secret(), &token));
-        assert!(same(find(&settings).unwrap().expose_secret(), &token));
-        let mode = std::fs::metadata(path(&settings)).unwrap().permissions().mode();
+        assert!(is_equal(
+            load_or_create(&settings).unwrap().expose_secret(),
+            &token
+        ));
+        assert!(is_equal(load(&settings).unwrap().expose_secret(), &token));
+        let mode = std::fs::metadata(token_path(&settings))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -176,10 +189,13 @@ mod tests {
     fn a_file_that_others_could_read_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(dir.path(), None);
-        std::fs::write(path(&settings), "abcdefgh\n").unwrap();
-        std::fs::set_permissions(path(&settings), std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(same("abcdefgh", &obtain(&settings).unwrap()));
-        let mode = std::fs::metadata(path(&settings)).unwrap().permissions().mode();
+        std::fs::write(token_path(&settings), "abcdefgh\n").unwrap();
+        std::fs::set_permissions(token_path(&settings), std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(is_equal("abcdefgh", &load_or_create(&settings).unwrap()));
+        let mode = std::fs::metadata(token_path(&settings))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -187,8 +203,8 @@ mod tests {
     fn the_configured_token_counts_and_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(dir.path(), Some("mine"));
-        assert!(same("mine", &obtain(&settings).unwrap()));
-        assert!(!same("min", &obtain(&settings).unwrap()));
-        assert!(!path(&settings).exists());
+        assert!(is_equal("mine", &load_or_create(&settings).unwrap()));
+        assert!(!is_equal("min", &load_or_create(&settings).unwrap()));
+        assert!(!token_path(&settings).exists());
     }
 }

@@ -77,7 +77,7 @@ pub(super) async fn deliver(
                 }
                 for rejection in rejections {
                     if rejection.needs_schema {
-                        batch.note_untold(rejection.change_index);
+                        batch.note_undeclared(rejection.change_index);
                     }
                     batch.set_fate(rejection.change_index, rejection.fate);
                 }

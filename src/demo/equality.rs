@@ -196,7 +196,7 @@ impl<'a> Comparison<'a> {
         let all = columns(self.site, &entity.table).await?;
         let ignored = other_columns(&all, compared);
         let mut conditions = Vec::new();
-        if let Some(window) = &entity.window {
+        if let Some(window) = &entity.retention {
             let column = quoted(&window.column);
             conditions.push(format!(
                 "t.{column} >= now() - make_interval(days => {})",

@@ -213,7 +213,7 @@ impl SiteAndCloud {
         });
         say("backfilling the rows that existed before, while traffic goes on");
         let backfilled =
-            replicator::backfill(&self.settings, &[], RowSpan::Window, false, &NoObserver, &stop).await?;
+            replicator::backfill(&self.settings, &[], RowSpan::Retention, false, &NoObserver, &stop).await?;
         let rows: u64 = backfilled.pushed.iter().map(|(_, rows)| rows).sum();
         say(&format!("backfilled {rows} rows"));
         let report = if options.once {

@@ -45,13 +45,13 @@ impl Sender {
             .keys()
             .map(|&(entity, key)| (self.catalogue[entity].name.as_str(), key));
         let keys: Vec<_> = keys.collect();
-        let expected = quarantine::expected(self.session.client(), &keys).await?;
+        let expected = quarantine::otherwise_quarantined(self.session.client(), &keys).await?;
         let change_indexes: Vec<ChangeIndex> = rows.into_values().collect();
         for row in expected.failing {
             batch.expect_failing(change_indexes[row]);
         }
         for row in expected.by_hand {
-            batch.set_fate(change_indexes[row], quarantine::by_hand());
+            batch.set_fate(change_indexes[row], quarantine::set_aside_fate());
         }
         Ok(())
     }
@@ -80,11 +80,13 @@ impl Sender {
         let lasts = since.is_some_and(|since| since.elapsed() >= TOLD_ALONE);
         let unproven = self.set_aside_alone && batch.count(&Fate::Accepted) == 0;
         for (change_index, failing, others) in all {
-            let enough = match (failing.known, others) {
+            let enough = match (failing.quarantined, others) {
                 (true, _) => failing.status != 0,
-                (false, true) => failing.told || failing.times >= AMONG_OTHERS,
+                (false, true) => failing.refused_by_app || failing.times >= AMONG_OTHERS,
                 // Its status call is answered all the while: as a whole it is there.
-                (false, false) if failing.told => lasts && self.retries.known_failing() < MOST_UNPROVEN,
+                (false, false) if failing.refused_by_app => {
+                    lasts && self.retries.known_failing() < MOST_UNPROVEN
+                }
                 // 503 is a service's that is away as a whole.
                 (false, false) => failing.times >= ALONE && !unproven && failing.status != 503,
             };
@@ -101,7 +103,7 @@ impl Sender {
     pub(super) fn note_set_aside(&mut self, batch: &Batch) {
         let aside = batch
             .refused()
-            .filter(|(_, code, _)| quarantine::may_pass(*code))
+            .filter(|(_, code, _)| quarantine::may_be_accepted_later(*code))
             .count();
         if batch.count(&Fate::Accepted) > 0 {
             self.set_aside_alone = false;

@@ -181,7 +181,7 @@ impl Drain {
         self.state.accepted(start.checkpoint.clone());
         // The highest value of the sequence that the checkpoint has seen.
         let window = start.checkpoint.window.as_ref();
-        let expected = window.map_or(start.checkpoint.floor, |window| window.next_floor);
+        let expected = window.map_or(start.checkpoint.low_water, |window| window.next_low_water);
         let (refused, refusals) = watch::channel(BTreeMap::new());
         let reader = OutboxReader::open(
             session,

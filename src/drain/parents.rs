@@ -68,7 +68,7 @@ impl Parents {
     ) -> Result<()> {
         let orphans = self.orphans(schemas).await?;
         orphans
-            .adopt(
+            .touch_children(
                 self.session.client(),
                 &self.catalogue,
                 &schemas.numbers,

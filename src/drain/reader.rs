@@ -177,7 +177,7 @@ impl OutboxReader {
                 page.touches.is_empty() && page.last.is_none(),
             ) else {
                 // Nothing is left of the window.
-                self.cursor.close();
+                self.cursor.close_window();
                 if self.under_way {
                     self.under_way = false;
                     return Ok(Some(self.in_flight(Batch::default(), None, stopwatch)));
@@ -218,7 +218,7 @@ impl OutboxReader {
             }
             self.under_way = true;
             if page.exhausted && read.cut.is_none() {
-                self.cursor.close();
+                self.cursor.close_window();
                 self.under_way = false;
             }
             let mut batch = Batch::merged(read.changes, read.merged);
@@ -247,15 +247,15 @@ impl OutboxReader {
             let fenced = if std::mem::take(&mut self.lying_down) {
                 Position(-1)
             } else {
-                self.cursor.floor
+                self.cursor.low_water
             };
-            let after = self.cursor.floor;
+            let after = self.cursor.low_water;
             let opened = self
                 .outbox
                 .open(&self.session, &self.cursor.lo, after, fenced, rows)
                 .await?;
             self.looked = Some(opened.hi.clone());
-            self.cursor.open(opened.hi, opened.last);
+            self.cursor.open_window(opened.hi, opened.last);
             // A transaction that has ended late may have touches below.
             if self
                 .cursor

@@ -108,7 +108,7 @@ impl Recorder {
         let client = self.session.client();
         let to_baseline = answered.to_baseline;
         let settled =
-            quarantine::settle(client, self.fence.term(), &self.catalogue, batch, to_baseline).await?;
+            quarantine::record_fates(client, self.fence.term(), &self.catalogue, batch, to_baseline).await?;
         if !settled.occupied.is_empty() {
             self.parents
                 .touch_children(batch, schemas, &settled.occupied)
@@ -117,12 +117,12 @@ impl Recorder {
         // A row that was refused once may have come before what it needs: it counts when it is refused behind
         // the rest.
         let again: Vec<(String, String)> = settled
-            .again
+            .retouch
             .iter()
             .map(|(entity_index, key)| (self.catalogue[*entity_index].name.clone(), key.clone()))
             .collect();
         self.parents.send_lacking(&again).await?;
-        for (entity_index, key) in settled.again {
+        for (entity_index, key) in settled.retouch {
             self.touch(entity_index, schemas, &key).await?;
         }
         if to_baseline {
@@ -233,11 +233,11 @@ impl Recorder {
     /// Writes the mirror if it is behind the store, and shows what may be trimmed.
     pub(super) async fn mirror_once(&mut self) -> Result<()> {
         if let Some(checkpoint) = &self.last
-            && checkpoint.place() > self.mirrored
+            && checkpoint.order() > self.mirrored
         {
             abort::point("before the mirror");
             outbox::mirror(self.session.client(), &self.fence, checkpoint).await?;
-            self.mirrored = checkpoint.place();
+            self.mirrored = checkpoint.order();
             self.mirror.send_replace(Some(checkpoint.clone()));
             abort::point("after the mirror");
         }

@@ -223,7 +223,7 @@ impl ReplicationState {
         if let Some(window) = &checkpoint.window {
             self.metrics.checkpoint_position.set(window.position.0);
         } else {
-            self.metrics.checkpoint_position.set(checkpoint.floor.0);
+            self.metrics.checkpoint_position.set(checkpoint.low_water.0);
         }
         self.progress();
         self.accepted.send_replace(Some(checkpoint));

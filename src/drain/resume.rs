@@ -66,7 +66,7 @@ impl Drain {
         let TermAtOpen { fence, ended } = term::term_at_open(client).await?;
         let mirrored = outbox::mirrored(session, identity).await?;
         let stored = self.of_this_outbox(identity)?;
-        let mirror_place = mirrored.as_ref().map_or((0, 0), Checkpoint::place);
+        let mirror_place = mirrored.as_ref().map_or((0, 0), Checkpoint::order);
         if let Some(stored) = &stored
             && mirror_place < stored.mirrored
         {
@@ -84,7 +84,7 @@ impl Drain {
         let promoted = !mirrored.timeline.is_empty() && mirrored.timeline != timeline;
         let held = stored.is_some();
         let exact = stored.filter(|stored| {
-            stored.incarnation == incarnation && stored.term == fence.term() && stored.place() >= mirror_place
+            stored.incarnation == incarnation && stored.term == fence.term() && stored.order() >= mirror_place
         });
         let accepted = accepted.max(mirrored.accepted);
         let mut checkpoint = match exact {

@@ -130,7 +130,7 @@ impl Retries {
         if self.plan().counts.is_none() {
             let due = quarantine::due(self.session.client(), 0).await?;
             self.plan().counts.get_or_insert(QuarantineCounts {
-                failing: due.all,
+                failing: due.total,
                 by_hand: due.by_hand,
             });
         }
@@ -183,9 +183,9 @@ impl Retries {
         let due = quarantine::due(client, chunk).await?;
         self.parents.send_lacking(&due.rows).await?;
         touch::rows(client, &self.catalogue, &due.rows).await?;
-        quarantine::put_off(client, &due.rows).await?;
+        quarantine::postpone(client, &due.rows).await?;
         self.plan().counts = Some(QuarantineCounts {
-            failing: due.all,
+            failing: due.total,
             by_hand: due.by_hand,
         });
         if due.rows.len() as i64 == chunk {

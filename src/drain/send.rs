@@ -293,7 +293,7 @@ impl Sender {
         schemas: &TableSchemas,
         in_flight: Option<InFlight>,
     ) -> std::result::Result<(), Failure> {
-        if batch.pending().is_empty() && !batch.has_untold() {
+        if batch.pending().is_empty() && !batch.has_undeclared() {
             return Ok(());
         }
         let answer = match self.handshake.answer() {
@@ -309,7 +309,7 @@ impl Sender {
             self.begin_term().await?;
         }
         // Left by an attempt that was given up.
-        batch.revive_untold();
+        batch.revive_undeclared();
         if self.refused_at.is_some_and(|at| at <= Instant::now()) {
             self.announce_refused(capabilities).await?;
         }
@@ -330,7 +330,7 @@ impl Sender {
                 return Err(failure);
             }
         }
-        if capabilities.schema && batch.has_untold() {
+        if capabilities.schema && batch.has_undeclared() {
             tracing::warn!("the cloud no longer knows columns that it was sent: the schema is sent again");
             if self.numbering.as_ref().is_some_and(Numbering::was_followed) {
                 return Err(Failure::new_term(
@@ -338,13 +338,13 @@ impl Sender {
                     "the cloud no longer knows columns that it was sent",
                 ));
             }
-            for change_index in batch.revive_untold() {
+            for change_index in batch.revive_undeclared() {
                 self.announced.note(batch[change_index].entity, None);
             }
             self.announce(batch, schemas).await?;
             // What it does not know now it never will.
             self.deliver(&answer.info, batch, None).await?;
-            batch.forget_untold();
+            batch.forget_undeclared();
         }
         self.note_set_aside(batch);
         Ok(())

@@ -35,7 +35,7 @@ pub fn wire_schema(entity: &Entity, table: &SourceTable) -> TableSchema {
             entity: entity.name.clone(),
             key: entity.key.clone(),
             columns,
-            window: entity.window.as_ref().map(|window| window.column.clone()),
+            window: entity.retention.as_ref().map(|window| window.column.clone()),
         },
     }
 }

@@ -43,13 +43,16 @@ macro_rules! codes {
 codes! {
     Usage "CS0100" "wrong configuration or usage":
         "A command, a setting or the catalogue asks for something that cannot be.";
-        "Correct what the message names. `cloud-sync config --explain` shows each setting, its value and where it comes from.";
+        "Correct what the message names. `cloud-sync config --explain` shows each setting, its value and \
+         where it comes from.";
     SettingUnknown "CS0101" "unknown setting":
-        "The settings file, an environment variable or a flag names a setting or a section that does not exist.";
+        "The settings file, an environment variable or a flag names a setting or a section that does not \
+         exist.";
         "Correct the name; docs/reference/settings.md lists them all.";
     SettingInvalid "CS0102" "a setting's value does not fit":
         "The value has another form than the setting wants, for instance a number where a time is wanted.";
-        "The message says what the value must look like. `cloud-sync config --explain` shows where the value comes from.";
+        "The message says what the value must look like. `cloud-sync config --explain` shows where the value \
+         comes from.";
     SettingMissing "CS0103" "a setting is missing":
         "The command needs a setting that has no default, such as source.database_url or cloud.url.";
         "Set it in cloud-sync.toml, in the environment, in .env or by a flag.";
@@ -70,11 +73,12 @@ codes! {
         "Use a name of the catalogue; `cloud-sync config` lists them.";
 
     SourceUnreachable "CS0200" "the site's database cannot be reached":
-        "The database does not answer, or the connection was lost. Triggers go on capturing; nothing is lost.";
-        "Check source.database_url, the server, and the network between. A running replicator connects again without help.";
+        "The database does not answer, or the connection was lost. Triggers still capture; nothing is lost.";
+        "Check source.database_url, the server, and the network between. A running replicator connects again \
+         without help.";
     SourceFailed "CS0201" "the site's database refused a statement":
-        "The database answered with an error that the message quotes.";
-        "Read the database's words; `cloud-sync check` tries what the replicator needs.";
+        "The database answered with an error, which the message quotes.";
+        "Read the database's error message; `cloud-sync check` tries what the replicator needs.";
     SourceLogin "CS0202" "the site's database refused the login":
         "The role, the password or the server's pg_hba.conf does not let this program in.";
         "Correct source.database_url, or let the role in.";
@@ -85,7 +89,8 @@ codes! {
         "A table or schema cannot be read or written by the role of source.database_url.";
         "Grant the right that the message names; `cloud-sync check` lists what is needed.";
     SourceLocked "CS0205" "a lock in the site's database was not free in time":
-        "Another session held a table, or the statement took too long. Writers never wait behind this program.";
+        "Another session held a table, or the statement took too long. Writers never wait behind this \
+         program.";
         "It is tried again. If it lasts, look for long transactions in pg_stat_activity.";
     SourceFull "CS0206" "the site's database has no room":
         "Its disk or memory is full.";
@@ -103,50 +108,61 @@ codes! {
         "For a time capture was not as it must be, or rows changed without a trigger.";
         "Run `cloud-sync sync`; a running replicator compares these entities without help.";
     Parked "CS0214" "an entity waits":
-        "The entity cannot be read or sent now. Its changes are kept in the site's database; all other entities go on.";
+        "The entity cannot be read or sent now. Its changes are kept in the site's database; all other \
+         entities continue.";
         "Correct what the message names; the replicator tries again without help.";
 
     OtherOutbox "CS0300" "the outbox is another one":
-        "The database, the checkpoint and the cloud do not belong together: a copy, a restored backup, or another site.";
-        "If this is the site's database now, run `cloud-sync init --new-epoch`; otherwise correct source.database_url or store.path.";
+        "The database, the checkpoint and the cloud do not belong together: a copy, a restored backup, or \
+         another site.";
+        "If this is the site's database now, run `cloud-sync init --new-epoch`; otherwise correct \
+         source.database_url or store.path.";
     OutboxBehind "CS0301" "the outbox is behind its checkpoint":
         "The checkpoint is further than the outbox: an older state of the database was restored.";
         "Run `cloud-sync init --new-epoch` and start the replicator again; then every entity is compared.";
     SharedSource "CS0302" "two databases share one source":
         "Another database sends to the cloud under the same source id.";
-        "Set source.source_id to another name; if this database takes the other one's place, run `cloud-sync init --new-epoch`.";
+        "Set source.source_id to another name; if this database takes the other one's place, run `cloud-sync \
+         init --new-epoch`.";
     CopiedSource "CS0303" "another machine sends as this source":
-        "The cloud has batches that this database does not know: a copy of the machine sends, or this one was restored.";
+        "The cloud has batches that this database does not know: a copy of the machine sends, or this one \
+         was restored.";
         "Stop the copy; if this is the site's database now, run `cloud-sync init --new-epoch`.";
 
     CloudUnreachable "CS0400" "the cloud cannot be reached":
-        "It does not answer, answers too late, or says that it is overloaded. Changes wait in the outbox; nothing is lost.";
+        "The cloud does not answer, answers too late, or says that it is overloaded. Changes wait in the \
+         outbox; nothing is lost.";
         "Check cloud.url and the line. A running replicator tries again without help.";
     CloudKey "CS0401" "the cloud refused the key":
-        "The server answered 401 or 403. Nothing is pushed; capture goes on.";
+        "The server answered 401 or 403. Nothing is pushed; capture continues.";
         "Set cloud.key to a key that is valid there; `cloud-sync run` reads it again on SIGHUP.";
     CloudRefused "CS0402" "the cloud refused a request":
         "The server will not take this request as it is.";
-        "Read the cloud's words in `cloud-sync quarantine list`, correct the row or the server, then `cloud-sync quarantine retry`.";
+        "Read the cloud's error message in `cloud-sync quarantine list`, correct the row or the server, then \
+         `cloud-sync quarantine retry`.";
     CloudProtocol "CS0403" "the cloud's answer is not as the contract says":
-        "What answered is not the API, or its server is wrong: a portal, a proxy, another path, a broken list.";
+        "The answer is not from the API, or its server is wrong: a portal, a proxy, another path, a broken \
+         list.";
         "Check cloud.url; `cloud-sync check --cloud` tries each call and says what to set.";
     CloudInsecure "CS0404" "the cloud's address is not safe":
         "The address is not https, or its certificate cannot be checked.";
-        "Use https, name the CA in cloud.ca_file, or allow http on purpose where the line is private.";
+        "Use https, name the CA in cloud.ca_file, or allow http on purpose if the line is private.";
 
     StoreFailed "CS0500" "the checkpoint store cannot be used":
         "The folder of the store cannot be read or written, or another process uses it.";
-        "Check store.path, its disk and its rights. Without the store the replicator resumes from the mirror in the database.";
+        "Check store.path, its disk and its rights. Without the store the replicator resumes from the mirror \
+         in the database.";
     MediaFailed "CS0600" "a media file cannot be used":
-        "A file that a row names is missing, is not readable, lies outside the media root, or changed while it was sent.";
+        "A file that a row names is missing, is not readable, is outside the media root, or changed while \
+         it was sent.";
         "Look at the path in the message; the file is tried again when it is there.";
     LocalFailed "CS0700" "this machine refused something":
         "A file, a port or a process could not be used.";
-        "Read the operating system's words in the message.";
+        "Read the operating system's error in the message.";
     DaemonToken "CS0701" "the daemon does not know this token":
         "The command and the running replicator use different tokens.";
-        "Run the command with the daemon's own configuration and working folder, or set control.token on both sides.";
+        "Run the command with the daemon's own configuration and working folder, or set control.token on \
+         both sides.";
 }
 
 impl Code {

@@ -1,9 +1,10 @@
-//! One error type for the whole program: what was tried, on what, why it failed, and what to do about it.
+//! The error type of the whole program: which operation failed, on what, why, and the remedy.
 //!
-//! A message reads `cannot OPERATION: CAUSE`; the remedy is apart, and follows after a semicolon only where
-//! an error is one line of text. No message carries a row's values, a credential or a signed URL. What
-//! happens after an error is decided in one place: [`Error::class`] says how it is retried, [`Error::scope`]
-//! how far it reaches. [`Code`] is its short name, which `cloud-sync explain` explains.
+//! What always holds: a message reads `cannot OPERATION: CAUSE`. The remedy is apart from it, and follows
+//! after a semicolon only if an error is one line of text. No message contains a row's values, a credential
+//! or a signed URL. Functions of [`Error`] decide what happens after an error: [`Error::class`] says how it
+//! is retried, [`Error::scope`] how far it reaches. [`Code`] is its short name, which `cloud-sync explain`
+//! explains.
 
 mod code;
 
@@ -14,12 +15,12 @@ pub use code::Code;
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Where an error comes from. It decides the exit code and, with [`Error::class`], what happens next.
+/// Where an error comes from. It decides the exit code and [`Error::class`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Wrong usage or configuration, a wrong catalogue included. Exit code 2.
     Config,
-    /// The source database cannot be reached or broke off. Exit code 3.
+    /// The source database cannot be reached, or the connection was interrupted. Exit code 3.
     SourceUnreachable,
     /// The source database answered with an error. Exit code 3.
     Source,
@@ -31,22 +32,22 @@ pub enum Kind {
     CloudAuth,
     /// The cloud refused one request for good (any other 4xx). Exit code 1.
     CloudRefused,
-    /// The cloud answered something that its contract does not allow. Exit code 4.
+    /// The cloud's answer breaks the wire contract. Exit code 4.
     CloudProtocol,
     /// The local checkpoint store. Exit code 1.
     Store,
     /// A media file. Exit code 1.
     Media,
-    /// Anything else of this machine: a file, a port, a process. Exit code 1.
+    /// Anything else on this machine: a file, a port, a process. Exit code 1.
     Local,
 }
 
 /// What to do after an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// Try again with back-off; it is expected to pass.
+    /// Retry with back-off: the cause is expected to pass.
     Retry,
-    /// Stop this lane, keep capturing, and tell the operator; try again slowly.
+    /// Stop this lane, keep capturing, and report it to the operator; retry slowly.
     Operator,
     /// Stop the program.
     Fatal,
@@ -55,11 +56,11 @@ pub enum Class {
 /// How far an error reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// One request, row or file. Everything else goes on.
+    /// One request, row or file. Everything else continues.
     Request,
-    /// One entity. All others go on.
+    /// One entity. All others continue.
     Entity,
-    /// The drain, or the uploads: the other one goes on, and capture does in any case.
+    /// The drain, or the uploads. The other one continues, and so does capture.
     Lane,
     /// The program, or the command.
     Program,
@@ -77,7 +78,7 @@ impl Scope {
     }
 }
 
-/// An error: what was tried, on what, why it failed, and the remedy.
+/// An error: the operation with its subject, the cause, and the remedy.
 pub struct Error(Box<ErrorInner>);
 
 struct ErrorInner {
@@ -91,7 +92,7 @@ struct ErrorInner {
 }
 
 impl Error {
-    /// An error of `kind` while doing `operation` (for instance `read table tbl_room`), because of `cause`.
+    /// Makes an error of `kind`: `operation` (for instance `read table tbl_room`) failed because of `cause`.
     pub fn new(kind: Kind, operation: impl Into<String>, cause: impl Into<String>) -> Self {
         Self(Box::new(ErrorInner {
             kind,
@@ -104,40 +105,40 @@ impl Error {
         }))
     }
 
-    /// A configuration error.
+    /// Makes a configuration error.
     pub fn config(operation: impl Into<String>, cause: impl Into<String>) -> Self {
         Self::new(Kind::Config, operation, cause)
     }
 
-    /// An error of this machine's files, ports or processes.
+    /// Makes an error of this machine's files, ports or processes.
     pub fn local(operation: impl Into<String>, source: std::io::Error) -> Self {
         let mut error = Self::new(Kind::Local, operation, source.to_string());
         error.0.source = Some(Box::new(source));
         error
     }
 
-    /// Its code, if that says more than its kind does.
+    /// Sets its code, if that says more than its kind does.
     #[must_use]
     pub fn with_code(mut self, code: Code) -> Self {
         self.0.code = Some(code);
         self
     }
 
-    /// What caused it.
+    /// Sets the error that caused it.
     #[must_use]
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(source));
         self
     }
 
-    /// What the user should do about it.
+    /// Adds what the user should do.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.0.remedy = Some(remedy.into());
         self
     }
 
-    /// A tokio-postgres error of the source database.
+    /// Makes an error from a tokio-postgres error of the source database.
     pub fn postgres(operation: impl Into<String>, source: tokio_postgres::Error) -> Self {
         let (kind, cause, state) = match source.as_db_error() {
             Some(db) => (
@@ -153,7 +154,7 @@ impl Error {
         error
     }
 
-    /// A sqlx error of the source database.
+    /// Makes an error from a sqlx error of the source database.
     pub fn sqlx(operation: impl Into<String>, source: sqlx::Error) -> Self {
         let (kind, cause, state) = match &source {
             sqlx::Error::Database(db) => (
@@ -175,7 +176,7 @@ impl Error {
         self.0.kind
     }
 
-    /// What was tried.
+    /// The operation that failed, with its subject.
     pub fn operation(&self) -> &str {
         &self.0.operation
     }
@@ -185,7 +186,7 @@ impl Error {
         &self.0.cause
     }
 
-    /// What the user should do about it, if that is known.
+    /// What the user should do, if that is known.
     pub fn remedy_text(&self) -> Option<&str> {
         self.0.remedy.as_deref()
     }
@@ -241,12 +242,12 @@ impl Error {
         }
     }
 
-    /// The database's SQLSTATE, where the error came from a database's answer.
+    /// The SQLSTATE, if a database answered with the error.
     pub fn sqlstate(&self) -> Option<&str> {
         self.0.sqlstate.as_deref()
     }
 
-    /// What to do after it.
+    /// What to do after this error.
     pub fn class(&self) -> Class {
         match self.0.kind {
             Kind::SourceUnreachable | Kind::CloudUnreachable | Kind::Media => Class::Retry,
@@ -263,7 +264,7 @@ impl Error {
         }
     }
 
-    /// The process's exit code for it: see docs/guide/operate.md.
+    /// The process's exit code for this error: see docs/guide/operate.md.
     pub fn exit_code(&self) -> u8 {
         match self.0.kind {
             Kind::Config => 2,
@@ -274,7 +275,8 @@ impl Error {
     }
 }
 
-/// An SQLSTATE of class 08, 53, 57P or 58 says that the server is away or overloaded; all else is an answer.
+/// The kind of an SQLSTATE. Classes 08, 53, 57P and 58 mean that the server is unreachable or overloaded; any
+/// other means that it answered with an error.
 fn kind_of_state(state: &str) -> Kind {
     if state.starts_with("08")
         || state.starts_with("53")
@@ -288,7 +290,7 @@ fn kind_of_state(state: &str) -> Kind {
     }
 }
 
-/// The messages of an error and of what caused it, joined.
+/// The messages of an error and of its sources, joined.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -369,7 +371,8 @@ mod tests {
             .remedy("create it, or take the entity out of the catalogue");
         assert_eq!(
             error.to_string(),
-            "cannot read entity rooms: table tbl_room does not exist; create it, or take the entity out of the catalogue"
+            "cannot read entity rooms: table tbl_room does not exist; create it, or take the entity out of \
+             the catalogue"
         );
     }
 }

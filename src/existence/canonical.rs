@@ -1,11 +1,11 @@
-//! The canonical form of a value: two JSON texts have the same one where they say the same, whatever types the two sides keep
-//! the value in.
+//! The canonical form of a value: two JSON texts with the same meaning have the same form, whatever types the
+//! two sides keep the value in.
 //!
-//! A string, a number and a boolean count as their plain text: the cloud may keep a number as text. What reads as a number is
-//! compared by its value, a date and a time by the moment, an address without the prefix that its type adds. So two texts that
-//! read as the same number or moment (`1.0` and `1.00`) count as equal, also where the site keeps them as text.
-//! An array or an object counts as its tokens, without white space and with each string escaped in one way; inside it
-//! nothing else is changed.
+//! Strings, numbers and booleans are compared as plain text, because the cloud may keep a number as text. A
+//! text that is a number is compared by its value, a date or a time by the moment, an address without the
+//! prefix that its type adds. So two texts that are the same number or moment (`1.0` and `1.00`) are equal,
+//! even if the site keeps them as text. The form of an array or an object is its tokens, without white space
+//! and with every string escaped in one way; nothing else in it is changed.
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,10 +15,10 @@ use serde::de::IgnoredAny;
 use crate::wire::json::{ValueScanner, string_content};
 use crate::wire::values::calendar::{days_from_civil, days_in_month};
 
-/// Begins the form of a moment. No text that is read as it is written begins so, but for one made to.
+/// The first character of a moment's form. No ordinary text begins with it.
 const MOMENT: char = '\u{1}';
 
-/// Appends the form of a value, given as JSON text.
+/// Appends the canonical form of a value, given as JSON text.
 pub(super) fn value(out: &mut String, json: &str) {
     let json = json.trim_matches([' ', '\n', '\r', '\t']);
     match json.as_bytes().first() {
@@ -31,7 +31,7 @@ pub(super) fn value(out: &mut String, json: &str) {
     }
 }
 
-/// Appends the form of a plain text.
+/// Appends the canonical form of a plain text.
 fn plain(out: &mut String, text: &str) {
     let start = out.len();
     let found = match text.as_bytes().first() {
@@ -51,8 +51,8 @@ fn plain(out: &mut String, text: &str) {
     }
 }
 
-/// Appends a number as its digits without zeros at either end, and the exponent of ten of the last one. None where the text is
-/// no JSON number.
+/// Appends a number as its digits without zeros at either end, and the exponent of ten of the last one.
+/// Returns `None` if the text is no JSON number.
 fn number(out: &mut String, text: &str) -> Option<()> {
     let (negative, rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -107,8 +107,8 @@ fn number(out: &mut String, text: &str) -> Option<()> {
     Some(())
 }
 
-/// Appends a date or a timestamp: the seconds since 1970 and their fraction, in UTC where the text has an offset. A date
-/// counts as its midnight without an offset. None where the text is neither.
+/// Appends a date or a timestamp as the seconds since 1970 and their fraction, in UTC if the text has an
+/// offset. A date is its midnight without an offset. Returns `None` if the text is neither.
 fn moment(out: &mut String, text: &str) -> Option<()> {
     let (date, rest) = match text.find([' ', 'T']) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
@@ -191,7 +191,7 @@ fn unsigned(text: &str) -> Option<i64> {
         .then(|| text.parse().ok())?
 }
 
-/// The text of an address without the prefix length that says no more than that it is one address.
+/// The text of an address without a prefix length that covers the whole address.
 fn address(text: &str) -> &str {
     let v4 = text
         .strip_suffix("/32")
@@ -246,8 +246,8 @@ mod tests {
     }
 
     fn differ(texts: &[&str]) {
-        for (nth, text) in texts.iter().enumerate() {
-            for other in &texts[..nth] {
+        for (index, text) in texts.iter().enumerate() {
+            for other in &texts[..index] {
                 assert_ne!(form(text), form(other), "{text} {other}");
             }
         }
@@ -291,7 +291,7 @@ mod tests {
             "123456789012345678901234567890",
             "123456789012345678901234567891",
         ]);
-        // These are texts.
+        // These are texts, not numbers.
         differ(&[
             "\"1\"",
             "\"01\"",

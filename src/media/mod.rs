@@ -21,5 +21,4 @@ mod upload_pool;
 mod urls;
 mod watch;
 
-pub(crate) use paths::NamedFile;
 pub use urls::{FileReferences, attach_urls, note_references};

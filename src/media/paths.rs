@@ -6,6 +6,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use crate::change::NamedFile;
+
 /// The paths in a column's JSON value, in order: a text with one path, a text that holds a JSON array, or an
 /// array. Empty texts and nulls name no file, and are `None` in the list.
 pub(crate) fn named(value: Option<&str>) -> NamedFile {
@@ -25,15 +27,6 @@ pub(crate) fn named(value: Option<&str>) -> NamedFile {
             Err(_) => NamedFile::default(),
         },
     }
-}
-
-/// What a column names.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct NamedFile {
-    /// The paths in order, as the column writes them.
-    pub(crate) paths: Vec<Option<String>>,
-    /// Whether the column holds a list.
-    pub(crate) list: bool,
 }
 
 impl NamedFile {

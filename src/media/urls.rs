@@ -10,10 +10,11 @@ use std::path::Path;
 use serde_json::value::RawValue;
 use tokio_postgres::Client;
 
-use super::paths::{self, NamedFile};
+use super::paths;
 use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::server::{ColumnValue, Unconfirmed};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
+use crate::change::NamedFile;
 use crate::error::{Error, Kind, Result};
 use crate::source::file_records::{self, FileAddress, NamedFiles};
 use crate::wire::json::pick;
@@ -54,7 +55,7 @@ pub async fn attach_urls(
             batch.set_fate(change_index, Fate::Held);
         }
         if entity.files.iter().any(|file| file.url_column == file.column) {
-            batch.note_named(change_index, named);
+            batch.note_named_files(change_index, named);
         }
     }
     Ok(())
@@ -79,7 +80,7 @@ fn rows_with_files(
             continue;
         };
         if wanted(batch.fate(change_index)) {
-            let named = match batch.named(change_index) {
+            let named = match batch.named_files(change_index) {
                 Some(named) => named.to_vec(),
                 None => columns(entity, row)?,
             };

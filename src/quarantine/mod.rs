@@ -1,20 +1,18 @@
-//! Rows that the cloud refused for good, or that cannot be read, kept durably in the source database until
-//! someone decides.
+//! The quarantine: rows that the cloud refused for good, or that cannot be read. The source database keeps
+//! them durably until an operator decides.
 //!
-//! One entry a row: its last refusal. A later change of the row that the cloud accepts supersedes the entry
-//! and takes it away. What failed rather than was refused, by 5xx or a firewall's 403, is touched again by
-//! itself: [`due`].
-//! `retry` touches the row again, so that its present state travels the same road as any change; the entry
-//! stays until the cloud has accepted. What was refused for want of a parent row is retried by itself when
-//! the parent is accepted: [`orphans`].
+//! A row has at most one entry: its last refusal. When the cloud accepts a later change of the row, the entry
+//! is removed. A row whose requests fail with 5xx or a firewall's 403 is not refused: it is retried without
+//! an operator, at growing intervals ([`due`]). [`retry`] touches the row again, so that its present state is
+//! delivered like any change; the entry stays until the cloud has accepted the row. A row that was refused
+//! because its parent is missing is touched again when the cloud accepts the parent: [`orphans`].
 //!
-//! A server without `changes` may refuse a row because an earlier request of another row arrived late. There
-//! a first refusal is
-//! *provisional*: it is kept, but the row counts as quarantined only when it is refused again behind the rest
-//! of its window.
+//! A server without `changes` may refuse a row because an earlier request for another row arrived late. So a
+//! first refusal there is *provisional*: it is kept, but the row counts as quarantined only when it is
+//! refused again after the rest of its window.
 
-mod again;
 pub mod orphans;
+mod retries;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,9 +30,9 @@ use crate::wire::json::pick;
 
 pub(crate) use crate::source::quarantine::first_images;
 pub use crate::source::quarantine::{QuarantineEntry, count, counts, discard, discard_all, oldest};
-pub use again::add;
-pub(crate) use again::{by_hand, due, expected, put_off};
-use again::{put_forward, release_by_hand};
+pub use retries::add;
+use retries::{bring_forward, release_by_hand};
+pub(crate) use retries::{due, otherwise_quarantined, postpone, set_aside_fate};
 
 /// The code of a row that cannot be read.
 const UNREADABLE: u16 = 0;
@@ -45,53 +43,53 @@ const BY_HAND: i32 = 1;
 /// The code of such a row that is to be sent again.
 const RELEASED: i32 = 2;
 
-/// How long a row waits in quarantine for the first time before it is touched again by itself; then twice as
-/// long each time, up to an hour.
+/// How long a row waits in quarantine before its first retry. The wait doubles with each retry, up to an
+/// hour.
 pub const FIRST_WAIT: Duration = Duration::from_secs(10);
 
-/// How many rows are put forward for each that the cloud accepts unchanged.
-const PUT_FORWARD: i64 = 20;
+/// How many waiting rows become due at once for each failed row that the cloud accepts unchanged.
+const BROUGHT_FORWARD: i64 = 20;
 
-/// Whether what was answered so may be accepted later, although nobody mends the row.
-pub fn may_pass(code: u16) -> bool {
+/// Whether a row that was answered with this code may be accepted later, although nobody changes the row.
+pub fn may_be_accepted_later(code: u16) -> bool {
     matches!(code, 200..=299 | 403 | 500..)
 }
 
-/// What [`settle`] did.
+/// What [`record_fates`] did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct SettledEntries {
-    /// The entities that have entries, by their places in the catalogue.
+    /// The entities that have entries.
     pub occupied: Vec<EntityIndex>,
-    /// Rows whose refusal is provisional, as place and key: they are to be touched again.
-    pub again: Vec<(EntityIndex, String)>,
-    /// Whether the cloud has accepted a row unchanged that had failed: others are put forward.
+    /// Entities and keys of rows whose refusal is provisional: the caller touches them again.
+    pub retouch: Vec<(EntityIndex, String)>,
+    /// Whether the cloud has accepted a failed row unchanged. Then other rows have become due.
     pub mended: bool,
 }
 
-/// Keeps the batch's refused changes, and takes away the entries that its accepted ones supersede, while
-/// `term` is the term of the drain. Must succeed before the batch's checkpoint is committed. Where a first
-/// refusal is `provisional`, the caller touches these rows again.
+/// Stores the batch's refused changes, and removes the entries that its accepted changes supersede, if `term`
+/// is still the drain's term. It must succeed before the batch's checkpoint is committed. If first refusals
+/// are `provisional`, the caller touches these rows again.
 ///
-/// Nothing is remembered from batch to batch: others write here too, and the quarantine may be larger than
+/// Nothing is cached from batch to batch: others write to the quarantine too, and it may be larger than
 /// memory.
 ///
 /// # Errors
-/// The source's, and that another drain has begun a term.
-pub async fn settle(
+/// The source's; another drain has begun a term.
+pub async fn record_fates(
     client: &Client,
     term: i64,
     catalogue: &Catalogue,
     batch: &Batch,
     provisional: bool,
 ) -> Result<SettledEntries> {
-    let mut settled = SettledEntries {
+    let mut outcome = SettledEntries {
         occupied: occupied(client, catalogue).await?,
         ..SettledEntries::default()
     };
-    if !settled.occupied.is_empty() {
-        let passed = release(client, term, catalogue, batch, &settled.occupied).await?;
-        put_forward(client, passed * PUT_FORWARD).await?;
-        settled.mended = passed > 0;
+    if !outcome.occupied.is_empty() {
+        let unchanged_accepted = remove_superseded(client, term, catalogue, batch, &outcome.occupied).await?;
+        bring_forward(client, unchanged_accepted * BROUGHT_FORWARD).await?;
+        outcome.mended = unchanged_accepted > 0;
     }
     let mut refused = RefusedChanges::default();
     for (change, code, error) in batch.refused() {
@@ -106,25 +104,25 @@ pub async fn settle(
         refused.images.push(change.row.as_deref());
         refused.codes.push(i32::from(code));
         refused.errors.push(error);
-        // What may pass has had its further tries.
-        let settled_at_once = code == UNREADABLE || i32::from(code) == BY_HAND || may_pass(code);
-        refused.provisional.push(provisional && !settled_at_once);
+        // A row that may be accepted later has had its retries.
+        let is_final = code == UNREADABLE || i32::from(code) == BY_HAND || may_be_accepted_later(code);
+        refused.provisional.push(provisional && !is_final);
         refused
             .waits
-            .push(may_pass(code).then_some(FIRST_WAIT.as_secs_f64()));
-        settled.occupied.push(change.entity);
+            .push(may_be_accepted_later(code).then_some(FIRST_WAIT.as_secs_f64()));
+        outcome.occupied.push(change.entity);
     }
-    settled.occupied.sort_unstable();
-    settled.occupied.dedup();
+    outcome.occupied.sort_unstable();
+    outcome.occupied.dedup();
     if refused.entities.is_empty() {
-        return Ok(settled);
+        return Ok(outcome);
     }
     let provisional = entries::refuse(client, term, &refused).await?;
-    settled.again = provisional
+    outcome.retouch = provisional
         .into_iter()
         .filter_map(|(entity, key)| Some((catalogue.find(&entity)?, key)))
         .collect();
-    Ok(settled)
+    Ok(outcome)
 }
 
 /// Which entities have entries.
@@ -138,10 +136,10 @@ async fn occupied(client: &Client, catalogue: &Catalogue) -> Result<Vec<EntityIn
     Ok(occupied.iter().filter_map(|name| catalogue.find(name)).collect())
 }
 
-/// Takes away what the batch's settled changes supersede: each that of its row, a truncate all of its entity.
-/// Returns how many rows the cloud has accepted as they were when they failed: it was at fault, and may take
-/// others now.
-async fn release(
+/// Removes the entries that the batch's settled changes supersede: each change its row's entry, a truncate
+/// all entries of its entity. Returns how many rows the cloud has accepted unchanged after they failed: the
+/// fault was the cloud's, so it may accept others now.
+async fn remove_superseded(
     client: &Client,
     term: i64,
     catalogue: &Catalogue,
@@ -171,7 +169,7 @@ async fn release(
     entries::release(client, term, &superseding).await
 }
 
-/// Lists the entries, the oldest first: of one entity or of all.
+/// Lists the entries of one entity or of all, the oldest first.
 ///
 /// # Errors
 /// The source's.
@@ -179,8 +177,8 @@ pub async fn list(client: &Client, entity: Option<&str>) -> Result<Vec<Quarantin
     oldest(client, entity, u32::MAX).await
 }
 
-/// The next entries after an entity and key, in the order of the entities and of their keys' hashes, so many
-/// at most: to go through all of them with bounded memory, whatever becomes of them meanwhile.
+/// Returns at most `limit` entries after an entity and key, in the order of entities and of their keys'
+/// hashes. So a caller can go through all of them with bounded memory, although entries come and go.
 ///
 /// # Errors
 /// The source's.
@@ -188,16 +186,16 @@ pub async fn page(client: &Client, after: Option<(&str, &str)>, limit: u32) -> R
     entries::page(client, after.unwrap_or_default(), limit).await
 }
 
-/// The entries with these positions: mostly one each, as a touch is one row's.
+/// Returns the entries with these positions: usually one each, because a touch belongs to one row.
 ///
 /// # Errors
 /// The source's.
-pub async fn at(client: &Client, positions: &[Position]) -> Result<Vec<QuarantineEntry>> {
+pub async fn at_positions(client: &Client, positions: &[Position]) -> Result<Vec<QuarantineEntry>> {
     let positions: Vec<i64> = positions.iter().map(|position| position.0).collect();
     entries::at_positions(client, &positions).await
 }
 
-/// The entries with this position, with their images: mostly one.
+/// Returns the entries with this position, with their images: usually one.
 ///
 /// # Errors
 /// The source's.
@@ -205,8 +203,8 @@ pub async fn show(client: &Client, position: Position) -> Result<Vec<QuarantineE
     entries::show(client, position.0).await
 }
 
-/// Touches the entries' rows again, so that their present states are delivered. Returns how many. A refused
-/// truncate is passed over: sent now, it would delete rows that came after it.
+/// Touches the entries' rows again, so that their present states are delivered. Returns how many. It skips a
+/// refused truncate: if it were sent now, it would delete rows that came after it.
 ///
 /// # Errors
 /// The source's.
@@ -222,7 +220,7 @@ pub async fn retry(
         let of_entity = entries
             .iter()
             .filter(|entry| entry.entity == entity.name && entry.op != "t");
-        // The key of an entry may be older than the entity's key columns: then it is no row's.
+        // The entry may be older than the entity's present key columns: then its key identifies no row.
         let (keys, stale): (Vec<&str>, Vec<&str>) = of_entity
             .map(|entry| entry.key.as_str())
             .partition(|key| pick(key, &entity.key).is_ok_and(|values| values.iter().all(Option::is_some)));
@@ -230,7 +228,8 @@ pub async fn retry(
             tracing::warn!(
                 entity = entity.name,
                 rows = stale.len(),
-                "quarantined rows are not tried again: their keys have other columns than the entity's; discard them"
+                "quarantined rows are not retried: their keys have other columns than the entity's; discard \
+                 them"
             );
         }
         touch::keys(client, entity, attached.id, &keys).await?;
@@ -239,16 +238,16 @@ pub async fn retry(
     Ok(touched)
 }
 
-/// What is in quarantine of these rows, provisional entries too.
+/// Those of some rows that are in quarantine, provisional entries included.
 #[derive(Debug, Default)]
 pub(crate) struct QuarantinedRows {
-    /// By key, the code and the cloud's words.
+    /// The code and the cloud's error message, by key.
     pub(crate) rows: HashMap<String, (i32, String)>,
-    /// Whether some of them are provisional: they are still to be tried again.
+    /// Whether some of them are provisional: those are still to be retried.
     pub(crate) provisional: bool,
 }
 
-/// Which of these rows of an entity were refused since that time, in microseconds since 1970.
+/// Finds which of these rows of an entity were refused since a time, in microseconds since 1970.
 ///
 /// # Errors
 /// The source's.
@@ -268,7 +267,7 @@ pub(crate) async fn refused_since(
     })
 }
 
-/// Looks for these rows of an entity.
+/// Finds which of these rows of an entity are in quarantine.
 ///
 /// # Errors
 /// The source's.

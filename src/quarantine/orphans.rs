@@ -1,9 +1,10 @@
-//! Rows that wait in quarantine for a parent: they are touched again when the cloud has accepted the parent.
+//! Rows that wait in quarantine for their parent: they are touched again when the cloud has accepted the
+//! parent.
 //!
-//! Which row is whose parent is read from the source's foreign keys, and from the rows: of the refused child
-//! as it was refused, of the accepted parent as it was sent. A child that is refused again and again although
-//! its parent comes is left alone for an hour after its tenth refusal, so that a row which is bad for another
-//! reason costs no more than that.
+//! The source's foreign keys and the rows say which row is the parent of which: the child's row as it was
+//! refused, the parent's row as it was sent. A child that is refused ten times, although its parent is
+//! accepted, waits an hour before the next retry. So a row that is refused for another reason costs no more
+//! than that.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,7 @@ struct ForeignKey {
     parent: EntityIndex,
     /// The child's columns.
     columns: Vec<String>,
-    /// The parent's columns that they refer to, in the same order.
+    /// The parent's columns that these refer to, in the same order.
     referred: Vec<String>,
 }
 
@@ -36,7 +37,7 @@ select c.conrelid, c.confrelid,
              join pg_attribute a on a.attrelid = c.confrelid and a.attnum = k.attnum order by k.nth)
 from pg_constraint c where c.contype = 'f' and c.conrelid = any($1) and c.confrelid = any($1)";
 
-/// The foreign keys within the catalogue.
+/// The foreign keys between the tables of the catalogue.
 #[derive(Debug, Default)]
 pub struct Orphans {
     references: Vec<ForeignKey>,
@@ -68,7 +69,7 @@ impl Orphans {
     }
 
     /// The keys of the parents of refused rows, by the parents' entities. `images` are the rows' entities and
-    /// the rows as they were refused. Only parents that are referred to by their entity's key.
+    /// the rows as they were refused. Only parents that a row refers to by their entity's key.
     pub(crate) fn parents(
         &self,
         catalogue: &Catalogue,
@@ -79,7 +80,11 @@ impl Orphans {
             let Some(child) = catalogue.find(name) else {
                 continue;
             };
-            for reference in self.references.iter().filter(|one| one.child == child) {
+            for reference in self
+                .references
+                .iter()
+                .filter(|reference| reference.child == child)
+            {
                 let key = &catalogue[reference.parent].key;
                 if let Some(parent) = referred_key(reference, key, image) {
                     parents.entry(reference.parent).or_default().push(parent);
@@ -93,13 +98,13 @@ impl Orphans {
         parents
     }
 
-    /// Touches the quarantined rows again whose parents are among the batch's accepted rows. `occupied` are
-    /// the entities that have entries in quarantine, `numbers` the entities' numbers in the outbox. Returns
-    /// how many.
+    /// Touches the quarantined rows whose parents are among the batch's accepted rows. `occupied` are the
+    /// entities that have entries in quarantine, `numbers` the entities' numbers in the outbox. Returns how
+    /// many rows.
     ///
     /// # Errors
     /// The source's.
-    pub async fn adopt(
+    pub async fn touch_children(
         &self,
         client: &Client,
         catalogue: &Catalogue,
@@ -108,19 +113,22 @@ impl Orphans {
         occupied: &[EntityIndex],
     ) -> Result<usize> {
         let mut touched = 0;
-        let wanted = self.references.iter().filter(|one| occupied.contains(&one.child));
-        for reference in wanted {
-            let parents = parents(batch, reference);
+        let children_references = self
+            .references
+            .iter()
+            .filter(|reference| occupied.contains(&reference.child));
+        for reference in children_references {
+            let parents = accepted_parents(batch, reference);
             let Some(count) = parents.first().map(Vec::len).filter(|&count| count > 0) else {
                 continue;
             };
             let entity = &catalogue[reference.child];
             let mut after = String::new();
             loop {
-                let keys = waiting(client, &entity.name, reference, &parents, &after).await?;
+                let keys = waiting_children(client, &entity.name, reference, &parents, &after).await?;
                 let Some(last) = keys.last() else { break };
                 after.clone_from(last);
-                // The key of an entry may be older than the entity's key columns.
+                // The entry may be older than the entity's present key columns.
                 let known = |key: &&String| {
                     pick(key, &entity.key).is_ok_and(|values| values.iter().all(Option::is_some))
                 };
@@ -128,27 +136,32 @@ impl Orphans {
                 touch::keys(client, entity, numbers[reference.child.0], &keys).await?;
                 touched += keys.len();
             }
-            tracing::debug!(entity = entity.name, parents = count, touched, "parents came");
+            tracing::debug!(
+                entity = entity.name,
+                parents = count,
+                touched,
+                "the cloud accepted parents of quarantined rows"
+            );
         }
         Ok(touched)
     }
 }
 
-/// The key of the parent that a row refers to, a JSON object; none where it refers to none, or not by the
-/// key.
+/// The key of the parent that a row refers to, as a JSON object; `None` if it refers to none, or not by the
+/// parent's key.
 fn referred_key(reference: &ForeignKey, key: &[String], image: &str) -> Option<String> {
     let values = pick(image, &reference.columns).ok()?;
     let mut pairs = Vec::with_capacity(key.len());
     for name in key {
-        let at = reference.referred.iter().position(|referred| referred == name)?;
-        let value = values[at].filter(|value| *value != "null")?;
+        let column_index = reference.referred.iter().position(|referred| referred == name)?;
+        let value = values[column_index].filter(|value| *value != "null")?;
         pairs.push(format!("{}:{}", serde_json::to_string(name).ok()?, value));
     }
     (reference.referred.len() == key.len()).then(|| format!("{{{}}}", pairs.join(",")))
 }
 
-/// For each column that the reference refers to, its values in the batch's accepted rows.
-fn parents(batch: &Batch, reference: &ForeignKey) -> Vec<Vec<String>> {
+/// For each column that the foreign key refers to, its values in the batch's accepted rows.
+fn accepted_parents(batch: &Batch, reference: &ForeignKey) -> Vec<Vec<String>> {
     let mut values = vec![Vec::new(); reference.referred.len()];
     for (change_index, change) in batch.indexed() {
         let accepted = *batch.fate(change_index) == Fate::Accepted;
@@ -172,8 +185,9 @@ fn parents(batch: &Batch, reference: &ForeignKey) -> Vec<Vec<String>> {
     values
 }
 
-/// The keys of quarantined children of these parents, after a key, in order, as many as are touched at once.
-async fn waiting(
+/// The keys of quarantined children of these parents, in order, after the key `after`, as many as are touched
+/// at once.
+async fn waiting_children(
     client: &Client,
     entity: &str,
     reference: &ForeignKey,
@@ -215,9 +229,9 @@ mod tests {
             change(EntityIndex(0), r#"{"no":null,"site":"d"}"#),
             change(EntityIndex(0), r#"{"no":"4","site":"\u00e9"}"#),
         ]);
-        for nth in [0, 2, 3, 4] {
-            batch.set_fate(ChangeIndex(nth), Fate::Accepted);
+        for index in [0, 2, 3, 4] {
+            batch.set_fate(ChangeIndex(index), Fate::Accepted);
         }
-        assert_eq!(parents(&batch, &reference), [["1", "4"], ["a", "é"]]);
+        assert_eq!(accepted_parents(&batch, &reference), [["1", "4"], ["a", "é"]]);
     }
 }

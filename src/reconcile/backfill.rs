@@ -1,9 +1,9 @@
-//! Backfill: pushes the rows that stood before capture, within each entity's retention, once.
+//! Backfill: pushes the rows that were there before capture, within each entity's retention, once.
 //!
-//! It walks the pages of each table and touches the rows that the cloud does not hold; the drain delivers
-//! them among the other changes. It goes on where it was interrupted, since how far each entity has come is
-//! kept in the source database: a page is behind it once the drain has settled the rows that were touched up
-//! to there.
+//! It reads each table page by page and touches the rows that the cloud does not hold; the drain delivers
+//! them among the other changes. The source database keeps the progress of each entity, so an interrupted
+//! backfill continues where it was. A page counts as done when the drain has settled the rows that were
+//! touched up to there.
 
 use crate::catalogue::EntityIndex;
 use serde::Serialize;
@@ -11,24 +11,24 @@ use tokio_util::sync::CancellationToken;
 
 use super::report::PerEntity;
 use super::touched::TouchedRows;
-use super::{Observer, Reconcile, short};
+use super::{Observer, Reconcile, report_text};
 use crate::abort;
 use crate::drain::wire_schema;
 use crate::error::Result;
 use crate::source::backfill_progress::BackfillProgress;
 use crate::source::pages::{self, ColumnsToRead, RowPages};
 
-/// Rows that are touched before progress is kept.
+/// Rows that are touched before the progress is saved.
 const AT_ONCE: usize = 5_000;
 
-/// Which rows of each entity.
+/// Which rows of each entity are pushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowSpan {
-    /// Those within the entity's own retention.
-    Window,
-    /// Those of the last days, where the entity has a retention.
+    /// The rows within the entity's retention.
+    Retention,
+    /// The rows of the last days, if the entity has a retention.
     Days(u32),
-    /// All.
+    /// All rows.
     All,
 }
 
@@ -37,16 +37,17 @@ pub enum RowSpan {
 pub struct BackfillReport {
     /// Whether there was no error.
     pub success: bool,
-    /// Rows pushed by this run and the earlier ones that it went on from, by entity.
+    /// Rows that this run and the earlier runs that it continued have pushed, by entity.
     pub pushed: PerEntity<u64>,
-    /// Rows that the cloud held already, by entity.
+    /// Rows that the cloud already held, by entity.
     pub held: PerEntity<u64>,
     /// What went wrong: `Failed to backfill cameras: …`.
     pub errors: Vec<String>,
 }
 
 impl Reconcile {
-    /// Backfills the entities at `entity_indexes`, parents first. `restart` forgets how far earlier runs came.
+    /// Backfills the entities at `entity_indexes`, parents first. `restart` ignores the progress of earlier
+    /// runs.
     pub async fn backfill(
         &self,
         entity_indexes: &[EntityIndex],
@@ -63,14 +64,14 @@ impl Reconcile {
         };
         for &entity_index in entity_indexes {
             let entity = &self.catalogue[entity_index];
-            let days = match (span, &entity.window) {
-                (RowSpan::Window, Some(window)) => Some(window.days),
+            let days = match (span, &entity.retention) {
+                (RowSpan::Retention, Some(window)) => Some(window.days),
                 (RowSpan::Days(days), Some(_)) => Some(days),
                 _ => None,
             };
             let mut done = FinishedEntity::default();
             let ended = self
-                .backfill_one(entity_index, days, restart, observer, shutdown, &mut done)
+                .backfill_entity(entity_index, days, restart, observer, shutdown, &mut done)
                 .await;
             *report.pushed.at(entity_index) = done.pushed;
             *report.held.at(entity_index) = done.held;
@@ -81,15 +82,17 @@ impl Reconcile {
                 ));
             }
             if let Err(error) = ended {
-                report
-                    .errors
-                    .push(format!("Failed to backfill {}: {}", entity.name, short(&error)));
+                report.errors.push(format!(
+                    "Failed to backfill {}: {}",
+                    entity.name,
+                    report_text(&error)
+                ));
             }
             observer.end(&entity.name);
             if shutdown.is_cancelled() {
                 report
                     .errors
-                    .push("stopped; run the same backfill again, and it goes on where it stopped".into());
+                    .push("stopped; run the same backfill again, and it continues where it stopped".into());
                 break;
             }
         }
@@ -97,7 +100,7 @@ impl Reconcile {
         report
     }
 
-    async fn backfill_one(
+    async fn backfill_entity(
         &self,
         entity_index: EntityIndex,
         days: Option<u32>,
@@ -108,11 +111,11 @@ impl Reconcile {
     ) -> Result<()> {
         let (entity, table) = (&self.catalogue[entity_index], &self.tables[entity_index.0]);
         let client = self.session.client();
-        self.must_fit(entity_index).await?;
+        self.check_key_fits(entity_index).await?;
         let mut progress = if restart {
             BackfillProgress::default()
         } else {
-            BackfillProgress::read(client, &entity.name, days).await?
+            BackfillProgress::load(client, &entity.name, days).await?
         };
         done.pushed = progress.pushed;
         let total = pages::count(client, entity, table, days).await?;
@@ -127,11 +130,11 @@ impl Reconcile {
                 .put_schema(&self.origin, &wire_schema(entity, table))
                 .await?;
         }
-        let mut there = self.there(entity_index, days, None).await?;
+        let mut known = self.learn_known_rows(entity_index, days, None).await?;
         let mut touched = TouchedRows::new(self, entity_index);
         let mut pages = RowPages::open(client, entity, table, days, ColumnsToRead::Keys).await?;
         for leaf in pages::leaves(client, table).await? {
-            let Some(mut from) = progress.begins(&leaf) else {
+            let Some(mut from) = progress.first_page(&leaf) else {
                 continue;
             };
             while let Some((rows, next)) = pages.next(&leaf, from).await? {
@@ -139,29 +142,30 @@ impl Reconcile {
                     return Ok(());
                 }
                 from = next;
-                let looked = rows.len();
-                // A row that does not meet the condition is nobody's here: a sync takes it away.
+                let count = rows.len();
+                // A row that does not meet the entity's condition is skipped: a sync deletes it from the
+                // cloud.
                 let rows = rows.into_iter().filter(|row| row.met).collect();
-                let lacking = self
-                    .differing(entity_index, rows, None, false, &mut there)
+                let missing = self
+                    .keys_to_touch(entity_index, rows, None, false, &mut known)
                     .await?;
-                done.held += (looked - lacking.len()) as u64;
-                observer.advance(looked as u64, lacking.len() as u64);
-                touched.add(lacking).await?;
-                progress.at(&leaf, from);
+                done.held += (count - missing.len()) as u64;
+                observer.advance(count as u64, missing.len() as u64);
+                touched.add(missing).await?;
+                progress.advance_to(&leaf, from);
                 if touched.waiting() >= AT_ONCE {
-                    self.keep(entity_index, days, &mut progress, &mut touched, done)
+                    self.settle_and_save(entity_index, days, &mut progress, &mut touched, done)
                         .await?;
                 }
             }
         }
         progress.finished = true;
-        self.keep(entity_index, days, &mut progress, &mut touched, done)
+        self.settle_and_save(entity_index, days, &mut progress, &mut touched, done)
             .await
     }
 
-    /// Waits until what was touched is settled, then keeps how far the entity has come.
-    async fn keep(
+    /// Waits until the touched rows are settled, then saves the entity's progress.
+    async fn settle_and_save(
         &self,
         entity_index: EntityIndex,
         days: Option<u32>,
@@ -176,7 +180,7 @@ impl Reconcile {
         progress.pushed = done.pushed;
         abort::point("amid a backfill");
         let entity = &self.catalogue[entity_index].name;
-        progress.keep(self.session.client(), entity, days).await?;
+        progress.save(self.session.client(), entity, days).await?;
         abort::point("after a page of a backfill");
         Ok(())
     }

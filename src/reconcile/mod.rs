@@ -1,10 +1,10 @@
-//! Sync and backfill: what the cloud lacks is found by comparing, and brought there.
+//! Sync and backfill: compare the site with its cloud, and push what the cloud lacks.
 //!
-//! Repair goes the same road as any change: a row that the cloud lacks, or has in another state, is touched
-//! again in the outbox, and the drain delivers its present state. Touches are paced: after [`PACE`] of them
-//! the pass waits until these are delivered, so that live changes do not wait behind them.
+//! A repair is delivered like any change: a row that the cloud lacks, or has in another state, is touched
+//! again in the outbox, and the drain delivers its present state. Touches are paced: after [`PACE`] touches
+//! the pass waits until these are delivered, so that live changes do not queue behind them.
 //!
-//! An entity that fails is reported and the next one goes on.
+//! On failure: an entity that fails is reported, and the pass continues with the next one.
 
 pub mod backfill;
 pub mod report;
@@ -39,33 +39,34 @@ use crate::wire::json::pick;
 use report::SyncReport;
 use touched::TouchedRows;
 
-/// Pushed rows of an entity that are looked for in the cloud's list afterwards, at most.
+/// How many pushed rows of an entity are looked for in the cloud's list afterwards, at most.
 const SAMPLE: usize = 1_000;
 
-/// Touched rows that may wait for their delivery at once.
+/// How many touched rows may wait for their delivery.
 const PACE: usize = 20_000;
 
-/// Tells how far a long pass has come.
+/// Receives the progress of a long pass.
 pub trait Observer: Send + Sync {
-    /// An entity begins, with as many rows to look at.
+    /// An entity begins; it has `rows` rows to compare.
     fn begin(&self, entity: &str, rows: u64);
-    /// So many rows of it were looked at since the last call, so many of them pushed.
-    fn advance(&self, looked: u64, pushed: u64);
+    /// Since the last call, `compared` rows were compared and `pushed` of them pushed.
+    fn advance(&self, compared: u64, pushed: u64);
     /// The entity has ended.
     fn end(&self, entity: &str);
 }
 
-/// Nobody watches.
+/// An observer that ignores everything.
 #[derive(Debug, Clone, Copy)]
 pub struct NoObserver;
 
 impl Observer for NoObserver {
     fn begin(&self, _entity: &str, _rows: u64) {}
-    fn advance(&self, _looked: u64, _pushed: u64) {}
+    fn advance(&self, _compared: u64, _pushed: u64) {}
     fn end(&self, _entity: &str) {}
 }
 
-/// A comparing pass over a site and its cloud. The drain that delivers what it touches must run beside it.
+/// A pass that compares a site with its cloud. A drain must run at the same time, to deliver what the pass
+/// touches.
 pub struct Reconcile {
     session: Session,
     catalogue: Arc<Catalogue>,
@@ -82,8 +83,8 @@ pub struct Reconcile {
 }
 
 impl Reconcile {
-    /// Connects with the source, and asks the cloud what it can do. `patience` is how long the drain may be
-    /// unwell before an entity is given up.
+    /// Connects to the source, and asks the cloud for its capabilities. `patience` is how long the drain may
+    /// fail before the pass gives up an entity.
     ///
     /// # Errors
     /// The source's or the cloud's.
@@ -127,10 +128,10 @@ impl Reconcile {
 
     /// Compares the entities at `entity_indexes` with the cloud, in push order, and pushes what it lacks.
     ///
-    /// Where the cloud tells a row's content, a row that differs is pushed too, and a row that the site has
-    /// not is deleted where deletes propagate. Where it tells only keys, a row with a known key counts as
-    /// held; `force` pushes it all the same. The report has every row of these entities that the cloud
-    /// accepted since `recording` began, also those that waited before.
+    /// If the cloud lists contents, a row that differs is pushed too, and a row that the site does not have
+    /// is deleted if deletes propagate. If the cloud lists only keys, a row with a listed key counts as held;
+    /// `force` pushes it nevertheless. The report has every row of these entities that the cloud accepted
+    /// since `recording` began, including rows that waited before the pass.
     pub async fn sync(
         &self,
         entity_indexes: &[EntityIndex],
@@ -141,15 +142,15 @@ impl Reconcile {
         let mut report = SyncReport::new(&self.catalogue);
         self.state.wake_now();
         if let Err(error) = self.let_drain().await {
-            tracing::debug!(%error, "the sync does not wait for what is on its way");
+            tracing::debug!(%error, "the sync does not wait for the changes that are in the outbox");
         }
         for &entity_index in entity_indexes {
             let entity = &self.catalogue[entity_index];
             if let Err(error) = self
-                .sync_closing(entity_index, force, observer, &mut report)
+                .sync_and_close_gap(entity_index, force, observer, &mut report)
                 .await
             {
-                report.fail(&entity.name, short(&error));
+                report.fail(&entity.name, report_text(&error));
             }
             observer.end(&entity.name);
         }
@@ -168,9 +169,9 @@ impl Reconcile {
         report
     }
 
-    /// Syncs one entity. Where its content was compared, or pushed without asking, that closes its gap: what
-    /// the cloud lacked lies in the outbox now.
-    async fn sync_closing(
+    /// Syncs one entity. If its content was compared, or all of it was pushed, this closes the entity's gap:
+    /// what the cloud lacked is in the outbox now.
+    async fn sync_and_close_gap(
         &self,
         entity_index: EntityIndex,
         force: bool,
@@ -179,17 +180,17 @@ impl Reconcile {
     ) -> Result<()> {
         let (entity, table) = (&self.catalogue[entity_index], &self.tables[entity_index.0]);
         let client = self.session.client();
-        self.must_fit(entity_index).await?;
+        self.check_key_fits(entity_index).await?;
         let gap = drift::closable(client, entity, table).await?;
         let pass = EntityPass {
-            // What was missed may be of any age.
-            days: match (&gap, &entity.window) {
+            // Changes that capture missed may be of any age.
+            days: match (&gap, &entity.retention) {
                 (None, Some(window)) => Some(window.days),
                 _ => None,
             },
             force: force || (gap.is_some() && !self.capabilities.changes),
         };
-        let complete = self.sync_one(entity_index, pass, observer, report).await?;
+        let complete = self.compare_entity(entity_index, pass, observer, report).await?;
         match gap {
             Some(gap) if complete && (pass.force || self.capabilities.changes) => {
                 drift::close(client, entity, &gap).await
@@ -198,8 +199,8 @@ impl Reconcile {
         }
     }
 
-    /// An error where the rows of the entity cannot be read by their keys.
-    async fn must_fit(&self, entity_index: EntityIndex) -> Result<()> {
+    /// Returns an error if the entity's rows cannot be read by their keys.
+    async fn check_key_fits(&self, entity_index: EntityIndex) -> Result<()> {
         let entity = &self.catalogue[entity_index];
         if self.tables[entity_index.0].fits(entity) {
             return Ok(());
@@ -210,9 +211,9 @@ impl Reconcile {
         }))
     }
 
-    /// Compares one entity. Returns whether all of it was compared: where the drain does not get on, the rest
-    /// is left.
-    async fn sync_one(
+    /// Compares one entity. Returns whether all of it was compared: if the drain makes no progress, the rest
+    /// is skipped.
+    async fn compare_entity(
         &self,
         entity_index: EntityIndex,
         pass: EntityPass,
@@ -227,7 +228,7 @@ impl Reconcile {
             pages::count(client, entity, table, pass.days).await?,
         );
         if self.capabilities.schema {
-            // A table that the cloud was never told of has no list.
+            // The cloud has no list of an entity before its schema was sent.
             self.cloud
                 .put_schema(&self.origin, &wire_schema(entity, table))
                 .await?;
@@ -239,8 +240,10 @@ impl Reconcile {
         {
             self.note_held(entity_index).await?;
         }
-        let columns = self.compared(entity, table);
-        let mut there = self.there(entity_index, pass.days, columns.as_deref()).await?;
+        let columns = self.compared_columns(entity, table);
+        let mut known = self
+            .learn_known_rows(entity_index, pass.days, columns.as_deref())
+            .await?;
         let mut touched = TouchedRows::new(self, entity_index);
         let read = if columns.is_some() {
             ColumnsToRead::Rows
@@ -256,9 +259,9 @@ impl Reconcile {
             let mut from = 0;
             while let Some((rows, next)) = pages.next(&leaf, from).await? {
                 from = next;
-                let looked = rows.len();
+                let count_read = rows.len();
                 let keys = self
-                    .differing(entity_index, rows, columns.as_deref(), pass.force, &mut there)
+                    .keys_to_touch(entity_index, rows, columns.as_deref(), pass.force, &mut known)
                     .await?;
                 let keys = self.without_refused(entity_index, keys, report).await?;
                 let count = keys.len();
@@ -267,14 +270,14 @@ impl Reconcile {
                 if count > 0 {
                     abort::point("amid a sync");
                 }
-                observer.advance(looked as u64, count as u64);
+                observer.advance(count_read as u64, count as u64);
                 if touched.waiting() > PACE && !touched.settle_reporting(report).await? {
                     return Ok(false);
                 }
             }
         }
-        // Only where the list is this site's alone, as the receiver's is.
-        if let KnownCloudRows::Listed(held) = &there
+        // Only if the list holds this site's rows alone, as the receiver's does.
+        if let KnownCloudRows::Listed(held) = &known
             && columns.is_some()
             && entity.deletes() == Deletes::Propagate
             && !held.is_empty()
@@ -283,19 +286,20 @@ impl Reconcile {
                 .await?;
         }
         abort::point("after a sync's capture");
-        // Whatever becomes of the drain, all that was found lies in the outbox.
-        let gets_on = touched.settle_reporting(report).await?;
+        // Even if the drain fails now, all differences are in the outbox.
+        let drain_works = touched.settle_reporting(report).await?;
         // A row that waits for its file was not accepted.
         let mut files = entity.files.iter();
         let holds = files.any(|file| file.until_uploaded == Some(Unconfirmed::Hold));
-        if gets_on && columns.is_none() && entity.trust_list && !holds && !sample.is_empty() {
-            self.must_list(entity_index, pass.days, &sample, report).await?;
+        if drain_works && columns.is_none() && entity.trust_list && !holds && !sample.is_empty() {
+            self.check_pushed_are_listed(entity_index, pass.days, &sample, report)
+                .await?;
         }
         Ok(true)
     }
 
-    /// What the cloud has of the entity, as far as it is to be compared.
-    async fn there(
+    /// Finds out which rows of the entity the cloud has, as far as they are to be compared.
+    async fn learn_known_rows(
         &self,
         entity_index: EntityIndex,
         days: Option<u32>,
@@ -309,8 +313,8 @@ impl Reconcile {
         Ok(KnownCloudRows::Remembered)
     }
 
-    /// Reports rows that the cloud has just accepted, and does not list: each sync would push them again.
-    async fn must_list(
+    /// Reports rows that the cloud has just accepted but does not list: each sync would push them again.
+    async fn check_pushed_are_listed(
         &self,
         entity_index: EntityIndex,
         days: Option<u32>,
@@ -327,7 +331,7 @@ impl Reconcile {
             .filter(|key| !held.contains(&self.cloud.cloud_key_of(entity_index, key)))
             .map(String::as_str)
             .collect();
-        // Some may have gone meanwhile, on this side.
+        // Some of them may have been deleted on the site since.
         let unlisted = self.still_there(entity_index, days, unlisted).await?;
         let Some(first) = unlisted.first() else {
             return Ok(());
@@ -335,9 +339,10 @@ impl Reconcile {
         report.fail(
             &entity.name,
             format!(
-                "the cloud does not list {} of {} rows that it has just accepted, as {first}: each sync pushes them again. It may \
-                 tell the key in another form (1.0, or rounded beyond 2^53), leave rows out of its list, or count its days by \
-                 another column (window.cloud_days_by). Where its list cannot be mended, set trust_list = false",
+                "the cloud does not list {} of {} rows that it has just accepted, as {first}: each sync \
+                 pushes them again. It may write the key in another form (1.0, or rounded beyond 2^53), \
+                 leave rows out of its list, or count its days by another column (retention.cloud_days_by). \
+                 If its list cannot be corrected, set trust_list = false",
                 unlisted.len(),
                 pushed.len(),
             ),
@@ -345,7 +350,7 @@ impl Reconcile {
         Ok(())
     }
 
-    /// Which of these keys are rows of the entity now.
+    /// Returns those of these keys that are rows of the entity now.
     async fn still_there(
         &self,
         entity_index: EntityIndex,
@@ -370,9 +375,9 @@ impl Reconcile {
         Ok(found)
     }
 
-    /// Notes which of the site's rows the cloud holds, of whatever age: when a row no longer meets the
-    /// entity's condition, the drain deletes it from a server without `changes` only where it is noted.
-    /// Nothing else knows of rows that went there before this site was replicated.
+    /// Records which of the site's rows the cloud holds, whatever their age. When a row no longer meets the
+    /// entity's condition, the drain deletes it from a server without `changes` only if the record has it.
+    /// Without this call the record lacks rows that were sent before this site was replicated.
     async fn note_held(&self, entity_index: EntityIndex) -> Result<()> {
         let (entity, table) = (&self.catalogue[entity_index], &self.tables[entity_index.0]);
         let client = self.session.client();
@@ -396,9 +401,9 @@ impl Reconcile {
         Ok(())
     }
 
-    /// The columns whose content is compared; none where the server tells keys only. An excluded column is
-    /// among them: the site's row has no value there, so that a cloud which still holds one differs.
-    fn compared(&self, entity: &Entity, table: &SourceTable) -> Option<Vec<String>> {
+    /// The columns whose content is compared; `None` if the server lists only keys. Excluded columns are
+    /// among them: the site's row has no value there, so a cloud that still holds one differs.
+    fn compared_columns(&self, entity: &Entity, table: &SourceTable) -> Option<Vec<String>> {
         self.capabilities.changes.then(|| {
             let sent = wire_schema(entity, table)
                 .declaration
@@ -412,15 +417,15 @@ impl Reconcile {
         })
     }
 
-    /// The keys of these rows that are to be touched: those that the cloud lacks, holds in another state, or
-    /// should not hold. Takes the rows out of `held`.
-    async fn differing(
+    /// Returns the keys of those rows that are to be touched, because the cloud lacks them, holds them in
+    /// another state, or should not hold them. Removes the rows from `known`.
+    async fn keys_to_touch(
         &self,
         entity_index: EntityIndex,
         rows: Vec<FoundRow>,
         columns: Option<&[String]>,
         force: bool,
-        there: &mut KnownCloudRows,
+        known: &mut KnownCloudRows,
     ) -> Result<Vec<String>> {
         let met: Vec<bool> = rows.iter().map(|row| row.met).collect();
         let changes = rows.into_iter().map(|row| Change {
@@ -437,7 +442,7 @@ impl Reconcile {
             let client = self.session.client();
             media::attach_urls(client, &self.media_root, &self.catalogue, &mut page).await?;
         }
-        let remembered = match there {
+        let remembered = match known {
             KnownCloudRows::Listed(_) => HashSet::new(),
             KnownCloudRows::Remembered => {
                 let keys: Vec<&str> = page.changes().iter().map(|change| &*change.key).collect();
@@ -446,16 +451,18 @@ impl Reconcile {
         };
         let mut keys = Vec::new();
         for (change, met) in page.changes().iter().zip(met) {
-            let there = match there {
+            let cloud_content = match known {
                 KnownCloudRows::Listed(held) => {
                     held.remove(&self.cloud.cloud_key_of(entity_index, &change.key))
                 }
                 KnownCloudRows::Remembered => remembered.contains(&*change.key).then_some(None),
             };
             let same = match (met, columns, &change.row) {
-                (false, ..) => there.is_none(),
-                (true, Some(columns), Some(row)) => there.flatten() == Some(existence::digest(row, columns)?),
-                (true, ..) => there.is_some() && !force,
+                (false, ..) => cloud_content.is_none(),
+                (true, Some(columns), Some(row)) => {
+                    cloud_content.flatten() == Some(existence::digest(row, columns)?)
+                }
+                (true, ..) => cloud_content.is_some() && !force,
             };
             if !same {
                 keys.push(change.key.to_string());
@@ -464,8 +471,8 @@ impl Reconcile {
         Ok(keys)
     }
 
-    /// Touches what the cloud holds and the comparison has not met: `extra`. A row that is there after all is
-    /// only sent again.
+    /// Touches the `extra` rows: the cloud holds them, and the comparison did not meet them on the site. If
+    /// such a row is on the site after all, it is only sent again.
     async fn touch_extra(
         &self,
         entity_index: EntityIndex,
@@ -487,24 +494,24 @@ impl Reconcile {
     }
 }
 
-/// What the cloud has of an entity.
+/// The rows that the cloud has of an entity.
 enum KnownCloudRows {
-    /// What it lists.
+    /// The rows that it lists.
     Listed(CloudRows),
-    /// What this site remembers that it sent there, since the list cannot be trusted.
+    /// The rows that this site has recorded as sent, because the list cannot be trusted.
     Remembered,
 }
 
 /// How one entity is compared.
 #[derive(Debug, Clone, Copy)]
 struct EntityPass {
-    /// The days of its retention; none means all rows.
+    /// The days of its retention; `None` means all rows.
     days: Option<u32>,
-    /// Whether a row that the cloud holds is pushed all the same, where only keys are told.
+    /// Whether a row that the cloud holds is pushed nevertheless, if the cloud lists only keys.
     force: bool,
 }
 
-/// The key of a row, as a JSON object.
+/// Returns the key of a row as a JSON object.
 fn key_object(row: &str, key: &[String]) -> Result<String> {
     let broken = || {
         Error::new(
@@ -522,8 +529,8 @@ fn key_object(row: &str, key: &[String]) -> Result<String> {
     Ok(format!("{{{}}}", pairs.join(",")))
 }
 
-/// An error as the report tells it: the cause, and for the cloud's silence the words that people know.
-fn short(error: &Error) -> String {
+/// The text of an error in the report: only the cause if the cloud failed, else the whole error.
+fn report_text(error: &Error) -> String {
     match error.kind() {
         Kind::CloudUnreachable | Kind::CloudAuth => error.cause().to_owned(),
         _ => error.to_string(),

@@ -1,8 +1,8 @@
-//! The report of a sync, the same from the API, the command line and the library.
+//! The report of a sync. The API, the command line and the library give the same one.
 //!
-//! Every entity of the catalogue is always in it, in push order. It succeeded where it has no error. A row's
-//! key is told as it stands in the row: a number or a text for a key of one column, an object for a composite
-//! one. Keys stay the text that the database wrote, so that no number loses a digit.
+//! What always holds: every entity of the catalogue is in it, in push order; a sync succeeded if its report
+//! has no error. A row's key is reported as it is in the row: a number or a text for a key of one column, an
+//! object for a composite key. Keys stay the text that the database wrote, so that no number loses a digit.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -105,24 +105,23 @@ impl SyncReport {
         }
     }
 
-    /// Notes that a row of the entity at `entity_index` in the catalogue was pushed. `key` is its key as a JSON
-    /// object.
+    /// Adds a row of the entity at `entity_index` that was pushed. `key` is its key as a JSON object.
     ///
     /// # Errors
     /// The key is no JSON object.
     pub fn add(&mut self, entity_index: EntityIndex, key: &str) -> Result<()> {
-        let key = told(key)
+        let key = reported_key(key)
             .map_err(|_| Error::new(Kind::Source, "report a synced row", "its key is no JSON object"))?;
         self.synced.at(entity_index).push(key);
         Ok(())
     }
 
-    /// Notes that an entity failed, and why: `Failed to sync cameras: Connection timeout`.
-    pub fn fail(&mut self, entity: &str, why: impl fmt::Display) {
-        self.errors.push(format!("Failed to sync {entity}: {why}"));
+    /// Adds the failure of an entity, with its reason: `Failed to sync cameras: Connection timeout`.
+    pub fn fail(&mut self, entity: &str, reason: impl fmt::Display) {
+        self.errors.push(format!("Failed to sync {entity}: {reason}"));
     }
 
-    /// Notes an error that belongs to no entity.
+    /// Adds an error that belongs to no entity.
     pub fn error(&mut self, error: impl fmt::Display) {
         self.errors.push(error.to_string());
     }
@@ -151,8 +150,8 @@ impl SyncReport {
     }
 }
 
-/// A key object's one value, or the whole object where it has several.
-fn told(key: &str) -> serde_json::Result<Box<RawValue>> {
+/// The value of a key object with one column, or the whole object if it has several.
+fn reported_key(key: &str) -> serde_json::Result<Box<RawValue>> {
     let columns: PerEntity<Box<RawValue>> = serde_json::from_str(key)?;
     match <[_; 1]>::try_from(columns.0) {
         Ok([(_, value)]) => Ok(value),
@@ -187,16 +186,18 @@ mod tests {
         report.fail("cameras", "Connection timeout");
         assert_eq!(
             serde_json::to_string(&report).unwrap(),
-            "{\"success\":false,\"synced\":{\"rooms\":[1,9223372036854775807],\"cameras\":[],\"faculties\":[],\
-             \"teaching_loads\":[],\"attendance_records\":[],\"leaves\":[],\"passes\":[],\"recognition_logs\":[],\
-             \"stream_recordings\":[]},\"summary\":{\"rooms\":2,\"cameras\":0,\"faculties\":0,\"teaching_loads\":0,\
-             \"attendance_records\":0,\"leaves\":0,\"passes\":0,\"recognition_logs\":0,\"stream_recordings\":0},\
+            "{\"success\":false,\"synced\":{\"rooms\":[1,9223372036854775807],\"cameras\":[],\
+             \"faculties\":[],\"teaching_loads\":[],\"attendance_records\":[],\"leaves\":[],\
+             \"passes\":[],\"recognition_logs\":[],\"stream_recordings\":[]},\
+             \"summary\":{\"rooms\":2,\"cameras\":0,\"faculties\":0,\"teaching_loads\":0,\
+             \"attendance_records\":0,\"leaves\":0,\"passes\":0,\"recognition_logs\":0,\
+             \"stream_recordings\":0},\
              \"errors\":[\"Failed to sync cameras: Connection timeout\"]}"
         );
     }
 
     #[test]
-    fn composite_and_text_keys_are_told_as_they_are() {
+    fn composite_and_text_keys_are_reported_as_they_are() {
         let mut report = SyncReport::new(&Catalogue::builtin());
         report.add(EntityIndex(1), "{\"a\" : 1, \"b\" : \"x\"}").unwrap();
         report.add(EntityIndex(1), "{\"code\":\"R-1\"}").unwrap();

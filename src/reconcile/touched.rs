@@ -1,5 +1,5 @@
-//! The rows of one entity that a pass has touched: written to the outbox, and waited for until the drain has
-//! settled them.
+//! The rows of one entity that a pass has touched. The pass writes their touches to the outbox, and waits
+//! until the drain has settled them.
 
 use crate::catalogue::EntityIndex;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::quarantine::{self, QuarantinedRows};
 use crate::source::{outbox, parking, touch};
 
-/// How often a provisional refusal is waited for.
+/// How often the pass waits for a provisional refusal to be retried.
 const ROUNDS: usize = 3;
 
 /// Rows that were touched and are not settled.
@@ -32,7 +32,7 @@ impl<'a> TouchedRows<'a> {
         }
     }
 
-    /// Touches rows by their keys, JSON objects, whether or not they are there.
+    /// Touches rows by their keys, JSON objects, whether or not the rows exist.
     pub(super) async fn add(&mut self, keys: Vec<String>) -> Result<()> {
         let reconcile = self.reconcile;
         let transaction = touch::keys(
@@ -52,11 +52,11 @@ impl<'a> TouchedRows<'a> {
         self.keys.len()
     }
 
-    /// Waits until the drain has settled what was touched. Returns what of it the cloud has refused.
+    /// Waits until the drain has settled the touched rows. Returns those that the cloud has refused.
     ///
     /// # Errors
-    /// The source's, and that the entity is parked; [`Kind::CloudUnreachable`] where the drain was not well for the pass's
-    /// patience.
+    /// The source's; the entity is parked; [`Kind::CloudUnreachable`] if the drain failed for longer than the
+    /// pass's patience.
     pub(super) async fn settle(&mut self) -> Result<QuarantinedRows> {
         let keys = std::mem::take(&mut self.keys);
         if keys.is_empty() {
@@ -72,40 +72,41 @@ impl<'a> TouchedRows<'a> {
             let cause = format!("{reason} ({} rows wait in the outbox)", keys.len());
             Error::new(Kind::CloudUnreachable, format!("push {}", entity.name), cause)
         })?;
-        self.must_flow().await?;
+        self.check_not_parked().await?;
         let mut refused = quarantine::refused(reconcile.session.client(), &entity.name, &keys).await?;
         for _ in 0..ROUNDS {
             if !refused.provisional {
                 break;
             }
-            // The drain has touched them again before it settled the transaction.
+            // The drain touched them again before it settled the transaction.
             reconcile.let_drain().await?;
             refused = quarantine::refused(reconcile.session.client(), &entity.name, &keys).await?;
         }
         Ok(refused)
     }
 
-    /// An error where the entity is parked: what was touched is settled then, and waits.
-    async fn must_flow(&self) -> Result<()> {
+    /// Returns an error if the entity is parked: then the touched rows count as settled, and wait.
+    async fn check_not_parked(&self) -> Result<()> {
         let reconcile = self.reconcile;
         let entity = &reconcile.catalogue[self.entity_index];
         let number = reconcile.attached[self.entity_index.0].id;
         match parking::reason(reconcile.session.client(), &entity.name, number).await? {
             None => Ok(()),
-            Some(why) => Err(Error::new(
+            Some(reason) => Err(Error::new(
                 Kind::Source,
                 format!("push {}", entity.name),
-                format!("its changes wait in the site's database: {why}"),
+                format!("its changes wait in the site's database: {reason}"),
             )),
         }
     }
 
-    /// As [`TouchedRows::settle`], with what was refused told to the report. Returns whether the drain gets on.
+    /// Settles as [`TouchedRows::settle`] does, and adds refused rows to the report. Returns whether the
+    /// drain makes progress.
     pub(super) async fn settle_reporting(&mut self, report: &mut SyncReport) -> Result<bool> {
         let name = &self.reconcile.catalogue[self.entity_index].name;
         match self.settle().await {
             Ok(refused) => {
-                tell(refused, name, report);
+                report_refused(refused, name, report);
                 Ok(true)
             }
             Err(error) if error.kind() == Kind::CloudUnreachable => {
@@ -117,24 +118,24 @@ impl<'a> TouchedRows<'a> {
     }
 }
 
-/// Tells refused rows of an entity to the report.
-fn tell(refused: QuarantinedRows, entity: &str, report: &mut SyncReport) {
+/// Adds refused rows of an entity to the report.
+fn report_refused(refused: QuarantinedRows, entity: &str, report: &mut SyncReport) {
     let mut rows: Vec<_> = refused.rows.into_iter().collect();
     rows.sort_unstable();
     for (key, (code, error)) in rows {
-        // The cloud's own words may hold values of the row: they stay in the quarantine.
-        let why = match code {
+        // The cloud's error message may hold values of the row, so it stays in the quarantine.
+        let reason = match code {
             0 => format!("row {key} cannot be read: {error}"),
             1 => format!("row {key} is set aside by hand: `cloud-sync quarantine retry` sends it"),
-            code => format!("row {key} was refused by {code}: `cloud-sync quarantine list` tells why"),
+            code => format!("row {key} was refused by {code}: see `cloud-sync quarantine list`"),
         };
-        report.fail(entity, why);
+        report.fail(entity, reason);
     }
 }
 
 impl Reconcile {
-    /// Leaves rows out that were refused since the pass began, by the drain beside it, and tells them to the
-    /// report: they have had their try.
+    /// Removes the rows that the cloud has refused since the pass began, and adds them to the report: the
+    /// drain has already tried them.
     pub(super) async fn without_refused(
         &self,
         entity_index: EntityIndex,
@@ -147,24 +148,24 @@ impl Reconcile {
         let name = &self.catalogue[entity_index].name;
         let client = self.session.client();
         let refused = quarantine::refused_since(client, name, &keys, self.began).await?;
-        let left = keys.into_iter().filter(|key| !refused.rows.contains_key(key));
-        let left = left.collect();
-        tell(refused, name, report);
-        Ok(left)
+        let remaining = keys.into_iter().filter(|key| !refused.rows.contains_key(key));
+        let remaining = remaining.collect();
+        report_refused(refused, name, report);
+        Ok(remaining)
     }
 
-    /// Waits until what waits in the outbox now is delivered, or the drain is not well: a row on its way is
-    /// no row that the cloud lacks, and would be sent twice.
+    /// Waits until the changes that are in the outbox now are delivered, or the drain fails. Otherwise a row
+    /// that is being delivered would count as one that the cloud lacks, and would be sent twice.
     pub(super) async fn let_drain(&self) -> Result<()> {
-        let failed = |error| Error::postgres("see what is on its way", error);
+        let failed = |error| Error::postgres("see which changes wait in the outbox", error);
         let client = self.session.client();
         let row = client
             .query_one("select pg_current_xact_id()::text::bigint", &[])
             .await
             .map_err(failed)?;
         let now = row.get::<_, i64>(0) as u64;
-        // A drain that found nothing more has no checkpoint that would see this transaction: then nothing
-        // waits.
+        // If the drain finds no more touches, no checkpoint will see this transaction. So an empty outbox
+        // ends the wait, too.
         let idle = async {
             let mut pause = Duration::from_millis(50);
             loop {
@@ -179,7 +180,7 @@ impl Reconcile {
         };
         tokio::select! {
             idle = idle => idle,
-            // Where it is not well, the comparison finds that out, entity by entity.
+            // If the drain fails, the comparison reports it for each entity.
             _ = self.state.settled(now, self.patience) => Ok(()),
         }
     }

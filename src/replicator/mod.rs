@@ -178,13 +178,13 @@ impl Replicator {
     }
 
     /// Goes on with these settings, from the checkpoint as it stands. They must be of the same source, store,
-    /// port and catalogue: see [`Loaded::over`].
+    /// port and catalogue: see [`Loaded::applied_over`].
     ///
     /// # Errors
     /// Settings that cannot be used; the old ones stay then.
     pub fn reload(&self, loaded: &Loaded) -> Result<()> {
         let live = ReloadableConfig::new(&loaded.settings)?;
-        let secret = token::obtain(&loaded.settings)?;
+        let secret = token::load_or_create(&loaded.settings)?;
         if let Some(token) = &*self.token.lock().unwrap_or_else(PoisonError::into_inner) {
             token.replace(secret);
         }
@@ -203,8 +203,12 @@ impl Replicator {
         serving: impl FnOnce(std::net::SocketAddr),
     ) -> Result<()> {
         let settings = self.live().settings.clone();
-        let server =
-            ControlServer::bind(settings.control.listen, token::obtain(&settings)?, self.clone()).await?;
+        let server = ControlServer::bind(
+            settings.control.listen,
+            token::load_or_create(&settings)?,
+            self.clone(),
+        )
+        .await?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.token());
         serving(server.address());
         let stop = shutdown.child_token();

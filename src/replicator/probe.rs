@@ -191,7 +191,7 @@ async fn list(
 ) -> Finding {
     let subject = format!("list of {}", entity.name);
     let key = entity.cloud_key();
-    let days = entity.window.as_ref().map(|window| window.days);
+    let days = entity.retention.as_ref().map(|window| window.days);
     let mut seen = SeenList::default();
     let began = Instant::now();
     let listed = cloud.list(entity_index, days, |row| {
@@ -248,7 +248,7 @@ fn without_key(entity: &Entity, key: &[String], seen: &SeenList) -> Error {
 /// Advice where the list has rows that are older by the window's column than what was asked for.
 fn otherwise_counted(entity: &Entity, seen: &SeenList) -> Option<String> {
     let window = entity
-        .window
+        .retention
         .as_ref()
         .filter(|window| window.cloud_days_by.is_none())?;
     // A day of grace: the two sides may be in different zones.
@@ -272,10 +272,10 @@ fn otherwise_counted(entity: &Entity, seen: &SeenList) -> Option<String> {
              does no harm"
         ),
         [one] => format!(
-            "it has rows whose {column} is older than {days} days: it counts by {one}; set window.cloud_days_by = \"{one}\""
+            "it has rows whose {column} is older than {days} days: it counts by {one}; set retention.cloud_days_by = \"{one}\""
         ),
         several => format!(
-            "it has rows whose {column} is older than {days} days: it counts by another column, {}; set window.cloud_days_by",
+            "it has rows whose {column} is older than {days} days: it counts by another column, {}; set retention.cloud_days_by",
             several.join(" or ")
         ),
     })

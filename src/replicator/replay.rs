@@ -64,7 +64,7 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<ReplayedChe
     let current = [stored, mirrored]
         .into_iter()
         .flatten()
-        .max_by_key(Checkpoint::place);
+        .max_by_key(Checkpoint::order);
     let checkpoint = put_back(
         current.unwrap_or_else(|| Checkpoint::beginning(identity)),
         Position(first),
@@ -75,7 +75,7 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<ReplayedChe
     let changes = outbox::lag(&session, &checkpoint).await?.changes;
     leader.release().await;
     Ok(ReplayedCheckpoint {
-        from: Position(checkpoint.floor.0 + 1),
+        from: Position(checkpoint.low_water.0 + 1),
         changes,
     })
 }
@@ -83,10 +83,10 @@ pub async fn replay(settings: &Settings, from: ReplayFrom) -> Result<ReplayedChe
 /// The checkpoint before `first`. All that says who drained, and in which life of the server, stays.
 fn put_back(current: Checkpoint, first: Position) -> Checkpoint {
     Checkpoint {
-        floor: Position(first.0 - 1).min(current.bound()),
+        low_water: Position(first.0 - 1).min(current.low_bound()),
         lo: Snapshot::beginning(),
         window: None,
-        floors: BTreeMap::new(),
+        low_water_by_transaction: BTreeMap::new(),
         serial: current.serial + 1,
         ..current
     }
@@ -109,13 +109,13 @@ mod tests {
         (current.term, current.nonce, current.serial) = (3, "n".into(), 7);
         current.incarnation = "i".into();
         current.mirrored = (3, 6);
-        current.open("10:12:10".parse().unwrap(), Position(100));
-        current.close();
+        current.open_window("10:12:10".parse().unwrap(), Position(100));
+        current.close_window();
         let back = put_back(current.clone(), Position(50));
-        assert_eq!((back.floor, back.place()), (Position(0), (3, 8)));
+        assert_eq!((back.low_water, back.order()), (Position(0), (3, 8)));
         assert_eq!((back.lo, back.window), (Snapshot::beginning(), None));
         assert_eq!((back.nonce.as_str(), back.mirrored), ("n", (3, 6)));
-        current.floors.clear();
-        assert_eq!(put_back(current, Position(50)).floor, Position(49));
+        current.low_water_by_transaction.clear();
+        assert_eq!(put_back(current, Position(50)).low_water, Position(49));
     }
 }

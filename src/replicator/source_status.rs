@@ -126,7 +126,7 @@ pub(super) fn fill_checkpoint(status: &mut StatusReport, checkpoint: Option<&Che
     };
     let window = checkpoint.window.as_ref();
     status.checkpoint = Some(CheckpointStatus {
-        position: window.map_or(checkpoint.floor.0, |window| window.position.0),
+        position: window.map_or(checkpoint.low_water.0, |window| window.position.0),
         lo: checkpoint.lo.to_string(),
         hi: window.map(|window| window.hi.to_string()),
     });

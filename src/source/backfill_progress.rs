@@ -25,7 +25,7 @@ impl BackfillProgress {
     ///
     /// # Errors
     /// The source's.
-    pub(crate) async fn read(client: &Client, entity: &str, days: Option<u32>) -> Result<Self> {
+    pub(crate) async fn load(client: &Client, entity: &str, days: Option<u32>) -> Result<Self> {
         let row = client
             .query_opt(
                 statement!("backfill", "read"),
@@ -46,7 +46,7 @@ impl BackfillProgress {
     ///
     /// # Errors
     /// The source's.
-    pub(crate) async fn keep(&self, client: &Client, entity: &str, days: Option<u32>) -> Result<()> {
+    pub(crate) async fn save(&self, client: &Client, entity: &str, days: Option<u32>) -> Result<()> {
         client
             .execute(
                 statement!("backfill", "keep"),
@@ -67,7 +67,7 @@ impl BackfillProgress {
 
     /// The page of the leaf to begin at; `None` if the leaf is done. A leaf whose file is another one has other
     /// pages.
-    pub(crate) fn begins(&self, leaf: &LeafTable) -> Option<u64> {
+    pub(crate) fn first_page(&self, leaf: &LeafTable) -> Option<u64> {
         match leaf.oid.cmp(&self.relid) {
             std::cmp::Ordering::Less => None,
             std::cmp::Ordering::Equal if leaf.filenode == self.filenode => Some(self.page),
@@ -76,7 +76,7 @@ impl BackfillProgress {
     }
 
     /// Notes that the leaf is done up to this page.
-    pub(crate) fn at(&mut self, leaf: &LeafTable, page: u64) {
+    pub(crate) fn advance_to(&mut self, leaf: &LeafTable, page: u64) {
         (self.relid, self.filenode, self.page) = (leaf.oid, leaf.filenode, page);
     }
 }

@@ -99,8 +99,8 @@ impl SourceTable {
         }
     }
 
-    /// Whether the entity's rows can be found and sent: the table is there, has the key, and each column that must not
-    /// leave the site under another name.
+    /// Whether the entity's rows can be found and sent: the table is there, has the key, and each column that
+    /// must not leave the site under another name.
     pub fn fits(&self, entity: &Entity) -> bool {
         let has = |name: &String| self.column(name).is_some();
         self.oid != 0
@@ -145,9 +145,9 @@ static FIND: LazyLock<String> = LazyLock::new(|| {
 /// Reads the tables of the catalogue, in its order, and checks that the catalogue fits them.
 ///
 /// # Errors
-/// A configuration error that names the entity and the remedy: a missing table, a missing column, a key that is not
-/// unique or may be null, a condition that does not hold for the row alone, parents after their children, or tables that
-/// refer to each other in a circle.
+/// A configuration error that names the entity and the remedy: a missing table, a missing column, a key that
+/// is not unique or may be null, a condition that does not hold for the row alone, parents after their
+/// children, or tables that refer to each other in a circle.
 pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<SourceTable>> {
     let mut tables = Vec::with_capacity(catalogue.entities().len());
     for entity in catalogue.entities() {
@@ -176,7 +176,8 @@ pub async fn tables_as_they_stand(client: &Client, catalogue: &Catalogue) -> Res
         .collect())
 }
 
-/// Reads the tables of the catalogue, in its order, whether or not the entities fit them. Capture must be installed.
+/// Reads the tables of the catalogue, in its order, whether or not the entities fit them. Capture must be
+/// installed.
 ///
 /// A table that was renamed is the one that its triggers are on.
 ///
@@ -313,8 +314,8 @@ async fn describe_table(client: &Client, entity: &Entity, row: &Row) -> Result<S
     })
 }
 
-/// A column, from a row of [`COLUMNS`]. Types that other extensions have brought, and whatever a cast of the site's own would
-/// turn into another JSON, go as text.
+/// A column, from a row of the statement that lists columns. Types that other extensions have brought, and
+/// whatever a cast of the site's own would turn into another JSON, go as text.
 fn column(row: &Row, entity: &Entity) -> SourceColumn {
     let (typtype, element, schema): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
     let (oid, element_oid): (u32, u32) = (row.get(8), row.get(9));
@@ -413,8 +414,8 @@ pub(super) async fn unique_keys(client: &Client, entity: &Entity, oid: u32) -> R
     Ok(keys.into_iter().map(|(_, unique)| unique).collect())
 }
 
-/// A number for each table, and the table that has each name now. A value of a column
-/// can change without a touch only by what changes its row in the catalog, which `xmin` tells.
+/// A number for each table, and the table that has each name now. A value of a column can change without a
+/// touch only by what changes its row in the catalog, which `xmin` tells.
 static FINGERPRINT: LazyLock<String> = LazyLock::new(|| {
     let values = [("named_table", &*named("n.name"))];
     fill(statement!("tables", "fingerprint"), &values)
@@ -431,8 +432,8 @@ pub async fn prepare_fingerprint(client: &Client) -> Result<Statement> {
         .map_err(|error| Error::postgres("prepare to read columns", error))
 }
 
-/// A number that changes whenever a column of one of the tables is added, dropped, renamed or changes its type, or a partition
-/// comes or goes; and which table each of the names is of now.
+/// A number that changes whenever a column of one of the tables is added, dropped, renamed or changes its
+/// type, or a partition comes or goes; and which table each of the names is of now.
 ///
 /// # Errors
 /// The source's.

@@ -15,7 +15,12 @@ pub(super) fn check_columns(entity: &Entity, table: &SourceTable) -> Result<()> 
         .key
         .iter()
         .map(|name| (name, "key"))
-        .chain(entity.window.iter().map(|window| (&window.column, "window")))
+        .chain(
+            entity
+                .retention
+                .iter()
+                .map(|retention| (&retention.column, "retention")),
+        )
         .chain(cloud_days_by(entity).map(|column| (column, "cloud_days_by")))
         .chain(entity.rename.keys().map(|name| (name, "rename")))
         .chain(entity.columns.keys().map(|name| (name, "columns")))
@@ -54,7 +59,7 @@ pub(super) fn check_columns(entity: &Entity, table: &SourceTable) -> Result<()> 
         .remedy("name columns of text, json or arrays of text under redact; name this one under exclude"));
     }
     let windows = entity
-        .window
+        .retention
         .iter()
         .map(|window| &window.column)
         .chain(cloud_days_by(entity));
@@ -69,7 +74,7 @@ pub(super) fn check_columns(entity: &Entity, table: &SourceTable) -> Result<()> 
             ),
         )
         .remedy(
-            "name a column of type date, timestamp or timestamptz under window, or take the window out",
+            "name a column of type date, timestamp or timestamptz under retention, or take the retention out",
         ));
     }
     Ok(())
@@ -77,7 +82,7 @@ pub(super) fn check_columns(entity: &Entity, table: &SourceTable) -> Result<()> 
 
 fn cloud_days_by(entity: &Entity) -> impl Iterator<Item = &String> {
     entity
-        .window
+        .retention
         .iter()
         .filter_map(|window| window.cloud_days_by.as_ref())
 }

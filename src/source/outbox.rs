@@ -482,7 +482,7 @@ pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<OutboxLag
         .client()
         .query_one(
             statement!("outbox", "lag"),
-            &[&lo, &hi, &position.0, &checkpoint.bound().0],
+            &[&lo, &hi, &position.0, &checkpoint.low_bound().0],
         )
         .await
         .map_err(|error| Error::postgres("count the changes that wait", error))?;

@@ -100,7 +100,7 @@ pub async fn count(client: &Client, entity: &Entity, table: &SourceTable, days: 
 
 /// The SQL condition that a row of `t` lies within `days` of the entity's retention.
 fn within(entity: &Entity, days: Option<u32>) -> String {
-    match (&entity.window, days) {
+    match (&entity.retention, days) {
         (Some(window), Some(days)) => younger(&window.column, days),
         _ => "true".to_owned(),
     }
@@ -111,7 +111,7 @@ fn within(entity: &Entity, days: Option<u32>) -> String {
 fn within_both(entity: &Entity, days: Option<u32>) -> String {
     let own = within(entity, days);
     let by = entity
-        .window
+        .retention
         .as_ref()
         .and_then(|window| window.cloud_days_by.as_ref());
     match (by, days) {

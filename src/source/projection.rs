@@ -72,10 +72,12 @@ impl ProjectedColumn {
             let text = std::str::from_utf8(field).ok()?;
             match self.codec {
                 Codec::Json | Codec::Binary(114) => {
-                    json.extend_from_slice(redact::json(text, secrets)?.as_bytes());
+                    json.extend_from_slice(redact::redact_json(text, secrets)?.as_bytes());
                 }
                 Codec::Binary(3802) => {
-                    json.extend_from_slice(redact::json(text.strip_prefix('\u{1}')?, secrets)?.as_bytes());
+                    json.extend_from_slice(
+                        redact::redact_json(text.strip_prefix('\u{1}')?, secrets)?.as_bytes(),
+                    );
                 }
                 Codec::Text | Codec::Output | Codec::Binary(25 | 1042 | 1043) => {
                     push_string(json, redact::redact_text(text, secrets).as_bytes());

@@ -31,7 +31,7 @@ async fn a_sync_and_a_backfill_ask_for_as_many_days_as_the_contract_says() {
     let expect = |when: &str| {
         for entity in catalogue.entities() {
             let days = entity
-                .window
+                .retention
                 .as_ref()
                 .map_or(String::new(), |window| format!("days={}", window.days));
             let queries = asked(&entity.path);
@@ -49,7 +49,7 @@ async fn a_sync_and_a_backfill_ask_for_as_many_days_as_the_contract_says() {
     expect("a sync");
     server.forget_requests();
     let stop = CancellationToken::new();
-    let report = replicator::backfill(&site.settings, &[], RowSpan::Window, false, &NoObserver, &stop)
+    let report = replicator::backfill(&site.settings, &[], RowSpan::Retention, false, &NoObserver, &stop)
         .await
         .unwrap();
     assert!(report.success, "{:?}", report.errors);

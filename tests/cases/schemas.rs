@@ -136,21 +136,21 @@ async fn a_schema_that_the_cloud_refuses_is_told_by_check_before_a_change() {
 async fn a_retention_by_a_column_that_is_no_time_is_refused_at_start() {
     for kind in ["bigint", "text", "time"] {
         let table = format!("create table t (id bigint primary key, at {kind})");
-        let config = entity("x", "t", &["id"], "window = { column = \"at\", days = 7 }");
+        let config = entity("x", "t", &["id"], "retention = { column = \"at\", days = 7 }");
         let text = Site::refusal("no_time", &table, &config).await;
-        says(&text, &["entity x", "column at", kind, "under window"]);
+        says(&text, &["entity x", "column at", kind, "under retention"]);
         let site = Site::bare("no_time", "http://127.0.0.1:9/api", KEY, &table, &config).await;
         let findings = preconditions::check(&site.settings).await;
         let errors = findings.iter().filter_map(|one| one.error());
         assert!(
-            errors.into_iter().any(|text| text.contains("under window")),
+            errors.into_iter().any(|text| text.contains("under retention")),
             "{kind}"
         );
     }
     for kind in ["date", "timestamp", "timestamptz"] {
         let table =
             format!("create domain moment as {kind}; create table t (id bigint primary key, at moment)");
-        let config = entity("x", "t", &["id"], "window = { column = \"at\", days = 7 }");
+        let config = entity("x", "t", &["id"], "retention = { column = \"at\", days = 7 }");
         let site = Site::bare("times", "http://127.0.0.1:9/api", KEY, &table, &config).await;
         site.init().await;
     }

@@ -201,9 +201,9 @@ fn wrong_entities() {
     ];
     let lines = [
         "keys = [\"room_id\"]",
-        "window = { column = \"created_at\", day = 7 }",
-        "window = { column = \"created_at\" }",
-        "window = { column = \"created_at\", days = -1 }",
+        "retention = { column = \"created_at\", day = 7 }",
+        "retention = { column = \"created_at\" }",
+        "retention = { column = \"created_at\", days = -1 }",
         "files = [{ column = \"image\", url = \"image_url\", directory = \"images\" }]",
         "columns = { room_id = { form = \"text\" } }",
         "columns = { room_id = { as = \"string\" } }",
@@ -276,7 +276,7 @@ async fn entities_that_do_not_fit_the_database() {
         "table = \"thing\"\nkey = [\"maybe\"]",
         "table = \"thing\"\nkey = [\"id\"]\nexclude = [\"lable\"]",
         "table = \"thing\"\nkey = [\"id\"]\nredact = [\"number\"]",
-        "table = \"thing\"\nkey = [\"id\"]\nwindow = { column = \"label\", days = 7 }",
+        "table = \"thing\"\nkey = [\"id\"]\nretention = { column = \"label\", days = 7 }",
         "table = \"thing\"\nkey = [\"id\"]\nfiles = [{ column = \"image\", url_column = \"url\", \
          directory = \"d\" }]",
         "table = \"thing\"\nkey = [\"id\"]\nwhere = \"label = \"",

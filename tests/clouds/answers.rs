@@ -316,10 +316,10 @@ async fn a_one_shot_sync_ends_whatever_its_files_are() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn check_finds_out_what_a_server_is_like() {
-    let windows = "window = { column = \"created_at\", days = 30 }";
+    let retention = "retention = { column = \"created_at\", days = 30 }";
     let tables =
         "create table room (room_id int primary key, day date, created_at timestamptz default now())";
-    let rooms = entity("rooms", "room", &["room_id"], windows);
+    let rooms = entity("rooms", "room", &["room_id"], retention);
     let quirks = Quirks {
         days: vec![("rooms", vec!["day"])],
         ..Quirks::laravel()
@@ -347,7 +347,7 @@ async fn check_finds_out_what_a_server_is_like() {
     for words in [
         "ok     status: GET /sync/status",
         "bulk too",
-        "window.cloud_days_by = \"day\"",
+        "retention.cloud_days_by = \"day\"",
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }

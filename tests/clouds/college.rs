@@ -59,7 +59,7 @@ fn config() -> String {
     for table in PLAIN {
         let by = match table {
             "attendance_records" | "recognition_logs" | "stream_recordings" => {
-                "window = { column = \"created_at\", days = 30, cloud_days_by = \"day\" }\n"
+                "retention = { column = \"created_at\", days = 30, cloud_days_by = \"day\" }\n"
             }
             _ => "",
         };
@@ -72,7 +72,7 @@ fn config() -> String {
             "slips",
             &["id"],
             &format!(
-                "where = \"kind = '{kind}'\"\nwindow = {{ column = \"created_at\", days = 90, cloud_days_by \
+                "where = \"kind = '{kind}'\"\nretention = {{ column = \"created_at\", days = 90, cloud_days_by \
                  = \"start_date\" }}\ncolumns = {{ room_no = {{ as = \"text\" }}, {local} }}\nfiles = [{{ \
                  column = \"image\", url_column = \"image\", directory = \"slips\", column_value = \"path\" \
                  }}]"

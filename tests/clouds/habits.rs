@@ -15,7 +15,7 @@ use crate::support::site::provider;
 /// Rooms, and two paths that servers keep in one table.
 fn catalogue() -> Catalogue {
     let mut leaves = Entity::new("leaves", "leaves_passes", &["id"]);
-    leaves.window = Some(Retention {
+    leaves.retention = Some(Retention {
         column: "created_at".to_owned(),
         days: 90,
         cloud_days_by: None,

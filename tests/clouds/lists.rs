@@ -162,13 +162,13 @@ async fn days_are_counted_by_the_servers_column() {
         days: vec![("rooms", vec!["day"])],
         ..Quirks::contract()
     };
-    let window = |more: &str| {
+    let retention = |more: &str| {
         rooms(&format!(
-            "window = {{ column = \"created_at\", days = 30{more} }}"
+            "retention = {{ column = \"created_at\", days = 30{more} }}"
         ))
     };
     for (hint, more, aside) in [("days_own", "", 10), ("days_by", ", cloud_days_by = \"day\"", 0)] {
-        let (site, server) = connected(hint, quirks.clone(), "", TABLES, &window(more)).await;
+        let (site, server) = connected(hint, quirks.clone(), "", TABLES, &retention(more)).await;
         let running = site.replicate();
         // Given young rows, of which the server counts some as old,
         site.run(

@@ -168,14 +168,14 @@ async fn carries_a_site(hint: &str, server: &Smallest) {
             "leaves",
             "leave",
             &["leave_id"],
-            "window = { column = \"created_at\", days = 90 }\n\
+            "retention = { column = \"created_at\", days = 90 }\n\
              files = [{ column = \"slip\", url_column = \"slip_url\", directory = \"leave_slips\" }]",
         ),
     ];
     let site = Site::bare(hint, &server.url, KEY, TABLES, &config.concat()).await;
     site.init().await;
     let running = site.replicate();
-    // Given rows, some older than the window, and a file,
+    // Given rows, some older than the retention, and a file,
     let content = b"\r\n--slip\0\xff\r\n".repeat(10_000);
     std::fs::write(site.media().join("my slip é.jpg"), &content).unwrap();
     site.run(
@@ -205,7 +205,7 @@ async fn carries_a_site(hint: &str, server: &Smallest) {
     assert_eq!(exact.matches("1.10000000000000000001").count(), 600);
     assert_eq!(server.rows("seats").await.len(), 5);
     assert_eq!(server.rows("leaves").await.len(), 12);
-    // a window's list has the young rows,
+    // a list of its days has the young rows,
     assert_eq!(server.rows("leaves?days=90").await.len(), 2);
     // and the file is where its row says.
     let leaves = server.rows("leaves").await;

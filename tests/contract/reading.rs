@@ -82,7 +82,7 @@ async fn each_change_gets_its_fate() {
     let (batch, outcome) = sent("changes-first-of-term", 4).await;
     outcome.unwrap();
     assert_eq!(batch.count(&Fate::Accepted), 3);
-    assert!(batch.has_untold());
+    assert!(batch.has_undeclared());
     let Fate::Refused { code, error } = batch.fate(ChangeIndex(0)) else {
         panic!("{batch:?}");
     };

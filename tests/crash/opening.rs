@@ -47,7 +47,7 @@ async fn a_store_opens_with_its_checkpoint_after_each_kill_of_a_program_that_sta
         // Then its store opens with the checkpoint that it had, or a later one.
         let (store, aside) = SledStore::open(&daemon.checkpoint()).unwrap();
         assert_eq!(aside, None, "kill {kill}, after {moment:?}");
-        let place = store.load().unwrap().expect("a checkpoint").place();
+        let place = store.load().unwrap().expect("a checkpoint").order();
         assert!(place >= before, "{place:?} after {before:?}");
         before = place;
     }

@@ -238,7 +238,7 @@ async fn a_row_that_a_backfill_had_refused_leaves_when_the_drain_brings_it() {
     let report = replicator::backfill(
         &site.settings,
         &[],
-        RowSpan::Window,
+        RowSpan::Retention,
         false,
         &NoObserver,
         &CancellationToken::new(),
@@ -325,7 +325,7 @@ async fn ten_thousand_refused_rows_hold_nothing_up_and_can_be_decided_on() {
     let positions: Vec<String> = (0..3).map(|nth| list[nth]["position"].to_string()).collect();
     assert!(ask(&["quarantine", "show", &positions[0]]).contains("bad x x"));
     // some are given up, some are sent again in vain, and then all with success.
-    assert!(ask(&["quarantine", "discard", &positions[0]]).contains("1 refused changes are given up"));
+    assert!(ask(&["quarantine", "discard", &positions[0]]).contains("1 refused changes are discarded"));
     assert!(ask(&["quarantine", "retry", &positions[1], &positions[2]]).contains("2 rows are sent again"));
     settled(9_999).await;
     server.clear_faults();

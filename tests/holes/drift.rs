@@ -63,7 +63,7 @@ async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
 #[tokio::test]
 async fn what_a_gap_missed_is_found_whatever_its_age() {
     let tables = "create table thing (id bigint primary key, label text, at timestamptz not null)";
-    let config = things("window = { column = \"at\", days = 30 }");
+    let config = things("retention = { column = \"at\", days = 30 }");
     let (cloud, site) = Site::captured("age", tables, &config).await;
     let running = site.replicate_guarded();
     site.run("insert into thing values (1, 'old', now() - interval '60 days'), (2, 'new', now())")

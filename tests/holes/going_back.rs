@@ -109,7 +109,7 @@ async fn a_promoted_standby_that_lacks_changes_is_compared_without_asking_anybod
 async fn a_cloud_that_went_back_is_compared_with_all_rows() {
     let tables = "create table thing (id bigint primary key, label text, \
          created_at timestamptz not null default now())";
-    let config = things("window = { column = \"created_at\", days = 30 }\ndeletes = \"propagate\"");
+    let config = things("retention = { column = \"created_at\", days = 30 }\ndeletes = \"propagate\"");
     let (mut cloud, site) = Site::captured("backup", tables, &config).await;
     let running = site.replicate_guarded();
     site.run("insert into thing select n, 'before', now() - interval '60 days' from generate_series(1, 9) n")

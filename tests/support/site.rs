@@ -329,7 +329,7 @@ impl Site {
         let report = self.compare(cloud).await;
         assert!(report.equal, "{report}");
         for (entity, about) in report.entities.iter().zip(self.settings.catalogue.entities()) {
-            if about.window.is_none() && about.deletes() == cloud_sync::catalogue::Deletes::Propagate {
+            if about.retention.is_none() && about.deletes() == cloud_sync::catalogue::Deletes::Propagate {
                 assert_eq!(entity.cloud_rows, entity.in_retention, "{report}");
             }
         }

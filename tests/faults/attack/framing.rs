@@ -44,7 +44,7 @@ async fn a_request_has_one_end_and_one_site() {
     fort.receiver
         .rekey(&[(SITE, &[KEY]), ("annex", &["the-annex-key"])]);
     fort.receiver.signal("HUP");
-    fort.receiver.logged("the settings were read anew").await;
+    fort.receiver.logged("the settings were read again").await;
     fort.is_serving(1).await;
     let line = json!({"position": 9, "entity": "rooms", "op": "delete", "key": {"room_id": 1, "_site": SITE}, "site": SITE});
     let body = line.to_string();

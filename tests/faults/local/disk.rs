@@ -163,7 +163,7 @@ async fn a_store_that_cannot_be_a_folder_is_told_with_its_remedy() {
     std::fs::write(daemon.checkpoint(), "a file").unwrap();
     tally.faults += 1;
     let process = daemon.start();
-    troubled(&daemon, "is no folder; move it away").await;
+    troubled(&daemon, "is not a folder; move it away").await;
     std::fs::remove_file(daemon.checkpoint()).unwrap();
     daemon.caught_up().await;
     assert!(process.terminate().await.success());

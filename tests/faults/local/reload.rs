@@ -71,12 +71,12 @@ async fn keys_change_under_load_without_losing_anything() {
         let from = receiver.log().len();
         receiver.signal("HUP");
         let start = Instant::now();
-        while !receiver.log()[from..].contains("the settings were read anew") {
+        while !receiver.log()[from..].contains("the settings were read again") {
             assert!(start.elapsed() < LIMIT, "{}", receiver.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         edit(&site, &format!("{old:?}"), &format!("{new:?}"));
-        let log_line = hang_up(&process, &daemon, "the settings were read anew").await;
+        let log_line = hang_up(&process, &daemon, "the settings were read again").await;
         assert!(
             log_line.contains("cloud.key") && !log_line.contains(&new),
             "{log_line}"
@@ -152,7 +152,7 @@ async fn a_changed_file_is_taken_and_a_broken_one_refused() {
     edit(&site, "[source]\nsource_id = \"another\"", "");
     edit(&site, "[source]\n", "[source]\nsource_id = \"another\"\n");
     let from = daemon.log().len();
-    let log_line = logged(&daemon, from, "the settings were read anew").await;
+    let log_line = logged(&daemon, from, "the settings were read again").await;
     assert!(
         log_line.contains("source.source_id") && log_line.contains("need a restart"),
         "{log_line}"

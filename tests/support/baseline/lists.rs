@@ -125,7 +125,7 @@ fn is_young(quirks: &Quirks, entity: &Entity, row: &Value, days: i64) -> bool {
             .iter()
             .any(|column| time_in(column).is_some_and(|at| at >= limit)),
         None => entity
-            .window
+            .retention
             .as_ref()
             .and_then(|window| time_in(&window.column))
             .is_none_or(|at| at >= limit),

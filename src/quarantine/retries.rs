@@ -1,4 +1,4 @@
-//! Rows in quarantine that are touched again by themselves, and rows that an operator has set aside.
+//! Rows in quarantine that are retried without an operator, and rows that an operator has set aside.
 
 use tokio_postgres::Client;
 
@@ -7,20 +7,20 @@ use crate::batch::Fate;
 use crate::error::Result;
 use crate::source::quarantine as entries;
 
-/// Rows that are to be touched again by themselves.
+/// Rows that are due for a retry.
 #[derive(Debug, Default)]
 pub(crate) struct DueRows {
-    /// Those whose time has come, by entity and key.
+    /// The rows that are due, by entity and key.
     pub(crate) rows: Vec<(String, String)>,
-    /// Seconds until the next one's time.
+    /// Seconds until the next row is due.
     pub(crate) next: Option<f64>,
-    /// How many there are in all, with those that were set aside by hand.
-    pub(crate) all: i64,
+    /// How many rows wait for a retry or are set aside by hand.
+    pub(crate) total: i64,
     /// How many of them were set aside by hand.
     pub(crate) by_hand: i64,
 }
 
-/// Looks for rows that are to be touched again by themselves.
+/// Finds rows that are due for a retry.
 ///
 /// # Errors
 /// The source's.
@@ -33,57 +33,61 @@ pub(crate) async fn due(client: &Client, limit: i64) -> Result<DueRows> {
             Vec::new()
         },
         next: counts.next,
-        all: counts.all,
+        total: counts.all,
         by_hand: counts.by_hand,
     })
 }
 
-/// Puts rows off that were touched again: they are answered before that, or touched once more.
+/// Postpones the next retry of rows that were just touched again: the cloud answers before that, or they are
+/// touched once more.
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn put_off(client: &Client, rows: &[(String, String)]) -> Result<()> {
+pub(crate) async fn postpone(client: &Client, rows: &[(String, String)]) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
     entries::put_off(client, rows).await
 }
 
-/// Rows that are in quarantine for another reason than a refusal, by their places among those that were asked
+/// Rows that are in quarantine for another reason than a refusal, by their indexes in the list that was asked
 /// for.
 #[derive(Debug, Default)]
 pub(crate) struct OtherwiseQuarantined {
-    /// They are touched again by themselves, and are expected to fail.
+    /// They are retried without an operator, and are expected to fail.
     pub(crate) failing: Vec<usize>,
     /// An operator has set them aside.
     pub(crate) by_hand: Vec<usize>,
 }
 
-/// Which of these rows, by entity and key, are not to be sent like others.
+/// Finds which of these rows, by entity and key, must not be sent like others.
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn expected(client: &Client, rows: &[(&str, &str)]) -> Result<OtherwiseQuarantined> {
-    let mut expected = OtherwiseQuarantined::default();
+pub(crate) async fn otherwise_quarantined(
+    client: &Client,
+    rows: &[(&str, &str)],
+) -> Result<OtherwiseQuarantined> {
+    let mut quarantined = OtherwiseQuarantined::default();
     for (row_index, by_hand) in entries::expected(client, rows, BY_HAND).await? {
         if by_hand {
-            expected.by_hand.push(row_index);
+            quarantined.by_hand.push(row_index);
         } else {
-            expected.failing.push(row_index);
+            quarantined.failing.push(row_index);
         }
     }
-    Ok(expected)
+    Ok(quarantined)
 }
 
-/// What becomes of a change whose row an operator has set aside.
-pub(crate) fn by_hand() -> Fate {
+/// The fate of a change whose row an operator has set aside.
+pub(crate) fn set_aside_fate() -> Fate {
     Fate::Refused {
         code: BY_HAND as u16,
         error: "an operator has set it aside".to_owned(),
     }
 }
 
-/// Sets a row aside by hand: from the next delivery on it is not sent, until it is retried or discarded.
+/// Sets a row aside by hand: from the next delivery on it is not sent until it is retried or discarded.
 ///
 /// # Errors
 /// The source's.
@@ -91,15 +95,15 @@ pub async fn add(client: &Client, entity: &str, key: &str) -> Result<()> {
     entries::set_aside(client, entity, key, BY_HAND).await
 }
 
-/// Lets the next rows be touched again now that wait for their time, so many at most. Returns how many.
-pub(super) async fn put_forward(client: &Client, limit: i64) -> Result<u64> {
+/// Makes at most `limit` of the rows that wait for a retry due now. Returns how many.
+pub(super) async fn bring_forward(client: &Client, limit: i64) -> Result<u64> {
     if limit == 0 {
         return Ok(0);
     }
     entries::put_forward(client, limit).await
 }
 
-/// Lets rows go again that an operator has set aside.
+/// Releases rows that an operator has set aside.
 pub(super) async fn release_by_hand(client: &Client, entries: &[QuarantineEntry]) -> Result<()> {
     let by_hand = entries.iter().filter(|entry| entry.code == BY_HAND);
     let (entities, keys): (Vec<&str>, Vec<&str>) = by_hand
