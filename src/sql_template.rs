@@ -1,10 +1,11 @@
 //! SQL out of the files under `sql/`: named statements, and templates that are filled in.
 //!
-//! A file under `sql/source` holds the statements of one concern. Each begins with a line `-- name: …`, and what goes
-//! into other statements with `-- part: …`; comments below that line say what it does, and are not sent.
-//! [`statement!`](statement) takes one out when the program is compiled: a name that is not there does not compile. What a statement is put together from at run time is a
-//! placeholder, `{name}` in lower case, which [`fill`] replaces by SQL: quoted names and texts, numbers, or other
-//! statements. What was put in is never scanned again.
+//! A file under `sql/source` holds the statements of one concern. Each begins with a line `-- name: …`, and
+//! what goes into other statements with `-- part: …`; comments below that line say what it does, and are not
+//! sent. [`statement!`](statement) takes one out when the program is compiled: a name that is not there does
+//! not compile. What a statement is put together from at run time is a placeholder, `{name}` in lower case,
+//! which [`fill`] replaces by SQL: quoted names and texts, numbers, or other statements. What was put in is
+//! never scanned again.
 
 /// The statement or the part of this name in `sql/source/FILE.sql`, without its comments.
 macro_rules! statement {
@@ -174,6 +175,12 @@ mod tests {
         }
     }
 
+    /// The name in a line that begins a statement or a part.
+    fn name(line: &str) -> Option<&str> {
+        let part = line.strip_prefix("-- part: ");
+        part.or_else(|| line.strip_prefix("-- name: "))
+    }
+
     #[test]
     fn each_named_statement_has_one_name_a_header_and_a_user() {
         let package = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -182,13 +189,10 @@ mod tests {
         files(&package.join("src"), "rs", &mut sources);
         for (file, text) in &statements {
             assert!(
-                text.starts_with("-- ") && !text.starts_with("-- name: "),
+                text.starts_with("-- ") && name(text).is_none(),
                 "{file} has no header"
             );
-            let names: Vec<&str> = text
-                .lines()
-                .filter_map(|line| line.strip_prefix("-- name: "))
-                .collect();
+            let names: Vec<&str> = text.lines().filter_map(name).collect();
             assert!(!names.is_empty(), "{file} names no statement");
             for name in &names {
                 let count = names.iter().filter(|other| other == &name).count();

@@ -65,8 +65,8 @@ impl BackfillProgress {
         Ok(())
     }
 
-    /// The page of the leaf to begin at; `None` if the leaf is done. A leaf whose file is another one has other
-    /// pages.
+    /// The page of the leaf to begin at; `None` if the leaf is done. A leaf whose file is another one has
+    /// other pages.
     pub(crate) fn first_page(&self, leaf: &LeafTable) -> Option<u64> {
         match leaf.oid.cmp(&self.relid) {
             std::cmp::Ordering::Less => None,

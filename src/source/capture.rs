@@ -1,23 +1,23 @@
-//! The SQL of an entity's capture: its functions, one an event, and its triggers.
+//! The SQL of an entity's capture: a function for each event, and the triggers that call them.
 //!
-//! Capture says which rows were touched. A statement trigger with transition tables writes the key of each row that the
-//! statement wrote: all new keys, and the old keys that are not among them. It reads no other value, so a writer can
-//! fail only for a full disk and its own reasons. Rows that logical replication applies fire row triggers only: for
-//! these there is a row trigger, which ordinary writers do not fire.
+//! Capture says which rows were touched. A statement trigger with transition tables writes the key of each
+//! row that the statement wrote: all new keys, and the old keys that are not among them. It reads no other
+//! value, so a writer can fail only for a full disk and its own reasons. Rows that logical replication
+//! applies fire row triggers only: a row trigger captures these, and ordinary writers do not fire it.
 
 use super::describe::{SourceColumn, SourceTable};
 use super::{output, quote_name, quote_text};
 use crate::catalogue::Entity;
 use crate::sql_template::{fill, statement};
 
-/// Raised whenever the generated functions change their form: older ones are then re-created.
+/// Raised whenever the generated functions change: older ones are then re-created.
 const CAPTURE_VERSION: u32 = 6;
 
-/// Segments that have a branch of their own in the functions. Writers reach further ones by a statement that is planned
-/// each time: there are such only while long transactions hold all of these.
+/// Segments that have a branch of their own in the functions. Writers reach other segments by a statement
+/// that is planned each time: there are such only while long transactions hold all of these.
 const BRANCHES: u32 = 4;
 
-/// What captures one event.
+/// The trigger of one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CapturedEvent {
     /// The last part of the names of function and trigger.
@@ -27,7 +27,7 @@ pub(super) struct CapturedEvent {
     /// After the table's name.
     referencing: &'static str,
     each: &'static str,
-    /// When it fires: also for what is replicated, or for that alone.
+    /// When it fires: also for replicated rows, or for these alone.
     enabled: &'static str,
 }
 
@@ -54,7 +54,8 @@ pub(super) const EVENTS: [CapturedEvent; 5] = [
         each: "statement",
         enabled: "always",
     },
-    // Before it: a trigger of the site's own may insert rows after the truncate, and their touches must come later.
+    // Before the truncate: a trigger of the site's own may insert rows after it, and their touches must come
+    // later.
     CapturedEvent {
         name: "truncate",
         when: "before truncate",
@@ -72,8 +73,8 @@ pub(super) const EVENTS: [CapturedEvent; 5] = [
 ];
 
 impl CapturedEvent {
-    /// The trigger's name on a table. That of a row trigger says which table it was created on: PostgreSQL clones it to
-    /// partitions, and refuses to attach one that has a trigger of the same name already.
+    /// The trigger's name on a table. A row trigger's says which table it was created on: PostgreSQL clones
+    /// it to partitions, and refuses to attach one that has a trigger of the same name already.
     pub(super) fn trigger(self, id: i16, root: u32) -> String {
         match self.each {
             "row" => format!("cloud_sync_{id}_row_{root}"),
@@ -91,7 +92,8 @@ impl CapturedEvent {
         if self.enabled == "always" { 'A' } else { 'R' }
     }
 
-    /// Creates the trigger on `table`, a name in SQL. A `partition` is told so, since its truncate is not the entity's.
+    /// Creates the trigger on `table`, a name in SQL. That of a `partition` has an argument, since a
+    /// partition's truncate is not the entity's.
     pub(super) fn create(self, id: i16, root: u32, table: &str, partition: bool) -> String {
         let Self {
             when,
@@ -121,7 +123,7 @@ impl CapturedEvent {
     }
 }
 
-/// What the generated functions depend on, and what is sent of a row: as text to compare.
+/// What the generated functions depend on, as text to compare.
 pub(super) fn definition(entity: &Entity, table: &SourceTable) -> String {
     let key: Vec<_> = entity
         .key
@@ -134,7 +136,8 @@ pub(super) fn definition(entity: &Entity, table: &SourceTable) -> String {
     format!("v{CAPTURE_VERSION} {} ({})", table.sql_name, key.join(", "))
 }
 
-/// What of a row is sent, as text to compare: rows that were sent under another one may be there and should not.
+/// What of a row is sent, as text to compare: after it has changed, the cloud may have rows that it should
+/// not have.
 pub(super) fn selection(entity: &Entity) -> String {
     format!(
         "where {:?} exclude {:?} redact {:?}",
@@ -161,8 +164,8 @@ pub(super) fn functions(entity: &Entity, table: &SourceTable, id: i16) -> String
         .collect()
 }
 
-/// The insert into each segment that writers may use. The first two come first, as they are the common case: nobody
-/// sleeps there.
+/// The insert into each segment that writers may use. The branches of the first two segments without a
+/// sleeping replicator come first: they are the common case.
 fn branches(id: i16, rows: &str, event: CapturedEvent) -> String {
     let id = id.to_string();
     let insert = |segment: &str| {
@@ -186,8 +189,9 @@ fn branches(id: i16, rows: &str, event: CapturedEvent) -> String {
         sql += &fill(statement!("capture", "branch_asleep"), &values);
         sql.push('\n');
     }
-    // Statements that are planned each time see the transition tables, but no variable of the function: neither `new`
-    // nor `old`, nor the trigger's arguments. A segment that writers do not use is truncated like any other.
+    // Statements that are planned each time see the transition tables, but no variable of the function:
+    // neither `new` nor `old`, nor the trigger's arguments. A segment that writers do not use is truncated
+    // like any other.
     let further = if event.each == "row" || event.name == "truncate" {
         insert("3")
     } else {
@@ -224,7 +228,7 @@ fn rows(entity: &Entity, table: &SourceTable, event: &str) -> String {
                 table,
                 "select new.* where tg_op operator(pg_catalog.=) 'UPDATE'::pg_catalog.text",
             );
-            // A deleted row's key is none that has changed.
+            // The key of a deleted row has not changed.
             let old = keys(
                 "case when tg_op operator(pg_catalog.=) 'UPDATE'::pg_catalog.text then 'm' else 'w' end",
                 "select old.* where tg_op operator(pg_catalog.<>) 'INSERT'::pg_catalog.text",
@@ -267,7 +271,7 @@ fn number_and_key(entity: &Entity, table: &SourceTable) -> (String, String) {
         Some("smallint") => "21",
         _ => return ("null::pg_catalog.int8".to_owned(), text.clone()),
     };
-    // The type is asked for when the statement runs: after it has changed, the text is no integer.
+    // The type is looked up when the statement runs: after it has changed, the text is no integer.
     let is = |operator: &str| {
         let values = [("column", &*column), ("operator", operator), ("oid", oid)];
         fill(statement!("capture", "key_is_of_type"), &values)
@@ -282,7 +286,7 @@ fn number_and_key(entity: &Entity, table: &SourceTable) -> (String, String) {
 fn not_among(entity: &Entity, table: &SourceTable, from: &str) -> String {
     let columns: Vec<_> = (0..)
         .zip(texts(entity, table))
-        .map(|(nth, text)| (format!("cloud_sync_{nth}"), text))
+        .map(|(number, text)| (format!("cloud_sync_{number}"), text))
         .collect();
     let keys: Vec<_> = columns
         .iter()
@@ -300,8 +304,9 @@ fn not_among(entity: &Entity, table: &SourceTable, from: &str) -> String {
     format!(" {}", fill(statement!("capture", "not_among"), &values))
 }
 
-/// The key columns as texts, named without their table. Where a cast to text may be the site's own, or changes the value as that
-/// of `character` does, which loses the padding that the cloud has, it is the type's output.
+/// The key columns as texts, named without their table. A cast to text may be the site's own, or may change
+/// the value: that of `character` loses the padding, which the cloud has. Then it is the type's output
+/// instead.
 fn texts(entity: &Entity, table: &SourceTable) -> Vec<String> {
     let is_cast = |name: &String| {
         let sql_type = table.column(name).map_or("", |column| column.sql_type.as_str());
@@ -324,11 +329,11 @@ fn offered(entity: &Entity) -> String {
     format!("select {}", nulls.join(", "))
 }
 
-/// Settings that a capture function pins, where the text of a key depends on the writer's session otherwise. Pinning costs a
-/// one-row transaction as much as writing to the outbox.
+/// Settings that a capture function pins, if the text of a key would depend on the writer's session
+/// otherwise. Pinning costs a transaction of one row as much as writing to the outbox.
 fn settings(entity: &Entity, table: &SourceTable, event: &str) -> String {
-    // A session that has updated many rows keeps a plan whose cost is above the threshold of compiling, and would compile it
-    // again for each row that it updates later.
+    // A session that has updated many rows keeps a plan whose cost is above the threshold of compiling, and
+    // would compile it again for each row that it updates later.
     let jit = if event == "update" { " set jit = off" } else { "" };
     let settled = |column: &SourceColumn| SETTLED.contains(&column.sql_type.as_str());
     if entity
@@ -339,8 +344,9 @@ fn settings(entity: &Entity, table: &SourceTable, event: &str) -> String {
         return jit.to_owned();
     }
     format!(
-        "set search_path = pg_catalog, pg_temp set extra_float_digits = 1 set datestyle = 'ISO, YMD' set timezone = 'UTC' \
-         set intervalstyle = postgres set bytea_output = hex set xmlbinary = base64 set lc_monetary = 'C' \
+        "set search_path = pg_catalog, pg_temp set extra_float_digits = 1 set datestyle = 'ISO, YMD' \
+         set timezone = 'UTC' set intervalstyle = postgres set bytea_output = hex set xmlbinary = base64 \
+         set lc_monetary = 'C' \
          set quote_all_identifiers = off set standard_conforming_strings = on{jit}"
     )
 }

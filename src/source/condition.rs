@@ -1,8 +1,8 @@
 //! The condition of an entity (`where`), as our sessions use it.
 //!
-//! It is the only SQL of the site's that is parsed with the site's own search path, and nothing is run
-//! meanwhile. What it means is then written with schemas, and refused where a role has made a part of it that
-//! could take the session over.
+//! It is the only SQL of the site's that is parsed with the site's own search path, and nothing is run while
+//! that path holds. The parsed condition names everything with its schema. It is refused if a part of it
+//! belongs to a role that could take the session over by it.
 
 use tokio_postgres::Client;
 
@@ -12,13 +12,13 @@ use crate::error::{Error, Result};
 use crate::sql_template::{fill, statement};
 
 /// The entity's condition as it is used: every name in it with its schema, so that it means in our sessions
-/// what it means in the site's own. None where the entity has none. The inner error is a configuration error:
-/// the condition has names that the table lacks, or that a role has made who could take the session over by
-/// them; or it is not one of the row's own columns and of immutable functions, so that a row could come to
-/// meet it, or no longer meet it, without being written.
+/// what it means in the site's own. `None` if the entity has none. The inner error is a configuration error:
+/// the condition names what the table lacks, or objects of a role that could take the session over by them;
+/// or it uses more than the row's own columns and immutable functions, so that a row could begin or cease to
+/// meet it without being written.
 ///
-/// A constraint of an empty temporary table of the same columns has the condition parsed, not run; an index
-/// tells what PostgreSQL takes for immutable. Both go at once.
+/// A constraint on an empty temporary table of the same columns has the condition parsed, not run; an index
+/// shows whether PostgreSQL takes it for immutable. Both are rolled back at once.
 ///
 /// # Errors
 /// The source's.
@@ -36,8 +36,8 @@ pub(crate) async fn used(
     if !right.get::<_, bool>(0) {
         tracing::warn!(
             entity = entity.name,
-            "its condition is not checked, and names without a schema are PostgreSQL's own in it: this role may create no \
-             temporary table"
+            "its condition is not checked, and names without a schema are PostgreSQL's own in it: this \
+             role may create no temporary table"
         );
         return Ok(Ok(Some(filter.clone())));
     }
@@ -48,10 +48,14 @@ pub(crate) async fn used(
         Err(words) => words,
     };
     let operation = format!("use where of entity {}", entity.name);
-    Ok(Err(Error::config(operation, format!("the condition {filter:?} cannot be used: {words}")).remedy(
-        "write a condition of the table's own columns with immutable operators and functions only: no time of day, no other \
-         table, no setting of a session; and with PostgreSQL's own ones by name, as in `a operator(pg_catalog.=) 'b'`, \
-         where another role has made one",
+    Ok(Err(Error::config(
+        operation,
+        format!("the condition {filter:?} cannot be used: {words}"),
+    )
+    .remedy(
+        "write a condition of the table's own columns with immutable operators and functions only: no time \
+         of day, no other table, no setting of a session; and with PostgreSQL's own ones by name, as in \
+         `a operator(pg_catalog.=) 'b'`, where another role has made one",
     )))
 }
 

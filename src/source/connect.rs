@@ -1,7 +1,7 @@
 //! A session with the site's database: connected, with pinned settings, its notifications kept.
 //!
-//! The connection is driven by `poll_message`, since the plain future throws notifications away. TLS follows libpq:
-//! `require` and `prefer` encrypt, `verify-ca` and `verify-full` also check the certificate.
+//! The connection is driven by `poll_message`, since the plain future throws notifications away. TLS follows
+//! libpq: `require` and `prefer` encrypt, `verify-ca` and `verify-full` also check the certificate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +68,9 @@ impl Session {
                         () = stop.cancelled() => break,
                         message = messages.next() => match message {
                             Some(Ok(AsyncMessage::Notification(_))) => notified.notify_one(),
-                            Some(Ok(AsyncMessage::Notice(notice))) => tracing::debug!(notice = notice.message(), "source"),
+                            Some(Ok(AsyncMessage::Notice(notice))) => {
+                                tracing::debug!(notice = notice.message(), "source");
+                            }
                             Some(Ok(_)) => {}
                             Some(Err(_)) | None => break,
                         },
@@ -105,24 +107,23 @@ impl Session {
         self.notified.notified().await;
     }
 
-    /// Waits until the connection has broken off.
+    /// Waits until the connection is lost.
     pub async fn closed(&self) {
         self.closed.cancelled().await;
     }
 }
 
-/// How often it is looked whether a session keeps its server process.
+/// How often we check whether a session keeps its server process.
 const TRIES: usize = 8;
 
-/// How long a session that a pooler keeps takes to answer, at most.
+/// How long a session may take to get a server process from a pooler.
 const POOLED: Duration = Duration::from_secs(5);
 
 /// Refuses a pooler that gives a session's next transaction to another server process, as PgBouncer does with
-/// `pool_mode = transaction`: settings, locks, prepared statements and notifications would be lost on the
-/// way.
+/// `pool_mode = transaction`: settings, locks, prepared statements and notifications would be lost.
 ///
 /// # Errors
-/// As [`Session::open`]; a configuration error where it is such a pooler.
+/// As [`Session::open`]; a configuration error if it is such a pooler.
 pub async fn must_keep_sessions(url: &SecretString) -> Result<()> {
     let operation = "use the site's database";
     let refused = || {
@@ -131,11 +132,11 @@ pub async fn must_keep_sessions(url: &SecretString) -> Result<()> {
             "source.database_url leads through a pooler that gives each transaction another server process",
         )
         .remedy(
-            "connect directly: name the server's own host and port in source.database_url (or let PgBouncer pool by session, \
-             pool_mode = session)",
+            "connect directly: name the server's own host and port in source.database_url (or let \
+             PgBouncer pool by session, pool_mode = session)",
         )
     };
-    let (one, other) = tokio::try_join!(Session::open(url, "pooler"), Session::open(url, "pooler"))?;
+    let (first, second) = tokio::try_join!(Session::open(url, "pooler"), Session::open(url, "pooler"))?;
     let failed = |error| Error::postgres(operation, error);
     let process = async |session: &Session| {
         let asked = session.client().simple_query(statement!("session", "process"));
@@ -144,18 +145,20 @@ pub async fn must_keep_sessions(url: &SecretString) -> Result<()> {
                 SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
                 _ => None,
             })),
-            // All processes of the pool are taken.
+            // All processes of the pool are in use.
             Err(_) => Err(refused()),
         }
     };
-    // More than once: a process that another session gives back in between may be taken in place of the one that was asked.
+    // More than once: another session may give a process back in between, which is then taken in place of the
+    // first.
     for _ in 0..TRIES {
-        let before = process(&one).await?;
-        // Where processes are given by transaction, this one takes the process that was asked last.
-        other.client().batch_execute("begin").await.map_err(failed)?;
-        let taken = process(&other).await?;
-        let after = process(&one).await?;
-        other.client().batch_execute("rollback").await.map_err(failed)?;
+        let before = process(&first).await?;
+        // If the pooler gives processes by transaction, this transaction takes the process that was used
+        // last.
+        second.client().batch_execute("begin").await.map_err(failed)?;
+        let taken = process(&second).await?;
+        let after = process(&first).await?;
+        second.client().batch_execute("rollback").await.map_err(failed)?;
         if before != after || after == taken {
             return Err(refused());
         }

@@ -1,4 +1,4 @@
-//! What the tables of the catalogue look like. Whether the catalogue fits them is [`super::fit`]'s to say.
+//! What the tables of the catalogue look like. [`super::fit`] checks whether the catalogue fits them.
 
 use std::sync::LazyLock;
 
@@ -68,13 +68,13 @@ pub struct SourceTable {
     pub oid: u32,
     /// Its name with its schema, quoted for SQL.
     pub sql_name: String,
-    /// Whether its rows lie in partitions.
+    /// Whether it is partitioned.
     pub partitioned: bool,
     /// Its columns in order.
     pub columns: Vec<SourceColumn>,
-    /// The key columns in the entity's order; empty where there is no such unique key.
+    /// The key columns in the entity's order; empty if there is no such unique key.
     pub key: Vec<KeyColumn>,
-    /// The collation of a key column that has another version now than its index was made with.
+    /// The collation of a key column whose version is not the one that its index was made with.
     pub stale_collation: Option<String>,
     /// A table that inherits from it although it is not partitioned.
     pub child: Option<String>,
@@ -86,7 +86,7 @@ impl SourceTable {
         self.columns.iter().find(|column| column.name == name)
     }
 
-    /// A table that is not there.
+    /// A table that does not exist.
     fn gone() -> Self {
         Self {
             oid: 0,
@@ -109,7 +109,7 @@ impl SourceTable {
             && entity.exclude.iter().chain(&entity.redact).all(has)
     }
 
-    /// The one integer column of the key; none for other keys.
+    /// The key's column, if it is one column of integers.
     pub fn number_key(&self) -> Option<&SourceColumn> {
         match self.key.as_slice() {
             [key] => self
@@ -119,19 +119,19 @@ impl SourceTable {
         }
     }
 }
-/// A table as it stands, and why the entity does not fit it.
+/// A table as it is now, and why the entity does not fit it.
 #[derive(Debug)]
 pub struct DescribedTable {
-    /// The table; one without an oid where it is not there.
+    /// The table; without an oid if it does not exist.
     pub table: SourceTable,
-    /// A configuration error with its remedy; none where the entity fits.
+    /// A configuration error with its remedy; `None` if the entity fits.
     pub unfit: Option<Error>,
-    /// Whether only the name is another than the catalogue's.
+    /// Whether the table has another name than the catalogue says, and fits otherwise.
     pub renamed: bool,
 }
 
-/// The oid of the table of this name, which may say its schema, else is looked for where the site looks for
-/// its tables; null where there is none.
+/// SQL that finds the oid of the table of this name. A name without a schema is looked up where the site
+/// looks for its tables.
 fn named(name: &str) -> String {
     fill(statement!("tables", "named_table"), &[("name", name)])
 }
@@ -164,7 +164,7 @@ pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Source
     Ok(tables)
 }
 
-/// The tables of the catalogue as they stand: see [`standing`].
+/// The tables of the catalogue as they are now: see [`standing`].
 ///
 /// # Errors
 /// The source's.
@@ -191,7 +191,7 @@ pub async fn standing(client: &Client, catalogue: &Catalogue) -> Result<Vec<Desc
     Ok(all)
 }
 
-/// How the table of one entity stands.
+/// The table of one entity as it is now, and whether the entity fits it.
 ///
 /// # Errors
 /// The source's.
@@ -258,8 +258,10 @@ fn naming(entity: &Entity) -> String {
 }
 
 fn missing(entity: &Entity) -> Error {
-    Error::config(naming(entity), "the database has no such table")
-        .remedy("create it, correct the entity's table, or take the entity out of the catalogue; then run `cloud-sync init`")
+    Error::config(naming(entity), "the database has no such table").remedy(
+        "create it, correct the entity's table, or take the entity out of the catalogue; then run \
+        `cloud-sync init`",
+    )
 }
 
 async fn table(client: &Client, entity: &Entity) -> Result<SourceTable> {
@@ -314,8 +316,8 @@ async fn describe_table(client: &Client, entity: &Entity, row: &Row) -> Result<S
     })
 }
 
-/// A column, from a row of the statement that lists columns. Types that other extensions have brought, and
-/// whatever a cast of the site's own would turn into another JSON, go as text.
+/// A column, from a row of the statement that reads columns. Types of extensions, and types that a cast of
+/// the site's own would turn into another JSON, are sent as text.
 fn column(row: &Row, entity: &Entity) -> SourceColumn {
     let (typtype, element, schema): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
     let (oid, element_oid): (u32, u32) = (row.get(8), row.get(9));
@@ -323,7 +325,7 @@ fn column(row: &Row, entity: &Entity) -> SourceColumn {
     let own = typtype == "b" && schema == "pg_catalog";
     let in_key = entity.key.contains(&name);
     let codec = match oid {
-        // Of a key, the text is told: each side finds it again by it.
+        // A key is sent as text: each side finds the row by it.
         17 | 114 | 3802 if in_key => Codec::Text,
         _ if BINARY_OIDS.contains(&oid) => Codec::Binary(oid),
         700 | 701 | 26 => Codec::Number,
@@ -358,7 +360,7 @@ pub(super) struct UniqueKey {
 }
 
 impl UniqueKey {
-    /// The key in the order of the entity's; none where it is another one.
+    /// The key columns in the entity's order; `None` if the index is on other columns.
     fn in_order_of(self, entity: &Entity) -> Option<(Vec<KeyColumn>, Option<String>)> {
         if self.columns.len() != entity.key.len() {
             return None;
@@ -414,8 +416,7 @@ pub(super) async fn unique_keys(client: &Client, entity: &Entity, oid: u32) -> R
     Ok(keys.into_iter().map(|(_, unique)| unique).collect())
 }
 
-/// A number for each table, and the table that has each name now. A value of a column can change without a
-/// touch only by what changes its row in the catalog, which `xmin` tells.
+/// Reads the fingerprint of tables.
 static FINGERPRINT: LazyLock<String> = LazyLock::new(|| {
     let values = [("named_table", &*named("n.name"))];
     fill(statement!("tables", "fingerprint"), &values)

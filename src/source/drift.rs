@@ -1,13 +1,15 @@
-//! Notices what escapes capture: triggers that are gone, disabled or altered, tables that were dropped, renamed or created
-//! anew, partitions that came or went, columns whose values changed without a trigger.
+//! Notices what escapes capture: triggers that are gone, disabled or altered, tables that were dropped,
+//! renamed or re-created, partitions that were added or removed, columns whose values changed without a
+//! trigger.
 //!
-//! Two things are kept apart. What is *wrong* now: changes may be missed at this moment, and a person must mend it (or the
-//! replicator does, where its own triggers merely are out of date). And a *gap*: changes may have been missed before, so
-//! that rows of the cloud may differ although nothing waits. A gap is kept in the source database, survives every
-//! restart, and is closed by a sync of the entity that began after it was last seen, with capture in place.
+//! Two things are kept apart. What is *wrong* now: changes may be missed at this moment, and a person must
+//! repair it (or the replicator does, if only its own triggers are out of date). And a *gap*: changes may
+//! have been missed before, so that rows of the cloud may differ although nothing waits. A gap is kept in the
+//! source database, survives every restart, and is closed by a sync of the entity that began after it was
+//! last seen, while capture worked.
 //!
-//! A site's writer is never held up for any of it: a capture function does not fail because a column is gone, it writes a
-//! touch without a key.
+//! A site's writer is never held up for any of it: a capture function does not fail because a column is gone,
+//! it writes a touch without a key.
 
 use tokio_postgres::Client;
 
@@ -21,7 +23,7 @@ use crate::sql_template::statement;
 /// What is wrong with an entity's capture now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DriftKind {
-    /// Changes may be missed until a person mends it: what was found.
+    /// Changes may be missed until a person repairs it: what was found.
     Missing(String),
     /// The entity does not fit its table: the whole error.
     Unfit(String),
@@ -36,7 +38,7 @@ pub enum DriftKind {
 }
 
 impl DriftKind {
-    /// What is wrong, in words, with the remedy where it is known here.
+    /// What is wrong, in words.
     pub fn text(&self, entity: &Entity) -> String {
         match self {
             Self::Missing(what) => what.clone(),
@@ -52,7 +54,7 @@ impl DriftKind {
         }
     }
 
-    /// What may have been missed because of it; none where nothing was.
+    /// What may have been missed because of it; `None` if nothing was.
     pub fn missed(&self) -> Option<String> {
         match self {
             Self::Missing(what) => Some(format!("changes may have been missed: {what}")),
@@ -60,12 +62,12 @@ impl DriftKind {
                 Some("changes may have been missed while the entity did not fit its table".to_owned())
             }
             Self::Left(_) => Some("a partition left the table, and its rows with it".to_owned()),
-            // Where it holds rows, making its triggers marks the gap.
+            // If the partition holds rows, creating its triggers marks the gap.
             Self::Joined(_) | Self::Renamed(_) | Self::Outdated => None,
         }
     }
 
-    /// Whether making the triggers anew mends it, without asking anybody.
+    /// Whether re-creating the triggers repairs it, without a person's decision.
     pub fn mends_itself(&self) -> bool {
         matches!(self, Self::Joined(_) | Self::Left(_) | Self::Outdated)
     }
@@ -83,10 +85,10 @@ impl DriftKind {
     }
 }
 
-/// How an entity's capture stands.
+/// The state of an entity's capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntityDrift {
-    /// The number that stands for the entity in the outbox.
+    /// The entity's number in the outbox.
     pub id: i16,
     /// What is wrong now.
     pub wrong: Option<DriftKind>,
@@ -158,7 +160,7 @@ pub(super) async fn strangers(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// How the capture of one entity stands on its table; none where it was never attached.
+/// The state of one entity's capture; `None` if it was never attached.
 ///
 /// # Errors
 /// The source's.
@@ -190,7 +192,7 @@ pub(super) async fn watch_one(
     watched.wrong = if row.get::<_, bool>(3) {
         Some(DriftKind::Missing("it was detached".to_owned()))
     } else if row.get::<_, u32>(1) != table.oid {
-        Some(DriftKind::Missing("its table was created anew".to_owned()))
+        Some(DriftKind::Missing("its table was re-created".to_owned()))
     } else if let Some(root) = root.iter().find(|root| !root.missing.is_empty()) {
         Some(DriftKind::Missing(format!(
             "trigger {} on {} is missing or disabled",
@@ -234,10 +236,10 @@ pub(super) fn never_attached(entity: &Entity) -> Error {
     .remedy("run `cloud-sync init`")
 }
 
-/// How the capture of each entity stands, in the catalogue's order.
+/// The state of each entity's capture, in the catalogue's order.
 ///
 /// # Errors
-/// The source's; a configuration error where capture is not installed, or an entity was never attached.
+/// The source's; a configuration error if capture is not installed, or an entity was never attached.
 pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(DescribedTable, EntityDrift)>> {
     if !identity::installed(client).await? {
         return Err(identity::not_installed());
@@ -261,7 +263,8 @@ pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Descri
     Ok(all)
 }
 
-/// Remembers the columns of the entity's table, and marks a gap where they say that values changed without a trigger.
+/// Remembers the columns of the entity's table, and marks a gap if they show that values changed without a
+/// trigger. Returns whether it marked one.
 ///
 /// # Errors
 /// The source's.
@@ -297,8 +300,8 @@ pub async fn mark_all(client: &Client, gap: &str) -> Result<()> {
     Ok(())
 }
 
-/// Marks a gap of every entity that has rows in an unlogged table, a partition included. It is on the source's disk when this
-/// returns.
+/// Marks a gap of every entity that has rows in an unlogged table, a partition included. It is on the
+/// source's disk when this returns.
 ///
 /// # Errors
 /// The source's.
@@ -310,8 +313,8 @@ pub async fn mark_unlogged(client: &Client, gap: &str) -> Result<()> {
     Ok(())
 }
 
-/// The gap of an entity that a sync which begins now would close, by its stamp; none where there is none, or where changes
-/// may still be missed.
+/// The stamp of the entity's gap, if a sync that begins now would close it; `None` if there is no gap, or if
+/// changes may still be missed.
 ///
 /// # Errors
 /// The source's.
@@ -328,8 +331,8 @@ pub async fn closable(client: &Client, entity: &Entity, table: &SourceTable) -> 
         .map(|(_, stamp)| stamp))
 }
 
-/// Closes the gap with this stamp: what the entity's table holds is in the outbox or in the cloud. One that was seen again
-/// since stays.
+/// Closes the gap with this stamp: what the entity's table holds is in the outbox or in the cloud. A gap that
+/// was seen again since stays.
 ///
 /// # Errors
 /// The source's.

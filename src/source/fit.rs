@@ -9,7 +9,8 @@ use crate::catalogue::{Catalogue, Entity, EntityIndex};
 use crate::error::{Error, Result};
 use crate::sql_template::statement;
 
-/// Checks that the table has each column that the entity names, and that it can be used so.
+/// Checks that the table has each column that the entity names, and that the column can be used as the entity
+/// says.
 pub(super) fn check_columns(entity: &Entity, table: &SourceTable) -> Result<()> {
     let need = entity
         .key
@@ -134,7 +135,7 @@ pub(super) async fn check_key(client: &Client, entity: &Entity, table: &SourceTa
 }
 
 /// Rows of a child are not in the parent's unique index, a write to the child touches nothing, and a write to
-/// the parent fails where a child is a foreign table.
+/// the parent fails if a child is a foreign table.
 fn check_children(entity: &Entity, table: &SourceTable) -> Result<()> {
     let Some(child) = &table.child else { return Ok(()) };
     Err(Error::config(
@@ -150,7 +151,7 @@ fn check_children(entity: &Entity, table: &SourceTable) -> Result<()> {
     ))
 }
 
-/// Checks that the role sees all rows: one that a policy hides would count as deleted, so reading fails
+/// Checks that the role sees all rows: a row that a policy hides would count as deleted, so reading fails
 /// instead.
 pub(super) async fn check_policies(client: &Client, entity: &Entity, table: &SourceTable) -> Result<()> {
     let operation = format!("use entity {}", entity.name);
@@ -217,7 +218,7 @@ pub(super) async fn check_order(
     Ok(())
 }
 
-/// A circle of references, its first member repeated at the end; none where there is an order.
+/// A circle of references, its first member repeated at the end; `None` if there is an order.
 fn circle(parents: &BTreeMap<EntityIndex, Vec<EntityIndex>>) -> Option<Vec<EntityIndex>> {
     fn visit(
         at: EntityIndex,

@@ -1,8 +1,9 @@
 //! Whose outbox it is: a checkpoint belongs to one database server, one database and one outbox.
 //!
-//! The outbox remembers the server's `system_identifier`, and the database's number and name. A dump restored elsewhere, or under the
-//! same name, carries the outbox but not the server: capture would go on under positions that the cloud may have seen
-//! otherwise, so that the replicator stops until an operator says that it is a new outbox (`init --new-epoch`).
+//! The outbox remembers the server's `system_identifier`, and the database's number and name. A dump restored
+//! elsewhere, or under the same name, carries the outbox but not the server: capture would continue with
+//! positions that the cloud may know from other changes. So the replicator stops until an operator declares
+//! the outbox a new one (`init --new-epoch`).
 
 use tokio_postgres::Client;
 
@@ -15,10 +16,10 @@ use crate::sql_template::statement;
 /// What an operator says about the outbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OutboxDeclaration {
-    /// Nothing: it must be where it was made.
+    /// Nothing: it must be on the server and database that it was made on.
     #[default]
     Nothing,
-    /// It is a new one, in the place of another: after a restore.
+    /// It is a new one that replaces another: after a restore.
     NewEpoch,
     /// It is the same one on another server: after `pg_upgrade`, which keeps transaction numbers and tables.
     Same,
@@ -29,9 +30,9 @@ pub enum OutboxDeclaration {
 pub struct StoredIdentity {
     /// Whose outbox.
     pub identity: Identity,
-    /// Whether its epoch is known to lie above all that the cloud knows of the source.
+    /// Whether its epoch is known to be above all that the cloud knows of the source.
     pub settled: bool,
-    /// Whether an operator has declared that it takes another one's place.
+    /// Whether an operator has declared that it replaces another one.
     pub declared_new: bool,
     /// The cloud that its rows were compared with last.
     pub cloud: Option<String>,
@@ -45,15 +46,13 @@ async fn system_id(client: &Client) -> Result<String> {
     Ok(row.get(0))
 }
 
-/// Writes the outbox's identity where there is none, and what the operator has declared.
+/// Writes the outbox's identity if there is none, and what the operator has declared.
 ///
 /// # Errors
-/// The source's; an identity error where the outbox came from elsewhere and nothing is declared.
+/// The source's; an identity error if the outbox came from elsewhere and nothing is declared.
 pub(crate) async fn establish(client: &Client, declared: OutboxDeclaration) -> Result<Epoch> {
     let system = system_id(client).await?;
     let failed = |error| Error::postgres("write the outbox's identity", error);
-    // Without a configured name, the source is named after server and database: the same database has the same name again
-    // after `uninstall` and `init`, and another one another name.
     client
         .execute(statement!("identity", "create"), &[&system])
         .await
@@ -67,9 +66,6 @@ pub(crate) async fn establish(client: &Client, declared: OutboxDeclaration) -> R
                 .map_err(failed)?;
         }
         OutboxDeclaration::NewEpoch => {
-            // The transaction numbers of a restored outbox are another server's: its touches cannot be ordered here. So every
-            // entity is compared. A segment that an open transaction has written to is waited for, but no writer waits behind
-            // that: it is tried again.
             super::install::with_lock(client, "empty the outbox", statement!("identity", "empty_outbox"))
                 .await?;
             client
@@ -109,9 +105,15 @@ fn check(stored: &str, actual: &str) -> Result<()> {
     Err(Error::new(
         Kind::Identity,
         "use the outbox",
-        format!("it was made on another server or database ({stored}), and this is {actual}: a restored or copied dump"),
+        format!(
+            "it was made on another server or database ({stored}), and this is {actual}: a restored or \
+             copied dump"
+        ),
     )
-    .remedy("if this database is the site's database now, run `cloud-sync init --new-epoch` and start the replicator again; after pg_upgrade, which keeps the outbox, run `cloud-sync init --same-outbox`"))
+    .remedy(
+        "if this database is the site's database now, run `cloud-sync init --new-epoch` and start the \
+         replicator again; after pg_upgrade, which keeps the outbox, run `cloud-sync init --same-outbox`",
+    ))
 }
 
 /// Reads whose outbox it is, and checks that it is on the server and database that it was made on.
@@ -122,7 +124,7 @@ pub async fn stored_identity_of(client: &Client, source_id: Option<&str>) -> Res
     Ok(stored(client, source_id).await?.identity)
 }
 
-/// The same, with all that is stored beside it.
+/// Reads the stored identity, and checks it in the same way.
 ///
 /// # Errors
 /// The source's; an identity error after a restore elsewhere.
@@ -135,8 +137,8 @@ pub async fn stored(client: &Client, source_id: Option<&str>) -> Result<StoredId
     Ok(stored)
 }
 
-/// Notes the cloud that the rows are compared with from now on. URLs that another one gave do not count: its files are
-/// asked for and uploaded again.
+/// Notes the cloud that the rows are compared with from now on. If it is another one, the URLs that the one
+/// before gave do not count: files are uploaded again.
 ///
 /// # Errors
 /// The source's.
@@ -152,7 +154,7 @@ pub(crate) async fn note_cloud(client: &Client, term: i64, cloud: &str, another:
     Ok(())
 }
 
-/// The timeline of the server that the session is connected with.
+/// The timeline of the session's server.
 ///
 /// # Errors
 /// The source's; a standby counts as unreachable, as it may be promoted at any moment.
@@ -172,10 +174,11 @@ pub async fn timeline(client: &Client) -> Result<String> {
     })
 }
 
-/// Checks that a session takes positions one by one: taken in blocks, those of a row would not rise in commit order.
+/// Checks that a session takes positions one by one: if it took blocks, a row's positions would not rise in
+/// commit order.
 ///
 /// # Errors
-/// The source's; a configuration error where the sequence was altered.
+/// The source's; a configuration error if the sequence was altered.
 pub async fn check_sequence(client: &Client) -> Result<()> {
     let row = client
         .query_one(statement!("identity", "sequence_is_sound"), &[])
@@ -186,16 +189,16 @@ pub async fn check_sequence(client: &Client) -> Result<()> {
     }
     Err(Error::config(
         "use the sequence cloud_sync.position",
-        "it was altered, and may hand positions out in blocks: its cache and its increment must be 1, or a row's older \
-         change may overwrite its newer one",
+        "it was altered, and may hand positions out in blocks: its cache and its increment must be 1, or a \
+         row's older change may overwrite its newer one",
     )
     .remedy(
-        "run `alter sequence cloud_sync.position increment 1 cache 1 no cycle`, restart the applications that write, \
-         then run `cloud-sync init --new-epoch`",
+        "run `alter sequence cloud_sync.position increment 1 cache 1 no cycle`, restart the applications \
+         that write, then run `cloud-sync init --new-epoch`",
     ))
 }
 
-/// Whether the outbox is there.
+/// Whether the outbox exists.
 ///
 /// # Errors
 /// The source's.

@@ -1,8 +1,9 @@
-//! Puts capture in place and takes it away; both can be run again.
+//! Installs capture and removes it; both can be run again.
 //!
-//! `init` migrates schema `cloud_sync`, re-creates its functions, numbers the entities, and makes for each one function and one
-//! trigger an event. A table is locked once, for the moment that creating triggers takes, under a `lock_timeout`, and tried
-//! again: writers never wait behind a long transaction for it.
+//! `init` migrates schema `cloud_sync`, re-creates its functions, numbers the entities, and creates a
+//! function and a trigger for each entity and event. It locks a table once, for the moment that creating
+//! triggers takes, under a `lock_timeout`, and tries again: writers never wait behind a long transaction for
+//! it.
 
 use std::time::Duration;
 
@@ -28,41 +29,42 @@ const FUNCTIONS: [&str; 3] = [
     include_str!("../../sql/functions/drift.sql"),
 ];
 
-/// Segments that are there from the beginning.
+/// How many segments there are from the beginning.
 const SEGMENTS: i64 = 4;
 
-/// The migrations, without sqlx's own lock: it is an advisory one, which any role could hold for ever.
+/// The migrations, without sqlx's own lock: that is an advisory lock, which any role could hold for ever.
 fn migrations() -> sqlx::migrate::Migrator {
     let mut migrations = sqlx::migrate!("migrations/source");
     migrations.set_locking(false);
     migrations
 }
 
-/// An entity's place in the outbox: its number and whether its triggers are the ones that the catalogue asks for.
+/// An entity's place in the outbox: its number and whether its triggers are the ones that the catalogue asks
+/// for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachedEntity {
-    /// The number that stands for the entity in the outbox.
+    /// The entity's number in the outbox.
     pub id: i16,
-    /// What is wrong with its capture; none where it is in place.
+    /// What is wrong with its capture; `None` if nothing is.
     pub wrong: Option<String>,
     /// Why it cannot be read or sent now.
     pub parked: Option<String>,
 }
 
-/// What `init` did, a line each.
+/// What `init` did.
 #[derive(Debug, Default)]
 pub struct Installed {
     /// Entities whose triggers were made now.
     pub attached: Vec<String>,
     /// Entities whose triggers were as they should be.
     pub unchanged: Vec<String>,
-    /// Entities that the catalogue no longer has, whose triggers were taken away.
+    /// Entities that the catalogue no longer has, whose triggers were dropped.
     pub detached: Vec<String>,
     /// The epoch now.
     pub epoch: i64,
 }
 
-/// Puts capture in place for the catalogue, and notes what the operator has `declared` of the outbox.
+/// Installs capture for the catalogue, and records what the operator has `declared` of the outbox.
 ///
 /// # Errors
 /// The catalogue's, the source's, or that a table could not be locked within ten tries of two seconds.
@@ -94,7 +96,7 @@ pub async fn init(
     Ok(installed)
 }
 
-/// An error where a replicator leads: it holds a lock in schema `cloud_sync`, which could not be dropped.
+/// Fails if a replicator leads: it holds a lock in schema `cloud_sync`, which then could not be dropped.
 ///
 /// # Errors
 /// That one, and the source's.
@@ -109,10 +111,10 @@ pub async fn must_not_be_led(client: &Client) -> Result<()> {
     }
 }
 
-/// Takes capture away, the outbox and all that is kept beside it too.
+/// Removes capture, the outbox, and everything else in schema `cloud_sync`.
 ///
 /// # Errors
-/// The source's, and a configuration error where a replicator leads.
+/// The source's, and a configuration error if a replicator leads.
 pub async fn uninstall(url: &SecretString) -> Result<Vec<String>> {
     let session = Session::open(url, "uninstall").await?;
     if !installed(session.client()).await? {
@@ -129,10 +131,10 @@ pub async fn uninstall(url: &SecretString) -> Result<Vec<String>> {
     Ok(detached)
 }
 
-/// For each entity of the catalogue its number, and whether its capture is in place.
+/// The number of each entity of the catalogue, and the state of its capture.
 ///
 /// # Errors
-/// The source's; a configuration error where an entity was never attached.
+/// The source's; a configuration error if an entity was never attached.
 pub async fn attached(
     client: &Client,
     catalogue: &Catalogue,
@@ -162,7 +164,7 @@ async fn attached_one(
     }))
 }
 
-/// An error where schema `cloud_sync` is of a version whose outbox holds rows and not touches.
+/// Fails if schema `cloud_sync` is of a version whose outbox holds rows and not touches.
 async fn must_be_current(client: &Client) -> Result<()> {
     let row = client
         .query_one(statement!("install", "has_rows"), &[])
@@ -174,15 +176,17 @@ async fn must_be_current(client: &Client) -> Result<()> {
             "schema cloud_sync is of an older version of cloud-sync, whose outbox this version cannot read",
         )
         .remedy(
-            "let the older version drain the outbox, run `cloud-sync uninstall` and `cloud-sync init`, then `cloud-sync sync`",
+            "let the older version drain the outbox, run `cloud-sync uninstall` and `cloud-sync init`, \
+             then `cloud-sync sync`",
         ));
     }
     Ok(())
 }
 
-/// Makes the entity's functions and triggers, in one transaction that locks its table for a moment: those of each partition
-/// too, since a statement on a partition fires no trigger of the table above it. Triggers on tables that are no part of
-/// the entity any more go. Where only the functions are of another time, the triggers stay, and no table is locked.
+/// Makes the entity's functions and triggers, in one transaction that locks its table for a moment: those of
+/// each partition too, since a statement on a partition fires no trigger of the table above it. It drops
+/// triggers on tables that no longer belong to the entity. If only the functions are outdated, the triggers
+/// stay, and no table is locked.
 ///
 /// # Errors
 /// The source's, or that the table could not be locked.
@@ -291,7 +295,7 @@ pub(super) async fn with_lock(client: &Client, operation: &str, sql: &str) -> Re
     }
 }
 
-/// Takes the triggers of entities away that the catalogue does not have.
+/// Drops the triggers of entities that the catalogue does not have.
 async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<String>> {
     let rows = client
         .query(statement!("install", "attached"), &[])
@@ -329,7 +333,7 @@ async fn detach_others(client: &Client, catalogue: &Catalogue) -> Result<Vec<Str
     Ok(detached)
 }
 
-/// The SQL that takes a trigger away from a table; both are names in SQL.
+/// The SQL that drops a trigger of a table; both are names in SQL.
 fn drop_trigger(trigger: &str, table: &str) -> String {
     let values = [("trigger", trigger), ("table", table)];
     fill(statement!("install", "drop_trigger"), &values) + "\n"
@@ -407,4 +411,34 @@ async fn migrate(url: &SecretString, client: &Client) -> Result<()> {
         .await
         .map_err(failed)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn init_re_creates_every_function_once() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/functions");
+        let mut files = 0;
+        for file in std::fs::read_dir(folder).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            assert!(FUNCTIONS.contains(&&*text));
+            files += 1;
+        }
+        assert_eq!(files, FUNCTIONS.len());
+        let all = FUNCTIONS.concat();
+        let mut names: Vec<&str> = all
+            .split("create or replace function cloud_sync.")
+            .skip(1)
+            .filter_map(|rest| rest.split('(').next())
+            .collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert!(!all.contains("create function"));
+    }
 }

@@ -1,14 +1,17 @@
-//! The site's database: capture is installed in it, touches and rows are read from it, and nothing in it is
-//! ever blocked.
+//! The site's database: we install capture in it, read touches and rows from it, and never block its writers.
 //!
 //! [`connect`] holds the sessions. [`describe`] knows the tables, [`fit`] whether the catalogue fits them.
-//! [`capture`] writes the SQL of the triggers, [`install`] puts them in place and takes them away, [`drift`]
-//! notices what escapes them. [`identity`] says whose outbox it is, [`term`] who drains it. [`wake`] sleeps
+//! [`capture`] writes the SQL of the triggers, [`install`] creates and drops them, [`drift`] notices what
+//! escapes them. [`identity`] says whose outbox it is, [`leader`] and [`term`] who drains it. [`wake`] sleeps
 //! until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present state
-//! of touched rows, by a [`projection`] and the codec of [`crate::wire::values`]. [`touch`] touches rows again, [`sent`]
-//! remembers what some servers have, [`pages`] reads whole tables.
+//! of touched rows, by a [`projection`] and the codec of [`crate::wire::values`]. [`parking`] keeps the
+//! touches of entities that cannot flow. [`touch`] touches rows again, [`sent`] remembers what some servers
+//! have, [`pages`] reads whole tables. [`quarantine`], [`file_records`] and [`backfill_progress`] keep what
+//! the folders of these names decide, [`schema_check`] finds what is missing.
 //!
-//! Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
+//! Each statement is in a file under `sql/source`, by a name; nobody but this folder sends statements on
+//! schema `cloud_sync`. Long-lived sessions are tokio-postgres; migrations and the pool for short questions
+//! are sqlx.
 
 pub(crate) mod backfill_progress;
 pub mod capture;

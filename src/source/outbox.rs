@@ -1,7 +1,7 @@
 //! Reads the outbox by window, keeps the checkpoint's mirror, and gives the outbox's space back.
 //!
-//! A window holds the touches that became visible between two snapshots. It is read in pages, each by a statement of its
-//! own, so that no snapshot is held in the source while the cloud is slow.
+//! A window holds the touches that became visible between two snapshots. It is read in pages, each by a
+//! statement of its own, so that a slow cloud holds no snapshot in the source.
 
 use crate::catalogue::EntityIndex;
 use std::collections::{BTreeMap, HashMap};
@@ -39,7 +39,7 @@ pub const READING: &str = statement!("session", "read_windows");
 /// What a touch says of its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TouchOp {
-    /// It was written: inserted, updated, deleted, or is to be looked at.
+    /// It was written: inserted, updated, deleted, or is to be read again.
     Written,
     /// Its key was changed: it is the old one.
     Moved,
@@ -75,7 +75,7 @@ pub(crate) struct Touch {
     pub(crate) op: TouchOp,
     /// In microseconds since 1970.
     pub(crate) captured_at: i64,
-    /// None for a truncate, and where a key column was gone.
+    /// `None` for a truncate, and if a key column was gone.
     pub(crate) key: Option<TouchKey>,
 }
 
@@ -92,14 +92,14 @@ pub(crate) struct OutboxPage {
     pub(crate) foreign: BTreeMap<i16, Position>,
 }
 
-/// What opens a window.
+/// A window that was opened, with its first page.
 #[derive(Debug)]
 pub(crate) struct OpenedWindow {
     /// The snapshot that ends it.
     pub(crate) hi: Snapshot,
-    /// Touches of transactions from `hi`'s `xmax` on lie above this position.
+    /// Touches of transactions from `hi`'s `xmax` on have higher positions than this.
     pub(crate) last: Position,
-    /// The page that begins behind the position that was asked for.
+    /// The page that begins after the requested position.
     pub(crate) page: OutboxPage,
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct Outbox {
     window_open: Statement,
     last: Statement,
     fence: Statement,
-    places: HashMap<i16, EntityIndex>,
+    entity_indexes: HashMap<i16, EntityIndex>,
 }
 
 impl Outbox {
@@ -142,7 +142,7 @@ impl Outbox {
             window_open,
             last,
             fence,
-            places: ids
+            entity_indexes: ids
                 .iter()
                 .enumerate()
                 .map(|(index, &id)| (id, EntityIndex(index)))
@@ -162,16 +162,17 @@ impl Outbox {
         Ok(Position(row.get(0)))
     }
 
-    /// Opens the window behind `lo` and reads its first page above `after`: in one round trip, after the sequence's value, in
-    /// this order, so that what the window does not show lies above that value.
+    /// Opens the window behind `lo` and reads its first page above `after`. In one round trip it reads the
+    /// sequence's value before that: so what the window does not show has positions above that value.
     ///
-    /// A snapshot ends at the highest transaction that has ended: later ones may run already, with positions below the
-    /// value that was read, and it does not list them. So a transaction of its own is begun and ended in between: the
-    /// snapshot ends above it, lists all that began before it, and what it does not list began after the value was read.
-    /// That costs a transaction number; none is taken where no position above `fenced`, an earlier window's value, has been
-    /// taken since. The transaction writes a message, so that its commit waits for the disk: else its own end would not be
-    /// there yet, and each batch would wait for that in two further round trips. Where `fenced` is below 0, nothing is
-    /// expected to be read, and no disk is waited for.
+    /// A snapshot ends at the highest transaction that has ended: later ones may run already, with positions
+    /// below the value that was read, and it does not list them. So a transaction of our own begins and ends
+    /// in between: the snapshot ends above it, lists all that began before it, and what it does not list
+    /// began after the value was read. That costs a transaction number; none is taken if no position above
+    /// `fenced`, an earlier window's value, has been taken since. The transaction writes a message, so that
+    /// its commit waits for the disk: else its own end would not be on the disk yet, and each batch would
+    /// wait for that in two further round trips. If `fenced` is below 0, nothing is expected to be read, and
+    /// it does not wait for the disk.
     ///
     /// # Errors
     /// The source's.
@@ -223,20 +224,20 @@ impl Outbox {
         self.page(read.iter(), rows)
     }
 
-    /// A page of so many touches at most: one more only says that there are more.
+    /// A page of at most `limit` touches: one row more only shows that there are more.
     fn page<'a>(&self, rows: impl Iterator<Item = &'a Row>, limit: usize) -> Result<OutboxPage> {
         let mut page = OutboxPage {
             exhausted: true,
             ..OutboxPage::default()
         };
-        for (nth, row) in rows.enumerate() {
-            if nth == limit {
+        for (row_index, row) in rows.enumerate() {
+            if row_index == limit {
                 page.exhausted = false;
                 break;
             }
             let position = Position(row.get(0));
             page.last = Some(position);
-            let Some(&entity) = self.places.get(&row.get::<_, i16>(1)) else {
+            let Some(&entity) = self.entity_indexes.get(&row.get::<_, i16>(1)) else {
                 page.foreign.entry(row.get(1)).or_insert(position);
                 continue;
             };
@@ -261,7 +262,7 @@ impl Outbox {
     }
 }
 
-/// A key out of its two forms; none where a part of it is null.
+/// A key from its two forms; `None` if a part of it is null.
 fn touch_key(number: Option<i64>, text: Option<&str>) -> Option<TouchKey> {
     match (number, text) {
         (Some(number), _) => Some(TouchKey::Number(number)),
@@ -271,7 +272,7 @@ fn touch_key(number: Option<i64>, text: Option<&str>) -> Option<TouchKey> {
 }
 
 impl TouchKey {
-    /// As a number, where the text is one.
+    /// As a number, if the text is one.
     pub(crate) fn into_number(self) -> Self {
         let Self::Texts(texts) = &self else { return self };
         match texts.as_ref() {
@@ -283,8 +284,8 @@ impl TouchKey {
         }
     }
 
-    /// The key of an entity with several key columns, whose texts are in the text of one array; none where one of them is null
-    /// or missing.
+    /// The key of an entity with several key columns, whose texts are in the text of one array; `None` if one
+    /// of them is null or missing.
     pub(crate) fn split(self, columns: usize) -> Option<Self> {
         let Self::Texts(texts) = &self else {
             return (columns == 1).then_some(self);
@@ -305,8 +306,8 @@ impl FromSql<'_> for UnixMicros {
         Ok(Self(i64::from_be_bytes(raw.try_into()?) + MICROS_TO_2000))
     }
 
-    fn accepts(of: &Type) -> bool {
-        *of == Type::TIMESTAMPTZ
+    fn accepts(sql_type: &Type) -> bool {
+        *sql_type == Type::TIMESTAMPTZ
     }
 }
 
@@ -316,10 +317,11 @@ fn snapshot_of(text: &str) -> Result<Snapshot> {
     })
 }
 
-/// Writes the checkpoint's mirror, while the term is this drain's; it is on the source's disk when this returns.
+/// Writes the checkpoint's mirror while the term is this drain's; it is on the source's disk when this
+/// returns.
 ///
 /// # Errors
-/// The source's; [`Kind::SourceUnreachable`] where another drain has taken over.
+/// The source's; [`Kind::SourceUnreachable`] if another drain has taken over.
 pub(crate) async fn mirror(client: &Client, fence: &Fence, checkpoint: &Checkpoint) -> Result<()> {
     let body = checkpoint.to_json()?;
     let written = client
@@ -341,7 +343,7 @@ pub(crate) async fn mirror(client: &Client, fence: &Fence, checkpoint: &Checkpoi
     Ok(())
 }
 
-/// Reads the checkpoint's mirror; none where there is none, or where it is another outbox's.
+/// Reads the checkpoint's mirror; `None` if there is none, or if it is another outbox's.
 ///
 /// # Errors
 /// The source's.
@@ -359,7 +361,7 @@ pub async fn mirrored(session: &Session, identity: &Identity) -> Result<Option<C
     Ok((checkpoint.identity == *identity).then_some(checkpoint))
 }
 
-/// Where the server's log ends, and up to where it is on its disk.
+/// The end of the server's log, and the position up to which it is on the disk.
 ///
 /// # Errors
 /// The source's.
@@ -370,8 +372,9 @@ pub(crate) async fn log_end(client: &Client) -> std::result::Result<(PgLsn, PgLs
     Ok((row.get(0), row.get(1)))
 }
 
-/// Waits until the source's log is on its disk up to `wal`. What a snapshot shows need not be: a writer may commit without
-/// waiting for the disk. A crash of the server would take it back, and the cloud would have what the site has not.
+/// Waits until the source's log is on its disk up to `wal`. What a snapshot shows need not be on the disk: a
+/// writer may commit without waiting for it. A crash of the server would undo that, and the cloud would have
+/// what the site has not.
 ///
 /// # Errors
 /// The source's.
@@ -382,7 +385,7 @@ pub(crate) async fn flush(client: &Client, wal: PgLsn) -> Result<()> {
         .await
         .map_err(failed)?;
     if !row.get::<_, bool>(0) {
-        // Its commit takes all before it to the disk, and to the standby where one is waited for.
+        // The commit of this message waits until all before it is on the disk, and on a synchronous standby.
         client
             .query_typed_one(statement!("outbox", "flush"), &[])
             .await
@@ -396,18 +399,19 @@ pub(crate) async fn flush(client: &Client, wal: PgLsn) -> Result<()> {
 pub struct TrimOutcome {
     /// Bytes given back to the operating system.
     pub bytes: u64,
-    /// Writers were sent on to another segment: the one that they left can be truncated when they have ended there.
+    /// Writers were sent to another segment: the one that they left can be truncated when their transactions
+    /// have ended.
     pub rotated: bool,
-    /// Something is left that a later trim may give back.
+    /// A later trim may give more back.
     pub left: bool,
 }
 
-/// A segment that is this large makes another one necessary, where none is empty.
+/// If the segment that writers use is this large and no other is empty, one is added.
 const LARGE_SEGMENT: i64 = 64 * 1024 * 1024;
 
-/// Truncates each segment that holds only what the checkpoint has accepted and that writers do not use. Where `rotate` says
-/// so, writers are then sent to another segment. The checkpoint must be in the mirror already: what is truncated can never be
-/// read again.
+/// Truncates each segment that holds only what the checkpoint has accepted and that writers do not use. If
+/// `rotate`, it then sends writers to another segment. The checkpoint must be in the mirror already: what is
+/// truncated can never be read again.
 ///
 /// # Errors
 /// The source's.
@@ -504,7 +508,8 @@ pub(crate) async fn first_from_position(client: &Client, from: Position) -> Resu
     Ok(row.get(0))
 }
 
-/// The position of the first touch that was captured at this time, ISO 8601, or later; `None` if there is none.
+/// The position of the first touch that was captured at this time, ISO 8601, or later; `None` if there is
+/// none.
 ///
 /// # Errors
 /// The source's.

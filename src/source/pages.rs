@@ -1,7 +1,7 @@
-//! Reads whole tables, page by page of the server's files: for what a comparison or a backfill looks at.
+//! Reads whole tables, page by page of the server's files: for comparisons and backfills.
 //!
-//! Pages need no order of keys and no position in it. A row that moves to another page meanwhile was written, and its touch
-//! brings it to the cloud whether or not it is met here.
+//! This needs no order of keys. A row that moves to another page while the table is read was written, and its
+//! touch brings it to the cloud whether or not it is read here.
 
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
@@ -14,11 +14,11 @@ use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 use crate::sql_template::{fill, statement};
 
-/// Rows and bytes that one read should have, at most.
+/// At most so many rows and bytes should be read at once.
 const ROWS: usize = 5_000;
 const BYTES: usize = 4 * 1024 * 1024;
 
-/// Pages of a read, at most.
+/// At most so many pages are read at once.
 const PAGES: u64 = 1_024;
 
 /// A table with rows of its own: the entity's, or one of its partitions.
@@ -26,7 +26,7 @@ const PAGES: u64 = 1_024;
 pub struct LeafTable {
     /// Its oid.
     pub oid: u32,
-    /// Its file: another one after the table was written anew, and then its pages are others.
+    /// Its file: a rewrite of the table gives it another one, with other pages.
     pub filenode: u32,
     /// How many pages it has.
     pub pages: u64,
@@ -47,7 +47,7 @@ pub enum ColumnsToRead {
 pub struct FoundRow {
     /// Its key, a JSON object.
     pub key: Box<str>,
-    /// The row, a JSON object; none where only the key was asked for, and where the row has no JSON.
+    /// The row, a JSON object; `None` if only the key was read, and if the row has no JSON.
     pub row: Option<Box<str>>,
     /// Whether it meets the entity's condition.
     pub met: bool,
@@ -84,7 +84,7 @@ pub async fn leaves(client: &Client, table: &SourceTable) -> Result<Vec<LeafTabl
         .collect())
 }
 
-/// How many rows the entity has within `days` of its retention; none means all.
+/// How many rows the entity has within `days` of its retention; `None` means all.
 ///
 /// # Errors
 /// The source's.
@@ -106,8 +106,8 @@ fn within(entity: &Entity, days: Option<u32>) -> String {
     }
 }
 
-/// The same for a row that the cloud counts too, by its own column. There a day less counts: where the last one ends, the two
-/// sides may not agree.
+/// The same for a row that the cloud counts too, by its own column. It counts a day less there: the two sides
+/// may not agree on where the last day ends.
 fn within_both(entity: &Entity, days: Option<u32>) -> String {
     let own = within(entity, days);
     let by = entity
@@ -126,10 +126,10 @@ fn younger(column: &str, days: u32) -> String {
 }
 
 impl<'a> RowPages<'a> {
-    /// Reads rows within `days` of the entity's retention; none means all.
+    /// Reads rows within `days` of the entity's retention; `None` means all.
     ///
     /// # Errors
-    /// The source's; a configuration error where the entity's condition does not fit the table.
+    /// The source's; a configuration error if the entity's condition does not fit the table.
     pub async fn open(
         client: &'a Client,
         entity: &'a Entity,
@@ -150,7 +150,7 @@ impl<'a> RowPages<'a> {
         })
     }
 
-    /// The same, of rows that the cloud's list of so many days has too.
+    /// The same, of rows that the cloud's list of `days` has too.
     ///
     /// # Errors
     /// As [`RowPages::open`].
@@ -166,7 +166,8 @@ impl<'a> RowPages<'a> {
         Ok(pages)
     }
 
-    /// The rows of the leaf from this page on, as many pages as suit, and the page to go on at; none at the leaf's end.
+    /// The rows of some pages of the leaf from this one on, and the page to continue at; `None` at the leaf's
+    /// end.
     ///
     /// # Errors
     /// The source's.
@@ -204,7 +205,7 @@ impl<'a> RowPages<'a> {
         let mut bytes = 0;
         let mut scratch = ImageBuffer::default();
         for row in &rows {
-            let one = match self.read {
+            let found_row = match self.read {
                 ColumnsToRead::Keys => self.projection.key(row, 1).map(|key| FoundRow {
                     key,
                     row: None,
@@ -221,7 +222,7 @@ impl<'a> RowPages<'a> {
                         row: None,
                         met: false,
                     }),
-                    // Where the cloud lacks it, the drain sets it aside by its key.
+                    // If the cloud lacks it, the drain sets it aside by its key.
                     PresentRow::Unreadable(_) => self.projection.image_key(row, 0).map(|key| FoundRow {
                         key,
                         row: None,
@@ -229,9 +230,12 @@ impl<'a> RowPages<'a> {
                     }),
                 },
             };
-            if let Some(one) = one {
-                bytes += one.row.as_ref().map_or(one.key.len(), |row| row.len());
-                found.push(one);
+            if let Some(found_row) = found_row {
+                bytes += found_row
+                    .row
+                    .as_ref()
+                    .map_or(found_row.key.len(), |row| row.len());
+                found.push(found_row);
             }
         }
         let small = rows.len() * 2 <= ROWS && bytes * 2 <= BYTES;

@@ -1,8 +1,8 @@
 //! What is read of an entity's rows, and how it becomes the JSON of a row and of its key.
 //!
-//! One form for all: rows that were touched, rows that a sync compares, keys that are told to the cloud. A row has the
-//! columns that the table has now, without the excluded ones. Redaction happens here, by [`redact`], with what the
-//! excluded columns hold: it is read for that, and leaves the program nowhere else.
+//! One form for all: rows that were touched, rows that a sync compares, keys that are sent to the cloud. A
+//! row has the columns that the table has now, without the excluded ones. Redaction happens here, by
+//! [`redact`], with the values of the excluded columns: they are read for that, and never leave the program.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
@@ -14,14 +14,14 @@ use crate::redact;
 use crate::wire::json::push_string;
 use crate::wire::values::to_json::{push_binary, push_number};
 
-/// A row of more bytes does not leave its room to the next one.
+/// The buffer of a longer row is not used for the next one.
 const SCRATCH: usize = 64 * 1024;
 
 /// The columns of an entity's rows.
 #[derive(Debug)]
 pub(crate) struct Projection {
     columns: Vec<ProjectedColumn>,
-    /// For each key column, its place among the columns.
+    /// For each key column, its index among the columns.
     key: Vec<usize>,
     /// The names of the excluded columns whose values are taken out of redacted ones.
     secrets: Vec<String>,
@@ -62,7 +62,7 @@ impl ProjectedColumn {
         }
     }
 
-    /// Appends the value's JSON; none where it has none.
+    /// Appends the value's JSON; `None` if it has none.
     fn json(&self, json: &mut Vec<u8>, field: Option<&[u8]>, secrets: &[&str]) -> Option<()> {
         let Some(field) = field else {
             json.extend_from_slice(b"null");
@@ -87,7 +87,7 @@ impl ProjectedColumn {
             return Some(());
         }
         match self.codec {
-            Codec::Binary(of) => push_binary(json, of, field)?,
+            Codec::Binary(oid) => push_binary(json, oid, field)?,
             Codec::Number => push_number(json, field),
             Codec::Text | Codec::Output => push_string(json, field),
             Codec::Json => json.extend_from_slice(field),
@@ -105,28 +105,28 @@ pub(crate) struct RowImage {
     pub(crate) row: Box<str>,
 }
 
-/// Room in which images are made, one after the other.
+/// A buffer in which images are built, one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct ImageBuffer {
     row: Vec<u8>,
     key: Vec<u8>,
-    /// Where in the row each key column's value stands.
-    places: Vec<(usize, usize)>,
+    /// Where in the row each key column's value begins and ends.
+    key_spans: Vec<(usize, usize)>,
 }
 
 /// What was read of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PresentRow {
-    /// It is there.
+    /// It exists.
     Row(RowImage),
-    /// It is there, and does not meet the entity's condition.
+    /// It exists, and does not meet the entity's condition.
     Unmet(Box<str>),
-    /// It is there, and has no JSON.
+    /// It exists, and has no JSON.
     Unreadable(String),
 }
 
 impl Projection {
-    /// Of rows that meet the condition of this name: see [`super::condition`].
+    /// Of rows that meet the condition: see [`super::condition`].
     pub(crate) fn new(entity: &Entity, table: &SourceTable, condition: Option<String>) -> Self {
         let columns: Vec<_> = table
             .columns
@@ -134,9 +134,9 @@ impl Projection {
             .filter(|column| !entity.exclude.contains(&column.name))
             .map(|column| ProjectedColumn::new(column, entity))
             .collect();
-        let place = |name: &String| columns.iter().position(|field| field.name == *name);
+        let index = |name: &String| columns.iter().position(|field| field.name == *name);
         Self {
-            key: entity.key.iter().filter_map(place).collect(),
+            key: entity.key.iter().filter_map(index).collect(),
             secrets: if entity.redact.is_empty() {
                 Vec::new()
             } else {
@@ -147,7 +147,8 @@ impl Projection {
         }
     }
 
-    /// The select list over a table `t`; where rows may be `optional`, nothing is evaluated of one that is not there.
+    /// The select list over a table `t`. If rows are `optional`, it evaluates nothing of a row that does not
+    /// exist.
     pub(crate) fn list(&self, optional: bool) -> String {
         let mut list = vec![if optional && self.filter.is_some() {
             format!("case when t.tableoid is not null then {} end", self.met())
@@ -164,7 +165,7 @@ impl Projection {
         list.join(", ")
     }
 
-    /// The SQL of whether a row meets the condition.
+    /// SQL that returns whether a row meets the condition.
     pub(crate) fn met(&self) -> String {
         self.filter
             .as_ref()
@@ -187,10 +188,10 @@ impl Projection {
     }
 
     fn fields(&self) -> impl Iterator<Item = &ProjectedColumn> {
-        self.key.iter().map(|&place| &self.columns[place])
+        self.key.iter().map(|&index| &self.columns[index])
     }
 
-    /// What stands from `first` on in a row of [`Projection::list`]'s columns.
+    /// The row whose columns, those of [`Projection::list`], begin at `first`.
     pub(crate) fn present(&self, row: &Row, first: usize, scratch: &mut ImageBuffer) -> PresentRow {
         match self.image(row, first, scratch) {
             Some(image) if row.get::<_, Option<bool>>(first) == Some(true) => PresentRow::Row(image),
@@ -202,38 +203,39 @@ impl Projection {
     fn image(&self, row: &Row, first: usize, scratch: &mut ImageBuffer) -> Option<RowImage> {
         let columns = first + 1;
         let secrets: Vec<&str> = (0..self.secrets.len())
-            .filter_map(|nth| field(row, columns + self.columns.len() + nth))
+            .filter_map(|column_index| field(row, columns + self.columns.len() + column_index))
             .map(std::str::from_utf8)
             .collect::<Result<_, _>>()
             .ok()?;
         let ImageBuffer {
             row: json,
             key,
-            places,
+            key_spans,
         } = scratch;
         json.clear();
         json.reserve(row.raw_size_bytes() + self.columns.len() * 16);
         key.clear();
-        places.clear();
-        places.resize(self.key.len(), (0, 0));
-        for (nth, column) in self.columns.iter().enumerate() {
-            json.push(if nth == 0 { b'{' } else { b',' });
+        key_spans.clear();
+        key_spans.resize(self.key.len(), (0, 0));
+        for (column_index, column) in self.columns.iter().enumerate() {
+            json.push(if column_index == 0 { b'{' } else { b',' });
             json.extend_from_slice(&column.label);
             let start = json.len();
-            column.json(json, field(row, columns + nth), &secrets)?;
-            if let Some(place) = self.key.iter().position(|&place| place == nth) {
-                places[place] = (start, json.len());
+            column.json(json, field(row, columns + column_index), &secrets)?;
+            if let Some(key_index) = self.key.iter().position(|&index| index == column_index) {
+                key_spans[key_index] = (start, json.len());
             }
         }
         json.push(b'}');
-        for (nth, (column, &(start, end))) in self.fields().zip(&*places).enumerate() {
-            key.push(if nth == 0 { b'{' } else { b',' });
+        for (column_index, (column, &(start, end))) in self.fields().zip(&*key_spans).enumerate() {
+            key.push(if column_index == 0 { b'{' } else { b',' });
             key.extend_from_slice(&column.label);
             key.extend_from_slice(&json[start..end]);
         }
         key.push(b'}');
         let key = std::str::from_utf8(key).ok()?.into();
-        // A short row is copied out of its room, as that costs less than new room for each. A long one takes its room with it.
+        // A short row is copied out of the buffer, which costs less than a new buffer for each row. A long
+        // one takes the buffer.
         let row = if json.len() > SCRATCH {
             String::from_utf8(std::mem::take(json)).ok()?.into()
         } else {
@@ -244,8 +246,8 @@ impl Projection {
 
     /// The key alone, out of the columns of [`Projection::list`] from `first` on.
     pub(crate) fn image_key(&self, row: &Row, first: usize) -> Option<Box<str>> {
-        let places = self.key.iter().map(|place| first + 1 + place);
-        self.key_of(row, places)
+        let column_indexes = self.key.iter().map(|column_index| first + 1 + column_index);
+        self.key_of(row, column_indexes)
     }
 
     /// The key's JSON object out of the columns of [`Projection::key_list`] from `first` on.
@@ -253,12 +255,12 @@ impl Projection {
         self.key_of(row, first..)
     }
 
-    fn key_of(&self, row: &Row, places: impl IntoIterator<Item = usize>) -> Option<Box<str>> {
+    fn key_of(&self, row: &Row, column_indexes: impl IntoIterator<Item = usize>) -> Option<Box<str>> {
         let mut key = Vec::with_capacity(64);
-        for (nth, (column, place)) in self.fields().zip(places).enumerate() {
-            key.push(if nth == 0 { b'{' } else { b',' });
+        for (key_index, (column, column_index)) in self.fields().zip(column_indexes).enumerate() {
+            key.push(if key_index == 0 { b'{' } else { b',' });
             key.extend_from_slice(&column.label);
-            column.json(&mut key, field(row, place), &[])?;
+            column.json(&mut key, field(row, column_index), &[])?;
         }
         key.push(b'}');
         Some(String::from_utf8(key).ok()?.into())
@@ -270,11 +272,11 @@ impl Projection {
         format!("{{{}{number}}}", String::from_utf8_lossy(label)).into()
     }
 
-    /// The key's JSON object of texts that are no values of the columns' types.
+    /// The key's JSON object of texts that are not values of the columns' types.
     pub(crate) fn text_key(&self, texts: &[Option<String>]) -> Box<str> {
         let mut key = Vec::new();
-        for (nth, (column, text)) in self.fields().zip(texts).enumerate() {
-            key.push(if nth == 0 { b'{' } else { b',' });
+        for (key_index, (column, text)) in self.fields().zip(texts).enumerate() {
+            key.push(if key_index == 0 { b'{' } else { b',' });
             key.extend_from_slice(&column.label);
             match text {
                 Some(text) => push_string(&mut key, text.as_bytes()),
@@ -299,7 +301,7 @@ impl<'a> FromSql<'a> for RawBytes<'a> {
     }
 }
 
-fn field(row: &Row, place: usize) -> Option<&[u8]> {
-    row.get::<_, Option<RawBytes<'_>>>(place)
+fn field(row: &Row, column_index: usize) -> Option<&[u8]> {
+    row.get::<_, Option<RawBytes<'_>>>(column_index)
         .map(|RawBytes(field)| field)
 }

@@ -20,8 +20,8 @@ pub struct QuarantineEntry {
     pub position: i64,
     /// `u` upsert, `d` delete, `t` truncate, `r` cannot be read.
     pub op: String,
-    /// The HTTP status or the receiver's code; 0 for a row that cannot be read, 1 for one that was set aside by hand, 2
-    /// for such a one that is sent again.
+    /// The HTTP status or the receiver's code; 0 for a row that cannot be read, 1 for one that was set aside
+    /// by hand, 2 for such a one that is sent again.
     pub code: i32,
     /// The cloud's words.
     pub error: String,
@@ -115,7 +115,8 @@ pub(crate) async fn occupied(client: &Client, entities: &[&str]) -> Result<Vec<S
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Keeps refused changes while the term is this one. Returns the rows whose refusal is provisional, by entity and key.
+/// Keeps refused changes while the term is this one. Returns the rows whose refusal is provisional, by entity
+/// and key.
 ///
 /// # Errors
 /// The source's, and that another drain has begun a term.
@@ -158,8 +159,8 @@ pub(crate) async fn clear_entity(client: &Client, term: i64, entity: &str) -> Re
     Ok(())
 }
 
-/// Takes the entries away that these changes supersede, while the term is this one. Returns how many rows the cloud has
-/// accepted as they were when they failed.
+/// Takes the entries away that these changes supersede, while the term is this one. Returns how many rows the
+/// cloud has accepted as they were when they failed.
 ///
 /// # Errors
 /// The source's, and that another drain has begun a term.
@@ -219,7 +220,8 @@ pub async fn counts(client: &Client) -> Result<Vec<(String, u64)>> {
         .collect())
 }
 
-/// The next entries after an entity and key, in the order of the entities and of their keys' hashes, at most `limit`.
+/// The next entries after an entity and key, in the order of the entities and of their keys' hashes, at most
+/// `limit`.
 ///
 /// # Errors
 /// The source's.
@@ -274,8 +276,8 @@ pub(crate) async fn show(client: &Client, position: i64) -> Result<Vec<Quarantin
         .collect())
 }
 
-/// Key, code and the cloud's words of these rows of an entity, if they were refused since that time, in microseconds
-/// since 1970. Provisional entries do not count.
+/// Key, code and the cloud's words of these rows of an entity, if they were refused since that time, in
+/// microseconds since 1970. Provisional entries do not count.
 ///
 /// # Errors
 /// The source's.
@@ -393,8 +395,8 @@ pub(crate) async fn put_forward(client: &Client, limit: i64) -> Result<u64> {
         .map_err(failed("write to"))
 }
 
-/// Which of these rows, by entity and key, wait for their time or have the code `by_hand`: their indexes, and whether
-/// they have that code.
+/// Which of these rows, by entity and key, wait for their time or have the code `by_hand`: their indexes, and
+/// whether they have that code.
 ///
 /// # Errors
 /// The source's.
@@ -449,8 +451,8 @@ pub(crate) async fn release_by_hand(
     Ok(())
 }
 
-/// Entity and image of those of these rows that were refused once: what they lack may be brought to the cloud before
-/// they are tried again.
+/// Entity and image of those of these rows that were refused once: what they lack may be brought to the cloud
+/// before they are tried again.
 ///
 /// # Errors
 /// The source's.
@@ -466,8 +468,8 @@ pub(crate) async fn first_images(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Keys, after `after` and in order, of refused rows of an entity whose `references`, a column and the values of
-/// parents each, name one of these parents. At most `limit`.
+/// Keys, after `after` and in order, of refused rows of an entity whose `references`, a column and the values
+/// of parents each, name one of these parents. At most `limit`.
 ///
 /// # Errors
 /// The source's.

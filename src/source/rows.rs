@@ -1,12 +1,14 @@
-//! Reads the present state of touched rows: of one entity by one statement, whose snapshot PostgreSQL takes once it has the
-//! table's lock.
+//! Reads the present state of touched rows: those of one entity by one statement, whose snapshot PostgreSQL
+//! takes once it has the table's lock.
 //!
-//! A snapshot from before the lock would be wrong: to it a table looks empty that was rewritten while the statement waited
-//! for its lock, and rows that are there would be deleted in the cloud. So each statement is a transaction of its own, in
-//! READ COMMITTED, and comes after the one that read the touches: it sees every transaction that has touched.
+//! A snapshot from before the lock would be wrong: a table that was rewritten while the statement waited for
+//! the lock looks empty to it, and rows that exist would be deleted in the cloud. So each statement is a
+//! transaction of its own, in READ COMMITTED, and comes after the one that read the touches: it sees every
+//! transaction whose touches were read.
 //!
-//! A statement that fails is told apart by its error: the session is gone, the table has changed its form, the entity cannot
-//! be read now, or some key or row cannot be read. In the last case the keys are halved until these stand alone.
+//! On failure the error decides: the session is lost, the table has changed its columns, the entity cannot be
+//! read now, or some key or row cannot be read. In the last case the keys are halved until the one that fails
+//! is alone.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,9 +39,10 @@ pub(crate) enum TouchKey {
 /// What is known of a touched row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RowState {
-    /// The touch's key as a JSON object, as the site writes it now; none where it is the key in the row's own image.
+    /// The touch's key as a JSON object, as the site writes it now; `None` if it is the key in the row's own
+    /// image.
     pub(crate) key: Option<Box<str>>,
-    /// The row that the table finds by this key; none where there is none.
+    /// The row that the table finds by this key; `None` if there is none.
     pub(crate) row: Option<PresentRow>,
 }
 
@@ -68,13 +71,15 @@ impl RowReadFailure {
                 Self::Reshaped(Error::postgres(reading(entity), error).to_string())
             }
             "55P03" => Self::Entity(Error::postgres(reading(entity), error).remedy(
-                "another session holds a lock on its table: pg_locks says which, pg_terminate_backend(its pid) ends it",
+                "another session holds a lock on its table: pg_locks says which, pg_terminate_backend(its \
+                 pid) ends it",
             )),
             "42501" | "42P17" => Self::Entity(Error::postgres(reading(entity), error)),
             _ => match state.get(..2).unwrap_or_default() {
-                // XX000 is what PostgreSQL says of a row of more than a gigabyte; 53200 of one that memory does not hold.
+                // PostgreSQL returns XX000 for a row of more than a gigabyte; 53200 for one that does not fit
+                // into memory.
                 "22" | "54" | "XX" | "38" | "P0" | "23" => Self::Row(format!("{state}: {}", words(state))),
-                // The statement has no meaning now: a cast that somebody made leaves two to choose from.
+                // The statement is ambiguous now: somebody has created a cast.
                 "42" => Self::Entity(Error::postgres(reading(entity), error)),
                 _ if state == "53200" => Self::Row(format!("{state}: {}", words(state))),
                 _ => Self::Session(Error::postgres(reading(entity), error)),
@@ -106,18 +111,19 @@ struct IntegerKeyStatements {
     range: Statement,
 }
 
-/// So many keys, and so close together, are read as one range of the key's index: PostgreSQL then looks once, not for each key.
+/// At least so many keys that are close together are read as one range of the key's index: PostgreSQL then
+/// searches once, not for each key.
 const RANGE: usize = 64;
 
 /// Reads rows of one entity by their keys, on the session that it was prepared on.
 pub(crate) struct RowReader {
     entity: Entity,
     projection: Projection,
-    /// Where the key is one integer, whose number in a touch is the key's own JSON.
+    /// If the key is one integer, whose number in a touch is the key's own JSON.
     numbers: Option<IntegerKeyStatements>,
     by_text: Statement,
     keys: usize,
-    /// The oids of its partitions, where it has some.
+    /// The oids of its partitions, if it is partitioned.
     partitions: Option<HashSet<u32>>,
 }
 
@@ -129,7 +135,7 @@ impl RowReader {
         table: &SourceTable,
     ) -> Result<Self, RowReadFailure> {
         let stop = |error| RowReadFailure::of(entity, error);
-        // A condition that does not fit the table is the entity's alone.
+        // A condition that does not fit the table concerns this entity alone.
         let condition = condition::used(client, entity, table)
             .await
             .map_err(stop)?
@@ -162,21 +168,21 @@ impl RowReader {
         })
     }
 
-    /// The states of the rows with these keys, by the keys' places; none of those that were not come to when `bytes`, the room
-    /// that is left, was used up.
+    /// The states of the rows with these keys, in the order of the keys; `None` for those that were not read
+    /// before the budget was used up.
     pub(crate) async fn read(
         &self,
         client: &Client,
         keys: &[TouchKey],
-        room: &ByteBudget,
+        budget: &ByteBudget,
     ) -> Result<Vec<Option<RowState>>, RowReadFailure> {
         let mut states = vec![None; keys.len()];
-        // Touches of one entity may be of both forms, if the key's type has changed.
+        // Touches of one entity may have both forms, if the key's type has changed.
         let (numbers, texts): (Vec<usize>, Vec<usize>) = (0..keys.len())
-            .partition(|&nth| self.numbers.is_some() && matches!(keys[nth], TouchKey::Number(_)));
-        for places in [numbers, texts] {
-            if !places.is_empty() {
-                self.part(client, keys, places, room, &mut states).await?;
+            .partition(|&key_index| self.numbers.is_some() && matches!(keys[key_index], TouchKey::Number(_)));
+        for key_indexes in [numbers, texts] {
+            if !key_indexes.is_empty() {
+                self.part(client, keys, key_indexes, budget, &mut states).await?;
             }
         }
         Ok(states)
@@ -186,35 +192,38 @@ impl RowReader {
         &'a self,
         client: &'a Client,
         keys: &'a [TouchKey],
-        places: Vec<usize>,
-        room: &'a ByteBudget,
+        key_indexes: Vec<usize>,
+        budget: &'a ByteBudget,
         states: &'a mut [Option<RowState>],
     ) -> BoxFuture<'a, Result<(), RowReadFailure>> {
         async move {
-            let mut read = Vec::with_capacity(places.len());
-            match self.statement(client, keys, &places, room, &mut read).await {
+            let mut read = Vec::with_capacity(key_indexes.len());
+            match self
+                .statement(client, keys, &key_indexes, budget, &mut read)
+                .await
+            {
                 Ok(()) => {}
-                Err(RowReadFailure::Row(error)) => match places.as_slice() {
+                Err(RowReadFailure::Row(error)) => match key_indexes.as_slice() {
                     [only] => read = vec![(0, self.alone(client, &keys[*only], error).await?)],
                     _ => {
-                        let (first, second) = places.split_at(places.len() / 2);
+                        let (first, second) = key_indexes.split_at(key_indexes.len() / 2);
                         for half in [first, second] {
-                            self.part(client, keys, half.to_vec(), room, states).await?;
+                            self.part(client, keys, half.to_vec(), budget, states).await?;
                         }
                         return Ok(());
                     }
                 },
                 Err(stop) => return Err(stop),
             }
-            for (nth, state) in read {
-                states[places[nth]] = Some(state);
+            for (key_index, state) in read {
+                states[key_indexes[key_index]] = Some(state);
             }
             Ok(())
         }
         .boxed()
     }
 
-    /// The state of a row whose statement fails. A key that is none of the key's type is no row's.
+    /// The state of a row whose statement fails. A key that is not of the key's type belongs to no row.
     async fn alone(
         &self,
         client: &Client,
@@ -226,7 +235,7 @@ impl RowReader {
             .projection
             .key_types()
             .zip(1..)
-            .map(|(of, nth)| format!("${nth}::{of} is null"))
+            .map(|(sql_type, number)| format!("${number}::{sql_type} is null"))
             .collect();
         let values: Vec<_> = texts.iter().cloned().map(TextParameter).collect();
         let parameters: Vec<&(dyn ToSql + Sync)> =
@@ -246,57 +255,61 @@ impl RowReader {
         Ok(RowState { key: Some(key), row })
     }
 
-    /// Runs one statement. What it has read is in `read`, by place.
+    /// Runs one statement. It appends what it has read to `read`, with the key's index among `key_indexes`.
     async fn statement(
         &self,
         client: &Client,
         keys: &[TouchKey],
-        places: &[usize],
-        room: &ByteBudget,
+        key_indexes: &[usize],
+        budget: &ByteBudget,
         read: &mut Vec<(usize, RowState)>,
     ) -> Result<(), RowReadFailure> {
-        room.statements.fetch_add(1, Ordering::Relaxed);
-        let number = |&nth: &usize| match &keys[nth] {
+        budget.statements.fetch_add(1, Ordering::Relaxed);
+        let number = |&key_index: &usize| match &keys[key_index] {
             TouchKey::Number(number) => Some(*number),
             TouchKey::Texts(_) => None,
         };
-        let numbers: Option<Vec<i64>> = places.iter().map(number).collect();
+        let numbers: Option<Vec<i64>> = key_indexes.iter().map(number).collect();
         match self.numbers.as_ref().zip(numbers) {
             Some((by, numbers)) => match close_together(&numbers) {
-                Some(range) => self.of_range(client, by, &numbers, range, room, read).await,
-                None => self.of_numbers(client, by, &numbers, room, read).await,
+                Some(range) => self.of_range(client, by, &numbers, range, budget, read).await,
+                None => self.of_numbers(client, by, &numbers, budget, read).await,
             },
             None => {
-                let texts: Vec<_> = places.iter().map(|&nth| texts(&keys[nth], self.keys)).collect();
-                self.of_texts(client, &texts, room, read).await
+                let texts: Vec<_> = key_indexes
+                    .iter()
+                    .map(|&key_index| texts(&keys[key_index], self.keys))
+                    .collect();
+                self.of_texts(client, &texts, budget, read).await
             }
         }
     }
 
-    /// The rows with keys in this range; those that were not asked for are passed over.
+    /// The rows with keys in this range; rows that were not requested are skipped.
     async fn of_range(
         &self,
         client: &Client,
         by: &IntegerKeyStatements,
         numbers: &[i64],
         (least, most): (i64, i64),
-        room: &ByteBudget,
+        budget: &ByteBudget,
         read: &mut Vec<(usize, RowState)>,
     ) -> Result<(), RowReadFailure> {
         let stop = |error| RowReadFailure::of(&self.entity, error);
         let offset = |number: i64| usize::try_from(number.wrapping_sub(least)).unwrap_or(usize::MAX);
         let mut asked: Vec<Option<usize>> = vec![None; offset(most) + 1];
-        for (nth, &number) in numbers.iter().enumerate() {
-            asked[offset(number)] = Some(nth);
+        for (key_index, &number) in numbers.iter().enumerate() {
+            asked[offset(number)] = Some(key_index);
         }
         let rows = client.query_raw(&by.range, [least, most]).await.map_err(stop)?;
         let find = |row: &Row| asked.get_mut(offset(row.get(0)))?.take();
-        let key =
-            |nth: usize, _: &Row, present: Option<&PresentRow>| self.key_of_number(numbers[nth], present);
-        if self.come(rows, 2, room, read, find, key).await? {
-            for nth in asked.into_iter().flatten() {
-                let key = self.key_of_number(numbers[nth], None);
-                read.push((nth, room.taken(key, None)));
+        let key = |key_index: usize, _: &Row, present: Option<&PresentRow>| {
+            self.key_of_number(numbers[key_index], present)
+        };
+        if self.come(rows, 2, budget, read, find, key).await? {
+            for key_index in asked.into_iter().flatten() {
+                let key = self.key_of_number(numbers[key_index], None);
+                read.push((key_index, budget.taken(key, None)));
             }
         }
         Ok(())
@@ -307,22 +320,23 @@ impl RowReader {
         client: &Client,
         by: &IntegerKeyStatements,
         numbers: &[i64],
-        room: &ByteBudget,
+        budget: &ByteBudget,
         read: &mut Vec<(usize, RowState)>,
     ) -> Result<(), RowReadFailure> {
         let stop = |error| RowReadFailure::of(&self.entity, error);
         let rows = client.query_raw(&by.each, [numbers]).await.map_err(stop)?;
         let find = |row: &Row| requested_row_index(row, numbers.len());
-        let key =
-            |nth: usize, _: &Row, present: Option<&PresentRow>| self.key_of_number(numbers[nth], present);
-        self.come(rows, 2, room, read, find, key).await.map(|_| ())
+        let key = |key_index: usize, _: &Row, present: Option<&PresentRow>| {
+            self.key_of_number(numbers[key_index], present)
+        };
+        self.come(rows, 2, budget, read, find, key).await.map(|_| ())
     }
 
     async fn of_texts(
         &self,
         client: &Client,
         keys: &[Vec<Option<String>>],
-        room: &ByteBudget,
+        budget: &ByteBudget,
         read: &mut Vec<(usize, RowState)>,
     ) -> Result<(), RowReadFailure> {
         let stop = |error| RowReadFailure::of(&self.entity, error);
@@ -330,9 +344,9 @@ impl RowReader {
             .map(|column| TextParameter::list(keys.iter().map(|texts| texts.get(column)?.as_deref())));
         let rows = client.query_raw(&self.by_text, columns).await.map_err(stop)?;
         let find = |row: &Row| requested_row_index(row, keys.len());
-        let key = |nth: usize, row: &Row, present: Option<&PresentRow>| {
+        let key = |key_index: usize, row: &Row, present: Option<&PresentRow>| {
             let key = self.projection.key(row, 2);
-            let key = key.unwrap_or_else(|| self.projection.text_key(&keys[nth]));
+            let key = key.unwrap_or_else(|| self.projection.text_key(&keys[key_index]));
             let own = match present {
                 Some(PresentRow::Row(image)) => image.key == key,
                 Some(PresentRow::Unmet(of_row)) => *of_row == key,
@@ -340,19 +354,19 @@ impl RowReader {
             };
             (!own).then_some(key)
         };
-        self.come(rows, 2 + self.keys, room, read, find, key)
+        self.come(rows, 2 + self.keys, budget, read, find, key)
             .await
             .map(|_| ())
     }
 
-    /// Takes the rows as they come: `find` tells which key a row was found by, `key` that key's JSON where it is not the row's own, and
-    /// from column `first` on stands the row. Returns whether they came to their end: what comes when the room is used up is passed
-    /// over by the session.
+    /// Takes the rows as they arrive: `find` returns the index of the key that a row was found by, `key` that
+    /// key's JSON if it is not the row's own. The row itself begins at column `first`. Returns whether all
+    /// rows were taken: what arrives after the budget was used up is discarded.
     async fn come(
         &self,
         rows: RowStream,
         first: usize,
-        room: &ByteBudget,
+        budget: &ByteBudget,
         read: &mut Vec<(usize, RowState)>,
         mut find: impl FnMut(&Row) -> Option<usize>,
         key: impl Fn(usize, &Row, Option<&PresentRow>) -> Option<Box<str>>,
@@ -361,27 +375,28 @@ impl RowReader {
         let mut scratch = ImageBuffer::default();
         while let Some(row) = rows.next().await {
             let row = row.map_err(|error| RowReadFailure::of(&self.entity, error))?;
-            if room.is_used_up() {
+            if budget.is_used_up() {
                 return Ok(false);
             }
-            let Some(nth) = find(&row) else { continue };
+            let Some(key_index) = find(&row) else { continue };
             let present = self
                 .is_there(&row)?
                 .then(|| self.projection.present(&row, first, &mut scratch));
-            let key = key(nth, &row, present.as_ref());
-            read.push((nth, room.taken(key, present)));
+            let key = key(key_index, &row, present.as_ref());
+            read.push((key_index, budget.taken(key, present)));
         }
         Ok(true)
     }
 
-    /// The JSON of an integer key, where it is not in the row's own image.
+    /// The JSON of an integer key, if it is not in the row's own image.
     fn key_of_number(&self, number: i64, present: Option<&PresentRow>) -> Option<Box<str>> {
         let needed = matches!(present, None | Some(PresentRow::Unreadable(_)));
         needed.then(|| self.projection.number_key(number))
     }
 
-    /// Whether the row is there. One in a partition that the table did not have when it was described is read again once the
-    /// partition is noted: if it left unnoted, nothing would tell that the row left with it.
+    /// Whether the row exists. A row in a partition that is newer than the table's description is read again
+    /// once the partition is noted: if the partition were removed before that, nothing would show that the
+    /// row went with it.
     fn is_there(&self, row: &Row) -> Result<bool, RowReadFailure> {
         let Some(table) = row.get::<_, Option<u32>>(1) else {
             return Ok(false);
@@ -396,17 +411,17 @@ impl RowReader {
     }
 }
 
-/// The least and the greatest of these keys, where reading all between them reads little else.
+/// The least and the greatest of these keys, if reading all between them reads little else.
 fn close_together(numbers: &[i64]) -> Option<(i64, i64)> {
     let (least, most) = (*numbers.iter().min()?, *numbers.iter().max()?);
     let span = usize::try_from(most.checked_sub(least)?).ok()?;
     (numbers.len() >= RANGE && span <= numbers.len() + numbers.len() / 4).then_some((least, most))
 }
 
-/// The place of a row's key among so many; it is counted from 1 in the row.
+/// The index of a row's key among so many; the row counts from 1.
 fn requested_row_index(row: &Row, keys: usize) -> Option<usize> {
-    let nth = usize::try_from(row.get::<_, i64>(0) - 1).ok()?;
-    (nth < keys).then_some(nth)
+    let key_index = usize::try_from(row.get::<_, i64>(0) - 1).ok()?;
+    (key_index < keys).then_some(key_index)
 }
 
 /// The texts of a key's columns.
@@ -422,7 +437,7 @@ fn texts(key: &TouchKey, columns: usize) -> Vec<Option<String>> {
     texts
 }
 
-/// $1 the keys. Returns a key's place, the oid of its row's table, null where it is not there, and the row.
+/// $1 the keys. Returns a key's number, the oid of its row's table (null if there is no row), and the row.
 fn by_number(table: &SourceTable, projection: &Projection) -> String {
     let values = [
         ("list", &*projection.list(true)),
@@ -443,21 +458,24 @@ fn by_range(table: &SourceTable, projection: &Projection) -> String {
     fill(statement!("rows", "by_range"), &values)
 }
 
-/// $1, $2, … the texts of each key column. Returns a key's place, the oid of its row's table, null where it is not there, the key, and the row.
+/// $1, $2, … the texts of each key column. Returns a key's number, the oid of its row's table (null if there is
+/// no row), the key, and the row.
 fn by_text(table: &SourceTable, projection: &Projection) -> String {
-    let names: Vec<_> = (0..table.key.len()).map(|nth| format!("cs_key{nth}")).collect();
-    // Of arrays there are no arrays. In a select list, a value of a composite type stays one value.
+    let names: Vec<_> = (0..table.key.len())
+        .map(|key_index| format!("cs_key{key_index}"))
+        .collect();
+    // There are no arrays of arrays. In a select list, a value of a composite type stays one value.
     let (arrays, values): (Vec<_>, Vec<_>) = names
         .iter()
         .zip(1..)
         .zip(projection.key_types())
-        .map(|((name, nth), of)| match of.ends_with("[]") {
+        .map(|((name, number), sql_type)| match sql_type.ends_with("[]") {
             true => (
-                format!("pg_catalog.unnest(${nth}::pg_catalog.text[]) {name}"),
-                format!("(k.{name})::{of}"),
+                format!("pg_catalog.unnest(${number}::pg_catalog.text[]) {name}"),
+                format!("(k.{name})::{sql_type}"),
             ),
             false => (
-                format!("pg_catalog.unnest(${nth}::{of}[]) {name}"),
+                format!("pg_catalog.unnest(${number}::{sql_type}[]) {name}"),
                 format!("k.{name}"),
             ),
         })
@@ -478,7 +496,7 @@ fn by_text(table: &SourceTable, projection: &Projection) -> String {
     fill(statement!("rows", "by_text"), &values)
 }
 
-/// The bytes that a batch may still take. One row goes above it at most.
+/// The bytes that a batch may still take. At most one row exceeds it.
 #[derive(Debug)]
 pub(crate) struct ByteBudget {
     bytes: usize,
@@ -499,7 +517,7 @@ impl ByteBudget {
         self.used.load(Ordering::Relaxed) >= self.bytes
     }
 
-    /// The state, whose bytes are taken.
+    /// The state, after its bytes were added to those used.
     fn taken(&self, key: Option<Box<str>>, row: Option<PresentRow>) -> RowState {
         let of_key = key.as_ref().map_or(0, |key| key.len());
         let of_row = match &row {
@@ -516,13 +534,13 @@ impl ByteBudget {
         self.statements.load(Ordering::Relaxed)
     }
 
-    /// Bytes that were taken.
+    /// Bytes that are used.
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 }
 
-/// The texts of a key of several columns, out of the text of their array; none where it is no such text.
+/// The texts of a key of several columns, from the text of their array; `None` if it is no such text.
 ///
 /// Source: PostgreSQL manual, "Arrays", "Array Input and Output Syntax".
 pub(crate) fn split_array(text: &str) -> Option<Box<[Option<Box<str>>]>> {

@@ -1,5 +1,5 @@
-//! What a server without `changes` must have remembered for it: which rows of entities with a condition it may have, and which
-//! rows went in a request that got no answer.
+//! What the site must remember for a server without `changes`: which rows of entities with a condition it may
+//! have, and which rows were sent in a request that got no answer.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -33,7 +33,8 @@ fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
     move |error| Error::postgres(format!("{action} the keys that the cloud may have"), error)
 }
 
-/// Notes keys that are about to be sent, while the term is this one; `term` of none is a comparison's, which is not fenced.
+/// Notes keys that are about to be sent, while the term is this one; a comparison has no `term`, and is not
+/// fenced.
 ///
 /// # Errors
 /// The source's.
@@ -94,7 +95,8 @@ pub async fn unanswered(client: &Client, term: i64, rows: &[(&str, &str)], life:
     Ok(())
 }
 
-/// Rows whose request can no longer arrive, by entity and key, and when the next one's time is over, in seconds.
+/// Rows whose request can no longer arrive, by entity and key, and when the next one's time is over, in
+/// seconds.
 ///
 /// # Errors
 /// The source's.

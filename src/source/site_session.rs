@@ -23,7 +23,8 @@ pub struct SiteSession {
 }
 
 impl SiteSession {
-    /// Opens a session. `purpose` names it for people who look at the server's sessions; `source_id` is the configured one.
+    /// Opens a session. `purpose` names it for people who look at the server's sessions; `source_id` is the
+    /// configured one.
     ///
     /// # Errors
     /// The source's; a configuration error if capture is not installed.

@@ -1,9 +1,10 @@
-//! The term: one drain's time in office, and the fence around what a drain writes to the site's database.
+//! The term: one drain's time in office, and the fence that guards what a drain writes to the site's
+//! database.
 //!
-//! A term is begun when a drain is about to send its first batch, by raising a number in the site's database. Each write of a drain
-//! names its term and holds a lock on that row: one that another drain has followed cannot write any more. Each term has a random
-//! nonce. The cloud takes a new term only from who knows the nonce of the one that it has, so that a copy of the machine
-//! cannot take the site over.
+//! A drain begins a term before it sends its first batch, by raising a number in the site's database. Each
+//! write of a drain names its term and holds a lock on that row: once another drain has begun a term, this
+//! one cannot write any more. Each term has a random nonce. The cloud accepts a new term only from a drain
+//! that knows the nonce of the present one, so that a copy of the machine cannot take the site over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -30,16 +31,16 @@ impl Fence {
     }
 }
 
-/// How the term stands when a drain opens.
+/// The term when a drain opens.
 #[derive(Debug, Clone)]
 pub struct TermAtOpen {
-    /// The fence of the drain that opens, at the term that stands.
+    /// The fence of the drain that opens, with the present term.
     pub fence: Fence,
     /// Whether the drain before it ended in order: then none of its requests can still arrive.
     pub ended: bool,
 }
 
-/// Reads how the term stands.
+/// Reads the present term.
 ///
 /// # Errors
 /// The source's.
@@ -56,11 +57,12 @@ pub async fn term_at_open(client: &Client) -> Result<TermAtOpen> {
     })
 }
 
-/// Begins a term above `above` and the fence's own, with a new nonce. In one transaction the checkpoint, which gets both, becomes the
-/// mirror, and the outbox's epoch that of its identity: whoever resumes from now on begins there.
+/// Begins a term above `above` and the fence's own, with a new nonce. In one transaction the checkpoint,
+/// which gets both, becomes the mirror, and the outbox's epoch that of its identity: whoever resumes from now
+/// on begins there.
 ///
 /// # Errors
-/// The source's; [`Kind::SourceUnreachable`] where another drain has begun a term meanwhile.
+/// The source's; [`Kind::SourceUnreachable`] if another drain has begun a term since.
 pub async fn begin(client: &Client, fence: &Fence, above: i64, checkpoint: &mut Checkpoint) -> Result<()> {
     let mine = fence.term();
     let term = mine.max(above) + 1;
@@ -89,7 +91,7 @@ pub async fn begin(client: &Client, fence: &Fence, above: i64, checkpoint: &mut 
     Ok(())
 }
 
-/// The nonce of a term; none where this database does not know it.
+/// The nonce of a term; `None` if this database does not know it.
 ///
 /// # Errors
 /// The source's.
@@ -113,8 +115,8 @@ pub async fn end(client: &Client, fence: &Fence) -> Result<()> {
     Ok(())
 }
 
-/// The incarnation of the server: a random name in an unlogged table, which PostgreSQL empties in a crash recovery and on a
-/// standby that is promoted. Within one incarnation no transaction number is given twice.
+/// The incarnation of the server: a random name in an unlogged table, which PostgreSQL empties in a crash
+/// recovery and on a standby that is promoted. Within one incarnation no transaction number is given twice.
 ///
 /// # Errors
 /// The source's.
@@ -131,7 +133,7 @@ pub async fn incarnation(client: &Client) -> Result<String> {
     Ok(row.get(0))
 }
 
-/// The error of a drain that another one has followed.
+/// The error of a drain after another one has begun a term.
 pub fn taken_over() -> Error {
     Error::new(
         Kind::SourceUnreachable,

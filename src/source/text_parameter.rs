@@ -23,10 +23,10 @@ impl TextParameter {
 impl ToSql for TextParameter {
     fn to_sql(
         &self,
-        of: &Type,
+        sql_type: &Type,
         out: &mut BytesMut,
     ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        self.0.as_deref().to_sql(of, out)
+        self.0.as_deref().to_sql(sql_type, out)
     }
 
     fn accepts(_: &Type) -> bool {

@@ -1,7 +1,7 @@
-//! Touches rows again: repair goes the same road as any change.
+//! Touches rows again: a repair is sent like any change.
 //!
-//! A touch says that a row is to be looked at, no more: whatever its state is when the drain reads it, is sent. So nothing is
-//! locked, and an open transaction that writes the same row does no harm: its own touch comes when it commits.
+//! A touch only says that a row is to be read: the drain sends its state at that time. So nothing is locked,
+//! and an open transaction that writes the same row does no harm: its own touch comes when it commits.
 
 use tokio_postgres::Client;
 
@@ -14,9 +14,10 @@ use crate::wire::json::{non_null_text, pick};
 /// Keys a statement.
 pub const CHUNK: usize = 5_000;
 
-/// Touches the rows with these keys, JSON objects of the key columns, whether or not they are there. Keys from before the
-/// key had other columns are no row's any more, and are passed over. `number` is the entity's number in the outbox. Returns the
-/// transaction that did it: a checkpoint whose `lo` sees it has accepted all of them; 0 where there was no key.
+/// Touches the rows with these keys, JSON objects of the key columns, whether or not they exist. Keys with
+/// other columns than the entity's key has now belong to no row, and are skipped. `number` is the entity's
+/// number in the outbox. Returns the number of the transaction: a checkpoint whose `lo` sees it has accepted
+/// all of them; 0 if there was no key.
 ///
 /// # Errors
 /// The source's.
@@ -62,7 +63,7 @@ pub async fn rows(client: &Client, catalogue: &Catalogue, rows: &[(String, Strin
     Ok(())
 }
 
-/// A key as the outbox has it; none where it is no JSON object of the key columns.
+/// A key as the outbox has it; `None` if it is no JSON object of the key columns.
 pub(crate) fn parts(entity: &Entity, key: &str) -> Option<(Option<i64>, Option<String>)> {
     let values = pick(key, &entity.key).ok()?;
     let texts: Vec<Option<String>> = values

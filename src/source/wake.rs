@@ -1,14 +1,14 @@
 //! Sleeps until a captured change commits.
 //!
-//! Protocol: the replicator writes down until when it sleeps and wants to be notified, then looks once more; only then it
-//! waits, and renews the time while it does. A trigger that reads a time which has not passed notifies. So a replicator that was
-//! killed costs writers nothing once the time is over. A writer that looked before the time was set will not notify: if it has
-//! committed, the look after it sees its touches; if not, its transaction is among those that the look's snapshot shows
-//! in progress, and as long as one of these is, the wait is short. A slow jittered poll covers whatever else a lost
-//! wake-up would miss.
+//! Protocol: the replicator records until when it sleeps and wants to be notified, then looks once more; only
+//! then it waits, and renews the time while it waits. A trigger that reads a time which has not passed
+//! notifies. So a replicator that was killed costs writers nothing once the time is over. A writer that
+//! looked before the time was set will not notify: if it has committed, the look after it sees its touches;
+//! if not, its transaction is among those that the look's snapshot shows in progress, and as long as one of
+//! these is, the wait is short. A slow jittered poll covers whatever else a lost wake-up would miss.
 //!
-//! Where the server allows prepared transactions, triggers never notify, as a transaction that has notified cannot be
-//! prepared; all waits are then short.
+//! Where the server allows prepared transactions, triggers never notify, as a transaction that has notified
+//! cannot be prepared; all waits are then short.
 
 use std::time::Duration;
 
@@ -23,19 +23,19 @@ use crate::sql_template::statement;
 /// How long writers notify when nobody renews it.
 const SLEEP: Duration = Duration::from_secs(60);
 
-/// The longest wait while nothing was silent when the replicator lay down.
+/// The longest wait if no writer was silent when the replicator began to sleep.
 const SLOW_POLL: Duration = Duration::from_secs(5);
 
 /// The bounds of the wait while a transaction runs that may have written without notifying.
 const SHORT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(250));
 
-/// The longest wait where triggers do not notify.
+/// The longest wait if triggers do not notify.
 const UNNOTIFIED: Duration = Duration::from_millis(25);
 
 /// Whether the replicator sleeps, and how long it may.
 #[derive(Debug, Default)]
 pub struct SleepState {
-    /// When the time until which writers notify is to be renewed; none while they do not.
+    /// When the time until which writers notify is to be renewed; `None` while they do not.
     renew_at: Option<Instant>,
     unnotified: bool,
     silent: Vec<u64>,
@@ -65,7 +65,8 @@ impl SleepState {
         })
     }
 
-    /// Lets writers notify from now on. Answers whether they did not before: the caller must then look once more, and tell
+    /// Lets writers notify from now on. Returns whether they did not before: the caller must then look once
+    /// more, and tell
     /// [`SleepState::looked`] what it saw, before it waits.
     ///
     /// # Errors

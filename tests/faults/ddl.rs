@@ -290,7 +290,7 @@ async fn a_table_renamed_dropped_or_made_anew_is_reported_and_the_rest_flows_on(
     )
     .await;
     tally.faults += 1;
-    broken(&running, "notes", &["created anew", "init"]).await;
+    broken(&running, "notes", &["re-created", "init"]).await;
     site.run("insert into other (id) values (1)").await;
     cloud_holds(&cloud, "select true from cloud.others where id = 1").await;
     site.init().await;

@@ -43,14 +43,17 @@ const UNSEEN_BY_RECEIVER: [[&str; 3]; 1] = [[
     "it is found by one word: the lock behind it is listed on its own",
 ]];
 
-/// The texts of all Rust files below a folder of this package.
+/// The texts of all Rust and SQL files below a folder of this package.
 pub(crate) fn sources(folder: &str) -> Vec<String> {
     fn add(folder: &Path, texts: &mut Vec<String>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 add(&path, texts);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path
+                .extension()
+                .is_some_and(|ending| ending == "rs" || ending == "sql")
+            {
                 texts.push(std::fs::read_to_string(path).unwrap());
             }
         }
