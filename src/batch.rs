@@ -1,6 +1,6 @@
 //! A batch: the changes of consecutive touches that are delivered together, bounded by rows and bytes, and
 //! the fate of each change. Its age needs no bound: a batch never waits until it is full, it takes the
-//! touches that are there when the batch before it has been sent.
+//! touches that are there when it is read.
 //!
 //! What always holds: each row is in a batch at most once, in the order of last touches; a truncate comes
 //! before all other changes of its entity. The batch keeps which changes the cloud has accepted or refused,

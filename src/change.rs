@@ -58,7 +58,8 @@ pub struct Change {
     pub op: Op,
     /// Why it is a delete.
     pub cause: Cause,
-    /// When its row was last touched, in microseconds since 1970.
+    /// When its row was first touched, of the touches that were merged into the change, in microseconds since
+    /// 1970.
     pub captured_at: i64,
     /// The key as a JSON object; empty for a truncate.
     pub key: Box<str>,

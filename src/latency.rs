@@ -21,7 +21,7 @@ pub struct PerStep<T> {
     pub push: T,
     /// The server's own time until its commit, if it reports it in `Server-Timing`.
     pub apply: T,
-    /// Until the source's write-ahead log and the checkpoint are on the disk.
+    /// The commit of the checkpoint in the local store.
     pub commit: T,
     /// From the capture of the oldest change to the committed checkpoint.
     pub total: T,

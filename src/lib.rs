@@ -4,9 +4,9 @@
 //! # As a library
 //!
 //! [`Settings`] say where the site and its cloud are, [`Catalogue`] and [`Entity`] what is replicated. A
-//! [`Replicator`] runs until it is stopped and has a [`StatusReport`]; [`Replicator::sync_once`] compares site
-//! and cloud once and returns a [`SyncReport`]. A [`Receiver`] is the reference cloud server. What fails is an
-//! [`Error`]. The folder `examples` has a program for each.
+//! [`Replicator`] runs until it is stopped and has a [`StatusReport`]; [`Replicator::sync_once`] compares
+//! site and cloud once and returns a [`SyncReport`]. A [`Receiver`] is the reference cloud server. What fails
+//! is an [`Error`]. The folder `examples` has a program for each.
 //!
 //! Everything else is the program's inside, hidden from the documentation; it may change in any version.
 //!
@@ -18,15 +18,15 @@
 //!    installs that, is woken by it, reads touches by window (what became visible between two transaction
 //!    snapshots), and then the present state of their rows.
 //! 2. [`batch`] holds the states, each row once.
-//! 3. [`existence`] knows what the cloud already holds; [`media`] adds the URLs of uploaded files.
-//! 4. [`deliver`] speaks to the cloud; [`wire`] is the contract between the two. What the cloud refuses for good
-//!    goes to [`quarantine`].
+//! 3. [`media`] adds the URLs of uploaded files.
+//! 4. [`deliver`] speaks to the cloud; [`wire`] is the contract between the two. What the cloud refuses for
+//!    good goes to [`quarantine`].
 //! 5. [`checkpoint`] keeps how far the cloud has accepted; then [`source`] trims the outbox.
 //!
-//! [`drain`] drives all of that in four stages: read, prepare, send, record. [`reconcile`] finds what is
-//! missing in the cloud and touches it again, so that it goes the same road. [`replicator`] builds, starts and
-//! joins the tasks; [`control`] and [`cli`] are how people see and steer it. [`receiver`] is the reference
-//! cloud server, [`demo`] a whole site with its cloud.
+//! [`drain`] drives all of that in four stages: read, prepare, send, record. [`reconcile`] compares with what
+//! the cloud holds ([`existence`]), finds what is missing in the cloud and touches it again, so that it goes
+//! the same road. [`replicator`] builds, starts and joins the tasks; [`control`] and [`cli`] are how people
+//! see and steer it. [`receiver`] is the reference cloud server, [`demo`] a whole site with its cloud.
 
 pub use catalogue::{Catalogue, Entity};
 pub use config::{Settings, SettingsBuilder};

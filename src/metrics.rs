@@ -1,7 +1,8 @@
 //! What is counted and measured: one set of fields behind `/metrics`, the status and the dashboard.
 //!
-//! [`table`] declares each metric once: name, kind, label, help. The fields are cheap to touch from the delivery path:
-//! atomics, and a counter of each entity that is found by its index in the catalogue, not by its name.
+//! [`table`] declares each metric once: name, kind, label, help. The fields are cheap to touch from the
+//! delivery path: atomics, and a counter of each entity that is found by its index in the catalogue, not by
+//! its name.
 
 pub(crate) mod table;
 

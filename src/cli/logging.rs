@@ -47,7 +47,8 @@ fn parse_filter(given_by: &str, text: &str) -> Result<EnvFilter> {
     })
 }
 
-/// tokio-postgres logs the values of every parameter at the level debug; no line of a log may carry a row's value.
+/// tokio-postgres logs the values of every parameter at the level debug; no line of a log may carry a row's
+/// value.
 fn without_values(filter: EnvFilter) -> Result<EnvFilter> {
     let directive =
         "tokio_postgres=warn"

@@ -2,8 +2,8 @@
 //!
 //! The touches of such an entity are kept in the site's database before the checkpoint can pass them: the
 //! sender keeps those of batches that were read already, the reader those that come later. With each
-//! handshake the cloud gets the schema again, as the table is then. When it takes it, the reader touches what
-//! was kept again.
+//! handshake, and some seconds after a refusal, the cloud gets the schema again, as the table is then. When
+//! it takes it, the reader touches what was kept again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,7 +57,7 @@ impl AnnouncedSchemas {
     }
 
     /// The schemas of the batch's entities that the cloud was not sent yet. Those that it refuses are sent
-    /// again with a handshake only.
+    /// again by [`Sender::announce_refused`].
     pub(super) fn untold(&self, batch: &Batch, schemas: &TableSchemas) -> Vec<(EntityIndex, TableSchema)> {
         let told = self.told();
         let mut seen = vec![false; told.len()];

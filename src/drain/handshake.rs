@@ -31,7 +31,7 @@ pub(super) struct CloudAnswer {
     pub(super) asked_at: Instant,
 }
 
-/// The drain's side of the handshake. All stages share it.
+/// The drain's side of the handshake: the sender, the retries and the foreign keys share it.
 pub(super) struct Handshake {
     cloud: Cloud,
     origin: ChangeOrigin,

@@ -454,8 +454,8 @@ impl OutboxReader {
     /// Reads until `shutdown`; sleeps between commits.
     ///
     /// One commit now and then finds the replicator asleep, and is read at once. While changes come without
-    /// end, writers are told that it is awake, and it rests between two small windows: each costs the site,
-    /// the cloud and the disk of both about the same, however few changes are in it.
+    /// end, writers learn that it is awake, and it rests between two small windows: each costs the site, the
+    /// cloud and the disk of both about the same, however few changes are in it.
     pub(super) async fn run(
         mut self,
         batches: mpsc::Sender<BatchInFlight>,

@@ -208,7 +208,7 @@ impl Recorder {
         }
     }
 
-    /// Commits one checkpoint in the store. What it stands for is on the source's disk: nothing else is sent.
+    /// Commits one checkpoint in the store. What it covers is on the source's disk: nothing else is sent.
     #[tracing::instrument(level = "debug", skip_all, fields(serial = checkpoint.serial))]
     async fn commit(&mut self, mut checkpoint: Checkpoint, stopwatch: Stopwatch) -> Result<()> {
         let began = Instant::now();

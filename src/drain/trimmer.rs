@@ -1,4 +1,4 @@
-//! Gives the outbox's space back, in a session and a task of its own: never in the way of a delivery.
+//! Gives the outbox's space back, in a session of its own: never in the way of a delivery.
 
 use std::time::Duration;
 

@@ -39,33 +39,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
-use axum::routing::{delete, get, post, put};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tower_http::compression::CompressionLayer;
-use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use self::db::apply_pool::ApplyPool;
 use self::db::pool;
 pub use self::files::upload::read_parts;
-use self::files::{group_commit::GroupCommit, media, upload};
+use self::files::{group_commit::GroupCommit, upload};
 use self::http::api_error::{ApiError, ApiResult};
 use self::http::auth::AuthThrottle;
 pub use self::http::auth::KeyRing;
 use self::http::body::MemoryBudget;
 use self::http::site_shares::{ServerCapacity, SiteShares};
-use self::http::status;
-use self::rows::route as rows_route;
-use self::tables::schema::{self, TableCache};
+use self::tables::schema::TableCache;
 use crate::error::{Error, Result};
 use crate::serve::{self, ConnectionLimits};
+use crate::wire::Capability;
 pub use crate::wire::read_changes;
-use crate::wire::{Capability, paths};
 
 /// The default of [`ReceiverSettings::body_limit`]: 64 MiB.
 pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
@@ -86,9 +78,6 @@ const MAX_CONNECTIONS: usize = 1024;
 
 /// Requests that are in progress when the server stops have this long.
 const DRAIN: Duration = Duration::from_secs(8);
-
-/// A body of which nothing arrives for this long is given up.
-const BODY_PAUSE: Duration = Duration::from_secs(60);
 
 /// What an interrupted upload has left behind is removed after this time.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -265,7 +254,13 @@ impl Receiver {
         let pool = self.shared.pool.clone();
         let apply_pool = Arc::clone(&self.shared.apply_pool);
         let limits = ConnectionLimits::new(MAX_CONNECTIONS, DRAIN);
-        serve::serve(self.listener, router(Arc::new(self.shared)), limits, shutdown).await;
+        serve::serve(
+            self.listener,
+            http::router::router(Arc::new(self.shared)),
+            limits,
+            shutdown,
+        )
+        .await;
         // A list whose reader has gone may hold a connection a little longer; nothing waits for that.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
             apply_pool.close().await;
@@ -312,33 +307,4 @@ fn prepare_folders(files: &Path) -> std::io::Result<PathBuf> {
         }
     }
     files.canonicalize()
-}
-
-fn router(shared: Arc<Shared>) -> Router {
-    let rows = get(rows_route::list)
-        .layer(CompressionLayer::new())
-        .post(rows_route::post);
-    let api = Router::new()
-        .route(&format!("/{}", paths::SYNC_STATUS), get(status::sync_status))
-        .route(&format!("/{}", paths::CHANGES), post(changes::route::receive))
-        .route(&format!("/{}/{{path}}", paths::SCHEMA), put(schema::put))
-        .route(&format!("/{}/{{path}}", paths::BULK), post(rows_route::bulk))
-        .route(
-            &format!("/{}/{{directory}}", paths::UPLOAD),
-            post(upload::receive),
-        )
-        .route("/{path}", rows)
-        .route("/{path}/", delete(rows_route::delete))
-        .route("/{path}/{key}", delete(rows_route::delete));
-    Router::new()
-        .nest("/api", api)
-        .route("/healthz", get(status::healthz))
-        .route("/media/{site}/{directory}/{name}", get(media::serve))
-        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is nothing here"))
-        .method_not_allowed_fallback(async || {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path")
-        })
-        .layer(DefaultBodyLimit::disable())
-        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
-        .with_state(shared)
 }

@@ -100,9 +100,9 @@ pub(super) fn parked(entity: &Entity, why: &str) -> Error {
     .remedy("correct that: a running replicator tries again without help, and no change is lost")
 }
 
-/// One look of the guard: as [`drift::watch`], with gaps marked where changes may be missed or values
-/// changed without a trigger, and triggers made again where that is all it takes. Returns how each entity
-/// stands after it.
+/// One look of the guard: as [`drift::watch`], with gaps marked where changes may be missed or values changed
+/// without a trigger, and triggers made again where that is all it takes. Returns how each entity is captured
+/// after it.
 ///
 /// # Errors
 /// The source's.

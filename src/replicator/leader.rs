@@ -23,7 +23,7 @@ pub(super) struct Leader {
 }
 
 impl Leader {
-    /// Takes the lock; none where another one holds it.
+    /// Takes the lock. Returns `None` if another process holds it.
     pub(super) async fn try_take(url: &SecretString) -> Result<Option<Self>> {
         let session = Session::open(url, "leader").await?;
         if !leader::try_lock(session.client()).await? {
@@ -33,7 +33,7 @@ impl Leader {
         Ok(Some(Self { session }))
     }
 
-    /// Waits until the session that holds the lock has broken off.
+    /// Waits until the session that holds the lock is lost.
     pub(super) async fn lost(&self) {
         self.session.closed().await;
     }

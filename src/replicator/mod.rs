@@ -5,9 +5,8 @@
 //!
 //! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, which also compares
 //! what may have been missed, the sync schedule. The operator API serves all the time. Tasks begin again,
-//! with the checkpoint as it stands, when the settings are replaced ([`Replicator::reload`]). They are
-//! dropped as they stand when the leader's session breaks off: what is under way then must not meet the next
-//! leader's.
+//! with the checkpoint as it is, when the settings are replaced ([`Replicator::reload`]). They are dropped at
+//! once when the leader's session is lost: what they are doing then must not meet the next leader's.
 //!
 //! Join order on shutdown: the schedule, the guard and the gauges end at once; the drain gives its reader up,
 //! finishes or gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file
@@ -177,8 +176,8 @@ impl Replicator {
         self.live.borrow().clone()
     }
 
-    /// Goes on with these settings, from the checkpoint as it stands. They must be of the same source, store,
-    /// port and catalogue: see [`Loaded::applied_over`].
+    /// Goes on with these settings, from the present checkpoint. They must be of the same source, store, port
+    /// and catalogue: see [`Loaded::applied_over`].
     ///
     /// # Errors
     /// Settings that cannot be used; the old ones stay then.
@@ -192,7 +191,7 @@ impl Replicator {
         Ok(())
     }
 
-    /// Replicates until `shutdown`, and serves the operator API. `serving` is told the API's address.
+    /// Replicates until `shutdown`, and serves the operator API. `serving` gets the API's address.
     ///
     /// # Errors
     /// What a person must mend before it can go on: configuration, identity, a taken port, a store that
@@ -224,7 +223,7 @@ impl Replicator {
             biased;
             led = self.lead_repeatedly(&stop) => led,
             () = overdue => {
-                tracing::warn!("a task did not end in time: it is broken off, and the next run goes on from the checkpoint");
+                tracing::warn!("a task did not end in time and is aborted; the next run goes on from the checkpoint");
                 Ok(())
             }
         };
@@ -276,9 +275,9 @@ impl Replicator {
         };
         let worked = tokio::select! {
             biased;
-            // What is under way is dropped: another process may drain from this moment on.
+            // The work is dropped at once: another process may drain from this moment on.
             () = leader.lost() => {
-                tracing::error!("the leader's session broke off: draining stops");
+                tracing::error!("the leader's session was lost: draining stops");
                 return Ok(());
             }
             worked = work => worked,
@@ -423,7 +422,7 @@ impl Replicator {
             synced = synced => synced,
             () = self.stopping.cancelled() => Err(Error::local(
                 "sync",
-                std::io::Error::other("the replicator was told to end"),
+                std::io::Error::other("the replicator was asked to end"),
             )
             .remedy("ask again when it runs")),
         };

@@ -1,4 +1,4 @@
-//! One-shot passes of the command line, where no daemon runs: the drain and the upload lane run beside the
+//! One-shot passes of the command line, where no daemon runs: the drain and the upload lane run next to the
 //! pass, and end with it.
 
 use std::sync::Arc;
@@ -53,8 +53,8 @@ impl OneShot {
         })
     }
 
-    /// Takes the leader's lock, and starts the drain and the upload lane; none where a replicator drains this
-    /// outbox.
+    /// Takes the leader's lock, and starts the drain and the upload lane. Returns `None` if a replicator
+    /// drains this outbox.
     ///
     /// # Errors
     /// The source's, the store's, or a configuration error.
@@ -157,8 +157,8 @@ impl OneShot {
     }
 }
 
-/// Backfills, beside a running replicator or without one: the rows go through the outbox, and the drain of
-/// this process delivers them where no replicator runs.
+/// Backfills, with a running replicator or without one: the rows go through the outbox, and the drain of this
+/// process delivers them where no replicator runs.
 ///
 /// # Errors
 /// Before the first entity; later ones are in the report.
@@ -174,7 +174,7 @@ pub async fn backfill(
     let once = OneShot::try_start(settings).await?;
     let state = match &once {
         Some(once) => once.replicator.state.clone(),
-        None => mirror_pulse(settings, shutdown).await?,
+        None => mirrored_state(settings, shutdown).await?,
     };
     let reconcile = reconcile(settings, &cloud(settings)?, &state).await?;
     let report = reconcile
@@ -191,7 +191,7 @@ pub async fn backfill(
 }
 
 /// A state that follows the checkpoint's mirror, where another process drains.
-async fn mirror_pulse(settings: &Settings, shutdown: &CancellationToken) -> Result<Arc<ReplicationState>> {
+async fn mirrored_state(settings: &Settings, shutdown: &CancellationToken) -> Result<Arc<ReplicationState>> {
     let replicator = Replicator::new(settings)?;
     let session = super::connect(settings, "follow the mirror").await?;
     let identity =

@@ -150,8 +150,8 @@ fn well(gauges: &source_status::SourceGauges) -> Health {
 }
 
 impl Replicator {
-    /// Why too much time has passed since a change that the cloud has not accepted, whatever holds it up;
-    /// none where it has not. What is known better than that goes before it.
+    /// Says why a change waits for longer than the limit, whatever holds it up; `None` if none does. A more
+    /// exact reason comes first.
     fn overdue(&self, gauges: &source_status::SourceGauges) -> Option<String> {
         let limit = self.live().settings.control.lag_limit;
         let unasked = gauges

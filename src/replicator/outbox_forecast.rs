@@ -80,7 +80,7 @@ pub(super) async fn room(client: &Client, limit: Option<u64>, bytes: u64) -> Res
     })
 }
 
-/// Bytes that are free on the disk of a folder, for those who are not root; none where it cannot be asked.
+/// Bytes that are free on the disk of a folder, for those who are not root; `None` if that cannot be read.
 pub(super) fn free(folder: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(folder).ok()?;
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))

@@ -78,7 +78,7 @@ impl Finding {
         &self.detail
     }
 
-    /// What is wrong, and the remedy; none where it is as it should be.
+    /// What is wrong, and the remedy; `None` if it is as it should be.
     pub fn error(&self) -> Option<&str> {
         (!self.ok).then_some(self.detail.as_str())
     }
@@ -173,7 +173,7 @@ async fn version(session: &Session) -> Result<String> {
     ))
 }
 
-/// The order is that of the remedies: what stands further up is mended first. Whose outbox it is comes before
+/// The order is that of the remedies: what comes first is corrected first. Whose outbox it is comes before
 /// its capture, since after a restore nothing else counts. Returns the entities whose capture is as it should
 /// be.
 async fn check_source<'a>(
@@ -247,7 +247,7 @@ async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {
 }
 
 /// Triggers in place, firing always, and with the functions as they were installed; nothing missed before;
-/// and no table beside it that writers might use instead.
+/// and no table next to it that writers might use instead.
 async fn capture(
     session: &Session,
     entity: &Entity,
@@ -414,7 +414,7 @@ async fn media(settings: &Settings) -> Result<String> {
                 operation,
                 format!("its file system does not answer within {} s", MEDIA.as_secs()),
             )
-            .remedy("mount it again, or set media.root; rows are replicated meanwhile"));
+            .remedy("mount it again, or set media.root; rows are replicated in the meantime"));
         }
     }
     Ok(root.display().to_string())

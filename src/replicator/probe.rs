@@ -99,7 +99,7 @@ async fn elsewhere(cloud: &Cloud) -> Option<Finding> {
     None
 }
 
-/// What the server can do beside the four calls, also where it does not list that.
+/// What the server can do besides the four calls, also if it does not list that.
 async fn capabilities(settings: &Settings, cloud: &Cloud, used: Capabilities) -> Finding {
     let names = used.names();
     let detail = if names.is_empty() {

@@ -31,7 +31,7 @@ pub struct ReplayedCheckpoint {
     pub changes: u64,
 }
 
-/// Puts the checkpoint back before `from`. No replicator may run meanwhile.
+/// Puts the checkpoint back before `from`. No replicator may run at the same time.
 ///
 /// # Errors
 /// A replicator runs, or the outbox holds nothing from there on; the source's and the store's.

@@ -9,9 +9,8 @@
 //! have, [`pages`] reads whole tables. [`quarantine`], [`file_records`] and [`backfill_progress`] keep what
 //! the folders of these names decide, [`schema_check`] finds what is missing.
 //!
-//! Each statement is in a file under `sql/source`, by a name; nobody but this folder sends statements on
-//! schema `cloud_sync`. Long-lived sessions are tokio-postgres; migrations and the pool for short questions
-//! are sqlx.
+//! Each statement on schema `cloud_sync` is in a file under `sql/source`, by a name, and only this folder
+//! sends them. Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
 
 pub(crate) mod backfill_progress;
 pub mod capture;

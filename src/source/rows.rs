@@ -458,8 +458,8 @@ fn by_range(table: &SourceTable, projection: &Projection) -> String {
     fill(statement!("rows", "by_range"), &values)
 }
 
-/// $1, $2, … the texts of each key column. Returns a key's number, the oid of its row's table (null if there is
-/// no row), the key, and the row.
+/// $1, $2, … the texts of each key column. Returns a key's number, the oid of its row's table (null if there
+/// is no row), the key, and the row.
 fn by_text(table: &SourceTable, projection: &Projection) -> String {
     let names: Vec<_> = (0..table.key.len())
         .map(|key_index| format!("cs_key{key_index}"))

@@ -66,8 +66,7 @@ impl SleepState {
     }
 
     /// Lets writers notify from now on. Returns whether they did not before: the caller must then look once
-    /// more, and tell
-    /// [`SleepState::looked`] what it saw, before it waits.
+    /// more, and pass what it saw to [`SleepState::looked`], before it waits.
     ///
     /// # Errors
     /// The source's.

@@ -120,7 +120,7 @@ async fn a_broken_token_file_is_replaced_and_replication_goes_on() {
             0o600
         );
         let log = daemon.log();
-        assert_eq!(log.matches("a new one is made").count(), nth + 1, "{log}");
+        assert_eq!(log.matches("a new token is generated").count(), nth + 1, "{log}");
         assert!(!log.contains(made.trim()));
         assert!(process.terminate().await.success());
     }
