@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = args().nth(1).unwrap_or("files".into());
-    let settings = ReceiverSettings::new(&var("DATABASE_URL")?, files).key("college", "the college's key");
+    let settings = ReceiverSettings::new(&var("DATABASE_URL")?, files).key("college", "key-of-the-college");
     let receiver = Receiver::bind(settings).await?;
     println!("cloud.url is http://{}/api", receiver.address());
     let stop = CancellationToken::new();

@@ -11,6 +11,7 @@ mod crash;
 mod deliver;
 mod demo;
 mod docs;
+mod examples;
 mod faults;
 mod files;
 mod holes;

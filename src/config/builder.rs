@@ -13,7 +13,7 @@ use crate::error::Result;
 ///
 /// let settings = Settings::builder()
 ///     .database_url("postgresql://replicator@localhost/school")
-///     .cloud("https://cloud.example/api", "the site's key")
+///     .cloud("https://cloud.example/api", "the-key-of-the-site")
 ///     .media_root("/srv/media")
 ///     .set("delivery.batch_rows", "500")
 ///     .build()?;
