@@ -127,8 +127,9 @@ impl Checkpoint {
     /// # Errors
     /// None at present.
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self)
-            .map_err(|error| Error::new(Kind::Local, "write the checkpoint's mirror", error.to_string()))
+        serde_json::to_string(self).map_err(|error| {
+            Error::new(Kind::Local, "write the checkpoint's mirror", error.to_string()).caused_by(error)
+        })
     }
 
     /// Opens the window up to `hi`. `last` is the value of the position sequence, read before `hi` was taken.

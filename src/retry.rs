@@ -184,11 +184,6 @@ impl FailureLog {
         self.failures = 0;
         Some(outage)
     }
-
-    /// Whether the last call recorded a failure.
-    pub fn is_failing(&self) -> bool {
-        self.since.is_some()
-    }
 }
 
 #[cfg(test)]

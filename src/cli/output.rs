@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 pub(super) fn print<T: Serialize>(json: bool, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
     let text = if json {
         serde_json::to_string_pretty(value)
-            .map_err(|error| Error::new(Kind::Local, "write JSON", error.to_string()))?
+            .map_err(|error| Error::new(Kind::Local, "write JSON", error.to_string()).caused_by(error))?
     } else {
         human(value)
     };

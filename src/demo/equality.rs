@@ -93,11 +93,9 @@ pub async fn compare(
             verify_files(&files, &root, &stored, &mut found)?;
             Ok::<_, Error>(found)
         });
-        entities.push(
-            verified
-                .await
-                .map_err(|error| Error::new(Kind::Local, "compare files", error.to_string()))??,
-        );
+        entities.push(verified.await.map_err(|error| {
+            Error::new(Kind::Local, "compare files", error.to_string()).caused_by(error)
+        })??);
     }
     Ok(EqualityReport {
         site: site_name.to_owned(),

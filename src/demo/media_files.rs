@@ -55,7 +55,7 @@ pub(super) async fn write_files(root: &Path, seed: u64, files: Vec<SampleFile>) 
         Ok(written)
     })
     .await
-    .map_err(|error| Error::new(Kind::Local, "write the sample files", error.to_string()))?
+    .map_err(|error| Error::new(Kind::Local, "write the sample files", error.to_string()).caused_by(error))?
 }
 
 /// A comment that makes a file unique: its path and the school's seed.

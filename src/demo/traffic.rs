@@ -55,28 +55,6 @@ impl Default for Rates {
     }
 }
 
-/// Makes traffic at the default rates until shutdown. Calls `observe` with a line for each activity.
-///
-/// # Errors
-/// As [`run_at`].
-pub async fn run_traffic(
-    database_url: String,
-    media_root: PathBuf,
-    seed: u64,
-    shutdown: CancellationToken,
-    observe: impl Fn(&str) + Send + Sync,
-) -> Result<()> {
-    run_at(
-        Rates::default(),
-        database_url,
-        media_root,
-        seed,
-        shutdown,
-        observe,
-    )
-    .await
-}
-
 /// Makes traffic at these rates in an existing sample school, until shutdown.
 ///
 /// # Errors
@@ -531,7 +509,7 @@ async fn on_blocking_thread<T: Send + 'static>(
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| Error::new(Kind::Local, "write a recording", error.to_string()))?
+        .map_err(|error| Error::new(Kind::Local, "write a recording", error.to_string()).caused_by(error))?
 }
 
 fn postgres_error(error: tokio_postgres::Error) -> Error {

@@ -220,7 +220,9 @@ impl Recorder {
         abort::point("before a commit");
         tokio::task::spawn_blocking(move || store.commit(&kept))
             .await
-            .map_err(|error| Error::new(Kind::Store, "commit the checkpoint", error.to_string()))??;
+            .map_err(|error| {
+                Error::new(Kind::Store, "commit the checkpoint", error.to_string()).caused_by(error)
+            })??;
         abort::point("after a commit");
         self.state
             .metrics

@@ -65,7 +65,9 @@ impl UploadJournal<'_> {
                 .collect::<Vec<_>>()
         })
         .await
-        .map_err(|error| Error::new(Kind::Media, "look at media files", error.to_string()))?;
+        .map_err(|error| {
+            Error::new(Kind::Media, "look at media files", error.to_string()).caused_by(error)
+        })?;
         if changed.is_empty() {
             return Ok(());
         }

@@ -313,7 +313,7 @@ impl FromSql<'_> for UnixMicros {
 
 fn snapshot_of(text: &str) -> Result<Snapshot> {
     text.parse().map_err(|error: crate::change::NotASnapshot| {
-        Error::new(Kind::Source, "take a snapshot of the source", error.to_string())
+        Error::new(Kind::Source, "take a snapshot of the source", error.to_string()).caused_by(error)
     })
 }
 
@@ -356,6 +356,7 @@ pub async fn mirrored(session: &Session, identity: &Identity) -> Result<Option<C
     let Some(row) = row else { return Ok(None) };
     let checkpoint: Checkpoint = serde_json::from_str(row.get(0)).map_err(|error| {
         Error::new(Kind::Config, "read the checkpoint's mirror", error.to_string())
+            .caused_by(error)
             .remedy("a newer cloud-sync may have written it: use that version")
     })?;
     Ok((checkpoint.identity == *identity).then_some(checkpoint))
