@@ -152,9 +152,7 @@ impl Checkpoint {
     /// Ends the window: the cloud has accepted everything that its `hi` sees.
     pub fn close_window(&mut self) {
         let Some(Window {
-            hi,
-            next_low_water: next_floor,
-            ..
+            hi, next_low_water, ..
         }) = self.window.take()
         else {
             return;
@@ -163,7 +161,7 @@ impl Checkpoint {
             .in_progress
             .iter()
             .map(|xid| {
-                let floor = if *xid >= self.lo.xmax {
+                let low_water = if *xid >= self.lo.xmax {
                     self.low_water
                 } else {
                     self.low_water_by_transaction
@@ -171,10 +169,10 @@ impl Checkpoint {
                         .copied()
                         .unwrap_or_default()
                 };
-                (*xid, floor)
+                (*xid, low_water)
             })
             .collect();
-        self.low_water = next_floor;
+        self.low_water = next_low_water;
         self.lo = hi;
     }
 

@@ -1,6 +1,7 @@
 //! What is counted and measured: one set of fields behind `/metrics`, the status and the dashboard.
 //!
-//! [`table`] declares each metric once: name, kind, label, help. The fields are cheap to touch from the
+//! [`table`] declares each metric once: name, kind, label, help. A new metric is a row there, a field of
+//! [`Metrics`] here, and its line in [`Metrics::new`]. The fields are cheap to touch from the
 //! delivery path: atomics, and a counter of each entity that is found by its index in the catalogue, not by
 //! its name.
 

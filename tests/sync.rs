@@ -148,7 +148,7 @@ async fn a_refused_row_waits_in_quarantine_and_leaves_it_when_it_is_accepted() {
         .unwrap();
     assert!(shown[0].image.as_ref().unwrap().contains("room 5"));
     // When it is retried while the server still refuses, it stays
-    let tables = describe::tables(&site.client, &catalogue).await.unwrap();
+    let tables = describe::fitting_tables(&site.client, &catalogue).await.unwrap();
     let attached = install::attached(&site.client, &catalogue, &tables)
         .await
         .unwrap();

@@ -6,6 +6,9 @@
 -- its key, as text: the key type's own operators, casts of the site and conditions never run in a writer's
 -- transaction.
 --
+-- Whoever changes what is generated here raises CAPTURE_VERSION in src/source/capture.rs: `init` and a running
+-- replicator then re-create it.
+--
 -- The state tells the segment, and until when the replicator sleeps; 0 and 1 are the common case: the
 -- replicator is awake, or there is none. It is notified only while it sleeps: commits with a NOTIFY queue up
 -- behind one lock of the whole server.

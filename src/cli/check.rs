@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{Context, SiteFlags, output};
 use crate::error::Result;
+use crate::replicator::cloud_check;
 use crate::replicator::preconditions::{self, Finding};
-use crate::replicator::probe;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,7 +28,7 @@ pub(super) struct CheckArgs {
 
 pub(super) async fn execute(context: &Context, args: CheckArgs) -> Result<ExitCode> {
     let findings = if args.cloud {
-        probe::check(context.settings()).await
+        cloud_check::check(context.settings()).await
     } else {
         preconditions::check(context.settings()).await
     };

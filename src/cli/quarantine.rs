@@ -116,7 +116,7 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             })?;
         }
         Action::Retry(selection) => {
-            let tables = describe::tables_as_they_stand(client, &settings.catalogue).await?;
+            let tables = describe::present_tables(client, &settings.catalogue).await?;
             let attached = install::attached(client, &settings.catalogue, &tables).await?;
             let touch = async |entries: Vec<QuarantineEntry>| {
                 quarantine::retry(client, &settings.catalogue, &attached, &entries).await
@@ -156,7 +156,7 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
         }
         Action::Add { entity, key } => {
             let entity_index = settings.catalogue.select(std::slice::from_ref(&entity))?[0];
-            let tables = describe::tables_as_they_stand(client, &settings.catalogue).await?;
+            let tables = describe::present_tables(client, &settings.catalogue).await?;
             let key = row_key(&settings.catalogue[entity_index], &tables[entity_index.0], &key)?;
             quarantine::add(client, &entity, &key).await?;
             output::print(

@@ -199,7 +199,7 @@ pub(super) fn capabilities(text: &str) -> ParsedValue<CapabilityChoice> {
     let mut chosen: Vec<String> = Vec::new();
     for name in listed(text).filter(|name| !name.is_empty()) {
         if !Capability::NAMES.contains(&name) {
-            let suggestion = nearest(name, Capability::NAMES)
+            let suggestion = nearest(name, Capability::NAMES.iter().copied())
                 .map_or(String::new(), |meant| format!(" (did you mean {meant}?)"));
             return Err(format!(
                 "must be \"auto\" or a list of {}; {name:?} is no capability{suggestion}",

@@ -92,7 +92,7 @@ pub(super) async fn deliver(
             outcome @ (SendOutcome::Refused { .. } | SendOutcome::Unclear) => {
                 if matches!(outcome, SendOutcome::Unclear) {
                     numbering.accepted();
-                    if numbering.was_followed() {
+                    if numbering.sent_after_last_taken() {
                         return Err(Failure::new_term(
                             &operation,
                             "some of its changes have to be sent again",
@@ -176,7 +176,7 @@ async fn send(
                 if status == 413 {
                     cloud.inner.sizer.record_too_long(size.text);
                 }
-                if numbering.is_followed() {
+                if numbering.sent_after_next() {
                     // The batches that follow it may arrive when another one was taken under its number.
                     return Err(Failure::new_term(
                         operation,

@@ -1,6 +1,6 @@
 //! The cloud's client: it brings batches and files to the cloud, and asks what the cloud has.
 //!
-//! - [`Cloud::hello`] asks what the server can do. [`Cloud::deliver`] then takes the best road: `POST
+//! - [`Cloud::handshake`] asks what the server can do. [`Cloud::deliver`] then takes the best road: `POST
 //!   /changes` if the server lists it ([`changes`]), else row by row or in bulk, parents before children
 //!   ([`baseline`]).
 //! - Either road marks the fate of each change in the batch as soon as its answer comes. So a delivery that
@@ -15,12 +15,12 @@ mod baseline;
 mod bulk;
 mod changes;
 mod changes_answer;
+mod cloud_info;
 mod encoded_body;
 mod failure;
 mod fields;
 mod file_stream;
 mod files;
-mod handshake;
 mod http;
 mod in_flight;
 mod list;
@@ -49,9 +49,9 @@ use secrecy::SecretString;
 use serde_json::value::RawValue;
 use url::Url;
 
+pub use cloud_info::CloudInfo;
 pub use failure::{CloudResult, Failure};
 pub use files::{UploadFile, UploadForm, UploadReceipt, UploadThrottle};
-pub use handshake::CloudInfo;
 pub use in_flight::InFlight;
 pub use numbering::Numbering;
 pub use probe::ProbeAnswer;

@@ -48,12 +48,12 @@ impl Numbering {
     }
 
     /// Whether anything was sent under a higher number than the next one.
-    pub fn is_followed(&self) -> bool {
+    pub fn sent_after_next(&self) -> bool {
         self.has_sent_after(self.next)
     }
 
     /// Whether anything was sent under a higher number than the last one that was taken.
-    pub fn was_followed(&self) -> bool {
+    pub fn sent_after_last_taken(&self) -> bool {
         self.has_sent_after(self.next - 1)
     }
 

@@ -20,7 +20,7 @@ use crate::change::{Cause, Change, Op};
 use crate::deliver::{Capabilities, Failure, TableSchema};
 use crate::error::{Kind, Result};
 use crate::source::outbox::TouchOp;
-use crate::source::parking::{self, KeptTouch};
+use crate::source::parked_touches::{self, KeptTouch};
 use crate::source::{describe, drift, touch};
 
 /// The schemas that the cloud has been sent.
@@ -118,7 +118,9 @@ impl Sender {
         let refused = self.announced.refused.borrow().clone();
         for (entity_index, before) in &refused {
             let entity = &self.catalogue[*entity_index];
-            let table = describe::stands(self.session.client(), entity).await?.table;
+            let table = describe::described_table(self.session.client(), entity)
+                .await?
+                .table;
             // Without the call, or if the table does not fit, the schema that the cloud was sent before still
             // counts.
             let taken = !cloud.schema
@@ -140,7 +142,7 @@ impl Sender {
                 .filter(|why| *why != before)
                 .cloned();
             if let Some((why, schemas)) = why.zip(self.schemas.clone()) {
-                parking::park(
+                parked_touches::park(
                     self.session.client(),
                     &self.fence,
                     schemas.numbers[entity_index.0],
@@ -176,7 +178,7 @@ impl Sender {
         };
         let refuses = match failure.lost_capability() {
             // It may have no such call any more, or none for this path.
-            Some(_) => self.cloud.hello(&self.origin).await?.capabilities.schema,
+            Some(_) => self.cloud.handshake(&self.origin).await?.capabilities.schema,
             None => failure.error().kind() == Kind::CloudRefused,
         };
         if !refuses {
@@ -222,7 +224,7 @@ impl Sender {
             if touches.len() < pending.len() {
                 drift::mark(self.session.client(), number, "rows were kept without their key").await?;
             }
-            parking::park(self.session.client(), &self.fence, number, &why, &touches).await?;
+            parked_touches::park(self.session.client(), &self.fence, number, &why, &touches).await?;
             for change_index in pending {
                 batch.set_fate(change_index, Fate::Parked);
             }

@@ -65,7 +65,7 @@ impl Sender {
         let mut failure = failure;
         if failure.status() == Some(403) {
             // Whether it is the key, the cloud tells.
-            if let Err(other) = self.cloud.hello(&self.origin).await {
+            if let Err(other) = self.cloud.handshake(&self.origin).await {
                 return other;
             }
             failure = failure.not_the_key();

@@ -98,7 +98,7 @@ impl Handshake {
     pub(super) async fn ask(&self) -> std::result::Result<CloudAnswer, Failure> {
         let _one = self.asking.lock().await;
         let (expected, asked_at) = (self.schedule().accepted, Instant::now());
-        let info = self.cloud.hello(&self.origin).await?;
+        let info = self.cloud.handshake(&self.origin).await?;
         let answer = CloudAnswer {
             info,
             expected,

@@ -10,7 +10,7 @@
 //! 2. [`prepare`] waits until that is on the source's disk, and adds the files' URLs.
 //! 3. [`send`] sends the batch: its schema first ([`announce`]), under a term ([`terms`]). Several batches
 //!    are on their way to a cloud that takes them in order only ([`prefetch`]); what a server without
-//!    `changes` needs is in [`baseline`], what fails for the fault of a row in [`failing_rows`].
+//!    `changes` needs is in [`baseline_notes`], what fails for the fault of a row in [`failing_rows`].
 //! 4. [`record`] makes durable what became of each change, commits the checkpoint, and acknowledges it to
 //!    `send`.
 //!
@@ -31,7 +31,7 @@
 //! durable checkpoint.
 
 mod announce;
-mod baseline;
+mod baseline_notes;
 mod failing_rows;
 mod handshake;
 mod merged_touches;
@@ -131,7 +131,7 @@ pub enum DrainStep {
 }
 
 /// A batch on its way through the drain.
-struct BatchInFlight {
+struct DrainBatch {
     batch: crate::batch::Batch,
     /// The checkpoint once the batch is accepted.
     after: Checkpoint,

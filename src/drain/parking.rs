@@ -13,7 +13,7 @@ use super::reader::{OutboxReader, PROBE, ParkedEntity};
 use crate::change::Position;
 use crate::error::{Error, Result};
 use crate::source::outbox::{OutboxPage, TouchOp};
-use crate::source::parking::{self, KeptTouch};
+use crate::source::parked_touches::{self, KeptTouch};
 use crate::source::rows::{ByteBudget, RowReadFailure, TouchKey, join_array};
 use crate::source::{drift, outbox};
 
@@ -59,7 +59,8 @@ impl OutboxReader {
                 .collect();
             if !touches.is_empty() {
                 let number = self.schemas.numbers[entity_index.0];
-                parking::park(self.session.client(), &self.fence, number, &parked.why, &touches).await?;
+                parked_touches::park(self.session.client(), &self.fence, number, &parked.why, &touches)
+                    .await?;
             }
         }
         Ok(())
@@ -185,7 +186,7 @@ impl OutboxReader {
             };
             self.wait_for_locks(outbox::LOCK).await?;
             if readable.is_ok() {
-                parking::unpark(
+                parked_touches::unpark(
                     self.session.client(),
                     &self.fence,
                     self.schemas.numbers[entity_index.0],

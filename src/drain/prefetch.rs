@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 
-use super::BatchInFlight;
+use super::DrainBatch;
 use super::announce::AnnouncedSchemas;
 use super::handshake::Handshake;
 use crate::abort;
@@ -17,7 +17,7 @@ use crate::error::Result;
 
 /// The batches that come, and the requests of those that are in flight.
 pub(super) struct Prefetch {
-    batches: BoxStream<'static, Result<BatchInFlight>>,
+    batches: BoxStream<'static, Result<DrainBatch>>,
     /// What was taken in, in order.
     taken: VecDeque<PrefetchedBatch>,
     /// Above so many bytes no more is taken in.
@@ -30,7 +30,7 @@ pub(super) struct Prefetch {
 
 /// A batch that was taken in.
 struct PrefetchedBatch {
-    read: Result<BatchInFlight>,
+    read: Result<DrainBatch>,
     sent: Option<EarlyRequest>,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct EarlyRequest {
 
 impl Prefetch {
     pub(super) fn new(
-        batches: impl Stream<Item = Result<BatchInFlight>> + Send + 'static,
+        batches: impl Stream<Item = Result<DrainBatch>> + Send + 'static,
         bytes: usize,
         cloud: Cloud,
         origin: ChangeOrigin,
@@ -66,7 +66,7 @@ impl Prefetch {
 
     /// The next batch, and the request that was sent early for it; `None` at the end. A dropped future loses
     /// nothing.
-    pub(super) async fn next(&mut self) -> Option<Result<(BatchInFlight, Option<EarlyRequest>)>> {
+    pub(super) async fn next(&mut self) -> Option<Result<(DrainBatch, Option<EarlyRequest>)>> {
         if self.taken.is_empty() {
             self.take_in().await?;
         }

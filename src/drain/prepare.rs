@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::{Stream, stream};
 use tokio::sync::mpsc;
 
-use super::{BatchInFlight, Drain};
+use super::{Drain, DrainBatch};
 use crate::batch::ChangeIndex;
 use crate::batch::Fate;
 use crate::catalogue::{Catalogue, Deletes};
@@ -34,11 +34,11 @@ impl Preparer {
     }
 
     /// Makes the batch ready. What it shows is on the source's disk then: nothing else may be sent.
-    pub(super) async fn prepare(&self, batch_in_flight: &mut BatchInFlight) -> Result<()> {
-        if let Some(wal) = batch_in_flight.wal {
+    pub(super) async fn prepare(&self, drain_batch: &mut DrainBatch) -> Result<()> {
+        if let Some(wal) = drain_batch.wal {
             outbox::flush(self.session.client(), wal).await?;
         }
-        let batch = &mut batch_in_flight.batch;
+        let batch = &mut drain_batch.batch;
         for change_index in (0..batch.len()).map(ChangeIndex) {
             let change = &batch[change_index];
             let keeps = self.catalogue[change.entity].deletes() == Deletes::Keep;
@@ -54,12 +54,12 @@ impl Preparer {
     /// All that arrive, ready. Nothing is taken that is not asked for.
     pub(super) fn prepared(
         self,
-        batches: mpsc::Receiver<BatchInFlight>,
-    ) -> impl Stream<Item = Result<BatchInFlight>> {
+        batches: mpsc::Receiver<DrainBatch>,
+    ) -> impl Stream<Item = Result<DrainBatch>> {
         stream::unfold((self, batches), |(preparer, mut batches)| async move {
-            let mut batch_in_flight = batches.recv().await?;
-            let prepared = preparer.prepare(&mut batch_in_flight).await;
-            Some((prepared.map(|()| batch_in_flight), (preparer, batches)))
+            let mut drain_batch = batches.recv().await?;
+            let prepared = preparer.prepare(&mut drain_batch).await;
+            Some((prepared.map(|()| drain_batch), (preparer, batches)))
         })
     }
 }

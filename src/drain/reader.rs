@@ -24,7 +24,7 @@ use tracing::{Instrument, debug_span};
 use super::merged_touches::{MergedTouches, ReadPage, assemble};
 use super::table_schemas::TableSchemas;
 use super::wire_schema::RefusedSchemas;
-use super::{BatchInFlight, BatchLimits};
+use super::{BatchLimits, DrainBatch};
 use crate::abort;
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, EntityIndex};
@@ -88,13 +88,13 @@ pub(super) struct OutboxReader {
     /// How far was read, as the checkpoint that it will be.
     cursor: Checkpoint,
     /// Whether part of the cursor's window was handed on already.
-    under_way: bool,
+    window_is_open: bool,
     /// The snapshot of the last window.
-    looked: Option<Snapshot>,
+    snapshot_at_last_look: Option<Snapshot>,
     wake: SleepState,
     /// Whether the next window must list every transaction that runs, as those may not know yet that they
     /// must notify.
-    lying_down: bool,
+    going_to_sleep: bool,
     /// Bytes of a row, as the last batches had them.
     row_bytes: usize,
 }
@@ -140,7 +140,7 @@ impl OutboxReader {
         let outbox = Outbox::prepare(&session, &schemas.numbers).await?;
         let wake = SleepState::listen(&session).await?;
         Ok(Self {
-            under_way: cursor.window.is_some(),
+            window_is_open: cursor.window.is_some(),
             session,
             catalogue,
             outbox,
@@ -152,9 +152,9 @@ impl OutboxReader {
             limits,
             fence,
             cursor,
-            looked: None,
+            snapshot_at_last_look: None,
             wake,
-            lying_down: false,
+            going_to_sleep: false,
             row_bytes: ROW_BYTES,
         })
     }
@@ -165,7 +165,7 @@ impl OutboxReader {
     }
 
     /// The next batch; `None` if nothing waits.
-    pub(super) async fn next(&mut self) -> Result<Option<BatchInFlight>> {
+    pub(super) async fn next(&mut self) -> Result<Option<DrainBatch>> {
         let mut rows = (self.limits.bytes / self.row_bytes.max(1)).clamp(1, self.limits.rows.max(1));
         let mut tries = 0;
         loop {
@@ -178,14 +178,18 @@ impl OutboxReader {
             ) else {
                 // Nothing is left of the window.
                 self.cursor.close_window();
-                if self.under_way {
-                    self.under_way = false;
+                if self.window_is_open {
+                    self.window_is_open = false;
                     return Ok(Some(self.in_flight(Batch::default(), None, stopwatch)));
                 }
                 return Ok(None);
             };
             let before = window.position;
-            let read = match self.states(&page).instrument(debug_span!("rows")).await? {
+            let read = match self
+                .read_row_states(&page)
+                .instrument(debug_span!("rows"))
+                .await?
+            {
                 Ok(read) => read,
                 Err(again) => {
                     tries += 1;
@@ -216,10 +220,10 @@ impl OutboxReader {
             if let Some(window) = &mut self.cursor.window {
                 window.position = upto;
             }
-            self.under_way = true;
+            self.window_is_open = true;
             if page.exhausted && read.cut.is_none() {
                 self.cursor.close_window();
-                self.under_way = false;
+                self.window_is_open = false;
             }
             let mut batch = Batch::merged(read.changes, read.merged);
             for (change_index, fate) in read.fates {
@@ -229,9 +233,9 @@ impl OutboxReader {
         }
     }
 
-    fn in_flight(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> BatchInFlight {
+    fn in_flight(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> DrainBatch {
         self.cursor.serial += 1;
-        BatchInFlight {
+        DrainBatch {
             stopwatch: stopwatch.read(batch.oldest()),
             batch,
             after: self.cursor.clone(),
@@ -244,7 +248,7 @@ impl OutboxReader {
     /// The next page of the open window, or the first one of a new window.
     async fn page(&mut self, rows: usize) -> Result<OutboxPage> {
         if self.cursor.window.is_none() {
-            let fenced = if std::mem::take(&mut self.lying_down) {
+            let fenced = if std::mem::take(&mut self.going_to_sleep) {
                 Position(-1)
             } else {
                 self.cursor.low_water
@@ -254,7 +258,7 @@ impl OutboxReader {
                 .outbox
                 .open(&self.session, &self.cursor.lo, after, fenced, rows)
                 .await?;
-            self.looked = Some(opened.hi.clone());
+            self.snapshot_at_last_look = Some(opened.hi.clone());
             self.cursor.open_window(opened.hi, opened.last);
             // A transaction that has ended late may have touches below.
             if self
@@ -277,7 +281,10 @@ impl OutboxReader {
     }
 
     /// Reads the states of the page's rows.
-    async fn states(&mut self, page: &OutboxPage) -> Result<std::result::Result<ReadPage, RereadReason>> {
+    async fn read_row_states(
+        &mut self,
+        page: &OutboxPage,
+    ) -> Result<std::result::Result<ReadPage, RereadReason>> {
         let touched = self.touched(page);
         let (mut parked, mut reshaped) = (Vec::new(), Vec::new());
         for &entity_index in touched.keys() {
@@ -423,11 +430,11 @@ impl OutboxReader {
             &self.schemas.tables[entity_index.0],
         );
         if !table.fits(entity) {
-            let standing = describe::stands(self.session.client(), entity)
+            let described = describe::described_table(self.session.client(), entity)
                 .await
                 .map_err(RowReadFailure::Session)?;
-            return match standing.unfit {
-                Some(error) if !standing.table.fits(entity) => Err(RowReadFailure::Entity(error)),
+            return match described.unfit {
+                Some(error) if !described.table.fits(entity) => Err(RowReadFailure::Entity(error)),
                 _ => Err(RowReadFailure::Reshaped(TABLE_CHANGES.to_owned())),
             };
         }
@@ -436,7 +443,7 @@ impl OutboxReader {
         Ok(())
     }
 
-    /// Describes the tables again after a column changed. The triggers go on as they are until the guard
+    /// Describes the tables again after a column changed. The triggers go on as they are until the drift monitor
     /// re-creates them.
     pub(super) async fn reshape(&mut self) -> Result<()> {
         let mut schemas = TableSchemas::read(&self.session, &self.fingerprint, &self.catalogue).await?;
@@ -458,7 +465,7 @@ impl OutboxReader {
     /// cloud and the disk of both about the same, however few changes are in it.
     pub(super) async fn run(
         mut self,
-        batches: mpsc::Sender<BatchInFlight>,
+        batches: mpsc::Sender<DrainBatch>,
         shutdown: CancellationToken,
     ) -> Result<()> {
         self.read_until(batches, &shutdown).await?;
@@ -470,7 +477,7 @@ impl OutboxReader {
 
     async fn read_until(
         &mut self,
-        batches: mpsc::Sender<BatchInFlight>,
+        batches: mpsc::Sender<DrainBatch>,
         shutdown: &CancellationToken,
     ) -> Result<()> {
         let mut first = false;
@@ -496,7 +503,7 @@ impl OutboxReader {
             before = None;
             if self.wake.arm(&self.session).await? {
                 first = true;
-                self.lying_down = true;
+                self.going_to_sleep = true;
                 continue;
             }
             self.wake.looked(&self.snapshot()?, std::mem::take(&mut first));
@@ -516,7 +523,7 @@ impl OutboxReader {
     }
 
     fn snapshot(&self) -> Result<Snapshot> {
-        self.looked
+        self.snapshot_at_last_look
             .clone()
             .ok_or_else(|| Error::new(Kind::Source, "wait for changes", "no snapshot was taken"))
     }

@@ -15,12 +15,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::baseline;
+use super::baseline_notes;
 use super::parents::Parents;
 use super::resume::DrainStart;
 use super::retries::Retries;
 use super::table_schemas::TableSchemas;
-use super::{BatchInFlight, Drain, ReplicationState};
+use super::{Drain, DrainBatch, ReplicationState};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::{Catalogue, EntityIndex};
@@ -92,7 +92,7 @@ impl Recorder {
     }
 
     /// Records one batch.
-    pub(super) async fn record_once(&mut self, answered: BatchInFlight) -> Result<()> {
+    pub(super) async fn record_once(&mut self, answered: DrainBatch) -> Result<()> {
         self.settle(&answered).await?;
         abort::point("before the hand-over");
         let stopwatch = answered.stopwatch.pushed(answered.batch.answered());
@@ -103,7 +103,7 @@ impl Recorder {
     }
 
     /// Keeps what was refused, touches again what had waited for these rows, and counts the rest.
-    async fn settle(&self, answered: &BatchInFlight) -> Result<()> {
+    async fn settle(&self, answered: &DrainBatch) -> Result<()> {
         let (batch, schemas) = (&answered.batch, &answered.schemas);
         let client = self.session.client();
         let to_baseline = answered.to_baseline;
@@ -126,7 +126,8 @@ impl Recorder {
             self.touch(entity_index, schemas, &key).await?;
         }
         if to_baseline {
-            baseline::forget_deleted(client, self.fence.term(), &self.catalogue, batch, schemas).await?;
+            baseline_notes::forget_deleted(client, self.fence.term(), &self.catalogue, batch, schemas)
+                .await?;
         }
         self.note_files(batch, schemas).await?;
         if settled.mended {
@@ -247,7 +248,7 @@ impl Recorder {
     }
 
     /// Records what arrives until the sender is gone; the mirror follows within a second.
-    pub(super) async fn run(mut self, mut answered: mpsc::Receiver<BatchInFlight>) -> Result<()> {
+    pub(super) async fn run(mut self, mut answered: mpsc::Receiver<DrainBatch>) -> Result<()> {
         let mut mirror_at: Option<Instant> = None;
         loop {
             tokio::select! {

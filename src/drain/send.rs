@@ -25,7 +25,7 @@ use super::resume::DrainStart;
 use super::retries::Retries;
 use super::table_schemas::TableSchemas;
 use super::wire_schema::RefusedSchemas;
-use super::{BatchInFlight, Condition, Drain, ReplicationState, RoundEnd};
+use super::{Condition, Drain, DrainBatch, ReplicationState, RoundEnd};
 use crate::abort;
 use crate::batch::{Batch, Fate};
 use crate::catalogue::Catalogue;
@@ -131,15 +131,15 @@ impl Sender {
     }
 
     /// Sends the batch, or says what stopped it.
-    pub(super) async fn send_once(&mut self, sent: &mut BatchInFlight) -> Result<()> {
-        self.note_schemas(&sent.schemas);
-        let mut attempt = Box::pin(self.attempt(&mut sent.batch, &sent.schemas, None)).await;
+    pub(super) async fn send_once(&mut self, drain_batch: &mut DrainBatch) -> Result<()> {
+        self.note_schemas(&drain_batch.schemas);
+        let mut attempt = Box::pin(self.attempt(&mut drain_batch.batch, &drain_batch.schemas, None)).await;
         if attempt.as_ref().is_err_and(Failure::needs_new_term) {
             self.leave_term();
-            attempt = Box::pin(self.attempt(&mut sent.batch, &sent.schemas, None)).await;
+            attempt = Box::pin(self.attempt(&mut drain_batch.batch, &drain_batch.schemas, None)).await;
         }
         attempt?;
-        self.stamp(sent);
+        self.stamp(drain_batch);
         Ok(())
     }
 
@@ -155,8 +155,8 @@ impl Sender {
     /// accepted.
     pub(super) async fn run(
         mut self,
-        batches: impl Stream<Item = Result<BatchInFlight>> + Send + 'static,
-        answered: mpsc::Sender<BatchInFlight>,
+        batches: impl Stream<Item = Result<DrainBatch>> + Send + 'static,
+        answered: mpsc::Sender<DrainBatch>,
         shutdown: CancellationToken,
     ) -> Result<RoundEnd> {
         self.state.set(Condition::Replicating);
@@ -189,23 +189,23 @@ impl Sender {
                     continue;
                 }
             };
-            let Some((mut sent, early)) = next.transpose()? else {
+            let Some((mut drain_batch, early)) = next.transpose()? else {
                 self.end().await;
                 return Ok(RoundEnd::Stopped);
             };
-            self.note_schemas(&sent.schemas);
+            self.note_schemas(&drain_batch.schemas);
             let numbering = self.numbering.clone().filter(|_| !self.retries.has_any_by_hand());
             let ended = tokio::select! {
                 biased;
-                ended = self.send_with_retry(&mut sent, early, &shutdown) => ended?,
+                ended = self.send_with_retry(&mut drain_batch, early, &shutdown) => ended?,
                 never = prefetch.look_ahead(numbering.as_ref()) => match never {},
             };
             if let Some(ended) = ended {
                 return Ok(ended);
             }
             abort::point("after the delivery");
-            self.stamp(&mut sent);
-            if answered.send(sent).await.is_err() {
+            self.stamp(&mut drain_batch);
+            if answered.send(drain_batch).await.is_err() {
                 return Ok(RoundEnd::Stopped);
             }
         }
@@ -214,7 +214,7 @@ impl Sender {
     /// Tries until the batch is answered. Returns why the round ends if that cannot be.
     async fn send_with_retry(
         &mut self,
-        sent: &mut BatchInFlight,
+        drain_batch: &mut DrainBatch,
         early: Option<EarlyRequest>,
         shutdown: &CancellationToken,
     ) -> Result<Option<RoundEnd>> {
@@ -231,18 +231,18 @@ impl Sender {
             if self.handshake.available(shutdown).await.is_none() {
                 return Ok(Some(RoundEnd::Stopped));
             }
-            let pending = sent.batch.count(&Fate::Pending);
+            let pending = drain_batch.batch.count(&Fate::Pending);
             let attempt = tokio::select! {
                 biased;
                 // Boxed: the future is large, and this one holds others too.
-                attempt = Box::pin(self.attempt(&mut sent.batch, &sent.schemas, in_flight.take())) => attempt,
+                attempt = Box::pin(self.attempt(&mut drain_batch.batch, &drain_batch.schemas, in_flight.take())) => attempt,
                 () = after(shutdown, LAST_ANSWER) => return Ok(Some(RoundEnd::Stopped)),
             };
             if let Err(failure) = &attempt
                 && failure.needs_new_term()
             {
                 self.state.metrics.cloud_error(Kind::CloudProtocol);
-                if self.numbering.as_ref().is_some_and(Numbering::is_followed) {
+                if self.numbering.as_ref().is_some_and(Numbering::sent_after_next) {
                     tracing::debug!(%failure, "what waits is read again");
                     return Ok(Some(RoundEnd::NewTerm));
                 }
@@ -253,7 +253,7 @@ impl Sender {
                 }
                 continue;
             }
-            if sent.batch.count(&Fate::Pending) < pending {
+            if drain_batch.batch.count(&Fate::Pending) < pending {
                 self.handshake.delivered_in_part();
             }
             let done = attempt.is_ok();
@@ -332,7 +332,11 @@ impl Sender {
         }
         if capabilities.schema && batch.has_undeclared() {
             tracing::warn!("the cloud no longer knows columns that it was sent: the schema is sent again");
-            if self.numbering.as_ref().is_some_and(Numbering::was_followed) {
+            if self
+                .numbering
+                .as_ref()
+                .is_some_and(Numbering::sent_after_last_taken)
+            {
                 return Err(Failure::new_term(
                     PUSH,
                     "the cloud no longer knows columns that it was sent",
@@ -393,7 +397,7 @@ impl Sender {
             self.announced.forget();
         }
         if self.has_changed(&answer) {
-            if self.numbering.as_ref().is_some_and(Numbering::is_followed) {
+            if self.numbering.as_ref().is_some_and(Numbering::sent_after_next) {
                 return Err(Failure::new_term(
                     PUSH,
                     "the cloud has changed amid what was sent to it",
@@ -433,14 +437,14 @@ impl Sender {
     }
 
     /// Gives the batch's checkpoint what is known of the term that the batch went under.
-    fn stamp(&mut self, sent: &mut BatchInFlight) {
-        let after = &mut sent.after;
+    fn stamp(&mut self, drain_batch: &mut DrainBatch) {
+        let after = &mut drain_batch.after;
         after.identity = self.resume.identity.clone();
         (after.term, after.nonce) = (self.resume.term, self.resume.nonce.clone());
         after.accepted = self.resume.accepted;
         after.mirrored = self.resume.mirrored;
         self.resume = after.clone();
-        sent.to_baseline = self
+        drain_batch.to_baseline = self
             .heeded
             .as_ref()
             .is_some_and(|answer| !answer.info.capabilities.changes);

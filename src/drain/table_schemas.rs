@@ -24,7 +24,7 @@ impl TableSchemas {
     pub(super) async fn read(session: &Session, prepared: &Statement, catalogue: &Catalogue) -> Result<Self> {
         let client = session.client();
         // The fingerprints first: a column that is added in between is then noticed by the next look.
-        let mut tables = describe::tables_as_they_stand(client, catalogue).await?;
+        let mut tables = describe::present_tables(client, catalogue).await?;
         loop {
             let mut fingerprints = Vec::with_capacity(tables.len());
             for (entity, table) in catalogue.entities().iter().zip(&tables) {
@@ -32,7 +32,7 @@ impl TableSchemas {
                     describe::fingerprint(client, prepared, &[table.oid], &[&entity.table]).await?;
                 fingerprints.push((columns, named.first().copied().flatten()));
             }
-            let again = describe::tables_as_they_stand(client, catalogue).await?;
+            let again = describe::present_tables(client, catalogue).await?;
             if again == tables {
                 return Ok(Self {
                     tables,

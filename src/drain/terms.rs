@@ -32,8 +32,8 @@ impl Sender {
     }
 
     /// What distinguishes one cloud from another: its own identity, else its address.
-    fn cloud_name(&self, hello: &CloudInfo) -> String {
-        match &hello.receiver {
+    fn cloud_name(&self, info: &CloudInfo) -> String {
+        match &info.receiver {
             Some(receiver) => format!("receiver {receiver}"),
             None => format!("server {}", self.cloud.url()),
         }
@@ -47,19 +47,19 @@ impl Sender {
     pub(super) async fn begin_term(&mut self) -> std::result::Result<(), Failure> {
         self.wait_until_recorded().await?;
         let answer = self.present_answer().await?;
-        let hello = &answer.info;
-        self.settle_epoch(hello).await?;
+        let info = &answer.info;
+        self.settle_epoch(info).await?;
         let epoch = self.origin.epoch.0;
-        if let Some(version) = hello.version.filter(|version| version.epoch > epoch) {
+        if let Some(version) = info.version.filter(|version| version.epoch > epoch) {
             return Err(cloud_is_ahead(version.epoch, epoch).into());
         }
-        let has = hello.version.filter(|version| version.epoch == epoch);
+        let has = info.version.filter(|version| version.epoch == epoch);
         self.note_losses(&answer, has).await?;
         let previous = match has {
             Some(version) => Some(self.nonce(version).await?),
             None => None,
         };
-        if !hello.capabilities.changes && !self.ended_before {
+        if !info.capabilities.changes && !self.ended_before {
             // A request of the drain before this one may still be on its way, and would win over what is sent
             // now.
             let wait = self.life();
@@ -76,7 +76,7 @@ impl Sender {
         self.promoted = false;
         self.known_nonce = (self.resume.term, self.resume.nonce.clone());
         let numbering = Numbering::new(self.resume.term, self.resume.nonce.clone(), previous);
-        self.numbering = Some(if hello.tells_version {
+        self.numbering = Some(if info.tells_version {
             numbering.in_order()
         } else {
             numbering
@@ -111,12 +111,12 @@ impl Sender {
     }
 
     /// Makes sure that the epoch is above all that the cloud knows of the source, once for each outbox.
-    async fn settle_epoch(&mut self, hello: &CloudInfo) -> Result<()> {
+    async fn settle_epoch(&mut self, info: &CloudInfo) -> Result<()> {
         if self.stored.settled {
             return Ok(());
         }
-        if let Some(version) = hello.version {
-            if let Some(database) = &hello.database
+        if let Some(version) = info.version {
+            if let Some(database) = &info.database
                 && *database != self.origin.database
                 && !self.stored.declared_new
             {
@@ -136,12 +136,12 @@ impl Sender {
                 ));
             }
             if version.epoch >= self.origin.epoch.0 {
-                self.origin.epoch = Epoch(hello.highest_epoch.max(version.epoch) + 1);
+                self.origin.epoch = Epoch(info.highest_epoch.max(version.epoch) + 1);
             }
             let why = "the outbox is a new one, and the cloud has rows of the one before it";
             drift::mark_all(self.session.client(), why).await?;
-        } else if hello.highest_epoch >= self.origin.epoch.0 {
-            self.origin.epoch = Epoch(hello.highest_epoch + 1);
+        } else if info.highest_epoch >= self.origin.epoch.0 {
+            self.origin.epoch = Epoch(info.highest_epoch + 1);
         }
         self.resume.identity.epoch = self.origin.epoch;
         self.stored.settled = true;

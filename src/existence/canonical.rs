@@ -12,8 +12,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::de::IgnoredAny;
 
+use crate::wire::column_values::calendar::{days_from_civil, days_in_month};
 use crate::wire::json::{ValueScanner, string_content};
-use crate::wire::values::calendar::{days_from_civil, days_in_month};
 
 /// The first character of a moment's form. No ordinary text begins with it.
 const MOMENT: char = '\u{1}';

@@ -199,7 +199,7 @@ impl FileUploader<'_> {
 
     /// Whether a failure is about the file: the cloud is reachable, and takes the key.
     async fn is_about_the_file(&self, failure: &Failure) -> bool {
-        failure.may_be_a_rows_fault() && self.cloud.hello(&self.origin).await.is_ok()
+        failure.may_be_a_rows_fault() && self.cloud.handshake(&self.origin).await.is_ok()
     }
 
     /// Where the file is, if it can be uploaded now.

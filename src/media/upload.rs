@@ -136,7 +136,7 @@ impl FileLane {
         )
         .await?;
         let origin = ChangeOrigin::from(&site.identity);
-        let capabilities = self.cloud.hello(&origin).await?.capabilities;
+        let capabilities = self.cloud.handshake(&origin).await?.capabilities;
         Ok(FileLaneRound {
             journal: UploadJournal {
                 session: site.session,

@@ -11,8 +11,8 @@
 //! first refusal there is *provisional*: it is kept, but the row counts as quarantined only when it is
 //! refused again after the rest of its window.
 
+mod due_rows;
 pub mod orphans;
-mod retries;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -30,9 +30,9 @@ use crate::wire::json::pick;
 
 pub(crate) use crate::source::quarantine::first_images;
 pub use crate::source::quarantine::{QuarantineEntry, count, counts, discard, discard_all, oldest};
-pub use retries::add;
-use retries::{bring_forward, release_by_hand};
-pub(crate) use retries::{due, otherwise_quarantined, postpone, set_aside_fate};
+pub use due_rows::add;
+use due_rows::{bring_forward, release_by_hand};
+pub(crate) use due_rows::{due, otherwise_quarantined, postpone, set_aside_fate};
 
 /// The code of a row that cannot be read.
 const UNREADABLE: u16 = 0;

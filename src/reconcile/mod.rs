@@ -104,7 +104,7 @@ impl Reconcile {
             attached,
         } = SiteSession::open(database_url, "sync", source_id, &catalogue).await?;
         let origin = ChangeOrigin::from(&identity);
-        let capabilities = cloud.hello(&origin).await?.capabilities;
+        let capabilities = cloud.handshake(&origin).await?.capabilities;
         let began = session
             .client()
             .query_one("select (extract(epoch from now()) * 1e6)::bigint", &[])
@@ -205,8 +205,8 @@ impl Reconcile {
         if self.tables[entity_index.0].fits(entity) {
             return Ok(());
         }
-        let standing = describe::stands(self.session.client(), entity).await?;
-        Err(standing.unfit.unwrap_or_else(|| {
+        let described = describe::described_table(self.session.client(), entity).await?;
+        Err(described.unfit.unwrap_or_else(|| {
             Error::config(format!("read {}", entity.name), "its table has just changed").remedy("try again")
         }))
     }

@@ -8,7 +8,7 @@ use super::Reconcile;
 use super::report::SyncReport;
 use crate::error::{Error, Kind, Result};
 use crate::quarantine::{self, QuarantinedRows};
-use crate::source::{outbox, parking, touch};
+use crate::source::{outbox, parked_touches, touch};
 
 /// How often the pass waits for a provisional refusal to be retried.
 const ROUNDS: usize = 3;
@@ -90,7 +90,7 @@ impl<'a> TouchedRows<'a> {
         let reconcile = self.reconcile;
         let entity = &reconcile.catalogue[self.entity_index];
         let number = reconcile.attached[self.entity_index.0].id;
-        match parking::reason(reconcile.session.client(), &entity.name, number).await? {
+        match parked_touches::reason(reconcile.session.client(), &entity.name, number).await? {
             None => Ok(()),
             Some(reason) => Err(Error::new(
                 Kind::Source,

@@ -24,35 +24,35 @@ use crate::supervise::{NextRound, Supervisor};
 /// The time between two looks.
 pub(super) const EVERY: Duration = Duration::from_secs(15);
 
-/// What the guard last saw.
+/// What the drift monitor last saw.
 #[derive(Debug, Default)]
 pub(super) struct DriftSummary(Mutex<Vec<CaptureProblem>>);
 
 impl DriftSummary {
-    pub(super) fn troubles(&self) -> Vec<CaptureProblem> {
+    pub(super) fn problems(&self) -> Vec<CaptureProblem> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The first trouble, in words; what is broken now goes before what was missed.
+    /// The first problem, in words; what is broken now goes before what was missed.
     pub(super) fn reason(&self) -> Option<String> {
-        let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = troubles
+        let problems = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = problems
             .iter()
-            .find(|trouble| trouble.broken)
-            .or(troubles.first())?;
-        Some(match troubles.len() {
+            .find(|problem| problem.broken)
+            .or(problems.first())?;
+        Some(match problems.len() {
             1 => first.reason.clone(),
             count => format!("{} (and {} more)", first.reason, count - 1),
         })
     }
 
-    fn set(&self, troubles: Vec<CaptureProblem>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
+    fn set(&self, problems: Vec<CaptureProblem>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problems;
     }
 }
 
 /// What is wrong with each entity's capture, or was: for people.
-pub(super) fn troubles(
+pub(super) fn problems(
     catalogue: &Catalogue,
     watched: &[(DescribedTable, EntityDrift)],
 ) -> Vec<CaptureProblem> {
@@ -100,7 +100,7 @@ pub(super) fn parked(entity: &Entity, why: &str) -> Error {
     .remedy("correct that: a running replicator tries again without help, and no change is lost")
 }
 
-/// One look of the guard: as [`drift::watch`], with gaps marked where changes may be missed or values changed
+/// One look at the capture: as [`drift::watch`], with gaps marked where changes may be missed or values changed
 /// without a trigger, and triggers made again where that is all it takes. Returns how each entity is captured
 /// after it.
 ///
@@ -109,9 +109,9 @@ pub(super) fn parked(entity: &Entity, why: &str) -> Error {
 async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<EntityDrift>> {
     let watched = drift::watch(client, catalogue).await?;
     let mut touched = false;
-    for (entity, (standing, watched)) in catalogue.entities().iter().zip(&watched) {
-        if standing.table.oid != 0 {
-            touched |= drift::note_shape(client, watched.id, &standing.table).await?;
+    for (entity, (described, watched)) in catalogue.entities().iter().zip(&watched) {
+        if described.table.oid != 0 {
+            touched |= drift::note_shape(client, watched.id, &described.table).await?;
         }
         let Some(wrong) = &watched.wrong else { continue };
         touched = true;
@@ -119,8 +119,8 @@ async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<EntityDrift>
             drift::mark(client, watched.id, &missed).await?;
         }
         if wrong.mends_itself()
-            && standing.unfit.is_none()
-            && let Err(error) = install::attach(client, entity, &standing.table).await
+            && described.unfit.is_none()
+            && let Err(error) = install::attach(client, entity, &described.table).await
         {
             tracing::warn!("{error}");
         }
@@ -144,8 +144,8 @@ struct GapRepair {
 
 impl Replicator {
     /// Looks again and again until `stop`.
-    pub(super) async fn guard_capture(&self, stop: &CancellationToken) {
-        let every = self.guard_every;
+    pub(super) async fn monitor_drift(&self, stop: &CancellationToken) {
+        let every = self.drift_every;
         let supervisor = Supervisor::tireless("capture", every);
         let state = tokio::sync::Mutex::new(GapRepair {
             session: None,
@@ -186,7 +186,7 @@ impl Replicator {
     async fn look_at_capture(&self, session: &mut Option<Session>) -> Result<Vec<EntityDrift>> {
         let open = match session.take() {
             Some(open) => open,
-            None => Session::open(self.live().settings.require_database_url()?, "guard").await?,
+            None => Session::open(self.live().settings.require_database_url()?, "drift").await?,
         };
         let watched = look(open.client(), &self.live().settings.catalogue).await?;
         *session = Some(open);
@@ -197,21 +197,21 @@ impl Replicator {
     fn note_capture(&self, watched: &[EntityDrift]) -> Vec<String> {
         let live = self.live();
         let catalogue = &live.settings.catalogue;
-        let troubles = of(catalogue, watched.iter());
-        let before = self.guarded.troubles();
-        for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
-            tracing::error!(entity = trouble.entity, "{}", trouble.reason);
+        let problems = of(catalogue, watched.iter());
+        let before = self.drift.problems();
+        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+            tracing::error!(entity = problem.entity, "{}", problem.reason);
         }
-        for trouble in &before {
-            if !troubles.iter().any(|now| now.entity == trouble.entity) {
+        for problem in &before {
+            if !problems.iter().any(|now| now.entity == problem.entity) {
                 tracing::info!(
-                    entity = trouble.entity,
+                    entity = problem.entity,
                     "its capture is in place, and nothing is missed"
                 );
             }
         }
         let metrics = &self.state.metrics;
-        let broken = troubles.iter().filter(|trouble| trouble.broken).count();
+        let broken = problems.iter().filter(|problem| problem.broken).count();
         metrics.capture_broken.set(broken as i64);
         let gaps = watched.iter().filter(|watched| watched.gap.is_some()).count();
         metrics.capture_gaps.set(gaps as i64);
@@ -220,7 +220,7 @@ impl Replicator {
                 .parked(entity_index)
                 .set(i64::from(watched.parked.is_some()));
         }
-        self.guarded.set(troubles);
+        self.drift.set(problems);
         catalogue
             .entities()
             .iter()
@@ -244,14 +244,14 @@ impl Replicator {
         let capabilities = match self.state.capabilities() {
             Some(capabilities) => capabilities,
             None => {
-                let session = Session::open(self.live().settings.require_database_url()?, "guard").await?;
+                let session = Session::open(self.live().settings.require_database_url()?, "drift").await?;
                 let identity = identity::stored_identity_of(
                     session.client(),
                     self.live().settings.source.source_id.as_deref(),
                 )
                 .await?;
                 let origin = ChangeOrigin::from(&identity);
-                self.live().cloud.hello(&origin).await?.capabilities
+                self.live().cloud.handshake(&origin).await?.capabilities
             }
         };
         let request = SyncRequest {

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 
 use crate::error::Result;
 use crate::source::connect::{Session, must_keep_sessions};
-use crate::source::leader;
+use crate::source::leader_lock;
 
 /// How often a replicator that stands by tries to take over.
 pub(super) const TRY_EVERY: Duration = Duration::from_secs(2);
@@ -26,7 +26,7 @@ impl Leader {
     /// Takes the lock. Returns `None` if another process holds it.
     pub(super) async fn try_take(url: &SecretString) -> Result<Option<Self>> {
         let session = Session::open(url, "leader").await?;
-        if !leader::try_lock(session.client()).await? {
+        if !leader_lock::try_lock(session.client()).await? {
             return Ok(None);
         }
         must_keep_sessions(url).await?;

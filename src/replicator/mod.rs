@@ -3,23 +3,23 @@
 //! One replicator drains an outbox. Who may is settled by a lock in the source database, held by a session of
 //! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
 //!
-//! Tasks while leading: the drain, the upload lane, the gauges, the guard of capture, which also compares
+//! Tasks while leading: the drain, the upload lane, the gauges, the drift monitor, which also compares
 //! what may have been missed, the sync schedule. The operator API serves all the time. Tasks begin again,
 //! with the checkpoint as it is, when the settings are replaced ([`Replicator::reload`]). They are dropped at
 //! once when the leader's session is lost: what they are doing then must not meet the next leader's.
 //!
-//! Join order on shutdown: the schedule, the guard and the gauges end at once; the drain gives its reader up,
+//! Join order on shutdown: the schedule, the drift monitor and the gauges end at once; the drain gives its reader up,
 //! finishes or gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file
 //! up; last the leader's lock goes. It takes [`END`] at most: what has not ended by then is dropped, which
 //! costs no more than a crash would.
 
+pub mod cloud_check;
 mod drift_monitor;
 mod leader;
 mod one_shot;
 mod operator;
 mod outbox_forecast;
 pub mod preconditions;
-pub mod probe;
 mod replay;
 mod source_status;
 
@@ -104,8 +104,8 @@ pub struct Replicator {
     gauges: Mutex<SourceGauges>,
     last_sync: Mutex<Option<LastSync>>,
     syncing: tokio::sync::Mutex<()>,
-    guarded: DriftSummary,
-    guard_every: Duration,
+    drift: DriftSummary,
+    drift_every: Duration,
 }
 
 impl Replicator {
@@ -114,7 +114,7 @@ impl Replicator {
     /// # Errors
     /// A configuration error.
     pub fn new(settings: &Settings) -> Result<Arc<Self>> {
-        Self::guarding_every(settings, drift_monitor::EVERY)
+        Self::monitoring_drift_every(settings, drift_monitor::EVERY)
     }
 
     /// Installs capture in the site's database, or brings it up to date; can be repeated.
@@ -151,7 +151,7 @@ impl Replicator {
     ///
     /// # Errors
     /// A configuration error.
-    pub fn guarding_every(settings: &Settings, guard_every: Duration) -> Result<Arc<Self>> {
+    pub fn monitoring_drift_every(settings: &Settings, drift_every: Duration) -> Result<Arc<Self>> {
         let catalogue = Arc::new(settings.catalogue.clone());
         let names = catalogue.entities().iter().map(|entity| entity.name.as_str());
         let metrics = Arc::new(Metrics::new(names));
@@ -167,8 +167,8 @@ impl Replicator {
             gauges: Mutex::default(),
             last_sync: Mutex::default(),
             syncing: tokio::sync::Mutex::default(),
-            guarded: DriftSummary::default(),
-            guard_every,
+            drift: DriftSummary::default(),
+            drift_every,
         }))
     }
 
@@ -318,7 +318,7 @@ impl Replicator {
             async { ending(Box::pin(drain.run(stop.clone())).await) },
             async { ending(Box::pin(uploads.run(stop.clone())).await) },
             Box::pin(self.watch_gauges(&store, &stop)),
-            Box::pin(self.guard_capture(&stop)),
+            Box::pin(self.monitor_drift(&stop)),
             Box::pin(self.follow_schedule(&live, &stop)),
         );
         drained.and(uploaded)

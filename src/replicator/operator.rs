@@ -32,9 +32,9 @@ impl Operator for Replicator {
             (None, Condition::KeyRefused { reason }) => (ReplicatorState::KeyRefused, Some(reason)),
             (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
         };
-        status.capture = self.guarded.troubles();
+        status.capture = self.drift.problems();
         if status.reason.is_none() {
-            status.reason = self.guarded.reason();
+            status.reason = self.drift.reason();
         }
         match asked {
             Ok(gauges) => {
@@ -109,8 +109,8 @@ impl Operator for Replicator {
         }
         match self.state.condition() {
             Condition::Starting => Health::Starting("connecting".to_owned()),
-            Condition::Replicating | Condition::BackingOff { .. } if self.guarded.reason().is_some() => {
-                Health::Still(self.guarded.reason().unwrap_or_default())
+            Condition::Replicating | Condition::BackingOff { .. } if self.drift.reason().is_some() => {
+                Health::Still(self.drift.reason().unwrap_or_default())
             }
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
             // Without the source, nobody knows what waits.
@@ -158,7 +158,7 @@ impl Replicator {
             .at
             .map_or_else(|| self.started.elapsed(), |asked| asked.elapsed());
         let told = match self.state.condition() {
-            Condition::Starting | Condition::Replicating => self.guarded.reason(),
+            Condition::Starting | Condition::Replicating => self.drift.reason(),
             Condition::BackingOff { reason, .. }
             | Condition::KeyRefused { reason }
             | Condition::Stopped { reason } => Some(reason),

@@ -15,7 +15,7 @@ use crate::quarantine;
 use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::describe::{self, DescribedTable, SourceTable};
 use crate::source::drift::{self, EntityDrift};
-use crate::source::{identity, leader, outbox, schema_check};
+use crate::source::{identity, leader_lock, outbox, schema_check};
 
 /// Less room for the outbox than this is reported.
 const LEAST_ROOM: u64 = 256 << 20;
@@ -117,9 +117,9 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         "checkpoint store",
         store(settings, session.as_ref()).await,
     ));
-    let hello = check_cloud(settings, &origin).await;
-    let has_schema = hello.as_ref().is_ok_and(|hello| hello.capabilities.schema);
-    findings.push(Finding::new("cloud", hello.map(describe_cloud)));
+    let info = check_cloud(settings, &origin).await;
+    let has_schema = info.as_ref().is_ok_and(|info| info.capabilities.schema);
+    findings.push(Finding::new("cloud", info.map(describe_cloud)));
     if has_schema {
         findings.extend(check_schemas(settings, &origin, &captured).await);
     }
@@ -210,10 +210,10 @@ async fn check_source<'a>(
     findings.push(Finding::new("catalogue", catalogue(settings, session).await));
     match drift::watch(client, &settings.catalogue).await {
         Ok(watched) => {
-            for (entity, (standing, watched)) in settings.catalogue.entities().iter().zip(watched) {
-                let found = capture(session, entity, &standing, &watched).await;
-                if found.is_ok() && standing.table.fits(entity) {
-                    captured.push((entity, standing.table));
+            for (entity, (described, watched)) in settings.catalogue.entities().iter().zip(watched) {
+                let found = capture(session, entity, &described, &watched).await;
+                if found.is_ok() && described.table.fits(entity) {
+                    captured.push((entity, described.table));
                 }
                 findings.push(Finding::new(format!("capture of {}", entity.name), found));
             }
@@ -242,7 +242,7 @@ async fn quarantined(session: &Session) -> Result<String> {
 }
 
 async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {
-    let tables = describe::tables(session.client(), &settings.catalogue).await?;
+    let tables = describe::fitting_tables(session.client(), &settings.catalogue).await?;
     Ok(format!("{} entities fit their tables", tables.len()))
 }
 
@@ -251,7 +251,7 @@ async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {
 async fn capture(
     session: &Session,
     entity: &Entity,
-    standing: &DescribedTable,
+    described: &DescribedTable,
     watched: &EntityDrift,
 ) -> Result<String> {
     if let Some(wrong) = &watched.wrong {
@@ -274,7 +274,7 @@ async fn capture(
             "select case when p.relkind = 'p' then 'partition' else 'child' end, format('%I.%I', n.nspname, c.relname) \
              from pg_inherits i join pg_class p on p.oid = i.inhparent join pg_class c on c.oid = i.inhrelid \
              join pg_namespace n on n.oid = c.relnamespace where i.inhparent = $1 and (p.relkind <> 'p' or c.relkind = 'f')",
-            &[&standing.table.oid],
+            &[&described.table.oid],
         )
         .await
         .map_err(|error| Error::postgres(format!("list the tables below {}", entity.table), error))?;
@@ -446,7 +446,7 @@ async fn store(settings: &Settings, session: Option<&Session>) -> Result<String>
         .remedy("nothing: the next run resumes from the mirror in the site's database")),
         // The running replicator has it.
         Err(error) => match session {
-            Some(session) if leader::holder(session.client()).await?.is_some() => {
+            Some(session) if leader_lock::holder(session.client()).await?.is_some() => {
                 Ok(format!("{} is in use by the running replicator", path.display()))
             }
             _ => Err(error),
@@ -455,16 +455,14 @@ async fn store(settings: &Settings, session: Option<&Session>) -> Result<String>
 }
 
 async fn check_cloud(settings: &Settings, origin: &ChangeOrigin) -> Result<CloudInfo> {
-    Ok(cloud(settings)?.hello(origin).await?)
+    Ok(cloud(settings)?.handshake(origin).await?)
 }
 
-fn describe_cloud(hello: CloudInfo) -> String {
-    let capabilities = hello.capabilities.names();
+fn describe_cloud(info: CloudInfo) -> String {
+    let capabilities = info.capabilities.names();
     format!(
         "accepts the key{}, {}",
-        hello
-            .site
-            .map_or(String::new(), |site| format!(" of site {site}")),
+        info.site.map_or(String::new(), |site| format!(" of site {site}")),
         if capabilities.is_empty() {
             "baseline calls only: deletes cannot be sent, and files are not confirmed by hash".to_owned()
         } else {

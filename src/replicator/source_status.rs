@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::quarantine;
 use crate::source::connect::Session;
 use crate::source::identity::{self, Identity};
-use crate::source::{file_records, leader, outbox};
+use crate::source::{file_records, leader_lock, outbox};
 
 use super::outbox_forecast::{self, OutboxForecast};
 
@@ -154,7 +154,7 @@ pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
     let kept = questions.session.lock().await;
     if let Some(session) = kept.as_ref() {
         let watched = crate::source::drift::watch(session.client(), &settings.catalogue).await?;
-        status.capture = super::drift_monitor::troubles(&settings.catalogue, &watched);
+        status.capture = super::drift_monitor::problems(&settings.catalogue, &watched);
     }
     drop(kept);
     status.cloud.url = settings.cloud.url.as_ref().map(ToString::to_string);
@@ -162,7 +162,7 @@ pub async fn offline_status(settings: &Settings) -> Result<StatusReport> {
     if let (Some(session), Some(identity)) = (kept.as_ref(), &gauges.identity) {
         let mirrored = outbox::mirrored(session, identity).await?;
         fill_checkpoint(&mut status, mirrored.as_ref());
-        if leader::holder(session.client()).await?.is_some() {
+        if leader_lock::holder(session.client()).await?.is_some() {
             status.reason = Some(format!(
                 "a replicator drains this outbox, and its operator API does not answer at {}",
                 settings.control.listen

@@ -5,7 +5,8 @@
 //! value, so a writer can fail only for a full disk and its own reasons. Rows that logical replication
 //! applies fire row triggers only: a row trigger captures these, and ordinary writers do not fire it.
 
-use super::describe::{SourceColumn, SourceTable};
+use super::column_type::SourceColumn;
+use super::describe::SourceTable;
 use super::{output, quote_name, quote_text};
 use crate::catalogue::Entity;
 use crate::sql_template::{fill, statement};

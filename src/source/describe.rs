@@ -4,53 +4,11 @@ use std::sync::LazyLock;
 
 use tokio_postgres::{Client, Row, Statement};
 
+use super::column_type::{Codec, SourceColumn};
 use super::{condition, fit};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Kind, Result};
 use crate::sql_template::{fill, statement};
-use crate::wire::values::to_json::BINARY_OIDS;
-
-/// How a column's value is read, and becomes JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Codec {
-    /// In binary form, by the type with this oid: see [`crate::wire::values`].
-    Binary(u32),
-    /// As the text of a number, or of `NaN` and its like.
-    Number,
-    /// As text, which becomes a JSON string.
-    Text,
-    /// The same, by the type's output function: a cast to text may be the site's own, or add to the value.
-    Output,
-    /// As JSON that the server makes.
-    Json,
-}
-
-/// A column of a source table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceColumn {
-    /// Its name.
-    pub name: String,
-    /// Its base type's canonical name without modifiers, `text` for what the wire carries as text.
-    pub wire_type: String,
-    /// Its own type, written out without modifiers.
-    pub sql_type: String,
-    /// Its base type, written out without modifiers, for casts.
-    pub base_type: String,
-    /// How it is read.
-    pub codec: Codec,
-    /// Whether it may be null.
-    pub nullable: bool,
-}
-
-impl SourceColumn {
-    /// Whether credentials can be taken out of its values: they are text, or JSON that may hold some.
-    pub(crate) fn can_be_redacted(&self) -> bool {
-        matches!(
-            self.codec,
-            Codec::Text | Codec::Output | Codec::Json | Codec::Binary(25 | 114 | 1042 | 1043 | 3802)
-        )
-    }
-}
 
 /// A column of an entity's key, as the unique index compares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +106,7 @@ static FIND: LazyLock<String> = LazyLock::new(|| {
 /// A configuration error that names the entity and the remedy: a missing table, a missing column, a key that
 /// is not unique or may be null, a condition that does not hold for the row alone, parents after their
 /// children, or tables that refer to each other in a circle.
-pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<SourceTable>> {
+pub async fn fitting_tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<SourceTable>> {
     let mut tables = Vec::with_capacity(catalogue.entities().len());
     for entity in catalogue.entities() {
         let table = table(client, entity).await?;
@@ -164,15 +122,15 @@ pub async fn tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<Source
     Ok(tables)
 }
 
-/// The tables of the catalogue as they are now: see [`standing`].
+/// The tables of the catalogue as they are now: see [`described_tables`].
 ///
 /// # Errors
 /// The source's.
-pub async fn tables_as_they_stand(client: &Client, catalogue: &Catalogue) -> Result<Vec<SourceTable>> {
-    Ok(standing(client, catalogue)
+pub async fn present_tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<SourceTable>> {
+    Ok(described_tables(client, catalogue)
         .await?
         .into_iter()
-        .map(|standing| standing.table)
+        .map(|described| described.table)
         .collect())
 }
 
@@ -183,10 +141,10 @@ pub async fn tables_as_they_stand(client: &Client, catalogue: &Catalogue) -> Res
 ///
 /// # Errors
 /// The source's.
-pub async fn standing(client: &Client, catalogue: &Catalogue) -> Result<Vec<DescribedTable>> {
+pub async fn described_tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<DescribedTable>> {
     let mut all = Vec::with_capacity(catalogue.entities().len());
     for entity in catalogue.entities() {
-        all.push(stands(client, entity).await?);
+        all.push(described_table(client, entity).await?);
     }
     Ok(all)
 }
@@ -195,7 +153,7 @@ pub async fn standing(client: &Client, catalogue: &Catalogue) -> Result<Vec<Desc
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn stands(client: &Client, entity: &Entity) -> Result<DescribedTable> {
+pub(crate) async fn described_table(client: &Client, entity: &Entity) -> Result<DescribedTable> {
     let operation = naming(entity);
     let failed = |error| Error::postgres(&operation, error);
     let mut renamed = false;
@@ -298,7 +256,7 @@ async fn describe_table(client: &Client, entity: &Entity, row: &Row) -> Result<S
         .await
         .map_err(failed)?
         .iter()
-        .map(|row| column(row, entity))
+        .map(|row| SourceColumn::describe(row, entity))
         .collect();
     let keys = unique_keys(client, entity, oid).await?;
     let (key, stale_collation) = keys
@@ -315,42 +273,6 @@ async fn describe_table(client: &Client, entity: &Entity, row: &Row) -> Result<S
         child: row.get(4),
     })
 }
-
-/// A column, from a row of the statement that reads columns. Types of extensions, and types that a cast of
-/// the site's own would turn into another JSON, are sent as text.
-fn column(row: &Row, entity: &Entity) -> SourceColumn {
-    let (typtype, element, schema): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
-    let (oid, element_oid): (u32, u32) = (row.get(8), row.get(9));
-    let name: String = row.get(0);
-    let own = typtype == "b" && schema == "pg_catalog";
-    let in_key = entity.key.contains(&name);
-    let codec = match oid {
-        // A key is sent as text: each side finds the row by it.
-        17 | 114 | 3802 if in_key => Codec::Text,
-        _ if BINARY_OIDS.contains(&oid) => Codec::Binary(oid),
-        700 | 701 | 26 => Codec::Number,
-        _ if own && element == "b" && element_oid < FIRST_NORMAL_OID && element_oid != 17 && !in_key => {
-            Codec::Json
-        }
-        // The cast of an address adds its mask.
-        869 => Codec::Output,
-        _ if schema != "pg_catalog" => Codec::Output,
-        _ => Codec::Text,
-    };
-    let plain =
-        own && matches!(element, "" | "b") && !(in_key && (element == "b" || matches!(oid, 17 | 114 | 3802)));
-    SourceColumn {
-        wire_type: if plain { row.get(1) } else { "text".to_owned() },
-        sql_type: row.get(2),
-        base_type: row.get(3),
-        codec,
-        nullable: row.get(4),
-        name,
-    }
-}
-
-/// Objects with lower oids are PostgreSQL's own. Source: PostgreSQL, `transam.h`.
-const FIRST_NORMAL_OID: u32 = 16_384;
 
 /// A unique index: its key columns, and the collation of one of them that is stale.
 pub(super) struct UniqueKey {

@@ -245,20 +245,20 @@ pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Descri
         return Err(identity::not_installed());
     }
     let mut all = Vec::with_capacity(catalogue.entities().len());
-    let standing = describe::standing(client, catalogue).await?;
-    for (entity, standing) in catalogue.entities().iter().zip(standing) {
-        let watched = watch_one(client, entity, &standing.table).await?;
+    let described = describe::described_tables(client, catalogue).await?;
+    for (entity, described) in catalogue.entities().iter().zip(described) {
+        let watched = watch_one(client, entity, &described.table).await?;
         let mut watched = watched.ok_or_else(|| never_attached(entity))?;
-        if let Some(unfit) = &standing.unfit {
+        if let Some(unfit) = &described.unfit {
             let text = unfit.to_string();
             let captured = matches!(watched.wrong, None | Some(DriftKind::Outdated));
-            watched.wrong = Some(if standing.renamed && captured {
+            watched.wrong = Some(if described.renamed && captured {
                 DriftKind::Renamed(text)
             } else {
                 DriftKind::Unfit(text)
             });
         }
-        all.push((standing, watched));
+        all.push((described, watched));
     }
     Ok(all)
 }

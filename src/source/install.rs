@@ -76,7 +76,7 @@ pub async fn init(
     let session = Session::open(url, "init").await?;
     check_version(session.client()).await?;
     super::connect::must_keep_sessions(url).await?;
-    let tables = describe::tables(session.client(), catalogue).await?;
+    let tables = describe::fitting_tables(session.client(), catalogue).await?;
     migrate(url, session.client()).await?;
     let epoch = super::identity::establish(session.client(), declared).await?;
     let mut installed = Installed {
@@ -101,7 +101,7 @@ pub async fn init(
 /// # Errors
 /// That one, and the source's.
 pub async fn must_not_be_led(client: &Client) -> Result<()> {
-    match super::leader::holder(client).await? {
+    match super::leader_lock::holder(client).await? {
         None => Ok(()),
         Some(leader) => Err(Error::config(
             "remove capture",

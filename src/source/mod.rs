@@ -1,10 +1,11 @@
 //! The site's database: we install capture in it, read touches and rows from it, and never block its writers.
 //!
-//! [`connect`] holds the sessions. [`describe`] knows the tables, [`fit`] whether the catalogue fits them.
+//! [`connect`] holds the sessions. [`describe`] knows the tables, [`column_type`] how
+//! each column is read, [`fit`] whether the catalogue fits them.
 //! [`capture`] writes the SQL of the triggers, [`install`] creates and drops them, [`drift`] notices what
-//! escapes them. [`identity`] says whose outbox it is, [`leader`] and [`term`] who drains it. [`wake`] sleeps
+//! escapes them. [`identity`] says whose outbox it is, [`leader_lock`] and [`term`] who drains it. [`wake`] sleeps
 //! until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present state
-//! of touched rows, by a [`projection`] and the codec of [`crate::wire::values`]. [`parking`] keeps the
+//! of touched rows, by a [`projection`] and the codec of [`crate::wire::column_values`]. [`parked_touches`] keeps the
 //! touches of entities that cannot flow. [`touch`] touches rows again, [`sent`] remembers what some servers
 //! have, [`pages`] reads whole tables. [`quarantine`], [`file_records`] and [`backfill_progress`] keep what
 //! the folders of these names decide, [`schema_check`] finds what is missing.
@@ -14,6 +15,7 @@
 
 pub(crate) mod backfill_progress;
 pub mod capture;
+pub mod column_type;
 pub(crate) mod condition;
 pub mod connect;
 pub mod describe;
@@ -22,10 +24,10 @@ pub mod file_records;
 pub(crate) mod fit;
 pub mod identity;
 pub mod install;
-pub mod leader;
+pub mod leader_lock;
 pub mod outbox;
 pub mod pages;
-pub(crate) mod parking;
+pub(crate) mod parked_touches;
 pub(crate) mod projection;
 pub mod quarantine;
 pub(crate) mod rows;

@@ -19,7 +19,7 @@ use crate::change::{Position, Snapshot};
 use crate::checkpoint::{Checkpoint, Window};
 use crate::error::{Error, Kind, Result};
 use crate::sql_template::{fill, statement};
-use crate::wire::values::calendar::MICROS_TO_2000;
+use crate::wire::column_values::calendar::MICROS_TO_2000;
 
 /// Reads a page of a window.
 #[doc(hidden)]

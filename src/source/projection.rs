@@ -7,12 +7,13 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
-use super::describe::{Codec, SourceColumn, SourceTable};
+use super::column_type::{Codec, SourceColumn};
+use super::describe::SourceTable;
 use super::quote_name;
 use crate::catalogue::Entity;
 use crate::redact;
+use crate::wire::column_values::to_json::{push_binary, push_number};
 use crate::wire::json::push_string;
-use crate::wire::values::to_json::{push_binary, push_number};
 
 /// The buffer of a longer row is not used for the next one.
 const SCRATCH: usize = 64 * 1024;

@@ -37,7 +37,7 @@ impl SiteSession {
         let session = Session::open(database_url, purpose).await?;
         let client = session.client();
         let identity = identity::stored_identity_of(client, source_id).await?;
-        let tables = describe::tables_as_they_stand(client, catalogue).await?;
+        let tables = describe::present_tables(client, catalogue).await?;
         let attached = install::attached(client, catalogue, &tables).await?;
         Ok(Self {
             session,

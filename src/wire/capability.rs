@@ -2,39 +2,56 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One thing that a server can do in addition to the baseline. It is used only if the server lists it in the
-/// member `capabilities` of `/sync-status`, or if the site's configuration forces it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Capability {
+/// Declares the capabilities: of each its use, its variant, its field and its name on the wire.
+macro_rules! capabilities {
+    ($($(#[doc = $use:literal])+ $variant:ident $field:ident $name:literal,)+) => {
+        /// One thing that a server can do in addition to the baseline. It is used only if the server lists it
+        /// in the member `capabilities` of `/sync-status`, or if the site's configuration forces it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Capability {
+            $($(#[doc = $use])+ #[serde(rename = $name)] $variant,)+
+        }
+
+        impl Capability {
+            /// All of them, in the order in which they are shown.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Their names, in the same order.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+        }
+
+        /// A set of capabilities.
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize)]
+        pub struct Capabilities {
+            $($(#[doc = $use])+ pub $field: bool,)+
+        }
+
+        impl Capabilities {
+            fn flag(&mut self, capability: Capability) -> &mut bool {
+                match capability {
+                    $(Capability::$variant => &mut self.$field,)+
+                }
+            }
+        }
+    };
+}
+
+capabilities! {
     /// `POST /bulk/{path}`.
-    Bulk,
+    Bulk bulk "bulk",
     /// `DELETE /{path}/{key}`.
-    Delete,
+    Delete delete "delete",
     /// `POST /changes`.
-    Changes,
+    Changes changes "changes",
     /// `PUT /schema/{path}`.
-    Schema,
+    Schema schema "schema",
     /// Resumable uploads at `/files`.
-    Tus,
+    Tus tus "tus",
     /// `HEAD /upload/{directory}?hash=…`.
-    ContentHash,
+    ContentHash content_hash "content-hash",
 }
 
 impl Capability {
-    /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 6] = [
-        Self::Bulk,
-        Self::Delete,
-        Self::Changes,
-        Self::Schema,
-        Self::Tus,
-        Self::ContentHash,
-    ];
-
-    /// Their names, in the same order.
-    pub const NAMES: [&str; 6] = ["bulk", "delete", "changes", "schema", "tus", "content-hash"];
-
     /// The name on the wire.
     pub const fn name(self) -> &'static str {
         Self::NAMES[self as usize]
@@ -42,25 +59,11 @@ impl Capability {
 
     /// The capability with this name; `None` if there is none.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|capability| capability.name() == name)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|capability| capability.name() == name)
     }
-}
-
-/// A set of capabilities.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize)]
-pub struct Capabilities {
-    /// `POST /bulk/{path}`.
-    pub bulk: bool,
-    /// `DELETE /{path}/{key}`.
-    pub delete: bool,
-    /// `POST /changes`.
-    pub changes: bool,
-    /// `PUT /schema/{path}`.
-    pub schema: bool,
-    /// Resumable uploads at `/files`.
-    pub tus: bool,
-    /// `HEAD /upload/{directory}?hash=…`.
-    pub content_hash: bool,
 }
 
 impl Capabilities {
@@ -85,21 +88,11 @@ impl Capabilities {
     /// Their names on the wire.
     pub fn names(self) -> Vec<&'static str> {
         Capability::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|&capability| self.has(capability))
             .map(Capability::name)
             .collect()
-    }
-
-    fn flag(&mut self, capability: Capability) -> &mut bool {
-        match capability {
-            Capability::Bulk => &mut self.bulk,
-            Capability::Delete => &mut self.delete,
-            Capability::Changes => &mut self.changes,
-            Capability::Schema => &mut self.schema,
-            Capability::Tus => &mut self.tus,
-            Capability::ContentHash => &mut self.content_hash,
-        }
     }
 }
 
@@ -109,14 +102,18 @@ mod tests {
 
     #[test]
     fn each_capability_has_its_name() {
-        for (capability, name) in Capability::ALL.into_iter().zip(Capability::NAMES) {
+        for (capability, name) in Capability::ALL
+            .iter()
+            .copied()
+            .zip(Capability::NAMES.iter().copied())
+        {
             assert_eq!(serde_json::to_value(capability).unwrap(), name);
             assert_eq!(Capability::from_name(name), Some(capability));
             let (only, unknown) = Capabilities::from_names([name, "teleport"]);
             assert_eq!((only.names(), unknown), (vec![name], vec!["teleport"]));
             assert!(only.has(capability));
         }
-        let (all, _) = Capabilities::from_names(Capability::NAMES);
+        let (all, _) = Capabilities::from_names(Capability::NAMES.iter().copied());
         assert_eq!(all.names(), Capability::NAMES);
     }
 }

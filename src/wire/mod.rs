@@ -22,7 +22,7 @@
 //! | `Server-Timing` | [`server_timing`] |
 //! | bounds | [`limits`] |
 //! | JSON text, without building values | `json` |
-//! | PostgreSQL's values as JSON, and back | `values` |
+//! | PostgreSQL's values as JSON, and back | `column_values` |
 //!
 //! A batch is named by (epoch, term, batch): the life of the site's outbox, the term in it, and the batch's
 //! number in the term, counted from 1. The version of all its rows is [`row_version`], within the epoch.
@@ -31,6 +31,7 @@ mod answers;
 mod capability;
 mod change_line;
 mod codes;
+pub(crate) mod column_values;
 pub mod headers;
 pub(crate) mod json;
 pub mod limits;
@@ -38,7 +39,6 @@ pub mod paths;
 mod schema;
 pub mod server_timing;
 mod sync_status;
-pub(crate) mod values;
 
 pub use answers::{BulkAnswer, ChangesAnswer, ErrorBody, RejectedChange, SuccessAnswer, UploadAnswer};
 pub use capability::{Capabilities, Capability};

@@ -31,7 +31,7 @@ async fn capture_installed_again_with_an_empty_store_is_newer_than_all_that_the_
         .unwrap();
     std::fs::remove_dir_all(&scenario.site.settings.store.path).unwrap();
     scenario.site.init().await;
-    scenario.running = scenario.site.replicate_guarded();
+    scenario.running = scenario.site.replicate_monitoring_drift();
     // When rows are updated and deleted
     scenario
         .run(
@@ -151,7 +151,7 @@ async fn a_backfill_from_the_start_brings_rows_that_were_loaded_after_a_truncate
         .unwrap()
         .get(0);
     assert_eq!(held, 10);
-    scenario.running = scenario.site.replicate_guarded();
+    scenario.running = scenario.site.replicate_monitoring_drift();
     scenario.until_whole().await;
     scenario.assert_rows_equal("x", "t", "id, v", "true").await;
     scenario.running.end().await;

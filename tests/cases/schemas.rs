@@ -92,7 +92,7 @@ async fn a_schema_that_the_cloud_refuses_is_told_by_check_before_a_change() {
         says(text, &[remedy]);
     }
     // and while the replicator runs they alone wait, and every report says so.
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     for name in names {
         site.run(&format!("insert into {name} (id) values (1), (2)"))
             .await;

@@ -243,14 +243,14 @@ async fn rows_and_columns_that_are_no_longer_chosen_leave_the_cloud_of_a_running
     );
     // When capture is installed for them and the replicator runs
     scenario.site.init().await;
-    scenario.running = scenario.site.replicate_guarded();
+    scenario.running = scenario.site.replicate_monitoring_drift();
     scenario.until_whole().await;
     // Then what is not chosen is gone.
     no_secrets(&scenario).await;
     // One that starts without `init` notices too.
     scenario.running.end().await;
     scenario.site.reconfigure("kind = 'public'", "kind = 'private'");
-    scenario.running = scenario.site.replicate_guarded();
+    scenario.running = scenario.site.replicate_monitoring_drift();
     scenario.until_whole().await;
     scenario
         .assert_rows_equal("x", "t", "id, kind, feed", "kind = 'private'")

@@ -309,7 +309,7 @@ async fn an_outbox_declared_new_makes_no_writer_wait_behind_an_open_transaction(
         .await
         .unwrap();
     assert!(installed.epoch > 1);
-    scenario.running = scenario.site.replicate_guarded();
+    scenario.running = scenario.site.replicate_monitoring_drift();
     scenario.until_whole().await;
     scenario.assert_rows_equal("x", "t", "id, v", "true").await;
     scenario

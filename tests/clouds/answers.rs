@@ -174,9 +174,7 @@ async fn a_row_is_set_aside_by_hand_until_it_is_retried() {
     // until it is retried.
     let entries = quarantine::list(&site.client, None).await.unwrap();
     let catalogue = &site.settings.catalogue;
-    let tables = describe::tables_as_they_stand(&site.client, catalogue)
-        .await
-        .unwrap();
+    let tables = describe::present_tables(&site.client, catalogue).await.unwrap();
     let attached = install::attached(&site.client, catalogue, &tables).await.unwrap();
     quarantine::retry(&site.client, catalogue, &attached, &entries)
         .await

@@ -48,13 +48,14 @@ async fn sent(name: &str, changes: usize) -> (Batch, CloudResult<()>) {
 
 #[tokio::test]
 async fn the_status_says_who_the_cloud_is_and_how_far_the_source_has_come() {
-    let hello = answered_by("sync-status").await.hello(&origin()).await.unwrap();
+    let info = answered_by("sync-status")
+        .await
+        .handshake(&origin())
+        .await
+        .unwrap();
+    assert_eq!(info.capabilities.names(), ["bulk", "delete", "changes", "schema"]);
     assert_eq!(
-        hello.capabilities.names(),
-        ["bulk", "delete", "changes", "schema"]
-    );
-    assert_eq!(
-        (hello.site.as_deref(), hello.receiver.as_deref()),
+        (info.site.as_deref(), info.receiver.as_deref()),
         (Some("college"), Some("RECEIVER"))
     );
     let version = Version {
@@ -63,12 +64,12 @@ async fn the_status_says_who_the_cloud_is_and_how_far_the_source_has_come() {
         batch: 3,
     };
     assert_eq!(
-        (hello.version, hello.database.as_deref()),
+        (info.version, info.database.as_deref()),
         (Some(version), Some("7/5"))
     );
     let new = answered_by("sync-status-new")
         .await
-        .hello(&origin())
+        .handshake(&origin())
         .await
         .unwrap();
     assert!(new.version.is_none() && new.tells_version && new.last_sync.is_none());

@@ -165,7 +165,7 @@ async fn the_client_writes_the_contracts_requests() {
     let cloud = client(&url);
     let (mut numbering, origin) = (numbering(), origin());
 
-    cloud.hello(&origin).await.unwrap();
+    cloud.handshake(&origin).await.unwrap();
     golden.compare("sync-status", &recorder.take());
     cloud.put_schema(&origin, &schema()).await.unwrap();
     golden.compare("schema", &recorder.take());

@@ -29,7 +29,7 @@ const STATUS: Round = Round {
 
 /// The look at the capture: seven statements an entity, and one.
 const GUARD: Round = Round {
-    session: "cloud-sync guard",
+    session: "cloud-sync drift",
     every: Duration::from_secs(15),
     statements: 9 * 7 + 1,
 };

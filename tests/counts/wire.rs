@@ -22,7 +22,7 @@ const LEARNING: u64 = 2;
 /// `,"op":"upsert"`, `,"key":`, `,"row":`, `}` and the line's end.
 const FRAME: u64 = 63;
 
-/// What the greeting and the schema take, and the heads of the requests.
+/// What the handshake and the schema take, and the heads of the requests.
 const HEADS: u64 = 4 * 1024;
 
 /// Bytes of a compressed change, among others as alike as these.

@@ -133,14 +133,14 @@ async fn a_batch_goes_whole_before_the_one_before_it_is_answered() {
     delivery.await.unwrap();
     // and none behind what is answered.
     assert_eq!(*watched.borrow(), None);
-    assert!(numbers.was_followed());
+    assert!(numbers.sent_after_last_taken());
     server.has(1).await;
     numbers.note_sent(hash);
     cloud
         .deliver_in_flight(CHANGES, &origin, &mut numbers, &mut next, Some(in_flight))
         .await
         .unwrap();
-    assert!(!numbers.was_followed());
+    assert!(!numbers.sent_after_last_taken());
     assert_eq!(
         (first.count(&Fate::Accepted), next.count(&Fate::Accepted)),
         (3, 3)

@@ -3,7 +3,7 @@
 
 mod changes;
 mod files;
-mod hello;
+mod handshake;
 mod in_flight;
 mod lists;
 mod rows;

@@ -46,7 +46,7 @@ async fn one_connection_carries_all_where_http_2_is_offered() {
         Arc::new(Catalogue::builtin()),
     )
     .unwrap();
-    cloud.hello(&origin()).await.unwrap();
+    cloud.handshake(&origin()).await.unwrap();
     let mut batch = rooms(1..=200);
     cloud
         .deliver(BASELINE, &origin(), &mut numbering(), &mut batch)

@@ -17,7 +17,7 @@ const CATALOGUE: &str = "[[entity]]\nname = \"notes\"\ntable = \"note\"\nkey = [
 /// Two tables of a few columns, captured and replicated, with a few rows.
 async fn notes(hint: &str, tables: &str, catalogue: &str) -> (Cloud, Site, Running) {
     let (cloud, site) = Site::captured(hint, tables, catalogue).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     running.caught_up().await;
     (cloud, site, running)
 }
@@ -157,7 +157,7 @@ async fn changes_from_before_a_column_went_arrive_without_it() {
     running.end().await;
     // When both are back, the replicator as a new process
     cloud.back().await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     until_whole(&site, &running).await;
     // Then the rows are there as they are now. The cloud's column stays: it drops nothing.
     tally.judge(&site, &cloud).await;
@@ -213,7 +213,7 @@ async fn a_key_column_that_goes_never_blocks_the_site_and_nothing_else() {
     site.run(recreated).await;
     broken(&running, "notes", &["key"]).await;
     running.end().await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     broken(&running, "notes", &["key"]).await;
     site.run("insert into other (id) values (77)").await;
     cloud_holds(&cloud, "select true from cloud.others where id = 77").await;
@@ -307,7 +307,7 @@ async fn a_table_renamed_dropped_or_made_anew_is_reported_and_the_rest_flows_on(
     tally.faults += 1;
     broken(&running, "notes", &["no such table"]).await;
     running.end().await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     broken(&running, "notes", &["no such table"]).await;
     cloud_holds(&cloud, "select true from cloud.others where id = 2").await;
     site.run("create table note (like memo including all); insert into note (id, text) values (1, 'back')")
@@ -489,7 +489,7 @@ async fn a_server_that_tells_keys_only_gets_every_row_after_a_gap() {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
     let server = BaselineServer::start(&catalogue, &[]).await;
     let site = Site::school("keys_only", &server.url(), baseline::KEY).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     site.run(
         "insert into tbl_room (room_no, room_name) select 'R' || n, 'room' from generate_series(1, 5) n",
     )

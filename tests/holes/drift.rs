@@ -11,7 +11,7 @@ use crate::support::sql::{number, until_session_waits};
 async fn values_that_change_without_a_touch_are_compared() {
     let tables = "create table thing (id bigint primary key, v int)";
     let (cloud, site) = Site::captured("using", tables, &things("")).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     site.run("insert into thing select n, n from generate_series(1, 9) n")
         .await;
     running.caught_up().await;
@@ -39,7 +39,7 @@ async fn values_that_change_without_a_touch_are_compared() {
 #[tokio::test]
 async fn a_trigger_that_was_off_for_a_moment_is_noticed() {
     let (cloud, site) = Site::captured("moment", TABLE, &things("")).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     site.run("insert into thing values (1, 'one'), (2, 'two')").await;
     running.caught_up().await;
     until_whole(&site, &running).await;
@@ -65,7 +65,7 @@ async fn what_a_gap_missed_is_found_whatever_its_age() {
     let tables = "create table thing (id bigint primary key, label text, at timestamptz not null)";
     let config = things("retention = { column = \"at\", days = 30 }");
     let (cloud, site) = Site::captured("age", tables, &config).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     site.run("insert into thing values (1, 'old', now() - interval '60 days'), (2, 'new', now())")
         .await;
     running.caught_up().await;
@@ -91,7 +91,7 @@ async fn a_leafs_truncate_and_a_new_partition_are_compared() {
          create table low partition of thing for values from (0) to (10); \
          create table high partition of thing for values from (10) to (20)";
     let (cloud, site) = Site::captured("leaves", tables, &things("")).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
     running.caught_up().await;
@@ -105,7 +105,7 @@ async fn a_leafs_truncate_and_a_new_partition_are_compared() {
     until_whole(&site, &running).await;
     let truncates = held(&cloud, "select op from cloud_meta.history where op = 'truncate'").await;
     assert!(truncates.is_empty());
-    // One transaction: no look of the guard comes in between.
+    // One transaction: no look of the drift monitor comes in between.
     site.run(
         "begin; create table more partition of thing for values from (20) to (30); \
          insert into more values (21, 'direct'); commit",
@@ -130,7 +130,7 @@ const PARTITIONS: &str = "create table thing (id bigint primary key, label text)
 #[tokio::test]
 async fn a_partition_that_goes_is_compared() {
     let (cloud, site) = Site::captured("leaf_goes", PARTITIONS, &things("")).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     site.run("insert into thing select n, 'text' from generate_series(5, 14) n")
         .await;
     running.caught_up().await;
@@ -193,7 +193,7 @@ async fn a_row_of_a_partition_that_is_there_for_one_read_does_not_stay() {
     site.assert_equal(&cloud).await;
 }
 
-// Between two looks of the guard a partition comes, a row of it is sent, and it leaves, or loses the row
+// Between two looks of the drift monitor a partition comes, a row of it is sent, and it leaves, or loses the row
 // without a touch.
 #[tokio::test]
 async fn what_a_partition_lost_between_two_looks_is_compared() {
@@ -220,7 +220,7 @@ async fn what_a_partition_lost_between_two_looks_is_compared() {
             site.run(one).await;
         }
         drop((stages, drain));
-        let running = site.replicate_guarded();
+        let running = site.replicate_monitoring_drift();
         let start = std::time::Instant::now();
         while held(&cloud, "select id::text from cloud.things").await != ["1"] {
             assert!(start.elapsed() < std::time::Duration::from_secs(10), "{change}");
@@ -266,7 +266,7 @@ async fn what_changed_while_the_catalogue_lacked_its_entity_is_compared() {
     );
     // then the entity is compared when it is there again.
     site.settings.catalogue = all;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;

@@ -111,7 +111,7 @@ async fn a_cloud_that_went_back_is_compared_with_all_rows() {
          created_at timestamptz not null default now())";
     let config = things("retention = { column = \"created_at\", days = 30 }\ndeletes = \"propagate\"");
     let (mut cloud, site) = Site::captured("backup", tables, &config).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     site.run("insert into thing select n, 'before', now() - interval '60 days' from generate_series(1, 9) n")
         .await;
     running.caught_up().await;

@@ -155,7 +155,7 @@ async fn a_truncate_of_a_table_that_was_locked_takes_nothing_for_good() {
     assert_eq!(number(&site.client, gaps).await, 1);
     drop((stages, drain));
     // then it is compared.
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     until(
         &site.client,
         "select count(*) = 0 from cloud_sync.entity where gap is not null",

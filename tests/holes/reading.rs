@@ -129,7 +129,7 @@ async fn a_table_that_changes_amid_a_long_window_is_followed_from_the_next_read_
     assert_eq!(held(&cloud, words).await, ["10", "11", "12", "13", "14", "15"]);
     // What was sent in the old form is compared.
     drop((stages, drain));
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     until_whole(&site, &running).await;
     site.assert_equal(&cloud).await;
     running.end().await;

@@ -48,7 +48,7 @@ async fn a_refused_schema_parks_its_entity_alone() {
     for status in [422, 404] {
         let (cloud, fault_proxy, site) = gated("refused_schema", TABLE).await;
         fault_proxy.fault(refused_schema(status));
-        let running = site.replicate_guarded();
+        let running = site.replicate_monitoring_drift();
         site.run(
             "insert into thing select n, 'one' from generate_series(1, 3) n; insert into other values (1)",
         )
@@ -82,7 +82,7 @@ async fn a_refused_schema_parks_its_entity_alone() {
         running.caught_up().await;
         running.end().await;
         assert!(number(&site.client, "select count(*) from cloud_sync.parked_key").await >= 3);
-        let running = site.replicate_guarded();
+        let running = site.replicate_monitoring_drift();
         parked(&running).await;
         site.run("update thing set id = 4 where id = 3").await;
         running.caught_up().await;
@@ -103,7 +103,7 @@ async fn a_schema_that_is_mended_at_the_site_is_sent_as_it_is_then() {
         "create table thing (id bigint primary key, at timestamptz)",
     )
     .await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     site.run("insert into thing values (1, '2026-01-01')").await;
     running.caught_up().await;
     site.run(
@@ -169,7 +169,7 @@ async fn keys_of_any_type_are_kept_as_they_are() {
         let site = Site::bare("kept_keys", &fault_proxy.url(), KEY, &tables, &config).await;
         site.init().await;
         fault_proxy.fault(refused_schema(422));
-        let running = site.replicate_guarded();
+        let running = site.replicate_monitoring_drift();
         site.run(&format!("insert into thing values ({values})")).await;
         until(&site.client, "select count(*) = 1 from cloud_sync.parked_key").await;
         fault_proxy.clear_faults();

@@ -45,7 +45,7 @@ async fn a_rewrite_that_ends_while_the_read_waits_deletes_nothing() {
         // then the rows are there, and no delete was ever sent.
         settled(&mut stages, &site).await;
         all_there(&cloud, rewrite).await;
-        // Values that the rewrite itself has changed are the guard's to find.
+        // Values that the rewrite itself has changed are the drift monitor's to find.
         site.run("update thing set n = n").await;
         settled(&mut stages, &site).await;
         site.assert_equal(&cloud).await;

@@ -32,9 +32,9 @@ async fn an_enum_key_whose_label_was_renamed_is_a_delete() {
         ["a three", "c five"]
     );
     assert!(quarantined(&site).await.is_empty());
-    // That the row is called `d` now is the guard's to find.
+    // That the row is called `d` now is the drift monitor's to find.
     drop((stages, drain));
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     crate::support::sql::until_some(
         &connect(&cloud.database_url).await,
         "select count(*) = 3 from cloud.things where id in ('a', 'c', 'd')",

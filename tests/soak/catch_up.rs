@@ -158,7 +158,7 @@ impl World<'_> {
     }
 }
 
-/// Whether the guard would find, at its next look, that values may have changed without a touch. Leaves no
+/// Whether the drift monitor would find, at its next look, that values may have changed without a touch. Leaves no
 /// trace.
 async fn would_mark_a_gap(client: &Client, id: i16, table: u32) -> bool {
     let sql = format!("begin; select cloud_sync.note_shape({id}::smallint, {table}::oid); rollback");

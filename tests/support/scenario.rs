@@ -49,7 +49,7 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// Tables in the run's server, captured and replicated; the guard looks all the time.
+    /// Tables in the run's server, captured and replicated; the drift monitor looks all the time.
     pub(crate) async fn start(hint: &str, tables: &str, config: &str) -> Self {
         let cloud = Cloud::start(hint).await;
         let site = Site::bare(hint, &cloud.url, KEY, tables, config).await;
@@ -58,7 +58,7 @@ impl Scenario {
 
     pub(crate) async fn of(cloud: Cloud, site: Site) -> Self {
         site.init().await;
-        let running = site.replicate_guarded();
+        let running = site.replicate_monitoring_drift();
         running.caught_up().await;
         let site_client = connect(&site.database_url).await;
         let cloud_client = connect(&cloud.database_url).await;

@@ -305,9 +305,9 @@ impl Site {
         Running::of(Replicator::new(&self.settings).unwrap())
     }
 
-    /// The replicator, with its guard looking at the capture all the time.
-    pub(crate) fn replicate_guarded(&self) -> Running {
-        Running::of(Replicator::guarding_every(&self.settings, Duration::from_millis(200)).unwrap())
+    /// The replicator, with the drift monitor looking at the capture all the time.
+    pub(crate) fn replicate_monitoring_drift(&self) -> Running {
+        Running::of(Replicator::monitoring_drift_every(&self.settings, Duration::from_millis(200)).unwrap())
     }
 
     /// Compares with what the receiver holds.

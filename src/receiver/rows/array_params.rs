@@ -10,8 +10,8 @@ use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use crate::receiver::tables::column_type::ColumnType;
+use crate::wire::column_values::from_json::{date, timestamp, timestamptz};
 use crate::wire::json;
-use crate::wire::values::from_json::{date, timestamp, timestamptz};
 
 /// One column's values, as the value of a parameter.
 pub(crate) enum ArrayParam<'a> {

@@ -3,7 +3,7 @@
 //! Only values in the usual form are written here. All others are left to PostgreSQL's own input functions.
 
 use crate::receiver::tables::column_type::ColumnType;
-use crate::wire::values::from_json::BinaryType;
+use crate::wire::column_values::from_json::BinaryType;
 
 /// How a column's values are written in the binary format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -172,7 +172,7 @@ impl<'a> WithChanges<'a> {
     /// The roads on which the server stays up.
     pub(super) async fn walk(&self) {
         self.commands().await;
-        let running = self.site.replicate_guarded();
+        let running = self.site.replicate_monitoring_drift();
         running.caught_up().await;
         self.files(&running).await;
         self.many_rows(&running).await;
@@ -472,7 +472,7 @@ impl<'a> WithChanges<'a> {
     async fn once(&self, id: i32) {
         self.run(&format!("insert into public.w values ({id}, 'once', 1)"))
             .await;
-        let running = self.site.replicate_guarded();
+        let running = self.site.replicate_monitoring_drift();
         until_whole(&self.site, &running).await;
         running.end().await;
     }
@@ -512,7 +512,7 @@ pub(super) async fn with_baseline(server: &Server) -> BTreeSet<String> {
     let here = looker(&database).await;
     let commands = Commands::of(&site);
     commands.ask(&["init"]).await;
-    let running = site.replicate_guarded();
+    let running = site.replicate_monitoring_drift();
     // A child that waits in quarantine for its parent,
     cloud.require("c", "p", "p", "id");
     cloud.fault(Fault::status(422).on("p").when(|row| row["v"] == "bad"));

@@ -68,7 +68,7 @@ async fn sigterm_while_idle_and_while_a_cloud_does_not_answer() {
     plant(&site, 1, 100).await;
     daemon.caught_up().await;
     ends_in_order(process, &daemon, &site, true).await;
-    // Amid a batch that a cloud has taken and does not answer, and amid the first greeting.
+    // Amid a batch that a cloud has taken and does not answer, and amid the first handshake.
     let (silent_url, silence) = silent().await;
     plant(&site, 101, 200).await;
     let url = format!("cloud.url={silent_url}");

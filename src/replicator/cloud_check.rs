@@ -41,8 +41,8 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         database: String::new(),
     };
     let began = Instant::now();
-    let hello = match cloud.hello(&origin).await {
-        Ok(hello) => hello,
+    let info = match cloud.handshake(&origin).await {
+        Ok(info) => info,
         Err(failure) => {
             let mut findings = vec![Finding::new("status", Err(failure.into()))];
             findings.extend(elsewhere(&cloud).await);
@@ -57,11 +57,11 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
             began.elapsed().as_millis()
         )),
     )];
-    findings.push(capabilities(settings, &cloud, hello.capabilities).await);
+    findings.push(capabilities(settings, &cloud, info.capabilities).await);
     for (entity_index, entity) in settings.catalogue.indexed() {
-        findings.push(list(&cloud, entity_index, entity, hello.capabilities).await);
+        findings.push(list(&cloud, entity_index, entity, info.capabilities).await);
     }
-    findings.extend(one_table(settings, hello.capabilities));
+    findings.extend(one_table(settings, info.capabilities));
     findings
 }
 

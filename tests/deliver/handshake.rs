@@ -3,21 +3,21 @@
 use super::*;
 
 #[tokio::test]
-async fn hello_learns_what_the_server_lists_or_what_is_forced() {
+async fn handshake_learns_what_the_server_lists_or_what_is_forced() {
     let server = baseline(&[]).await;
-    let hello = client(&server.url()).hello(&origin()).await.unwrap();
-    assert_eq!(hello.capabilities, BASELINE);
-    assert_eq!((hello.site, hello.version, hello.last_sync), (None, None, None));
+    let info = client(&server.url()).handshake(&origin()).await.unwrap();
+    assert_eq!(info.capabilities, BASELINE);
+    assert_eq!((info.site, info.version, info.last_sync), (None, None, None));
 
     server.set_capabilities(&["bulk", "delete", "teleport"]);
-    let hello = client(&server.url()).hello(&origin()).await.unwrap();
-    assert_eq!(hello.capabilities.names(), ["bulk", "delete"]);
+    let info = client(&server.url()).handshake(&origin()).await.unwrap();
+    assert_eq!(info.capabilities.names(), ["bulk", "delete"]);
 
     let mut forced = options(&server.url());
     forced.forced = Some(vec!["content-hash".to_owned()]);
     let cloud = Cloud::new(forced.clone(), Arc::new(Catalogue::builtin())).unwrap();
     assert_eq!(
-        cloud.hello(&origin()).await.unwrap().capabilities.names(),
+        cloud.handshake(&origin()).await.unwrap().capabilities.names(),
         ["content-hash"]
     );
     forced.forced = Some(vec!["bulky".to_owned()]);
@@ -26,7 +26,7 @@ async fn hello_learns_what_the_server_lists_or_what_is_forced() {
 }
 
 #[tokio::test]
-async fn hello_reads_site_and_version_of_our_receiver() {
+async fn handshake_reads_site_and_version_of_our_receiver() {
     let server = Scripted::start(|_| {
         json_answer(
             200,
@@ -38,17 +38,17 @@ async fn hello_reads_site_and_version_of_our_receiver() {
         )
     })
     .await;
-    let hello = client(&server.url).hello(&origin()).await.unwrap();
-    assert_eq!(hello.site.as_deref(), Some("college"));
+    let info = client(&server.url).handshake(&origin()).await.unwrap();
+    assert_eq!(info.site.as_deref(), Some("college"));
     let version = Version {
         epoch: 2,
         term: 3,
         batch: 7,
     };
-    assert_eq!(hello.version, Some(version));
-    assert_eq!(hello.database.as_deref(), Some("7/5"));
-    assert_eq!((hello.highest_epoch, hello.receiver.as_deref()), (9, Some("r-1")));
-    assert_eq!(hello.last_sync.as_deref(), Some("2026-11-01T00:00:00Z"));
+    assert_eq!(info.version, Some(version));
+    assert_eq!(info.database.as_deref(), Some("7/5"));
+    assert_eq!((info.highest_epoch, info.receiver.as_deref()), (9, Some("r-1")));
+    assert_eq!(info.last_sync.as_deref(), Some("2026-11-01T00:00:00Z"));
     let request = &server.seen()[0];
     assert_eq!(
         (request.method.as_str(), request.uri.path()),
@@ -61,7 +61,7 @@ async fn hello_reads_site_and_version_of_our_receiver() {
 }
 
 #[tokio::test]
-async fn hello_is_only_believed_in_the_form_of_the_contract() {
+async fn handshake_is_only_believed_in_the_form_of_the_contract() {
     for (status, content_type, body, kind) in [
         (200, "text/html", "<html></html>", Kind::CloudProtocol),
         (200, "application/json", "{\"status\":", Kind::CloudProtocol),
@@ -80,11 +80,11 @@ async fn hello_is_only_believed_in_the_form_of_the_contract() {
     ] {
         let server = baseline(&[]).await;
         server.fault(Fault::answer(status, content_type, body).on("sync-status"));
-        let failure = client(&server.url()).hello(&origin()).await.unwrap_err();
+        let failure = client(&server.url()).handshake(&origin()).await.unwrap_err();
         assert_eq!(failure.error().kind(), kind, "{status} {body}");
     }
     let nobody = "http://127.0.0.1:1/api";
-    let failure = client(nobody).hello(&origin()).await.unwrap_err();
+    let failure = client(nobody).handshake(&origin()).await.unwrap_err();
     assert_eq!(failure.error().kind(), Kind::CloudUnreachable);
     assert!(!failure.to_string().contains("127.0.0.1:1/api"), "{failure}");
 }

@@ -36,7 +36,7 @@ pub struct CloudInfo {
 impl Cloud {
     /// Asks the cloud who it is and what it can do: `GET /sync-status`, or the path that the configuration
     /// names instead.
-    pub async fn hello(&self, origin: &ChangeOrigin) -> CloudResult<CloudInfo> {
+    pub async fn handshake(&self, origin: &ChangeOrigin) -> CloudResult<CloudInfo> {
         let operation = "ask the cloud for its status";
         let http = &self.inner.http;
         let path = http.status_path();
