@@ -2,7 +2,7 @@
 //!
 //! A type that is to be read in its binary form needs a writer in [`crate::wire::column_values::to_json`], and
 //! the receiver's side: a reader in `from_json` there, and the column that it makes in
-//! [`crate::receiver::tables::column_type`].
+//! `receiver/tables/column_type.rs`.
 
 use tokio_postgres::Row;
 

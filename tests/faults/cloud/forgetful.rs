@@ -87,7 +87,7 @@ async fn a_cloud_that_loses_its_changes_call_gets_rows_one_by_one_and_then_chang
         .await
         .unwrap();
     replicator
-        .until("greeted", |status| {
+        .until("asked", |status| {
             status.cloud.capabilities.contains(&"changes".to_owned())
         })
         .await;
