@@ -1,9 +1,10 @@
 //! A change, which is what is sent of a touched row; and what says where in the outbox a change lies:
 //! [`Position`], [`Epoch`], [`Snapshot`].
 
-use crate::catalogue::EntityIndex;
 use std::fmt;
 use std::str::FromStr;
+
+use crate::catalogue::EntityIndex;
 
 use serde::{Deserialize, Serialize};
 

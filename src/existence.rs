@@ -10,10 +10,10 @@
 
 mod canonical;
 
-use crate::catalogue::EntityIndex;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
+use crate::catalogue::EntityIndex;
 use crate::deliver::{Cloud, CloudResult};
 use crate::error::{Error, Kind, Result};
 use crate::wire::json::{non_null_text, pick};

@@ -1,7 +1,8 @@
 //! When to retry, and how often to log a failure that repeats.
 //!
 //! All of it is arithmetic: nothing here sleeps or sends. A loop that retries asks [`Backoff`] how long to
-//! wait, and gives each failure to [`FailureLog`], which limits the rate of log lines.
+//! wait, within the bounds that [`waits`] has for it, and gives each failure to [`FailureLog`], which limits
+//! the rate of log lines. Rows in quarantine have longer waits: see [`crate::quarantine`].
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,42 @@ use crate::error::{Error, Kind};
 
 /// The longest wait that a server's `Retry-After` can ask for.
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// The shortest and the longest wait of something that is tried again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waits {
+    pub(crate) least: Duration,
+    pub(crate) most: Duration,
+}
+
+/// How long each thing that is tried again waits: the one table.
+pub(crate) mod waits {
+    use super::{Duration, Waits};
+
+    const fn between(least_ms: u64, most_s: u64) -> Waits {
+        Waits {
+            least: Duration::from_millis(least_ms),
+            most: Duration::from_secs(most_s),
+        }
+    }
+
+    /// A batch, and the question who the cloud is, while the cloud is away.
+    pub(crate) const CLOUD: Waits = between(100, 30);
+    /// One row's request, within the delivery of its batch.
+    pub(crate) const ROW_REQUEST: Waits = between(50, 1);
+    /// A schema that the cloud refused.
+    pub(crate) const REFUSED_SCHEMA: Waits = between(500, 30);
+    /// The drain as a whole, after a failure of the site's database.
+    pub(crate) const DRAIN: Waits = between(100, 10);
+    /// The drain as a whole, when what waits has to go under a new term.
+    pub(crate) const NEW_TERM: Waits = between(10, 10);
+    /// The file lane as a whole, after a failure of the site's database, or while the cloud takes no file.
+    pub(crate) const FILE_LANE: Waits = between(200, 30);
+    /// A file that the cloud fails to take while it takes others (5xx). Doubles, without jitter.
+    pub(crate) const FAILING_FILE: Waits = between(10_000, 3600);
+    /// A file that the cloud refuses (4xx). Doubles, without jitter.
+    pub(crate) const REFUSED_FILE: Waits = between(600_000, 3600);
+}
 
 /// Exponential back-off with full jitter: the `n`th wait is a random time between `least` and `least * 2^n`,
 /// and at most `most`.
@@ -27,9 +64,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits between 200 ms and 60 s.
-    pub fn new() -> Self {
-        Self::within(Duration::from_millis(200), Duration::from_secs(60))
+    /// Waits within these bounds.
+    pub(crate) fn of(waits: Waits) -> Self {
+        Self::within(waits.least, waits.most)
     }
 
     /// Waits between `least` and `most`.
@@ -81,12 +118,6 @@ impl Backoff {
 
     fn between(&mut self, low: Duration, high: Duration) -> Duration {
         self.rng.random_range(low..=high.max(low))
-    }
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -192,7 +223,7 @@ mod tests {
 
     #[test]
     fn waits_grow_within_their_bounds_and_start_again() {
-        let mut backoff = Backoff::new().seeded(7);
+        let mut backoff = Backoff::within(Duration::from_millis(200), Duration::from_secs(60)).seeded(7);
         let (least, most) = (Duration::from_millis(200), Duration::from_secs(60));
         for attempt in 1..=200_u32 {
             let wait = backoff.next(None);
@@ -209,7 +240,8 @@ mod tests {
     #[test]
     fn waits_are_jittered_and_the_same_for_the_same_seed() {
         let waits = |seed| {
-            let mut backoff = Backoff::new().seeded(seed);
+            let mut backoff =
+                Backoff::within(Duration::from_millis(200), Duration::from_secs(60)).seeded(seed);
             (0..8).map(|_| backoff.next(None)).collect::<Vec<_>>()
         };
         assert_eq!(waits(1), waits(1));
@@ -218,7 +250,7 @@ mod tests {
 
     #[test]
     fn what_the_server_asks_for_is_waited_for_but_not_for_ever() {
-        let mut backoff = Backoff::new().seeded(3);
+        let mut backoff = Backoff::within(Duration::from_millis(200), Duration::from_secs(60)).seeded(3);
         let asked = Duration::from_secs(90);
         let wait = backoff.next(Some(asked));
         assert!(

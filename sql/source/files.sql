@@ -1,17 +1,21 @@
 -- The state of each file that a row names, and which rows name it. Whoever locks several files locks them in
 -- the order of their paths.
+--
+-- The states are those of FileState in src/source/file_records.rs, and of the check constraint in the
+-- migrations. A file that waits or fails is due at next_attempt; one that is missing, uploaded or refused is
+-- looked at by the rescan, and when the watch sees it.
 
 -- name: note_named
 -- Notes files that rows name. $1 paths, $2 directories, $3 entities, $4 keys. Returns how many of the files
--- are new.
+-- are new. A file that is known is locked, so that it is not forgotten before its reference is noted.
 with named as (
     select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) n (path, directory, entity, key)),
-fresh as (
-    insert into cloud_sync.media (path, directory)
-    select distinct on (path) path, directory from named
-    on conflict do nothing
-    returning 1)
-select count(*) from fresh
+noted as (
+    insert into cloud_sync.media as m (path, directory)
+    select distinct on (path) path, directory from named order by path
+    on conflict (path) do update set named_at = now() where m.named_at < now() - interval '10 minutes'
+    returning (xmax = 0) as is_new)
+select count(*) filter (where is_new) from noted
 
 -- name: note_references
 -- Notes which rows name which files. $1 paths   $2 entities   $3 keys
@@ -19,6 +23,26 @@ insert into cloud_sync.media_ref (path, entity, key)
 select distinct path, entity, key
 from unnest($1::text[], $2::text[], $3::text[]) n (path, entity, key)
 on conflict do nothing
+
+-- name: forget_references
+-- Forgets what rows no longer name. The rows: $1 entities, $2 keys. What they name now: $3 paths, $4 entities,
+-- $5 keys.
+delete from cloud_sync.media_ref r
+using unnest($1::text[], $2::text[]) c (entity, key)
+where r.entity = c.entity and md5(r.key) = md5(c.key) and r.key = c.key
+  and not exists (
+    select from unnest($3::text[], $4::text[], $5::text[]) n (path, entity, key)
+    where n.path = r.path and n.entity = r.entity and n.key = r.key)
+
+-- name: forget_all_references
+-- Forgets what the rows of the entities $1 name.
+delete from cloud_sync.media_ref where entity = any($1)
+
+-- name: forget_unnamed
+-- Forgets files that no row has named for an hour.
+delete from cloud_sync.media m
+where m.named_at < now() - interval '1 hour'
+  and not exists (select from cloud_sync.media_ref r where r.path = m.path)
 
 -- name: references
 -- The rows that name one of the files $1.
@@ -33,39 +57,79 @@ select path, url, remote_path from cloud_sync.media where path = any($1) and url
 select path, url, remote_path from cloud_sync.media where path = any($1) order by path for share
 
 -- name: due
--- Files that are due, without those of $1; at most $2.
-select path, directory, attempts, sent_as
+-- Files that are due, without those of $1: at most $2 small ones and $3 large ones, of $4 bytes or more. A file
+-- of unknown size counts as small. Of the small ones three in four are the newest, so that a slip that was just
+-- scanned does not wait behind a backlog; the others are the oldest, so that each has its turn.
+with small as (
+    (select path from cloud_sync.media
+     where state in ('waiting', 'failing') and next_attempt <= now() and path <> all($1)
+       and coalesce(seen_size, 0) < $4::bigint
+     order by next_attempt desc
+     limit $2::bigint - $2 / 4)
+    union
+    (select path from cloud_sync.media
+     where state in ('waiting', 'failing') and next_attempt <= now() and path <> all($1)
+       and coalesce(seen_size, 0) < $4
+     order by next_attempt
+     limit $2 / 4 + 1)
+    limit $2),
+large as (
+    select path from cloud_sync.media
+    where state in ('waiting', 'failing') and next_attempt <= now() and path <> all($1) and seen_size >= $4
+    order by next_attempt
+    limit $3::bigint)
+select path, directory, attempts, sent_as, size, hash, url
 from cloud_sync.media
-where state in ('waiting', 'failing', 'missing') and next_attempt <= now() and path <> all($1)
-order by next_attempt
-limit $2
+where path in (select path from small union all select path from large)
 
 -- name: next_due
--- Seconds until the next file is due, without those of $1.
+-- Seconds until the next file is due, without those of $1, and those of $2 bytes or more.
 select extract(epoch from min(next_attempt) - now())::float8
 from cloud_sync.media
-where state in ('waiting', 'failing', 'missing') and path <> all($1)
+where state in ('waiting', 'failing') and path <> all($1) and ($2::bigint is null or coalesce(seen_size, 0) < $2)
 
 -- name: lock
 select from cloud_sync.media where path = any($1) order by path for no key update
 
 -- name: defer
 -- $1 paths   $2 states   $3 reasons   $4 seconds until the next attempt   $5 whether this one counts
+-- $6 sizes, null if they are not known
 update cloud_sync.media m
 set state = f.state, error = f.error, attempts = m.attempts + f.counts::integer,
-    next_attempt = now() + make_interval(secs => f.seconds)
-from unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::boolean[])
-    f (path, state, error, seconds, counts)
+    next_attempt = now() + make_interval(secs => f.seconds), seen_size = coalesce(f.size, m.seen_size)
+from unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::boolean[], $6::bigint[])
+    f (path, state, error, seconds, counts, size)
 where m.path = f.path
 
 -- name: record_uploads
--- $1 paths   $2 sizes   $3 times of modification   $4 hashes   $5 URLs   $6 paths on the server
+-- $1 paths   $2 sizes   $3 times of modification   $4 times of change   $5 inodes   $6 hashes   $7 URLs
+-- $8 paths on the server
 update cloud_sync.media m
-set state = 'uploaded', size = f.size, modified_us = f.modified_us, hash = f.hash,
-    url = f.url, remote_path = f.remote_path, error = null, attempts = 0, uploaded_at = now()
-from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[])
-    f (path, size, modified_us, hash, url, remote_path)
+set state = 'uploaded', size = f.size, seen_size = f.size, modified_us = f.modified_us,
+    changed_us = f.changed_us, inode = f.inode, hash = f.hash, url = f.url, remote_path = f.remote_path,
+    error = null, attempts = 0, uploaded_at = now()
+from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::text[],
+            $8::text[])
+    f (path, size, modified_us, changed_us, inode, hash, url, remote_path)
 where m.path = f.path
+
+-- name: record_stamps
+-- Files whose content is the one that was uploaded. $1 paths   $2 times of modification   $3 times of change
+-- $4 inodes
+update cloud_sync.media m
+set state = 'uploaded', modified_us = f.modified_us, changed_us = f.changed_us, inode = f.inode, error = null,
+    attempts = 0
+from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) f (path, modified_us, changed_us, inode)
+where m.path = f.path and m.url is not null
+
+-- name: of_known_size
+-- Those of the files $1, of directories $2 and sizes $3, of which another one of the same size was uploaded to
+-- the same directory.
+select n.path
+from unnest($1::text[], $2::text[], $3::bigint[]) n (path, directory, size)
+where exists (
+    select from cloud_sync.media m
+    where m.size = n.size and m.directory = n.directory and m.path <> n.path and m.hash is not null)
 
 -- name: part_clashing
 -- Files of $1, and others, that have one URL but not one content. The later ones get names of their own.
@@ -99,13 +163,13 @@ where path in (select path from late)
 
 -- name: known
 -- State and stamp of those of the files $1 that are known.
-select path, state, size, modified_us from cloud_sync.media where path = any($1)
+select path, state, size, modified_us, changed_us, inode from cloud_sync.media where path = any($1)
 
--- name: uploaded_after
--- Uploaded files whose paths come after $1, in order; at most $2.
-select path, state, size, modified_us
+-- name: known_after
+-- The same of files whose paths come after $1, in order; at most $2.
+select path, state, size, modified_us, changed_us, inode
 from cloud_sync.media
-where path > $1 and state = 'uploaded'
+where path > $1
 order by path
 limit $2
 
@@ -118,10 +182,10 @@ set state = 'waiting', attempts = 0, next_attempt = now() + make_interval(secs =
 where path in (select path from seen)
 
 -- name: make_all_due
--- Makes every file due that is not uploaded; those that were refused only if $1.
+-- Makes every file due that waits or fails; those that were refused only if $1.
 with late as (
     select path from cloud_sync.media
-    where state in ('waiting', 'failing', 'missing') or ($1 and state = 'refused')
+    where state in ('waiting', 'failing') or ($1 and state = 'refused')
     order by path
     for no key update)
 update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path from late)
@@ -142,3 +206,14 @@ where state in ('failing', 'refused')
    or (state = 'waiting' and error <> all($2) and next_attempt > now() + interval '3 s')
 order by path
 limit $1
+
+-- name: list
+-- Files in one of the states $1 whose paths come after $2, in order; at most $3. $4 one path, or null for all.
+select path, directory, state, coalesce(seen_size, size), hash, url, error, attempts,
+       case when state in ('waiting', 'failing')
+            then greatest(extract(epoch from next_attempt - now()), 0)::float8 end,
+       extract(epoch from uploaded_at)::float8
+from cloud_sync.media
+where state = any($1) and path > $2 and ($4::text is null or path = $4)
+order by path
+limit $3

@@ -9,6 +9,7 @@ mod check;
 mod config;
 mod demo;
 mod explain;
+mod files;
 mod init;
 mod logging;
 mod output;
@@ -98,6 +99,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Decide on rows that the cloud refused, or that cannot be read
     Quarantine(quarantine::QuarantineArgs),
+    /// List the files that are not in the cloud, and why
+    Files(files::FilesArgs),
     /// Serve as the reference cloud server
     Receiver(receiver::ReceiverArgs),
     /// Show a sample school with its own PostgreSQL, a receiver and the replicator, live
@@ -175,6 +178,7 @@ impl Command {
             Self::Status(args) => args.site.overrides(),
             Self::Check(args) => args.site.overrides(),
             Self::Quarantine(args) => args.site.overrides(),
+            Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
             Self::Receiver(args) => args.overrides(),
             Self::Demo(_) | Self::Explain(_) => Vec::new(),
@@ -197,6 +201,7 @@ impl Command {
             Self::Status(args) => status::execute(context, args).await,
             Self::Check(args) => check::execute(context, args).await,
             Self::Quarantine(args) => quarantine::execute(context, args).await,
+            Self::Files(args) => files::execute(context, args).await,
             Self::Receiver(args) => receiver::execute(context, args).await,
             Self::Demo(args) => demo::execute(context, args).await,
             Self::Config(args) => config::execute(context, &args),

@@ -105,6 +105,9 @@ fn shape(shape: ValueShape) -> String {
         ValueShape::Bool => "`true` or `false`".to_owned(),
         ValueShape::Count { min, max } => format!("{min} to {max}"),
         ValueShape::Duration { min, max } => format!("a time span, {} to {}", span(min), span(max)),
+        ValueShape::DurationOrAuto { min, max } => {
+            format!("`auto`, or a time span, {} to {}", span(min), span(max))
+        }
         ValueShape::Size { min, max } => format!("a size, {} to {}", size(min), size(max)),
         ValueShape::Address => "an IP address and a port".to_owned(),
         ValueShape::HttpUrl => "an `http://` or `https://` URL".to_owned(),

@@ -87,7 +87,7 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
             counts.refused,
             counts.collapsed,
             counts.batches,
-            size(counts.bytes)
+            output::size(counts.bytes)
         ),
     );
     for (entity, accepted) in status.entities.iter().filter(|&(_, &accepted)| accepted > 0) {
@@ -108,11 +108,14 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
             "{} waiting, {} uploaded ({}), {} missing, {} failed",
             files.waiting,
             files.uploaded,
-            size(files.bytes),
+            output::size(files.bytes),
             files.missing,
             files.failed
         ),
     );
+    if let Some(problem) = &files.watch_problem {
+        lines.add("", format!("{problem}; the rescan finds what it does not tell"));
+    }
     lines.add("outbox", describe_outbox(status));
     for (index, problem) in status.capture.iter().enumerate() {
         lines.add(if index == 0 { "capture" } else { "" }, &problem.reason);
@@ -180,17 +183,21 @@ fn describe_outbox(status: &StatusReport) -> String {
         return "unknown".to_owned();
     };
     let growth = status.outbox_growth.unwrap_or_default();
-    let mut text = size(bytes);
+    let mut text = output::size(bytes);
     match growth.bytes_per_second {
-        Some(rate) if rate >= 1.0 => text.push_str(&format!(", grows by {} a second", size(rate as u64))),
+        Some(rate) if rate >= 1.0 => {
+            text.push_str(&format!(", grows by {} a second", output::size(rate as u64)))
+        }
         Some(_) => text.push_str(", does not grow"),
         None => {}
     }
     match (growth.room_bytes, growth.full_in_seconds) {
-        (Some(room), Some(seconds)) => {
-            text.push_str(&format!(", room for {}: full in {}", size(room), span(seconds)))
-        }
-        (Some(room), None) => text.push_str(&format!(", room for {}", size(room))),
+        (Some(room), Some(seconds)) => text.push_str(&format!(
+            ", room for {}: full in {}",
+            output::size(room),
+            span(seconds)
+        )),
+        (Some(room), None) => text.push_str(&format!(", room for {}", output::size(room))),
         (None, _) => {
             text.push_str(", room unknown: its disk cannot be seen from here (set source.outbox_limit)")
         }
@@ -224,10 +231,6 @@ fn span(seconds: f64) -> String {
         seconds if seconds < 172_800.0 => format!("{:.1} h", seconds / 3600.0),
         seconds => format!("{:.1} days", seconds / 86_400.0),
     }
-}
-
-fn size(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
 }
 
 #[cfg(test)]

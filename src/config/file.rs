@@ -149,7 +149,9 @@ fn text_of(shape: ValueShape, value: &DeValue<'_>) -> ParsedValue<String> {
         }
         (ValueShape::FormFields, DeValue::Table(fields)) => form_fields(fields),
         (_, DeValue::String(text)) => Ok(text.clone().into_owned()),
-        (ValueShape::Duration { .. }, _) => Err("must be a time span in quotes, such as \"30s\"".to_owned()),
+        (ValueShape::Duration { .. } | ValueShape::DurationOrAuto { .. }, _) => {
+            Err("must be a time span in quotes, such as \"30s\"".to_owned())
+        }
         (ValueShape::Size { .. }, _) => Err("must be a size in quotes, such as \"8MiB\"".to_owned()),
         _ => Err("must be text in quotes".to_owned()),
     }

@@ -1,4 +1,5 @@
-//! The one table of settings: name, default, environment variables, shape and help of each.
+//! The one table of settings: name, default, environment variables, shape and help of each. A new setting is
+//! a row here, a field in `config/mod.rs`, and the line in `config/layers.rs` that reads it.
 
 /// What a value must look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,13 @@ pub enum ValueShape {
     },
     /// A time span such as `30s`, within bounds in milliseconds.
     Duration {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// `auto`, or a time span as above.
+    DurationOrAuto {
         /// The least.
         min: u64,
         /// The most.
@@ -164,10 +172,26 @@ pub const KEYS: &[SettingKey] = &[
         "the folder that file columns are relative to",
     ),
     key(
+        "media.strip_prefix",
+        None,
+        ValueShape::Text,
+        "what is taken off the beginning of the paths in rows, such as /storage/; several are separated by commas",
+    ),
+    key(
         "media.settle",
         Some("2s"),
         ValueShape::Duration { min: 0, max: HOUR },
         "how long a file must be unchanged before it counts as finished",
+    ),
+    key(
+        "media.rescan",
+        Some("auto"),
+        ValueShape::DurationOrAuto {
+            min: 1_000,
+            max: 24 * HOUR,
+        },
+        "how often each file that a row names is compared with its record; auto: every minute for up to 10,000 \
+         files, less often for more, every 10 minutes at least",
     ),
     key(
         "store.path",

@@ -415,7 +415,11 @@ impl Layers {
             },
             media: MediaSettings {
                 root: self.path("media.root")?,
+                strip_prefix: self
+                    .optional("media.strip_prefix", value::prefixes)?
+                    .unwrap_or_default(),
                 settle: self.required("media.settle", value::duration)?,
+                rescan: self.required("media.rescan", value::duration_or_auto)?,
             },
             store: StoreSettings {
                 path: self.path("store.path")?,

@@ -72,8 +72,12 @@ pub struct SourceSettings {
 pub struct MediaSettings {
     /// The folder that file columns are relative to.
     pub root: PathBuf,
-    /// How long a file's size and time must be unchanged before it counts as finished.
+    /// What is taken off the beginning of what rows name.
+    pub strip_prefix: Vec<String>,
+    /// How long a file must be unchanged before it counts as finished.
     pub settle: Duration,
+    /// The time between two rescans; `None` if it follows from the number of files.
+    pub rescan: Option<Duration>,
 }
 
 /// `[store]`: the local checkpoint store.

@@ -36,6 +36,10 @@ pub(super) fn check(shape: ValueShape, text: &str) -> ParsedValue<()> {
                 milliseconds(max)
             )),
         },
+        ValueShape::DurationOrAuto { .. } if text == "auto" => Ok(()),
+        ValueShape::DurationOrAuto { min, max } => {
+            check(ValueShape::Duration { min, max }, text).map_err(|why| format!("{why}, or \"auto\""))
+        }
         ValueShape::Size { min, max } => match size(text)? {
             size if (min..=max).contains(&size) => Ok(()),
             _ => Err(format!("must be from {} to {}", bytes(min), bytes(max))),
@@ -105,6 +109,20 @@ pub(super) fn duration(text: &str) -> ParsedValue<Duration> {
         .ok()
         .and_then(|span| Duration::try_from(span).ok())
         .ok_or_else(|| "must be a time span with its unit, such as 50ms, 30s or 5m".to_owned())
+}
+
+/// `None` is `auto`.
+pub(super) fn duration_or_auto(text: &str) -> ParsedValue<Option<Duration>> {
+    match text {
+        "auto" => Ok(None),
+        text => duration(text).map(Some),
+    }
+}
+
+/// Prefixes of paths, separated by commas.
+pub(super) fn prefixes(text: &str) -> ParsedValue<Vec<String>> {
+    let prefixes = text.split(',').map(|prefix| prefix.trim().to_owned());
+    Ok(prefixes.filter(|prefix| !prefix.is_empty()).collect())
 }
 
 fn milliseconds(count: u64) -> String {

@@ -158,7 +158,7 @@ pub struct ChangeCounts {
 }
 
 /// Media files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FileCounts {
     /// Files that a row names and that are not uploaded yet.
     pub waiting: u64,
@@ -170,6 +170,10 @@ pub struct FileCounts {
     pub failed: u64,
     /// Bytes of uploaded files.
     pub bytes: u64,
+    /// Why the watch of the media root does not tell of every change; null if it does. What it does not tell is
+    /// found by the rescan.
+    #[serde(default)]
+    pub watch_problem: Option<String>,
 }
 
 /// How the outbox grows. An unknown value is null.

@@ -8,9 +8,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 
+use super::bulk_errors;
 use super::failure::Failure;
 use super::http::HttpAnswer;
-use super::partial;
 use super::reply::BulkVerdict;
 use super::row_requests::RequestOutcome;
 use super::rows::{RowSender, refused_row};
@@ -59,7 +59,7 @@ pub(super) async fn post(
                     cloud.record_bulk(entity, false);
                     let status = reply.status.as_u16();
                     let key = cloud.entity(entity).cloud_key();
-                    if let Some(refused) = partial::refused(piece, &key, &errors, left_out) {
+                    if let Some(refused) = bulk_errors::refused(piece, &key, &errors, left_out) {
                         let row_fates = piece.iter().enumerate().map(|(at, (change_index, row))| {
                             let fate = match refused.get(&at) {
                                 Some(words) => refused_row(status, &http.clean(words), row),

@@ -70,7 +70,7 @@ pub(super) async fn deliver(
         }
         match outcome? {
             SendOutcome::Answered(rejections) => {
-                numbering.accepted();
+                numbering.note_taken();
                 abort::point("after the answer");
                 for &change_index in piece {
                     batch.set_fate(change_index, Fate::Accepted);
@@ -91,7 +91,7 @@ pub(super) async fn deliver(
             }
             outcome @ (SendOutcome::Refused { .. } | SendOutcome::Unclear) => {
                 if matches!(outcome, SendOutcome::Unclear) {
-                    numbering.accepted();
+                    numbering.note_taken();
                     if numbering.sent_after_last_taken() {
                         return Err(Failure::new_term(
                             &operation,

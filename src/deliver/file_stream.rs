@@ -6,8 +6,8 @@
 //! the connection holds.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Seek};
+use std::sync::Arc;
 use std::sync::mpsc as buffers;
 
 use bytes::Bytes;
@@ -29,16 +29,18 @@ pub(super) struct FileStream {
     pub(super) hash: oneshot::Receiver<io::Result<blake3::Hash>>,
 }
 
-/// Opens the file and begins to read it. The outer error says that the reading thread ended.
-pub(super) async fn open_stream(path: PathBuf) -> Result<io::Result<FileStream>, oneshot::error::RecvError> {
+/// Begins to read the file. The outer error says that the reading thread ended.
+pub(super) async fn open_stream(
+    file: Arc<File>,
+) -> Result<io::Result<FileStream>, oneshot::error::RecvError> {
     let (open_sender, opened) = oneshot::channel();
     let (piece_sender, pieces) = mpsc::channel(READ_AHEAD);
     let (hash_sender, hash) = oneshot::channel();
-    tokio::task::spawn_blocking(move || match open(&path) {
-        Ok((file, bytes)) => {
+    tokio::task::spawn_blocking(move || match rewound(&file) {
+        Ok(bytes) => {
             if open_sender.send(Ok(bytes)).is_ok() {
                 stream_file(
-                    &mut FileStreamReader::new(file, bytes),
+                    &mut FileStreamReader::new(file.clone(), bytes),
                     &piece_sender,
                     hash_sender,
                 );
@@ -51,9 +53,9 @@ pub(super) async fn open_stream(path: PathBuf) -> Result<io::Result<FileStream>,
     Ok(bytes.map(|bytes| FileStream { bytes, pieces, hash }))
 }
 
-/// The file and its length.
-fn open(path: &Path) -> io::Result<(File, u64)> {
-    let file = File::open(path)?;
+/// The length of the file, which is read from its beginning.
+fn rewound(mut file: &File) -> io::Result<u64> {
+    file.rewind()?;
     let about = file.metadata()?;
     if !about.is_file() {
         return Err(io::Error::new(
@@ -61,7 +63,7 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
             "it is not a regular file",
         ));
     }
-    Ok((file, about.len()))
+    Ok(about.len())
 }
 
 /// Hands the pieces on, and the hash before the last one.
@@ -95,7 +97,7 @@ fn stream_file(
 
 /// Reads exactly `left` more bytes.
 struct FileStreamReader {
-    file: File,
+    file: Arc<File>,
     left: u64,
     hasher: blake3::Hasher,
     returned: buffers::Receiver<Vec<u8>>,
@@ -103,7 +105,7 @@ struct FileStreamReader {
 }
 
 impl FileStreamReader {
-    fn new(file: File, left: u64) -> Self {
+    fn new(file: Arc<File>, left: u64) -> Self {
         let (return_to, returned) = buffers::channel();
         Self {
             file,
@@ -121,7 +123,7 @@ impl FileStreamReader {
         buffer.resize(buffer.len().max(most), 0);
         let mut length = 0;
         while length < most {
-            match self.file.read(&mut buffer[length..most]) {
+            match (&*self.file).read(&mut buffer[length..most]) {
                 Ok(0) => return Err(io::Error::other("it became shorter while it was sent")),
                 Ok(read) => length += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -130,7 +132,7 @@ impl FileStreamReader {
         }
         self.hasher.update(&buffer[..length]);
         self.left -= length as u64;
-        if self.left == 0 && self.file.read(&mut [0])? > 0 {
+        if self.left == 0 && (&*self.file).read(&mut [0])? > 0 {
             return Err(io::Error::other("it became longer while it was sent"));
         }
         let hash = (self.left == 0).then(|| self.hasher.finalize());
@@ -173,7 +175,8 @@ mod tests {
         let path = folder.path().join("file");
         let content: Vec<u8> = (0..5 * PIECE + 10).map(|at| (at * 31 % 251) as u8).collect();
         std::fs::write(&path, &content).unwrap();
-        let (file, bytes) = open(&path).unwrap();
+        let file = Arc::new(File::open(&path).unwrap());
+        let bytes = rewound(&file).unwrap();
         let mut reader = FileStreamReader::new(file, bytes);
         let (first, second) = (reader.next().unwrap().0, reader.next().unwrap().0);
         let buffers = [first.as_ptr(), second.as_ptr()];

@@ -5,8 +5,9 @@
 //! most. If the file turns out shorter or longer than it was at the start, the request is aborted before its
 //! last piece is sent, so that the cloud never takes half a file for a whole one.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,8 +41,8 @@ pub type UploadThrottle = Arc<dyn Fn(usize) -> Duration + Send + Sync>;
 /// A file to upload.
 #[derive(Clone)]
 pub struct UploadFile {
-    /// Where it is.
-    pub path: PathBuf,
+    /// The opened file. It is read from its beginning.
+    pub file: Arc<File>,
     /// The file name that the cloud gets.
     pub name: String,
     /// Slows the upload down.
@@ -50,12 +51,22 @@ pub struct UploadFile {
 
 impl UploadFile {
     /// The file at `path`, under its own name, as fast as it goes.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        Self {
+        Ok(Self {
             name: name.unwrap_or_else(|| "file".to_owned()),
-            path,
+            ..Self::of(Arc::new(File::open(path)?))
+        })
+    }
+
+    /// An opened file, under the name `file`, as fast as it goes.
+    pub fn of(file: Arc<File>) -> Self {
+        Self {
+            file,
+            name: "file".to_owned(),
             pace: None,
         }
     }
@@ -106,7 +117,7 @@ pub(super) async fn upload(
         bytes,
         pieces,
         mut hash,
-    } = file_stream::open_stream(file.path.clone())
+    } = file_stream::open_stream(file.file.clone())
         .await
         .map_err(|error| Error::local(operation.as_str(), io::Error::other(error)))?
         .map_err(|error| media(&error))?;
@@ -115,7 +126,7 @@ pub(super) async fn upload(
     let body = Body::wrap_stream(paced(pieces, file.pace.clone(), Arc::clone(&progress)));
     let kind = mime_guess::from_path(&file.name).first_or_octet_stream();
     let part = Part::stream_with_length(body, bytes)
-        .file_name(file.name.clone())
+        .file_name(header_safe(&file.name))
         .mime_str(kind.essence_str())
         .map_err(|error| transport_failure(&operation, error))?;
     // The file is the last field: some servers read the other fields before it.
@@ -216,6 +227,12 @@ pub(super) async fn find(
         }
         HttpAnswer::Refused { status, words, .. } => Err(refused(&operation, status, &words)),
     }
+}
+
+/// A file name as it may stand in a part's header.
+fn header_safe(name: &str) -> String {
+    let safe = |letter: char| if letter.is_control() { '_' } else { letter };
+    name.chars().map(safe).collect()
 }
 
 /// A directory as one segment of a path.

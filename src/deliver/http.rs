@@ -22,10 +22,10 @@ use url::Url;
 
 use super::CloudOptions;
 use super::failure::{CloudResult, Failure};
+use super::key_safety::{check, is_loopback, tls};
+use super::refusal_words::{error_code, messages, refusal_words, without_tags};
 use super::reply::{CloudReply, is_html, looks_like_html};
-use super::secure::{check, is_loopback, tls};
 use super::transport_error::{EnvironmentProxy, Resolver, transport_failure, transport_failure_through};
-use super::words::{error_code, messages, refusal_words, without_tags};
 use crate::abort;
 use crate::error::{Error, Kind, Result, chain};
 use crate::retry;

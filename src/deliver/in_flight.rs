@@ -8,6 +8,9 @@
 //!   ([`PipelineDepth`]).
 //! - On a slow uplink nothing is gained by sending two batches at once, and the first one would be late. So a
 //!   batch begins when all that is in flight has been handed to the network ([`Uplink`]).
+//! - Two ends work together through the [`Pipeline`] of a term's numbers. Who delivers a batch opens it while
+//!   the request is in flight (`changes`, through [`super::Cloud::deliver`]); who takes in what comes watches
+//!   for that, sends the next batches, and gives them up when it is closed (the drain's `prefetch`).
 //! - Failure: if a batch is not answered as usual, those that follow it are aborted, and are sent again after
 //!   it, as they were. Once a batch was sent after a number, nothing else is ever sent under that number
 //!   ([`Pipeline`]): what would need that needs a new term.

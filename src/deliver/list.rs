@@ -15,9 +15,9 @@ use url::Url;
 use super::failure::{CloudResult, Failure};
 use super::http::HttpClient;
 use super::page::{ListPage, NextPage};
+use super::refusal_words::messages;
 use super::reply::says_failure;
 use super::transport_error::transport_failure;
-use super::words::messages;
 use crate::catalogue::Entity;
 use crate::error::{self, Kind};
 

@@ -6,36 +6,37 @@
 //! - Either road marks the fate of each change in the batch as soon as its answer comes. So a delivery that
 //!   was interrupted, or whose future was dropped, goes on with what is pending. What was sent and not
 //!   answered is sent again, which is harmless.
-//! - What a status means is decided in one place, [`http`]. What travels is in [`crate::wire`].
+//! - [`http`] decides which statuses stop every call; each call decides what its own 4xx mean, and [`reply`]
+//!   whether a 2xx accepts. What travels is in [`crate::wire`].
 //! - A [`Failure`] says whether it is transient, how long the server asks to wait, and whether a capability
 //!   is gone.
 
 mod array_splitter;
 mod baseline;
 mod bulk;
+mod bulk_errors;
 mod changes;
 mod changes_answer;
 mod cloud_info;
 mod encoded_body;
 mod failure;
-mod fields;
 mod file_stream;
 mod files;
 mod http;
 mod in_flight;
+mod key_forms;
+mod key_safety;
 mod list;
 mod numbering;
 mod page;
-mod partial;
 mod probe;
+mod refusal_words;
 mod reply;
 mod request_sizer;
 mod row_form;
 mod row_requests;
 mod rows;
-mod secure;
 mod transport_error;
-mod words;
 
 use std::borrow::Cow;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! The numbers of batches: contiguous in a term.
+//! The numbers of batches: contiguous in a term; and which of them may be sent before the one before is
+//! answered: see [`super::in_flight`].
 
 use std::sync::Arc;
 
@@ -87,7 +88,7 @@ impl Numbering {
     }
 
     /// Notes that the cloud has taken the next number.
-    pub(super) fn accepted(&mut self) {
+    pub(super) fn note_taken(&mut self) {
         self.next += 1;
         self.previous_nonce = None;
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::failure::{CloudResult, Failure};
 use super::http::CAPTIVE;
-use super::words::messages;
+use super::refusal_words::messages;
 use crate::latency::AnswerTimes;
 use crate::wire::server_timing::read_applied;
 

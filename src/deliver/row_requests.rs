@@ -18,10 +18,10 @@ use tokio::time::Instant;
 use super::Cloud;
 use super::failure::{CloudResult, Failure};
 use super::http::HttpAnswer;
+use super::refusal_words::without_row;
 use super::reply::{CloudReply, Verdict};
-use super::words::without_row;
 use crate::batch::{Batch, ChangeIndex, Fate};
-use crate::retry::Backoff;
+use crate::retry::{Backoff, waits};
 
 /// How often a request is tried in one delivery.
 const ATTEMPTS: u32 = 4;
@@ -133,7 +133,7 @@ impl<'c> RowRequests<'c> {
         numbers: &[usize],
         request: impl Fn() -> RequestBuilder,
     ) -> CloudResult<HttpAnswer> {
-        let mut backoff = Backoff::within(Duration::from_millis(50), Duration::from_secs(1));
+        let mut backoff = Backoff::of(waits::ROW_REQUEST);
         let begun = Instant::now();
         loop {
             self.gate.wait().await;

@@ -11,11 +11,11 @@ use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 
 use super::failure::CloudResult;
-use super::fields::{key_line, segment};
 use super::http::HttpAnswer;
+use super::key_forms::{key_line, segment};
+use super::refusal_words::without_row;
 use super::request_sizer::split_by_bytes;
 use super::row_requests::{RequestOutcome, RowRequests};
-use super::words::without_row;
 use super::{Cloud, bulk};
 use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::{Entity, EntityIndex};

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::described_tables::DescribedTables;
 use super::send::Sender;
-use super::table_schemas::TableSchemas;
 use super::wire_schema;
 use super::wire_schema::RefusedSchemas;
 use crate::batch::{Batch, Fate};
@@ -58,7 +58,7 @@ impl AnnouncedSchemas {
 
     /// The schemas of the batch's entities that the cloud was not sent yet. Those that it refuses are sent
     /// again by [`Sender::announce_refused`].
-    pub(super) fn untold(&self, batch: &Batch, schemas: &TableSchemas) -> Vec<(EntityIndex, TableSchema)> {
+    pub(super) fn untold(&self, batch: &Batch, schemas: &DescribedTables) -> Vec<(EntityIndex, TableSchema)> {
         let told = self.told();
         let mut seen = vec![false; told.len()];
         for change in batch.changes() {
@@ -81,7 +81,7 @@ impl AnnouncedSchemas {
     }
 
     /// Whether the cloud was sent all schemas that the batch needs, and refuses none of them.
-    pub(super) fn knows(&self, batch: &Batch, schemas: &TableSchemas) -> bool {
+    pub(super) fn knows(&self, batch: &Batch, schemas: &DescribedTables) -> bool {
         let refused = |refused: &RefusedSchemas| {
             !refused.is_empty()
                 && batch
@@ -99,7 +99,7 @@ impl Sender {
     pub(super) async fn announce(
         &mut self,
         batch: &mut Batch,
-        schemas: &TableSchemas,
+        schemas: &DescribedTables,
     ) -> std::result::Result<(), Failure> {
         let mut all_taken = true;
         for (entity_index, schema) in self.announced.untold(batch, schemas) {
@@ -199,7 +199,7 @@ impl Sender {
     }
 
     /// Keeps the touches of what the batch has of entities whose schema is refused.
-    async fn park_refused(&self, batch: &mut Batch, schemas: &TableSchemas) -> Result<()> {
+    async fn park_refused(&self, batch: &mut Batch, schemas: &DescribedTables) -> Result<()> {
         let refused = self.announced.refused.borrow().clone();
         for (entity_index, why) in refused {
             let mut pending = batch.pending();

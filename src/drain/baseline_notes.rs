@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use super::described_tables::DescribedTables;
 use super::send::Sender;
-use super::table_schemas::TableSchemas;
 use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::change::{Cause, Op};
 use crate::error::Result;
@@ -17,7 +17,7 @@ use crate::source::{sent, touch};
 impl Sender {
     /// Notes which rows of entities with a condition go to the cloud, and leaves the deletes of those out
     /// that never went. The same for entities whose list is not trusted: a comparison uses these notes.
-    pub(super) async fn settle_conditions(&self, batch: &mut Batch, schemas: &TableSchemas) -> Result<()> {
+    pub(super) async fn settle_conditions(&self, batch: &mut Batch, schemas: &DescribedTables) -> Result<()> {
         let client = self.session.client();
         let mut upserts: BTreeMap<EntityIndex, Vec<&str>> = BTreeMap::new();
         let mut unmet: BTreeMap<EntityIndex, Vec<(ChangeIndex, &str)>> = BTreeMap::new();
@@ -59,7 +59,7 @@ impl Sender {
     /// the cloud's too, and a delete under the old path must not take away what was sent under the new one.
     /// It goes before that, or is left out if the settings say that the new path replaces the row. If the
     /// row's new state is not in this batch, it is touched again before the delete goes.
-    async fn settle_moves(&self, batch: &mut Batch, schemas: &TableSchemas) -> Result<()> {
+    async fn settle_moves(&self, batch: &mut Batch, schemas: &DescribedTables) -> Result<()> {
         let oid = |entity: EntityIndex| schemas.tables[entity.0].oid;
         let siblings = |entity: EntityIndex| {
             let all = self.catalogue.indexed().map(|(index, _)| index);
@@ -145,7 +145,7 @@ pub(super) async fn forget_deleted(
     term: i64,
     catalogue: &Catalogue,
     batch: &Batch,
-    schemas: &TableSchemas,
+    schemas: &DescribedTables,
 ) -> Result<()> {
     let mut deleted: BTreeMap<EntityIndex, Vec<&str>> = BTreeMap::new();
     for (change_index, change) in batch.indexed() {

@@ -19,7 +19,7 @@ use super::{Condition, Peer, ReplicationState};
 use crate::checkpoint::Version;
 use crate::deliver::{ChangeOrigin, Cloud, CloudInfo, Failure};
 use crate::error::{Class, Kind, Result};
-use crate::retry::{Backoff, FailureLog};
+use crate::retry::{Backoff, FailureLog, waits};
 
 /// What the cloud answered.
 #[derive(Debug, Clone)]
@@ -72,7 +72,7 @@ impl Handshake {
             schedule: Mutex::new(HandshakeSchedule {
                 next_at: Instant::now(),
                 failing: false,
-                backoff: Backoff::within(Duration::from_millis(100), Duration::from_secs(30)),
+                backoff: Backoff::of(waits::CLOUD),
                 log: FailureLog::new("delivery"),
                 accepted,
             }),

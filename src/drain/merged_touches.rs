@@ -1,13 +1,13 @@
 //! What is sent of a page of touches: the touches merged by key, and the changes that the states of their
 //! rows make.
 
-use crate::catalogue::EntityIndex;
 use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::types::PgLsn;
 
-use super::table_schemas::TableSchemas;
+use super::described_tables::DescribedTables;
 use crate::batch::{ChangeIndex, Fate};
+use crate::catalogue::EntityIndex;
 use crate::change::{Cause, Change, Op, Position};
 use crate::source::outbox::{OutboxPage, Touch, TouchOp};
 use crate::source::projection::PresentRow;
@@ -75,7 +75,7 @@ impl MergedTouches {
 pub(super) fn assemble(
     page: &OutboxPage,
     all: Vec<(EntityIndex, &MergedTouches, Vec<Option<RowState>>)>,
-    schemas: &TableSchemas,
+    schemas: &DescribedTables,
 ) -> Option<ReadPage> {
     let unknown = all
         .iter()

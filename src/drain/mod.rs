@@ -6,7 +6,8 @@
 //!                       +- ack ---+      handshake: what the cloud is and can; retries: rows that are sent again
 //! ```
 //!
-//! 1. [`reader`] reads what was touched, window by window, and the present state of these rows.
+//! 1. [`reader`] reads what was touched, window by window, merges the touches of a row ([`merged_touches`]),
+//!    and reads the present state of these rows, of tables as they are now ([`described_tables`]).
 //! 2. [`prepare`] waits until that is on the source's disk, and adds the files' URLs.
 //! 3. [`send`] sends the batch: its schema first ([`announce`]), under a term ([`terms`]). Several batches
 //!    are on their way to a cloud that takes them in order only ([`prefetch`]); what a server without
@@ -22,8 +23,8 @@
 //! quarantine; what is trimmed is below the checkpoint's mirror. Nothing here depends on
 //! [`ReplicationState`]: it is for others to read.
 //!
-//! Flow: few batches wait between the stages, so that memory is bounded. [`Drain::drain_once`] is one step of
-//! all, for tests and for one-shot commands; [`Drain::run`] runs them side by side.
+//! Flow: few batches wait between the stages, so that memory is bounded. [`Drain::run`] runs the stages side by
+//! side; [`Drain::drain_once`] is one step of all, for tests.
 //!
 //! Reach of a failure: an entity that cannot be read ([`parking`]), or whose schema the cloud refuses, waits
 //! alone; its touches are kept in the site's database. While the cloud is away, `send` keeps its batch and
@@ -32,6 +33,7 @@
 
 mod announce;
 mod baseline_notes;
+mod described_tables;
 mod failing_rows;
 mod handshake;
 mod merged_touches;
@@ -45,7 +47,6 @@ mod replication_state;
 mod resume;
 mod retries;
 mod send;
-mod table_schemas;
 mod terms;
 mod trimmer;
 mod wire_schema;
@@ -66,7 +67,7 @@ use crate::checkpoint::{Checkpoint, Store};
 use crate::deliver::Cloud;
 use crate::error::{Class, Code, Error, Kind, Result};
 use crate::latency::Stopwatch;
-use crate::retry::Backoff;
+use crate::retry::{Backoff, waits};
 use crate::source::connect::Session;
 use crate::source::identity;
 use crate::supervise::{NextRound, Supervisor};
@@ -138,7 +139,7 @@ struct DrainBatch {
     /// The batch may be sent when the server's log is on its disk up to here; `None` if it is.
     wal: Option<PgLsn>,
     /// The tables as they were when the batch was read.
-    schemas: Arc<table_schemas::TableSchemas>,
+    schemas: Arc<described_tables::DescribedTables>,
     /// Whether it went to a server without `changes`.
     to_baseline: bool,
     stopwatch: Stopwatch,
@@ -242,14 +243,8 @@ impl Drain {
     /// # Errors
     /// Only what a person must correct before anything can go on: configuration and identity.
     pub async fn run(&self, shutdown: CancellationToken) -> Result<()> {
-        let supervisor = Supervisor::new(
-            "drain",
-            Backoff::within(Duration::from_millis(100), Duration::from_secs(10)),
-        );
-        let terms = Mutex::new(Backoff::within(
-            Duration::from_millis(10),
-            Duration::from_secs(10),
-        ));
+        let supervisor = Supervisor::new("drain", Backoff::of(waits::DRAIN));
+        let terms = Mutex::new(Backoff::of(waits::NEW_TERM));
         let round = async || {
             let stages = tokio::select! {
                 () = shutdown.cancelled() => return Ok(NextRound::Never),

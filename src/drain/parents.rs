@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::described_tables::DescribedTables;
 use super::handshake::Handshake;
-use super::table_schemas::TableSchemas;
 use crate::batch::Batch;
 use crate::catalogue::{Catalogue, EntityIndex};
 use crate::deliver::Cloud;
@@ -25,9 +25,9 @@ pub(super) struct Parents {
 
 #[derive(Default)]
 struct KnownKeys {
-    schemas: Option<Arc<TableSchemas>>,
+    schemas: Option<Arc<DescribedTables>>,
     /// The foreign keys, and the schemas that they were read with.
-    orphans: Option<(Arc<TableSchemas>, Arc<Orphans>)>,
+    orphans: Option<(Arc<DescribedTables>, Arc<Orphans>)>,
 }
 
 impl Parents {
@@ -51,7 +51,7 @@ impl Parents {
     }
 
     /// Notes the tables as they are.
-    pub(super) fn note_schemas(&self, schemas: &Arc<TableSchemas>) {
+    pub(super) fn note_schemas(&self, schemas: &Arc<DescribedTables>) {
         self.known().schemas = Some(schemas.clone());
     }
 
@@ -63,7 +63,7 @@ impl Parents {
     pub(super) async fn touch_children(
         &self,
         batch: &Batch,
-        schemas: &Arc<TableSchemas>,
+        schemas: &Arc<DescribedTables>,
         occupied: &[EntityIndex],
     ) -> Result<()> {
         let orphans = self.orphans(schemas).await?;
@@ -125,7 +125,7 @@ impl Parents {
     }
 
     /// The foreign keys of these tables.
-    async fn orphans(&self, schemas: &Arc<TableSchemas>) -> Result<Arc<Orphans>> {
+    async fn orphans(&self, schemas: &Arc<DescribedTables>) -> Result<Arc<Orphans>> {
         let known = self.known().orphans.clone();
         if let Some((of, orphans)) = known
             && Arc::ptr_eq(&of, schemas)

@@ -3,13 +3,13 @@
 //!
 //! What is kept is durable before the checkpoint can pass it. All other entities go on.
 
-use crate::catalogue::EntityIndex;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::reader::{OutboxReader, PROBE, ParkedEntity};
+use crate::catalogue::EntityIndex;
 use crate::change::Position;
 use crate::error::{Error, Result};
 use crate::source::outbox::{OutboxPage, TouchOp};
@@ -164,7 +164,7 @@ impl OutboxReader {
         for entity_index in due {
             // It may still be locked: the others wait for this look.
             self.wait_for_locks(PROBE_LOCK).await?;
-            let readable = match self.prepare(entity_index).await {
+            let readable = match self.prepare_row_reader(entity_index).await {
                 Ok(()) => {
                     let room = ByteBudget::new(usize::MAX);
                     // If the form of a key is wrong, a later read finds the row.

@@ -101,7 +101,7 @@ impl Prefetch {
             tokio::select! {
                 biased;
                 _ = open.wait_for(Option::is_none) => {}
-                never = self.send_behind(numbering, first) => match never {},
+                never = self.send_taken(numbering, first) => match never {},
             }
             for sent in self.taken.iter_mut().filter_map(|taken| taken.sent.as_mut()) {
                 sent.request = None;
@@ -110,7 +110,7 @@ impl Prefetch {
     }
 
     /// Sends what was taken in, and what comes, behind the batch of this number, as long as that is worth it.
-    async fn send_behind(&mut self, numbering: &Numbering, first: i64) -> Infallible {
+    async fn send_taken(&mut self, numbering: &Numbering, first: i64) -> Infallible {
         let in_flight =
             |taken: &PrefetchedBatch| taken.sent.as_ref().is_some_and(|sent| sent.request.is_some());
         loop {

@@ -21,8 +21,8 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span};
 
+use super::described_tables::DescribedTables;
 use super::merged_touches::{MergedTouches, ReadPage, assemble};
-use super::table_schemas::TableSchemas;
 use super::wire_schema::RefusedSchemas;
 use super::{BatchLimits, DrainBatch};
 use crate::abort;
@@ -77,7 +77,7 @@ pub(super) struct OutboxReader {
     outbox: Outbox,
     /// Tells whether a column has changed.
     fingerprint: Statement,
-    pub(super) schemas: Arc<TableSchemas>,
+    pub(super) schemas: Arc<DescribedTables>,
     /// Prepared when an entity is first read.
     pub(super) rows: HashMap<EntityIndex, RowReader>,
     pub(super) parked: BTreeMap<EntityIndex, ParkedEntity>,
@@ -119,7 +119,7 @@ impl OutboxReader {
         refused: watch::Receiver<RefusedSchemas>,
     ) -> Result<Self> {
         let fingerprint = describe::prepare_fingerprint(session.client()).await?;
-        let mut schemas = TableSchemas::read(&session, &fingerprint, &catalogue).await?;
+        let mut schemas = DescribedTables::read(&session, &fingerprint, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &schemas.tables).await?;
         let mut parked = BTreeMap::new();
         for ((entity_index, entity), attached) in catalogue.indexed().zip(&attached) {
@@ -180,7 +180,7 @@ impl OutboxReader {
                 self.cursor.close_window();
                 if self.window_is_open {
                     self.window_is_open = false;
-                    return Ok(Some(self.in_flight(Batch::default(), None, stopwatch)));
+                    return Ok(Some(self.drain_batch(Batch::default(), None, stopwatch)));
                 }
                 return Ok(None);
             };
@@ -229,11 +229,11 @@ impl OutboxReader {
             for (change_index, fate) in read.fates {
                 batch.set_fate(change_index, fate);
             }
-            return Ok(Some(self.in_flight(batch, read.wal, stopwatch)));
+            return Ok(Some(self.drain_batch(batch, read.wal, stopwatch)));
         }
     }
 
-    fn in_flight(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> DrainBatch {
+    fn drain_batch(&mut self, batch: Batch, wal: Option<PgLsn>, stopwatch: Stopwatch) -> DrainBatch {
         self.cursor.serial += 1;
         DrainBatch {
             stopwatch: stopwatch.read(batch.oldest()),
@@ -288,7 +288,7 @@ impl OutboxReader {
         let touched = self.touched(page);
         let (mut parked, mut reshaped) = (Vec::new(), Vec::new());
         for &entity_index in touched.keys() {
-            match self.prepare(entity_index).await {
+            match self.prepare_row_reader(entity_index).await {
                 Ok(()) => {}
                 Err(RowReadFailure::Entity(error)) => parked.push((entity_index, error.to_string())),
                 Err(RowReadFailure::Session(error)) => return Err(error),
@@ -418,7 +418,7 @@ impl OutboxReader {
         touched
     }
 
-    pub(super) async fn prepare(
+    pub(super) async fn prepare_row_reader(
         &mut self,
         entity_index: EntityIndex,
     ) -> std::result::Result<(), RowReadFailure> {
@@ -446,7 +446,7 @@ impl OutboxReader {
     /// Describes the tables again after a column changed. The triggers go on as they are until the drift monitor
     /// re-creates them.
     pub(super) async fn reshape(&mut self) -> Result<()> {
-        let mut schemas = TableSchemas::read(&self.session, &self.fingerprint, &self.catalogue).await?;
+        let mut schemas = DescribedTables::read(&self.session, &self.fingerprint, &self.catalogue).await?;
         schemas.numbers.clone_from(&self.schemas.numbers);
         for (table, &number) in schemas.tables.iter().zip(&schemas.numbers) {
             if table.oid != 0 {
@@ -484,14 +484,14 @@ impl OutboxReader {
         // The changes of the last batch; `None` if it has slept since.
         let mut before = None;
         while !shutdown.is_cancelled() {
-            if let Some(in_flight) = self.next().await? {
+            if let Some(drain_batch) = self.next().await? {
                 abort::point("after a read");
-                let changes = in_flight.batch.len();
+                let changes = drain_batch.batch.len();
                 // Who waits for the cloud hears no notification either.
                 if before.is_some() || batches.capacity() == 0 {
                     self.wake.disarm(&self.session).await?;
                 }
-                if batches.send(in_flight).await.is_err() {
+                if batches.send(drain_batch).await.is_err() {
                     return Ok(());
                 }
                 let steady = before.replace(changes).map_or(0, |before| before.min(changes));

@@ -16,10 +16,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::baseline_notes;
+use super::described_tables::DescribedTables;
 use super::parents::Parents;
 use super::resume::DrainStart;
 use super::retries::Retries;
-use super::table_schemas::TableSchemas;
 use super::{Drain, DrainBatch, ReplicationState};
 use crate::abort;
 use crate::batch::{Batch, Fate};
@@ -138,7 +138,7 @@ impl Recorder {
         Ok(())
     }
 
-    async fn touch(&self, entity_index: EntityIndex, schemas: &TableSchemas, key: &str) -> Result<()> {
+    async fn touch(&self, entity_index: EntityIndex, schemas: &DescribedTables, key: &str) -> Result<()> {
         let entity = &self.catalogue[entity_index];
         let number = schemas.numbers[entity_index.0];
         touch::keys(self.session.client(), entity, number, &[key]).await?;
@@ -147,14 +147,14 @@ impl Recorder {
 
     /// Notes the files that the batch's rows name. A row whose file was uploaded since it was read is touched
     /// again.
-    async fn note_files(&self, batch: &Batch, schemas: &TableSchemas) -> Result<()> {
+    async fn note_files(&self, batch: &Batch, schemas: &DescribedTables) -> Result<()> {
         let client = self.session.client();
         let found = media::note_references(client, &self.media_root, &self.catalogue, batch).await?;
         for (entity_index, key) in found.outdated {
             self.touch(entity_index, schemas, &key).await?;
         }
         if found.wanted {
-            self.state.files_wanted.notify_one();
+            self.state.files.wanted.notify_one();
         }
         Ok(())
     }

@@ -1,15 +1,16 @@
 //! How the drain is doing, for whoever wants to see: status, health, metrics, a waiting sync.
 
-use crate::catalogue::EntityIndex;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
 use crate::batch::{Batch, Fate};
+use crate::catalogue::EntityIndex;
 use crate::change::Op;
 use crate::checkpoint::Checkpoint;
 use crate::deliver::Capabilities;
+use crate::media::FileLaneState;
 use crate::metrics::Metrics;
 
 /// One end of the drain.
@@ -80,7 +81,7 @@ pub struct ReplicationState {
     progressed: Mutex<Instant>,
     kick: Notify,
     /// Told when a row names a file that is not uploaded.
-    pub files_wanted: Arc<Notify>,
+    pub files: Arc<FileLaneState>,
 }
 
 impl ReplicationState {
@@ -94,7 +95,7 @@ impl ReplicationState {
             cloud: Mutex::new(None),
             progressed: Mutex::new(Instant::now()),
             kick: Notify::new(),
-            files_wanted: Arc::new(Notify::new()),
+            files: Arc::default(),
         }
     }
 
@@ -116,7 +117,7 @@ impl ReplicationState {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// When a batch was last accepted, or the drain last found nothing to do.
+    /// When a batch was last accepted.
     pub fn progressed_at(&self) -> Instant {
         *self
             .progressed

@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::described_tables::DescribedTables;
 use super::handshake::Handshake;
 use super::parents::Parents;
-use super::table_schemas::TableSchemas;
 use crate::catalogue::Catalogue;
 use crate::error::Result;
 use crate::quarantine;
@@ -108,7 +108,7 @@ impl Retries {
     }
 
     /// Notes the tables as they are.
-    pub(super) fn note_schemas(&self, schemas: &Arc<TableSchemas>) {
+    pub(super) fn note_schemas(&self, schemas: &Arc<DescribedTables>) {
         self.parents.note_schemas(schemas);
     }
 

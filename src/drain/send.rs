@@ -19,11 +19,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::announce::AnnouncedSchemas;
+use super::described_tables::DescribedTables;
 use super::handshake::{CloudAnswer, Handshake};
 use super::prefetch::{EarlyRequest, Prefetch};
 use super::resume::DrainStart;
 use super::retries::Retries;
-use super::table_schemas::TableSchemas;
 use super::wire_schema::RefusedSchemas;
 use super::{Condition, Drain, DrainBatch, ReplicationState, RoundEnd};
 use crate::abort;
@@ -32,7 +32,7 @@ use crate::catalogue::Catalogue;
 use crate::checkpoint::{Checkpoint, Version};
 use crate::deliver::{ChangeOrigin, Cloud, CloudInfo, Failure, InFlight, Numbering};
 use crate::error::{Error, Kind, Result};
-use crate::retry::Backoff;
+use crate::retry::{Backoff, waits};
 use crate::source::connect::Session;
 use crate::source::identity::StoredIdentity;
 use crate::source::term::{self, Fence};
@@ -64,7 +64,7 @@ pub(super) struct Sender {
     pub(super) ended_before: bool,
     pub(super) stored: StoredIdentity,
     /// The tables as they were when the last batch was read.
-    pub(super) schemas: Option<Arc<TableSchemas>>,
+    pub(super) schemas: Option<Arc<DescribedTables>>,
     /// The last answer of the cloud that was acted on.
     pub(super) heeded: Option<CloudAnswer>,
     /// When the cloud last answered a batch: what it said before that is older than what it has.
@@ -123,7 +123,7 @@ impl Sender {
             recorded,
             announced: Arc::new(AnnouncedSchemas::new(drain.catalogue.clone(), refused)),
             refused_at: None,
-            refused_backoff: Backoff::within(Duration::from_millis(500), Duration::from_secs(30)),
+            refused_backoff: Backoff::of(waits::REFUSED_SCHEMA),
             told_since: None,
             set_aside_alone: false,
             in_flight_bytes: drain.limits.bytes,
@@ -282,7 +282,7 @@ impl Sender {
         self.handshake.forget();
     }
 
-    fn note_schemas(&mut self, schemas: &Arc<TableSchemas>) {
+    fn note_schemas(&mut self, schemas: &Arc<DescribedTables>) {
         self.schemas = Some(schemas.clone());
         self.retries.note_schemas(schemas);
     }
@@ -290,7 +290,7 @@ impl Sender {
     async fn attempt(
         &mut self,
         batch: &mut Batch,
-        schemas: &TableSchemas,
+        schemas: &DescribedTables,
         in_flight: Option<InFlight>,
     ) -> std::result::Result<(), Failure> {
         if batch.pending().is_empty() && !batch.has_undeclared() {

@@ -1,27 +1,32 @@
 //! One file: whether it can be uploaded now, and its upload.
 //!
 //! A file that may still be written, that is empty or that is missing is not sent: it is looked at again
-//! later. After an upload the file must look as it did before, else it is uploaded again.
+//! later. What is on the disk when it is sent is the truth: it is opened anew then. After an upload the file
+//! must look as it did before, else it is uploaded again. A file that looks otherwise and has the content that
+//! the cloud has already is not sent.
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use super::paths::{self, OpenRefusal};
+use super::file_lane_state::FileLaneState;
+use super::paths;
+use super::readiness::{Readiness, Unfinished};
+use super::root::{FoundFile, MediaRoot, OpenRefusal};
 use super::watch::MediaWatch;
 use crate::deliver::{Capabilities, ChangeOrigin, Cloud, Failure, UploadFile, UploadReceipt};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
-use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, SETTLING};
+use crate::retry::{Waits, waits};
+use crate::source::file_records::{FileStamp, FileState, NO_VIDEOS, PendingFile, SETTLING};
 
-/// How often a missing file is looked for although nothing was seen.
-const MISSING_EVERY: f64 = 60.0;
+/// How many seconds a file waits that cannot become finished without an event that tells of it; a rescan sees
+/// it too.
+const UNFINISHED_EVERY: f64 = 30.0;
 
-/// How many seconds a file waits after the first failure (5xx) and after the first refusal (4xx); and at
-/// most.
-const FAILING_FIRST: f64 = 10.0;
-const REFUSED_FIRST: f64 = 600.0;
-const FAILING_LAST: f64 = 3600.0;
+/// How many seconds pass before a missing root is looked for again.
+const ROOT_EVERY: f64 = 10.0;
 
 /// File name endings of videos.
 const VIDEOS: [&str; 10] = [
@@ -34,69 +39,92 @@ pub(super) struct FileOutcome {
     pub(super) fate: FileFate,
 }
 
+impl FileOutcome {
+    /// Whether the cloud has the file.
+    pub(super) fn is_uploaded(&self) -> bool {
+        matches!(self.fate, FileFate::Uploaded(..) | FileFate::Unchanged(_))
+    }
+}
+
 /// See [`FileOutcome`].
 pub(super) enum FileFate {
     /// The cloud has it, and it still looks as it did.
     Uploaded(FileStamp, UploadReceipt),
+    /// It looks otherwise, and has the content that the cloud has.
+    Unchanged(FileStamp),
     /// It is tried again later, or is refused.
     Deferred(Deferral),
 }
 
 /// Why a file is not uploaded now, and when to look again.
 pub(super) struct Deferral {
-    pub(super) state: &'static str,
+    pub(super) state: FileState,
     pub(super) why: String,
     pub(super) seconds: f64,
     /// Whether it counts as an attempt.
     pub(super) counts: bool,
+    /// Its size, if it was found.
+    pub(super) size: Option<i64>,
 }
 
 impl Deferral {
-    /// It is not ready.
-    fn waiting(why: &str, seconds: f64) -> Self {
+    fn new(state: FileState, why: impl Into<String>, seconds: f64, counts: bool) -> Self {
         Self {
-            state: "waiting",
-            why: why.to_owned(),
+            state,
+            why: why.into(),
             seconds,
-            counts: false,
+            counts,
+            size: None,
         }
+    }
+
+    /// It is not ready.
+    fn waiting(why: impl Into<String>, seconds: f64) -> Self {
+        Self::new(FileState::Waiting, why, seconds, false)
+    }
+
+    /// It waits for a place among the large files.
+    pub(super) fn behind_large_files(size: i64) -> Self {
+        Self::waiting("other large files go first", 0.0).with_size(size)
+    }
+
+    fn with_size(mut self, size: i64) -> Self {
+        self.size = Some(size);
+        self
     }
 
     /// It was tried, and is tried again.
-    fn again(why: &str, seconds: f64) -> Self {
-        Self {
-            counts: true,
-            ..Self::waiting(why, seconds)
-        }
+    fn again(why: impl Into<String>, seconds: f64) -> Self {
+        Self::new(FileState::Waiting, why, seconds, true)
     }
 
-    /// The cloud is reachable and does not take it: it is tried again after `first` seconds, then after twice
-    /// that.
-    fn failing(why: String, first: f64, attempts: i32) -> Self {
-        let doubled = first * 2_f64.powi(attempts.clamp(0, 20));
-        Self {
-            state: "failing",
+    /// It is tried again after the shortest wait, then after twice that.
+    fn failing(why: impl Into<String>, waits: Waits, attempts: i32) -> Self {
+        let doubled = waits.least.as_secs_f64() * 2_f64.powi(attempts.clamp(0, 20));
+        Self::new(
+            FileState::Failing,
             why,
-            seconds: doubled.min(FAILING_LAST),
-            counts: true,
-        }
+            doubled.min(waits.most.as_secs_f64()),
+            true,
+        )
     }
+}
 
-    fn missing(why: String) -> Self {
-        Self {
-            state: "missing",
-            why,
-            seconds: MISSING_EVERY,
-            counts: true,
-        }
-    }
+/// Why the cloud takes no file now.
+pub(super) struct UploadStop {
+    pub(super) error: Error,
+    /// How long it asks to wait.
+    pub(super) retry_after: Option<Duration>,
+    /// Whether it may well take rows.
+    pub(super) is_about_files: bool,
+}
 
-    fn refused(why: String) -> Self {
+impl From<Failure> for UploadStop {
+    fn from(failure: Failure) -> Self {
         Self {
-            state: "refused",
-            why,
-            seconds: 0.0,
-            counts: true,
+            retry_after: failure.retry_after(),
+            is_about_files: failure.retry_after().is_some(),
+            error: failure.into(),
         }
     }
 }
@@ -106,12 +134,12 @@ impl Deferral {
 pub(super) struct FileUploader<'a> {
     pub(super) cloud: &'a Cloud,
     /// The media root.
-    pub(super) root: &'a Path,
-    /// How long a file must have been left alone.
-    pub(super) settle: Duration,
+    pub(super) root: &'a MediaRoot,
+    pub(super) readiness: &'a Readiness,
     /// Whether videos are uploaded.
     pub(super) videos: bool,
     pub(super) metrics: &'a Metrics,
+    pub(super) state: &'a Arc<FileLaneState>,
     pub(super) watch: &'a MediaWatch,
     pub(super) capabilities: Capabilities,
     pub(super) origin: Arc<ChangeOrigin>,
@@ -120,81 +148,131 @@ pub(super) struct FileUploader<'a> {
 /// A file that can be uploaded now, as it looks.
 pub(super) struct ReadyFile {
     pub(super) pending: PendingFile,
-    pub(super) file: PathBuf,
     pub(super) stamp: FileStamp,
+    /// Whether another file of its size is in the cloud: its content may be there too.
+    pub(super) may_be_there: bool,
 }
 
 impl FileUploader<'_> {
-    /// Where the file is and how it looks, if it can be uploaded now; else when to look again, and why.
-    pub(super) fn prepare(
-        &self,
-        pending: &PendingFile,
-    ) -> std::result::Result<(PathBuf, FileStamp), Deferral> {
-        let found = self.find(&pending.path).and_then(|file| match file_stamp(&file) {
-            Ok(stamp) => Ok((file, stamp)),
-            Err(error) => Err(Deferral::missing(error.to_string())),
-        });
-        if let Err(deferral) = &found
-            && deferral.state == "missing"
-            && pending.attempts == 0
-        {
-            tracing::warn!(
-                path = pending.path,
-                "a row names a file that is not in the media root"
-            );
-            self.metrics.files.missing.inc();
-        }
-        found
+    /// How the file looks, if it can be uploaded now; else when to look again, and why.
+    pub(super) fn prepare(&self, pending: &PendingFile) -> Result<FileStamp, Deferral> {
+        let found = self.open(pending)?;
+        let path = &pending.path;
+        let relative = paths::below(&self.root.path, path);
+        let is_written = self.watch.is_written(relative.as_deref().unwrap_or(path));
+        let (why, seconds) = match self.readiness.unfinished(path, &found, is_written) {
+            None => return Ok(found.stamp),
+            Some(Unfinished::Open) => (OPEN, UNFINISHED_EVERY),
+            Some(Unfinished::Changing(wait)) => (SETTLING, wait.as_secs_f64()),
+        };
+        Err(Deferral::waiting(why, seconds).with_size(found.stamp.size))
     }
 
     /// Uploads one file.
     ///
     /// # Errors
     /// The cloud takes no file now: this one is still pending.
-    pub(super) async fn upload(self, ready: ReadyFile) -> Result<FileOutcome> {
-        let ReadyFile { pending, file, stamp } = ready;
-        let mut upload = UploadFile::new(&file);
-        if let Some(name) = &pending.sent_as {
-            upload.name.clone_from(name);
+    pub(super) async fn upload(self, ready: ReadyFile) -> Result<FileOutcome, UploadStop> {
+        let fate = match self.open(&ready.pending) {
+            // It was looked at a while ago.
+            Ok(found) if found.stamp != ready.stamp => FileFate::Deferred(Deferral::waiting(SETTLING, 0.1)),
+            Ok(found) if self.readiness.is_open(&found) => {
+                FileFate::Deferred(Deferral::waiting(OPEN, UNFINISHED_EVERY))
+            }
+            Ok(found) => self.upload_found(&ready, found).await?,
+            Err(deferral) => FileFate::Deferred(deferral),
+        };
+        Ok(FileOutcome {
+            path: ready.pending.path,
+            fate,
+        })
+    }
+
+    async fn upload_found(&self, ready: &ReadyFile, found: FoundFile) -> Result<FileFate, UploadStop> {
+        let ReadyFile { pending, stamp, .. } = ready;
+        let file = Arc::new(found.file);
+        let confirmed = pending.confirmed.as_ref();
+        let confirmed = confirmed.filter(|confirmed| confirmed.size == stamp.size);
+        let may_be_there = ready.may_be_there && self.capabilities.content_hash;
+        if confirmed.is_some() || may_be_there {
+            let hash = match hash_of(file.clone()).await {
+                Ok(hash) => hash,
+                Err(error) => return Ok(FileFate::Deferred(unreadable(&error, pending.attempts))),
+            };
+            let is_there = match confirmed {
+                Some(confirmed) if confirmed.hash == *hash.to_hex() => Some(None),
+                _ if may_be_there => {
+                    let found = self.cloud.find_content(&pending.directory, &hash).await?;
+                    found.map(Some)
+                }
+                _ => None,
+            };
+            if let Some(url) = is_there {
+                if self.has_changed(pending, stamp) {
+                    return Ok(FileFate::Deferred(Deferral::again(CHANGED, 1.0)));
+                }
+                return Ok(match url {
+                    None => FileFate::Unchanged(*stamp),
+                    Some(url) => {
+                        self.metrics.files.present.inc();
+                        FileFate::Uploaded(
+                            *stamp,
+                            UploadReceipt {
+                                url,
+                                path: None,
+                                hash,
+                                bytes: 0,
+                                confirmed: true,
+                            },
+                        )
+                    }
+                });
+            }
         }
+        let progress = self.state.clone();
+        let upload = UploadFile {
+            name: pending.sent_as.clone().unwrap_or(found.name),
+            pace: Some(Arc::new(move |bytes| {
+                progress.note_progress(bytes as u64);
+                Duration::ZERO
+            })),
+            ..UploadFile::of(file)
+        };
         let answer = self.cloud.upload(&pending.directory, upload).await;
-        let fate = match answer {
-            Ok(receipt) if file_stamp(&file).ok() != Some(stamp) || receipt.bytes != stamp.size as u64 => {
-                FileFate::Deferred(Deferral::again("it changed while it was uploaded", 1.0))
+        Ok(match answer {
+            Ok(receipt)
+                if self.has_changed(pending, stamp) || receipt.bytes != stamp.size.cast_unsigned() =>
+            {
+                FileFate::Deferred(Deferral::again(CHANGED, 1.0))
             }
             // The reference server returns the hash of what it has; a server without hashes is believed.
             Ok(receipt) if self.capabilities.changes && !receipt.confirmed => {
                 FileFate::Deferred(Deferral::again("the cloud did not confirm its content", 30.0))
             }
-            Ok(receipt) => FileFate::Uploaded(stamp, receipt),
-            Err(failure) => match failure.error().kind() {
-                Kind::Media => FileFate::Deferred(Deferral::again(failure.error().cause(), 2.0)),
-                Kind::CloudRefused => {
-                    self.metrics.files.failed.inc();
-                    tracing::warn!(path = pending.path, "{}", failure.error());
-                    let why = failure.error().cause().to_owned();
-                    FileFate::Deferred(Deferral::failing(why, REFUSED_FIRST, pending.attempts))
-                }
-                _ => match self.is_about_the_file(&failure).await {
-                    true => {
-                        self.metrics.files.failed.inc();
-                        let cause = failure.error().cause();
-                        let why = match failure.words() {
-                            Some(words) => format!("{cause}: {words}"),
-                            None => cause.to_owned(),
-                        };
-                        tracing::warn!(path = pending.path, "{}", failure.error());
-                        FileFate::Deferred(Deferral::failing(why, FAILING_FIRST, pending.attempts))
-                    }
-                    // The cloud is unreachable: the lane waits.
-                    false => return Err(failure.into()),
-                },
-            },
-        };
-        Ok(FileOutcome {
-            path: pending.path,
-            fate,
+            Ok(receipt) => FileFate::Uploaded(*stamp, receipt),
+            Err(failure) => FileFate::Deferred(self.failed(pending, failure).await?),
         })
+    }
+
+    /// When a file is tried again whose upload failed.
+    async fn failed(&self, pending: &PendingFile, failure: Failure) -> Result<Deferral, UploadStop> {
+        let cause = failure.error().cause().to_owned();
+        let deferral = match failure.error().kind() {
+            Kind::Media => return Ok(Deferral::again(cause, 2.0)),
+            Kind::CloudRefused => Deferral::failing(cause, waits::REFUSED_FILE, pending.attempts),
+            _ if self.is_about_the_file(&failure).await => {
+                let why = match failure.words() {
+                    Some(words) => format!("{cause}: {words}"),
+                    None => cause,
+                };
+                Deferral::failing(why, waits::FAILING_FILE, pending.attempts)
+            }
+            // The cloud is unreachable: the lane waits.
+            _ => return Err(failure.into()),
+        };
+        self.metrics.files.failed.inc();
+        tracing::warn!(path = pending.path, "{}", failure.error());
+        Ok(deferral)
     }
 
     /// Whether a failure is about the file: the cloud is reachable, and takes the key.
@@ -202,56 +280,85 @@ impl FileUploader<'_> {
         failure.may_be_a_rows_fault() && self.cloud.handshake(&self.origin).await.is_ok()
     }
 
-    /// Where the file is, if it can be uploaded now.
-    fn find(&self, path: &str) -> std::result::Result<PathBuf, Deferral> {
-        let path = paths::below(self.root, path).map_err(|why| Deferral::refused(why.into()))?;
-        let extension = Path::new(&path)
+    /// Whether the file that the row names looks otherwise than before.
+    fn has_changed(&self, pending: &PendingFile, before: &FileStamp) -> bool {
+        let now = self.root.open().and_then(|root| root.stamp(&pending.path));
+        now.ok().as_ref() != Some(before)
+    }
+
+    /// Opens the file if it is there and can be sent; else says when to look again.
+    fn open(&self, pending: &PendingFile) -> Result<FoundFile, Deferral> {
+        let path = &pending.path;
+        let extension = Path::new(path)
             .extension()
             .map(|extension| extension.to_string_lossy().to_lowercase());
         if !self.videos && extension.is_some_and(|extension| VIDEOS.contains(&extension.as_str())) {
             return Err(Deferral::waiting(NO_VIDEOS, 3600.0));
         }
-        let file = paths::locate(self.root, &path).map_err(|why| match why {
-            OpenRefusal::Missing => Deferral::missing("the file is not there".into()),
-            OpenRefusal::Outside => Deferral::refused("a link leads outside the media root".into()),
-            OpenRefusal::Unreadable(error) => Deferral::missing(error.to_string()),
-        })?;
-        let metadata = file
-            .metadata()
-            .map_err(|error| Deferral::waiting(&error.to_string(), 5.0))?;
-        if !metadata.is_file() {
-            return Err(Deferral::refused("it is not a regular file".into()));
+        let found = self.root.open().and_then(|root| root.open(path));
+        let found = found.map_err(|refusal| self.not_opened(pending, refusal))?;
+        if found.stamp.size == 0 {
+            return Err(Deferral::waiting("the file is empty", UNFINISHED_EVERY).with_size(0));
         }
-        if metadata.len() == 0 {
-            return Err(Deferral::waiting("the file is empty", 30.0));
+        Ok(found)
+    }
+
+    fn not_opened(&self, pending: &PendingFile, refusal: OpenRefusal) -> Deferral {
+        match refusal {
+            OpenRefusal::NoRoot(error) => {
+                Deferral::waiting(format!("the media root cannot be opened: {error}"), ROOT_EVERY)
+            }
+            OpenRefusal::Missing(why) => {
+                if pending.attempts == 0 {
+                    tracing::warn!(
+                        path = pending.path,
+                        "a row names a file that is not in the media root"
+                    );
+                    self.metrics.files.missing.inc();
+                }
+                Deferral::new(FileState::Missing, why, 0.0, true)
+            }
+            OpenRefusal::Refused(why) => {
+                if pending.attempts == 0 {
+                    tracing::warn!(
+                        path = pending.path,
+                        "a row names a file that is never sent: {why}"
+                    );
+                }
+                Deferral::new(FileState::Refused, why, 0.0, true)
+            }
+            OpenRefusal::Unreadable(error) => {
+                if pending.attempts == 0 {
+                    tracing::warn!(
+                        path = pending.path,
+                        "a file that a row names cannot be read: {error}"
+                    );
+                    self.metrics.files.failed.inc();
+                }
+                unreadable(&error, pending.attempts)
+            }
         }
-        let age = metadata
-            .modified()
-            .ok()
-            .and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        // A time in the future tells nothing: then only the watch knows.
-        if let Some(age) = age
-            && age < self.settle
-        {
-            let seconds = (self.settle - age).as_secs_f64() + 0.01;
-            return Err(Deferral::waiting(SETTLING, seconds));
-        }
-        if self.watch.is_written(&path) {
-            return Err(Deferral::waiting("the file is being written", 1.0));
-        }
-        Ok(file)
     }
 }
 
-/// How the file looks now.
-pub(super) fn file_stamp(file: &Path) -> std::io::Result<FileStamp> {
-    let metadata = file.metadata()?;
-    let modified = metadata
-        .modified()?
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Ok(FileStamp {
-        size: metadata.len() as i64,
-        modified_us: modified.as_micros() as i64,
-    })
+/// Why a file waits that is not finished.
+const OPEN: &str = "a program has it open for writing";
+
+/// Why a file is uploaded again that was written in the meantime.
+const CHANGED: &str = "it changed while it was uploaded";
+
+fn unreadable(error: &std::io::Error, attempts: i32) -> Deferral {
+    let why = format!("it cannot be read by the user that cloud-sync runs as: {error}");
+    Deferral::failing(why, waits::FAILING_FILE, attempts)
+}
+
+/// The hash of a file's content, read on a thread of its own.
+async fn hash_of(file: Arc<File>) -> std::io::Result<blake3::Hash> {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&*file)?;
+        Ok(hasher.finalize())
+    });
+    read.await
+        .unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }

@@ -7,18 +7,27 @@
 //!
 //! Data flow: [`urls`] adds to each row that is sent the URLs that are known, and notes which rows name which
 //! files; [`file_records`](crate::source::file_records) keeps that in the site's database; [`watch`] sees
-//! files appear and change; [`upload`] gives the files that are due to [`upload_pool`], which uploads each by
+//! files appear and change; [`file_lane`] gives the files that are due to [`upload_pool`], which uploads each by
 //! [`file_upload`], and [`upload_journal`] records the outcomes.
 //!
 //! On failure: a file that fails is tried again less and less often. An unreachable cloud or database ends
 //! the round; the next round begins with what the database says is due.
 
+pub mod file_lane;
+mod file_lane_state;
 mod file_upload;
+mod open_writers;
 mod paths;
-pub mod upload;
+mod readiness;
+mod rescan;
+mod root;
 mod upload_journal;
 mod upload_pool;
 mod urls;
 mod watch;
 
+pub use file_lane_state::FileLaneState;
+pub(crate) use paths::recorded;
+pub use root::MediaRoot;
 pub use urls::{FileReferences, attach_urls, note_references};
+pub use watch::silent_file_system;

@@ -1,15 +1,14 @@
-//! The paths that a column names: one, or a JSON array of them; and where such a path is on this machine.
+//! The paths that a column names: one, or a JSON array of them.
 //!
 //! A path has one form, below the media root: `./slips//a.jpg` and `<root>/slips/a.jpg` are both
-//! `slips/a.jpg`. Nothing outside the root is ever opened: not by `..`, not by an absolute path, and not
-//! through a symbolic link.
+//! `slips/a.jpg`. It is text here: [`super::root`] finds the file.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use crate::change::NamedFile;
 
 /// The paths in a column's JSON value, in order: a text with one path, a text that holds a JSON array, or an
-/// array. Empty texts and nulls name no file, and are `None` in the list.
+/// array. Empty texts, nulls and URLs name no file, and are `None` in the list.
 pub(crate) fn named(value: Option<&str>) -> NamedFile {
     let Some(value) = value.filter(|value| *value != "null") else {
         return NamedFile::default();
@@ -29,10 +28,19 @@ pub(crate) fn named(value: Option<&str>) -> NamedFile {
     }
 }
 
+/// Whether a text names a file here: a URL is left to whoever has written it.
+fn names_file(text: &str) -> bool {
+    let is_url = |scheme: &str| {
+        text.get(..scheme.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
+    !text.trim().is_empty() && !is_url("http://") && !is_url("https://")
+}
+
 impl NamedFile {
     fn one(text: String) -> Self {
         Self {
-            paths: vec![Some(text).filter(|text| !text.trim().is_empty())],
+            paths: vec![Some(text).filter(|text| names_file(text))],
             list: false,
         }
     }
@@ -41,7 +49,7 @@ impl NamedFile {
         Self {
             paths: list
                 .into_iter()
-                .map(|path| path.filter(|text| !text.trim().is_empty()))
+                .map(|path| path.filter(|text| names_file(text)))
                 .collect(),
             list: true,
         }
@@ -53,10 +61,10 @@ const LONGEST: usize = 2_000;
 
 /// The path as its record has it: below the media root. Text that is no such path is recorded as it is
 /// written, up to what an index can hold, so that the upload can report what is wrong with it.
-pub(crate) fn recorded(root: &Path, path: String) -> String {
-    below(root, &path).unwrap_or_else(|_| match path.char_indices().find(|(at, _)| *at > LONGEST) {
+pub(crate) fn recorded(root: &Path, path: &str) -> String {
+    below(root, path).unwrap_or_else(|_| match path.char_indices().find(|(at, _)| *at > LONGEST) {
         Some((end, _)) => path[..end].to_owned(),
-        None => path,
+        None => path.to_owned(),
     })
 }
 
@@ -68,7 +76,7 @@ pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
     if path.len() > LONGEST {
         return Err("its path is longer than 2,000 bytes");
     }
-    let path = Path::new(path.trim());
+    let path = Path::new(path);
     let relative = if path.is_absolute() {
         path.strip_prefix(root)
             .map_err(|_| "its path lies outside the media root")?
@@ -89,36 +97,6 @@ pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
         return Err("its path names no file");
     }
     Ok(parts.join("/"))
-}
-
-/// Where the file is, after links are followed.
-///
-/// # Errors
-/// Why it cannot or must not be opened.
-pub(crate) fn locate(root: &Path, path: &str) -> Result<PathBuf, OpenRefusal> {
-    let root = root.canonicalize().map_err(OpenRefusal::Unreadable)?;
-    let file = root.join(path).canonicalize().map_err(|error| {
-        if error.kind() == std::io::ErrorKind::NotFound || error.kind() == std::io::ErrorKind::NotADirectory {
-            OpenRefusal::Missing
-        } else {
-            OpenRefusal::Unreadable(error)
-        }
-    })?;
-    if !file.starts_with(&root) {
-        return Err(OpenRefusal::Outside);
-    }
-    Ok(file)
-}
-
-/// Why a file cannot be opened.
-#[derive(Debug)]
-pub(crate) enum OpenRefusal {
-    /// There is no such file.
-    Missing,
-    /// A symbolic link leads outside the media root.
-    Outside,
-    /// The operating system's reason.
-    Unreadable(std::io::Error),
 }
 
 #[cfg(test)]
@@ -142,6 +120,8 @@ mod tests {
             [text("a.jpg"), text("b.jpg")]
         );
         assert_eq!(paths_in("\"\""), [None]);
+        assert_eq!(paths_in("\"https://elsewhere.example/a.jpg\""), [None]);
+        assert_eq!(paths_in("\" a.jpg \""), [text(" a.jpg ")]);
         assert!(paths_in("null").is_empty());
         assert_eq!(paths_in("\"[broken\""), [text("[broken")]);
     }
@@ -155,18 +135,5 @@ mod tests {
         for outside in ["../a", "slips/../../a", "/etc/passwd", "", ".", "a\0b"] {
             assert!(below(root, outside).is_err(), "{outside:?}");
         }
-    }
-
-    #[test]
-    fn links_do_not_lead_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("media");
-        std::fs::create_dir(&root).unwrap();
-        std::fs::write(folder.path().join("secret"), "x").unwrap();
-        std::os::unix::fs::symlink(folder.path().join("secret"), root.join("link")).unwrap();
-        std::fs::write(root.join("slip"), "x").unwrap();
-        assert!(locate(&root, "slip").is_ok());
-        assert!(matches!(locate(&root, "link"), Err(OpenRefusal::Outside)));
-        assert!(matches!(locate(&root, "none"), Err(OpenRefusal::Missing)));
     }
 }

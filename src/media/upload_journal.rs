@@ -3,16 +3,15 @@
 //! Outcomes are recorded in groups, one transaction a group. In that transaction the rows that name an
 //! uploaded file are touched again, so that its URL is sent with them.
 
-use std::path::Path;
-
-use super::file_upload::{FileFate, FileOutcome, file_stamp};
-use super::paths;
+use super::file_upload::{FileFate, FileOutcome, ReadyFile};
+use super::rescan::PAGE;
+use super::root::MediaRoot;
 use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::source::connect::Session;
-use crate::source::file_records::{self, FileStamp};
+use crate::source::file_records::{self, FileState, KnownFile};
 use crate::source::install::AttachedEntity;
 use crate::source::touch;
 use crate::wire::json::pick;
@@ -22,56 +21,81 @@ pub(super) struct UploadJournal<'a> {
     pub(super) session: Session,
     pub(super) attached: Vec<AttachedEntity>,
     pub(super) catalogue: &'a Catalogue,
-    /// The media root.
-    pub(super) root: &'a Path,
+    pub(super) root: &'a MediaRoot,
     pub(super) metrics: &'a Metrics,
 }
 
 impl UploadJournal<'_> {
-    /// Makes uploaded files due that have changed since.
-    pub(super) async fn check_uploaded(&self) -> Result<()> {
-        let mut after = String::new();
-        loop {
-            let page = file_records::uploaded_after(self.session.client(), &after, 1_000).await?;
-            let Some((last, _, _)) = page.last() else {
-                return Ok(());
-            };
-            after.clone_from(last);
-            self.make_changed_due(page).await?;
-        }
+    /// Compares a page of files with their records, and makes those due that differ. Returns the page's last
+    /// path if there may be more behind it, and how many files it has.
+    pub(super) async fn rescan_page(&self, after: &str) -> Result<(Option<String>, usize)> {
+        let page = file_records::known_after(self.session.client(), after, PAGE as i64).await?;
+        let files = page.len();
+        let last = page
+            .last()
+            .filter(|_| files == PAGE)
+            .map(|file| file.path.clone());
+        self.make_changed_due(page, false).await?;
+        Ok((last, files))
     }
 
-    /// Makes those files due that do not look as they did at their upload, or that were missing and are there
-    /// now.
-    pub(super) async fn make_changed_due(
-        &self,
-        known: Vec<(String, String, Option<FileStamp>)>,
-    ) -> Result<()> {
-        let root = self.root.to_owned();
-        let changed = tokio::task::spawn_blocking(move || {
+    /// Makes those of the files due that the watch saw, if they are known and look otherwise now. A path that
+    /// the configuration strips something from is known by what the rows name.
+    pub(super) async fn look_at(&self, seen: &[String]) -> Result<()> {
+        let mut named = seen.to_vec();
+        for prefix in &self.root.strip_prefix {
+            let slash = if prefix.ends_with('/') { "" } else { "/" };
+            named.extend(seen.iter().map(|path| format!("{prefix}{slash}{path}")));
+        }
+        let known = file_records::known(self.session.client(), &named).await?;
+        self.make_changed_due(known, true).await
+    }
+
+    /// Makes those files due that do not look as they did at their upload, or that were not there and are
+    /// now; and, where an event tells that they changed, those that wait or fail.
+    async fn make_changed_due(&self, known: Vec<KnownFile>, by_event: bool) -> Result<()> {
+        let root = self.root.clone();
+        let look = move || {
+            let Ok(root) = root.open() else {
+                // Nothing is known of its files: none of them is missing for that.
+                return Vec::new();
+            };
+            let is_due = |file: &KnownFile| {
+                let waits = matches!(file.state, FileState::Waiting | FileState::Failing);
+                if waits && !by_event {
+                    return false;
+                }
+                match (root.stamp(&file.path), file.state, file.stamp) {
+                    (Ok(now), FileState::Uploaded, Some(before)) => before.differs(&now),
+                    (Ok(_), _, _) => true,
+                    (Err(_), _, _) => false,
+                }
+            };
             known
                 .into_iter()
-                .filter(|(path, state, before)| {
-                    let now = paths::locate(&root, path)
-                        .ok()
-                        .and_then(|file| file_stamp(&file).ok());
-                    match (state.as_str(), now) {
-                        ("uploaded", Some(now)) => *before != Some(now),
-                        ("uploaded", None) => false,
-                        _ => now.is_some(),
-                    }
-                })
-                .map(|(path, _, _)| path)
+                .filter(is_due)
+                .map(|file| file.path)
                 .collect::<Vec<_>>()
-        })
-        .await
-        .map_err(|error| {
+        };
+        let changed = tokio::task::spawn_blocking(look).await.map_err(|error| {
             Error::new(Kind::Media, "look at media files", error.to_string()).caused_by(error)
         })?;
         if changed.is_empty() {
             return Ok(());
         }
         file_records::make_due(self.session.client(), &changed, 0.0).await
+    }
+
+    /// Notes of which files another one of the same size is in the cloud.
+    pub(super) async fn note_known_sizes(&self, files: &mut [ReadyFile]) -> Result<()> {
+        let paths: Vec<&str> = files.iter().map(|file| file.pending.path.as_str()).collect();
+        let directories: Vec<&str> = files.iter().map(|file| file.pending.directory.as_str()).collect();
+        let sizes: Vec<i64> = files.iter().map(|file| file.stamp.size).collect();
+        let known = file_records::of_known_size(self.session.client(), &paths, &directories, &sizes).await?;
+        for file in files {
+            file.may_be_there = known.contains(&file.pending.path);
+        }
+        Ok(())
     }
 
     /// Records outcomes, and touches the rows that name the uploaded files. If a group cannot be recorded, as
@@ -93,7 +117,7 @@ impl UploadJournal<'_> {
     /// One transaction.
     async fn record_group(&mut self, outcomes: &[FileOutcome]) -> Result<()> {
         let failed = |error| Error::postgres("record the outcomes of uploads", error);
-        let (mut uploaded, mut deferred) = (Vec::new(), Vec::new());
+        let (mut uploaded, mut unchanged, mut deferred) = (Vec::new(), Vec::new(), Vec::new());
         for outcome in outcomes {
             match &outcome.fate {
                 FileFate::Uploaded(stamp, receipt) => uploaded.push(file_records::UploadedFile {
@@ -103,16 +127,18 @@ impl UploadJournal<'_> {
                     url: &receipt.url,
                     remote_path: receipt.path.as_deref(),
                 }),
+                FileFate::Unchanged(stamp) => unchanged.push((outcome.path.as_str(), *stamp)),
                 FileFate::Deferred(deferral) => deferred.push(file_records::DeferredFile {
                     path: &outcome.path,
                     state: deferral.state,
                     why: &deferral.why,
                     seconds: deferral.seconds,
                     counts: deferral.counts,
+                    size: deferral.size,
                 }),
             }
         }
-        if uploaded.is_empty() && deferred.len() == 1 {
+        if uploaded.is_empty() && unchanged.is_empty() && deferred.len() == 1 {
             return file_records::defer(self.session.client(), &deferred).await;
         }
         let transaction = self.session.client_mut().transaction().await.map_err(failed)?;
@@ -129,6 +155,9 @@ impl UploadJournal<'_> {
         }
         if !deferred.is_empty() {
             file_records::defer(client, &deferred).await?;
+        }
+        if !unchanged.is_empty() {
+            file_records::record_stamps(client, &unchanged).await?;
         }
         if !uploaded.is_empty() {
             file_records::record_uploads(client, &uploaded).await?;
@@ -164,7 +193,7 @@ impl UploadJournal<'_> {
         let metrics = &self.metrics.files;
         for file in &uploaded {
             metrics.uploaded.inc();
-            metrics.bytes.inc_by(file.stamp.size as u64);
+            metrics.bytes.inc_by(file.stamp.size.cast_unsigned());
             tracing::debug!(path = file.path, bytes = file.stamp.size, "uploaded");
         }
         Ok(())

@@ -12,9 +12,9 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 
-use super::file_upload::{FileFate, FileOutcome, FileUploader, ReadyFile};
-use crate::error::{Error, Result};
-use crate::source::file_records::PendingFile;
+use super::file_upload::{Deferral, FileFate, FileOutcome, FileUploader, ReadyFile, UploadStop};
+use crate::error::{Error, Kind};
+use crate::source::file_records::{DueLimits, FileState, PendingFile};
 
 /// Small files that are uploaded at a time.
 const SMALL_AT_ONCE: usize = 12;
@@ -22,11 +22,15 @@ const SMALL_AT_ONCE: usize = 12;
 /// A file of so many bytes is large.
 const LARGE: i64 = 8 * 1024 * 1024;
 
-/// Files that are busy at a time, at most.
+/// Files that are busy at a time, at most; and large ones among them.
 const BUSY: usize = 1024;
+const BUSY_LARGE: usize = 16;
+
+/// So many files that fail one after another, and none that is taken: the cloud takes no file now.
+const FAILING_IN_A_ROW: u32 = 8;
 
 /// What became of one file and whether it was a large one; or why the cloud takes no file now.
-type UploadOutcome = (bool, Result<FileOutcome>);
+type UploadOutcome = (bool, Result<FileOutcome, UploadStop>);
 
 /// See the module.
 pub(super) struct UploadPool<'a> {
@@ -38,7 +42,9 @@ pub(super) struct UploadPool<'a> {
     is_large_uploading: bool,
     outcomes: Vec<FileOutcome>,
     busy: HashSet<String>,
-    error: Option<Error>,
+    stop: Option<UploadStop>,
+    /// Files that failed since the last one that was taken.
+    failing: u32,
 }
 
 impl<'a> UploadPool<'a> {
@@ -51,16 +57,32 @@ impl<'a> UploadPool<'a> {
             is_large_uploading: false,
             outcomes: Vec::new(),
             busy: HashSet::new(),
-            error: None,
+            stop: None,
+            failing: 0,
         }
     }
 
-    /// How many more files it takes now.
-    pub(super) fn room(&self) -> usize {
-        if self.error.is_some() || self.small.len() > SMALL_AT_ONCE {
-            return 0;
+    /// How many more files it takes now; `None` if none.
+    pub(super) fn room(&self) -> Option<DueLimits> {
+        let small = BUSY.saturating_sub(self.busy.len()).min(BUSY / 4);
+        if self.stop.is_some() || self.small.len() > SMALL_AT_ONCE || small == 0 {
+            return None;
         }
-        BUSY.saturating_sub(self.busy.len()).min(BUSY / 4)
+        Some(DueLimits {
+            small: small as i64,
+            large: BUSY_LARGE.saturating_sub(self.large.len()) as i64,
+            large_from: LARGE,
+        })
+    }
+
+    /// The size from which a file is large, if it takes no large one now.
+    pub(super) fn no_large_from(&self) -> Option<i64> {
+        (self.large.len() >= BUSY_LARGE).then_some(LARGE)
+    }
+
+    /// Whether the cloud can be asked for a content.
+    pub(super) fn asks_by_content(&self) -> bool {
+        self.uploader.capabilities.content_hash
     }
 
     /// The files that must not be given again now.
@@ -72,26 +94,44 @@ impl<'a> UploadPool<'a> {
         self.busy.contains(path)
     }
 
-    /// Starts or queues the uploads of these files; one that cannot be uploaded now gets its outcome at once.
-    pub(super) fn give(&mut self, files: Vec<PendingFile>) {
+    /// Looks at files that are due: those that can be uploaded now are returned, with how they look. The
+    /// others get their outcome at once.
+    pub(super) fn look_at(&mut self, files: Vec<PendingFile>) -> Vec<ReadyFile> {
+        let mut ready = Vec::with_capacity(files.len());
         for pending in files {
             self.busy.insert(pending.path.clone());
             match self.uploader.prepare(&pending) {
-                Ok((file, stamp)) => {
-                    let queue = if stamp.size >= LARGE {
-                        &mut self.large
-                    } else {
-                        &mut self.small
-                    };
-                    queue.push_back(ReadyFile { pending, file, stamp });
-                }
-                Err(deferral) => self.outcomes.push(FileOutcome {
-                    path: pending.path,
-                    fate: FileFate::Deferred(deferral),
+                Ok(stamp) => ready.push(ReadyFile {
+                    pending,
+                    stamp,
+                    may_be_there: false,
                 }),
+                Err(deferral) => self.defer(pending.path, deferral),
+            }
+        }
+        ready
+    }
+
+    /// Starts or queues the uploads of these files.
+    pub(super) fn give(&mut self, files: Vec<ReadyFile>) {
+        for ready in files {
+            if ready.stamp.size < LARGE {
+                self.small.push_back(ready);
+            } else if self.large.len() < BUSY_LARGE {
+                self.large.push_back(ready);
+            } else {
+                // Its size was not known. Now it is, and it is asked for when there is room.
+                self.defer(ready.pending.path, Deferral::behind_large_files(ready.stamp.size));
             }
         }
         self.start_uploads();
+    }
+
+    fn defer(&mut self, path: String, deferral: Deferral) {
+        self.outcomes.push(FileOutcome {
+            path,
+            fate: FileFate::Deferred(deferral),
+        });
     }
 
     /// Takes the outcomes. Their files stay busy until [`UploadPool::release`].
@@ -107,9 +147,9 @@ impl<'a> UploadPool<'a> {
     }
 
     /// Why no upload starts any more, once none is left and each outcome was taken.
-    pub(super) fn take_error(&mut self) -> Option<Error> {
+    pub(super) fn take_stop(&mut self) -> Option<UploadStop> {
         if self.uploading.is_empty() && self.outcomes.is_empty() {
-            self.error.take()
+            self.stop.take()
         } else {
             None
         }
@@ -124,12 +164,39 @@ impl<'a> UploadPool<'a> {
             self.is_large_uploading = false;
         }
         match outcome {
-            Ok(outcome) => self.outcomes.push(outcome),
-            Err(error) => {
-                self.error.get_or_insert(error);
+            Ok(outcome) => {
+                self.note_failing(&outcome);
+                self.outcomes.push(outcome);
+            }
+            Err(stop) => {
+                self.stop.get_or_insert(stop);
             }
         }
         self.start_uploads();
+    }
+
+    /// Counts files that the cloud fails to take one after another.
+    fn note_failing(&mut self, outcome: &FileOutcome) {
+        match &outcome.fate {
+            FileFate::Deferred(deferral) if deferral.state == FileState::Failing => self.failing += 1,
+            FileFate::Deferred(_) => {}
+            FileFate::Uploaded(..) | FileFate::Unchanged(_) => self.failing = 0,
+        }
+        if self.failing >= FAILING_IN_A_ROW {
+            self.failing = 0;
+            self.stop.get_or_insert_with(|| UploadStop {
+                error: Error::new(
+                    Kind::CloudUnreachable,
+                    "upload files",
+                    format!("the cloud failed to take {FAILING_IN_A_ROW} files one after another"),
+                )
+                .remedy(
+                    "look at the cloud's own logs; `cloud-sync files list --state failing` has the files",
+                ),
+                retry_after: None,
+                is_about_files: true,
+            });
+        }
     }
 
     /// Does other work while uploads go on.
@@ -145,7 +212,7 @@ impl<'a> UploadPool<'a> {
     }
 
     fn start_uploads(&mut self) {
-        if self.error.is_some() {
+        if self.stop.is_some() {
             return;
         }
         if !self.is_large_uploading

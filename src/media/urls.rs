@@ -14,9 +14,9 @@ use super::paths;
 use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::server::{ColumnValue, Unconfirmed};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
-use crate::change::NamedFile;
+use crate::change::{NamedFile, Op};
 use crate::error::{Error, Kind, Result};
-use crate::source::file_records::{self, FileAddress, NamedFiles};
+use crate::source::file_records::{self, FileAddress, NamedFiles, NamingRows};
 use crate::wire::json::pick;
 
 type RowUrls = HashMap<String, FileAddress>;
@@ -44,7 +44,7 @@ pub async fn attach_urls(
         return Ok(());
     }
     let rows = rows_with_files(catalogue, batch, |_| true)?;
-    let urls = file_records::addresses(client, &paths_below(root, &rows)).await?;
+    let urls = file_records::addresses(client, &recorded_paths(root, &rows)).await?;
     for NamedRow { change_index, named } in rows {
         let change = &batch[change_index];
         let entity = &catalogue[change.entity];
@@ -118,7 +118,19 @@ pub async fn note_references(
     if !has_files(catalogue, batch) {
         return Ok(found);
     }
-    let mut files = NamedFiles::default();
+    let (mut files, mut naming) = (NamedFiles::default(), NamingRows::default());
+    for (change_index, change) in batch.indexed() {
+        let entity = &catalogue[change.entity];
+        if entity.files.is_empty() || !matches!(batch.fate(change_index), Fate::Accepted | Fate::Held) {
+            continue;
+        }
+        if change.op == Op::Truncate {
+            naming.truncated.push(entity.name.as_str());
+        } else {
+            naming.entities.push(entity.name.as_str());
+            naming.keys.push(&*change.key);
+        }
+    }
     // A row that is held back names its file too.
     let rows = rows_with_files(catalogue, batch, |fate| {
         matches!(fate, Fate::Accepted | Fate::Held)
@@ -128,13 +140,14 @@ pub async fn note_references(
         let entity = &catalogue[change.entity];
         for (file, named) in entity.files.iter().zip(named) {
             for path in named.paths.iter().flatten() {
-                files.paths.push(paths::recorded(root, path.clone()));
+                files.paths.push(paths::recorded(root, path));
                 files.directories.push(file.directory.as_str());
                 files.entities.push(entity.name.as_str());
                 files.keys.push(&*change.key);
             }
         }
     }
+    file_records::forget_references(client, &naming, &files).await?;
     if files.paths.is_empty() {
         return Ok(found);
     }
@@ -142,7 +155,7 @@ pub async fn note_references(
     file_records::note_references(client, &files).await?;
     // An upload that is recorded from now on touches these rows again. One that is being recorded now may
     // have looked for them before they were noted: the query waits for its lock, and finds what it recorded.
-    let urls = file_records::settled_addresses(client, &paths_below(root, &rows)).await?;
+    let urls = file_records::settled_addresses(client, &recorded_paths(root, &rows)).await?;
     for NamedRow { change_index, named } in &rows {
         let change = &batch[*change_index];
         let entity = &catalogue[change.entity];
@@ -173,11 +186,11 @@ fn columns(entity: &Entity, row: &str) -> Result<Vec<NamedFile>> {
     Ok(values.into_iter().map(paths::named).collect())
 }
 
-/// The paths of the files that the rows name, if they lie below the media root.
-fn paths_below(root: &Path, rows: &[NamedRow]) -> Vec<String> {
+/// The files that the rows name, as their records have them.
+fn recorded_paths(root: &Path, rows: &[NamedRow]) -> Vec<String> {
     let named = rows.iter().flat_map(|row| &row.named);
     let paths = named.flat_map(|named| named.paths.iter().flatten());
-    paths.filter_map(|path| paths::below(root, path).ok()).collect()
+    paths.map(|path| paths::recorded(root, path)).collect()
 }
 
 /// The JSON value of each of the entity's URL columns, as far as addresses are known.
@@ -195,7 +208,7 @@ fn url_values(
         let in_place = file.url_column == file.column;
         let known = |path: &Option<String>| {
             let path = path.as_ref()?;
-            urls.get(&paths::below(root, path).ok()?)
+            urls.get(&paths::recorded(root, path))
         };
         let confirmed_value = |path: &Option<String>| -> Option<String> {
             match (known(path), file.column_value) {

@@ -1,6 +1,8 @@
 //! The one table of metrics: name, kind, label and help of each. The registry is filled from it, and
 //! docs/reference/metrics.md is generated from it.
 //!
+//! A new metric is a row here, a field of [`Metrics`](super::Metrics), and its line in `Metrics::new`.
+//!
 //! Names are a contract with whoever scrapes them: a metric is never renamed.
 
 /// What kind of metric it is.

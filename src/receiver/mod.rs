@@ -63,11 +63,12 @@ pub use crate::wire::read_changes;
 pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
 
 /// What a receiver offers besides the baseline.
-const CAPABILITIES: [Capability; 4] = [
+const CAPABILITIES: [Capability; 5] = [
     Capability::Bulk,
     Capability::Delete,
     Capability::Changes,
     Capability::Schema,
+    Capability::ContentHash,
 ];
 
 /// The largest upload, unless [`Receiver::with_upload_limit`] says otherwise: 16 GiB.

@@ -1,11 +1,11 @@
 //! The rows of one entity that a pass has touched. The pass writes their touches to the outbox, and waits
 //! until the drain has settled them.
 
-use crate::catalogue::EntityIndex;
 use std::time::Duration;
 
 use super::Reconcile;
 use super::report::SyncReport;
+use crate::catalogue::EntityIndex;
 use crate::error::{Error, Kind, Result};
 use crate::quarantine::{self, QuarantinedRows};
 use crate::source::{outbox, parked_touches, touch};

@@ -37,7 +37,8 @@ use crate::control::{ControlServer, Operator, ServerToken, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions, UploadForm};
 use crate::drain::{AcceptedKeyRecorder, BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
-use crate::media::upload::FileLane;
+use crate::media::MediaRoot;
+use crate::media::file_lane::FileLane;
 use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
 use crate::reconcile::{NoObserver, Observer, Reconcile};
@@ -413,7 +414,7 @@ impl Replicator {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
             file_records::make_all_due(session.client(), request.force).await?;
-            self.state.files_wanted.notify_one();
+            self.state.files.request_rescan();
             Ok(reconcile
                 .sync(&entity_indexes, request.force, recording, observer)
                 .await)
@@ -531,11 +532,15 @@ fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Resul
         source_id: settings.source.source_id.clone(),
         catalogue: Arc::new(settings.catalogue.clone()),
         cloud,
-        root: settings.media.root.clone(),
+        root: MediaRoot {
+            path: settings.media.root.clone(),
+            strip_prefix: settings.media.strip_prefix.clone(),
+        },
         settle: settings.media.settle,
+        rescan: settings.media.rescan,
         videos: settings.files.upload_videos,
         metrics: state.metrics.clone(),
-        wanted: state.files_wanted.clone(),
+        state: state.files.clone(),
     })
 }
 

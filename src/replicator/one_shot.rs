@@ -2,7 +2,7 @@
 //! pass, and end with it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,9 @@ use crate::supervise::pause_or_stop;
 
 /// Files that the cloud does not take, told in a report at most.
 const FILES_TOLD: i64 = 100;
+
+/// A pass ends if no file advances for so long while files wait.
+const FILES_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A replicator for one pass.
 pub struct OneShot {
@@ -116,14 +119,26 @@ impl OneShot {
     pub async fn settle(&self) -> std::result::Result<(), String> {
         let replicator = &self.replicator;
         let mut unwell = 0;
+        let files = &replicator.state.files;
+        let mut advanced = (files.progress(), Instant::now());
         loop {
             let gauges = replicator
                 .questions
                 .gauges(replicator.state.checkpoint())
                 .await
                 .map_err(|error| error.to_string())?;
-            if gauges.lag.changes == 0 && gauges.files.soon == 0 {
+            let files_are_done = gauges.files.soon == 0 && !files.rescan_is_pending();
+            if gauges.lag.changes == 0 && files_are_done {
                 return Ok(());
+            }
+            if gauges.lag.changes > 0 || files.progress() != advanced.0 {
+                advanced = (files.progress(), Instant::now());
+            } else if advanced.1.elapsed() > FILES_PATIENCE {
+                return Err(format!(
+                    "{} files wait, and none has advanced for {} s: see `cloud-sync files list`",
+                    gauges.files.waiting,
+                    FILES_PATIENCE.as_secs()
+                ));
             }
             match replicator.state.condition() {
                 Condition::Starting | Condition::Replicating => unwell = 0,

@@ -401,9 +401,11 @@ async fn media(settings: &Settings) -> Result<String> {
     }
     let operation = format!("read the media root {}", root.display());
     let folder = root.clone();
-    let read = tokio::task::spawn_blocking(move || std::fs::read_dir(folder).map(drop));
-    match tokio::time::timeout(MEDIA, read).await {
-        Ok(Ok(Ok(()))) => {}
+    let read = tokio::task::spawn_blocking(move || {
+        std::fs::read_dir(&folder).map(|_| crate::media::silent_file_system(&folder))
+    });
+    let silent = match tokio::time::timeout(MEDIA, read).await {
+        Ok(Ok(Ok(silent))) => silent,
         Ok(Ok(Err(error))) => {
             return Err(Error::local(operation, error)
                 .remedy("create the folder, make it readable, or set media.root"));
@@ -416,8 +418,14 @@ async fn media(settings: &Settings) -> Result<String> {
             )
             .remedy("mount it again, or set media.root; rows are replicated in the meantime"));
         }
-    }
-    Ok(root.display().to_string())
+    };
+    Ok(match silent {
+        None => root.display().to_string(),
+        Some(kind) => format!(
+            "{} ({kind}: what other machines write is found by the rescan, see media.rescan)",
+            root.display()
+        ),
+    })
 }
 
 async fn store(settings: &Settings, session: Option<&Session>) -> Result<String> {

@@ -1,11 +1,11 @@
 //! The state of each file that a row names, in the site's database: it survives the loss of the local store,
 //! and every command sees it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::sql_template::statement;
 
 fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
@@ -18,6 +18,60 @@ pub(crate) const SETTLING: &str = "the file was written a moment ago";
 /// Why a video waits if videos are not uploaded.
 pub(crate) const NO_VIDEOS: &str = "videos are not uploaded (files.upload_videos = false)";
 
+/// Where a file is on its way. The check constraint of `cloud_sync.media` and sql/source/files.sql name them too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileState {
+    /// To be uploaded, at once or when its reason no longer holds.
+    Waiting,
+    /// The cloud takes others and not this one, or it cannot be read: tried again less and less often.
+    Failing,
+    /// Named by a row, and not below the media root.
+    Missing,
+    /// The cloud has confirmed it.
+    Uploaded,
+    /// Never opened: outside the media root, or no regular file.
+    Refused,
+}
+
+impl FileState {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Self; 5] = [
+        Self::Waiting,
+        Self::Failing,
+        Self::Missing,
+        Self::Refused,
+        Self::Uploaded,
+    ];
+
+    /// Its name in the database and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Failing => "failing",
+            Self::Missing => "missing",
+            Self::Uploaded => "uploaded",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// The state with this name; `None` if there is none.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
+    pub(super) fn read(row: &tokio_postgres::Row, column: usize) -> Result<Self> {
+        let name: &str = row.get(column);
+        Self::from_name(name).ok_or_else(|| {
+            Error::new(
+                Kind::Source,
+                "read the state of media files",
+                format!("{name:?} is no state of a file: a newer program has written it"),
+            )
+            .remedy("use the newer program")
+        })
+    }
+}
+
 /// A file to upload.
 #[derive(Debug, Clone)]
 pub struct PendingFile {
@@ -29,15 +83,62 @@ pub struct PendingFile {
     pub attempts: i32,
     /// The name that it is uploaded under, if not its own.
     pub sent_as: Option<String>,
+    /// What the cloud has of it, if it was uploaded before.
+    pub confirmed: Option<ConfirmedContent>,
 }
 
-/// What a file looked like when it was uploaded.
+/// The content of a file that the cloud has confirmed.
+#[derive(Debug, Clone)]
+pub struct ConfirmedContent {
+    /// Bytes.
+    pub size: i64,
+    /// BLAKE3, in hexadecimal.
+    pub hash: String,
+}
+
+/// What tells that a file was not written since: a file that is rewritten in place has another time of change,
+/// also if its size and its time of modification were put back.
+///
+/// The device is not part of it: a file system that was mounted again may have another number, and would be
+/// read again as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
     /// Bytes.
     pub size: i64,
-    /// Microseconds since 1970.
+    /// The time of modification, in microseconds since 1970; negative before.
     pub modified_us: i64,
+    /// The time of change (`ctime`), likewise.
+    pub changed_us: i64,
+    /// The number of its inode.
+    pub inode: i64,
+}
+
+/// What is recorded of a file, to compare with the file.
+#[derive(Debug, Clone)]
+pub(crate) struct KnownFile {
+    pub(crate) path: String,
+    pub(crate) state: FileState,
+    /// How it looked at its upload; `None` if it was not uploaded.
+    pub(crate) stamp: Option<KnownStamp>,
+}
+
+/// A recorded stamp: the time of change and the inode are not known of a file that an older program uploaded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KnownStamp {
+    size: i64,
+    modified_us: i64,
+    changed_us: Option<i64>,
+    inode: Option<i64>,
+}
+
+impl KnownStamp {
+    /// Whether a file that looks like this now may have been written since.
+    pub(crate) fn differs(&self, now: &FileStamp) -> bool {
+        self.size != now.size
+            || self.modified_us != now.modified_us
+            || self.changed_us.is_some_and(|changed| changed != now.changed_us)
+            || self.inode.is_some_and(|inode| inode != now.inode)
+    }
 }
 
 /// How many files are in which state.
@@ -45,9 +146,10 @@ pub struct FileStamp {
 pub struct FileStateCounts {
     /// Waiting for their upload.
     pub waiting: u64,
-    /// Those of them that are due now or in a moment; the others are empty, or are not to be uploaded.
+    /// Those of them that are due now or in a moment; the others are empty, being written, or not to be
+    /// uploaded.
     pub soon: u64,
-    /// Refused by the cloud, or failing there while it takes others: tried again less and less often.
+    /// Not taken by the cloud while it takes others, or not readable: tried again less and less often.
     pub failing: u64,
     /// Named by a row, and missing in the media root.
     pub missing: u64,
@@ -116,6 +218,16 @@ pub(crate) struct NamedFiles<'a> {
     pub(crate) keys: Vec<&'a str>,
 }
 
+/// Rows of a delivered batch: what they named before and do not name now is forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct NamingRows<'a> {
+    /// By entity and key.
+    pub(crate) entities: Vec<&'a str>,
+    pub(crate) keys: Vec<&'a str>,
+    /// Entities that were truncated.
+    pub(crate) truncated: Vec<&'a str>,
+}
+
 /// Notes files that rows name. Returns whether one of them is new.
 pub(crate) async fn note_named(client: &Client, files: &NamedFiles<'_>) -> Result<bool> {
     let row = client
@@ -140,27 +252,92 @@ pub(crate) async fn note_references(client: &Client, files: &NamedFiles<'_>) -> 
     Ok(())
 }
 
-/// Files that are due, at most `limit`, without those that are `busy`.
-pub(crate) async fn due(client: &Client, busy: &[&str], limit: i64) -> Result<Vec<PendingFile>> {
+/// Forgets what rows no longer name: `rows` are those of a batch, `files` what they name now.
+pub(crate) async fn forget_references(
+    client: &Client,
+    rows: &NamingRows<'_>,
+    files: &NamedFiles<'_>,
+) -> Result<()> {
+    let failed = |error| Error::postgres("forget the files that rows no longer name", error);
+    if !rows.truncated.is_empty() {
+        client
+            .execute(statement!("files", "forget_all_references"), &[&rows.truncated])
+            .await
+            .map_err(failed)?;
+    }
+    if !rows.keys.is_empty() {
+        client
+            .execute(
+                statement!("files", "forget_references"),
+                &[
+                    &rows.entities,
+                    &rows.keys,
+                    &files.paths,
+                    &files.entities,
+                    &files.keys,
+                ],
+            )
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Forgets files that no row has named for an hour. Returns how many.
+pub(crate) async fn forget_unnamed(client: &Client) -> Result<u64> {
+    client
+        .execute(statement!("files", "forget_unnamed"), &[])
+        .await
+        .map_err(failed("forget"))
+}
+
+/// How many files are taken at a time, by their size.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DueLimits {
+    /// Small files at most, and files of unknown size.
+    pub(crate) small: i64,
+    /// Large files at most.
+    pub(crate) large: i64,
+    /// A file of so many bytes is large.
+    pub(crate) large_from: i64,
+}
+
+/// Files that are due, without those that are `busy`.
+pub(crate) async fn due(client: &Client, busy: &[&str], limits: DueLimits) -> Result<Vec<PendingFile>> {
     let rows = client
-        .query(statement!("files", "due"), &[&busy, &limit])
+        .query(
+            statement!("files", "due"),
+            &[&busy, &limits.small, &limits.large, &limits.large_from],
+        )
         .await
         .map_err(failed("read"))?;
     Ok(rows
         .iter()
-        .map(|row| PendingFile {
-            path: row.get(0),
-            directory: row.get(1),
-            attempts: row.get(2),
-            sent_as: row.get(3),
+        .map(|row| {
+            let url: Option<&str> = row.get(6);
+            PendingFile {
+                path: row.get(0),
+                directory: row.get(1),
+                attempts: row.get(2),
+                sent_as: row.get(3),
+                confirmed: match (row.get(4), row.get(5)) {
+                    (Some(size), Some(hash)) if url.is_some() => Some(ConfirmedContent { size, hash }),
+                    _ => None,
+                },
+            }
         })
         .collect())
 }
 
-/// Seconds until the next file is due that is not `busy`; `None` if no file waits.
-pub(crate) async fn next_due(client: &Client, busy: &[&str]) -> Result<Option<f64>> {
+/// Seconds until the next file is due that is not `busy`; `None` if no file waits. Files of `no_large_from` or
+/// more bytes are left out.
+pub(crate) async fn next_due(
+    client: &Client,
+    busy: &[&str],
+    no_large_from: Option<i64>,
+) -> Result<Option<f64>> {
     let row = client
-        .query_one(statement!("files", "next_due"), &[&busy])
+        .query_one(statement!("files", "next_due"), &[&busy, &no_large_from])
         .await
         .map_err(failed("read"))?;
     Ok(row.get(0))
@@ -180,12 +357,14 @@ pub(crate) async fn lock(client: &Client, paths: &[&str]) -> Result<()> {
 #[derive(Debug)]
 pub(crate) struct DeferredFile<'a> {
     pub(crate) path: &'a str,
-    pub(crate) state: &'static str,
+    pub(crate) state: FileState,
     pub(crate) why: &'a str,
     /// When it is tried again.
     pub(crate) seconds: f64,
     /// Whether it counts as an attempt.
     pub(crate) counts: bool,
+    /// Its size, if it was found.
+    pub(crate) size: Option<i64>,
 }
 
 /// Records states, reasons, and when the files are tried again. In the caller's transaction.
@@ -195,10 +374,11 @@ pub(crate) async fn defer(client: &Client, files: &[DeferredFile<'_>]) -> Result
             statement!("files", "defer"),
             &[
                 &files.iter().map(|file| file.path).collect::<Vec<_>>(),
-                &files.iter().map(|file| file.state).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.state.name()).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.why).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.seconds).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.counts).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.size).collect::<Vec<_>>(),
             ],
         )
         .await
@@ -230,6 +410,8 @@ pub(crate) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) 
                     .iter()
                     .map(|file| file.stamp.modified_us)
                     .collect::<Vec<_>>(),
+                &files.iter().map(|file| file.stamp.changed_us).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.stamp.inode).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.hash.as_str()).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.url).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.remote_path).collect::<Vec<_>>(),
@@ -238,6 +420,50 @@ pub(crate) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) 
         .await
         .map_err(failed("write"))?;
     Ok(())
+}
+
+/// Records the stamps of files whose content is the one that was uploaded. In the caller's transaction.
+pub(crate) async fn record_stamps(client: &Client, files: &[(&str, FileStamp)]) -> Result<()> {
+    client
+        .execute(
+            statement!("files", "record_stamps"),
+            &[
+                &files.iter().map(|(path, _)| *path).collect::<Vec<_>>(),
+                &files
+                    .iter()
+                    .map(|(_, stamp)| stamp.modified_us)
+                    .collect::<Vec<_>>(),
+                &files
+                    .iter()
+                    .map(|(_, stamp)| stamp.changed_us)
+                    .collect::<Vec<_>>(),
+                &files.iter().map(|(_, stamp)| stamp.inode).collect::<Vec<_>>(),
+            ],
+        )
+        .await
+        .map_err(failed("write"))?;
+    Ok(())
+}
+
+/// Those of the files of which another one of the same size was uploaded to the same directory: the cloud may
+/// have their content.
+pub(crate) async fn of_known_size(
+    client: &Client,
+    paths: &[&str],
+    directories: &[&str],
+    sizes: &[i64],
+) -> Result<HashSet<String>> {
+    if paths.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = client
+        .query(
+            statement!("files", "of_known_size"),
+            &[&paths, &directories, &sizes],
+        )
+        .await
+        .map_err(failed("read"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Makes files due again that share their URL with another file of other content: the server keeps one of
@@ -267,37 +493,39 @@ pub(crate) async fn references(client: &Client, paths: &[&str]) -> Result<Vec<(S
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Those of the paths that are known, each with its state and its stamp at its upload.
-pub(crate) async fn known(
-    client: &Client,
-    paths: &[String],
-) -> Result<Vec<(String, String, Option<FileStamp>)>> {
+/// Those of the paths that are known.
+pub(crate) async fn known(client: &Client, paths: &[String]) -> Result<Vec<KnownFile>> {
     let rows = client
         .query(statement!("files", "known"), &[&paths])
         .await
         .map_err(failed("read"))?;
-    Ok(rows.iter().map(known_row).collect())
+    rows.iter().map(known_file).collect()
 }
 
-/// The uploaded files after `after`, in the order of their paths.
-pub(crate) async fn uploaded_after(
-    client: &Client,
-    after: &str,
-    limit: i64,
-) -> Result<Vec<(String, String, Option<FileStamp>)>> {
+/// The files after `after`, in the order of their paths.
+pub(crate) async fn known_after(client: &Client, after: &str, limit: i64) -> Result<Vec<KnownFile>> {
     let rows = client
-        .query(statement!("files", "uploaded_after"), &[&after, &limit])
+        .query(statement!("files", "known_after"), &[&after, &limit])
         .await
         .map_err(failed("read"))?;
-    Ok(rows.iter().map(known_row).collect())
+    rows.iter().map(known_file).collect()
 }
 
-fn known_row(row: &tokio_postgres::Row) -> (String, String, Option<FileStamp>) {
+fn known_file(row: &tokio_postgres::Row) -> Result<KnownFile> {
     let stamp = match (row.get(2), row.get(3)) {
-        (Some(size), Some(modified_us)) => Some(FileStamp { size, modified_us }),
+        (Some(size), Some(modified_us)) => Some(KnownStamp {
+            size,
+            modified_us,
+            changed_us: row.get(4),
+            inode: row.get(5),
+        }),
         _ => None,
     };
-    (row.get(0), row.get(1), stamp)
+    Ok(KnownFile {
+        path: row.get(0),
+        state: FileState::read(row, 1)?,
+        stamp,
+    })
 }
 
 /// Makes files due in `seconds`, whatever their state is: they appeared or changed.
@@ -309,7 +537,8 @@ pub(crate) async fn make_due(client: &Client, paths: &[String], seconds: f64) ->
     Ok(())
 }
 
-/// Makes every file due that is not uploaded: at the start, and at a sync.
+/// Makes every file due that waits or fails, and with `refused_too` those that were refused: at the start, and at
+/// a sync.
 ///
 /// # Errors
 /// The source's.
@@ -342,18 +571,18 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
     let mut counts = FileStateCounts::default();
     for row in &rows {
         let number = row.get::<_, i64>(1) as u64;
-        match row.get(0) {
-            "waiting" => {
+        match FileState::read(row, 0)? {
+            FileState::Waiting => {
                 counts.waiting = number;
                 counts.soon = row.get::<_, i64>(3) as u64;
             }
-            "failing" => counts.failing = number,
-            "missing" => counts.missing = number,
-            "uploaded" => {
+            FileState::Failing => counts.failing = number,
+            FileState::Missing => counts.missing = number,
+            FileState::Uploaded => {
                 counts.uploaded = number;
                 counts.bytes = row.get::<_, i64>(2) as u64;
             }
-            _ => counts.refused = number,
+            FileState::Refused => counts.refused = number,
         }
     }
     Ok(counts)

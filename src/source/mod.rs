@@ -7,8 +7,9 @@
 //! until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present state
 //! of touched rows, by a [`projection`] and the codec of [`crate::wire::column_values`]. [`parked_touches`] keeps the
 //! touches of entities that cannot flow. [`touch`] touches rows again, [`sent`] remembers what some servers
-//! have, [`pages`] reads whole tables. [`quarantine`], [`file_records`] and [`backfill_progress`] keep what
-//! the folders of these names decide, [`schema_check`] finds what is missing.
+//! have, [`pages`] reads whole tables. [`quarantine`], [`file_records`] (read for people by
+//! [`file_list`]) and [`backfill_progress`] keep what
+//! [`crate::quarantine`], [`crate::media`] and [`crate::reconcile`] decide, [`schema_check`] finds what is missing.
 //!
 //! Each statement on schema `cloud_sync` is in a file under `sql/source`, by a name, and only this folder
 //! sends them. Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
@@ -20,6 +21,7 @@ pub(crate) mod condition;
 pub mod connect;
 pub mod describe;
 pub mod drift;
+pub mod file_list;
 pub mod file_records;
 pub(crate) mod fit;
 pub mod identity;

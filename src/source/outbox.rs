@@ -3,7 +3,6 @@
 //! A window holds the touches that became visible between two snapshots. It is read in pages, each by a
 //! statement of its own, so that a slow cloud holds no snapshot in the source.
 
-use crate::catalogue::EntityIndex;
 use std::collections::{BTreeMap, HashMap};
 
 use futures::TryFutureExt;
@@ -15,6 +14,7 @@ use super::identity::Identity;
 use super::rows::{TouchKey, split_array};
 use super::term::{Fence, taken_over};
 use crate::abort;
+use crate::catalogue::EntityIndex;
 use crate::change::{Position, Snapshot};
 use crate::checkpoint::{Checkpoint, Window};
 use crate::error::{Error, Kind, Result};

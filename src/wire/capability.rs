@@ -1,4 +1,5 @@
-//! What a server can do in addition to the baseline.
+//! What a server can do in addition to the baseline. What our own receiver offers of it is in
+//! `receiver/mod.rs`.
 
 use serde::{Deserialize, Serialize};
 

@@ -128,7 +128,10 @@ async fn an_upload_is_confirmed_by_its_hash() {
     let slip = folder.path().join("Slip 1.jpg");
     std::fs::write(&slip, "a slip").unwrap();
     let cloud = answered_by("upload").await;
-    let receipt = cloud.upload("leave_slips", UploadFile::new(slip)).await.unwrap();
+    let receipt = cloud
+        .upload("leave_slips", UploadFile::open(&slip).unwrap())
+        .await
+        .unwrap();
     assert!(receipt.confirmed);
     assert!(
         receipt

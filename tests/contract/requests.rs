@@ -241,7 +241,10 @@ async fn the_client_writes_the_contracts_requests() {
     let folder = tempfile::tempdir().unwrap();
     let slip = folder.path().join("Slip 1.jpg");
     std::fs::write(&slip, "a slip").unwrap();
-    cloud.upload("leave_slips", UploadFile::new(slip)).await.unwrap();
+    cloud
+        .upload("leave_slips", UploadFile::open(&slip).unwrap())
+        .await
+        .unwrap();
     golden.compare("upload", &recorder.take());
     let hash = blake3::hash(b"a slip");
     cloud.find_content("leave_slips", &hash).await.unwrap();

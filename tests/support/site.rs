@@ -359,6 +359,14 @@ impl Running {
         self.until("caught up", is_caught_up).await
     }
 
+    /// Waits until no row waits; files may.
+    pub(crate) async fn rows_caught_up(&self) -> StatusReport {
+        self.until("rows caught up", |status| {
+            status.lag.is_some_and(|lag| lag.changes == 0)
+        })
+        .await
+    }
+
     /// Waits until the status is so.
     pub(crate) async fn until(&self, what: &str, so: impl Fn(&StatusReport) -> bool) -> StatusReport {
         let waited = tokio::time::timeout(LIMIT, async {

@@ -15,9 +15,11 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use serde::Deserialize;
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
@@ -29,7 +31,7 @@ use crate::receiver::http::api_error::{ApiError, ApiResult};
 use crate::receiver::http::auth::AuthenticatedSite;
 use crate::receiver::http::body::MinRate;
 use crate::wire::paths::HASH_PREFIX;
-use crate::wire::{FILE_PART, UploadAnswer};
+use crate::wire::{Capability, FILE_PART, UploadAnswer};
 
 /// The folder of files that are not whole yet: below the files' root, so that a rename is enough.
 pub(crate) const INCOMING: &str = ".incoming";
@@ -107,6 +109,40 @@ pub(crate) async fn receive(
         success: true,
         url: Some(format!("{}/media/{site}/{directory}/{stored}", shared.public_url)),
     }))
+}
+
+/// The query of [`find`].
+#[derive(Debug, Deserialize)]
+pub(crate) struct ContentQuery {
+    /// `blake3:` and the hash in hexadecimal.
+    hash: String,
+}
+
+/// `HEAD /upload/{directory}?hash=blake3:…`: the URL of this content, if the site has uploaded it to this
+/// directory. What other sites have is not looked at.
+pub(crate) async fn find(
+    State(shared): State<Arc<Shared>>,
+    AuthenticatedSite(site, _): AuthenticatedSite,
+    Path(directory): Path<String>,
+    Query(query): Query<ContentQuery>,
+) -> ApiResult<Response> {
+    shared.offers(Capability::ContentHash)?;
+    let found = sqlx::query_scalar::<_, String>(
+        "select stored from cloud_meta.files where site = $1 and directory = $2 and hash = $3 \
+         order by created_at desc limit 1",
+    )
+    .bind(&*site)
+    .bind(&directory)
+    .bind(query.hash.to_ascii_lowercase())
+    .fetch_optional(&shared.pool)
+    .await?;
+    let not_there = || ApiError::new(StatusCode::NOT_FOUND, "there is no such content");
+    let stored = found.ok_or_else(not_there)?;
+    let path = shared.files.join(&*site).join(&directory).join(&stored);
+    // Somebody may have removed it.
+    tokio::fs::metadata(&path).await.map_err(|_| not_there())?;
+    let url = format!("{}/media/{site}/{directory}/{stored}", shared.public_url);
+    Ok((StatusCode::OK, [(header::LOCATION, url)]).into_response())
 }
 
 /// Reads a body as `POST /upload` does, without storing anything: for each part the name that its file would

@@ -31,7 +31,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(&format!("/{}/{{path}}", paths::BULK), post(rows::bulk))
         .route(
             &format!("/{}/{{directory}}", paths::UPLOAD),
-            post(upload::receive),
+            post(upload::receive).head(upload::find),
         )
         .route("/{path}", of_rows)
         .route("/{path}/", delete(rows::delete))

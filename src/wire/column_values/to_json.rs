@@ -1,6 +1,9 @@
 //! From PostgreSQL's binary form of a value to the wire's JSON: byte by byte what `to_json` would have made
 //! of it in a session whose time zone is UTC; `bytea` as base64.
 //!
+//! A new type is a number in [`BINARY_OIDS`] and its writer here; [`crate::source::column_type`] says what else
+//! it needs.
+//!
 //! Source: PostgreSQL, the `…_send` functions of the types; `datum_to_json` for what they become.
 
 use std::io::Write;

@@ -1,5 +1,9 @@
 //! The file lane: real files, a real watcher, the real receiver.
 
+mod names;
+mod seeing;
+mod states;
+
 use std::io::Write;
 use std::time::{Duration, Instant};
 

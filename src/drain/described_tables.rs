@@ -8,7 +8,7 @@ use crate::source::connect::Session;
 use crate::source::describe::{self, SourceTable};
 
 /// The tables as they are; new ones whenever a column changed.
-pub(super) struct TableSchemas {
+pub(super) struct DescribedTables {
     pub(super) tables: Vec<SourceTable>,
     /// The entities' numbers in the outbox.
     pub(super) numbers: Vec<i16>,
@@ -16,7 +16,7 @@ pub(super) struct TableSchemas {
     pub(super) fingerprints: Vec<(i64, Option<u32>)>,
 }
 
-impl TableSchemas {
+impl DescribedTables {
     /// Describes the tables. Their entities' numbers are for the caller to add.
     ///
     /// # Errors

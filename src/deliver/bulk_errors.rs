@@ -1,12 +1,12 @@
 //! Which rows of a bulk request the server left out, if its errors name them.
 
-use crate::batch::ChangeIndex;
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::words::messages;
+use super::refusal_words::messages;
+use crate::batch::ChangeIndex;
 use crate::wire::json::{non_null_text, pick};
 
 /// How deep in an error the row's key is looked for.

@@ -1,0 +1,373 @@
+//! The file lane: uploads each file that is due, once.
+//!
+//! [`UploadPool`] uploads several files at a time. At the same time their outcomes are recorded
+//! ([`UploadJournal`]), a group at a time: a group is what has ended while the group before it was recorded.
+//! In between, the rescan compares a page of files with their records ([`Rescan`]).
+//!
+//! Any error ends the round: the lane waits, then opens its session again and asks the database what is due.
+//! A file whose outcome was not recorded is uploaded again. The rescan goes on where it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::file_lane_state::FileLaneState;
+use super::file_upload::{FileUploader, UploadStop};
+use super::readiness::Readiness;
+use super::rescan::Rescan;
+use super::root::MediaRoot;
+use super::upload_journal::UploadJournal;
+use super::upload_pool::UploadPool;
+use super::watch::{MediaWatch, silent_file_system};
+use crate::catalogue::Catalogue;
+use crate::deliver::{ChangeOrigin, Cloud};
+use crate::error::{Error, Kind, Result};
+use crate::metrics::Metrics;
+use crate::retry::{Backoff, waits};
+use crate::source::file_records::{self, DueLimits};
+use crate::source::site_session::SiteSession;
+use crate::supervise::{NextRound, Supervisor};
+
+/// What the lane works on.
+#[derive(Clone)]
+pub struct FileLane {
+    /// The site's database.
+    pub database_url: SecretString,
+    /// The configured source id.
+    pub source_id: Option<String>,
+    /// What is replicated.
+    pub catalogue: Arc<Catalogue>,
+    /// The cloud.
+    pub cloud: Cloud,
+    /// The media root.
+    pub root: MediaRoot,
+    /// How long a file must have been left alone.
+    pub settle: Duration,
+    /// The time between two rescans; `None` if it follows from the number of files.
+    pub rescan: Option<Duration>,
+    /// Whether videos are uploaded.
+    pub videos: bool,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What it and the rest of the program tell each other.
+    pub state: Arc<FileLaneState>,
+}
+
+/// What outlasts a round.
+struct LaneMemory {
+    /// `None` before the first round.
+    watch: Option<Arc<MediaWatch>>,
+    rescan: Rescan,
+    readiness: Arc<Readiness>,
+    /// While the cloud takes no file.
+    backoff: Backoff,
+    /// Whether what waits was made due at the start.
+    has_begun: bool,
+}
+
+/// From one session to the next error.
+struct FileLaneRound<'a> {
+    /// Hears when what failed before works.
+    supervisor: &'a Supervisor,
+    journal: UploadJournal<'a>,
+    pool: UploadPool<'a>,
+    watch: &'a MediaWatch,
+    rescan: &'a mut Rescan,
+    backoff: &'a mut Backoff,
+    has_begun: &'a mut bool,
+    lane: &'a FileLane,
+    /// Busy files that the watch saw change: they are looked at once they are no longer busy.
+    seen_while_busy: Vec<String>,
+    /// Whether the database had no more files that are due.
+    all_given: bool,
+}
+
+/// How long a call of a file may take after the shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// The longest time without a question what is due.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+impl FileLane {
+    /// Runs until `shutdown`, through outages of the source and of the cloud, on a thread of its own: a call
+    /// of a file that does not return, as on a dead mount, delays files alone. Its thread is abandoned if it
+    /// has not returned a moment after `shutdown`.
+    ///
+    /// # Errors
+    /// Only what the operator must repair first: configuration and identity.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
+        let stop = shutdown.child_token();
+        let _stop_on_drop = stop.clone().drop_guard();
+        let runtime = tokio::runtime::Handle::current();
+        let lane = tokio::task::spawn_blocking(move || runtime.block_on(self.follow(stop)));
+        let grace = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(SHUTDOWN_GRACE).await;
+        };
+        tokio::select! {
+            ended = lane => ended.map_err(|error| Error::local("upload \
+                 files", std::io::Error::other(error)))?,
+            () = grace => {
+                tracing::warn!("a call of a file in the media root does not return: its thread is abandoned");
+                Ok(())
+            }
+        }
+    }
+
+    async fn follow(&self, shutdown: CancellationToken) -> Result<()> {
+        let supervisor = Supervisor::new("uploads", Backoff::of(waits::FILE_LANE));
+        let memory = tokio::sync::Mutex::new(LaneMemory {
+            watch: None,
+            rescan: Rescan::new(self.rescan),
+            readiness: Arc::new(Readiness::new(self.settle)),
+            backoff: Backoff::of(waits::FILE_LANE),
+            has_begun: false,
+        });
+        let round = async || {
+            let mut memory = memory.lock().await;
+            let LaneMemory {
+                watch,
+                rescan,
+                readiness,
+                backoff,
+                has_begun,
+            } = &mut *memory;
+            // The root may exist now, or be another folder.
+            let current = watch.take().filter(|watch| watch.is_current(&self.root.path));
+            let watch = &**watch.insert(current.unwrap_or_else(|| self.start_watch()));
+            let (journal, uploader) = tokio::select! {
+                () = shutdown.cancelled() => return Ok(NextRound::Never),
+                opened = self.open(watch, readiness) => opened?,
+            };
+            let mut lane = FileLaneRound {
+                supervisor: &supervisor,
+                journal,
+                pool: UploadPool::new(uploader),
+                watch,
+                rescan,
+                backoff,
+                has_begun,
+                lane: self,
+                seen_while_busy: Vec::new(),
+                all_given: false,
+            };
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => Ok(NextRound::Never),
+                ended = lane.run() => ended,
+            }
+        };
+        supervisor.run(&shutdown, |_| {}, round).await
+    }
+
+    fn start_watch(&self) -> Arc<MediaWatch> {
+        let watch = MediaWatch::start(&self.root.path);
+        let silent = silent_file_system(&self.root.path).map(|kind| {
+            format!(
+                "the media root is on a file system ({kind}) that does not tell what other machines write"
+            )
+        });
+        let problem = watch.problem().or(silent);
+        if let Some(problem) = &problem
+            && self.state.watch_problem().as_ref() != Some(problem)
+        {
+            tracing::warn!(
+                root = %self.root.path.display(),
+                "{problem}; such changes are found by the rescan: see media.rescan"
+            );
+        }
+        self.state.set_watch_problem(problem);
+        Arc::new(watch)
+    }
+
+    async fn open<'a>(
+        &'a self,
+        watch: &'a MediaWatch,
+        readiness: &'a Readiness,
+    ) -> Result<(UploadJournal<'a>, FileUploader<'a>)> {
+        let site = SiteSession::open(
+            &self.database_url,
+            "media",
+            self.source_id.as_deref(),
+            &self.catalogue,
+        )
+        .await?;
+        let origin = ChangeOrigin::from(&site.identity);
+        let capabilities = self.cloud.handshake(&origin).await?.capabilities;
+        let journal = UploadJournal {
+            session: site.session,
+            attached: site.attached,
+            catalogue: &self.catalogue,
+            root: &self.root,
+            metrics: &self.metrics,
+        };
+        let uploader = FileUploader {
+            cloud: &self.cloud,
+            root: &self.root,
+            readiness,
+            videos: self.videos,
+            metrics: &self.metrics,
+            state: &self.state,
+            watch,
+            capabilities,
+            origin: Arc::new(origin),
+        };
+        Ok((journal, uploader))
+    }
+}
+
+impl FileLaneRound<'_> {
+    async fn run(&mut self) -> Result<NextRound> {
+        if !*self.has_begun {
+            file_records::make_all_due(self.journal.session.client(), false).await?;
+            *self.has_begun = true;
+        }
+        loop {
+            let outcomes = self.pool.take_outcomes();
+            if !outcomes.is_empty() {
+                self.pool.while_uploading(self.journal.record(&outcomes)).await?;
+                self.pool.release(&outcomes);
+                self.lane.state.note_progress(outcomes.len() as u64);
+                if outcomes.iter().any(|outcome| outcome.is_uploaded()) {
+                    self.backoff.reset();
+                }
+                // What was seen of these files while they were busy is looked at now; and one that was
+                // deferred may be due already.
+                self.all_given = false;
+                continue;
+            }
+            if let Some(stop) = self.pool.take_stop() {
+                return self.stopped(stop);
+            }
+            if self.rescan_is_due() {
+                if !self.watch.is_current(&self.lane.root.path) && self.lane.root.path.exists() {
+                    // The next round watches the folder that is the root now.
+                    return Ok(NextRound::After(Duration::ZERO));
+                }
+                self.rescan_page().await?;
+                continue;
+            }
+            if !self.all_given
+                && let Some(room) = self.pool.room()
+            {
+                self.give_due(room).await?;
+                continue;
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// What comes after the cloud took no file: what it asks for, or a pause that grows.
+    fn stopped(&mut self, stop: UploadStop) -> Result<NextRound> {
+        if !stop.is_about_files {
+            return Err(stop.error);
+        }
+        let pause = self.backoff.next(stop.retry_after);
+        tracing::warn!(seconds = pause.as_secs(), "files wait: {}", stop.error);
+        Ok(NextRound::After(pause))
+    }
+
+    /// Whether a page is to be looked at: by the clock, or since somebody asks for a rescan.
+    fn rescan_is_due(&mut self) -> bool {
+        let requested = self.lane.state.requested();
+        if requested > self.rescan.request() {
+            self.rescan.begin_now(requested);
+        }
+        self.rescan.next_at() <= Instant::now()
+    }
+
+    async fn rescan_page(&mut self) -> Result<()> {
+        let (after, _) = self.rescan.page_begins();
+        let began = Instant::now();
+        let page = self.journal.rescan_page(&after);
+        let (last, files) = self.pool.while_uploading(page).await?;
+        self.all_given = false;
+        if let Some(request) = self.rescan.page_done(last, files, began.elapsed()) {
+            self.lane.state.note_answered(request);
+            let forget = file_records::forget_unnamed(self.journal.session.client());
+            let forgotten = self.pool.while_uploading(forget).await?;
+            if forgotten > 0 {
+                tracing::info!(files = forgotten, "forgot files that no row names any more");
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the pool files that are due, as many as it has room for.
+    async fn give_due(&mut self, room: DueLimits) -> Result<()> {
+        self.look_at_seen().await?;
+        self.pool.while_uploading(self.journal.count()).await?;
+        let busy: Vec<String> = self.pool.busy().into_iter().map(str::to_owned).collect();
+        let busy: Vec<&str> = busy.iter().map(String::as_str).collect();
+        let due = file_records::due(self.journal.session.client(), &busy, room);
+        let due = self.pool.while_uploading(due).await?;
+        self.supervisor.recovered();
+        self.all_given = due.is_empty();
+        let mut ready = self.pool.look_at(due);
+        if self.pool.asks_by_content() {
+            let known = self.journal.note_known_sizes(&mut ready);
+            self.pool.while_uploading(known).await?;
+        }
+        self.pool.give(ready);
+        Ok(())
+    }
+
+    /// Waits until an upload ends, more files may be due, or a page is to be looked at.
+    async fn wait(&mut self) -> Result<()> {
+        let mut until = self.rescan.next_at();
+        if self.all_given {
+            self.pool.while_uploading(self.journal.count()).await?;
+            let busy: Vec<String> = self.pool.busy().into_iter().map(str::to_owned).collect();
+            let busy: Vec<&str> = busy.iter().map(String::as_str).collect();
+            let large_from = self.pool.no_large_from();
+            let next = file_records::next_due(self.journal.session.client(), &busy, large_from);
+            let seconds = self.pool.while_uploading(next).await?;
+            let wait = seconds.map_or(LONGEST_WAIT, |seconds| Duration::from_secs_f64(seconds.max(0.05)));
+            until = until.min(Instant::now() + wait.min(LONGEST_WAIT));
+        }
+        tokio::select! {
+            biased;
+            () = self.journal.session.closed() => {
+                return Err(Error::new(
+                    Kind::SourceUnreachable,
+                    "wait for files",
+                    "the connection was closed",
+                ));
+            }
+            () = self.pool.next() => return Ok(()),
+            () = self.lane.state.wanted.notified() => {}
+            () = self.watch.changed() => {}
+            () = tokio::time::sleep_until(until) => {}
+        }
+        self.all_given = false;
+        Ok(())
+    }
+
+    /// Makes files due that the watch saw appear or change.
+    async fn look_at_seen(&mut self) -> Result<()> {
+        let seen = self.watch.take();
+        if seen.lost {
+            self.rescan.begin_soon();
+        }
+        self.seen_while_busy.extend(seen.paths);
+        // The outcome of a busy file is not recorded yet: whether the file has changed since is seen
+        // afterwards.
+        let (busy, idle): (Vec<_>, Vec<_>) = std::mem::take(&mut self.seen_while_busy)
+            .into_iter()
+            .partition(|path| self.pool.is_busy(path));
+        self.seen_while_busy = busy;
+        self.seen_while_busy.sort_unstable();
+        self.seen_while_busy.dedup();
+        let journal = &self.journal;
+        let look = async {
+            for paths in idle.chunks(1_000) {
+                journal.look_at(paths).await?;
+            }
+            Ok(())
+        };
+        self.pool.while_uploading(look).await
+    }
+}

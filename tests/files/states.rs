@@ -1,0 +1,225 @@
+//! What waits, fails or is no longer named: each file has its own wait, and does not hold up the others.
+
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{FACULTY, LEAVE};
+use crate::support::baseline::{self, BaselineServer};
+use crate::support::fault::Fault;
+use crate::support::site::{LIMIT, SCHOOL, Site};
+
+async fn server_and_site(hint: &str) -> (BaselineServer, Site) {
+    let catalogue = cloud_sync::catalogue::Catalogue::builtin();
+    let server = BaselineServer::start(&catalogue, &[]).await;
+    let site = Site::school(hint, &server.url(), baseline::KEY).await;
+    site.run(&format!("{FACULTY} ('x', null)")).await;
+    (server, site)
+}
+
+fn uploads(server: &BaselineServer) -> usize {
+    let requests = server.requests();
+    requests
+        .iter()
+        .filter(|request| request.path.starts_with("upload/"))
+        .count()
+}
+
+#[tokio::test]
+async fn a_large_file_that_fails_does_not_hold_up_the_one_behind_it() {
+    let (server, site) = server_and_site("bad_large").await;
+    for (name, byte) in [("bad.jpg", 1_u8), ("good.jpg", 2)] {
+        std::fs::write(site.media().join(name), vec![byte; 9 << 20]).unwrap();
+    }
+    server.fault(Fault::status(500).on("upload/leave_slips").times(1));
+    let running = site.replicate();
+    site.run(&format!("{LEAVE} (1, 'bad.jpg'), (1, 'good.jpg')"))
+        .await;
+    // One of them fails, and waits for seconds; the other one goes.
+    running
+        .until("one of them", |status| {
+            status.files.uploaded == 1 && status.files.failed == 1
+        })
+        .await;
+    assert_eq!(uploads(&server), 2);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_small_file_overtakes_a_backlog_of_large_ones() {
+    let (server, site) = server_and_site("backlog_large").await;
+    // Given more large files than are looked at together, and an upload that is held
+    for number in 0..40 {
+        let large = std::fs::File::create(site.media().join(format!("{number}.jpg"))).unwrap();
+        large.set_len(8 << 20).unwrap();
+    }
+    let (hold, latch) = Fault::hold();
+    server.fault(hold.on("upload/leave_slips").times(1));
+    let running = site.replicate();
+    site.run(
+        &format!("{LEAVE} select 1, n || '.jpg' from generate_series(0, 39) n").replace(" values ", " "),
+    )
+    .await;
+    server
+        .wait_until("the first upload", |server| uploads(server) == 1)
+        .await;
+    running
+        .until("all wait", |status| status.files.waiting == 40)
+        .await;
+    // When a slip comes
+    std::fs::write(site.media().join("slip.jpg"), "slip").unwrap();
+    site.run("insert into tbl_pass (faculty_id, pass_slip_image) values (1, 'slip.jpg')")
+        .await;
+    // Then it is there before any of them.
+    running
+        .until("the slip", |status| status.files.uploaded == 1)
+        .await;
+    assert_eq!(uploads(&server), 2);
+    latch.open();
+    running.until("all", |status| status.files.uploaded == 41).await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_cloud_that_asks_for_time_is_given_it() {
+    let (server, site) = server_and_site("retry_after").await;
+    for number in 0..20 {
+        std::fs::write(site.media().join(format!("{number}.jpg")), format!("{number}")).unwrap();
+    }
+    server.fault(Fault::status(503).retry_after("60").on("upload/leave_slips"));
+    let running = site.replicate();
+    site.run(
+        &format!("{LEAVE} select 1, n || '.jpg' from generate_series(0, 19) n").replace(" values ", " "),
+    )
+    .await;
+    server.wait_until("an upload", |server| uploads(server) > 0).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Those that were sent together, and no others; rows go on.
+    assert!(uploads(&server) <= 12, "{}", uploads(&server));
+    site.run("update tbl_faculty set faculty_lname = 'y'").await;
+    running.rows_caught_up().await;
+    assert!(uploads(&server) <= 12, "{}", uploads(&server));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_cloud_that_takes_no_file_is_not_asked_for_each_of_them() {
+    let (server, site) = server_and_site("takes_none").await;
+    for number in 0..200 {
+        std::fs::write(site.media().join(format!("{number}.jpg")), format!("{number}")).unwrap();
+    }
+    server.fault(Fault::status(500).on("upload/leave_slips"));
+    let running = site.replicate();
+    site.run(
+        &format!("{LEAVE} select 1, n || '.jpg' from generate_series(0, 199) n").replace(" values ", " "),
+    )
+    .await;
+    server.wait_until("uploads", |server| uploads(server) >= 8).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let tried = uploads(&server);
+    assert!(tried < 120, "{tried}");
+    server.clear_faults();
+    running
+        .until("all", |status| status.files.uploaded + status.files.failed == 200)
+        .await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn what_no_row_names_any_more_is_forgotten() {
+    let (_cloud, mut site) = Site::captured("unnamed", SCHOOL, "").await;
+    site.reconfigure("settle = \"100ms\"", "settle = \"100ms\"\nrescan = \"1s\"");
+    site.run(&format!("{FACULTY} ('x', null)")).await;
+    let running = site.replicate();
+    site.run(&format!("{FACULTY} ('y', '[\"b.jpg\"]')")).await;
+    site.run(&format!("{LEAVE} (1, 'a.jpg'), (1, 'c.jpg'), (1, 'c.jpg')"))
+        .await;
+    running
+        .until("three missing", |status| status.files.missing == 3)
+        .await;
+    running.rows_caught_up().await;
+    // When a row names another file, a row is deleted, and one of two rows that name a file is
+    site.run("update tbl_leave set leave_slip_image = 'd.jpg' where leave_id = 1")
+        .await;
+    site.run("delete from tbl_leave where leave_id = 2; delete from tbl_faculty where faculty_fname = 'y'")
+        .await;
+    running
+        .until("four known", |status| status.files.missing == 4)
+        .await;
+    running.rows_caught_up().await;
+    // and an hour has passed
+    site.run("update cloud_sync.media set named_at = now() - interval '2 hours'")
+        .await;
+    // Then what a row names is known, and nothing else is.
+    running
+        .until("two known", |status| status.files.missing == 2)
+        .await;
+    let rows = site
+        .client
+        .query("select path from cloud_sync.media order by path", &[])
+        .await
+        .unwrap();
+    let paths: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(paths, ["c.jpg", "d.jpg"]);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_one_shot_sync_ends_with_the_files_that_are_not_there() {
+    let (cloud, site) = Site::captured("one_shot_files", SCHOOL, "").await;
+    std::fs::write(site.media().join("good.jpg"), "slip").unwrap();
+    std::fs::write(site.media().join("empty.jpg"), "").unwrap();
+    site.run(&format!(
+        "{FACULTY} ('x', null); {LEAVE} (1, 'good.jpg'), (1, 'empty.jpg'), (1, 'none.jpg')"
+    ))
+    .await;
+    let program = async |arguments: &[&str]| -> Output {
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_cloud-sync"))
+            .args([
+                "--config",
+                site.folder.path().join("cloud-sync.toml").to_str().unwrap(),
+            ])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .unwrap()
+    };
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let began = Instant::now();
+    let synced = program(&["sync"]).await;
+    assert!(began.elapsed() < LIMIT);
+    assert_eq!(synced.status.code(), Some(1), "{synced:?}");
+    assert!(
+        text(&synced).contains("empty.jpg: the file is empty"),
+        "{}",
+        text(&synced)
+    );
+    // The list has each with its reason,
+    let list = program(&["files", "list"]).await;
+    assert_eq!(list.status.code(), Some(1));
+    assert!(
+        text(&list).contains("none.jpg") && text(&list).contains("empty.jpg"),
+        "{}",
+        text(&list)
+    );
+    assert!(!text(&list).contains("good.jpg"), "{}", text(&list));
+    // and one file its whole story.
+    let why = program(&["files", "why", "good.jpg"]).await;
+    assert_eq!(why.status.code(), Some(0), "{}", text(&why));
+    assert!(
+        text(&why).contains("the cloud has it") && text(&why).contains("leaves"),
+        "{}",
+        text(&why)
+    );
+    let json: serde_json::Value =
+        serde_json::from_slice(&program(&["files", "why", "none.jpg", "--json"]).await.stdout).unwrap();
+    assert_eq!(
+        (json["state"].as_str(), json["rows"][0]["entity"].as_str()),
+        (Some("missing"), Some("leaves"))
+    );
+    assert_eq!(
+        program(&["files", "why", "nobody.jpg"]).await.status.code(),
+        Some(2)
+    );
+    drop(cloud);
+}
