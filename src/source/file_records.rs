@@ -240,25 +240,14 @@ pub(crate) async fn note_named(client: &Client, files: &NamedFiles<'_>) -> Resul
     Ok(row.get::<_, i64>(0) > 0)
 }
 
-/// Notes which rows name which files.
-pub(crate) async fn note_references(client: &Client, files: &NamedFiles<'_>) -> Result<()> {
-    client
-        .execute(
-            statement!("files", "note_references"),
-            &[&files.paths, &files.entities, &files.keys],
-        )
-        .await
-        .map_err(|error| Error::postgres("note the rows that name files", error))?;
-    Ok(())
-}
-
-/// Forgets what rows no longer name: `rows` are those of a batch, `files` what they name now.
-pub(crate) async fn forget_references(
+/// Notes which rows name which files, and forgets what they no longer name: `rows` are those of a batch,
+/// `files` what they name now.
+pub(crate) async fn note_references(
     client: &Client,
     rows: &NamingRows<'_>,
     files: &NamedFiles<'_>,
 ) -> Result<()> {
-    let failed = |error| Error::postgres("forget the files that rows no longer name", error);
+    let failed = |error| Error::postgres("note the rows that name files", error);
     if !rows.truncated.is_empty() {
         client
             .execute(statement!("files", "forget_all_references"), &[&rows.truncated])
@@ -268,7 +257,7 @@ pub(crate) async fn forget_references(
     if !rows.keys.is_empty() {
         client
             .execute(
-                statement!("files", "forget_references"),
+                statement!("files", "note_references"),
                 &[
                     &rows.entities,
                     &rows.keys,
