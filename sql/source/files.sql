@@ -1,7 +1,7 @@
 -- The state of each file that a row names, and which rows name it. Whoever locks several files locks them in
 -- the order of their paths.
 --
--- The states are those of FileState in src/source/file_records.rs, and of the check constraint in the
+-- The states are those of FileState in src/source/file_state.rs, and of the check constraint in the
 -- migrations. A file that waits or fails is due at next_attempt; one that is missing, uploaded or refused is
 -- looked at by the rescan, and when the watch sees it.
 
