@@ -334,6 +334,10 @@ impl FileLaneRound<'_> {
             let seconds = self.pool.while_uploading(next).await?;
             let wait = seconds.map_or(LONGEST_WAIT, |seconds| Duration::from_secs_f64(seconds.max(0.05)));
             until = until.min(Instant::now() + wait.min(LONGEST_WAIT));
+            if self.pool.has_news() {
+                // An upload has ended while the database was asked.
+                return Ok(());
+            }
         }
         tokio::select! {
             biased;

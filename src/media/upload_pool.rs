@@ -156,6 +156,11 @@ impl<'a> UploadPool<'a> {
         }
     }
 
+    /// Whether an upload has ended whose outcome was not taken.
+    pub(super) fn has_news(&self) -> bool {
+        !self.outcomes.is_empty() || self.stop.is_some()
+    }
+
     /// Waits until an upload ends; for ever if there is none.
     pub(super) async fn next(&mut self) {
         let Some((is_large, outcome)) = self.uploading.next().await else {
