@@ -28,6 +28,7 @@ mod key_forms;
 mod key_safety;
 mod list;
 mod numbering;
+mod object_storage;
 mod page;
 mod probe;
 mod refusal_words;
@@ -55,6 +56,7 @@ pub use failure::{CloudResult, Failure};
 pub use files::{UploadFile, UploadForm, UploadReceipt, UploadThrottle};
 pub use in_flight::InFlight;
 pub use numbering::Numbering;
+pub use object_storage::{ObjectStorage, StorageKind, StorageOptions};
 pub use probe::ProbeAnswer;
 
 use crate::batch::{Batch, ChangeIndex};

@@ -1,0 +1,487 @@
+//! Files into an object storage: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage, or a
+//! folder.
+//!
+//! - A file's key is `<prefix>/<source>/<directory>/<hash>.<ending>`. So one key has one content for ever: a file
+//!   that was renamed or copied is there already, and nothing is ever overwritten with another content.
+//! - A small file goes in one request, a larger one in parts of equal size; a few of them are in memory at most,
+//!   whatever the number of uploads ([`MEMORY`]).
+//! - Each request may take as long as bytes go: only one that stalls is given up.
+//! - Failure: whether a file is there is decided by asking for its size, also when the answer to the last request
+//!   was lost. Parts of an upload that failed are removed.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    Attribute, Attributes, BackoffConfig, ClientOptions, MultipartUpload, ObjectStore, ObjectStoreExt,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, RetryConfig,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::failure::{CloudResult, Failure};
+use super::files::{UploadFile, UploadReceipt};
+use crate::error::{Error, Kind, Result, chain};
+
+/// Bytes of files in memory at most, in units of [`UNIT`].
+const MEMORY: usize = 24 * 1024 * 1024 / UNIT;
+
+/// The unit in which memory is counted.
+const UNIT: usize = 64 * 1024;
+
+/// A file of at most so many bytes goes in one request.
+const ONE_REQUEST: u64 = 5 * 1024 * 1024;
+
+/// The least size of a part. S3 takes no smaller one but the last.
+const PART: u64 = 8 * 1024 * 1024;
+
+/// The most parts of an upload, with room to the 10,000 that S3 allows.
+const PARTS: u64 = 9_000;
+
+/// Parts of one file that are on their way at a time.
+const PARTS_AT_ONCE: usize = 2;
+
+/// A request of which nothing moves for so long is given up.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// The slowest line that a part may take, in bytes a second.
+const SLOWEST: u64 = 8 * 1024;
+
+/// Which object storage, and where in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StorageKind {
+    /// S3, or a server that speaks like it at `endpoint`. Credentials come from the environment
+    /// (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, or the machine's role).
+    S3,
+    /// Google Cloud Storage. Credentials come from the environment (`GOOGLE_SERVICE_ACCOUNT`, or the machine's).
+    Gcs,
+    /// Azure Blob Storage. Credentials come from the environment (`AZURE_STORAGE_ACCOUNT_NAME`,
+    /// `AZURE_STORAGE_ACCOUNT_KEY`, or the machine's).
+    Azure,
+    /// A folder, such as a mounted share.
+    File,
+}
+
+/// How an object storage is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageOptions {
+    /// Which one.
+    pub kind: StorageKind,
+    /// The bucket, the container, or the folder.
+    pub bucket: String,
+    /// What each key begins with; may be empty.
+    pub prefix: String,
+    /// The server's URL, where it is not the provider's own.
+    pub endpoint: Option<String>,
+    /// The bucket's region.
+    pub region: Option<String>,
+    /// What the URLs of files begin with; if it is not set, they are like `s3://bucket/key`.
+    pub public_url: Option<String>,
+}
+
+/// An object storage.
+#[derive(Clone)]
+pub struct ObjectStorage {
+    store: Arc<dyn ObjectStore>,
+    prefix: String,
+    url: String,
+    memory: Arc<Semaphore>,
+}
+
+impl ObjectStorage {
+    /// Prepares the client. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// A configuration error.
+    pub fn new(options: &StorageOptions) -> Result<Self> {
+        let bucket = &options.bucket;
+        let (store, scheme): (Arc<dyn ObjectStore>, _) = match options.kind {
+            StorageKind::S3 => {
+                let mut builder = AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_client_options(client())
+                    .with_retry(retries());
+                if let Some(endpoint) = &options.endpoint {
+                    builder = builder
+                        .with_endpoint(endpoint)
+                        .with_allow_http(is_plain(endpoint));
+                }
+                if let Some(region) = &options.region {
+                    builder = builder.with_region(region);
+                }
+                (Arc::new(builder.build().map_err(|error| unusable(&error))?), "s3")
+            }
+            StorageKind::Gcs => {
+                let mut builder = GoogleCloudStorageBuilder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_client_options(client())
+                    .with_retry(retries());
+                if let Some(endpoint) = &options.endpoint {
+                    builder = builder.with_base_url(endpoint);
+                }
+                (Arc::new(builder.build().map_err(|error| unusable(&error))?), "gs")
+            }
+            StorageKind::Azure => {
+                let mut builder = MicrosoftAzureBuilder::from_env()
+                    .with_container_name(bucket)
+                    .with_client_options(client())
+                    .with_retry(retries());
+                if let Some(endpoint) = &options.endpoint {
+                    builder = builder
+                        .with_endpoint(endpoint.clone())
+                        .with_allow_http(is_plain(endpoint));
+                }
+                (Arc::new(builder.build().map_err(|error| unusable(&error))?), "az")
+            }
+            StorageKind::File => {
+                let folder = FilePath::new(bucket);
+                std::fs::create_dir_all(folder)
+                    .and_then(|()| folder.canonicalize())
+                    .map_err(|error| Error::local(format!("use the folder {bucket} for files"), error))?;
+                let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| unusable(&error))?;
+                (Arc::new(store.with_fsync(true)), "file")
+            }
+        };
+        let url = match &options.public_url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => format!("{scheme}://{}", bucket.trim_end_matches('/')),
+        };
+        Ok(Self {
+            store,
+            prefix: options.prefix.trim_matches('/').to_owned(),
+            url,
+            memory: Arc::new(Semaphore::new(MEMORY)),
+        })
+    }
+
+    /// Brings a file of this size and hash there, unless it is there.
+    pub async fn upload(
+        &self,
+        source: &str,
+        directory: &str,
+        file: &UploadFile,
+        size: u64,
+        hash: &blake3::Hash,
+    ) -> CloudResult<UploadReceipt> {
+        let operation = format!("upload {} to {directory}", file.name);
+        let key = self.key(source, directory, &file.name, hash);
+        let receipt = |bytes| UploadReceipt {
+            url: format!("{}/{key}", self.url),
+            path: Some(key.to_string()),
+            hash: *hash,
+            bytes,
+            confirmed: true,
+        };
+        if self.has(&operation, &key, size).await? {
+            return Ok(receipt(0));
+        }
+        let sent = if size <= ONE_REQUEST {
+            self.send_whole(&operation, &key, file, size, hash).await
+        } else {
+            self.send_parts(&operation, &key, file, size, hash).await
+        };
+        // An answer may have been lost: what is there counts.
+        match (sent, self.has(&operation, &key, size).await) {
+            (Ok(()), Ok(true)) | (Err(_), Ok(true)) => Ok(receipt(size)),
+            (Ok(()), Ok(false)) => Err(Failure::protocol(
+                &operation,
+                "the storage does not have the file that it has just taken",
+                "look at its own logs, and at rules of the bucket that remove objects",
+            )),
+            (Err(failure), _) | (Ok(()), Err(failure)) => Err(failure),
+        }
+    }
+
+    /// `<prefix>/<source>/<directory>/<hash>.<ending>`.
+    fn key(&self, source: &str, directory: &str, name: &str, hash: &blake3::Hash) -> Path {
+        let ending = name
+            .rsplit_once('.')
+            .map(|(_, ending)| ending.to_ascii_lowercase());
+        let ending = ending.filter(|ending| {
+            (1..=16).contains(&ending.len()) && ending.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        });
+        let file = match ending {
+            Some(ending) => format!("{}.{ending}", hash.to_hex()),
+            None => hash.to_hex().to_string(),
+        };
+        let folders = self.prefix.split('/').filter(|part| !part.is_empty());
+        folders.chain([source, directory, file.as_str()]).collect()
+    }
+
+    /// Whether the object is there, with this size.
+    async fn has(&self, operation: &str, key: &Path, size: u64) -> CloudResult<bool> {
+        match within(operation, 0, self.store.head(key)).await? {
+            Ok(found) => Ok(found.size == size),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(failed(operation, error)),
+        }
+    }
+
+    async fn send_whole(
+        &self,
+        operation: &str,
+        key: &Path,
+        file: &UploadFile,
+        size: u64,
+        hash: &blake3::Hash,
+    ) -> CloudResult<()> {
+        let _room = self.room(size).await;
+        let content = read(operation, file.file.clone(), 0, size).await?;
+        if blake3::hash(&content) != *hash {
+            return Err(changed(operation));
+        }
+        pace(file, content.len()).await;
+        let payload = PutPayload::from_bytes(content);
+        let put = |mode| PutOptions {
+            mode,
+            attributes: attributes(&file.name),
+            ..PutOptions::default()
+        };
+        let create = self.store.put_opts(key, payload.clone(), put(PutMode::Create));
+        match within(operation, size, create).await? {
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            // A server that has no conditions: the key has this content only.
+            Err(
+                object_store::Error::NotImplemented { .. }
+                | object_store::Error::NotSupported { .. }
+                | object_store::Error::Precondition { .. },
+            ) => {
+                let overwrite = self.store.put_opts(key, payload, put(PutMode::Overwrite));
+                let done = within(operation, size, overwrite).await?;
+                done.map(drop).map_err(|error| failed(operation, error))
+            }
+            Err(error) => Err(failed(operation, error)),
+        }
+    }
+
+    async fn send_parts(
+        &self,
+        operation: &str,
+        key: &Path,
+        file: &UploadFile,
+        size: u64,
+        hash: &blake3::Hash,
+    ) -> CloudResult<()> {
+        let options = PutMultipartOptions {
+            attributes: attributes(&file.name),
+            ..PutMultipartOptions::default()
+        };
+        let begun = self.store.put_multipart_opts(key, options);
+        let mut upload = within(operation, 0, begun)
+            .await?
+            .map_err(|error| failed(operation, error))?;
+        let sent = self
+            .send_each_part(operation, upload.as_mut(), file, size, hash)
+            .await;
+        let done = match sent {
+            Ok(()) => {
+                let completed = within(operation, 0, upload.complete()).await;
+                completed.and_then(|done| done.map(drop).map_err(|error| failed(operation, error)))
+            }
+            Err(failure) => Err(failure),
+        };
+        if done.is_err() {
+            // What cannot be removed now is removed by a rule of the bucket.
+            let _ = within(operation, 0, upload.abort()).await;
+        }
+        done
+    }
+
+    async fn send_each_part(
+        &self,
+        operation: &str,
+        upload: &mut dyn MultipartUpload,
+        file: &UploadFile,
+        size: u64,
+        hash: &blake3::Hash,
+    ) -> CloudResult<()> {
+        let part_size = part_size(size);
+        let mut hasher = blake3::Hasher::new();
+        let mut sending = FuturesUnordered::new();
+        let mut offset = 0;
+        while offset < size || !sending.is_empty() {
+            if offset < size && sending.len() < PARTS_AT_ONCE {
+                let length = part_size.min(size - offset);
+                let room = self.room(length).await;
+                let content = read(operation, file.file.clone(), offset, length).await?;
+                hasher.update(&content);
+                pace(file, content.len()).await;
+                let part = upload.put_part(PutPayload::from_bytes(content));
+                sending.push(async move {
+                    let sent = within(operation, length, part).await;
+                    drop(room);
+                    sent?.map_err(|error| failed(operation, error))
+                });
+                offset += length;
+                continue;
+            }
+            if let Some(sent) = sending.next().await {
+                sent?;
+            }
+        }
+        if hasher.finalize() == *hash {
+            Ok(())
+        } else {
+            Err(changed(operation))
+        }
+    }
+
+    /// Room in memory for so many bytes.
+    async fn room(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let units = usize::try_from(bytes.div_ceil(UNIT as u64))
+            .unwrap_or(MEMORY)
+            .min(MEMORY);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        self.memory.clone().acquire_many_owned(units).await.ok()
+    }
+}
+
+/// The size of each part but the last.
+fn part_size(size: u64) -> u64 {
+    let mib = 1024 * 1024;
+    PART.max(size.div_ceil(PARTS).div_ceil(mib) * mib)
+}
+
+/// Reads so many bytes at an offset, on a thread of its own.
+async fn read(operation: &str, file: Arc<File>, offset: u64, length: u64) -> CloudResult<Bytes> {
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut buffer = vec![0; length];
+        file.read_exact_at(&mut buffer, offset)?;
+        Ok::<_, io::Error>(Bytes::from(buffer))
+    });
+    let read = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    read.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => changed(operation),
+        _ => Failure::new(Kind::Media, operation, error.to_string()),
+    })
+}
+
+/// Waits as the file's throttle asks.
+async fn pace(file: &UploadFile, bytes: usize) {
+    let Some(pace) = &file.pace else { return };
+    let mut wait = pace(bytes);
+    while !wait.is_zero() {
+        tokio::time::sleep(wait).await;
+        wait = pace(0);
+    }
+}
+
+/// A request with so many bytes, or the failure that it takes too long.
+async fn within<T>(operation: &str, bytes: u64, request: impl Future<Output = T>) -> CloudResult<T> {
+    let limit = STALLED + Duration::from_secs(bytes / SLOWEST);
+    let answered = tokio::time::timeout(limit, request).await;
+    answered.map_err(|_| {
+        Failure::unreachable(
+            operation,
+            format!("no answer within {} s", limit.as_secs()),
+            "check the network between here and the object storage",
+        )
+    })
+}
+
+fn changed(operation: &str) -> Failure {
+    Failure::new(Kind::Media, operation, "it changed while it was sent")
+}
+
+fn attributes(name: &str) -> Attributes {
+    let kind = mime_guess::from_path(name).first_or_octet_stream();
+    let mut attributes = Attributes::new();
+    attributes.insert(Attribute::ContentType, kind.essence_str().to_owned().into());
+    attributes
+}
+
+fn failed(operation: &str, error: object_store::Error) -> Failure {
+    use object_store::Error as Storage;
+    let (kind, remedy) = match &error {
+        Storage::PermissionDenied { .. } | Storage::Unauthenticated { .. } => (
+            Kind::CloudAuth,
+            "check the storage's credentials in the environment, and what they may do with the bucket",
+        ),
+        Storage::NotFound { .. } => (Kind::CloudUnreachable, "check files.bucket and files.endpoint"),
+        _ => (
+            Kind::CloudUnreachable,
+            "it is tried again; check files.endpoint, and the network between here and the object storage",
+        ),
+    };
+    Failure::from(Error::new(kind, operation, chain(&error)).remedy(remedy))
+}
+
+fn unusable(error: &object_store::Error) -> Error {
+    Error::config("use the object storage", chain(error))
+        .remedy("check files.driver, files.bucket, files.endpoint and the credentials in the environment")
+}
+
+fn is_plain(endpoint: &str) -> bool {
+    endpoint.starts_with("http://")
+}
+
+/// Only a request that stalls is given up, and that is seen here: see [`within`].
+fn client() -> ClientOptions {
+    ClientOptions::new()
+        .with_timeout_disabled()
+        .with_connect_timeout(Duration::from_secs(10))
+}
+
+/// Few and soon: what fails longer is the file lane's to try again.
+fn retries() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(2),
+            base: 2.0,
+        },
+        max_retries: 3,
+        retry_timeout: Duration::from_secs(120),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, ObjectStorage) {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = ObjectStorage::new(&StorageOptions {
+            kind: StorageKind::File,
+            bucket: folder.path().join("bucket").display().to_string(),
+            prefix: "/media/".into(),
+            endpoint: None,
+            region: None,
+            public_url: Some("https://files.example/".into()),
+        });
+        (folder, storage.unwrap())
+    }
+
+    #[test]
+    fn parts_have_equal_sizes_and_are_few_enough() {
+        assert_eq!(part_size(ONE_REQUEST + 1), PART);
+        assert_eq!(part_size(60 << 30), PART);
+        let huge = 5_u64 << 40;
+        assert!(huge.div_ceil(part_size(huge)) <= PARTS);
+        assert_eq!(part_size(huge) % (1 << 20), 0);
+    }
+
+    #[test]
+    fn a_key_is_made_of_the_content() {
+        let (_folder, storage) = folder();
+        let hash = blake3::hash(b"slip");
+        let key = |name| storage.key("college", "leave_slips", name, &hash).to_string();
+        let of = |ending: &str| format!("media/college/leave_slips/{}{ending}", hash.to_hex());
+        assert_eq!(key("a.JPG"), of(".jpg"));
+        assert_eq!(key("no ending"), of(""));
+        assert_eq!(key("odd.en/ding"), of(""));
+    }
+}
