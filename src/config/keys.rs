@@ -300,7 +300,8 @@ pub const KEYS: &[SettingKey] = &[
             "files.driver",
             Some("api"),
             ValueShape::Driver,
-            "how files go to the cloud: api, through the cloud's own API",
+            "how files go to the cloud: api, through the cloud's own API; s3, gcs or azure, to an object storage, with \
+             the credentials of the environment; file, to a folder such as a mounted share",
         ),
         "CLOUD_STORAGE_DRIVER",
     ),
@@ -309,9 +310,46 @@ pub const KEYS: &[SettingKey] = &[
             "files.bucket",
             None,
             ValueShape::Text,
-            "the object storage's bucket; the api driver needs none",
+            "the object storage's bucket or container, or the folder; the api driver needs none",
         ),
         "CLOUD_STORAGE_BUCKET",
+    ),
+    key(
+        "files.prefix",
+        None,
+        ValueShape::UrlPath,
+        "what each key in the bucket begins with; after it come the source, the directory and the content's hash",
+    ),
+    key(
+        "files.endpoint",
+        None,
+        ValueShape::HttpUrl,
+        "the object storage's server, where it is not the provider's own: https://minio.example:9000",
+    ),
+    key(
+        "files.region",
+        None,
+        ValueShape::Word,
+        "the bucket's region; if it is not set, the environment's",
+    ),
+    key(
+        "files.access_key",
+        None,
+        ValueShape::Word,
+        "the access key of S3, or the account of Azure; if it is not set, the environment's (AWS_ACCESS_KEY_ID, \
+         AZURE_STORAGE_ACCOUNT_NAME) or the machine's own",
+    ),
+    secret(
+        "files.secret_key",
+        ValueShape::Word,
+        "the secret that belongs to files.access_key",
+    ),
+    key(
+        "files.public_url",
+        None,
+        ValueShape::HttpUrl,
+        "what the URLs of files in the bucket begin with: https://files.example; if it is not set, rows get \
+         s3://bucket/key and the like",
     ),
     key(
         "files.field",

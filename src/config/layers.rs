@@ -434,6 +434,12 @@ impl Layers {
             files: FileSettings {
                 driver: self.required("files.driver", value::driver)?,
                 bucket: self.optional("files.bucket", text)?,
+                prefix: self.optional("files.prefix", text)?,
+                endpoint: self.optional("files.endpoint", text)?,
+                region: self.optional("files.region", text)?,
+                access_key: self.optional("files.access_key", text)?,
+                secret_key: self.secret("files.secret_key")?,
+                public_url: self.optional("files.public_url", text)?,
                 field: self.required("files.field", text)?,
                 fields: self
                     .optional("files.fields", value::form_fields)?

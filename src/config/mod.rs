@@ -167,8 +167,20 @@ pub struct DeliverySettings {
 pub struct FileSettings {
     /// How files go to the cloud.
     pub driver: FileDriver,
-    /// The object storage's bucket, for drivers that need one.
+    /// The object storage's bucket or container, or the folder; for all drivers but `api`.
     pub bucket: Option<String>,
+    /// What each key in it begins with.
+    pub prefix: Option<String>,
+    /// The object storage's server, where it is not the provider's own.
+    pub endpoint: Option<String>,
+    /// The bucket's region.
+    pub region: Option<String>,
+    /// The access key of S3, or the account of Azure; if it is not set, the environment's.
+    pub access_key: Option<String>,
+    /// The secret that belongs to it.
+    pub secret_key: Option<SecretString>,
+    /// What the URLs of files in it begin with.
+    pub public_url: Option<String>,
     /// The name of the part with the file in an upload's form.
     pub field: String,
     /// Further fields of that form, with their values.
@@ -184,6 +196,14 @@ pub struct FileSettings {
 pub enum FileDriver {
     /// Through the cloud's own API.
     Api,
+    /// To S3, or a server that speaks like it.
+    S3,
+    /// To Google Cloud Storage.
+    Gcs,
+    /// To Azure Blob Storage.
+    Azure,
+    /// To a folder.
+    File,
 }
 
 /// `[control]`: the operator API.

@@ -250,11 +250,11 @@ fn listed(text: &str) -> impl Iterator<Item = &str> {
 pub(super) fn driver(text: &str) -> ParsedValue<FileDriver> {
     match text {
         "api" => Ok(FileDriver::Api),
-        "s3" | "gcs" | "azure" | "file" => Err(format!(
-            "must be \"api\": this version uploads files through the cloud's API only, not by the driver \
-             {text:?}"
-        )),
-        _ => Err("must be \"api\", the cloud's own API".to_owned()),
+        "s3" => Ok(FileDriver::S3),
+        "gcs" => Ok(FileDriver::Gcs),
+        "azure" => Ok(FileDriver::Azure),
+        "file" => Ok(FileDriver::File),
+        _ => Err("must be api, s3, gcs, azure or file".to_owned()),
     }
 }
 

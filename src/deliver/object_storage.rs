@@ -28,6 +28,7 @@ use object_store::{
     Attribute, Attributes, BackoffConfig, ClientOptions, MultipartUpload, ObjectStore, ObjectStoreExt,
     PutMode, PutMultipartOptions, PutOptions, PutPayload, RetryConfig,
 };
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::failure::{CloudResult, Failure};
@@ -74,7 +75,7 @@ pub enum StorageKind {
 }
 
 /// How an object storage is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct StorageOptions {
     /// Which one.
     pub kind: StorageKind,
@@ -86,6 +87,8 @@ pub struct StorageOptions {
     pub endpoint: Option<String>,
     /// The bucket's region.
     pub region: Option<String>,
+    /// The access key of S3 or the account of Azure, and its secret; if they are not given, the environment's.
+    pub credentials: Option<(String, SecretString)>,
     /// What the URLs of files begin with; if it is not set, they are like `s3://bucket/key`.
     pub public_url: Option<String>,
 }
@@ -94,6 +97,8 @@ pub struct StorageOptions {
 #[derive(Clone)]
 pub struct ObjectStorage {
     store: Arc<dyn ObjectStore>,
+    /// Whether objects have attributes: files in a folder have none.
+    has_attributes: bool,
     prefix: String,
     url: String,
     memory: Arc<Semaphore>,
@@ -117,6 +122,11 @@ impl ObjectStorage {
                         .with_endpoint(endpoint)
                         .with_allow_http(is_plain(endpoint));
                 }
+                if let Some((key, secret)) = &options.credentials {
+                    builder = builder
+                        .with_access_key_id(key)
+                        .with_secret_access_key(secret.expose_secret());
+                }
                 if let Some(region) = &options.region {
                     builder = builder.with_region(region);
                 }
@@ -137,6 +147,9 @@ impl ObjectStorage {
                     .with_container_name(bucket)
                     .with_client_options(client())
                     .with_retry(retries());
+                if let Some((account, key)) = &options.credentials {
+                    builder = builder.with_account(account).with_access_key(key.expose_secret());
+                }
                 if let Some(endpoint) = &options.endpoint {
                     builder = builder
                         .with_endpoint(endpoint.clone())
@@ -159,10 +172,22 @@ impl ObjectStorage {
         };
         Ok(Self {
             store,
+            has_attributes: options.kind != StorageKind::File,
             prefix: options.prefix.trim_matches('/').to_owned(),
             url,
             memory: Arc::new(Semaphore::new(MEMORY)),
         })
+    }
+
+    /// Asks for an object that is not there: whether the storage is reached and takes the credentials.
+    pub async fn check(&self) -> CloudResult<()> {
+        let key = Path::from(format!("{}/cloud-sync-check", self.prefix));
+        self.has("ask the object storage", &key, 0).await.map(drop)
+    }
+
+    /// What the URLs of its files begin with.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Brings a file of this size and hash there, unless it is there.
@@ -245,7 +270,7 @@ impl ObjectStorage {
         let payload = PutPayload::from_bytes(content);
         let put = |mode| PutOptions {
             mode,
-            attributes: attributes(&file.name),
+            attributes: self.attributes(&file.name),
             ..PutOptions::default()
         };
         let create = self.store.put_opts(key, payload.clone(), put(PutMode::Create));
@@ -274,7 +299,7 @@ impl ObjectStorage {
         hash: &blake3::Hash,
     ) -> CloudResult<()> {
         let options = PutMultipartOptions {
-            attributes: attributes(&file.name),
+            attributes: self.attributes(&file.name),
             ..PutMultipartOptions::default()
         };
         let begun = self.store.put_multipart_opts(key, options);
@@ -337,6 +362,15 @@ impl ObjectStorage {
         }
     }
 
+    fn attributes(&self, name: &str) -> Attributes {
+        let mut attributes = Attributes::new();
+        if self.has_attributes {
+            let kind = mime_guess::from_path(name).first_or_octet_stream();
+            attributes.insert(Attribute::ContentType, kind.essence_str().to_owned().into());
+        }
+        attributes
+    }
+
     /// Room in memory for so many bytes.
     async fn room(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let units = usize::try_from(bytes.div_ceil(UNIT as u64))
@@ -396,13 +430,6 @@ fn changed(operation: &str) -> Failure {
     Failure::new(Kind::Media, operation, "it changed while it was sent")
 }
 
-fn attributes(name: &str) -> Attributes {
-    let kind = mime_guess::from_path(name).first_or_octet_stream();
-    let mut attributes = Attributes::new();
-    attributes.insert(Attribute::ContentType, kind.essence_str().to_owned().into());
-    attributes
-}
-
 fn failed(operation: &str, error: object_store::Error) -> Failure {
     use object_store::Error as Storage;
     let (kind, remedy) = match &error {
@@ -460,6 +487,7 @@ mod tests {
             prefix: "/media/".into(),
             endpoint: None,
             region: None,
+            credentials: None,
             public_url: Some("https://files.example/".into()),
         });
         (folder, storage.unwrap())

@@ -23,7 +23,7 @@ use super::upload_journal::UploadJournal;
 use super::upload_pool::UploadPool;
 use super::watch::{MediaWatch, silent_file_system};
 use crate::catalogue::Catalogue;
-use crate::deliver::{ChangeOrigin, Cloud};
+use crate::deliver::{ChangeOrigin, Cloud, ObjectStorage};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::retry::{Backoff, waits};
@@ -42,6 +42,8 @@ pub struct FileLane {
     pub catalogue: Arc<Catalogue>,
     /// The cloud.
     pub cloud: Cloud,
+    /// Where files go instead of through the cloud's API.
+    pub storage: Option<ObjectStorage>,
     /// The media root.
     pub root: MediaRoot,
     /// How long a file must have been left alone.
@@ -209,6 +211,7 @@ impl FileLane {
         };
         let uploader = FileUploader {
             cloud: &self.cloud,
+            storage: self.storage.as_ref(),
             root: &self.root,
             readiness,
             videos: self.videos,

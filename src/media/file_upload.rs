@@ -15,7 +15,7 @@ use super::paths;
 use super::readiness::{Readiness, Unfinished};
 use super::root::{FoundFile, MediaRoot, OpenRefusal};
 use super::watch::MediaWatch;
-use crate::deliver::{Capabilities, ChangeOrigin, Cloud, Failure, UploadFile, UploadReceipt};
+use crate::deliver::{Capabilities, ChangeOrigin, Cloud, Failure, ObjectStorage, UploadFile, UploadReceipt};
 use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
 use crate::retry::{Waits, waits};
@@ -134,6 +134,8 @@ impl From<Failure> for UploadStop {
 #[derive(Clone)]
 pub(super) struct FileUploader<'a> {
     pub(super) cloud: &'a Cloud,
+    /// Where files go instead of through the cloud's API.
+    pub(super) storage: Option<&'a ObjectStorage>,
     /// The media root.
     pub(super) root: &'a MediaRoot,
     pub(super) readiness: &'a Readiness,
@@ -194,6 +196,9 @@ impl FileUploader<'_> {
         let file = Arc::new(found.file);
         let confirmed = pending.confirmed.as_ref();
         let confirmed = confirmed.filter(|confirmed| confirmed.size == stamp.size);
+        if let Some(storage) = self.storage {
+            return self.store(storage, ready, file, found.name).await;
+        }
         let may_be_there = ready.may_be_there && self.capabilities.content_hash;
         if confirmed.is_some() || may_be_there {
             let hash = match hash_of(file.clone()).await {
@@ -230,15 +235,7 @@ impl FileUploader<'_> {
                 });
             }
         }
-        let progress = self.state.clone();
-        let upload = UploadFile {
-            name: pending.sent_as.clone().unwrap_or(found.name),
-            pace: Some(Arc::new(move |bytes| {
-                progress.note_progress(bytes as u64);
-                progress.bandwidth.take(bytes)
-            })),
-            ..UploadFile::of(file)
-        };
+        let upload = self.upload_file(file, pending.sent_as.clone().unwrap_or(found.name));
         let answer = self.cloud.upload(&pending.directory, upload).await;
         Ok(match answer {
             Ok(receipt)
@@ -252,6 +249,59 @@ impl FileUploader<'_> {
             }
             Ok(receipt) => FileFate::Uploaded(*stamp, receipt),
             Err(failure) => FileFate::Deferred(self.failed(pending, failure).await?),
+        })
+    }
+
+    /// A file to upload, as fast as files may go.
+    fn upload_file(&self, file: Arc<File>, name: String) -> UploadFile {
+        let progress = self.state.clone();
+        UploadFile {
+            name,
+            pace: Some(Arc::new(move |bytes| {
+                progress.note_progress(bytes as u64);
+                progress.bandwidth.take(bytes)
+            })),
+            ..UploadFile::of(file)
+        }
+    }
+
+    /// Brings the file into the object storage, where its content is not there already.
+    async fn store(
+        &self,
+        storage: &ObjectStorage,
+        ready: &ReadyFile,
+        file: Arc<File>,
+        name: String,
+    ) -> Result<FileFate, UploadStop> {
+        let ReadyFile { pending, stamp, .. } = ready;
+        let hash = match hash_of(file.clone()).await {
+            Ok(hash) => hash,
+            Err(error) => return Ok(FileFate::Deferred(unreadable(&error, pending.attempts))),
+        };
+        let upload = self.upload_file(file, name);
+        let size = stamp.size.cast_unsigned();
+        let source = &self.origin.source_id;
+        let stored = storage
+            .upload(source, &pending.directory, &upload, size, &hash)
+            .await;
+        Ok(match stored {
+            Ok(_) if self.has_changed(pending, stamp) => FileFate::Deferred(Deferral::again(CHANGED, 1.0)),
+            Ok(receipt) => {
+                if receipt.bytes == 0 {
+                    self.metrics.files.present.inc();
+                }
+                FileFate::Uploaded(*stamp, receipt)
+            }
+            Err(failure) if failure.error().kind() == Kind::Media => {
+                FileFate::Deferred(Deferral::again(failure.error().cause(), 2.0))
+            }
+            // The bucket takes no file now: files wait, rows go on.
+            Err(failure) => {
+                return Err(UploadStop {
+                    is_about_files: true,
+                    ..failure.into()
+                });
+            }
         })
     }
 

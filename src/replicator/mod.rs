@@ -31,10 +31,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::SledStore;
-use crate::config::{CapabilityChoice, Loaded, Settings};
+use crate::config::{CapabilityChoice, FileDriver, Loaded, Settings};
 use crate::control::status::{LastSync, StatusReport};
 use crate::control::{ControlServer, Operator, ServerToken, SyncRequest, token};
-use crate::deliver::{Cloud, CloudOptions, UploadForm};
+use crate::deliver::{Cloud, CloudOptions, ObjectStorage, StorageKind, StorageOptions, UploadForm};
 use crate::drain::{AcceptedKeyRecorder, BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
 use crate::media::MediaRoot;
@@ -491,6 +491,35 @@ impl Replicator {
     }
 }
 
+/// The object storage that the settings describe; `None` if files go through the cloud's own API.
+///
+/// # Errors
+/// A configuration error.
+pub fn object_storage(settings: &Settings) -> Result<Option<ObjectStorage>> {
+    let files = &settings.files;
+    let kind = match files.driver {
+        FileDriver::Api => return Ok(None),
+        FileDriver::S3 => StorageKind::S3,
+        FileDriver::Gcs => StorageKind::Gcs,
+        FileDriver::Azure => StorageKind::Azure,
+        FileDriver::File => StorageKind::File,
+    };
+    let bucket = files.bucket.clone().ok_or_else(|| {
+        Error::config("bring files into an object storage", "files.bucket is not set")
+            .remedy("name the bucket, the container or the folder, or set files.driver = \"api\"")
+    })?;
+    let storage = ObjectStorage::new(&StorageOptions {
+        kind,
+        bucket,
+        prefix: files.prefix.clone().unwrap_or_default(),
+        endpoint: files.endpoint.clone(),
+        region: files.region.clone(),
+        credentials: files.access_key.clone().zip(files.secret_key.clone()),
+        public_url: files.public_url.clone(),
+    })?;
+    Ok(Some(storage))
+}
+
 /// Files that are not in the cloud, told in a report at most.
 const FILES_TOLD: i64 = 100;
 
@@ -577,6 +606,7 @@ fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Resul
             path: settings.media.root.clone(),
             strip_prefix: settings.media.strip_prefix.clone(),
         },
+        storage: object_storage(settings)?,
         settle: settings.media.settle,
         rescan: settings.media.rescan,
         videos: settings.files.upload_videos,

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{cloud, connect};
 use crate::catalogue::Entity;
 use crate::checkpoint::SledStore;
-use crate::config::Settings;
+use crate::config::{FileDriver, Settings};
 use crate::deliver::{ChangeOrigin, CloudInfo};
 use crate::drain::wire_schema;
 use crate::error::{Code, Error, Kind, Result};
@@ -113,6 +113,9 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         captured = check_source(settings, session, &mut findings, &mut origin).await;
     }
     findings.push(Finding::new("media root", media(settings).await));
+    if settings.files.driver != FileDriver::Api {
+        findings.push(Finding::new("object storage", storage(settings).await));
+    }
     findings.push(Finding::new(
         "checkpoint store",
         store(settings, session.as_ref()).await,
@@ -384,6 +387,14 @@ async fn disk(settings: &Settings, session: &Session) -> Result<String> {
         .remedy("free space on the database's disk, or raise source.outbox_limit")),
         Some(room) => Ok(format!("{} MiB are left for the outbox", room >> 20)),
     }
+}
+
+async fn storage(settings: &Settings) -> Result<String> {
+    let Some(storage) = super::object_storage(settings)? else {
+        return Ok("not used".to_owned());
+    };
+    storage.check().await?;
+    Ok(format!("answers; URLs begin with {}", storage.url()))
 }
 
 /// How long the media root may take to answer.

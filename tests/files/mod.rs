@@ -3,6 +3,7 @@
 mod names;
 mod seeing;
 mod states;
+mod storage;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
