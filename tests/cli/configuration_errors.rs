@@ -83,7 +83,6 @@ fn wrong_values() {
         "delivery.batch_rows=0",
         "delivery.batch_bytes=8MiBs",
         "delivery.batch_bytes=1B",
-        "files.driver=s3",
         "files.driver=ftp",
         "files.fields=visibility",
         "control.listen=localhost:8787",
