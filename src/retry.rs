@@ -45,6 +45,10 @@ pub(crate) mod waits {
     pub(crate) const NEW_TERM: Waits = between(10, 10);
     /// The file lane as a whole, after a failure of the site's database, or while the cloud takes no file.
     pub(crate) const FILE_LANE: Waits = between(200, 30);
+    /// An entity that cannot be read: how soon it is looked at again.
+    pub(crate) const PARKED_ENTITY: Waits = between(500, 30);
+    /// The comparison that closes a gap, while the gap stays; at first as often as capture is looked at.
+    pub(crate) const GAP_REPAIR_MOST: Duration = Duration::from_secs(600);
     /// A file that the cloud fails to take while it takes others (5xx). Doubles, without jitter.
     pub(crate) const FAILING_FILE: Waits = between(10_000, 3600);
     /// A file that the cloud refuses (4xx). Doubles, without jitter.

@@ -1,7 +1,7 @@
 -- The state of each file that a row names, and which rows name it. Whoever locks several files locks them in
 -- the order of their paths.
 --
--- The states are those of FileState in src/source/file_records.rs, and of the check constraint in the
+-- The states are those of FileState in src/source/file_state.rs, and of the check constraint in the
 -- migrations. A file that waits or fails is due at next_attempt; one that is missing, uploaded or refused is
 -- looked at by the rescan, and when the watch sees it.
 
@@ -18,21 +18,19 @@ noted as (
 select count(*) filter (where is_new) from noted
 
 -- name: note_references
--- Notes which rows name which files. $1 paths   $2 entities   $3 keys
+-- Notes what the rows $1 (entities), $2 (keys) name now: $3 paths, $4 entities, $5 keys; and forgets what they
+-- no longer name.
+with named as (
+    select distinct path, entity, key from unnest($3::text[], $4::text[], $5::text[]) n (path, entity, key)),
+forgotten as (
+    delete from cloud_sync.media_ref r
+    using unnest($1::text[], $2::text[]) c (entity, key)
+    where r.entity = c.entity and md5(r.key) = md5(c.key) and r.key = c.key
+      and not exists (
+        select from named n where n.path = r.path and n.entity = r.entity and n.key = r.key))
 insert into cloud_sync.media_ref (path, entity, key)
-select distinct path, entity, key
-from unnest($1::text[], $2::text[], $3::text[]) n (path, entity, key)
+select path, entity, key from named
 on conflict do nothing
-
--- name: forget_references
--- Forgets what rows no longer name. The rows: $1 entities, $2 keys. What they name now: $3 paths, $4 entities,
--- $5 keys.
-delete from cloud_sync.media_ref r
-using unnest($1::text[], $2::text[]) c (entity, key)
-where r.entity = c.entity and md5(r.key) = md5(c.key) and r.key = c.key
-  and not exists (
-    select from unnest($3::text[], $4::text[], $5::text[]) n (path, entity, key)
-    where n.path = r.path and n.entity = r.entity and n.key = r.key)
 
 -- name: forget_all_references
 -- Forgets what the rows of the entities $1 name.

@@ -9,7 +9,7 @@ use super::{Context, SiteFlags, output};
 use crate::error::{Error, Result};
 use crate::replicator::connect;
 use crate::source::file_list::{self, FileRecord};
-use crate::source::file_records::FileState;
+use crate::source::file_state::FileState;
 use crate::source::install;
 
 const EXAMPLES: &str = "\

@@ -108,6 +108,7 @@ fn shape(shape: ValueShape) -> String {
         ValueShape::DurationOrAuto { min, max } => {
             format!("`auto`, or a time span, {} to {}", span(min), span(max))
         }
+        ValueShape::Bandwidth => "limits by days and times".to_owned(),
         ValueShape::Size { min, max } => format!("a size, {} to {}", size(min), size(max)),
         ValueShape::Address => "an IP address and a port".to_owned(),
         ValueShape::HttpUrl => "an `http://` or `https://` URL".to_owned(),

@@ -113,6 +113,11 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
             files.failed
         ),
     );
+    match files.bandwidth_limit {
+        None => {}
+        Some(0) => lines.add("", "no file goes now: files.bandwidth says off at this time"),
+        Some(limit) => lines.add("", format!("limited to {}/s now", output::size(limit))),
+    }
     if let Some(problem) = &files.watch_problem {
         lines.add("", format!("{problem}; the rescan finds what it does not tell"));
     }

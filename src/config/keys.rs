@@ -38,6 +38,8 @@ pub enum ValueShape {
         /// The most.
         max: u64,
     },
+    /// Limits of bandwidth by days and times.
+    Bandwidth,
     /// An IP address and a port.
     Address,
     /// An `http://` or `https://` URL without credentials.
@@ -323,6 +325,13 @@ pub const KEYS: &[SettingKey] = &[
         ValueShape::FormFields,
         "further fields of an upload's form: [files.fields] visibility = \"public\", or \
          visibility=public;folder=slips",
+    ),
+    key(
+        "files.bandwidth",
+        Some("unlimited"),
+        ValueShape::Bandwidth,
+        "how fast files may go, by the local time: unlimited, 1MiB/s, off, or \
+         \"mon-fri 07:00-18:00 1MiB/s; else unlimited\"; what rows send counts, and rows never wait",
     ),
     key(
         "files.upload_videos",

@@ -438,6 +438,7 @@ impl Layers {
                 fields: self
                     .optional("files.fields", value::form_fields)?
                     .unwrap_or_default(),
+                bandwidth: self.required("files.bandwidth", |text| text.parse())?,
                 upload_videos: self.required("files.upload_videos", value::boolean)?,
             },
             control: ControlSettings {

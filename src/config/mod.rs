@@ -16,6 +16,8 @@ mod layers;
 mod settings_text;
 mod value;
 
+pub(crate) use value::size as parse_size;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ use url::Url;
 
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
+use crate::media::BandwidthPlan;
 
 pub use self::builder::SettingsBuilder;
 pub use self::layers::{ChangedSettings, EffectiveValue, LoadOptions, Loaded, SettingOrigin};
@@ -170,6 +173,8 @@ pub struct FileSettings {
     pub field: String,
     /// Further fields of that form, with their values.
     pub fields: Vec<(String, String)>,
+    /// How fast files may go.
+    pub bandwidth: BandwidthPlan,
     /// Whether videos are uploaded; their rows always are.
     pub upload_videos: bool,
 }

@@ -188,7 +188,7 @@ fn unknown_names_are_refused_with_their_line_and_the_nearest_name() {
     for (text, line, nearest) in [
         ("[clod]\nurl = \"x\"\n", "line 1", "[cloud]"),
         ("[cloud]\n\ntimout = \"3s\"\n", "line 3", "timeout"),
-        ("[files]\nbandwidth = \"1MiB\"\n", "line 2", "driver"),
+        ("[files]\ndrivr = \"api\"\n", "line 2", "driver"),
         ("in_flight = 3\n", "line 1", "[delivery]"),
         ("cloud = 3\n", "line 1", "[cloud]"),
         (

@@ -13,6 +13,7 @@ use url::Url;
 
 use super::keys::{ValueShape, nearest};
 use super::{CapabilityChoice, FileDriver, Profile};
+use crate::media::BandwidthPlan;
 use crate::wire::Capability;
 
 /// A parsed value, or what the value must be.
@@ -40,6 +41,7 @@ pub(super) fn check(shape: ValueShape, text: &str) -> ParsedValue<()> {
         ValueShape::DurationOrAuto { min, max } => {
             check(ValueShape::Duration { min, max }, text).map_err(|why| format!("{why}, or \"auto\""))
         }
+        ValueShape::Bandwidth => text.parse::<BandwidthPlan>().map(drop),
         ValueShape::Size { min, max } => match size(text)? {
             size if (min..=max).contains(&size) => Ok(()),
             _ => Err(format!("must be from {} to {}", bytes(min), bytes(max))),
@@ -134,7 +136,7 @@ fn milliseconds(count: u64) -> String {
 }
 
 /// A number of bytes: digits, and one of the units B, kB, MB, GB, KiB, MiB, GiB.
-pub(super) fn size(text: &str) -> ParsedValue<u64> {
+pub(crate) fn size(text: &str) -> ParsedValue<u64> {
     let text = text.trim();
     let end = text
         .find(|char: char| !char.is_ascii_digit())

@@ -170,6 +170,9 @@ pub struct FileCounts {
     pub failed: u64,
     /// Bytes of uploaded files.
     pub bytes: u64,
+    /// How fast files may go now, in bytes a second; 0 means that none goes, null that there is no limit.
+    #[serde(default)]
+    pub bandwidth_limit: Option<u64>,
     /// Why the watch of the media root does not tell of every change; null if it does. What it does not tell is
     /// found by the rescan.
     #[serde(default)]

@@ -135,7 +135,7 @@ async fn send(
             (size, begun, Either::Left(in_flight.finish(operation)))
         } else {
             let body = EncodedBody::of(cloud, batch, piece).await;
-            if !numbering.admits(body.hash) {
+            if !numbering.claim(body.hash) {
                 return Err(Failure::new_term(
                     operation,
                     "other changes were sent under this batch's number and were never answered",
@@ -237,7 +237,7 @@ pub(super) async fn begin(
     let request = body.request(cloud, origin, numbering, number);
     let operation = cloud.push_operation(batch, &pending);
     let cloud = cloud.clone();
-    pipeline.note_sent(number);
+    pipeline.note_sent_early(number);
     let exchange = async move { cloud.inner.http.exchange(&operation, request).await };
     Some((InFlight::begin(pending, body.size, exchange), body.hash))
 }

@@ -9,7 +9,8 @@ use crate::wire::Capability;
 /// The result of a call to the cloud. `?` turns its failure into an [`Error`] in a function that returns one.
 pub type CloudResult<T> = Result<T, Failure>;
 
-/// Why a call to the cloud failed.
+/// Why a call to the cloud failed. In the drain an attempt to send also reads and writes the site's database: an
+/// error of that becomes one too, and is told apart by its kind.
 ///
 /// [`Failure::error`] says what a person must know; the rest is for the loop that tries again.
 #[derive(Debug)]

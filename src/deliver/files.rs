@@ -34,8 +34,9 @@ use crate::wire::{Capability, FILE_PART, UploadAnswer};
 /// How many bytes the kernel may still have to send after the last piece was handed over.
 const SOCKET_BUFFER: u64 = 4 * 1024 * 1024;
 
-/// Called before each piece with its number of bytes; returns how long to wait first. For a bandwidth limit,
-/// and for progress.
+/// Called before each piece with its number of bytes; returns how long to wait first. After that wait it is
+/// called with 0, until nothing is left to wait for: a limit may change. For a bandwidth limit, and for
+/// progress.
 pub type UploadThrottle = Arc<dyn Fn(usize) -> Duration + Send + Sync>;
 
 /// A file to upload.
@@ -253,9 +254,12 @@ fn paced(
         |(mut pieces, pace, progress)| async move {
             let piece = pieces.recv().await?;
             if let (Ok(piece), Some(pace)) = (&piece, &pace) {
-                let wait = pace(piece.len());
-                progress.record(wait);
-                tokio::time::sleep(wait).await;
+                let mut wait = pace(piece.len());
+                while !wait.is_zero() {
+                    progress.record(wait);
+                    tokio::time::sleep(wait).await;
+                    wait = pace(0);
+                }
             }
             progress.record(Duration::ZERO);
             abort::point("amid an upload");

@@ -86,7 +86,7 @@ pub(super) struct BodySize {
 pub(super) struct Pipeline {
     /// The number of the batch after which others may be sent now.
     open: watch::Sender<Option<i64>>,
-    /// The highest number under which anything was sent.
+    /// The highest number under which anything was sent early, before the one before it was answered.
     highest: AtomicI64,
 }
 
@@ -108,8 +108,8 @@ impl Pipeline {
         self.open.subscribe()
     }
 
-    /// Notes that something is sent under this number.
-    pub(super) fn note_sent(&self, number: i64) {
+    /// Notes that something is sent early under this number.
+    pub(super) fn note_sent_early(&self, number: i64) {
         self.highest.fetch_max(number, Ordering::Relaxed);
     }
 

@@ -65,20 +65,20 @@ impl Numbering {
     }
 
     /// Notes what was sent under the next number while the one before it was in flight.
-    pub fn note_sent(&mut self, hash: blake3::Hash) {
+    pub fn note_sent_early(&mut self, hash: blake3::Hash) {
         self.sent = Some((self.next, hash));
     }
 
-    /// Whether a body with this hash may be sent under the next number: another body that was sent under it
-    /// may have been taken.
-    pub(super) fn admits(&mut self, hash: blake3::Hash) -> bool {
-        let admits = self
+    /// Claims the next number for a body with this hash. Returns whether it may be sent under it: another body
+    /// that was sent under the number may have been taken.
+    pub(super) fn claim(&mut self, hash: blake3::Hash) -> bool {
+        let may_be_sent = self
             .sent
             .is_none_or(|(number, sent)| number != self.next || sent == hash);
-        if admits {
+        if may_be_sent {
             self.sent = Some((self.next, hash));
         }
-        admits
+        may_be_sent
     }
 
     /// Notes that the cloud does not take what was sent under the next number: other changes may be sent

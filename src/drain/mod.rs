@@ -244,7 +244,7 @@ impl Drain {
     /// Only what a person must correct before anything can go on: configuration and identity.
     pub async fn run(&self, shutdown: CancellationToken) -> Result<()> {
         let supervisor = Supervisor::new("drain", Backoff::of(waits::DRAIN));
-        let terms = Mutex::new(Backoff::of(waits::NEW_TERM));
+        let new_term_waits = Mutex::new(Backoff::of(waits::NEW_TERM));
         let round = async || {
             let stages = tokio::select! {
                 () = shutdown.cancelled() => return Ok(NextRound::Never),
@@ -256,11 +256,11 @@ impl Drain {
             Ok(match ended {
                 RoundEnd::Stopped => NextRound::Never,
                 RoundEnd::NewTerm => {
-                    let mut terms = terms.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut waits = new_term_waits.lock().unwrap_or_else(PoisonError::into_inner);
                     if began.elapsed() > LONG_ROUND {
-                        terms.reset();
+                        waits.reset();
                     }
-                    NextRound::After(terms.next(None))
+                    NextRound::After(waits.next(None))
                 }
             })
         };

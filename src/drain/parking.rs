@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::reader::{OutboxReader, PROBE, ParkedEntity};
+use super::reader::{OutboxReader, ParkedEntity};
 use crate::catalogue::EntityIndex;
 use crate::change::Position;
 use crate::error::{Error, Result};
+use crate::retry::waits;
 use crate::source::outbox::{OutboxPage, TouchOp};
 use crate::source::parked_touches::{self, KeptTouch};
 use crate::source::rows::{ByteBudget, RowReadFailure, TouchKey, join_array};
@@ -199,7 +200,7 @@ impl OutboxReader {
                 );
             } else if let Some(parked) = self.parked.get_mut(&entity_index) {
                 self.rows.remove(&entity_index);
-                parked.wait = (parked.wait * 2).min(PROBE.1);
+                parked.wait = (parked.wait * 2).min(waits::PARKED_ENTITY.most);
                 parked.probe_at = Instant::now() + parked.wait;
             }
         }

@@ -32,6 +32,7 @@ use crate::change::{Position, Snapshot};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind, Result};
 use crate::latency::Stopwatch;
+use crate::retry::waits;
 use crate::source::connect::Session;
 use crate::source::describe;
 use crate::source::outbox::{self, Outbox, OutboxPage, TouchOp};
@@ -59,9 +60,6 @@ const TRIES: usize = 20;
 
 /// Why an entity is not read whose table does not fit at one moment, and does at the next.
 const TABLE_CHANGES: &str = "its table changes";
-
-/// The bounds of the time after which it is tried whether a parked entity can be read.
-pub(super) const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// An entity that cannot be read or sent now.
 pub(super) struct ParkedEntity {
@@ -196,10 +194,12 @@ impl OutboxReader {
                     match again {
                         // It is as it was described, and cannot be read all the same.
                         RereadReason::Reshaped(entities) if tries > TRIES && !entities.is_empty() => {
-                            self.park_entities(entities, PROBE.1);
+                            self.park_entities(entities, waits::PARKED_ENTITY.most);
                             tries = 0;
                         }
-                        RereadReason::Parked(entities) => self.park_entities(entities, PROBE.0),
+                        RereadReason::Parked(entities) => {
+                            self.park_entities(entities, waits::PARKED_ENTITY.least)
+                        }
                         _ if tries > TRIES => {
                             return Err(Error::new(
                                 Kind::SourceUnreachable,
@@ -535,7 +535,7 @@ impl ParkedEntity {
         Self {
             why,
             probe_at: Instant::now(),
-            wait: PROBE.0,
+            wait: waits::PARKED_ENTITY.least,
         }
     }
 }

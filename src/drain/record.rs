@@ -163,6 +163,7 @@ impl Recorder {
         let metrics = &self.state.metrics;
         metrics.batches.inc();
         metrics.bytes_sent.inc_by(batch.bytes() as u64);
+        self.state.files.bandwidth.note_rows(batch.bytes() as u64);
         metrics.collapsed.inc_by(batch.collapsed() as u64);
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)

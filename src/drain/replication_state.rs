@@ -10,7 +10,7 @@ use crate::catalogue::EntityIndex;
 use crate::change::Op;
 use crate::checkpoint::Checkpoint;
 use crate::deliver::Capabilities;
-use crate::media::FileLaneState;
+use crate::media::FileLaneSignals;
 use crate::metrics::Metrics;
 
 /// One end of the drain.
@@ -81,7 +81,7 @@ pub struct ReplicationState {
     progressed: Mutex<Instant>,
     kick: Notify,
     /// Told when a row names a file that is not uploaded.
-    pub files: Arc<FileLaneState>,
+    pub files: Arc<FileLaneSignals>,
 }
 
 impl ReplicationState {

@@ -55,7 +55,7 @@ pub(super) struct Sender {
     /// The numbers of this drain's term; `None` before it has begun one.
     pub(super) numbering: Option<Numbering>,
     /// The checkpoint of the last batch that was sent and handed on.
-    pub(super) resume: Checkpoint,
+    pub(super) handed_on: Checkpoint,
     /// A term's nonce that the database may have lost.
     pub(super) known_nonce: (i64, String),
     /// Whether the server was promoted or recovered to another timeline since.
@@ -112,7 +112,7 @@ impl Sender {
             retries,
             fence: start.fence,
             numbering: None,
-            resume: start.checkpoint,
+            handed_on: start.checkpoint,
             known_nonce: start.nonce,
             promoted: start.promoted,
             ended_before: start.ended,
@@ -211,7 +211,8 @@ impl Sender {
         }
     }
 
-    /// Tries until the batch is answered. Returns why the round ends if that cannot be.
+    /// Tries until the batch is answered; the pauses are those of the handshake, which has to be answered
+    /// first. Returns why the round ends if the batch cannot be sent.
     async fn send_with_retry(
         &mut self,
         drain_batch: &mut DrainBatch,
@@ -223,7 +224,7 @@ impl Sender {
             if early.number != numbering.next {
                 return Ok(Some(RoundEnd::NewTerm));
             }
-            numbering.note_sent(early.hash);
+            numbering.note_sent_early(early.hash);
             in_flight = early.request;
         }
         let mut again = false;
@@ -287,6 +288,9 @@ impl Sender {
         self.retries.note_schemas(schemas);
     }
 
+    /// One attempt to send a batch, in this order: what the cloud is (`handshake`, `terms`), the term (`terms`),
+    /// the schema (`announce`), what a server without `changes` needs (`baseline_notes`), the rows that are
+    /// known to fail (`failing_rows`), and then the batch.
     async fn attempt(
         &mut self,
         batch: &mut Batch,
@@ -369,12 +373,12 @@ impl Sender {
             .await;
         self.answered_at = Instant::now();
         if info.capabilities.changes && numbering.next > 1 {
-            self.resume.accepted = Some(Version {
+            self.handed_on.accepted = Some(Version {
                 epoch: self.origin.epoch.0,
                 term: numbering.term,
                 batch: numbering.next - 1,
             });
-            self.handshake.note_accepted(self.resume.accepted);
+            self.handshake.note_accepted(self.handed_on.accepted);
         }
         delivered
     }
@@ -439,11 +443,11 @@ impl Sender {
     /// Gives the batch's checkpoint what is known of the term that the batch went under.
     fn stamp(&mut self, drain_batch: &mut DrainBatch) {
         let after = &mut drain_batch.after;
-        after.identity = self.resume.identity.clone();
-        (after.term, after.nonce) = (self.resume.term, self.resume.nonce.clone());
-        after.accepted = self.resume.accepted;
-        after.mirrored = self.resume.mirrored;
-        self.resume = after.clone();
+        after.identity = self.handed_on.identity.clone();
+        (after.term, after.nonce) = (self.handed_on.term, self.handed_on.nonce.clone());
+        after.accepted = self.handed_on.accepted;
+        after.mirrored = self.handed_on.mirrored;
+        self.handed_on = after.clone();
         drain_batch.to_baseline = self
             .heeded
             .as_ref()
@@ -452,7 +456,7 @@ impl Sender {
 
     /// Waits until everything that was handed on is recorded.
     pub(super) async fn wait_until_recorded(&mut self) -> Result<()> {
-        let serial = self.resume.serial;
+        let serial = self.handed_on.serial;
         match self.recorded.wait_for(|recorded| *recorded >= serial).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::new(

@@ -70,12 +70,12 @@ impl Sender {
             tokio::time::sleep(wait).await;
         }
         let above = has.map_or(0, |version| version.term);
-        term::begin(self.session.client(), &self.fence, above, &mut self.resume).await?;
+        term::begin(self.session.client(), &self.fence, above, &mut self.handed_on).await?;
         self.ended_before = true;
-        self.handshake.note_accepted(self.resume.accepted);
+        self.handshake.note_accepted(self.handed_on.accepted);
         self.promoted = false;
-        self.known_nonce = (self.resume.term, self.resume.nonce.clone());
-        let numbering = Numbering::new(self.resume.term, self.resume.nonce.clone(), previous);
+        self.known_nonce = (self.handed_on.term, self.handed_on.nonce.clone());
+        let numbering = Numbering::new(self.handed_on.term, self.handed_on.nonce.clone(), previous);
         self.numbering = Some(if info.tells_version {
             numbering.in_order()
         } else {
@@ -94,13 +94,13 @@ impl Sender {
             why = Some("it is another cloud than before");
         } else if self.lacks(answer).is_some() {
             why = Some("the cloud has less than it had accepted: an older state of it was restored");
-        } else if self.promoted && has > self.resume.accepted {
+        } else if self.promoted && has > self.handed_on.accepted {
             why = Some("the site's database was promoted or recovered, and may lack what was sent before");
         }
         if let Some(why) = why {
             tracing::error!("{why}: every entity is compared with it");
             drift::mark_all(client, why).await?;
-            self.resume.accepted = None;
+            self.handed_on.accepted = None;
             self.handshake.note_accepted(None);
         }
         if another || self.stored.cloud.is_none() {
@@ -143,7 +143,7 @@ impl Sender {
         } else if info.highest_epoch >= self.origin.epoch.0 {
             self.origin.epoch = Epoch(info.highest_epoch + 1);
         }
-        self.resume.identity.epoch = self.origin.epoch;
+        self.handed_on.identity.epoch = self.origin.epoch;
         self.stored.settled = true;
         Ok(())
     }

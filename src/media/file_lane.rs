@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::file_lane_state::FileLaneState;
+use super::file_lane_signals::FileLaneSignals;
 use super::file_upload::{FileUploader, UploadStop};
 use super::readiness::Readiness;
 use super::rescan::Rescan;
@@ -53,7 +53,7 @@ pub struct FileLane {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What it and the rest of the program tell each other.
-    pub state: Arc<FileLaneState>,
+    pub state: Arc<FileLaneSignals>,
 }
 
 /// What outlasts a round.
@@ -87,6 +87,9 @@ struct FileLaneRound<'a> {
 
 /// How long a call of a file may take after the shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// How soon it is noticed that files may go again, or may not any more.
+const OFF_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest time without a question what is due.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -226,6 +229,10 @@ impl FileLaneRound<'_> {
             *self.has_begun = true;
         }
         loop {
+            if self.lane.state.bandwidth.is_off() {
+                // What is on its way is given up: a request that waits for hours would be.
+                return Ok(NextRound::After(OFF_EVERY));
+            }
             let outcomes = self.pool.take_outcomes();
             if !outcomes.is_empty() {
                 self.pool.while_uploading(self.journal.record(&outcomes)).await?;
@@ -341,6 +348,7 @@ impl FileLaneRound<'_> {
             () = self.lane.state.wanted.notified() => {}
             () = self.watch.changed() => {}
             () = tokio::time::sleep_until(until) => {}
+            () = self.lane.state.bandwidth.turned_off() => {}
         }
         self.all_given = false;
         Ok(())

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::file_lane_state::FileLaneState;
+use super::file_lane_signals::FileLaneSignals;
 use super::paths;
 use super::readiness::{Readiness, Unfinished};
 use super::root::{FoundFile, MediaRoot, OpenRefusal};
@@ -19,7 +19,8 @@ use crate::deliver::{Capabilities, ChangeOrigin, Cloud, Failure, UploadFile, Upl
 use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
 use crate::retry::{Waits, waits};
-use crate::source::file_records::{FileStamp, FileState, NO_VIDEOS, PendingFile, SETTLING};
+use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, SETTLING};
+use crate::source::file_state::FileState;
 
 /// How many seconds a file waits that cannot become finished without an event that tells of it; a rescan sees
 /// it too.
@@ -139,7 +140,7 @@ pub(super) struct FileUploader<'a> {
     /// Whether videos are uploaded.
     pub(super) videos: bool,
     pub(super) metrics: &'a Metrics,
-    pub(super) state: &'a Arc<FileLaneState>,
+    pub(super) state: &'a Arc<FileLaneSignals>,
     pub(super) watch: &'a MediaWatch,
     pub(super) capabilities: Capabilities,
     pub(super) origin: Arc<ChangeOrigin>,
@@ -234,7 +235,7 @@ impl FileUploader<'_> {
             name: pending.sent_as.clone().unwrap_or(found.name),
             pace: Some(Arc::new(move |bytes| {
                 progress.note_progress(bytes as u64);
-                Duration::ZERO
+                progress.bandwidth.take(bytes)
             })),
             ..UploadFile::of(file)
         };

@@ -13,8 +13,9 @@
 //! On failure: a file that fails is tried again less and less often. An unreachable cloud or database ends
 //! the round; the next round begins with what the database says is due.
 
+mod bandwidth;
 pub mod file_lane;
-mod file_lane_state;
+mod file_lane_signals;
 mod file_upload;
 mod open_writers;
 mod paths;
@@ -26,7 +27,8 @@ mod upload_pool;
 mod urls;
 mod watch;
 
-pub use file_lane_state::FileLaneState;
+pub use bandwidth::{Bandwidth, BandwidthLimit, BandwidthPlan};
+pub use file_lane_signals::FileLaneSignals;
 pub(crate) use paths::recorded;
 pub use root::MediaRoot;
 pub use urls::{FileReferences, attach_urls, note_references};

@@ -14,7 +14,8 @@ use futures::stream::FuturesUnordered;
 
 use super::file_upload::{Deferral, FileFate, FileOutcome, FileUploader, ReadyFile, UploadStop};
 use crate::error::{Error, Kind};
-use crate::source::file_records::{DueLimits, FileState, PendingFile};
+use crate::source::file_records::{DueLimits, PendingFile};
+use crate::source::file_state::FileState;
 
 /// Small files that are uploaded at a time.
 const SMALL_AT_ONCE: usize = 12;

@@ -147,12 +147,13 @@ pub async fn note_references(
             }
         }
     }
-    file_records::forget_references(client, &naming, &files).await?;
+    if !files.paths.is_empty() {
+        found.wanted = file_records::note_named(client, &files).await?;
+    }
+    file_records::note_references(client, &naming, &files).await?;
     if files.paths.is_empty() {
         return Ok(found);
     }
-    found.wanted = file_records::note_named(client, &files).await?;
-    file_records::note_references(client, &files).await?;
     // An upload that is recorded from now on touches these rows again. One that is being recorded now may
     // have looked for them before they were noted: the query waits for its lock, and finds what it recorded.
     let urls = file_records::settled_addresses(client, &recorded_paths(root, &rows)).await?;

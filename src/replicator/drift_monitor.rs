@@ -14,7 +14,7 @@ use crate::control::status::CaptureProblem;
 use crate::deliver::ChangeOrigin;
 use crate::error::{Code, Error, Result};
 use crate::reconcile::NoObserver;
-use crate::retry::Backoff;
+use crate::retry::{Backoff, waits};
 use crate::source::connect::Session;
 use crate::source::describe::DescribedTable;
 use crate::source::drift::{self, EntityDrift};
@@ -149,7 +149,7 @@ impl Replicator {
         let supervisor = Supervisor::tireless("capture", every);
         let state = tokio::sync::Mutex::new(GapRepair {
             session: None,
-            backoff: Backoff::within(every, Duration::from_secs(600)),
+            backoff: Backoff::within(every, waits::GAP_REPAIR_MOST),
             sync_at: Instant::now(),
         });
         let round = async || {

@@ -527,6 +527,7 @@ pub fn drain(
 }
 
 fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Result<FileLane> {
+    state.files.bandwidth.set_plan(settings.files.bandwidth.clone());
     Ok(FileLane {
         database_url: settings.require_database_url()?.clone(),
         source_id: settings.source.source_id.clone(),

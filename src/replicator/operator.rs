@@ -33,6 +33,7 @@ impl Operator for Replicator {
             (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
         };
         status.capture = self.drift.problems();
+        status.files.bandwidth_limit = self.state.files.bandwidth.limit();
         status.files.watch_problem = self.state.files.watch_problem();
         if status.reason.is_none() {
             status.reason = self.drift.reason();

@@ -1,8 +1,8 @@
 //! The types of a table's columns: which of them the wire carries in which form, and how each is read.
 //!
 //! A type that is to be read in its binary form needs a writer in [`crate::wire::column_values::to_json`], and
-//! the receiver's side: a reader in `from_json` there, and the column that it makes in
-//! `receiver/tables/column_type.rs`.
+//! the receiver's side: the column that it makes in `receiver/tables/column_type.rs`, and, to be written in
+//! binary form too, a reader in `from_json` there and its line in `receiver/rows/copy_format.rs`.
 
 use tokio_postgres::Row;
 

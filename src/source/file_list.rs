@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio_postgres::Client;
 
-use super::file_records::{self, FileState};
+use super::file_records;
+use super::file_state::FileState;
 use crate::error::{Error, Result};
 use crate::sql_template::statement;
 

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use crate::error::{Error, Kind, Result};
+use super::file_state::FileState;
+use crate::error::{Error, Result};
 use crate::sql_template::statement;
 
 fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
@@ -17,60 +18,6 @@ pub(crate) const SETTLING: &str = "the file was written a moment ago";
 
 /// Why a video waits if videos are not uploaded.
 pub(crate) const NO_VIDEOS: &str = "videos are not uploaded (files.upload_videos = false)";
-
-/// Where a file is on its way. The check constraint of `cloud_sync.media` and sql/source/files.sql name them too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FileState {
-    /// To be uploaded, at once or when its reason no longer holds.
-    Waiting,
-    /// The cloud takes others and not this one, or it cannot be read: tried again less and less often.
-    Failing,
-    /// Named by a row, and not below the media root.
-    Missing,
-    /// The cloud has confirmed it.
-    Uploaded,
-    /// Never opened: outside the media root, or no regular file.
-    Refused,
-}
-
-impl FileState {
-    /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 5] = [
-        Self::Waiting,
-        Self::Failing,
-        Self::Missing,
-        Self::Refused,
-        Self::Uploaded,
-    ];
-
-    /// Its name in the database and in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Failing => "failing",
-            Self::Missing => "missing",
-            Self::Uploaded => "uploaded",
-            Self::Refused => "refused",
-        }
-    }
-
-    /// The state with this name; `None` if there is none.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.name() == name)
-    }
-
-    pub(super) fn read(row: &tokio_postgres::Row, column: usize) -> Result<Self> {
-        let name: &str = row.get(column);
-        Self::from_name(name).ok_or_else(|| {
-            Error::new(
-                Kind::Source,
-                "read the state of media files",
-                format!("{name:?} is no state of a file: a newer program has written it"),
-            )
-            .remedy("use the newer program")
-        })
-    }
-}
 
 /// A file to upload.
 #[derive(Debug, Clone)]
@@ -240,25 +187,14 @@ pub(crate) async fn note_named(client: &Client, files: &NamedFiles<'_>) -> Resul
     Ok(row.get::<_, i64>(0) > 0)
 }
 
-/// Notes which rows name which files.
-pub(crate) async fn note_references(client: &Client, files: &NamedFiles<'_>) -> Result<()> {
-    client
-        .execute(
-            statement!("files", "note_references"),
-            &[&files.paths, &files.entities, &files.keys],
-        )
-        .await
-        .map_err(|error| Error::postgres("note the rows that name files", error))?;
-    Ok(())
-}
-
-/// Forgets what rows no longer name: `rows` are those of a batch, `files` what they name now.
-pub(crate) async fn forget_references(
+/// Notes which rows name which files, and forgets what they no longer name: `rows` are those of a batch,
+/// `files` what they name now.
+pub(crate) async fn note_references(
     client: &Client,
     rows: &NamingRows<'_>,
     files: &NamedFiles<'_>,
 ) -> Result<()> {
-    let failed = |error| Error::postgres("forget the files that rows no longer name", error);
+    let failed = |error| Error::postgres("note the rows that name files", error);
     if !rows.truncated.is_empty() {
         client
             .execute(statement!("files", "forget_all_references"), &[&rows.truncated])
@@ -268,7 +204,7 @@ pub(crate) async fn forget_references(
     if !rows.keys.is_empty() {
         client
             .execute(
-                statement!("files", "forget_references"),
+                statement!("files", "note_references"),
                 &[
                     &rows.entities,
                     &rows.keys,

@@ -53,7 +53,10 @@ async fn the_status_says_who_the_cloud_is_and_how_far_the_source_has_come() {
         .handshake(&origin())
         .await
         .unwrap();
-    assert_eq!(info.capabilities.names(), ["bulk", "delete", "changes", "schema"]);
+    assert_eq!(
+        info.capabilities.names(),
+        ["bulk", "delete", "changes", "schema", "content-hash"]
+    );
     assert_eq!(
         (info.site.as_deref(), info.receiver.as_deref()),
         (Some("college"), Some("RECEIVER"))

@@ -135,7 +135,7 @@ async fn a_batch_goes_whole_before_the_one_before_it_is_answered() {
     assert_eq!(*watched.borrow(), None);
     assert!(numbers.sent_after_last_taken());
     server.has(1).await;
-    numbers.note_sent(hash);
+    numbers.note_sent_early(hash);
     cloud
         .deliver_in_flight(CHANGES, &origin, &mut numbers, &mut next, Some(in_flight))
         .await
@@ -178,7 +178,7 @@ async fn what_was_in_flight_and_given_up_goes_again_as_it_was() {
     tokio::time::sleep(A_WHILE).await;
     drop(in_flight);
     open.send_replace(true);
-    numbers.note_sent(hash);
+    numbers.note_sent_early(hash);
     // Other changes do not go under its number, neither behind another batch nor in their turn.
     let sent = cloud
         .send_behind(&origin(), &numbers, 2, &rooms([9]), Some(hash))

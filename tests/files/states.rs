@@ -223,3 +223,28 @@ async fn a_one_shot_sync_ends_with_the_files_that_are_not_there() {
     );
     drop(cloud);
 }
+
+#[tokio::test]
+async fn no_file_goes_while_the_timetable_says_off_and_rows_do() {
+    let (server, mut site) = server_and_site("bandwidth_off").await;
+    site.reconfigure("[control]", "[files]\nbandwidth = \"off\"\n[control]");
+    std::fs::write(site.media().join("a.jpg"), "slip").unwrap();
+    let running = site.replicate();
+    site.run(&format!("{LEAVE} (1, 'a.jpg')")).await;
+    let status = running.rows_caught_up().await;
+    assert_eq!((status.files.bandwidth_limit, status.files.waiting), (Some(0), 1));
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(uploads(&server), 0);
+    // When new settings are taken while it runs
+    site.reconfigure("bandwidth = \"off\"", "bandwidth = \"1MiB/s\"");
+    let file = Some(site.folder.path().join("cloud-sync.toml"));
+    let options = cloud_sync::config::LoadOptions::of_process(file, Vec::new());
+    let loaded = cloud_sync::config::Settings::load(options).unwrap();
+    running.replicator.reload(&loaded).unwrap();
+    // Then it goes.
+    let status = running
+        .until("uploaded", |status| status.files.uploaded == 1)
+        .await;
+    assert_eq!(status.files.bandwidth_limit, Some(1 << 20));
+    running.end().await;
+}

@@ -164,7 +164,7 @@ impl World<'_> {
                 let status = statuses[self.rng.random_range(0..statuses.len())];
                 let times = self.rng.random_range(1..4);
                 self.fault_proxy
-                    .fault(fault_proxy::SoakFault::status(status).on(path).times(times));
+                    .fault(fault_proxy::Fault::status(status).on(path).times(times));
                 return Ok(());
             }
             SoakFault::HoldLocks => {

@@ -1,6 +1,8 @@
-//! Faults on the way to the cloud and in it.
+//! Faults on the way to the cloud and in it: what it answers ([`answers`]), its database ([`database`]), what it
+//! has lost ([`forgetful`]), its keys ([`keys`]), the line ([`link`]), and TLS ([`tls`]).
 
 mod answers;
+mod database;
 mod forgetful;
 mod keys;
 mod link;

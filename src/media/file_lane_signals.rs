@@ -5,18 +5,22 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::bandwidth::Bandwidth;
+
 /// See the module. Nothing's correctness hangs on it.
 #[derive(Debug, Default)]
-pub struct FileLaneState {
+pub struct FileLaneSignals {
     /// Signalled when a row names a new file, and when somebody asks for a rescan.
     pub wanted: Notify,
+    /// How fast files may go.
+    pub bandwidth: Bandwidth,
     requested: AtomicU64,
     answered: AtomicU64,
     progress: AtomicU64,
     watch_problem: Mutex<Option<String>>,
 }
 
-impl FileLaneState {
+impl FileLaneSignals {
     /// Asks for a rescan: every file that a row names is compared with its record. Returns the request's
     /// number.
     pub fn request_rescan(&self) -> u64 {

@@ -1,0 +1,417 @@
+//! How fast files may go: a weekly timetable of limits in the site's local time, and the token bucket that
+//! keeps to it.
+//!
+//! Rows are never held back; what they send counts, so that files leave that room to them. A limit follows
+//! the wall clock: where daylight saving repeats or skips an hour, the limit of the time that a clock on the
+//! wall shows holds.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Zoned;
+use jiff::civil::{DateTime, Weekday};
+
+/// The longest wait until a limit is looked at again: so soon does a change take effect.
+const RECHECK: Duration = Duration::from_millis(500);
+
+/// So much time's worth of bytes may go at once.
+const BURST: Duration = Duration::from_millis(200);
+
+/// Minutes of a day.
+const DAY: u16 = 24 * 60;
+
+const WEEK: [(&str, Weekday); 7] = [
+    ("mon", Weekday::Monday),
+    ("tue", Weekday::Tuesday),
+    ("wed", Weekday::Wednesday),
+    ("thu", Weekday::Thursday),
+    ("fri", Weekday::Friday),
+    ("sat", Weekday::Saturday),
+    ("sun", Weekday::Sunday),
+];
+
+/// A limit in bytes a second; 0 means that no file goes, `None` that there is no limit.
+pub type BandwidthLimit = Option<u64>;
+
+/// A weekly timetable of limits: the first entry that holds counts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BandwidthPlan {
+    entries: Vec<PlanEntry>,
+    otherwise: BandwidthLimit,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PlanEntry {
+    /// By the day's index from Monday.
+    days: [bool; 7],
+    /// Minutes of the day; the end may be on the next day.
+    from: u16,
+    to: u16,
+    limit: BandwidthLimit,
+}
+
+impl PlanEntry {
+    fn holds_at(&self, now: DateTime) -> bool {
+        let minute = now.hour().cast_unsigned() as u16 * 60 + now.minute().cast_unsigned() as u16;
+        let day = now.weekday().to_monday_zero_offset() as usize;
+        if self.from < self.to {
+            return self.days[day] && (self.from..self.to).contains(&minute);
+        }
+        // It began today, or yesterday.
+        (self.days[day] && minute >= self.from) || (self.days[(day + 6) % 7] && minute < self.to)
+    }
+}
+
+impl BandwidthPlan {
+    fn is_ever_off(&self) -> bool {
+        self.otherwise == Some(0) || self.entries.iter().any(|entry| entry.limit == Some(0))
+    }
+
+    /// The limit at this local time.
+    pub fn limit_at(&self, now: DateTime) -> BandwidthLimit {
+        let entry = self.entries.iter().find(|entry| entry.holds_at(now));
+        entry.map_or(self.otherwise, |entry| entry.limit)
+    }
+}
+
+impl FromStr for BandwidthPlan {
+    type Err = String;
+
+    /// Reads `unlimited`, `1MiB/s`, or entries with days, times and limits, separated by semicolons:
+    /// `mon-fri 07:00-18:00 1MiB/s; else unlimited`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut plan = Self::default();
+        let entries: Vec<&str> = text
+            .split(';')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty())
+            .collect();
+        let (last, before) = entries.split_last().ok_or("must not be empty")?;
+        let words = |entry: &str| entry.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        for entry in before {
+            plan.entries.push(plan_entry(&words(entry))?);
+        }
+        match words(last).as_slice() {
+            [only] => plan.otherwise = limit(only)?,
+            [first, only] if first == "else" => plan.otherwise = limit(only)?,
+            words => plan.entries.push(plan_entry(words)?),
+        }
+        Ok(plan)
+    }
+}
+
+impl fmt::Display for BandwidthPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |limit: BandwidthLimit| match limit {
+            None => "unlimited".to_owned(),
+            Some(bytes) => format!("{bytes}B/s"),
+        };
+        for entry in &self.entries {
+            let days = WEEK.iter().zip(entry.days).filter(|(_, holds)| *holds);
+            let days: Vec<&str> = days.map(|((name, _), _)| *name).collect();
+            let time = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
+            write!(
+                f,
+                "{} {}-{} {}; ",
+                days.join(","),
+                time(entry.from),
+                time(entry.to),
+                show(entry.limit)
+            )?;
+        }
+        f.write_str(&show(self.otherwise))
+    }
+}
+
+fn plan_entry(words: &[String]) -> Result<PlanEntry, String> {
+    let (days, times, limited) = match words {
+        [times, limited] => ([true; 7], times, limited),
+        [named, times, limited] => (days(named)?, times, limited),
+        _ => {
+            return Err(format!(
+                "has {:?}, which is not as in \"mon-fri 07:00-18:00 1MiB/s; else unlimited\"",
+                words.join(" ")
+            ));
+        }
+    };
+    let (from, to) = times
+        .split_once('-')
+        .filter(|(from, to)| from.contains(':') && to.contains(':'))
+        .ok_or_else(|| format!("has {times:?}, which is not as in 07:00-18:00"))?;
+    Ok(PlanEntry {
+        days,
+        from: minute_of_day(from)? % DAY,
+        to: minute_of_day(to)?,
+        limit: limit(limited)?,
+    })
+}
+
+fn days(text: &str) -> Result<[bool; 7], String> {
+    let index = |name: &str| {
+        let found = WEEK
+            .iter()
+            .position(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.ok_or_else(|| format!("has the day {name:?}; days are mon, tue, wed, thu, fri, sat, sun"))
+    };
+    let mut days = [false; 7];
+    for part in text.split(',') {
+        let (first, last) = match part.split_once('-') {
+            Some((first, last)) => (index(first)?, index(last)?),
+            None => (index(part)?, index(part)?),
+        };
+        let mut day = first;
+        days[day] = true;
+        while day != last {
+            day = (day + 1) % 7;
+            days[day] = true;
+        }
+    }
+    Ok(days)
+}
+
+/// The minutes from midnight to a time of day; 24:00 is the day's end.
+fn minute_of_day(text: &str) -> Result<u16, String> {
+    let wrong = || format!("has the time {text:?}, which is not as in 07:30");
+    let (hour, minute) = text.split_once(':').ok_or_else(wrong)?;
+    let (hour, minute): (u16, u16) = match (hour.parse(), minute.parse()) {
+        (Ok(hour), Ok(minute)) => (hour, minute),
+        _ => return Err(wrong()),
+    };
+    let all = hour * 60 + minute;
+    if minute < 60 && all <= DAY {
+        Ok(all)
+    } else {
+        Err(wrong())
+    }
+}
+
+fn limit(text: &str) -> Result<BandwidthLimit, String> {
+    match text {
+        "unlimited" => Ok(None),
+        "off" | "0" => Ok(Some(0)),
+        text => {
+            let size = text
+                .strip_suffix("/s")
+                .and_then(|size| crate::config::parse_size(size).ok());
+            size.map(Some)
+                .ok_or_else(|| format!("has the limit {text:?}; a limit is unlimited, off, or as in 500kB/s"))
+        }
+    }
+}
+
+/// The bucket of all that leaves: rows take from it without waiting, files wait.
+#[derive(Debug)]
+pub struct Bandwidth {
+    bucket: Mutex<Bucket>,
+    clock: fn() -> DateTime,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    plan: BandwidthPlan,
+    /// The limit that holds now, and when it was looked up.
+    limit: BandwidthLimit,
+    looked_up: Option<Instant>,
+    /// Bytes that may go now; negative if more went.
+    room: f64,
+    filled_at: Instant,
+}
+
+impl Default for Bandwidth {
+    fn default() -> Self {
+        Self {
+            bucket: Mutex::new(Bucket {
+                plan: BandwidthPlan::default(),
+                limit: None,
+                looked_up: None,
+                room: 0.0,
+                filled_at: Instant::now(),
+            }),
+            clock: || Zoned::now().datetime(),
+        }
+    }
+}
+
+impl Bandwidth {
+    /// Takes another plan from now on.
+    pub fn set_plan(&self, plan: BandwidthPlan) {
+        let mut bucket = self.bucket();
+        bucket.plan = plan;
+        bucket.looked_up = None;
+    }
+
+    /// The limit that holds now.
+    pub fn limit(&self) -> BandwidthLimit {
+        self.bucket().look_up(self.clock)
+    }
+
+    /// Whether no file may go now.
+    pub fn is_off(&self) -> bool {
+        self.limit() == Some(0)
+    }
+
+    /// Waits until no file may go; for ever if no plan says so.
+    pub(super) async fn turned_off(&self) {
+        if !self.bucket().plan.is_ever_off() {
+            return std::future::pending().await;
+        }
+        while !self.is_off() {
+            tokio::time::sleep(RECHECK * 2).await;
+        }
+    }
+
+    /// Notes bytes of rows that went.
+    pub fn note_rows(&self, bytes: u64) {
+        let mut bucket = self.bucket();
+        if bucket.look_up(self.clock).is_some() {
+            bucket.room -= bytes as f64;
+        }
+    }
+
+    /// Takes so many bytes for a file, and returns how long to wait before they go. Called with 0 after that
+    /// wait, it returns what is still to be waited for: the limit may have changed.
+    pub fn take(&self, bytes: usize) -> Duration {
+        let mut bucket = self.bucket();
+        let limit = match bucket.look_up(self.clock) {
+            None => return Duration::ZERO,
+            Some(0) => return RECHECK,
+            Some(limit) => limit as f64,
+        };
+        let now = Instant::now();
+        let filled = now.duration_since(bucket.filled_at).as_secs_f64() * limit;
+        bucket.room = (bucket.room + filled).min(BURST.as_secs_f64() * limit);
+        bucket.filled_at = now;
+        bucket.room -= bytes as f64;
+        if bucket.room >= 0.0 {
+            return Duration::ZERO;
+        }
+        Duration::from_secs_f64(-bucket.room / limit).min(RECHECK)
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bucket {
+    fn look_up(&mut self, clock: fn() -> DateTime) -> BandwidthLimit {
+        if self.looked_up.is_none_or(|at| at.elapsed() >= RECHECK) {
+            let limit = self.plan.limit_at(clock());
+            if limit != self.limit {
+                // What was owed under another limit is forgotten.
+                (self.room, self.filled_at) = (0.0, Instant::now());
+            }
+            self.limit = limit;
+            self.looked_up = Some(Instant::now());
+        }
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+    use jiff::{Timestamp, ToSpan};
+
+    use super::*;
+
+    fn plan(text: &str) -> BandwidthPlan {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_plan_is_read_and_holds_by_day_and_time() {
+        let at = |plan: &BandwidthPlan, time: &str| plan.limit_at(time.parse().unwrap());
+        assert_eq!(at(&plan("unlimited"), "2026-11-30T12:00"), None);
+        assert_eq!(at(&plan("1MiB/s"), "2026-11-30T12:00"), Some(1 << 20));
+        // 2026-11-30 is a Monday.
+        let week =
+            plan("Mon-Fri 07:00-18:00 1MiB/s; sat,sun 22:00-06:00 off; 12:00-24:00 500kB/s; else unlimited");
+        for (time, limit) in [
+            ("2026-11-30T06:59", None),
+            ("2026-11-30T07:00", Some(1 << 20)),
+            ("2026-11-30T17:59", Some(1 << 20)),
+            ("2026-11-30T18:00", Some(500_000)),
+            ("2026-12-05T12:00", Some(500_000)),
+            ("2026-12-05T22:00", Some(0)),
+            ("2026-12-06T05:59", Some(0)),
+            ("2026-12-07T05:59", Some(0)),
+            ("2026-12-07T06:00", None),
+            ("2026-12-05T06:00", None),
+        ] {
+            assert_eq!(at(&week, time), limit, "{time}");
+        }
+        assert_eq!(plan(&week.to_string()), week);
+        assert_eq!(
+            at(&plan("fri-mon 00:00-24:00 off; else 1kB/s"), "2026-12-01T00:00"),
+            Some(1_000)
+        );
+    }
+
+    #[test]
+    fn a_plan_that_is_none_is_refused_with_the_word() {
+        for (text, word) in [
+            ("", "empty"),
+            ("fast", "fast"),
+            ("1MiB", "1MiB"),
+            ("mon-fri 1MiB/s; else unlimited", "mon-fri"),
+            ("mun 07:00-08:00 1MiB/s", "mun"),
+            ("07:00-25:00 1MiB/s", "25:00"),
+            ("07:60-08:00 1MiB/s", "07:60"),
+            ("mon 07:00-08:00 1MiB/s slowly", "slowly"),
+        ] {
+            let why = text.parse::<BandwidthPlan>().unwrap_err();
+            assert!(why.contains(word), "{text:?}: {why}");
+        }
+    }
+
+    #[test]
+    fn the_wall_clock_counts_where_daylight_saving_begins_and_ends() {
+        let plan = plan("01:00-03:00 1kB/s; else unlimited");
+        let zone = TimeZone::get("Europe/Berlin").unwrap();
+        // Minutes with a limit in 48 hours: two nights of two hours; in spring one of them has one hour, in
+        // autumn one has three.
+        for (begin, minutes) in [
+            ("2026-03-28T12:00:00Z", 120 + 60),
+            ("2026-10-24T12:00:00Z", 120 + 180),
+            ("2026-06-10T12:00:00Z", 120 + 120),
+        ] {
+            let begin: Timestamp = begin.parse().unwrap();
+            let limited = (0..48 * 60).filter(|&minute| {
+                let now = begin.checked_add((minute as i64).minutes()).unwrap();
+                plan.limit_at(zone.to_datetime(now)).is_some()
+            });
+            assert_eq!(limited.count(), minutes, "{begin}");
+        }
+    }
+
+    #[test]
+    fn files_wait_for_the_limit_and_rows_take_their_room() {
+        let bandwidth = Bandwidth::default();
+        assert_eq!(bandwidth.take(1 << 30), Duration::ZERO);
+        bandwidth.set_plan(plan("100kB/s"));
+        let began = Instant::now();
+        let mut sent = 0;
+        while began.elapsed() < Duration::from_millis(1_000) {
+            let mut wait = bandwidth.take(5_000);
+            while !wait.is_zero() {
+                std::thread::sleep(wait);
+                wait = bandwidth.take(0);
+            }
+            sent += 5_000;
+        }
+        let rate = f64::from(sent) / began.elapsed().as_secs_f64();
+        assert!((50_000.0..135_000.0).contains(&rate), "{rate}");
+        // Rows do not wait, and files wait for them.
+        bandwidth.note_rows(40_000);
+        assert!(bandwidth.take(0) > Duration::from_millis(100));
+        // Another plan holds at once.
+        bandwidth.set_plan(plan("unlimited"));
+        assert_eq!(bandwidth.take(1 << 30), Duration::ZERO);
+        bandwidth.set_plan(plan("off"));
+        assert!(bandwidth.is_off());
+        assert_eq!(bandwidth.take(1), RECHECK);
+    }
+}
