@@ -275,7 +275,7 @@ impl Receiver {
             // A client continues at the offset that is noted, with any receiver.
             uploads.stop_all().await;
         };
-        let sweep = shutdown.run_until_cancelled(tus::sweep::run(Arc::clone(&shared)));
+        let sweep = tus::sweep::run(Arc::clone(&shared), shutdown.clone());
         let serve = serve::serve(
             self.listener,
             http::router::router(shared),

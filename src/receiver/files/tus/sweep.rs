@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sqlx::Row;
+use tokio_util::sync::CancellationToken;
 
 use super::partial_file::PartialFile;
 use crate::receiver::files::group_commit::storage_error;
@@ -18,14 +19,15 @@ const EVERY: Duration = Duration::from_secs(10 * 60);
 /// Expired uploads that are removed at once.
 const AT_ONCE: i64 = 1000;
 
-/// Sweeps at once, and then again and again.
-pub(crate) async fn run(shared: Arc<Shared>) {
-    loop {
+/// Sweeps at once, and then now and then until `shutdown`.
+pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
+    let sweep_and_wait = async || {
         if let Err(error) = once(&shared).await {
             tracing::warn!(%error, "expired uploads were not removed; it is tried again");
         }
         tokio::time::sleep(EVERY.min(shared.upload_expiry)).await;
-    }
+    };
+    while shutdown.run_until_cancelled(sweep_and_wait()).await.is_some() {}
 }
 
 /// Removes the uploads that have expired and that nobody writes, and files in the folder that belong to none.
