@@ -13,13 +13,13 @@ with named as (
 noted as (
     insert into cloud_sync.media as m (path, directory)
     select distinct on (path) path, directory from named order by path
-    on conflict (path) do update set named_at = now() where m.named_at < now() - interval '10 minutes'
+    on conflict (path) do update set named_at = now() where m.named_at < now() - interval '30 s'
     returning (xmax = 0) as is_new)
 select count(*) filter (where is_new) from noted
 
 -- name: note_references
 -- Notes what the rows $1 (entities), $2 (keys) name now: $3 paths, $4 entities, $5 keys; and forgets what they
--- no longer name.
+-- no longer name. Returns the files of which something was forgotten.
 with named as (
     select distinct path, entity, key from unnest($3::text[], $4::text[], $5::text[]) n (path, entity, key)),
 forgotten as (
@@ -27,19 +27,44 @@ forgotten as (
     using unnest($1::text[], $2::text[]) c (entity, key)
     where r.entity = c.entity and md5(r.key) = md5(c.key) and r.key = c.key
       and not exists (
-        select from named n where n.path = r.path and n.entity = r.entity and n.key = r.key))
-insert into cloud_sync.media_ref (path, entity, key)
-select path, entity, key from named
-on conflict do nothing
+        select from named n where n.path = r.path and n.entity = r.entity and n.key = r.key)
+    returning r.path),
+noted as (
+    insert into cloud_sync.media_ref (path, entity, key)
+    select path, entity, key from named
+    on conflict do nothing)
+select distinct path from forgotten
+
+-- name: forget_unnamed_of
+-- Forgets those of the files $1 that no row names any more. One that was uploaded is kept for a while: it may
+-- have been renamed, and its content needs not be sent again.
+with unnamed as (
+    select path from cloud_sync.media m
+    where path = any($1) and not exists (select from cloud_sync.media_ref r where r.path = m.path)
+    order by path
+    for update),
+gone as (
+    delete from cloud_sync.media
+    where state <> 'uploaded' and path in (select path from unnamed))
+update cloud_sync.media set named_at = now() where state = 'uploaded' and path in (select path from unnamed)
 
 -- name: forget_all_references
 -- Forgets what the rows of the entities $1 name.
 delete from cloud_sync.media_ref where entity = any($1)
 
+-- name: forget_purged
+-- Forgets what the rows $1 (entities), $2 (keys) name, which are purged here and kept in the cloud: files that are
+-- not there or cannot be sent. Those that wait are still sent.
+delete from cloud_sync.media_ref r
+using unnest($1::text[], $2::text[]) c (entity, key), cloud_sync.media m
+where r.entity = c.entity and md5(r.key) = md5(c.key) and r.key = c.key
+  and m.path = r.path and m.state in ('missing', 'refused', 'failing')
+returning r.path
+
 -- name: forget_unnamed
--- Forgets files that no row has named for an hour.
+-- Forgets files that no row names. A name is noted before its reference: one that is younger stays.
 delete from cloud_sync.media m
-where m.named_at < now() - interval '1 hour'
+where m.named_at < now() - case when m.state = 'uploaded' then interval '1 hour' else interval '1 minute' end
   and not exists (select from cloud_sync.media_ref r where r.path = m.path)
 
 -- name: references
@@ -105,7 +130,9 @@ where m.path = f.path
 update cloud_sync.media m
 set state = 'uploaded', size = f.size, seen_size = f.size, modified_us = f.modified_us,
     changed_us = f.changed_us, inode = f.inode, hash = f.hash, url = f.url, remote_path = f.remote_path,
-    error = null, attempts = 0, uploaded_at = now()
+    error = null, uploaded_at = now(),
+    -- That its address clashed again and again is not forgotten: see upload_again.
+    attempts = case when m.sent_as is null then 0 else m.attempts end
 from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::text[],
             $8::text[])
     f (path, size, modified_us, changed_us, inode, hash, url, remote_path)
@@ -145,10 +172,11 @@ renamed as (
 select path from (select later from clash union select earlier from clash) c (path)
 
 -- name: upload_again
--- Makes the files $1 due, which clash.
+-- Makes the files $1 due, which clash: at once the first time, less and less often if other names did not help.
 update cloud_sync.media
-set state = 'waiting', url = null, remote_path = null, next_attempt = now(),
-    error = 'the cloud gave it the address of another file'
+set state = case when attempts = 0 then 'waiting' else 'failing' end, url = null, remote_path = null,
+    next_attempt = now() + make_interval(secs => case when attempts = 0 then 0 else least(10 * 2 ^ least(attempts, 9), 3600) end),
+    attempts = attempts + 1, error = 'the cloud gave it the address of another file'
 where path = any($1)
 
 -- name: upload_all_again
@@ -196,11 +224,11 @@ from cloud_sync.media
 group by state
 
 -- name: not_taken
--- Files that the cloud does not take or that cannot be sent, without those that wait for one of the reasons
--- $2; at most $1.
+-- Files that are missing, that the cloud does not take or that cannot be sent, without those that wait for one of
+-- the reasons $2; at most $1.
 select path, coalesce(error, 'refused')
 from cloud_sync.media
-where state in ('failing', 'refused')
+where state in ('missing', 'failing', 'refused')
    or (state = 'waiting' and error <> all($2) and next_attempt > now() + interval '3 s')
 order by path
 limit $1

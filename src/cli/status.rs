@@ -113,6 +113,9 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
             files.failed
         ),
     );
+    if files.missing + files.failed > 0 {
+        lines.add("", "`cloud-sync files list` has each of them with the reason");
+    }
     match files.bandwidth_limit {
         None => {}
         Some(0) => lines.add("", "no file goes now: files.bandwidth says off at this time"),

@@ -150,10 +150,19 @@ pub(super) async fn upload(
         () = progress.stalled(limit) => Err(http.timed_out(&operation, limit)),
     };
 
-    let hash = match (answer.is_ok(), hash.try_recv()) {
-        (_, Ok(Err(error))) => return Err(media(&error)),
-        (_, Ok(Ok(hash))) => Some(hash),
-        (_, Err(_)) => None,
+    let sent = if matches!(answer, Ok(HttpAnswer::Accepted(_))) {
+        // A server may answer before it has read the whole file, and go on reading.
+        tokio::select! {
+            hash = &mut hash => hash.ok(),
+            () = progress.stalled(limit) => None,
+        }
+    } else {
+        hash.try_recv().ok()
+    };
+    let hash = match sent {
+        Some(Err(error)) => return Err(media(&error)),
+        Some(Ok(hash)) => Some(hash),
+        None => None,
     };
     let reply = match answer? {
         HttpAnswer::Accepted(reply) => reply,
@@ -172,7 +181,8 @@ pub(super) async fn upload(
             &operation,
             "the cloud answered before it had the whole file",
             "look at the cloud's own logs",
-        ));
+        )
+        .with_status(reply.status.as_u16()));
     };
     let path = answered.path.filter(|path| !path.is_empty());
     let Some(url) = answered
@@ -184,7 +194,8 @@ pub(super) async fn upload(
             &operation,
             "the cloud answered without a URL",
             "look at the cloud's own logs",
-        ));
+        )
+        .with_status(reply.status.as_u16()));
     };
     let cloud_hash = answered
         .hash

@@ -79,7 +79,7 @@ pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
     let path = Path::new(path);
     let relative = if path.is_absolute() {
         path.strip_prefix(root)
-            .map_err(|_| "its path lies outside the media root")?
+            .map_err(|_| "its path lies outside the media root (media.strip_prefix takes a prefix off)")?
     } else {
         path
     };

@@ -119,9 +119,17 @@ pub async fn note_references(
         return Ok(found);
     }
     let (mut files, mut naming) = (NamedFiles::default(), NamingRows::default());
+    let mut purged: (Vec<&str>, Vec<&str>) = Default::default();
     for (change_index, change) in batch.indexed() {
         let entity = &catalogue[change.entity];
-        if entity.files.is_empty() || !matches!(batch.fate(change_index), Fate::Accepted | Fate::Held) {
+        if entity.files.is_empty() {
+            continue;
+        }
+        if *batch.fate(change_index) == Fate::Kept {
+            purged.0.push(entity.name.as_str());
+            purged.1.push(&*change.key);
+        }
+        if !matches!(batch.fate(change_index), Fate::Accepted | Fate::Held) {
             continue;
         }
         if change.op == Op::Truncate {
@@ -151,6 +159,9 @@ pub async fn note_references(
         found.wanted = file_records::note_named(client, &files).await?;
     }
     file_records::note_references(client, &naming, &files).await?;
+    if !purged.0.is_empty() {
+        file_records::forget_purged(client, &purged.0, &purged.1).await?;
+    }
     if files.paths.is_empty() {
         return Ok(found);
     }

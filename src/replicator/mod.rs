@@ -334,7 +334,7 @@ impl Replicator {
         let all = SyncRequest::default();
         let synced = tokio::select! {
             () = stop.cancelled() => return,
-            synced = self.sync(&all, &NoObserver) => synced,
+            synced = self.sync_and_tell_files(&all, &NoObserver) => synced,
         };
         match synced {
             Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
@@ -400,7 +400,35 @@ impl Replicator {
         self.sync_recorded(request, &self.state.record(), observer).await
     }
 
-    /// The same, with a report of what was accepted since `recording` began.
+    /// The same, and tells the files that are not in the cloud.
+    async fn sync_and_tell_files(
+        &self,
+        request: &SyncRequest,
+        observer: &dyn Observer,
+    ) -> Result<SyncReport> {
+        let mut report = self.sync(request, observer).await?;
+        let live = self.live();
+        if live
+            .settings
+            .catalogue
+            .entities()
+            .iter()
+            .all(|entity| entity.files.is_empty())
+        {
+            return Ok(report);
+        }
+        let rescanned = async {
+            while self.state.files.rescan_is_pending() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        // A media root that hangs is told in other ways.
+        let _ = tokio::time::timeout(PATIENCE, rescanned).await;
+        tell_files(&live.settings, &mut report).await?;
+        Ok(report)
+    }
+
+    /// The same as [`Replicator::sync`], with a report of what was accepted since `recording` began.
     async fn sync_recorded(
         &self,
         request: &SyncRequest,
@@ -461,6 +489,18 @@ impl Replicator {
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
+}
+
+/// Files that are not in the cloud, told in a report at most.
+const FILES_TOLD: i64 = 100;
+
+/// Adds the files to a report that are missing, or that the cloud does not take.
+async fn tell_files(settings: &Settings, report: &mut SyncReport) -> Result<()> {
+    let session = connect(settings, "files").await?;
+    for (path, why) in file_records::not_taken(session.client(), FILES_TOLD).await? {
+        report.error(format!("Failed to upload {path}: {why}"));
+    }
+    Ok(())
 }
 
 /// The cloud's client that the settings describe.

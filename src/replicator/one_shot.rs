@@ -17,11 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::reconcile::Observer;
 use crate::reconcile::backfill::{BackfillReport, RowSpan};
 use crate::reconcile::report::SyncReport;
-use crate::source::file_records;
 use crate::supervise::pause_or_stop;
-
-/// Files that the cloud does not take, told in a report at most.
-const FILES_TOLD: i64 = 100;
 
 /// A pass ends if no file advances for so long while files wait.
 const FILES_PATIENCE: Duration = Duration::from_secs(60);
@@ -105,10 +101,7 @@ impl OneShot {
         if let Err(reason) = self.settle().await {
             report.error(reason);
         }
-        let session = super::connect(&self.settings, "files").await?;
-        for (path, why) in file_records::not_taken(session.client(), FILES_TOLD).await? {
-            report.error(format!("Failed to upload {path}: {why}"));
-        }
+        super::tell_files(&self.settings, &mut report).await?;
         Ok(report)
     }
 

@@ -97,7 +97,7 @@ impl Operator for Replicator {
         if let Some(reason) = self.standby() {
             return Err(Error::config("sync", reason).remedy("ask the replicator that drains the outbox"));
         }
-        self.sync(&request, &NoObserver).await
+        self.sync_and_tell_files(&request, &NoObserver).await
     }
 
     fn health(&self) -> Health {

@@ -202,8 +202,8 @@ pub(crate) async fn note_references(
             .map_err(failed)?;
     }
     if !rows.keys.is_empty() {
-        client
-            .execute(
+        let forgotten = client
+            .query(
                 statement!("files", "note_references"),
                 &[
                     &rows.entities,
@@ -215,11 +215,34 @@ pub(crate) async fn note_references(
             )
             .await
             .map_err(failed)?;
+        forget_unnamed_of(client, &forgotten).await?;
     }
     Ok(())
 }
 
-/// Forgets files that no row has named for an hour. Returns how many.
+/// Forgets those of the files, which stand in the first column, that no row names any more.
+async fn forget_unnamed_of(client: &Client, forgotten: &[tokio_postgres::Row]) -> Result<()> {
+    if forgotten.is_empty() {
+        return Ok(());
+    }
+    let paths: Vec<&str> = forgotten.iter().map(|row| row.get(0)).collect();
+    client
+        .execute(statement!("files", "forget_unnamed_of"), &[&paths])
+        .await
+        .map_err(failed("forget"))?;
+    Ok(())
+}
+
+/// Forgets what rows name that are purged here and kept in the cloud, as far as it cannot be sent.
+pub(crate) async fn forget_purged(client: &Client, entities: &[&str], keys: &[&str]) -> Result<()> {
+    let forgotten = client
+        .query(statement!("files", "forget_purged"), &[&entities, &keys])
+        .await
+        .map_err(failed("forget"))?;
+    forget_unnamed_of(client, &forgotten).await
+}
+
+/// Forgets files that no row names. Returns how many.
 pub(crate) async fn forget_unnamed(client: &Client) -> Result<u64> {
     client
         .execute(statement!("files", "forget_unnamed"), &[])
@@ -524,8 +547,8 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
     Ok(counts)
 }
 
-/// Files that the cloud does not take or that cannot be sent, at most `limit`, each with the reason; without
-/// videos that are not to be uploaded.
+/// Files that are missing, that the cloud does not take or that cannot be sent, at most `limit`, each with the
+/// reason; without videos that are not to be uploaded.
 ///
 /// # Errors
 /// The source's.
