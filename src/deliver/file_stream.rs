@@ -6,7 +6,7 @@
 //! the connection holds.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc as buffers;
 
@@ -36,11 +36,11 @@ pub(super) async fn open_stream(
     let (open_sender, opened) = oneshot::channel();
     let (piece_sender, pieces) = mpsc::channel(READ_AHEAD);
     let (hash_sender, hash) = oneshot::channel();
-    tokio::task::spawn_blocking(move || match rewound(&file) {
+    tokio::task::spawn_blocking(move || match length_of(&file) {
         Ok(bytes) => {
             if open_sender.send(Ok(bytes)).is_ok() {
                 stream_file(
-                    &mut FileStreamReader::new(file.clone(), bytes),
+                    &mut FileStreamReader::new(file.clone(), 0, bytes, Some(blake3::Hasher::new())),
                     &piece_sender,
                     hash_sender,
                 );
@@ -53,9 +53,24 @@ pub(super) async fn open_stream(
     Ok(bytes.map(|bytes| FileStream { bytes, pieces, hash }))
 }
 
-/// The length of the file, which is read from its beginning.
-fn rewound(mut file: &File) -> io::Result<u64> {
-    file.rewind()?;
+/// Begins to read `length` bytes from `start` on, without their hash.
+pub(super) fn open_part(file: Arc<File>, start: u64, length: u64) -> mpsc::Receiver<io::Result<Bytes>> {
+    let (piece_sender, pieces) = mpsc::channel(READ_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        let mut reader = FileStreamReader::new(file, start, length, None);
+        while reader.left > 0 {
+            let piece = reader.next().map(|(piece, _)| piece);
+            let is_error = piece.is_err();
+            if piece_sender.blocking_send(piece).is_err() || is_error {
+                return;
+            }
+        }
+    });
+    pieces
+}
+
+/// The length of the file.
+fn length_of(file: &File) -> io::Result<u64> {
     let about = file.metadata()?;
     if !about.is_file() {
         return Err(io::Error::new(
@@ -95,22 +110,26 @@ fn stream_file(
     }
 }
 
-/// Reads exactly `left` more bytes.
+/// Reads exactly `left` more bytes. It leaves the file's own position alone: the thread of an interrupted
+/// request may read a last piece while the next request begins.
 struct FileStreamReader {
     file: Arc<File>,
+    position: u64,
     left: u64,
-    hasher: blake3::Hasher,
+    /// `Some` if the file is read to its end.
+    hasher: Option<blake3::Hasher>,
     returned: buffers::Receiver<Vec<u8>>,
     return_to: buffers::Sender<Vec<u8>>,
 }
 
 impl FileStreamReader {
-    fn new(file: Arc<File>, left: u64) -> Self {
+    fn new(file: Arc<File>, position: u64, left: u64, hasher: Option<blake3::Hasher>) -> Self {
         let (return_to, returned) = buffers::channel();
         Self {
             file,
+            position,
             left,
-            hasher: blake3::Hasher::new(),
+            hasher,
             returned,
             return_to,
         }
@@ -123,19 +142,26 @@ impl FileStreamReader {
         buffer.resize(buffer.len().max(most), 0);
         let mut length = 0;
         while length < most {
-            match (&*self.file).read(&mut buffer[length..most]) {
+            let at = self.position + length as u64;
+            match read_at(&self.file, &mut buffer[length..most], at) {
                 Ok(0) => return Err(io::Error::other("it became shorter while it was sent")),
                 Ok(read) => length += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        self.hasher.update(&buffer[..length]);
+        self.position += length as u64;
         self.left -= length as u64;
-        if self.left == 0 && (&*self.file).read(&mut [0])? > 0 {
-            return Err(io::Error::other("it became longer while it was sent"));
+        let mut hash = None;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..length]);
+            if self.left == 0 {
+                if read_at(&self.file, &mut [0], self.position)? > 0 {
+                    return Err(io::Error::other("it became longer while it was sent"));
+                }
+                hash = Some(hasher.finalize());
+            }
         }
-        let hash = (self.left == 0).then(|| self.hasher.finalize());
         let piece = Bytes::from_owner(PooledBuffer {
             buffer,
             length,
@@ -143,6 +169,16 @@ impl FileStreamReader {
         });
         Ok((piece, hash))
     }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, at)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, at)
 }
 
 /// A buffer on its way, with the piece at its beginning.
@@ -176,8 +212,8 @@ mod tests {
         let content: Vec<u8> = (0..5 * PIECE + 10).map(|at| (at * 31 % 251) as u8).collect();
         std::fs::write(&path, &content).unwrap();
         let file = Arc::new(File::open(&path).unwrap());
-        let bytes = rewound(&file).unwrap();
-        let mut reader = FileStreamReader::new(file, bytes);
+        let bytes = length_of(&file).unwrap();
+        let mut reader = FileStreamReader::new(file, 0, bytes, Some(blake3::Hasher::new()));
         let (first, second) = (reader.next().unwrap().0, reader.next().unwrap().0);
         let buffers = [first.as_ptr(), second.as_ptr()];
         let mut read = [&first[..], &second[..]].concat();

@@ -32,7 +32,7 @@ use crate::wire::paths::{self, HASH_PREFIX};
 use crate::wire::{Capability, FILE_PART, UploadAnswer};
 
 /// How many bytes the kernel may still have to send after the last piece was handed over.
-const SOCKET_BUFFER: u64 = 4 * 1024 * 1024;
+pub(super) const SOCKET_BUFFER: u64 = 4 * 1024 * 1024;
 
 /// Called before each piece with its number of bytes; returns how long to wait first. After that wait it is
 /// called with 0, until nothing is left to wait for: a limit may change. For a bandwidth limit, and for
@@ -255,7 +255,7 @@ fn encoded(directory: &str) -> String {
 }
 
 /// The pieces, each after the wait that `pace` asks for.
-fn paced(
+pub(super) fn paced(
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     pace: Option<UploadThrottle>,
     progress: Arc<LastProgress>,
@@ -280,13 +280,13 @@ fn paced(
 }
 
 /// When the request last made progress: a long upload may take any time, but it may not stall.
-struct LastProgress {
+pub(super) struct LastProgress {
     begun: Instant,
     last: AtomicU64,
 }
 
 impl LastProgress {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             begun: Instant::now(),
             last: AtomicU64::new(0),
@@ -294,14 +294,14 @@ impl LastProgress {
     }
 
     /// Notes progress that comes after `wait`.
-    fn record(&self, wait: Duration) {
+    pub(super) fn record(&self, wait: Duration) {
         let at = (self.begun.elapsed() + wait).as_millis();
         self.last
             .store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Returns when there was no progress for `limit`.
-    async fn stalled(&self, limit: Duration) {
+    pub(super) async fn stalled(&self, limit: Duration) {
         loop {
             let due = self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit;
             if Instant::now() >= due {

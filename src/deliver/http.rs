@@ -137,25 +137,50 @@ impl HttpClient {
     }
 
     /// A request to an address that the server gave, which must be on its own origin: the key goes nowhere
-    /// else. If only the scheme differs, or the port is missing, as behind a proxy that ends TLS, those of
-    /// the base URL are used.
+    /// else.
     pub(super) fn request_to(&self, operation: &str, address: &Url) -> CloudResult<RequestBuilder> {
-        let mut own: Url = self
-            .base
-            .parse()
-            .map_err(|_| Error::config(operation, "cloud.url is no URL"))?;
-        let same = own.host_str() == address.host_str()
-            && (own.port_or_known_default() == address.port_or_known_default() || address.port().is_none());
-        if !same {
+        let Some(own) = self.on_own_origin(operation, address)? else {
             return Err(Failure::protocol(
                 operation,
                 format!("the next page is on another server, {}", host(address)),
                 "pages are followed on the cloud's own server only: correct the address that it gives",
             ));
+        };
+        Ok(self.client.get(own))
+    }
+
+    /// The address on the cloud's own origin; `None` if it is on another one. If only the scheme differs, or
+    /// the port is missing, as behind a proxy that ends TLS, those of the base URL are used.
+    fn on_own_origin(&self, operation: &str, address: &Url) -> CloudResult<Option<Url>> {
+        let mut own = self.base_url(operation)?;
+        let same = own.host_str() == address.host_str()
+            && (own.port_or_known_default() == address.port_or_known_default() || address.port().is_none());
+        if !same {
+            return Ok(None);
         }
         own.set_path(address.path());
         own.set_query(address.query());
-        Ok(self.client.get(own))
+        Ok(Some(own))
+    }
+
+    /// The same, only if it is also below the base URL's path.
+    pub(super) fn below_base(&self, operation: &str, address: &Url) -> CloudResult<Option<Url>> {
+        let base = self.base_url(operation)?;
+        let own = self.on_own_origin(operation, address)?;
+        Ok(own.filter(|own| {
+            let below = own.path().strip_prefix(base.path().trim_end_matches('/'));
+            below.is_some_and(|below| below.starts_with('/') && below.len() > 1)
+        }))
+    }
+
+    fn base_url(&self, operation: &str) -> CloudResult<Url> {
+        let base = self.base.parse();
+        base.map_err(|_| Error::config(operation, "cloud.url is no URL").into())
+    }
+
+    /// A request to an address that [`HttpClient::below_base`] has returned.
+    pub(super) fn request_at(&self, method: Method, address: Url) -> RequestBuilder {
+        self.client.request(method, address)
     }
 
     /// A request to `path` below the configured URL itself, whatever the prefix is.

@@ -8,6 +8,7 @@
 //!   answered is sent again, which is harmless.
 //! - [`http`] decides which statuses stop every call; each call decides what its own 4xx mean, and [`reply`]
 //!   whether a 2xx accepts. What travels is in [`crate::wire`].
+//! - A file goes in one request ([`files`]), or in parts that outlast interruptions ([`tus`]).
 //! - A [`Failure`] says whether it is transient, how long the server asks to wait, and whether a capability
 //!   is gone.
 
@@ -38,6 +39,7 @@ mod row_form;
 mod row_requests;
 mod rows;
 mod transport_error;
+mod tus;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -58,6 +60,7 @@ pub use in_flight::InFlight;
 pub use numbering::Numbering;
 pub use object_storage::{ObjectStorage, StorageKind, StorageOptions};
 pub use probe::ProbeAnswer;
+pub use tus::{PART_TIME, ResumableUpload, TusUpload};
 
 use crate::batch::{Batch, ChangeIndex};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
@@ -335,6 +338,15 @@ impl Cloud {
     /// with another content hash.
     pub async fn upload(&self, directory: &str, file: UploadFile) -> CloudResult<UploadReceipt> {
         files::upload(&self.inner.http, &self.inner.upload, directory, file).await
+    }
+
+    /// Sends a file in parts, from where an earlier call has stopped. Only if the server lists `tus`.
+    ///
+    /// # Errors
+    /// The cloud's: what has arrived stays there, and [`ResumableUpload::note`] was told where. And
+    /// [`Kind::Media`] if the file cannot be read, or its content is not the one with the hash.
+    pub async fn upload_resumable(&self, upload: ResumableUpload<'_>) -> CloudResult<UploadReceipt> {
+        tus::upload(&self.inner.http, upload).await
     }
 
     /// The URL of the content with this hash, if the cloud already has it: `HEAD /upload/{directory}?hash=…`.

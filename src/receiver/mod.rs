@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use self::db::apply_pool::ApplyPool;
 use self::db::pool;
 pub use self::files::upload::read_parts;
-use self::files::{group_commit::GroupCommit, upload};
+use self::files::{group_commit::GroupCommit, tus, upload};
 use self::http::api_error::{ApiError, ApiResult};
 use self::http::auth::AuthThrottle;
 pub use self::http::auth::KeyRing;
@@ -63,11 +63,12 @@ pub use crate::wire::read_changes;
 pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
 
 /// What a receiver offers besides the baseline.
-const CAPABILITIES: [Capability; 5] = [
+const CAPABILITIES: [Capability; 6] = [
     Capability::Bulk,
     Capability::Delete,
     Capability::Changes,
     Capability::Schema,
+    Capability::Tus,
     Capability::ContentHash,
 ];
 
@@ -149,6 +150,9 @@ struct Shared {
     files: PathBuf,
     group_commit: GroupCommit,
     upload_limit: u64,
+    /// An unfinished upload is removed after this time without progress.
+    upload_expiry: Duration,
+    active_uploads: tus::active::ActiveUploads,
     public_url: String,
     history: bool,
     capabilities: Vec<Capability>,
@@ -222,6 +226,8 @@ impl Receiver {
                 lists: Arc::new(Semaphore::new(lists)),
                 files,
                 upload_limit: UPLOAD_LIMIT,
+                upload_expiry: tus::EXPIRY,
+                active_uploads: Default::default(),
                 public_url,
                 history: settings.history,
                 capabilities,
@@ -241,6 +247,13 @@ impl Receiver {
         self
     }
 
+    /// How long an unfinished resumable upload is kept after its last progress; 24 hours unless set.
+    #[must_use]
+    pub fn with_upload_expiry(mut self, expiry: Duration) -> Self {
+        self.shared.upload_expiry = expiry;
+        self
+    }
+
     /// Where it listens. The API's base URL is `http://<address>/api`.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -255,13 +268,21 @@ impl Receiver {
         let pool = self.shared.pool.clone();
         let apply_pool = Arc::clone(&self.shared.apply_pool);
         let limits = ConnectionLimits::new(MAX_CONNECTIONS, DRAIN);
-        serve::serve(
+        let shared = Arc::new(self.shared);
+        let uploads = shared.active_uploads.clone();
+        let stop_uploads = async {
+            shutdown.cancelled().await;
+            // A client continues at the offset that is noted, with any receiver.
+            uploads.stop_all().await;
+        };
+        let sweep = tus::sweep::run(Arc::clone(&shared), shutdown.clone());
+        let serve = serve::serve(
             self.listener,
-            http::router::router(Arc::new(self.shared)),
+            http::router::router(shared),
             limits,
-            shutdown,
-        )
-        .await;
+            shutdown.clone(),
+        );
+        tokio::join!(serve, stop_uploads, sweep);
         // A list whose reader has gone may hold a connection a little longer; nothing waits for that.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
             apply_pool.close().await;

@@ -19,6 +19,7 @@
 //! | codes of answers | [`RejectCode`], [`TurnCode`], [`ErrorCode`] |
 //! | `GET /sync-status` | [`SyncStatusAnswer`] |
 //! | `PUT /schema/{path}` | [`SchemaDeclaration`] |
+//! | resumable uploads, tus 1.0.0 | [`tus`] |
 //! | `Server-Timing` | [`server_timing`] |
 //! | bounds | [`limits`] |
 //! | JSON text, without building values | `json` |
@@ -39,6 +40,7 @@ pub mod paths;
 mod schema;
 pub mod server_timing;
 mod sync_status;
+pub mod tus;
 
 pub use answers::{BulkAnswer, ChangesAnswer, ErrorBody, RejectedChange, SuccessAnswer, UploadAnswer};
 pub use capability::{Capabilities, Capability};

@@ -10,7 +10,7 @@ pub const BULK: &str = "bulk";
 pub const SCHEMA: &str = "schema";
 /// `POST {UPLOAD}/{directory}`: a file. `HEAD {UPLOAD}/{directory}?hash=…`: whether a content is there.
 pub const UPLOAD: &str = "upload";
-/// Resumable uploads.
+/// `POST`: begins a resumable upload; `{FILES}/{id}`: the upload. See [`super::tus`].
 pub const FILES: &str = "files";
 /// `POST {HASHES}/{path}`: sums of row hashes.
 pub const HASHES: &str = "hashes";

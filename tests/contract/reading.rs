@@ -55,7 +55,7 @@ async fn the_status_says_who_the_cloud_is_and_how_far_the_source_has_come() {
         .unwrap();
     assert_eq!(
         info.capabilities.names(),
-        ["bulk", "delete", "changes", "schema", "content-hash"]
+        ["bulk", "delete", "changes", "schema", "tus", "content-hash"]
     );
     assert_eq!(
         (info.site.as_deref(), info.receiver.as_deref()),

@@ -8,6 +8,7 @@ mod in_flight;
 mod lists;
 mod rows;
 mod statuses;
+mod tus;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

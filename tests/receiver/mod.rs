@@ -9,6 +9,7 @@ mod schema;
 mod shares;
 mod sites;
 mod turns;
+mod tus;
 mod uploads;
 mod values;
 mod ways;

@@ -84,7 +84,7 @@ async fn keys_decide_the_site() {
     );
     assert_eq!(
         status["capabilities"],
-        json!(["bulk", "delete", "changes", "schema"])
+        json!(["bulk", "delete", "changes", "schema", "tus", "content-hash"])
     );
     assert!(status["last_sync"].is_string());
     cloud.end().await;

@@ -4,13 +4,9 @@
 //! Always holds: a file has its name only when its content is whole and on disk. The name begins with the
 //! content's hash, so the same content under the same name has one URL; a name from outside is never a path.
 
-use std::fs::File;
-use std::io::Write;
-use std::ops::Range;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use axum::Json;
@@ -24,6 +20,7 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
 use crate::receiver::Shared;
+use crate::receiver::files::file_writer::{BufferedParts, FileWriter, SyncAfter};
 use crate::receiver::files::group_commit::{FinishedUpload, storage_error};
 use crate::receiver::files::media::is_plain_name;
 use crate::receiver::files::multipart::PartReader;
@@ -35,15 +32,6 @@ use crate::wire::{Capability, FILE_PART, UploadAnswer};
 
 /// The folder of files that are not whole yet: below the files' root, so that a rename is enough.
 pub(crate) const INCOMING: &str = ".incoming";
-
-/// This many bytes are hashed and written at once.
-const PIECE: usize = 256 * 1024;
-
-/// This many pieces wait for the writer, at most.
-const WAITING: usize = 4;
-
-/// A large file is synced in steps of this many bytes while the next ones arrive.
-const FLUSH: u64 = 32 * 1024 * 1024;
 
 /// How long the end of a body may take after the file in it.
 const REST: Duration = Duration::from_secs(1);
@@ -107,7 +95,7 @@ pub(crate) async fn receive(
         path: Some(format!("{directory}/{stored}")),
         size,
         success: true,
-        url: Some(format!("{}/media/{site}/{directory}/{stored}", shared.public_url)),
+        url: Some(public_address(&shared, &site, &directory, &stored)),
     }))
 }
 
@@ -127,22 +115,39 @@ pub(crate) async fn find(
     Query(query): Query<ContentQuery>,
 ) -> ApiResult<Response> {
     shared.offers(Capability::ContentHash)?;
+    let found = stored_with(&shared, &site, &directory, &query.hash).await?;
+    let not_there = || ApiError::new(StatusCode::NOT_FOUND, "there is no such content");
+    let (stored, _) = found.ok_or_else(not_there)?;
+    let url = public_address(&shared, &site, &directory, &stored);
+    Ok((StatusCode::OK, [(header::LOCATION, url)]).into_response())
+}
+
+/// The stored name and the size of this content, if the site has uploaded it to this directory.
+pub(crate) async fn stored_with(
+    shared: &Shared,
+    site: &str,
+    directory: &str,
+    hash: &str,
+) -> ApiResult<Option<(String, u64)>> {
     let found = sqlx::query_scalar::<_, String>(
         "select stored from cloud_meta.files where site = $1 and directory = $2 and hash = $3 \
          order by created_at desc limit 1",
     )
-    .bind(&*site)
-    .bind(&directory)
-    .bind(query.hash.to_ascii_lowercase())
+    .bind(site)
+    .bind(directory)
+    .bind(hash.to_ascii_lowercase())
     .fetch_optional(&shared.pool)
     .await?;
-    let not_there = || ApiError::new(StatusCode::NOT_FOUND, "there is no such content");
-    let stored = found.ok_or_else(not_there)?;
-    let path = shared.files.join(&*site).join(&directory).join(&stored);
+    let Some(stored) = found else { return Ok(None) };
+    let path = shared.files.join(site).join(directory).join(&stored);
     // Somebody may have removed it.
-    tokio::fs::metadata(&path).await.map_err(|_| not_there())?;
-    let url = format!("{}/media/{site}/{directory}/{stored}", shared.public_url);
-    Ok((StatusCode::OK, [(header::LOCATION, url)]).into_response())
+    let file = tokio::fs::metadata(&path).await;
+    Ok(file.ok().map(|file| (stored, file.len())))
+}
+
+/// The public URL of a stored file.
+pub(crate) fn public_address(shared: &Shared, site: &str, directory: &str, stored: &str) -> String {
+    format!("{}/media/{site}/{directory}/{stored}", shared.public_url)
 }
 
 /// Reads a body as `POST /upload` does, without storing anything: for each part the name that its file would
@@ -223,87 +228,27 @@ async fn receive_file(shared: &Shared, parts: &mut PartReader) -> ApiResult<Stor
     Ok(received)
 }
 
-/// Collects what arrives in buffers that the writer returns. So the connection fills the same buffer again
-/// and again, the writer hashes and writes much at once, and a large file allocates no memory for each of its
-/// pieces.
-struct BufferedParts {
-    buffer: Vec<u8>,
-    pieces: mpsc::Sender<Vec<u8>>,
-    returned: std_mpsc::Receiver<Vec<u8>>,
-}
-
-/// The writer has ended.
-struct WriterEnded;
-
-impl BufferedParts {
-    fn new() -> (Self, mpsc::Receiver<Vec<u8>>, std_mpsc::Sender<Vec<u8>>) {
-        let (pieces, to_write) = mpsc::channel(WAITING);
-        let (give_back, returned) = std_mpsc::channel();
-        let buffered = Self {
-            buffer: Vec::new(),
-            pieces,
-            returned,
-        };
-        (buffered, to_write, give_back)
-    }
-
-    async fn add(&mut self, mut bytes: &[u8]) -> Result<(), WriterEnded> {
-        while !bytes.is_empty() {
-            let room = PIECE - self.buffer.len();
-            let (now, later) = bytes.split_at(bytes.len().min(room));
-            if self.buffer.capacity() - self.buffer.len() < now.len() {
-                // A small file that arrived at once needs no more than its length.
-                let more = if self.buffer.is_empty() { now.len() } else { room };
-                self.buffer.reserve_exact(more);
-            }
-            self.buffer.extend_from_slice(now);
-            bytes = later;
-            if self.buffer.len() == PIECE {
-                self.send().await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Hands on what was collected.
-    async fn send(&mut self) -> Result<(), WriterEnded> {
-        let next = self.returned.try_recv().unwrap_or_default();
-        let full = std::mem::replace(&mut self.buffer, next);
-        self.pieces.send(full).await.map_err(|_| WriterEnded)
-    }
-}
-
 /// Writes and hashes the pieces, and syncs the file.
 fn write_file(
     incoming: &FilePath,
-    mut pieces: mpsc::Receiver<Vec<u8>>,
+    pieces: mpsc::Receiver<Vec<u8>>,
     give_back: &std_mpsc::Sender<Vec<u8>>,
 ) -> std::io::Result<StoredUpload> {
-    let mut file = NamedTempFile::new_in(incoming)?;
+    let file = NamedTempFile::new_in(incoming)?;
     let mut hasher = blake3::Hasher::new();
-    let (mut size, mut flushed) = (0_u64, 0);
-    let mut flush: Option<JoinHandle<std::io::Result<()>>> = None;
-    while let Some(mut piece) = pieces.blocking_recv() {
-        hasher.update(&piece);
-        file.write_all(&piece)?;
-        size += piece.len() as u64;
-        piece.clear();
-        // Nobody listens once the whole body has arrived.
-        let _ = give_back.send(piece);
-        if size - flushed >= FLUSH && flush.as_ref().is_none_or(JoinHandle::is_finished) {
-            join_flush(flush.take())?;
-            let (file, from) = (file.as_file().try_clone()?, flushed);
-            flushed = size;
-            flush = Some(thread::spawn(move || {
-                file.sync_data()?;
-                drop_from_cache(&file, from..size);
-                Ok(())
-            }));
-        }
+    let size = FileWriter {
+        file: file.as_file(),
+        start: 0,
+        sync_after: SyncAfter::BYTES,
     }
-    // The disk reports an error only to the first who syncs.
-    join_flush(flush)?;
-    file.as_file().sync_all()?;
+    .write(
+        pieces,
+        give_back,
+        |piece| {
+            hasher.update(piece);
+        },
+        |_| {},
+    )?;
     Ok(StoredUpload {
         file,
         hash: hasher.finalize(),
@@ -311,29 +256,9 @@ fn write_file(
     })
 }
 
-/// Drops what is on disk from the page cache, so that the next bytes reuse its memory, and a large file does
-/// not displace what others read, above all the database. It is advice: nothing is lost if the system does
-/// not follow it.
-fn drop_from_cache(file: &File, bytes: Range<u64>) {
-    #[cfg(target_os = "linux")]
-    if let Some(length) = std::num::NonZeroU64::new(bytes.end - bytes.start) {
-        let _ = rustix::fs::fadvise(file, bytes.start, Some(length), rustix::fs::Advice::DontNeed);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (file, bytes);
-}
-
-fn join_flush(flush: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
-    match flush.map(JoinHandle::join) {
-        None => Ok(()),
-        Some(Ok(flushed)) => flushed,
-        Some(Err(_)) => Err(std::io::Error::other("the sync of a file has panicked")),
-    }
-}
-
 /// A file name made of the name that a client gives its file: letters, digits, `.`, `_` and `-`, not
 /// beginning with a dot, cut to a readable length with its extension kept.
-fn safe_name(name: &str) -> String {
+pub(crate) fn safe_name(name: &str) -> String {
     let base = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let clean: String = base
         .chars()
@@ -363,6 +288,7 @@ fn safe_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::receiver::files::file_writer::{PIECE, WAITING};
 
     #[tokio::test]
     async fn a_file_is_written_whole_through_few_buffers() {
@@ -386,8 +312,8 @@ mod tests {
             let mut buffers = std::collections::HashSet::new();
             for chunk in content.chunks(chunk) {
                 assert!(buffered.add(chunk).await.is_ok());
-                if buffered.buffer.capacity() == PIECE {
-                    buffers.insert(buffered.buffer.as_ptr());
+                if buffered.capacity() == PIECE {
+                    buffers.insert(buffered.address());
                 }
             }
             assert!(buffered.send().await.is_ok());

@@ -12,7 +12,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use super::api_error::ApiError;
 use super::status;
-use crate::receiver::files::{media, upload};
+use crate::receiver::files::{media, tus, upload};
 use crate::receiver::rows::route as rows;
 use crate::receiver::tables::schema;
 use crate::receiver::{Shared, changes};
@@ -33,6 +33,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
             &format!("/{}/{{directory}}", paths::UPLOAD),
             post(upload::receive).head(upload::find),
         )
+        .merge(tus::routes::routes())
         .route("/{path}", of_rows)
         .route("/{path}/", delete(rows::delete))
         .route("/{path}/{key}", delete(rows::delete));
