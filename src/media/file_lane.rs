@@ -232,10 +232,6 @@ impl FileLaneRound<'_> {
             *self.has_begun = true;
         }
         loop {
-            if self.lane.state.bandwidth.is_off() {
-                // What is on its way is given up: a request that waits for hours would be.
-                return Ok(NextRound::After(OFF_EVERY));
-            }
             let outcomes = self.pool.take_outcomes();
             if !outcomes.is_empty() {
                 self.pool.while_uploading(self.journal.record(&outcomes)).await?;
@@ -248,6 +244,10 @@ impl FileLaneRound<'_> {
                 // deferred may be due already.
                 self.all_given = false;
                 continue;
+            }
+            if self.lane.state.bandwidth.is_off() {
+                // What is on its way is given up: a request that waits for hours would be.
+                return Ok(NextRound::After(OFF_EVERY));
             }
             if let Some(stop) = self.pool.take_stop() {
                 return self.stopped(stop);

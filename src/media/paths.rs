@@ -60,11 +60,15 @@ impl NamedFile {
 const LONGEST: usize = 2_000;
 
 /// The path as its record has it: below the media root. Text that is no such path is recorded as it is
-/// written, up to what an index can hold, so that the upload can report what is wrong with it.
+/// written, up to what an index can hold, so that the upload can report what is wrong with it. A NUL, which no
+/// text of the database can hold, becomes the replacement character.
 pub(crate) fn recorded(root: &Path, path: &str) -> String {
-    below(root, path).unwrap_or_else(|_| match path.char_indices().find(|(at, _)| *at > LONGEST) {
-        Some((end, _)) => path[..end].to_owned(),
-        None => path.to_owned(),
+    below(root, path).unwrap_or_else(|_| {
+        let path = path.replace('\0', "\u{fffd}");
+        match path.char_indices().find(|(at, _)| *at > LONGEST) {
+            Some((end, _)) => path[..end].to_owned(),
+            None => path,
+        }
     })
 }
 
@@ -132,6 +136,7 @@ mod tests {
         assert_eq!(below(root, "slips/a.jpg").unwrap(), "slips/a.jpg");
         assert_eq!(below(root, "./slips//a.jpg").unwrap(), "slips/a.jpg");
         assert_eq!(below(root, "/srv/media/slips/a.jpg").unwrap(), "slips/a.jpg");
+        assert_eq!(recorded(root, "a\0b"), "a\u{fffd}b");
         for outside in ["../a", "slips/../../a", "/etc/passwd", "", ".", "a\0b"] {
             assert!(below(root, outside).is_err(), "{outside:?}");
         }

@@ -158,7 +158,7 @@ impl<'a> UploadPool<'a> {
 
     /// Whether an upload has ended whose outcome was not taken.
     pub(super) fn has_news(&self) -> bool {
-        !self.outcomes.is_empty() || self.stop.is_some()
+        !self.outcomes.is_empty() || self.stop.is_some() && self.uploading.is_empty()
     }
 
     /// Waits until an upload ends; for ever if there is none.

@@ -87,12 +87,15 @@ async fn gauges(
             .await?
             .unwrap_or_else(|| Checkpoint::beginning(identity.clone())),
     };
+    // Before the lag: an upload that is recorded touches its rows in the same transaction, so whoever sees it
+    // recorded sees those touches wait.
+    let files = file_records::counts(client).await?;
     Ok(SourceGauges {
         identity: Some(identity),
         lag: outbox::lag(session, &checkpoint).await?,
         outbox_bytes: outbox::bytes(session).await?,
         quarantine: quarantine::count(client, None).await?,
-        files: file_records::counts(client).await?,
+        files,
         growth: GrowthStatus::default(),
         at: None,
     })
