@@ -261,6 +261,7 @@ impl<'a> WithChanges<'a> {
             &["status"],
             &["check"],
             &["quarantine", "list"],
+            &["files", "list", "--state", "uploaded"],
             &["config"],
         ] {
             commands.ask(arguments).await;
