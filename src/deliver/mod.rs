@@ -343,7 +343,7 @@ impl Cloud {
     /// Sends a file in parts, from where an earlier call has stopped. Only if the server lists `tus`.
     ///
     /// # Errors
-    /// The cloud's: what has arrived stays there, and [`ResumableUpload::note`] was told where. And
+    /// The cloud's: what has arrived stays there, and [`ResumableUpload::note`] has the place. And
     /// [`Kind::Media`] if the file cannot be read, or its content is not the one with the hash.
     pub async fn upload_resumable(&self, upload: ResumableUpload<'_>) -> CloudResult<UploadReceipt> {
         tus::upload(&self.inner.http, upload).await

@@ -1,7 +1,7 @@
 //! Resumable uploads: tus 1.0.0 at `/files`.
 //!
 //! A file is sent in parts. After each part, and after an interruption, the server's offset says what it has;
-//! the next part begins there. The caller is told the upload's address and offset, to continue after a
+//! the next part begins there. The caller gets the upload's address and offset, to continue after a
 //! restart. The server knows the hash of the whole content from the beginning, and makes the file visible
 //! only with that content: so parts have no checksums of their own, and what has arrived of an interrupted
 //! part counts.
@@ -44,7 +44,7 @@ const LARGEST_PART: u64 = 64 * 1024 * 1024;
 /// Requests in a row that bring no byte further: then the failure is the caller's.
 const TRIES: u32 = 4;
 
-/// How often one call begins the upload anew, as the server has lost it.
+/// How often one call begins the upload again, as the server has lost it.
 const CREATIONS: u32 = 3;
 
 /// How often the server is asked where a file is that it has whole.
@@ -104,7 +104,7 @@ struct Sending<'a> {
 /// What the server says about an upload.
 enum ServerState {
     /// It has so many bytes; and where the whole file is, if it says so.
-    Known(u64, Option<FileAddress>),
+    Known(u64, Option<StoredAddress>),
     /// It does not know the upload any more.
     Gone,
     /// Another request writes it.
@@ -112,7 +112,7 @@ enum ServerState {
 }
 
 /// Where a whole file is.
-struct FileAddress {
+struct StoredAddress {
     url: String,
     path: Option<String>,
     hash: Option<String>,
@@ -360,7 +360,7 @@ impl Sending<'_> {
     async fn receipt(
         &self,
         address: &Url,
-        mut file: Option<FileAddress>,
+        mut file: Option<StoredAddress>,
         may_be_storing: bool,
     ) -> CloudResult<UploadReceipt> {
         let mut backoff = Backoff::of(waits::FILE_LANE);
@@ -375,7 +375,7 @@ impl Sending<'_> {
             };
         }
         // Another server than the reference one has the file at the upload's address, and says no hash.
-        let file = file.unwrap_or_else(|| FileAddress {
+        let file = file.unwrap_or_else(|| StoredAddress {
             url: address.to_string(),
             path: None,
             hash: None,
@@ -414,10 +414,10 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-fn file_address(headers: &HeaderMap) -> Option<FileAddress> {
+fn file_address(headers: &HeaderMap) -> Option<StoredAddress> {
     let text =
         |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned()).filter(|text| !text.is_empty());
-    Some(FileAddress {
+    Some(StoredAddress {
         url: text(tus::CONTENT_LOCATION)?,
         path: text(tus::UPLOAD_PATH),
         hash: text(tus::UPLOAD_HASH),

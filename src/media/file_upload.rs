@@ -1,7 +1,7 @@
 //! One file: whether it can be uploaded now, and its upload.
 //!
 //! A file that may still be written, that is empty or that is missing is not sent: it is looked at again
-//! later. What is on the disk when it is sent is the truth: it is opened anew then. After an upload the file
+//! later. What is on the disk when it is sent is the truth: it is opened then. After an upload the file
 //! must look as it did before, else it is uploaded again. A file that looks otherwise and has the content that
 //! the cloud has already is not sent.
 

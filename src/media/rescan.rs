@@ -1,5 +1,5 @@
 //! When each file that rows name is compared with what is recorded of it: at the start, every
-//! `media.rescan`, and when somebody asks. It goes page by page, so that uploads go on meanwhile and memory is
+//! `media.rescan`, and when somebody asks. It goes page by page, so that uploads go on and memory is
 //! bounded.
 
 use std::time::Duration;
@@ -65,7 +65,7 @@ impl Rescan {
         self.next_at
     }
 
-    /// Begins anew at once, for the request of this number.
+    /// Begins again at once, for the request of this number.
     pub(super) fn begin_now(&mut self, request: u64) {
         self.after = None;
         self.next_at = Instant::now();
@@ -73,7 +73,7 @@ impl Rescan {
         self.request = request;
     }
 
-    /// Begins anew soon, since events were lost.
+    /// Begins again soon, since events were lost.
     pub(super) fn begin_soon(&mut self) {
         let soon = (self.began + SHORTEST).max(Instant::now());
         // One that is in progress may have passed what was lost.

@@ -4,7 +4,7 @@
 //! then it counts as being written. What the watch says is a hint that makes a change known soon: the rescan
 //! finds what it did not tell.
 //!
-//! Each folder is watched by itself, so that one that cannot be watched does not end the watch of the others.
+//! Each folder has its own watch, so that one that cannot be watched does not end the watch of the others.
 //! Links are not followed: a folder outside the root is never watched, and one inside has its own watch.
 
 use std::collections::{HashMap, HashSet};

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::leader_lock;
 
-/// How often a replicator that stands by tries to take over.
+/// How often a waiting replicator tries to take over.
 pub(super) const TRY_EVERY: Duration = Duration::from_secs(2);
 
 /// The leader's lock, held.

@@ -1,7 +1,7 @@
 //! The replicator: builds, starts and joins the tasks of one site.
 //!
 //! One replicator drains an outbox. Who may is settled by a lock in the source database, held by a session of
-//! its own ([`leader`]): a second replicator stands by, and takes over when the lock comes free.
+//! its own ([`leader`]): a second replicator waits, and takes over when the lock comes free.
 //!
 //! Tasks while leading: the drain, the upload lane, the gauges, the drift monitor, which also compares
 //! what may have been missed, the sync schedule. The operator API serves all the time. Tasks begin again,
@@ -422,7 +422,7 @@ impl Replicator {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        // A media root that hangs is told in other ways.
+        // That a media root hangs is said elsewhere.
         let _ = tokio::time::timeout(PATIENCE, rescanned).await;
         tell_files(&live.settings, &mut report).await?;
         Ok(report)

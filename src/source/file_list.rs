@@ -28,7 +28,7 @@ pub struct FileRecord {
     pub reason: Option<String>,
     /// Failed attempts since the last success.
     pub attempts: i32,
-    /// Seconds until it is tried again; none where it is not tried by time.
+    /// Seconds until it is tried again; `None` if it is not tried by time.
     pub next_attempt_seconds: Option<f64>,
     /// When it was last uploaded.
     pub uploaded_at: Option<Timestamp>,

@@ -140,5 +140,5 @@ pub fn taken_over() -> Error {
         "drain the outbox",
         "another replicator has begun to drain it",
     )
-    .remedy("only one drains at a time; this one stands by")
+    .remedy("only one drains at a time; this one waits")
 }

@@ -145,7 +145,7 @@ async fn an_upload_continues_from_what_was_noted() {
     // An upload that is complete needs no byte.
     let (again, _) = upload(&cloud, &slip, Some(state)).await;
     assert_eq!(again.unwrap().url, receipt.url);
-    // One that the cloud does not know any more begins anew, and so does one of another cloud.
+    // One that the cloud does not know any more begins again, and so does one of another cloud.
     for url in [
         format!("{}/files/00000000000000000000000000000000", cloud.url()),
         "https://other.example/api/files/1".to_owned(),

@@ -79,7 +79,7 @@ async fn stores(hint: &str, config: &str, bucket: &Path, url: &str) {
         );
         assert_eq!(slip_url(&cloud, leave).await, Some(expected));
     }
-    // A renamed file is there already, and a changed one goes beside what it was.
+    // A renamed file is there already, and a changed one is another object.
     std::fs::rename(site.media().join("b.jpg"), site.media().join("renamed.jpg")).unwrap();
     site.run("update tbl_leave set leave_slip_image = 'renamed.jpg' where leave_id = 2")
         .await;

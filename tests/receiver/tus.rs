@@ -89,7 +89,7 @@ impl Cloud {
         stream
     }
 
-    /// The same, once the receiver writes it: it refuses others meanwhile.
+    /// The same, once the receiver writes it: it refuses others until then.
     async fn hold_part(
         &self,
         upload: &str,
@@ -470,7 +470,7 @@ async fn a_restart_of_the_receiver_keeps_what_has_arrived() {
     let upload = cloud.begin(content.len(), &[("hash", &hash(&content))]).await;
     let first = cloud.append(&upload, 0, &content[..200_000]).await;
     assert_eq!(offset(&first), 200_000);
-    // One part is under way when it stops.
+    // One part is being sent when it stops.
     let _open = cloud
         .hold_part(&upload, 200_000, 400_000, &content[200_000..400_000])
         .await;
