@@ -290,7 +290,7 @@ impl FileLaneRound<'_> {
     }
 
     async fn rescan_page(&mut self) -> Result<()> {
-        let (after, _) = self.rescan.page_begins();
+        let after = self.rescan.page_begins();
         let began = Instant::now();
         let page = self.journal.rescan_page(&after);
         let (last, files) = self.pool.while_uploading(page).await?;
@@ -310,8 +310,7 @@ impl FileLaneRound<'_> {
     async fn give_due(&mut self, room: DueLimits) -> Result<()> {
         self.look_at_seen().await?;
         self.pool.while_uploading(self.journal.count()).await?;
-        let busy: Vec<String> = self.pool.busy().into_iter().map(str::to_owned).collect();
-        let busy: Vec<&str> = busy.iter().map(String::as_str).collect();
+        let busy = self.pool.busy();
         let due = file_records::due(self.journal.session.client(), &busy, room);
         let due = self.pool.while_uploading(due).await?;
         self.supervisor.recovered();
@@ -330,8 +329,7 @@ impl FileLaneRound<'_> {
         let mut until = self.rescan.next_at();
         if self.all_given {
             self.pool.while_uploading(self.journal.count()).await?;
-            let busy: Vec<String> = self.pool.busy().into_iter().map(str::to_owned).collect();
-            let busy: Vec<&str> = busy.iter().map(String::as_str).collect();
+            let busy = self.pool.busy();
             let large_from = self.pool.no_large_from();
             let next = file_records::next_due(self.journal.session.client(), &busy, large_from);
             let seconds = self.pool.while_uploading(next).await?;

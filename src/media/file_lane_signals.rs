@@ -21,12 +21,10 @@ pub struct FileLaneSignals {
 }
 
 impl FileLaneSignals {
-    /// Asks for a rescan: every file that a row names is compared with its record. Returns the request's
-    /// number.
-    pub fn request_rescan(&self) -> u64 {
-        let request = self.requested.fetch_add(1, Ordering::Relaxed) + 1;
+    /// Asks for a rescan: every file that a row names is compared with its record.
+    pub fn request_rescan(&self) {
+        self.requested.fetch_add(1, Ordering::Relaxed);
         self.wanted.notify_one();
-        request
     }
 
     /// The number of the last request.

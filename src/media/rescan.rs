@@ -82,16 +82,13 @@ impl Rescan {
         self.is_urgent = true;
     }
 
-    /// The path after which the next page begins; and whether it is the first one of a rescan.
-    pub(super) fn page_begins(&mut self) -> (String, bool) {
-        match &self.after {
-            Some(after) => (after.clone(), false),
-            None => {
-                self.began = Instant::now();
-                self.files = 0;
-                (String::new(), true)
-            }
+    /// The path after which the next page begins; empty for the first one of a rescan.
+    pub(super) fn page_begins(&mut self) -> String {
+        if self.after.is_none() {
+            self.began = Instant::now();
+            self.files = 0;
         }
+        self.after.clone().unwrap_or_default()
     }
 
     /// Notes that a page was looked at: its last path, if there may be more behind it; its files; and how long
@@ -136,8 +133,8 @@ mod tests {
             let mut rescan = Rescan::new(None);
             let began = Instant::now();
             for nth in 0..pages {
-                let (_, is_first) = rescan.page_begins();
-                assert_eq!(is_first, nth == 0);
+                let after = rescan.page_begins();
+                assert_eq!(after.is_empty(), nth == 0);
                 assert_eq!(rescan.page_done(Some(nth.to_string()), PAGE, MS), None);
                 assert_eq!(rescan.next_at(), Instant::now(), "the first one makes no pauses");
             }
@@ -161,10 +158,10 @@ mod tests {
         rescan.page_begins();
         rescan.page_done(Some("m".into()), PAGE, 10 * MS);
         assert_eq!(rescan.next_at(), Instant::now() + 200 * MS);
-        assert_eq!(rescan.page_begins(), ("m".into(), false));
+        assert_eq!(rescan.page_begins(), "m");
         rescan.begin_now(3);
         assert_eq!(rescan.next_at(), Instant::now());
-        assert_eq!(rescan.page_begins(), (String::new(), true));
+        assert_eq!(rescan.page_begins(), "");
         assert_eq!(rescan.page_done(None, 5, MS), Some(3));
         // Lost events cannot make it begin over and over.
         rescan.begin_soon();

@@ -87,8 +87,8 @@ impl<'a> UploadPool<'a> {
     }
 
     /// The files that must not be given again now.
-    pub(super) fn busy(&self) -> Vec<&str> {
-        self.busy.iter().map(String::as_str).collect()
+    pub(super) fn busy(&self) -> Vec<String> {
+        self.busy.iter().cloned().collect()
     }
 
     pub(super) fn is_busy(&self, path: &str) -> bool {

@@ -262,7 +262,7 @@ pub(crate) struct DueLimits {
 }
 
 /// Files that are due, without those that are `busy`.
-pub(crate) async fn due(client: &Client, busy: &[&str], limits: DueLimits) -> Result<Vec<PendingFile>> {
+pub(crate) async fn due(client: &Client, busy: &[String], limits: DueLimits) -> Result<Vec<PendingFile>> {
     let rows = client
         .query(
             statement!("files", "due"),
@@ -292,7 +292,7 @@ pub(crate) async fn due(client: &Client, busy: &[&str], limits: DueLimits) -> Re
 /// more bytes are left out.
 pub(crate) async fn next_due(
     client: &Client,
-    busy: &[&str],
+    busy: &[String],
     no_large_from: Option<i64>,
 ) -> Result<Option<f64>> {
     let row = client
