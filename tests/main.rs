@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
 mod cases;
+mod catalogue;
 mod checkpoint;
 mod cli;
 mod clouds;

@@ -89,10 +89,52 @@ select coalesce((
            select bit_xor(hashtextextended('partition ' || member, 0)) from tree), 0) else 0 end,
        array(select {named_table}::oid from unnest($2::text[]) with ordinality n(name, nth) order by n.nth)
 
+-- name: all
+-- Each table of the site that can be an entity's: its oid; schema; name; the columns of its primary key, or
+-- else of its shortest unique key without nulls; all its columns; the extension that it belongs to.
+select c.oid, n.nspname::text, c.relname::text,
+       coalesce((
+           select array(
+               select a.attname::text from unnest(i.indkey::smallint[]) with ordinality k(attnum, nth)
+               join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+               where k.nth <= i.indnkeyatts order by k.nth)
+           from pg_index i
+           where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indpred is null
+             and i.indexprs is null and not exists (
+                 select from unnest(i.indkey::smallint[]) with ordinality k(attnum, nth)
+                 join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+                 where k.nth <= i.indnkeyatts and not a.attnotnull)
+           order by not i.indisprimary, i.indnkeyatts, i.indexrelid limit 1), '{}'),
+       array(
+           select a.attname::text from pg_attribute a
+           where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum),
+       (select e.extname::text from pg_depend d join pg_extension e on e.oid = d.refobjid
+        where d.classid = 'pg_class'::regclass and d.objid = c.oid
+          and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e' limit 1)
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence <> 't'
+  and n.nspname <> all(array['information_schema', 'cloud_sync']) and n.nspname !~ '^pg_'
+order by n.nspname, c.relname
+
+-- name: resolve
+-- The oids of the tables of the names $1, null where there is none. {named_table} of n.name
+select {named_table}::oid from unnest($1::text[]) with ordinality n(name, nth) order by n.nth
+
 -- name: references
--- The foreign keys among the tables $1.
-select conrelid, confrelid from pg_constraint
+-- The pairs of tables among $1 where the first refers to the second: whether each such foreign key has a
+-- column that may be null, or else is deferrable.
+select conrelid, confrelid, bool_and(condeferrable or exists (
+           select from unnest(conkey) k(attnum)
+           join pg_attribute a on a.attrelid = conrelid and a.attnum = k.attnum
+           where not a.attnotnull))
+from pg_constraint
 where contype = 'f' and conrelid <> confrelid and conrelid = any($1) and confrelid = any($1)
+group by conrelid, confrelid
+
+-- name: captured_names
+-- The names of the entities that are captured.
+select name from cloud_sync.entity where detached_at is null
 
 -- name: policies
 -- A table among $1 and its partitions whose row-level security applies to our role.

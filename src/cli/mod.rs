@@ -32,6 +32,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{LoadOptions, Loaded, Settings};
 use crate::error::Result;
+use crate::replicator::Replicator;
 
 const AFTER_HELP: &str = "\
 Settings come from cloud-sync.toml. Environment variables and a .env file override it; flags override both.
@@ -163,6 +164,11 @@ struct Context {
 impl Context {
     fn settings(&self) -> &Settings {
         &self.loaded.settings
+    }
+
+    /// The settings with the catalogue that the site's database completes.
+    async fn completed_settings(&self) -> Result<Settings> {
+        Replicator::complete_settings(self.settings()).await
     }
 }
 

@@ -87,7 +87,7 @@ fn parse_position(text: &str) -> std::result::Result<Position, String> {
 }
 
 pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<ExitCode> {
-    let settings = context.settings();
+    let settings = &context.completed_settings().await?;
     let session = connect(settings, "quarantine").await?;
     let client = session.client();
     if !install::installed(client).await? {

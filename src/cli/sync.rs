@@ -31,7 +31,7 @@ pub(super) struct SyncArgs {
 }
 
 pub(super) async fn execute(context: &Context, args: SyncArgs) -> Result<ExitCode> {
-    let settings = context.settings();
+    let settings = &context.completed_settings().await?;
     settings.catalogue.select(&args.entity)?;
     let request = SyncRequest {
         force: args.force,

@@ -410,7 +410,12 @@ impl Reconcile {
                 .columns
                 .into_iter()
                 .map(|column| column.name);
-            let mut columns: Vec<String> = sent.chain(entity.exclude.iter().cloned()).collect();
+            let left_out = table.columns.iter().map(|column| &column.name);
+            let left_out = left_out.filter(|column| entity.leaves_out(column)).cloned();
+            let mut columns: Vec<String> = sent
+                .chain(left_out)
+                .chain(entity.exclude.iter().cloned())
+                .collect();
             columns.sort_unstable();
             columns.dedup();
             columns

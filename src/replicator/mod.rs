@@ -14,6 +14,7 @@
 //! costs no more than a crash would.
 
 pub mod cloud_check;
+mod completed_settings;
 mod drift_monitor;
 mod leader;
 mod one_shot;
@@ -44,12 +45,14 @@ use crate::reconcile::report::SyncReport;
 use crate::reconcile::{NoObserver, Observer, Reconcile};
 use crate::retry::Backoff;
 use crate::schedule::{self, Schedule};
+use crate::source::complete::PatternScope;
 use crate::source::connect::Session;
 use crate::source::file_records;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
 use crate::supervise::{NextRound, Supervisor, pause_or_stop};
 
+pub(crate) use completed_settings::complete_settings;
 use drift_monitor::DriftSummary;
 use leader::Leader;
 pub use one_shot::{OneShot, backfill};
@@ -123,9 +126,20 @@ impl Replicator {
     /// # Errors
     /// The source's, or a configuration error that names the entity that does not fit its table.
     pub async fn install(settings: &Settings) -> Result<()> {
+        let settings = complete_settings(settings, PatternScope::All).await?;
         let url = settings.require_database_url()?;
         install::init(url, &settings.catalogue, OutboxDeclaration::Nothing).await?;
         Ok(())
+    }
+
+    /// The settings with the catalogue that the site's database completes: which tables `catalogue.tables`
+    /// takes, the keys that `[[entity]]` leaves out, and the order, parents before their children. A
+    /// replicator is made with these.
+    ///
+    /// # Errors
+    /// The source's; a configuration error with everything that must be corrected.
+    pub async fn complete_settings(settings: &Settings) -> Result<Settings> {
+        complete_settings(settings, PatternScope::Captured).await
     }
 
     /// Compares the site with the cloud once, pushes what the cloud lacks, and waits until it is there. No
@@ -134,7 +148,8 @@ impl Replicator {
     /// # Errors
     /// What prevents the comparison as a whole; the errors of single entities are in the report.
     pub async fn sync_once(settings: &Settings, request: &SyncRequest) -> Result<SyncReport> {
-        let once = one_shot::OneShot::start(settings).await?;
+        let settings = Self::complete_settings(settings).await?;
+        let once = one_shot::OneShot::start(&settings).await?;
         let report = once.sync(request, &NoObserver).await;
         once.finish().await?;
         report
@@ -153,6 +168,7 @@ impl Replicator {
     /// # Errors
     /// A configuration error.
     pub fn monitoring_drift_every(settings: &Settings, drift_every: Duration) -> Result<Arc<Self>> {
+        completed_settings::must_be_complete(settings)?;
         let catalogue = Arc::new(settings.catalogue.clone());
         let names = catalogue.entities().iter().map(|entity| entity.name.as_str());
         let metrics = Arc::new(Metrics::new(names));

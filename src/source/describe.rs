@@ -90,7 +90,7 @@ pub struct DescribedTable {
 
 /// SQL that finds the oid of the table of this name. A name without a schema is looked up where the site
 /// looks for its tables.
-fn named(name: &str) -> String {
+pub(super) fn named(name: &str) -> String {
     fill(statement!("tables", "named_table"), &[("name", name)])
 }
 
@@ -103,23 +103,56 @@ static FIND: LazyLock<String> = LazyLock::new(|| {
 /// Reads the tables of the catalogue, in its order, and checks that the catalogue fits them.
 ///
 /// # Errors
-/// A configuration error that names the entity and the remedy: a missing table, a missing column, a key that
-/// is not unique or may be null, a condition that does not hold for the row alone, parents after their
-/// children, or tables that refer to each other in a circle.
+/// A configuration error with every fault of every entity, each with its remedy: see [`table_faults`].
 pub async fn fitting_tables(client: &Client, catalogue: &Catalogue) -> Result<Vec<SourceTable>> {
     let mut tables = Vec::with_capacity(catalogue.entities().len());
+    let mut all = Vec::new();
     for entity in catalogue.entities() {
-        let table = table(client, entity).await?;
-        fit::check_columns(entity, &table)?;
-        fit::check_key(client, entity, &table).await?;
-        condition::used(client, entity, &table)
-            .await
-            .map_err(|error| Error::postgres(format!("use where of entity {}", entity.name), error))??;
-        fit::check_policies(client, entity, &table).await?;
-        tables.push(table);
+        let (table, faults) = table_faults(client, entity).await?;
+        all.extend(faults);
+        tables.extend(table);
     }
-    fit::check_order(client, catalogue, &tables).await?;
-    Ok(tables)
+    if all.is_empty() {
+        Ok(tables)
+    } else {
+        Err(Error::all_of("use the catalogue", all))
+    }
+}
+
+/// The table of an entity, and why the entity does not fit it: a missing table, a missing column, a key that
+/// is not unique or may be null, a condition that does not hold for the row alone, a policy that hides rows.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn table_faults(
+    client: &Client,
+    entity: &Entity,
+) -> Result<(Option<SourceTable>, Vec<Error>)> {
+    let mut faults = Vec::new();
+    let Some(table) = keep_fault(table(client, entity).await, &mut faults)? else {
+        return Ok((None, faults));
+    };
+    faults.extend(fit::column_faults(entity, &table));
+    keep_fault(fit::check_key(client, entity, &table).await, &mut faults)?;
+    let condition = condition::used(client, entity, &table)
+        .await
+        .map_err(|error| Error::postgres(format!("use where of entity {}", entity.name), error))
+        .flatten();
+    keep_fault(condition, &mut faults)?;
+    keep_fault(fit::check_policies(client, entity, &table).await, &mut faults)?;
+    Ok((Some(table), faults))
+}
+
+/// Keeps a configuration error; any other error is returned.
+fn keep_fault<T>(result: Result<T>, faults: &mut Vec<Error>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == Kind::Config => {
+            faults.push(error);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The tables of the catalogue as they are now: see [`described_tables`].
@@ -186,9 +219,9 @@ pub(crate) async fn described_table(client: &Client, entity: &Entity) -> Result<
         }
         Err(error) => return Err(error),
     };
-    let unfit = match fit::check_columns(entity, &table) {
-        Ok(()) => fit::check_key(client, entity, &table).await,
-        unfit => unfit,
+    let unfit = match fit::column_faults(entity, &table).into_iter().next() {
+        None => fit::check_key(client, entity, &table).await,
+        Some(unfit) => Err(unfit),
     };
     let unfit = match unfit {
         Ok(()) => renamed.then(|| {
@@ -215,7 +248,7 @@ fn naming(entity: &Entity) -> String {
     format!("read table {} of entity {}", entity.table, entity.name)
 }
 
-fn missing(entity: &Entity) -> Error {
+pub(super) fn missing(entity: &Entity) -> Error {
     Error::config(naming(entity), "the database has no such table").remedy(
         "create it, correct the entity's table, or take the entity out of the catalogue; then run \
         `cloud-sync init`",

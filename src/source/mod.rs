@@ -17,6 +17,7 @@
 pub(crate) mod backfill_progress;
 pub mod capture;
 pub mod column_type;
+pub(crate) mod complete;
 pub(crate) mod condition;
 pub mod connect;
 pub mod describe;
