@@ -117,6 +117,26 @@ where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence <> '
   and n.nspname <> all(array['information_schema', 'cloud_sync']) and n.nspname !~ '^pg_'
 order by n.nspname, c.relname
 
+-- name: survey
+-- Of each of the tables $1: its oid; owner; about how many rows it has; its bytes with its indexes; its columns
+-- of dates and times; its columns of text and JSON;
+-- whether its owner is a superuser.
+select c.oid, pg_get_userbyid(c.relowner)::text,
+       (select coalesce(sum(greatest(m.reltuples, 0)), 0)::bigint from pg_class m
+        where m.oid = c.oid or m.oid in (select relid from pg_partition_tree(c.oid))),
+       (select coalesce(sum(pg_total_relation_size(m.oid)), 0)::bigint from pg_class m
+        where m.oid = c.oid or m.oid in (select relid from pg_partition_tree(c.oid))),
+       array(
+           select a.attname::text from pg_attribute a
+           where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+             and a.atttypid = any(array['timestamptz', 'timestamp', 'date']::regtype[]) order by a.attnum),
+       array(
+           select a.attname::text from pg_attribute a join pg_type t on t.oid = a.atttypid
+           where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+             and (t.typcategory = 'S' or t.oid = any(array['json', 'jsonb']::regtype[])) order by a.attnum),
+       (select rolsuper from pg_roles where oid = c.relowner)
+from pg_class c where c.oid = any($1)
+
 -- name: resolve
 -- The oids of the tables of the names $1, null where there is none. {named_table} of n.name
 select {named_table}::oid from unnest($1::text[]) with ordinality n(name, nth) order by n.nth

@@ -21,6 +21,7 @@ mod reference;
 mod reload;
 mod replay;
 mod run;
+mod setup;
 mod status;
 mod sync;
 mod uninstall;
@@ -42,6 +43,7 @@ Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration;
 3 the source is unreachable; 4 the cloud is unreachable or refused the key.
 
 Examples:
+  cloud-sync setup            look at the database, write the settings, install capture
   cloud-sync check            is everything in place?
   cloud-sync init             install capture in the site's database
   cloud-sync backfill         push the rows that are there already
@@ -82,6 +84,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Look at the site's database, propose what is replicated, and write the settings
+    Setup(setup::SetupArgs),
     /// Install capture in the site's database; can be run again
     Init(init::InitArgs),
     /// Remove capture from the site's database; can be run again
@@ -175,6 +179,7 @@ impl Context {
 impl Command {
     fn overrides(&self) -> Vec<(String, String)> {
         match self {
+            Self::Setup(args) => args.site.overrides(),
             Self::Init(args) => args.site.overrides(),
             Self::Uninstall(args) => args.site.overrides(),
             Self::Run(args) => args.overrides(),
@@ -198,6 +203,7 @@ impl Command {
 
     async fn execute(self, context: &Context) -> Result<ExitCode> {
         match self {
+            Self::Setup(args) => setup::execute(context, args).await,
             Self::Init(args) => init::execute(context, args).await,
             Self::Uninstall(args) => uninstall::execute(context, args).await,
             Self::Run(args) => run::execute(context, args).await,
@@ -239,7 +245,12 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
     let mut overrides = global.set;
     overrides.extend(command.overrides());
     let options = LoadOptions::of_process(global.config, overrides);
-    let loaded = Settings::load(options.clone())?;
+    let mut readable = options.clone();
+    if matches!(command, Command::Setup(_)) {
+        // It writes the file; what the file says already are answers.
+        readable.config.take_if(|file| !file.exists());
+    }
+    let loaded = Settings::load(readable)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

@@ -82,6 +82,11 @@ impl MediaRoot {
         }
     }
 
+    /// Whether a file is there under this name.
+    pub(crate) fn has(&self, named: &str) -> bool {
+        self.open().and_then(|root| root.stamp(named)).is_ok()
+    }
+
     /// Opens the root.
     pub(super) fn open(&self) -> Result<OpenRoot<'_>, OpenRefusal> {
         let folder = File::open(&self.path).map_err(OpenRefusal::NoRoot)?;

@@ -553,11 +553,13 @@ async fn store(settings: &Settings, session: Option<&Session>) -> Result<String>
     }
 }
 
-async fn check_cloud(settings: &Settings, origin: &ChangeOrigin) -> Result<CloudInfo> {
+/// Asks the cloud who it is and what it can do.
+pub(crate) async fn check_cloud(settings: &Settings, origin: &ChangeOrigin) -> Result<CloudInfo> {
     Ok(cloud(settings)?.handshake(origin).await?)
 }
 
-fn describe_cloud(info: CloudInfo) -> String {
+/// What the cloud answered, in words.
+pub(crate) fn describe_cloud(info: CloudInfo) -> String {
     let capabilities = info.capabilities.names();
     format!(
         "accepts the key{}, {}",

@@ -68,23 +68,25 @@ impl CompletedCatalogue {
 }
 
 /// A table that can be an entity's.
-struct SiteTable {
-    oid: u32,
-    schema: String,
-    name: String,
-    key: Vec<String>,
-    columns: Vec<String>,
-    extension: Option<String>,
+pub(crate) struct SiteTable {
+    pub(crate) oid: u32,
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    /// The columns of its primary key, or of its shortest unique key without nulls; empty if there is none.
+    pub(crate) key: Vec<String>,
+    pub(crate) columns: Vec<String>,
+    /// The extension that it belongs to.
+    pub(crate) extension: Option<String>,
 }
 
 impl SiteTable {
     /// Its name with its schema, as people write it.
-    fn full_name(&self) -> String {
+    pub(crate) fn full_name(&self) -> String {
         format!("{}.{}", self.schema, self.name)
     }
 
     /// Its name with its schema, quoted for SQL where that is needed.
-    fn sql_name(&self) -> String {
+    pub(crate) fn sql_name(&self) -> String {
         let part = |name: &str| {
             let is_plain = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
                 && name
@@ -240,7 +242,8 @@ fn free_path(name: &str) -> String {
     }
 }
 
-async fn site_tables(client: &Client) -> Result<Vec<SiteTable>> {
+/// The tables of the site that can be entities'.
+pub(crate) async fn site_tables(client: &Client) -> Result<Vec<SiteTable>> {
     let rows = client
         .query(statement!("tables", "all"), &[])
         .await

@@ -260,6 +260,7 @@ impl<'a> WithChanges<'a> {
             &["backfill", "--all", "--restart"],
             &["status"],
             &["check"],
+            &["setup", "--dry-run"],
             &["quarantine", "list"],
             &["files", "list", "--state", "uploaded"],
             &["config"],
