@@ -118,7 +118,8 @@ impl Replicator {
     /// # Errors
     /// A configuration error.
     pub fn new(settings: &Settings) -> Result<Arc<Self>> {
-        Self::monitoring_drift_every(settings, drift_monitor::EVERY)
+        let every = drift_monitor::every(settings.catalogue.entities().len());
+        Self::monitoring_drift_every(settings, every)
     }
 
     /// Installs capture in the site's database, or brings it up to date; can be repeated.

@@ -290,14 +290,11 @@ async fn check_tables(settings: &Settings, session: &Session) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut private = Vec::new();
     let mut fitting = 0;
-    for entity in settings.catalogue.entities() {
-        let (table, faults) = match describe::table_faults(session.client(), entity).await {
-            Ok(found) => found,
-            Err(error) => {
-                findings.push(Finding::new("catalogue", Err(error)));
-                return findings;
-            }
-        };
+    let all = match describe::table_faults(session.client(), &settings.catalogue).await {
+        Ok(all) => all,
+        Err(error) => return vec![Finding::new("catalogue", Err(error))],
+    };
+    for (entity, (table, faults)) in settings.catalogue.entities().iter().zip(all) {
         fitting += usize::from(faults.is_empty());
         let faults = faults
             .into_iter()

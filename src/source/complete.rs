@@ -2,7 +2,6 @@
 //! its patterns take, the keys and names that it leaves out, and the order, parents before their children.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::LazyLock;
 
 use tokio_postgres::Client;
 
@@ -10,7 +9,7 @@ use super::{describe, identity};
 use crate::catalogue::declared::{DeclaredCatalogue, entity_name};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
-use crate::sql_template::{fill, statement};
+use crate::sql_template::statement;
 
 /// Which tables a pattern can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,12 +101,6 @@ impl SiteTable {
     }
 }
 
-/// Reads the oids of tables by their names.
-static RESOLVE: LazyLock<String> = LazyLock::new(|| {
-    let values = [("named_table", &*describe::named("n.name"))];
-    fill(statement!("tables", "resolve"), &values)
-});
-
 /// Completes what the configuration declares. The faults are in the answer: all of them, so that they can be
 /// corrected at once.
 ///
@@ -120,7 +113,12 @@ pub(crate) async fn complete(
 ) -> Result<CompletedCatalogue> {
     let tables = site_tables(client).await?;
     let mut completed = CompletedCatalogue::default();
-    let mut oids = named_tables(client, &declared.entities).await?;
+    let listed: Vec<&Entity> = declared.entities.iter().collect();
+    let found = describe::find(client, &listed).await?;
+    let mut oids: Vec<Option<u32>> = found
+        .iter()
+        .map(|row| row.as_ref().map(|row| row.get(1)))
+        .collect();
     for (entity, oid) in declared.entities.iter().zip(&oids) {
         let table = tables.iter().find(|table| Some(table.oid) == *oid);
         let mut entity = entity.clone();
@@ -259,15 +257,6 @@ pub(crate) async fn site_tables(client: &Client) -> Result<Vec<SiteTable>> {
             extension: row.get(5),
         })
         .collect())
-}
-
-async fn named_tables(client: &Client, entities: &[Entity]) -> Result<Vec<Option<u32>>> {
-    let names: Vec<&str> = entities.iter().map(|entity| entity.table.as_str()).collect();
-    let rows = client
-        .query(RESOLVE.as_str(), &[&names])
-        .await
-        .map_err(|error| Error::postgres("find the tables of the catalogue", error))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn captured_names(client: &Client) -> Result<HashSet<String>> {

@@ -1,8 +1,10 @@
 //! Whether an entity of the catalogue fits its table.
 
+use std::collections::HashMap;
+
 use tokio_postgres::Client;
 
-use super::describe::{SourceTable, unique_keys};
+use super::describe::{SourceTable, UniqueKey};
 use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 use crate::sql_template::statement;
@@ -96,12 +98,11 @@ fn cloud_days_by(entity: &Entity) -> impl Iterator<Item = &String> {
 /// The types by which a retention can be measured.
 const TIMES: [&str; 3] = ["date", "timestamp without time zone", "timestamp with time zone"];
 
-/// Checks that the table has the entity's key, and that nothing inherits from it.
-pub(super) async fn check_key(client: &Client, entity: &Entity, table: &SourceTable) -> Result<()> {
+/// Checks that the table has the entity's key, and that nothing inherits from it. `keys` are its unique keys.
+pub(super) fn check_key(entity: &Entity, table: &SourceTable, keys: &[UniqueKey]) -> Result<()> {
     check_children(entity, table)?;
     let operation = format!("use entity {}", entity.name);
     if table.key.is_empty() {
-        let keys = unique_keys(client, entity, table.oid).await?;
         let primary = keys.iter().find(|unique| unique.primary).map(|unique| {
             let names: Vec<_> = unique.columns.iter().map(|column| column.name.as_str()).collect();
             names.join(", ")
@@ -156,22 +157,30 @@ fn check_children(entity: &Entity, table: &SourceTable) -> Result<()> {
     ))
 }
 
-/// Checks that the role sees all rows: a row that a policy hides would count as deleted, so reading fails
-/// instead.
-pub(super) async fn check_policies(client: &Client, entity: &Entity, table: &SourceTable) -> Result<()> {
-    let operation = format!("use entity {}", entity.name);
-    let found = client
-        .query_opt(statement!("tables", "policies"), &[&table.oid])
+/// The tables whose rows the role does not all see, by their oids: a row that a policy hides would count as
+/// deleted, so reading fails instead. Each has the role, and the table or partition with the policy.
+pub(super) async fn tables_with_policies(
+    client: &Client,
+    oids: &[u32],
+) -> Result<HashMap<u32, (String, String)>> {
+    let rows = client
+        .query(statement!("tables", "policies"), &[&oids])
         .await
-        .map_err(|error| Error::postgres(&operation, error))?;
-    let Some(row) = found else { return Ok(()) };
-    let (role, table): (&str, &str) = (row.get(0), row.get(1));
-    Err(Error::config(
-        operation,
+        .map_err(|error| Error::postgres("look for row-level security", error))?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get(0), (row.get(1), row.get(2))))
+        .collect())
+}
+
+/// The error of an entity whose table has a policy.
+pub(super) fn hidden_rows(entity: &Entity, role: &str, table: &str) -> Error {
+    Error::config(
+        format!("use entity {}", entity.name),
         format!("row-level security of table {table} applies to role {role}, which must see all rows"),
     )
     .remedy(format!(
         "run `alter role {role} bypassrls` as a superuser, or `alter table {table} no force row level \
          security`"
-    )))
+    ))
 }

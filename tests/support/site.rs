@@ -407,11 +407,11 @@ pub(crate) async fn until_whole(site: &Site, running: &Running) -> StatusReport 
     // Types are called in a session of the program's as the program calls them.
     let url = site.database_url.as_str().into();
     let session = Session::open(&url, "test").await.unwrap();
-    for (described, watched) in drift::watch(session.client(), catalogue).await.unwrap() {
-        drift::note_shape(session.client(), watched.id, &described.table)
-            .await
-            .unwrap();
-    }
+    let watched = drift::watch(session.client(), catalogue).await.unwrap();
+    let tables = watched
+        .iter()
+        .map(|(described, watched)| (watched.id, &described.table));
+    drift::note_shapes(session.client(), tables).await.unwrap();
     let start = std::time::Instant::now();
     loop {
         let status = running.replicator.status().await.unwrap();
