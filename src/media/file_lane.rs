@@ -76,7 +76,7 @@ struct FileLaneRound<'a> {
     supervisor: &'a Supervisor,
     journal: UploadJournal<'a>,
     pool: UploadPool<'a>,
-    watch: &'a MediaWatch,
+    watch: &'a Arc<MediaWatch>,
     rescan: &'a mut Rescan,
     backoff: &'a mut Backoff,
     has_begun: &'a mut bool,
@@ -85,13 +85,17 @@ struct FileLaneRound<'a> {
     seen_while_busy: Vec<String>,
     /// Whether the database had no more files that are due.
     all_given: bool,
+    /// Whether a page was looked at since files were given.
+    was_rescanned: bool,
+    /// When the files were counted last.
+    counted_at: Option<Instant>,
 }
 
 /// How long a call of a file may take after the shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
-/// How soon it is noticed that files may go again, or may not any more.
-const OFF_EVERY: Duration = Duration::from_secs(1);
+/// How often files are counted while they are given: of many files that takes a while.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest time without a question what is due.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -142,7 +146,7 @@ impl FileLane {
             } = &mut *memory;
             // The root may exist now, or be another folder.
             let current = watch.take().filter(|watch| watch.is_current(&self.root.path));
-            let watch = &**watch.insert(current.unwrap_or_else(|| self.start_watch()));
+            let watch = &*watch.insert(current.unwrap_or_else(|| self.start_watch()));
             let (journal, uploader) = tokio::select! {
                 () = shutdown.cancelled() => return Ok(NextRound::Never),
                 opened = self.open(watch, readiness) => opened?,
@@ -158,6 +162,8 @@ impl FileLane {
                 lane: self,
                 seen_while_busy: Vec::new(),
                 all_given: false,
+                was_rescanned: false,
+                counted_at: None,
             };
             tokio::select! {
                 biased;
@@ -170,22 +176,35 @@ impl FileLane {
 
     fn start_watch(&self) -> Arc<MediaWatch> {
         let watch = MediaWatch::start(&self.root.path);
-        let silent = silent_file_system(&self.root.path).map(|kind| {
-            format!(
-                "the media root is on a file system ({kind}) that does not tell what other machines write"
-            )
-        });
-        let problem = watch.problem().or(silent);
-        if let Some(problem) = &problem
-            && self.state.watch_problem().as_ref() != Some(problem)
-        {
-            tracing::warn!(
+        self.publish_problem(&watch);
+        Arc::new(watch)
+    }
+
+    /// Publishes why the watch does not tell of every change, if that is another reason than before.
+    fn publish_problem(&self, watch: &MediaWatch) {
+        let silent = || {
+            silent_file_system(&self.root.path).map(|kind| {
+                format!(
+                    "the media root is on a file system ({kind}) that does not tell what other machines write"
+                )
+            })
+        };
+        let (before, now) = (self.state.watch_problem(), watch.problem().or_else(silent));
+        if before == now {
+            return;
+        }
+        match (&before, &now) {
+            // The number of folders may change often.
+            (None, Some(problem)) => tracing::warn!(
                 root = %self.root.path.display(),
                 "{problem}; such changes are found by the rescan: see media.rescan"
-            );
+            ),
+            (Some(_), None) => {
+                tracing::info!(root = %self.root.path.display(), "every folder is watched again")
+            }
+            _ => {}
         }
-        self.state.set_watch_problem(problem);
-        Arc::new(watch)
+        self.state.set_watch_problem(now);
     }
 
     async fn open<'a>(
@@ -245,28 +264,35 @@ impl FileLaneRound<'_> {
                 self.all_given = false;
                 continue;
             }
-            if self.lane.state.bandwidth.is_off() {
+            let is_off = self.lane.state.bandwidth.is_off();
+            if is_off {
                 // What is on its way is given up: a request that waits for hours would be.
-                return Ok(NextRound::After(OFF_EVERY));
+                self.pool.give_up();
             }
             if let Some(stop) = self.pool.take_stop() {
                 return self.stopped(stop);
             }
-            if self.rescan_is_due() {
+            let room = self.pool.room().filter(|_| !is_off && !self.all_given);
+            // A page, then files that are due: neither waits for the end of the other.
+            if self.rescan_is_due() && !(self.was_rescanned && room.is_some()) {
                 if !self.watch.is_current(&self.lane.root.path) && self.lane.root.path.exists() {
                     // The next round watches the folder that is the root now.
                     return Ok(NextRound::After(Duration::ZERO));
                 }
                 self.rescan_page().await?;
+                self.was_rescanned = true;
                 continue;
             }
-            if !self.all_given
-                && let Some(room) = self.pool.room()
-            {
+            self.was_rescanned = false;
+            if let Some(room) = room {
                 self.give_due(room).await?;
                 continue;
             }
-            self.wait().await?;
+            if is_off {
+                self.look_at_seen().await?;
+                self.supervisor.recovered();
+            }
+            self.wait(is_off).await?;
         }
     }
 
@@ -291,6 +317,13 @@ impl FileLaneRound<'_> {
 
     async fn rescan_page(&mut self) -> Result<()> {
         let after = self.rescan.page_begins();
+        if after.is_empty() && self.watch.lost_folders() {
+            let watch = self.watch.clone();
+            let watched = tokio::task::spawn_blocking(move || watch.watch_again());
+            // A thread that panics has left the folders as they were.
+            let _ = self.pool.while_uploading(watched).await;
+            self.lane.publish_problem(self.watch);
+        }
         let began = Instant::now();
         let page = self.journal.rescan_page(&after);
         let (last, files) = self.pool.while_uploading(page).await?;
@@ -309,7 +342,9 @@ impl FileLaneRound<'_> {
     /// Gives the pool files that are due, as many as it has room for.
     async fn give_due(&mut self, room: DueLimits) -> Result<()> {
         self.look_at_seen().await?;
-        self.pool.while_uploading(self.journal.count()).await?;
+        if self.counted_at.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+            self.count().await?;
+        }
         let busy = self.pool.busy();
         let due = file_records::due(self.journal.session.client(), &busy, room);
         let due = self.pool.while_uploading(due).await?;
@@ -324,11 +359,13 @@ impl FileLaneRound<'_> {
         Ok(())
     }
 
-    /// Waits until an upload ends, more files may be due, or a page is to be looked at.
-    async fn wait(&mut self) -> Result<()> {
+    /// Waits until an upload ends, more files may be due or go, or a page is to be looked at.
+    async fn wait(&mut self, is_off: bool) -> Result<()> {
         let mut until = self.rescan.next_at();
-        if self.all_given {
-            self.pool.while_uploading(self.journal.count()).await?;
+        if self.all_given || is_off {
+            self.count().await?;
+        }
+        if self.all_given && !is_off {
             let busy = self.pool.busy();
             let large_from = self.pool.no_large_from();
             let next = file_records::next_due(self.journal.session.client(), &busy, large_from);
@@ -353,9 +390,16 @@ impl FileLaneRound<'_> {
             () = self.lane.state.wanted.notified() => {}
             () = self.watch.changed() => {}
             () = tokio::time::sleep_until(until) => {}
-            () = self.lane.state.bandwidth.turned_off() => {}
+            () = self.lane.state.bandwidth.turned(is_off) => {}
         }
         self.all_given = false;
+        Ok(())
+    }
+
+    /// Sets the gauge of files that are not uploaded yet.
+    async fn count(&mut self) -> Result<()> {
+        self.pool.while_uploading(self.journal.count()).await?;
+        self.counted_at = Some(Instant::now());
         Ok(())
     }
 
@@ -365,6 +409,7 @@ impl FileLaneRound<'_> {
         if seen.lost {
             self.rescan.begin_soon();
         }
+        self.lane.publish_problem(self.watch);
         self.seen_while_busy.extend(seen.paths);
         // The outcome of a busy file is not recorded yet: whether the file has changed since is seen
         // afterwards.

@@ -15,11 +15,13 @@ use super::paths;
 use super::readiness::{Readiness, Unfinished};
 use super::root::{FoundFile, MediaRoot, OpenRefusal};
 use super::watch::MediaWatch;
-use crate::deliver::{Capabilities, ChangeOrigin, Cloud, Failure, ObjectStorage, UploadFile, UploadReceipt};
+use crate::deliver::{
+    Capabilities, ChangeOrigin, Cloud, CloudResult, Failure, ObjectStorage, UploadFile, UploadReceipt,
+};
 use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
 use crate::retry::{Waits, waits};
-use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, SETTLING};
+use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, RecordedContent, SETTLING};
 use crate::source::file_state::FileState;
 
 /// How many seconds a file waits that cannot become finished without an event that tells of it; a rescan sees
@@ -41,9 +43,29 @@ pub(super) struct FileOutcome {
 }
 
 impl FileOutcome {
+    /// The outcome of a file that cannot be uploaded now.
+    pub(super) fn not_ready(pending: PendingFile, deferral: Deferral) -> Self {
+        let fate = match pending.to_confirm {
+            // The cloud cannot be asked whether it still has it, and it cannot be sent again.
+            Some(recorded) if deferral.state == FileState::Missing => FileFate::Kept {
+                hash: recorded.hash,
+                url: recorded.url,
+                has_changed: false,
+            },
+            _ => FileFate::Deferred(deferral),
+        };
+        Self {
+            path: pending.path,
+            fate,
+        }
+    }
+
     /// Whether the cloud has the file.
     pub(super) fn is_uploaded(&self) -> bool {
-        matches!(self.fate, FileFate::Uploaded(..) | FileFate::Unchanged(_))
+        matches!(
+            self.fate,
+            FileFate::Uploaded(..) | FileFate::Unchanged(_) | FileFate::Kept { .. }
+        )
     }
 }
 
@@ -53,6 +75,15 @@ pub(super) enum FileFate {
     Uploaded(FileStamp, UploadReceipt),
     /// It looks otherwise, and has the content that the cloud has.
     Unchanged(FileStamp),
+    /// The cloud still has what is recorded, at this URL.
+    Kept {
+        hash: String,
+        url: String,
+        /// Whether the file looks otherwise now.
+        has_changed: bool,
+    },
+    /// The cloud does not have what is recorded: it is uploaded again.
+    Gone { hash: String },
     /// It is tried again later, or is refused.
     Deferred(Deferral),
 }
@@ -156,7 +187,27 @@ pub(super) struct ReadyFile {
     pub(super) may_be_there: bool,
 }
 
+/// What is done about a file that is due.
+pub(super) enum UploadTask {
+    /// The cloud is asked whether it still has what is recorded.
+    Ask(PendingFile, RecordedContent),
+    Upload(ReadyFile),
+}
+
 impl FileUploader<'_> {
+    /// Whether the cloud is asked for the file first; if so, what is recorded of it.
+    pub(super) fn to_ask(&self, pending: &mut PendingFile) -> Option<RecordedContent> {
+        pending.to_confirm.take_if(|_| self.can_ask())
+    }
+
+    /// What becomes of a due file. The error is the cloud's: it takes no file now.
+    pub(super) async fn carry_out(self, task: UploadTask) -> Result<FileOutcome, UploadStop> {
+        match task {
+            UploadTask::Ask(pending, recorded) => self.ask(pending, recorded).await,
+            UploadTask::Upload(ready) => self.upload(ready).await,
+        }
+    }
+
     /// How the file looks, if it can be uploaded now; else when to look again, and why.
     pub(super) fn prepare(&self, pending: &PendingFile) -> Result<FileStamp, Deferral> {
         let found = self.open(pending)?;
@@ -175,7 +226,7 @@ impl FileUploader<'_> {
     ///
     /// # Errors
     /// The cloud takes no file now: this one is still pending.
-    pub(super) async fn upload(self, ready: ReadyFile) -> Result<FileOutcome, UploadStop> {
+    async fn upload(self, ready: ReadyFile) -> Result<FileOutcome, UploadStop> {
         let fate = match self.open(&ready.pending) {
             // It was looked at a while ago.
             Ok(found) if found.stamp != ready.stamp => FileFate::Deferred(Deferral::waiting(SETTLING, 0.1)),
@@ -183,7 +234,7 @@ impl FileUploader<'_> {
                 FileFate::Deferred(Deferral::waiting(OPEN, UNFINISHED_EVERY))
             }
             Ok(found) => self.upload_found(&ready, found).await?,
-            Err(deferral) => FileFate::Deferred(deferral),
+            Err(deferral) => return Ok(FileOutcome::not_ready(ready.pending, deferral)),
         };
         Ok(FileOutcome {
             path: ready.pending.path,
@@ -196,60 +247,158 @@ impl FileUploader<'_> {
         let file = Arc::new(found.file);
         let confirmed = pending.confirmed.as_ref();
         let confirmed = confirmed.filter(|confirmed| confirmed.size == stamp.size);
-        if let Some(storage) = self.storage {
-            return self.store(storage, ready, file, found.name).await;
-        }
-        let may_be_there = ready.may_be_there && self.capabilities.content_hash;
-        if confirmed.is_some() || may_be_there {
-            let hash = match hash_of(file.clone()).await {
-                Ok(hash) => hash,
+        let may_be_there = ready.may_be_there && self.storage.is_none() && self.capabilities.content_hash;
+        let mut hash = None;
+        if confirmed.is_some() || may_be_there || self.storage.is_some() {
+            match hash_of(file.clone()).await {
+                Ok(known) => hash = Some(known),
                 Err(error) => return Ok(FileFate::Deferred(unreadable(&error, pending.attempts))),
-            };
-            let is_there = match confirmed {
-                Some(confirmed) if confirmed.hash == *hash.to_hex() => Some(None),
-                _ if may_be_there => {
-                    let found = self.cloud.find_content(&pending.directory, &hash).await?;
-                    found.map(Some)
-                }
-                _ => None,
-            };
-            if let Some(url) = is_there {
-                if self.has_changed(pending, stamp) {
-                    return Ok(FileFate::Deferred(Deferral::again(CHANGED, 1.0)));
-                }
-                return Ok(match url {
-                    None => FileFate::Unchanged(*stamp),
-                    Some(url) => {
-                        self.metrics.files.present.inc();
-                        FileFate::Uploaded(
-                            *stamp,
-                            UploadReceipt {
-                                url,
-                                path: None,
-                                hash,
-                                bytes: 0,
-                                confirmed: true,
-                            },
-                        )
-                    }
-                });
             }
         }
-        let upload = self.upload_file(file, pending.sent_as.clone().unwrap_or(found.name));
-        let answer = self.cloud.upload(&pending.directory, upload).await;
-        Ok(match answer {
-            Ok(receipt)
-                if self.has_changed(pending, stamp) || receipt.bytes != stamp.size.cast_unsigned() =>
-            {
-                FileFate::Deferred(Deferral::again(CHANGED, 1.0))
-            }
+        if let (Some(hash), Some(confirmed)) = (hash, confirmed)
+            && confirmed.hash == *hash.to_hex()
+        {
+            return Ok(self.unless_changed(ready, FileFate::Unchanged(*stamp)));
+        }
+        let mut there = None;
+        if let Some(hash) = hash.filter(|_| may_be_there) {
+            there = self.find(&pending.directory, &hash).await;
+        }
+        let sent = match there {
+            Some(receipt) => Ok(receipt),
+            None => self.send(ready, file, found.name, hash).await,
+        };
+        Ok(match sent {
             // The reference server returns the hash of what it has; a server without hashes is believed.
             Ok(receipt) if self.capabilities.changes && !receipt.confirmed => {
                 FileFate::Deferred(Deferral::again("the cloud did not confirm its content", 30.0))
             }
-            Ok(receipt) => FileFate::Uploaded(*stamp, receipt),
+            Ok(receipt) => self.unless_changed(ready, FileFate::Uploaded(*stamp, receipt)),
             Err(failure) => FileFate::Deferred(self.failed(pending, failure).await?),
         })
+    }
+
+    /// The fate of a file that still looks as it did before; else it is uploaded again.
+    fn unless_changed(&self, ready: &ReadyFile, fate: FileFate) -> FileFate {
+        let ReadyFile { pending, stamp, .. } = ready;
+        let bytes = match &fate {
+            FileFate::Uploaded(_, receipt) => receipt.bytes,
+            _ => 0,
+        };
+        // No byte is sent of a content that is there already.
+        let is_part = bytes != 0 && bytes != stamp.size.cast_unsigned();
+        if is_part || self.has_changed(pending, stamp) {
+            return FileFate::Deferred(Deferral::again(CHANGED, 1.0));
+        }
+        if bytes == 0 && matches!(fate, FileFate::Uploaded(..)) {
+            self.metrics.files.present.inc();
+        }
+        fate
+    }
+
+    /// The content with this hash, if the cloud says that it has it. Where it cannot say so, the file is sent.
+    async fn find(&self, directory: &str, hash: &blake3::Hash) -> Option<UploadReceipt> {
+        let found = self.cloud.find_content(directory, hash).await;
+        let url = found.unwrap_or_else(|failure| {
+            tracing::debug!(%failure, "the cloud does not say whether it has a content: the file is sent");
+            None
+        })?;
+        Some(UploadReceipt {
+            url,
+            path: None,
+            hash: *hash,
+            bytes: 0,
+            confirmed: true,
+        })
+    }
+
+    /// Sends the file to the cloud, or into the object storage, where its content is not there already.
+    async fn send(
+        &self,
+        ready: &ReadyFile,
+        file: Arc<File>,
+        name: String,
+        hash: Option<blake3::Hash>,
+    ) -> CloudResult<UploadReceipt> {
+        let ReadyFile { pending, stamp, .. } = ready;
+        let directory = &pending.directory;
+        match (self.storage, hash) {
+            (Some(storage), Some(hash)) => {
+                let (source, size) = (&self.origin.source_id, stamp.size.cast_unsigned());
+                let upload = self.upload_file(file, name);
+                storage.upload(source, directory, &upload, size, &hash).await
+            }
+            _ => {
+                let upload = self.upload_file(file, pending.sent_as.clone().unwrap_or(name));
+                self.cloud.upload(directory, upload).await
+            }
+        }
+    }
+
+    /// Whether the cloud can be asked if it has a content.
+    fn can_ask(&self) -> bool {
+        self.storage.is_some() || self.capabilities.content_hash
+    }
+
+    /// Asks the cloud whether it still has what is recorded of a file.
+    ///
+    /// # Errors
+    /// The cloud takes no file now: it is asked again.
+    async fn ask(self, pending: PendingFile, recorded: RecordedContent) -> Result<FileOutcome, UploadStop> {
+        let found = match (self.storage, blake3::Hash::from_hex(&recorded.hash)) {
+            (_, Err(_)) => Ok(None),
+            (Some(storage), Ok(hash)) => {
+                let (source, size) = (&self.origin.source_id, recorded.stamp.size.cast_unsigned());
+                storage
+                    .find(source, &pending.directory, &pending.path, size, &hash)
+                    .await
+            }
+            (None, Ok(hash)) => self.cloud.find_content(&pending.directory, &hash).await,
+        };
+        let url = match found {
+            Ok(url) => url,
+            Err(failure) if self.refuses_to_say(&failure).await => None,
+            Err(failure) => return Err(self.stop(failure)),
+        };
+        let fate = match url {
+            Some(url) => {
+                self.metrics.files.present.inc();
+                let now = self.root.open().and_then(|root| root.stamp(&pending.path));
+                FileFate::Kept {
+                    has_changed: now.is_ok_and(|now| recorded.stamp.differs(&now)),
+                    hash: recorded.hash,
+                    url,
+                }
+            }
+            None => FileFate::Gone { hash: recorded.hash },
+        };
+        Ok(FileOutcome {
+            path: pending.path,
+            fate,
+        })
+    }
+
+    /// Whether the cloud is there, and does not say if it has a content: then the file is sent.
+    async fn refuses_to_say(&self, failure: &Failure) -> bool {
+        let may_refuse = failure.retry_after().is_none() && !failure.was_interrupted();
+        may_refuse && (failure.error().kind() == Kind::CloudRefused || self.is_reachable().await)
+    }
+
+    /// Whether files can be brought there, as far as a question tells.
+    async fn is_reachable(&self) -> bool {
+        match self.storage {
+            Some(storage) => storage.check().await.is_ok(),
+            None => self.cloud.handshake(&self.origin).await.is_ok(),
+        }
+    }
+
+    /// Why no file goes now. If it is the object storage that takes none, rows go on.
+    fn stop(&self, failure: Failure) -> UploadStop {
+        let stop = UploadStop::from(failure);
+        UploadStop {
+            is_about_files: stop.is_about_files || self.storage.is_some(),
+            ..stop
+        }
     }
 
     /// A file to upload, as fast as files may go.
@@ -263,46 +412,6 @@ impl FileUploader<'_> {
             })),
             ..UploadFile::of(file)
         }
-    }
-
-    /// Brings the file into the object storage, where its content is not there already.
-    async fn store(
-        &self,
-        storage: &ObjectStorage,
-        ready: &ReadyFile,
-        file: Arc<File>,
-        name: String,
-    ) -> Result<FileFate, UploadStop> {
-        let ReadyFile { pending, stamp, .. } = ready;
-        let hash = match hash_of(file.clone()).await {
-            Ok(hash) => hash,
-            Err(error) => return Ok(FileFate::Deferred(unreadable(&error, pending.attempts))),
-        };
-        let upload = self.upload_file(file, name);
-        let size = stamp.size.cast_unsigned();
-        let source = &self.origin.source_id;
-        let stored = storage
-            .upload(source, &pending.directory, &upload, size, &hash)
-            .await;
-        Ok(match stored {
-            Ok(_) if self.has_changed(pending, stamp) => FileFate::Deferred(Deferral::again(CHANGED, 1.0)),
-            Ok(receipt) => {
-                if receipt.bytes == 0 {
-                    self.metrics.files.present.inc();
-                }
-                FileFate::Uploaded(*stamp, receipt)
-            }
-            Err(failure) if failure.error().kind() == Kind::Media => {
-                FileFate::Deferred(Deferral::again(failure.error().cause(), 2.0))
-            }
-            // The bucket takes no file now: files wait, rows go on.
-            Err(failure) => {
-                return Err(UploadStop {
-                    is_about_files: true,
-                    ..failure.into()
-                });
-            }
-        })
     }
 
     /// When a file is tried again whose upload failed.
@@ -319,16 +428,17 @@ impl FileUploader<'_> {
                 Deferral::failing(why, waits::FAILING_FILE, pending.attempts)
             }
             // The cloud is unreachable: the lane waits.
-            _ => return Err(failure.into()),
+            _ => return Err(self.stop(failure)),
         };
         self.metrics.files.failed.inc();
         tracing::warn!(path = pending.path, "{}", failure.error());
         Ok(deferral)
     }
 
-    /// Whether a failure is about the file: the cloud is reachable, and takes the key.
+    /// Whether a failure is about the file: the cloud is reachable, and takes the key. An object storage has no
+    /// status for what is wrong: whether it answers decides.
     async fn is_about_the_file(&self, failure: &Failure) -> bool {
-        failure.may_be_a_rows_fault() && self.cloud.handshake(&self.origin).await.is_ok()
+        (failure.may_be_a_rows_fault() || self.storage.is_some()) && self.is_reachable().await
     }
 
     /// Whether the file that the row names looks otherwise than before.
@@ -360,7 +470,7 @@ impl FileUploader<'_> {
                 Deferral::waiting(format!("the media root cannot be opened: {error}"), ROOT_EVERY)
             }
             OpenRefusal::Missing(why) => {
-                if pending.attempts == 0 {
+                if pending.attempts == 0 && pending.to_confirm.is_none() {
                     tracing::warn!(
                         path = pending.path,
                         "a row names a file that is not in the media root"

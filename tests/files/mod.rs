@@ -1,5 +1,6 @@
 //! The file lane: real files, a real watcher, the real receiver.
 
+mod kept;
 mod names;
 mod seeing;
 mod states;
