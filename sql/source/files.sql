@@ -190,7 +190,8 @@ with late as (
     for no key update)
 update cloud_sync.media
 set state = case when state in ('uploaded', 'failing') then 'waiting' else state end,
-    url = null, remote_path = null, hash = null, uploaded_at = null, attempts = 0, next_attempt = now()
+    url = null, remote_path = null, hash = null, uploaded_at = null, upload_url = null, attempts = 0,
+    next_attempt = now()
 where path in (select path from late)
 
 -- name: ask_again
@@ -283,7 +284,8 @@ limit $1
 select path, directory, state, coalesce(seen_size, size), hash, url, error, attempts,
        case when state in ('waiting', 'failing')
             then greatest(extract(epoch from next_attempt - now()), 0)::float8 end,
-       extract(epoch from uploaded_at)::float8
+       extract(epoch from uploaded_at)::float8, upload_offset, upload_size, upload_rate,
+       extract(epoch from now() - upload_noted_at)::float8, upload_url is not null
 from cloud_sync.media
 where state = any($1) and path > $2 and ($4::text is null or path = $4)
 order by path

@@ -21,6 +21,7 @@ use super::rescan::Rescan;
 use super::root::MediaRoot;
 use super::upload_journal::UploadJournal;
 use super::upload_pool::UploadPool;
+use super::upload_progress::UploadProgress;
 use super::watch::{MediaWatch, silent_file_system};
 use crate::catalogue::Catalogue;
 use crate::deliver::{ChangeOrigin, Cloud, ObjectStorage};
@@ -64,6 +65,7 @@ struct LaneMemory {
     watch: Option<Arc<MediaWatch>>,
     rescan: Rescan,
     readiness: Arc<Readiness>,
+    progress: Arc<UploadProgress>,
     /// While the cloud takes no file.
     backoff: Backoff,
     /// Whether what waits was made due at the start.
@@ -76,6 +78,7 @@ struct FileLaneRound<'a> {
     supervisor: &'a Supervisor,
     journal: UploadJournal<'a>,
     pool: UploadPool<'a>,
+    progress: &'a UploadProgress,
     watch: &'a Arc<MediaWatch>,
     rescan: &'a mut Rescan,
     backoff: &'a mut Backoff,
@@ -132,6 +135,7 @@ impl FileLane {
             watch: None,
             rescan: Rescan::new(self.rescan),
             readiness: Arc::new(Readiness::new(self.settle)),
+            progress: Arc::default(),
             backoff: Backoff::of(waits::FILE_LANE),
             has_begun: false,
         });
@@ -141,6 +145,7 @@ impl FileLane {
                 watch,
                 rescan,
                 readiness,
+                progress,
                 backoff,
                 has_begun,
             } = &mut *memory;
@@ -149,12 +154,13 @@ impl FileLane {
             let watch = &*watch.insert(current.unwrap_or_else(|| self.start_watch()));
             let (journal, uploader) = tokio::select! {
                 () = shutdown.cancelled() => return Ok(NextRound::Never),
-                opened = self.open(watch, readiness) => opened?,
+                opened = self.open(watch, readiness, progress) => opened?,
             };
             let mut lane = FileLaneRound {
                 supervisor: &supervisor,
                 journal,
                 pool: UploadPool::new(uploader),
+                progress,
                 watch,
                 rescan,
                 backoff,
@@ -211,6 +217,7 @@ impl FileLane {
         &'a self,
         watch: &'a MediaWatch,
         readiness: &'a Readiness,
+        progress: &'a UploadProgress,
     ) -> Result<(UploadJournal<'a>, FileUploader<'a>)> {
         let site = SiteSession::open(
             &self.database_url,
@@ -239,6 +246,7 @@ impl FileLane {
             watch,
             capabilities,
             origin: Arc::new(origin),
+            progress,
         };
         Ok((journal, uploader))
     }
@@ -251,9 +259,16 @@ impl FileLaneRound<'_> {
             *self.has_begun = true;
         }
         loop {
+            let notes = self.progress.take_due();
+            if !notes.is_empty() {
+                let noted = self.journal.note_progress(&notes);
+                self.pool.while_uploading(noted).await?;
+            }
             let outcomes = self.pool.take_outcomes();
             if !outcomes.is_empty() {
                 self.pool.while_uploading(self.journal.record(&outcomes)).await?;
+                let ended = outcomes.iter().filter(|outcome| outcome.ends_upload());
+                ended.for_each(|outcome| self.progress.ended(&outcome.path));
                 self.pool.release(&outcomes);
                 self.lane.state.note_progress(outcomes.len() as u64);
                 if outcomes.iter().any(|outcome| outcome.is_uploaded()) {
@@ -355,6 +370,14 @@ impl FileLaneRound<'_> {
             let known = self.journal.note_known_sizes(&mut ready);
             self.pool.while_uploading(known).await?;
         }
+        let mut in_parts: Vec<_> = ready
+            .iter_mut()
+            .filter(|ready| self.pool.goes_in_parts(ready))
+            .collect();
+        if !in_parts.is_empty() {
+            let begun = self.journal.read_begun_uploads(&mut in_parts);
+            self.pool.while_uploading(begun).await?;
+        }
         self.pool.give(ready);
         Ok(())
     }
@@ -387,6 +410,7 @@ impl FileLaneRound<'_> {
                 ));
             }
             () = self.pool.next() => return Ok(()),
+            () = self.progress.due() => return Ok(()),
             () = self.lane.state.wanted.notified() => {}
             () = self.watch.changed() => {}
             () = tokio::time::sleep_until(until) => {}

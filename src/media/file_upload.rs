@@ -2,27 +2,34 @@
 //!
 //! A file that may still be written, that is empty or that is missing is not sent: it is looked at again
 //! later. What is on the disk when it is sent is the truth: it is opened then. After an upload the file
-//! must look as it did before, else it is uploaded again. A file that looks otherwise and has the content that
+//! must look as it did before, else it is uploaded again. A large file goes in parts, from where an earlier attempt
+//! has come, if it looks as it did then. A file that looks otherwise and has the content that
 //! the cloud has already is not sent.
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::file_lane_signals::FileLaneSignals;
 use super::paths;
 use super::readiness::{Readiness, Unfinished};
 use super::root::{FoundFile, MediaRoot, OpenRefusal};
+use super::upload_progress::UploadProgress;
 use super::watch::MediaWatch;
 use crate::deliver::{
-    Capabilities, ChangeOrigin, Cloud, CloudResult, Failure, ObjectStorage, UploadFile, UploadReceipt,
+    Capabilities, ChangeOrigin, Cloud, CloudResult, Failure, ObjectStorage, PART_TIME, ResumableUpload,
+    TusUpload, UploadFile, UploadReceipt,
 };
 use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
 use crate::retry::{Waits, waits};
 use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, RecordedContent, SETTLING};
 use crate::source::file_state::FileState;
+use crate::source::upload_state::UploadState;
+use crate::wire::Capability;
 
 /// How many seconds a file waits that cannot become finished without an event that tells of it; a rescan sees
 /// it too.
@@ -30,6 +37,9 @@ const UNFINISHED_EVERY: f64 = 30.0;
 
 /// How many seconds pass before a missing root is looked for again.
 const ROOT_EVERY: f64 = 10.0;
+
+/// A file of so many bytes goes in parts, where the cloud takes them: what has arrived is not sent again.
+const IN_PARTS_FROM: i64 = 1024 * 1024;
 
 /// File name endings of videos.
 const VIDEOS: [&str; 10] = [
@@ -57,6 +67,15 @@ impl FileOutcome {
         Self {
             path: pending.path,
             fate,
+        }
+    }
+
+    /// Whether an upload of the file in parts is over.
+    pub(super) fn ends_upload(&self) -> bool {
+        match &self.fate {
+            FileFate::Uploaded(..) | FileFate::Unchanged(_) => true,
+            FileFate::Deferred(deferral) => deferral.ends_upload,
+            FileFate::Kept { .. } | FileFate::Gone { .. } => false,
         }
     }
 
@@ -97,6 +116,8 @@ pub(super) struct Deferral {
     pub(super) counts: bool,
     /// Its size, if it was found.
     pub(super) size: Option<i64>,
+    /// Whether its upload in parts is over: the next one begins again.
+    pub(super) ends_upload: bool,
 }
 
 impl Deferral {
@@ -107,6 +128,7 @@ impl Deferral {
             seconds,
             counts,
             size: None,
+            ends_upload: false,
         }
     }
 
@@ -118,6 +140,12 @@ impl Deferral {
     /// It waits for a place among the large files.
     pub(super) fn behind_large_files(size: i64) -> Self {
         Self::waiting("other large files go first", 0.0).with_size(size)
+    }
+
+    /// What the cloud has of it is of no use any more.
+    fn ending_upload(mut self) -> Self {
+        self.ends_upload = true;
+        self
     }
 
     fn with_size(mut self, size: i64) -> Self {
@@ -177,6 +205,7 @@ pub(super) struct FileUploader<'a> {
     pub(super) watch: &'a MediaWatch,
     pub(super) capabilities: Capabilities,
     pub(super) origin: Arc<ChangeOrigin>,
+    pub(super) progress: &'a UploadProgress,
 }
 
 /// A file that can be uploaded now, as it looks.
@@ -185,6 +214,8 @@ pub(super) struct ReadyFile {
     pub(super) stamp: FileStamp,
     /// Whether another file of its size is in the cloud: its content may be there too.
     pub(super) may_be_there: bool,
+    /// Its upload that is under way, of the file as it looked then.
+    pub(super) begun: Option<UploadState>,
 }
 
 /// What is done about a file that is due.
@@ -245,11 +276,20 @@ impl FileUploader<'_> {
     async fn upload_found(&self, ready: &ReadyFile, found: FoundFile) -> Result<FileFate, UploadStop> {
         let ReadyFile { pending, stamp, .. } = ready;
         let file = Arc::new(found.file);
+        let in_parts = self.goes_in_parts(stamp);
+        let (begun, outdated) = match &ready.begun {
+            Some(begun) if in_parts && begun.stamp == *stamp => (Some(begun), None),
+            other => (None, other.as_ref()),
+        };
+        if let Some(outdated) = outdated {
+            self.end_upload(&outdated.upload.url).await;
+        }
         let confirmed = pending.confirmed.as_ref();
         let confirmed = confirmed.filter(|confirmed| confirmed.size == stamp.size);
-        let may_be_there = ready.may_be_there && self.storage.is_none() && self.capabilities.content_hash;
-        let mut hash = None;
-        if confirmed.is_some() || may_be_there || self.storage.is_some() {
+        let may_be_there = (ready.may_be_there || in_parts) && begun.is_none();
+        let may_be_there = may_be_there && self.storage.is_none() && self.capabilities.content_hash;
+        let mut hash = begun.map(|begun| begun.hash);
+        if hash.is_none() && (confirmed.is_some() || may_be_there || in_parts || self.storage.is_some()) {
             match hash_of(file.clone()).await {
                 Ok(known) => hash = Some(known),
                 Err(error) => return Ok(FileFate::Deferred(unreadable(&error, pending.attempts))),
@@ -266,7 +306,10 @@ impl FileUploader<'_> {
         }
         let sent = match there {
             Some(receipt) => Ok(receipt),
-            None => self.send(ready, file, found.name, hash).await,
+            None => match self.send(ready, file, found.name, hash, begun).await {
+                Some(sent) => sent,
+                None => return Ok(FileFate::Deferred(Deferral::again(CHANGED, 1.0).ending_upload())),
+            },
         };
         Ok(match sent {
             // The reference server returns the hash of what it has; a server without hashes is believed.
@@ -288,7 +331,7 @@ impl FileUploader<'_> {
         // No byte is sent of a content that is there already.
         let is_part = bytes != 0 && bytes != stamp.size.cast_unsigned();
         if is_part || self.has_changed(pending, stamp) {
-            return FileFate::Deferred(Deferral::again(CHANGED, 1.0));
+            return FileFate::Deferred(Deferral::again(CHANGED, 1.0).ending_upload());
         }
         if bytes == 0 && matches!(fate, FileFate::Uploaded(..)) {
             self.metrics.files.present.inc();
@@ -312,26 +355,91 @@ impl FileUploader<'_> {
         })
     }
 
-    /// Sends the file to the cloud, or into the object storage, where its content is not there already.
+    /// Sends the file to the cloud, or into the object storage, where its content is not there already. `None` if
+    /// it changed in the meantime.
     async fn send(
         &self,
         ready: &ReadyFile,
         file: Arc<File>,
         name: String,
         hash: Option<blake3::Hash>,
-    ) -> CloudResult<UploadReceipt> {
+        begun: Option<&UploadState>,
+    ) -> Option<CloudResult<UploadReceipt>> {
         let ReadyFile { pending, stamp, .. } = ready;
         let directory = &pending.directory;
-        match (self.storage, hash) {
-            (Some(storage), Some(hash)) => {
-                let (source, size) = (&self.origin.source_id, stamp.size.cast_unsigned());
-                let upload = self.upload_file(file, name);
-                storage.upload(source, directory, &upload, size, &hash).await
+        if let (Some(storage), Some(hash)) = (self.storage, hash) {
+            let (source, size) = (&self.origin.source_id, stamp.size.cast_unsigned());
+            let upload = self.upload_file(file, name);
+            return Some(storage.upload(source, directory, &upload, size, &hash).await);
+        }
+        let upload = self.upload_file(file, pending.sent_as.clone().unwrap_or(name));
+        if let Some(hash) = hash.filter(|_| self.goes_in_parts(stamp)) {
+            match self.send_in_parts(ready, upload.clone(), hash, begun).await {
+                // It had listed them, and does not have them.
+                Some(Err(failure)) if failure.lost_capability() == Some(Capability::Tus) => {
+                    tracing::debug!(%failure, "the file goes in one request");
+                }
+                sent => return sent,
             }
-            _ => {
-                let upload = self.upload_file(file, pending.sent_as.clone().unwrap_or(name));
-                self.cloud.upload(directory, upload).await
+        }
+        Some(self.cloud.upload(directory, upload).await)
+    }
+
+    /// Whether a file goes in parts: what has arrived is not sent again after an interruption.
+    pub(super) fn goes_in_parts(&self, stamp: &FileStamp) -> bool {
+        self.storage.is_none() && self.capabilities.tus && stamp.size >= IN_PARTS_FROM
+    }
+
+    /// Sends the file in parts, from where `begun` has come. Where it is, is noted as it goes on. `None` if the file
+    /// changed in the meantime: what has arrived is given up.
+    async fn send_in_parts(
+        &self,
+        ready: &ReadyFile,
+        file: UploadFile,
+        hash: blake3::Hash,
+        begun: Option<&UploadState>,
+    ) -> Option<CloudResult<UploadReceipt>> {
+        let ReadyFile { pending, stamp, .. } = ready;
+        let (changed, address) = (Notify::new(), Mutex::new(None));
+        let note = |upload: &TusUpload| {
+            self.progress.heard(&pending.path, stamp, hash, upload);
+            *address.lock().unwrap_or_else(PoisonError::into_inner) = Some(upload.url.clone());
+            if self.has_changed(pending, stamp) {
+                changed.notify_one();
             }
+        };
+        let sending = self.cloud.upload_resumable(ResumableUpload {
+            directory: &pending.directory,
+            file,
+            hash,
+            state: begun.map(|begun| begun.upload.clone()),
+            part_time: PART_TIME,
+            note: &note,
+        });
+        let sent = tokio::select! {
+            biased;
+            () = changed.notified() => None,
+            sent = sending => Some(sent),
+        };
+        let address = address.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match &sent {
+            // What has arrived stays: the next attempt goes on from there.
+            Some(Err(failure)) if !ends_upload(failure) => {}
+            Some(Ok(_)) => self.progress.ended(&pending.path),
+            None | Some(Err(_)) => {
+                self.progress.ended(&pending.path);
+                if let Some(address) = address {
+                    self.end_upload(&address).await;
+                }
+            }
+        }
+        sent
+    }
+
+    /// Has the cloud give up an upload that is of no use any more. If it does not, the upload expires there.
+    async fn end_upload(&self, address: &str) {
+        if let Err(failure) = self.cloud.end_upload(address).await {
+            tracing::debug!(%failure, "an upload that is of no use is left to expire in the cloud");
         }
     }
 
@@ -418,8 +526,10 @@ impl FileUploader<'_> {
     async fn failed(&self, pending: &PendingFile, failure: Failure) -> Result<Deferral, UploadStop> {
         let cause = failure.error().cause().to_owned();
         let deferral = match failure.error().kind() {
-            Kind::Media => return Ok(Deferral::again(cause, 2.0)),
-            Kind::CloudRefused => Deferral::failing(cause, waits::REFUSED_FILE, pending.attempts),
+            Kind::Media => return Ok(Deferral::again(cause, 2.0).ending_upload()),
+            Kind::CloudRefused => {
+                Deferral::failing(cause, waits::REFUSED_FILE, pending.attempts).ending_upload()
+            }
             _ if self.is_about_the_file(&failure).await => {
                 let why = match failure.words() {
                     Some(words) => format!("{cause}: {words}"),
@@ -500,6 +610,11 @@ impl FileUploader<'_> {
             }
         }
     }
+}
+
+/// Whether an upload in parts is of no use after this failure: its content is another one, or the cloud refuses it.
+fn ends_upload(failure: &Failure) -> bool {
+    matches!(failure.error().kind(), Kind::Media | Kind::CloudRefused)
 }
 
 /// Why a file waits that is not finished.

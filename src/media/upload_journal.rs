@@ -18,6 +18,7 @@ use crate::source::file_state::FileState;
 use crate::source::install::AttachedEntity;
 use crate::source::kept_files::{self, KeptFile};
 use crate::source::touch;
+use crate::source::upload_state::{self, UploadNote};
 use crate::wire::json::pick;
 
 /// See the module.
@@ -102,6 +103,21 @@ impl UploadJournal<'_> {
         Ok(())
     }
 
+    /// Reads the uploads of these files that are under way.
+    pub(super) async fn read_begun_uploads(&self, files: &mut [&mut ReadyFile]) -> Result<()> {
+        let paths: Vec<&str> = files.iter().map(|file| file.pending.path.as_str()).collect();
+        let mut begun = upload_state::under_way(self.session.client(), &paths).await?;
+        for file in files {
+            file.begun = begun.remove(&file.pending.path);
+        }
+        Ok(())
+    }
+
+    /// Notes how far uploads have come.
+    pub(super) async fn note_progress(&self, notes: &[UploadNote]) -> Result<()> {
+        upload_state::note(self.session.client(), notes).await
+    }
+
     /// Records outcomes, and touches the rows that name the uploaded files. If a group cannot be recorded, as
     /// one of its rows is locked, its outcomes are recorded one by one.
     pub(super) async fn record(&mut self, outcomes: &[FileOutcome]) -> Result<()> {
@@ -154,7 +170,12 @@ impl UploadJournal<'_> {
                 }),
             }
         }
-        if outcomes.len() == 1 && deferred.len() == 1 {
+        let ended: Vec<&str> = outcomes
+            .iter()
+            .filter(|outcome| outcome.ends_upload())
+            .map(|outcome| outcome.path.as_str())
+            .collect();
+        if outcomes.len() == 1 && deferred.len() == 1 && ended.is_empty() {
             return file_records::defer(self.session.client(), &deferred).await;
         }
         let transaction = self.session.client_mut().transaction().await.map_err(failed)?;
@@ -174,6 +195,9 @@ impl UploadJournal<'_> {
         }
         if !unchanged.is_empty() {
             file_records::record_stamps(client, &unchanged).await?;
+        }
+        if !ended.is_empty() {
+            upload_state::forget(client, &ended).await?;
         }
         if !gone.is_empty() {
             let (paths, hashes): (Vec<&str>, Vec<&str>) = gone.into_iter().unzip();

@@ -86,6 +86,11 @@ impl<'a> UploadPool<'a> {
         self.uploader.capabilities.content_hash
     }
 
+    /// Whether the file goes in parts.
+    pub(super) fn goes_in_parts(&self, ready: &ReadyFile) -> bool {
+        self.uploader.goes_in_parts(&ready.stamp)
+    }
+
     /// The files that must not be given again now.
     pub(super) fn busy(&self) -> Vec<String> {
         self.busy.iter().cloned().collect()
@@ -110,6 +115,7 @@ impl<'a> UploadPool<'a> {
                     pending,
                     stamp,
                     may_be_there: false,
+                    begun: None,
                 }),
                 Err(deferral) => self.outcomes.push(FileOutcome::not_ready(pending, deferral)),
             }

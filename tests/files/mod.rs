@@ -2,6 +2,7 @@
 
 mod kept;
 mod names;
+mod resume;
 mod seeing;
 mod states;
 mod storage;
