@@ -93,6 +93,26 @@ pub(super) async fn upload(http: &HttpClient, upload: ResumableUpload<'_>) -> Cl
     sending.run().await
 }
 
+/// `DELETE` at the address of an upload, if it is this cloud's.
+pub(super) async fn end(http: &HttpClient, address: &str) -> CloudResult<()> {
+    let operation = "end an upload";
+    let own = match address.parse() {
+        Ok(url) => http.below_base(operation, &url)?,
+        Err(_) => None,
+    };
+    let Some(own) = own else { return Ok(()) };
+    let request = http
+        .request_at(Method::DELETE, own)
+        .header(tus::TUS_RESUMABLE, tus::VERSION);
+    match http.call(operation, request, 0).await? {
+        HttpAnswer::Accepted(_) => Ok(()),
+        HttpAnswer::Refused {
+            status: 404 | 410, ..
+        } => Ok(()),
+        HttpAnswer::Refused { status, words, .. } => Err(refused(operation, status, &words)),
+    }
+}
+
 /// The call of one upload.
 struct Sending<'a> {
     http: &'a HttpClient,

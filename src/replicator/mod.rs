@@ -47,9 +47,9 @@ use crate::retry::Backoff;
 use crate::schedule::{self, Schedule};
 use crate::source::complete::PatternScope;
 use crate::source::connect::Session;
-use crate::source::file_records;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
+use crate::source::{file_records, kept_files};
 use crate::supervise::{NextRound, Supervisor, pause_or_stop};
 
 pub(crate) use completed_settings::complete_settings;
@@ -459,6 +459,13 @@ impl Replicator {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
             file_records::make_all_due(session.client(), request.force).await?;
+            if request.force {
+                let entities = entity_indexes
+                    .iter()
+                    .map(|&entity| &live.settings.catalogue[entity]);
+                let names: Vec<&str> = entities.map(|entity| entity.name.as_str()).collect();
+                kept_files::ask_again(session.client(), Some(&names)).await?;
+            }
             self.state.files.request_rescan();
             Ok(reconcile
                 .sync(&entity_indexes, request.force, recording, observer)
@@ -606,7 +613,7 @@ pub fn drain(
             rows: settings.delivery.batch_rows,
             bytes: settings.delivery.batch_bytes,
         },
-        media_root: settings.media.root.clone(),
+        media_root: media_root(settings),
         state,
         handshake_every: HANDSHAKE_EVERY,
     })
@@ -619,10 +626,7 @@ fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Resul
         source_id: settings.source.source_id.clone(),
         catalogue: Arc::new(settings.catalogue.clone()),
         cloud,
-        root: MediaRoot {
-            path: settings.media.root.clone(),
-            strip_prefix: settings.media.strip_prefix.clone(),
-        },
+        root: media_root(settings),
         storage: object_storage(settings)?,
         settle: settings.media.settle,
         rescan: settings.media.rescan,
@@ -632,6 +636,14 @@ fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Resul
     })
 }
 
+/// The media root that the settings describe.
+fn media_root(settings: &Settings) -> MediaRoot {
+    MediaRoot {
+        path: settings.media.root.clone(),
+        strip_prefix: settings.media.strip_prefix.clone(),
+    }
+}
+
 async fn reconcile(settings: &Settings, cloud: &Cloud, state: &Arc<ReplicationState>) -> Result<Reconcile> {
     Reconcile::open(
         settings.require_database_url()?,
@@ -639,7 +651,7 @@ async fn reconcile(settings: &Settings, cloud: &Cloud, state: &Arc<ReplicationSt
         Arc::new(settings.catalogue.clone()),
         cloud.clone(),
         state.clone(),
-        settings.media.root.clone(),
+        media_root(settings),
         PATIENCE,
     )
     .await

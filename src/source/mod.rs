@@ -8,7 +8,7 @@
 //! of touched rows, by a [`projection`] and the codec of [`crate::wire::column_values`]. [`parked_touches`] keeps the
 //! touches of entities that cannot flow. [`touch`] touches rows again, [`sent`] remembers what some servers
 //! have, [`pages`] reads whole tables. [`quarantine`], [`file_records`] (read for people by
-//! [`file_list`]; [`file_state`] has the states) and [`backfill_progress`] keep what
+//! [`file_list`]; [`file_state`] has the states, [`kept_files`] asks for them again), [`upload_state`] and [`backfill_progress`] keep what
 //! [`crate::quarantine`], [`crate::media`] and [`crate::reconcile`] decide, [`schema_check`] finds what is missing.
 //!
 //! Each statement on schema `cloud_sync` is in a file under `sql/source`, by a name, and only this folder
@@ -28,6 +28,7 @@ pub mod file_state;
 pub(crate) mod fit;
 pub mod identity;
 pub mod install;
+pub(crate) mod kept_files;
 pub mod leader_lock;
 pub mod outbox;
 pub mod pages;
@@ -41,6 +42,7 @@ pub mod site_session;
 pub mod term;
 mod text_parameter;
 pub mod touch;
+pub(crate) mod upload_state;
 pub mod wake;
 
 /// Quotes a name for SQL.

@@ -118,6 +118,11 @@ impl Cloud {
         self.settings.history = history;
     }
 
+    /// What the URLs of its files begin with once it serves again.
+    pub(crate) fn set_public_url(&mut self, url: &str) {
+        self.settings.public_url = Some(url.parse().unwrap());
+    }
+
     /// Where it finds its database once it serves again; tests go on using [`Cloud::database_url`].
     pub(crate) fn set_database(&mut self, url: String) {
         self.settings.database_url = url;
