@@ -3,9 +3,14 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
+use cloud_sync::Replicator;
+use cloud_sync::config::{LoadOptions, Settings};
+use cloud_sync::demo::equality;
+
+use crate::support::many_tables::{ManyTables, SCHEMAS};
 use crate::support::postgres::{Server, free_port};
 use crate::support::says;
-use crate::support::site::{Cloud, KEY, SCHOOL, connect};
+use crate::support::site::{Cloud, KEY, LIMIT, SCHOOL, SITE, connect};
 use crate::support::sql::{texts, until};
 
 const TABLES: &str = "
@@ -20,6 +25,16 @@ const TABLES: &str = "
     insert into author values (1, 'Ada', 'secret-hash', 'faces/ada.jpg'), (2, 'Bob', null, 'faces/gone.jpg');
     insert into book values (1, 1, 'One', '[\"scans/1.jpg\"]', 'paper');
     analyze;";
+
+/// A process that ends with the test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// A folder from which `setup` is run for a database.
 struct Place {
@@ -224,4 +239,81 @@ async fn what_is_missing_is_asked_on_a_terminal_and_is_an_error_without_one() {
     // The cloud does not answer: the file is written all the same, and the exit code says it.
     assert_eq!(output.status.code(), Some(4), "{printed}");
     says(&place.config(), &["key = \"the-key\"", "http://127.0.0.1:9/api"]);
+}
+
+#[tokio::test]
+async fn a_database_of_many_tables_takes_a_few_lines_and_arrives_value_for_value() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut many = ManyTables::of(seed, 150);
+    let cloud = Cloud::start("many_cloud").await;
+    let place = Place::of("many_site", &many.definitions()).await;
+    let listen = format!("control.listen=127.0.0.1:{}", free_port());
+    let flags = [
+        "setup",
+        "--yes",
+        "--database-url",
+        &place.database_url,
+        "--cloud-url",
+        &cloud.url,
+        "--media",
+        "media",
+        "--store",
+        "store",
+    ];
+    let key = [("CLOUD_API_KEY", KEY)];
+    let (code, printed) = place.ask(&flags, &key).await;
+    assert_eq!(code, Some(0), "{printed}");
+    says(
+        &printed,
+        &[&format!("Capture of {} entities is installed", many.count())],
+    );
+    let config = place.config();
+    let of_tables = config.split_once("[catalogue]").unwrap().1;
+    let lines = of_tables
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .count();
+    assert_eq!(lines, SCHEMAS + 2, "{of_tables}");
+    let (code, printed) = place.ask(&["check"], &key).await;
+    assert!(code == Some(0) && !printed.contains("WRONG"), "{printed}");
+    let mut command = place.command(&["run", "--set", &listen]);
+    let process = Killed(command.envs(key).spawn().unwrap());
+    let client = connect(&place.database_url).await;
+    for statement in many.writes() {
+        // A row may have no parent to refer to, and a key may be there already.
+        let _ = client.execute(&statement, &[]).await;
+    }
+    let written = std::time::Instant::now();
+    while place
+        .ask(&["status", "--set", &listen], &key)
+        .await
+        .1
+        .lines()
+        .all(|line| line != "lag         none")
+    {
+        assert!(written.elapsed() < LIMIT, "changes wait");
+    }
+    let settings = Settings::load(LoadOptions {
+        config: Some(place.folder.path().join("cloud-sync.toml")),
+        overrides: Vec::new(),
+        env: [("CLOUD_API_KEY".to_owned(), KEY.to_owned())].into(),
+        dir: place.folder.path().to_owned(),
+    });
+    let settings = Replicator::complete_settings(&settings.unwrap().settings)
+        .await
+        .unwrap();
+    let report = equality::compare(
+        &place.database_url,
+        &cloud.database_url,
+        &settings.catalogue,
+        &settings.media.root,
+        &cloud.files,
+        SITE,
+    );
+    let report = report.await.unwrap();
+    drop(process);
+    assert!(report.equal, "{report}");
+    let rows: u64 = report.entities.iter().map(|entity| entity.cloud_rows).sum();
+    assert!(rows > many.count() as u64, "{report}");
 }
