@@ -24,3 +24,4 @@ mod sql;
 mod support;
 mod sync;
 mod values;
+mod why;

@@ -25,6 +25,7 @@ mod setup;
 mod status;
 mod sync;
 mod uninstall;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -104,6 +105,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Decide on rows that the cloud refused, or that cannot be read
     Quarantine(quarantine::QuarantineArgs),
+    /// Say why one row is not in the cloud, and what to do
+    Why(why::WhyArgs),
     /// List the files that are not in the cloud, and why
     Files(files::FilesArgs),
     /// Serve as the reference cloud server
@@ -189,6 +192,7 @@ impl Command {
             Self::Status(args) => args.site.overrides(),
             Self::Check(args) => args.site.overrides(),
             Self::Quarantine(args) => args.site.overrides(),
+            Self::Why(args) => args.site.overrides(),
             Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
             Self::Receiver(args) => args.overrides(),
@@ -213,6 +217,7 @@ impl Command {
             Self::Status(args) => status::execute(context, args).await,
             Self::Check(args) => check::execute(context, args).await,
             Self::Quarantine(args) => quarantine::execute(context, args).await,
+            Self::Why(args) => why::execute(context, args).await,
             Self::Files(args) => files::execute(context, args).await,
             Self::Receiver(args) => receiver::execute(context, args).await,
             Self::Demo(args) => demo::execute(context, args).await,

@@ -22,6 +22,7 @@ mod operator;
 mod outbox_forecast;
 pub mod preconditions;
 mod replay;
+pub(crate) mod row_inquiry;
 mod source_status;
 
 use std::sync::{Arc, Mutex, PoisonError};

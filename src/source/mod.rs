@@ -35,6 +35,7 @@ pub mod pages;
 pub(crate) mod parked_touches;
 pub(crate) mod projection;
 pub mod quarantine;
+pub(crate) mod row_facts;
 pub(crate) mod rows;
 pub(crate) mod schema_check;
 pub mod sent;

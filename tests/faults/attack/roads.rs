@@ -261,6 +261,7 @@ impl<'a> WithChanges<'a> {
             &["status"],
             &["check"],
             &["setup", "--dry-run"],
+            &["why", "x", "1"],
             &["quarantine", "list"],
             &["files", "list", "--state", "uploaded"],
             &["config"],
