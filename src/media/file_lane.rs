@@ -15,7 +15,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::file_lane_signals::FileLaneSignals;
-use super::file_upload::{FileUploader, UploadStop};
+use super::file_outcome::UploadStop;
+use super::file_upload::FileUploader;
 use super::readiness::Readiness;
 use super::rescan::Rescan;
 use super::root::MediaRoot;

@@ -1,8 +1,8 @@
-//! How far uploads in parts have come: collected here as parts arrive, and noted in the site's database at the
-//! beginning of each upload, then at most once a second.
+//! How far uploads in parts have come: collected here as parts arrive, and noted in the site's database at
+//! the beginning of each upload, then at most once a second.
 //!
-//! What is not noted yet when the program ends costs nothing: the cloud knows how far an upload has come. It must
-//! only be noted that there is one, and where.
+//! What is not noted yet when the program ends costs nothing: the cloud knows how far an upload has come. It
+//! must only be noted that there is one, and where.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -5,6 +5,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::support::counting_proxy::CountingProxy;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::site::{self, LIMIT};
 use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
@@ -98,6 +99,20 @@ async fn a_file_arrives_through_a_connection_that_breaks_again_and_again() {
     let (again, _) = upload(&cloud, &slip, None).await;
     assert_eq!(again.unwrap().url, receipt.url);
     assert!(counting.0.all().bytes - before < 10_000);
+}
+
+#[tokio::test]
+async fn parts_are_as_small_as_a_proxy_before_the_cloud_wants_them() {
+    let receiver = site::Cloud::start("tus_limited").await;
+    let limited = FaultProxy::before(&receiver.url).await;
+    limited.limit(3 * MIB);
+    let slip = SlipFile::new(20 * MIB);
+    let (uploaded, _) = upload(&client_of(&limited.url()), &slip, None).await;
+    assert!(stored(&receiver, &uploaded.unwrap()) == slip.content);
+    // No smaller parts are tried than are of use.
+    limited.limit(1000);
+    let (uploaded, _) = upload(&client_of(&limited.url()), &SlipFile::new(2 * MIB), None).await;
+    assert_eq!(uploaded.unwrap_err().status(), Some(413));
 }
 
 #[tokio::test]
