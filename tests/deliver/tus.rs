@@ -9,10 +9,10 @@ use crate::support::fault_proxy::FaultProxy;
 use crate::support::site::{self, LIMIT};
 use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
-const MIB: usize = 1024 * 1024;
+pub(super) const MIB: usize = 1024 * 1024;
 
 /// The client of a receiver of `support`.
-fn client_of(url: &str) -> Cloud {
+pub(super) fn client_of(url: &str) -> Cloud {
     let options = CloudOptions {
         timeout: Duration::from_secs(20),
         ..CloudOptions::new(url.parse().unwrap(), site::KEY.to_owned().into())
@@ -20,14 +20,14 @@ fn client_of(url: &str) -> Cloud {
     Cloud::new(options, Arc::new(Catalogue::builtin())).unwrap()
 }
 
-struct SlipFile {
+pub(super) struct SlipFile {
     _folder: tempfile::TempDir,
     file: UploadFile,
-    content: Vec<u8>,
+    pub(super) content: Vec<u8>,
 }
 
 impl SlipFile {
-    fn new(bytes: usize) -> Self {
+    pub(super) fn new(bytes: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("slip é.jpg");
         let content: Vec<u8> = (0..bytes).map(|at| (at * 31 % 251) as u8).collect();
@@ -45,7 +45,7 @@ impl SlipFile {
 }
 
 /// Uploads the file, and returns also what was noted.
-async fn upload(
+pub(super) async fn upload(
     cloud: &Cloud,
     slip: &SlipFile,
     state: Option<TusUpload>,
