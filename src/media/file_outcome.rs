@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::deliver::{Failure, UploadReceipt};
 use crate::error::Error;
 use crate::retry::Waits;
-use crate::source::file_records::{FileStamp, PendingFile};
+use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile};
 use crate::source::file_state::FileState;
 
 /// What became of a file.
@@ -19,7 +19,7 @@ impl FileOutcome {
     pub(super) fn not_ready(pending: PendingFile, deferral: Deferral) -> Self {
         let fate = match pending.to_confirm {
             // The cloud cannot be asked whether it still has it, and it cannot be sent again.
-            Some(recorded) if deferral.state == FileState::Missing => FileFate::Kept {
+            Some(recorded) if deferral.is_never_sent() => FileFate::Kept {
                 hash: recorded.hash,
                 url: recorded.url,
                 has_changed: false,
@@ -92,6 +92,11 @@ impl Deferral {
             size: None,
             ends_upload: false,
         }
+    }
+
+    /// Whether it cannot be sent as long as nobody changes it, or the settings.
+    fn is_never_sent(&self) -> bool {
+        matches!(self.state, FileState::Missing | FileState::Refused) || self.why == NO_VIDEOS
     }
 
     /// It is not ready.
