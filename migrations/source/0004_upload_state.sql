@@ -1,5 +1,5 @@
--- media: an upload in parts that is under way, so that any replicator of this database goes on with it. What is due
--- is found without the files that are missing.
+-- media: an upload in parts that is under way, so that any replicator of this database goes on with it. What
+-- is due is found without the files that are missing.
 
 set local lock_timeout = '5s';
 

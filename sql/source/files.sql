@@ -140,7 +140,8 @@ from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], 
 where m.path = f.path
 
 -- name: record_stamps
--- Files whose content is the one that was uploaded, unless the cloud is to be asked for it since. $1 paths   $2 times of modification   $3 times of change
+-- Files whose content is the one that was uploaded, unless the cloud is to be asked for it since. $1 paths
+-- $2 times of modification   $3 times of change
 -- $4 inodes
 update cloud_sync.media m
 set state = 'uploaded', modified_us = f.modified_us, changed_us = f.changed_us, inode = f.inode, error = null,
@@ -195,8 +196,8 @@ set state = case when state in ('uploaded', 'failing') then 'waiting' else state
 where path in (select path from late)
 
 -- name: ask_again
--- Has the cloud asked whether it still has what is recorded of the files that rows of the entities $1 name; of
--- all files if $1 is null. Their URLs hold until it answers. $2 the reason.
+-- Has the cloud asked whether it still has what is recorded of the files that rows of the entities $1 name;
+-- of all files if $1 is null. Their URLs hold until it answers. $2 the reason.
 with late as (
     select path from cloud_sync.media m
     where state in ('uploaded', 'waiting', 'failing') and url is not null and hash is not null
@@ -210,7 +211,8 @@ where path in (select path from late)
 
 -- name: confirm
 -- The cloud still has what is recorded. $1 paths   $2 hashes   $3 URLs   $4 whether the file looks otherwise
--- now: it is due then. Returns the files that had another URL. A file whose record was cleared since is left out.
+-- now: it is due then. Returns the files that had another URL. A file whose record was cleared since is left
+-- out.
 with before as (
     select path, hash, url from cloud_sync.media where path = any($1) order by path for no key update),
 confirmed as (

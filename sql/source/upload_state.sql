@@ -1,5 +1,5 @@
--- Uploads in parts that are under way: where each is in the cloud, how far it has come, and how the file looked for
--- which that holds.
+-- Uploads in parts that are under way: where each is in the cloud, how far it has come, and how the file
+-- looked for which that holds.
 
 -- name: note
 -- $1 paths   $2 addresses   $3 offsets   $4 sizes   $5 times of modification   $6 times of change   $7 inodes

@@ -20,8 +20,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct SyncArgs {
-    /// Push rows that the cloud holds too, if it lists only their keys and not their contents; ask it for each file,
-    /// and send those that are gone
+    /// Push rows that the cloud holds too, if it lists only their keys and not their contents; ask it for
+    /// each file, and send those that are gone
     #[arg(long)]
     force: bool,
     /// Only this entity; can be repeated

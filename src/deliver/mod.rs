@@ -349,8 +349,8 @@ impl Cloud {
         tus::upload(&self.inner.http, upload).await
     }
 
-    /// Ends an upload in parts that is not complete, at an address that [`ResumableUpload::note`] has told. The cloud
-    /// need not know it any more.
+    /// Ends an upload in parts that is not complete, at an address that [`ResumableUpload::note`] has told.
+    /// The cloud need not know it any more.
     pub async fn end_upload(&self, address: &str) -> CloudResult<()> {
         tus::end(&self.inner.http, address).await
     }

@@ -252,8 +252,8 @@ impl Bandwidth {
         self.limit() == Some(0)
     }
 
-    /// Waits until files may go if they may not now (`is_off`), or may not any more if they may: for ever if the
-    /// plan never says so.
+    /// Waits until files may go if they may not now (`is_off`), or may not any more if they may: for ever if
+    /// the plan never says so.
     pub(super) async fn turned(&self, is_off: bool) {
         if !is_off && !self.bucket().plan.is_ever_off() {
             return std::future::pending().await;

@@ -15,7 +15,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::file_lane_signals::FileLaneSignals;
-use super::file_upload::{FileUploader, UploadStop};
+use super::file_outcome::UploadStop;
+use super::file_upload::FileUploader;
 use super::readiness::Readiness;
 use super::rescan::Rescan;
 use super::root::MediaRoot;
@@ -259,10 +260,11 @@ impl FileLaneRound<'_> {
             *self.has_begun = true;
         }
         loop {
-            let notes = self.progress.take_due();
+            let notes = self.progress.notes();
             if !notes.is_empty() {
                 let noted = self.journal.note_progress(&notes);
                 self.pool.while_uploading(noted).await?;
+                self.progress.noted(&notes);
             }
             let outcomes = self.pool.take_outcomes();
             if !outcomes.is_empty() {
@@ -377,6 +379,12 @@ impl FileLaneRound<'_> {
         if !in_parts.is_empty() {
             let begun = self.journal.read_begun_uploads(&mut in_parts);
             self.pool.while_uploading(begun).await?;
+        }
+        for ready in &mut ready {
+            // What could not be noted yet is newer.
+            if let Some(known) = self.progress.under_way(&ready.pending.path) {
+                ready.begun = Some(known);
+            }
         }
         self.pool.give(ready);
         Ok(())

@@ -1,19 +1,21 @@
 //! One file: whether it can be uploaded now, and its upload.
 //!
 //! A file that may still be written, that is empty or that is missing is not sent: it is looked at again
-//! later. What is on the disk when it is sent is the truth: it is opened then. After an upload the file
-//! must look as it did before, else it is uploaded again. A large file goes in parts, from where an earlier attempt
-//! has come, if it looks as it did then. A file that looks otherwise and has the content that
-//! the cloud has already is not sent.
+//! later. What is on the disk when it is sent is the truth: it is opened then. After an upload the file must
+//! look as it did before, else it is uploaded again. A large file goes in parts, from where an earlier
+//! attempt has come, if it looks as it did then. A file that looks otherwise and has the content that the
+//! cloud has already is not sent.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::file_lane_signals::FileLaneSignals;
+use super::file_outcome::{Deferral, FileFate, FileOutcome, UploadStop};
 use super::paths;
 use super::readiness::{Readiness, Unfinished};
 use super::root::{FoundFile, MediaRoot, OpenRefusal};
@@ -23,9 +25,9 @@ use crate::deliver::{
     Capabilities, ChangeOrigin, Cloud, CloudResult, Failure, ObjectStorage, PART_TIME, ResumableUpload,
     TusUpload, UploadFile, UploadReceipt,
 };
-use crate::error::{Error, Kind};
+use crate::error::Kind;
 use crate::metrics::Metrics;
-use crate::retry::{Waits, waits};
+use crate::retry::waits;
 use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, RecordedContent, SETTLING};
 use crate::source::file_state::FileState;
 use crate::source::upload_state::UploadState;
@@ -45,149 +47,6 @@ const IN_PARTS_FROM: i64 = 1024 * 1024;
 const VIDEOS: [&str; 10] = [
     "mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "ts", "flv",
 ];
-
-/// What became of a file.
-pub(super) struct FileOutcome {
-    pub(super) path: String,
-    pub(super) fate: FileFate,
-}
-
-impl FileOutcome {
-    /// The outcome of a file that cannot be uploaded now.
-    pub(super) fn not_ready(pending: PendingFile, deferral: Deferral) -> Self {
-        let fate = match pending.to_confirm {
-            // The cloud cannot be asked whether it still has it, and it cannot be sent again.
-            Some(recorded) if deferral.state == FileState::Missing => FileFate::Kept {
-                hash: recorded.hash,
-                url: recorded.url,
-                has_changed: false,
-            },
-            _ => FileFate::Deferred(deferral),
-        };
-        Self {
-            path: pending.path,
-            fate,
-        }
-    }
-
-    /// Whether an upload of the file in parts is over.
-    pub(super) fn ends_upload(&self) -> bool {
-        match &self.fate {
-            FileFate::Uploaded(..) | FileFate::Unchanged(_) => true,
-            FileFate::Deferred(deferral) => deferral.ends_upload,
-            FileFate::Kept { .. } | FileFate::Gone { .. } => false,
-        }
-    }
-
-    /// Whether the cloud has the file.
-    pub(super) fn is_uploaded(&self) -> bool {
-        matches!(
-            self.fate,
-            FileFate::Uploaded(..) | FileFate::Unchanged(_) | FileFate::Kept { .. }
-        )
-    }
-}
-
-/// See [`FileOutcome`].
-pub(super) enum FileFate {
-    /// The cloud has it, and it still looks as it did.
-    Uploaded(FileStamp, UploadReceipt),
-    /// It looks otherwise, and has the content that the cloud has.
-    Unchanged(FileStamp),
-    /// The cloud still has what is recorded, at this URL.
-    Kept {
-        hash: String,
-        url: String,
-        /// Whether the file looks otherwise now.
-        has_changed: bool,
-    },
-    /// The cloud does not have what is recorded: it is uploaded again.
-    Gone { hash: String },
-    /// It is tried again later, or is refused.
-    Deferred(Deferral),
-}
-
-/// Why a file is not uploaded now, and when to look again.
-pub(super) struct Deferral {
-    pub(super) state: FileState,
-    pub(super) why: String,
-    pub(super) seconds: f64,
-    /// Whether it counts as an attempt.
-    pub(super) counts: bool,
-    /// Its size, if it was found.
-    pub(super) size: Option<i64>,
-    /// Whether its upload in parts is over: the next one begins again.
-    pub(super) ends_upload: bool,
-}
-
-impl Deferral {
-    fn new(state: FileState, why: impl Into<String>, seconds: f64, counts: bool) -> Self {
-        Self {
-            state,
-            why: why.into(),
-            seconds,
-            counts,
-            size: None,
-            ends_upload: false,
-        }
-    }
-
-    /// It is not ready.
-    fn waiting(why: impl Into<String>, seconds: f64) -> Self {
-        Self::new(FileState::Waiting, why, seconds, false)
-    }
-
-    /// It waits for a place among the large files.
-    pub(super) fn behind_large_files(size: i64) -> Self {
-        Self::waiting("other large files go first", 0.0).with_size(size)
-    }
-
-    /// What the cloud has of it is of no use any more.
-    fn ending_upload(mut self) -> Self {
-        self.ends_upload = true;
-        self
-    }
-
-    fn with_size(mut self, size: i64) -> Self {
-        self.size = Some(size);
-        self
-    }
-
-    /// It was tried, and is tried again.
-    fn again(why: impl Into<String>, seconds: f64) -> Self {
-        Self::new(FileState::Waiting, why, seconds, true)
-    }
-
-    /// It is tried again after the shortest wait, then after twice that.
-    fn failing(why: impl Into<String>, waits: Waits, attempts: i32) -> Self {
-        let doubled = waits.least.as_secs_f64() * 2_f64.powi(attempts.clamp(0, 20));
-        Self::new(
-            FileState::Failing,
-            why,
-            doubled.min(waits.most.as_secs_f64()),
-            true,
-        )
-    }
-}
-
-/// Why the cloud takes no file now.
-pub(super) struct UploadStop {
-    pub(super) error: Error,
-    /// How long it asks to wait.
-    pub(super) retry_after: Option<Duration>,
-    /// Whether it may well take rows.
-    pub(super) is_about_files: bool,
-}
-
-impl From<Failure> for UploadStop {
-    fn from(failure: Failure) -> Self {
-        Self {
-            retry_after: failure.retry_after(),
-            is_about_files: failure.retry_after().is_some(),
-            error: failure.into(),
-        }
-    }
-}
 
 /// What an upload needs.
 #[derive(Clone)]
@@ -290,7 +149,7 @@ impl FileUploader<'_> {
         let may_be_there = may_be_there && self.storage.is_none() && self.capabilities.content_hash;
         let mut hash = begun.map(|begun| begun.hash);
         if hash.is_none() && (confirmed.is_some() || may_be_there || in_parts || self.storage.is_some()) {
-            match hash_of(file.clone()).await {
+            match hash_of(file.clone(), self.state.clone()).await {
                 Ok(known) => hash = Some(known),
                 Err(error) => return Ok(FileFate::Deferred(unreadable(&error, pending.attempts))),
             }
@@ -339,7 +198,8 @@ impl FileUploader<'_> {
         fate
     }
 
-    /// The content with this hash, if the cloud says that it has it. Where it cannot say so, the file is sent.
+    /// The content with this hash, if the cloud says that it has it. Where it cannot say so, the file is
+    /// sent.
     async fn find(&self, directory: &str, hash: &blake3::Hash) -> Option<UploadReceipt> {
         let found = self.cloud.find_content(directory, hash).await;
         let url = found.unwrap_or_else(|failure| {
@@ -355,8 +215,8 @@ impl FileUploader<'_> {
         })
     }
 
-    /// Sends the file to the cloud, or into the object storage, where its content is not there already. `None` if
-    /// it changed in the meantime.
+    /// Sends the file to the cloud, or into the object storage, where its content is not there already.
+    /// `None` if it changed in the meantime.
     async fn send(
         &self,
         ready: &ReadyFile,
@@ -390,8 +250,8 @@ impl FileUploader<'_> {
         self.storage.is_none() && self.capabilities.tus && stamp.size >= IN_PARTS_FROM
     }
 
-    /// Sends the file in parts, from where `begun` has come. Where it is, is noted as it goes on. `None` if the file
-    /// changed in the meantime: what has arrived is given up.
+    /// Sends the file in parts, from where `begun` has come. Where it is, is noted as it goes on. `None` if
+    /// the file changed in the meantime: what has arrived is given up.
     async fn send_in_parts(
         &self,
         ready: &ReadyFile,
@@ -545,8 +405,8 @@ impl FileUploader<'_> {
         Ok(deferral)
     }
 
-    /// Whether a failure is about the file: the cloud is reachable, and takes the key. An object storage has no
-    /// status for what is wrong: whether it answers decides.
+    /// Whether a failure is about the file: the cloud is reachable, and takes the key. An object storage has
+    /// no status for what is wrong: whether it answers decides.
     async fn is_about_the_file(&self, failure: &Failure) -> bool {
         (failure.may_be_a_rows_fault() || self.storage.is_some()) && self.is_reachable().await
     }
@@ -612,7 +472,8 @@ impl FileUploader<'_> {
     }
 }
 
-/// Whether an upload in parts is of no use after this failure: its content is another one, or the cloud refuses it.
+/// Whether an upload in parts is of no use after this failure: its content is another one, or the cloud
+/// refuses it.
 fn ends_upload(failure: &Failure) -> bool {
     matches!(failure.error().kind(), Kind::Media | Kind::CloudRefused)
 }
@@ -628,12 +489,32 @@ fn unreadable(error: &std::io::Error, attempts: i32) -> Deferral {
     Deferral::failing(why, waits::FAILING_FILE, attempts)
 }
 
-/// The hash of a file's content, read on a thread of its own.
-async fn hash_of(file: Arc<File>) -> std::io::Result<blake3::Hash> {
+/// Bytes that are read at once for a hash.
+const HASHED_AT_ONCE: usize = 1024 * 1024;
+
+/// The hash of a file's content, read on a thread of its own. The thread ends soon if the hash is not waited
+/// for any more.
+async fn hash_of(file: Arc<File>, signals: Arc<FileLaneSignals>) -> std::io::Result<blake3::Hash> {
+    let unwanted = CancellationToken::new();
+    let _unwanted_on_drop = unwanted.clone().drop_guard();
     let read = tokio::task::spawn_blocking(move || {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(&*file)?;
-        Ok(hasher.finalize())
+        let (mut hasher, mut at) = (blake3::Hasher::new(), 0);
+        let mut buffer = vec![0; HASHED_AT_ONCE];
+        loop {
+            if unwanted.is_cancelled() {
+                return Err(std::io::Error::other("nobody waits for the hash"));
+            }
+            match file.read_at(&mut buffer, at) {
+                Ok(0) => return Ok(hasher.finalize()),
+                Ok(read) => {
+                    hasher.update(&buffer[..read]);
+                    at += read as u64;
+                    signals.note_progress(read as u64);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     });
     read.await
         .unwrap_or_else(|error| Err(std::io::Error::other(error)))

@@ -5,7 +5,8 @@
 
 use tokio_postgres::Client;
 
-use super::file_upload::{FileFate, FileOutcome, ReadyFile};
+use super::file_outcome::{FileFate, FileOutcome};
+use super::file_upload::ReadyFile;
 use super::rescan::PAGE;
 use super::root::MediaRoot;
 use crate::abort;
@@ -213,7 +214,8 @@ impl UploadJournal<'_> {
         // The rows of these have another URL than before.
         let mut paths: Vec<&str> = uploaded.iter().map(|file| file.path).collect();
         paths.extend(moved.iter().map(String::as_str));
-        // The cloud has the content of these, as far as it says; another file's may be at the same address now.
+        // The cloud has the content of these, as far as it says; another file's may be at the same address
+        // now.
         let mut there = paths.clone();
         there.extend(unchanged.iter().map(|(path, _)| *path));
         if !there.is_empty() {
@@ -255,7 +257,8 @@ impl UploadJournal<'_> {
     }
 }
 
-/// Touches the rows that name the files, so that they are sent with the files' URLs. In the caller's transaction.
+/// Touches the rows that name the files, so that they are sent with the files' URLs. In the caller's
+/// transaction.
 async fn touch_rows_of(
     client: &Client,
     catalogue: &Catalogue,

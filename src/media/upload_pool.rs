@@ -12,7 +12,8 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 
-use super::file_upload::{Deferral, FileFate, FileOutcome, FileUploader, ReadyFile, UploadStop, UploadTask};
+use super::file_outcome::{Deferral, FileFate, FileOutcome, UploadStop};
+use super::file_upload::{FileUploader, ReadyFile, UploadTask};
 use crate::error::{Error, Kind};
 use crate::source::file_records::{DueLimits, PendingFile};
 use crate::source::file_state::FileState;
@@ -100,8 +101,8 @@ impl<'a> UploadPool<'a> {
         self.busy.contains(path)
     }
 
-    /// Looks at files that are due: those that can be uploaded now are returned, with how they look. Those that the
-    /// cloud is asked for are queued; the others get their outcome at once.
+    /// Looks at files that are due: those that can be uploaded now are returned, with how they look. Those
+    /// that the cloud is asked for are queued; the others get their outcome at once.
     pub(super) fn look_at(&mut self, files: Vec<PendingFile>) -> Vec<ReadyFile> {
         let mut ready = Vec::with_capacity(files.len());
         for mut pending in files {

@@ -1,8 +1,8 @@
-//! How far uploads in parts have come: collected here as parts arrive, and noted in the site's database at the
-//! beginning of each upload, then at most once a second.
+//! How far uploads in parts have come: collected here as parts arrive, and noted in the site's database at
+//! the beginning of each upload, then at most once a second.
 //!
-//! What is not noted yet when the program ends costs nothing: the cloud knows how far an upload has come. It must
-//! only be noted that there is one, and where.
+//! What is not noted yet when the program ends costs nothing: the cloud knows how far an upload has come. It
+//! must only be noted that there is one, and where.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -113,22 +113,37 @@ impl UploadProgress {
         }
     }
 
-    /// Takes what is to be noted now.
-    pub(super) fn take_due(&self) -> Vec<UploadNote> {
+    /// What is to be noted now.
+    pub(super) fn notes(&self) -> Vec<UploadNote> {
         let now = Instant::now();
-        let mut uploads = self.lock();
+        let uploads = self.lock();
         let due = uploads
-            .iter_mut()
+            .iter()
             .filter(|(_, upload)| upload.due_at().is_some_and(|at| at <= now));
-        due.map(|(path, upload)| {
-            (upload.is_news, upload.noted_at) = (false, Some(now));
-            UploadNote {
-                path: path.clone(),
-                state: upload.state.clone(),
-                rate: upload.rate.map(|rate| rate as i64),
-            }
+        due.map(|(path, upload)| UploadNote {
+            path: path.clone(),
+            state: upload.state.clone(),
+            rate: upload.rate.map(|rate| rate as i64),
         })
         .collect()
+    }
+
+    /// These notes are in the database.
+    pub(super) fn noted(&self, notes: &[UploadNote]) {
+        let mut uploads = self.lock();
+        for note in notes {
+            if let Some(upload) = uploads.get_mut(&note.path)
+                && upload.state.upload.url == note.state.upload.url
+            {
+                upload.is_news = upload.state != note.state;
+                upload.noted_at = Some(Instant::now());
+            }
+        }
+    }
+
+    /// The upload of a file that has begun and not ended, as this program knows it.
+    pub(super) fn under_way(&self, path: &str) -> Option<UploadState> {
+        self.lock().get(path).map(|upload| upload.state.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, ProgressOfUpload>> {
@@ -157,7 +172,8 @@ mod tests {
             progress.heard("a.mp4", &stamp, blake3::hash(b"a"), &upload);
         };
         let noted = || {
-            let notes = progress.take_due();
+            let notes = progress.notes();
+            progress.noted(&notes);
             notes.first().map(|note| (note.state.upload.offset, note.rate))
         };
         heard(0);

@@ -1,15 +1,16 @@
 //! The site's database: we install capture in it, read touches and rows from it, and never block its writers.
 //!
-//! [`connect`] holds the sessions. [`describe`] knows the tables, [`column_type`] how
-//! each column is read, [`fit`] whether the catalogue fits them.
-//! [`capture`] writes the SQL of the triggers, [`install`] creates and drops them, [`drift`] notices what
-//! escapes them. [`identity`] says whose outbox it is, [`leader_lock`] and [`term`] who drains it. [`wake`] sleeps
-//! until a commit, [`outbox`] reads windows of touches and gives space back, [`rows`] reads the present state
-//! of touched rows, by a [`projection`] and the codec of [`crate::wire::column_values`]. [`parked_touches`] keeps the
-//! touches of entities that cannot flow. [`touch`] touches rows again, [`sent`] remembers what some servers
-//! have, [`pages`] reads whole tables. [`quarantine`], [`file_records`] (read for people by
-//! [`file_list`]; [`file_state`] has the states, [`kept_files`] asks for them again), [`upload_state`] and [`backfill_progress`] keep what
-//! [`crate::quarantine`], [`crate::media`] and [`crate::reconcile`] decide, [`schema_check`] finds what is missing.
+//! [`connect`] holds the sessions. [`describe`] knows the tables, [`column_type`] how each column is read,
+//! [`fit`] whether the catalogue fits them. [`capture`] writes the SQL of the triggers, [`install`] creates
+//! and drops them, [`drift`] notices what escapes them. [`identity`] says whose outbox it is, [`leader_lock`]
+//! and [`term`] who drains it. [`wake`] sleeps until a commit, [`outbox`] reads windows of touches and gives
+//! space back, [`rows`] reads the present state of touched rows, by a [`projection`] and the codec of
+//! [`crate::wire::column_values`]. [`parked_touches`] keeps the touches of entities that cannot flow.
+//! [`touch`] touches rows again, [`sent`] remembers what some servers have, [`pages`] reads whole tables.
+//! [`quarantine`], [`file_records`] (read for people by [`file_list`]; [`file_state`] has the states,
+//! [`kept_files`] asks for them again), [`upload_state`] and [`backfill_progress`] keep what
+//! [`crate::quarantine`], [`crate::media`] and [`crate::reconcile`] decide, [`schema_check`] finds what is
+//! missing.
 //!
 //! Each statement on schema `cloud_sync` is in a file under `sql/source`, by a name, and only this folder
 //! sends them. Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.

@@ -1,8 +1,8 @@
-//! Uploads in parts that are under way, in the site's database: a replicator that is started again, or takes over,
-//! goes on with them, whatever became of the local store.
+//! Uploads in parts that are under way, in the site's database: a replicator that is started again, or takes
+//! over, goes on with them, whatever became of the local store.
 //!
-//! An upload holds for a file as it looked when the upload began. Whether it looks so still is for the caller to
-//! compare.
+//! An upload holds for a file as it looked when the upload began. Whether it looks so still is for the caller
+//! to compare.
 
 use std::collections::HashMap;
 

@@ -85,8 +85,8 @@ impl SlowSite {
         Some((row.get(0), row.get(1)))
     }
 
-    /// Waits until the file is there, and asserts that the cloud has this content and no other one, that the row
-    /// has its URL, and that no upload is left.
+    /// Waits until the file is there, and asserts that the cloud has this content and no other one, that the
+    /// row has its URL, and that no upload is left.
     async fn until_there(&self, daemon: &Daemon, salt: u64) {
         daemon
             .until("uploaded", LIMIT, |status| {
