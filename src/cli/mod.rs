@@ -22,6 +22,7 @@ mod reload;
 mod replay;
 mod run;
 mod setup;
+mod shell;
 mod status;
 mod sync;
 mod uninstall;
@@ -117,6 +118,10 @@ enum Command {
     Config(config::ConfigArgs),
     /// Say what an error's code means and what to do
     Explain(explain::ExplainArgs),
+    /// Print what a shell needs to complete the commands
+    Completions(shell::CompletionsArgs),
+    /// Write the manual's pages
+    Man(shell::ManArgs),
 }
 
 /// Flags for the settings that are most often given by hand.
@@ -196,7 +201,7 @@ impl Command {
             Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
             Self::Receiver(args) => args.overrides(),
-            Self::Demo(_) | Self::Explain(_) => Vec::new(),
+            Self::Demo(_) | Self::Explain(_) | Self::Completions(_) | Self::Man(_) => Vec::new(),
         }
     }
 
@@ -223,6 +228,8 @@ impl Command {
             Self::Demo(args) => demo::execute(context, args).await,
             Self::Config(args) => config::execute(context, &args),
             Self::Explain(args) => explain::execute(&args, context.json),
+            Self::Completions(args) => shell::completions(&args),
+            Self::Man(args) => shell::man(&args),
         }
     }
 }
@@ -243,9 +250,12 @@ pub async fn run_command(cli: Cli) -> ExitCode {
 async fn execute(cli: Cli) -> Result<ExitCode> {
     let Cli { global, command } = cli;
     logging::start_logging(global.log.as_deref(), global.verbose, command.is_long_lived())?;
-    if let Command::Explain(args) = &command {
-        // It also explains why the settings cannot be read.
-        return explain::execute(args, global.json);
+    // They need no settings; `explain` also explains why these cannot be read.
+    match &command {
+        Command::Explain(args) => return explain::execute(args, global.json),
+        Command::Completions(args) => return shell::completions(args),
+        Command::Man(args) => return shell::man(args),
+        _ => {}
     }
     let mut overrides = global.set;
     overrides.extend(command.overrides());

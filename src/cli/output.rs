@@ -20,6 +20,11 @@ pub(super) fn print<T: Serialize>(json: bool, value: &T, human: impl FnOnce(&T) 
     write_stdout(text.trim_end())
 }
 
+/// Prints a text as it is.
+pub(super) fn print_text(text: &str) -> Result<()> {
+    write_stdout(text.trim_end())
+}
+
 /// Prints why the command failed: on stderr, and as JSON on stdout if JSON was asked for.
 pub(super) fn print_error(error: &Error, json: bool) {
     // If stderr is closed, nothing is left to report to.

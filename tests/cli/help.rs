@@ -49,3 +49,21 @@ fn config_explain() {
     );
     transcript.assert("reports", "config-explain");
 }
+
+#[test]
+fn shells_and_man_know_every_command() {
+    let program = Program::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, printed, _) = program.run(&["completions", shell], &[]);
+        assert_eq!(code, 0);
+        for command in ["setup", "backfill", "quarantine", "why"] {
+            assert!(printed.contains(command), "{shell}: {command}");
+        }
+    }
+    assert_eq!(program.run(&["man"], &[]).0, 0);
+    let page = std::fs::read_to_string(program.folder.path().join("cloud-sync-quarantine-retry.1"));
+    assert!(page.unwrap().contains(".SH"));
+    let (code, _, printed) = program.run(&["man", "--dir", "nowhere"], &[]);
+    assert_eq!(code, 1);
+    assert!(printed.contains("--dir"), "{printed}");
+}
