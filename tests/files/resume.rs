@@ -84,7 +84,7 @@ impl SlowSite {
         }
     }
 
-    /// What is noted of the upload that is under way: its address and its offset.
+    /// What is noted of the upload that is in progress: its address and its offset.
     async fn noted(&self) -> Option<(String, i64)> {
         let noted = "select upload_url, upload_offset from cloud_sync.media where upload_url is not null";
         let row = self.site.client.query_opt(noted, &[]).await.unwrap()?;
@@ -131,7 +131,7 @@ async fn a_killed_upload_goes_on_where_it_was_whatever_became_of_the_store() {
         let daemon = Daemon::of(&slow.site, "store");
         let process = daemon.start();
         slow.until_sent(SIZE / 2).await;
-        // It is told how far it is,
+        // The commands show how far it is,
         let why = daemon.ask(&["files", "why", "long.mp4", "--json"]);
         let why: serde_json::Value = serde_json::from_slice(&why.stdout).unwrap();
         let upload = &why["upload"];
