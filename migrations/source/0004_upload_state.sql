@@ -1,10 +1,10 @@
--- media: an upload in parts that is under way, so that any replicator of this database goes on with it. What
--- is due is found without the files that are missing.
+-- media: an upload in parts that is in progress, so that any replicator of this database goes on with it.
+-- What is due is found without the files that are missing.
 
 set local lock_timeout = '5s';
 
 alter table media
-    add column upload_url         text,         -- its address in the cloud; null if no upload is under way
+    add column upload_url         text,         -- its address in the cloud; null if no upload is in progress
     add column upload_offset      bigint,       -- bytes that the cloud had when it was noted
     add column upload_size        bigint,       -- how the file looked for which it holds
     add column upload_modified_us bigint,

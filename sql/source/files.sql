@@ -265,9 +265,10 @@ with late as (
 update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path from late)
 
 -- name: counts
--- For each state: files, their bytes, and how many are due in a moment or wait for the reason $1.
+-- For each state: files, their bytes, how many are due in a moment or wait for the reason $1, and the first
+-- of their paths.
 select state, count(*), coalesce(sum(size), 0)::bigint,
-       count(*) filter (where next_attempt <= now() + interval '3 s' or error = $1)
+       count(*) filter (where next_attempt <= now() + interval '3 s' or error = $1), min(path)
 from cloud_sync.media
 group by state
 

@@ -1,4 +1,4 @@
--- Uploads in parts that are under way: where each is in the cloud, how far it has come, and how the file
+-- Uploads in parts that are in progress: where each is in the cloud, how far it has come, and how the file
 -- looked for which that holds.
 
 -- name: note
@@ -15,7 +15,7 @@ from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6
     u (path, url, at_byte, size, modified_us, changed_us, inode, hash, rate)
 where m.path = u.path and m.path in (select path from late)
 
--- name: under_way
+-- name: in_progress
 -- The uploads of those of the files $1 that have one.
 select path, upload_url, upload_offset, upload_size, upload_modified_us, upload_changed_us, upload_inode, upload_hash
 from cloud_sync.media

@@ -114,7 +114,17 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
         ),
     );
     if files.missing + files.failed > 0 {
-        lines.add("", "`cloud-sync files list` has each of them with the reason");
+        let example = files
+            .example
+            .as_deref()
+            .map(|path| format!("such as {}; ", path.escape_debug()));
+        lines.add(
+            "",
+            format!(
+                "{}`cloud-sync files list` has each of them with the reason",
+                example.unwrap_or_default()
+            ),
+        );
     }
     match files.bandwidth_limit {
         None => {}

@@ -170,6 +170,9 @@ pub struct FileCounts {
     pub failed: u64,
     /// Bytes of uploaded files.
     pub bytes: u64,
+    /// The path of one that failed or is missing.
+    #[serde(default)]
+    pub example: Option<String>,
     /// How fast files may go now, in bytes a second; 0 means that none goes, null that there is no limit.
     #[serde(default)]
     pub bandwidth_limit: Option<u64>,

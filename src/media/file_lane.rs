@@ -382,7 +382,7 @@ impl FileLaneRound<'_> {
         }
         for ready in &mut ready {
             // What could not be noted yet is newer.
-            if let Some(known) = self.progress.under_way(&ready.pending.path) {
+            if let Some(known) = self.progress.in_progress(&ready.pending.path) {
                 ready.begun = Some(known);
             }
         }

@@ -73,7 +73,7 @@ pub(super) struct ReadyFile {
     pub(super) stamp: FileStamp,
     /// Whether another file of its size is in the cloud: its content may be there too.
     pub(super) may_be_there: bool,
-    /// Its upload that is under way, of the file as it looked then.
+    /// Its upload that is in progress, of the file as it looked then.
     pub(super) begun: Option<UploadState>,
 }
 
@@ -395,7 +395,11 @@ impl FileUploader<'_> {
                     Some(words) => format!("{cause}: {words}"),
                     None => cause,
                 };
-                Deferral::failing(why, waits::FAILING_FILE, pending.attempts)
+                let deferral = Deferral::failing(why, waits::FAILING_FILE, pending.attempts);
+                match ends_upload(&failure) {
+                    true => deferral.ending_upload(),
+                    false => deferral,
+                }
             }
             // The cloud is unreachable: the lane waits.
             _ => return Err(self.stop(failure)),
@@ -472,10 +476,13 @@ impl FileUploader<'_> {
     }
 }
 
-/// Whether an upload in parts is of no use after this failure: its content is another one, or the cloud
-/// refuses it.
+/// Insufficient Storage: what has arrived of an upload takes the room of other files.
+const NO_SPACE: u16 = 507;
+
+/// Whether an upload in parts is of no use after this failure: its content is another one, the cloud refuses
+/// it, or has no space for it.
 fn ends_upload(failure: &Failure) -> bool {
-    matches!(failure.error().kind(), Kind::Media | Kind::CloudRefused)
+    matches!(failure.error().kind(), Kind::Media | Kind::CloudRefused) || failure.status() == Some(NO_SPACE)
 }
 
 /// Why a file waits that is not finished.

@@ -104,10 +104,10 @@ impl UploadJournal<'_> {
         Ok(())
     }
 
-    /// Reads the uploads of these files that are under way.
+    /// Reads the uploads of these files that are in progress.
     pub(super) async fn read_begun_uploads(&self, files: &mut [&mut ReadyFile]) -> Result<()> {
         let paths: Vec<&str> = files.iter().map(|file| file.pending.path.as_str()).collect();
-        let mut begun = upload_state::under_way(self.session.client(), &paths).await?;
+        let mut begun = upload_state::in_progress(self.session.client(), &paths).await?;
         for file in files {
             file.begun = begun.remove(&file.pending.path);
         }

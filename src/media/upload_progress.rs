@@ -142,7 +142,7 @@ impl UploadProgress {
     }
 
     /// The upload of a file that has begun and not ended, as this program knows it.
-    pub(super) fn under_way(&self, path: &str) -> Option<UploadState> {
+    pub(super) fn in_progress(&self, path: &str) -> Option<UploadState> {
         self.lock().get(path).map(|upload| upload.state.clone())
     }
 

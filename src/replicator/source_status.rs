@@ -120,6 +120,7 @@ pub(super) fn fill(status: &mut StatusReport, gauges: &SourceGauges) {
         missing: gauges.files.missing,
         failed: gauges.files.refused + gauges.files.failing,
         bytes: gauges.files.bytes,
+        example: gauges.files.example.clone(),
         bandwidth_limit: status.files.bandwidth_limit,
         watch_problem: status.files.watch_problem.take(),
     };

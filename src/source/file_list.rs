@@ -32,7 +32,7 @@ pub struct FileRecord {
     pub next_attempt_seconds: Option<f64>,
     /// When it was last uploaded.
     pub uploaded_at: Option<Timestamp>,
-    /// How far its upload has come, if one in parts is under way.
+    /// How far its upload has come, if one in parts is in progress.
     pub upload: Option<UploadStatus>,
 }
 

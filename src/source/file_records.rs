@@ -101,7 +101,7 @@ impl KnownStamp {
 }
 
 /// How many files are in which state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FileStateCounts {
     /// Waiting for their upload.
     pub waiting: u64,
@@ -118,6 +118,8 @@ pub struct FileStateCounts {
     pub refused: u64,
     /// Bytes uploaded.
     pub bytes: u64,
+    /// One that fails, is refused or is missing.
+    pub example: Option<String>,
 }
 
 /// Where the cloud has a file.
@@ -544,7 +546,16 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
     let mut counts = FileStateCounts::default();
     for row in &rows {
         let number = row.get::<_, i64>(1) as u64;
-        match FileState::read(row, 0)? {
+        let state = FileState::read(row, 0)?;
+        let is_worse = match state {
+            FileState::Failing => true,
+            FileState::Refused | FileState::Missing => counts.example.is_none(),
+            FileState::Waiting | FileState::Uploaded => false,
+        };
+        if is_worse {
+            counts.example = row.get(4);
+        }
+        match state {
             FileState::Waiting => {
                 counts.waiting = number;
                 counts.soon = row.get::<_, i64>(3) as u64;

@@ -1,5 +1,5 @@
-//! Uploads in parts that are under way, in the site's database: a replicator that is started again, or takes
-//! over, goes on with them, whatever became of the local store.
+//! Uploads in parts that are in progress, in the site's database: a replicator that is started again, or
+//! takes over, goes on with them, whatever became of the local store.
 //!
 //! An upload holds for a file as it looked when the upload began. Whether it looks so still is for the caller
 //! to compare.
@@ -17,7 +17,7 @@ fn failed(error: tokio_postgres::Error) -> Error {
     Error::postgres("keep the state of uploads", error)
 }
 
-/// An upload that is under way.
+/// An upload that is in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UploadState {
     /// Where it is, and how many bytes the cloud had.
@@ -66,13 +66,13 @@ pub(crate) async fn note(client: &Client, notes: &[UploadNote]) -> Result<()> {
     Ok(())
 }
 
-/// The uploads of these files that are under way, by their paths.
-pub(crate) async fn under_way(client: &Client, paths: &[&str]) -> Result<HashMap<String, UploadState>> {
+/// The uploads of these files that are in progress, by their paths.
+pub(crate) async fn in_progress(client: &Client, paths: &[&str]) -> Result<HashMap<String, UploadState>> {
     if paths.is_empty() {
         return Ok(HashMap::new());
     }
     let rows = client
-        .query(statement!("upload_state", "under_way"), &[&paths])
+        .query(statement!("upload_state", "in_progress"), &[&paths])
         .await
         .map_err(failed)?;
     Ok(rows

@@ -1,6 +1,6 @@
-//! Programs of others that speak tus 1.0.0: the client against a server of Node.js, and a client of Python against
-//! the receiver. Each is installed into a folder of the build, in the versions that are written here; where that
-//! cannot be, the test says so and is skipped.
+//! Programs of others that speak tus 1.0.0: the client against a server of Node.js, and a client of Python
+//! against the receiver. Each is installed into a folder of the build, in the versions that are written here;
+//! where that cannot be, the test says so and is skipped.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,9 +1,15 @@
 //! A large file goes in parts, and goes on where it was: whatever is killed, lost or restarted in between.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::http::Method;
+
 use crate::support::counting_proxy::CountingProxy;
+use crate::support::fault::Fault;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, SCHOOL, Site, connect};
 use crate::support::tcp_proxy::{TcpProxy, Trouble};
@@ -78,7 +84,7 @@ impl SlowSite {
         }
     }
 
-    /// What is noted of the upload that is under way: its address and its offset.
+    /// What is noted of the upload that is in progress: its address and its offset.
     async fn noted(&self) -> Option<(String, i64)> {
         let noted = "select upload_url, upload_offset from cloud_sync.media where upload_url is not null";
         let row = self.site.client.query_opt(noted, &[]).await.unwrap()?;
@@ -125,7 +131,7 @@ async fn a_killed_upload_goes_on_where_it_was_whatever_became_of_the_store() {
         let daemon = Daemon::of(&slow.site, "store");
         let process = daemon.start();
         slow.until_sent(SIZE / 2).await;
-        // It is told how far it is,
+        // The commands show how far it is,
         let why = daemon.ask(&["files", "why", "long.mp4", "--json"]);
         let why: serde_json::Value = serde_json::from_slice(&why.stdout).unwrap();
         let upload = &why["upload"];
@@ -244,6 +250,35 @@ async fn an_upload_outlasts_a_restart_of_the_cloud() {
     slow.until_there(&daemon, 0).await;
     slow.assert_sent_once();
     assert!(process.terminate().await.success(), "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_for_which_the_cloud_has_no_space_leaves_it_to_others() {
+    let cloud = Cloud::start("resume_space").await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("resume_space", &fault_proxy.url(), KEY).await;
+    std::fs::write(site.media().join("a.mp4"), vec![1; 6 * MIB as usize]).unwrap();
+    // Given a cloud that takes the first part, and has no space for the second one
+    let full = Arc::new(AtomicUsize::new(0));
+    fault_proxy.fault(Fault::status(507).on("files").method(Method::PATCH).when({
+        let full = full.clone();
+        move |_| full.fetch_add(1, Ordering::Relaxed) > 0
+    }));
+    let running = site.replicate();
+    site.run("insert into tbl_camera (camera_name) values ('c')")
+        .await;
+    site.run("insert into tbl_stream_recordings (camera_id, filename, filepath) values (1, 'a', 'a.mp4')")
+        .await;
+    // Then what has arrived is removed there.
+    running.until("it fails", |status| status.files.failed == 1).await;
+    assert!(full.load(Ordering::Relaxed) >= 2);
+    let uploads = "select count(*) from cloud_meta.uploads";
+    let row = connect(&cloud.database_url).await.query_one(uploads, &[]).await;
+    assert_eq!(row.unwrap().get::<_, i64>(0), 0);
+    let noted = "select count(*) from cloud_sync.media where upload_url is not null";
+    let row = site.client.query_one(noted, &[]).await;
+    assert_eq!(row.unwrap().get::<_, i64>(0), 0);
+    running.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -54,7 +54,7 @@ const UNSEEN: [[&str; 3]; 10] = [
         "no file here is so large that it goes in parts; it names its table with the schema",
     ],
     [
-        "sql/source/upload_state.sql: under_way",
+        "sql/source/upload_state.sql: in_progress",
         "select path, upload_url, upload_offset, upload_size",
         "no file here is so large that it goes in parts; it names its table with the schema",
     ],
