@@ -172,6 +172,7 @@ impl Loaded {
         settings.files = self.settings.files;
         settings.schedule = self.settings.schedule;
         settings.control.token = self.settings.control.token;
+        settings.control.lag_limit = self.settings.control.lag_limit;
         settings.receiver.keys = self.settings.receiver.keys;
         let values = self.values.into_iter().zip(&before.values);
         Self {
@@ -449,6 +450,9 @@ impl Layers {
             },
             control: ControlSettings {
                 listen: self.required("control.listen", value::address)?,
+                names: self
+                    .optional("control.names", value::host_names)?
+                    .unwrap_or_default(),
                 lag_limit: self.required("control.lag_limit", value::duration)?,
                 token: self.secret("control.token")?,
             },
