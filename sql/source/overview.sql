@@ -23,3 +23,7 @@ cross join lateral (
     where m.state = s.state
     order by greatest(named_at, uploaded_at) desc, path
     limit $2::bigint) f
+
+-- name: longest_missing
+-- Seconds since a row named the file that is missing the longest.
+select extract(epoch from now() - min(named_at))::float8 from cloud_sync.media where state = 'missing'

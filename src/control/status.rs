@@ -182,7 +182,7 @@ pub struct ChangeCounts {
 }
 
 /// Media files.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct FileCounts {
     /// Files that a row names and that are not uploaded yet.
     pub waiting: u64,
@@ -190,6 +190,9 @@ pub struct FileCounts {
     pub uploaded: u64,
     /// Files that a row names and that are not in the media folder.
     pub missing: u64,
+    /// How long ago a row named the file that is missing the longest; null if none is missing.
+    #[serde(default)]
+    pub missing_seconds: Option<f64>,
     /// Files whose upload failed and is retried.
     pub failed: u64,
     /// Bytes of uploaded files.

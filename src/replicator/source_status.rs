@@ -37,6 +37,8 @@ pub(super) struct SourceGauges {
     pub(super) outbox_bytes: u64,
     pub(super) quarantine: u64,
     pub(super) files: file_records::FileStateCounts,
+    /// See [`FileCounts::missing_seconds`].
+    pub(super) missing_seconds: Option<f64>,
     pub(super) growth: GrowthStatus,
     /// When it was asked.
     pub(super) at: Option<Instant>,
@@ -162,6 +164,10 @@ async fn gauges(
         lag: outbox::lag(session, &checkpoint).await?,
         outbox_bytes: outbox::bytes(session).await?,
         quarantine: quarantine::count(client, None).await?,
+        missing_seconds: match files.missing {
+            0 => None,
+            _ => overview::longest_missing(client).await?,
+        },
         files,
         growth: GrowthStatus::default(),
         at: None,
@@ -185,6 +191,7 @@ pub(super) fn fill(status: &mut StatusReport, gauges: &SourceGauges) {
         waiting: gauges.files.waiting,
         uploaded: gauges.files.uploaded,
         missing: gauges.files.missing,
+        missing_seconds: gauges.missing_seconds,
         failed: gauges.files.refused + gauges.files.failing,
         bytes: gauges.files.bytes,
         bandwidth_limit: status.files.bandwidth_limit,

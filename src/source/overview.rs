@@ -72,3 +72,15 @@ pub(crate) async fn last_files(client: &Client, states: &[FileState], limit: u32
         })
         .collect()
 }
+
+/// Seconds since a row named the file that is missing the longest; `None` if none is missing.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn longest_missing(client: &Client) -> Result<Option<f64>> {
+    let row = client
+        .query_one(statement!("overview", "longest_missing"), &[])
+        .await
+        .map_err(|error| Error::postgres("ask since when a media file is missing", error))?;
+    Ok(row.get(0))
+}

@@ -117,7 +117,7 @@ async fn a_technician_signs_in_watches_syncs_mends_and_signs_out() {
         .until_shown("#quarantined", "No row is in quarantine.")
         .await;
     browser
-        .until_shown("#sentence", "1 file is not in the media folder")
+        .until_shown("#sentence", "1 file is not in the media folder yet.")
         .await;
 
     // Without script, the page works too.

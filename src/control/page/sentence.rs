@@ -9,13 +9,16 @@ use jiff::Timestamp;
 
 use super::words::{count, number, seconds_between, span, verb};
 use crate::control::StatusReport;
-use crate::control::status::{LagStatus, ReplicatorState};
+use crate::control::status::{FileCounts, LagStatus, ReplicatorState};
 
 /// Changes that wait for longer than this while nothing is accepted are stuck, in seconds.
 const STUCK: f64 = 60.0;
 
 /// Changes that are younger than this reach the cloud as they are made, in seconds.
 const SOON: f64 = 10.0;
+
+/// A file may come so long after the row that names it, in seconds.
+const FILE_FOLLOWS: f64 = 300.0;
 
 /// A cloud that is away for longer than this needs somebody, in seconds.
 const LONG_AWAY: f64 = 3_600.0;
@@ -243,16 +246,7 @@ fn replicating(status: &StatusReport, now: Timestamp) -> Sentence {
         return said;
     }
     let files = &status.files;
-    let waiting_files = (files.waiting > 0).then(|| {
-        let (verb, way) = match files.bandwidth_limit {
-            Some(0) => (
-                verb(files.waiting, "waits", "wait"),
-                "by the plan of files.bandwidth",
-            ),
-            _ => (verb(files.waiting, "waits", "wait"), "or is being sent"),
-        };
-        format!("{} {verb} {way}.", count(files.waiting, "file", "files"))
-    });
+    let waiting_files = files_on_their_way(files);
     match (rows, waiting_files) {
         (Some(rows), Some(files)) => {
             Sentence::new(Level::Moving, format!("{rows} {files}")).because(on_their_way())
@@ -261,6 +255,30 @@ fn replicating(status: &StatusReport, now: Timestamp) -> Sentence {
         (None, Some(files)) => Sentence::new(Level::Moving, format!("Rows are up to date. {files}")),
         (None, None) => nothing_waits(status),
     }
+}
+
+/// The files that wait, and those that may still come; `None` if there are none.
+fn files_on_their_way(files: &FileCounts) -> Option<String> {
+    let mut said = Vec::new();
+    if files.waiting > 0 {
+        let how = match files.bandwidth_limit {
+            Some(0) => "by the plan of files.bandwidth",
+            _ => verb(files.waiting, "or is being sent", "or are being sent"),
+        };
+        let waiting = count(files.waiting, "file", "files");
+        said.push(format!(
+            "{waiting} {} {how}.",
+            verb(files.waiting, "waits", "wait")
+        ));
+    }
+    if files.missing > 0 {
+        said.push(format!(
+            "{} {} not in the media folder yet.",
+            count(files.missing, "file", "files"),
+            verb(files.missing, "is", "are")
+        ));
+    }
+    (!said.is_empty()).then(|| said.join(" "))
 }
 
 /// Changes wait, and nothing is accepted.
@@ -304,7 +322,7 @@ fn needs_a_look(status: &StatusReport, rows: Option<&str>) -> Option<Sentence> {
     }
     let files = &status.files;
     let mut problems = Vec::new();
-    if files.missing > 0 {
+    if files.missing > 0 && !may_follow(status) {
         problems.push(format!(
             "{} {} not in the media folder",
             count(files.missing, "file", "files"),
@@ -335,6 +353,14 @@ fn needs_a_look(status: &StatusReport, rows: Option<&str>) -> Option<Sentence> {
         );
     }
     None
+}
+
+/// Whether the missing files may still come: rows have named them a moment ago.
+fn may_follow(status: &StatusReport) -> bool {
+    status
+        .files
+        .missing_seconds
+        .is_some_and(|seconds| seconds < FILE_FOLLOWS)
 }
 
 fn nothing_waits(status: &StatusReport) -> Sentence {
@@ -539,6 +565,29 @@ mod tests {
                 with(well(), |status| status.files.missing = 1),
                 Level::Act,
                 "1 file is not in the media folder.",
+            ),
+            (
+                with(well(), |status| {
+                    (status.files.missing, status.files.missing_seconds) = (1, Some(20.0));
+                }),
+                Level::Moving,
+                "Rows are up to date. 1 file is not in the media folder yet.",
+            ),
+            (
+                with(well(), |status| {
+                    (status.files.missing, status.files.missing_seconds) = (2, Some(400.0));
+                    status.files.waiting = 1;
+                }),
+                Level::Act,
+                "2 files are not in the media folder.",
+            ),
+            (
+                with(well(), |status| {
+                    (status.files.missing, status.files.missing_seconds) = (2, Some(20.0));
+                    status.files.waiting = 3;
+                }),
+                Level::Moving,
+                "Rows are up to date. 3 files wait or are being sent. 2 files are not in the media folder yet.",
             ),
             (
                 with(waiting(12, 2.0), |status| {
