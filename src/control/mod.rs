@@ -61,8 +61,8 @@ pub trait Operator: Send + Sync + 'static {
     /// The metrics as OpenMetrics text.
     fn metrics(&self) -> String;
 
-    /// What the page shows besides the status.
-    fn overview(&self) -> impl Future<Output = Overview> + Send;
+    /// What the page shows besides the status. It asks the source only if `ask_source`.
+    fn overview(&self, ask_source: bool) -> impl Future<Output = Overview> + Send;
 
     /// The age of the oldest change that waits, or zero, without asking anybody; `None` if it is not known.
     fn lag_now(&self) -> Option<Duration>;

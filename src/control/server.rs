@@ -34,6 +34,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at a time. Each browser that shows the page holds one.
 const MAX_CONNECTIONS: usize = 512;
 
+/// Bytes that a connection buffers of a request: heads are small here, and strangers' connections are many.
+const READ_BUFFER: usize = 16 << 10;
+
 /// How long open requests may take to end after shutdown; after that, how long a sync may take that nobody
 /// waits for.
 const GRACE: Duration = Duration::from_secs(4);
@@ -144,7 +147,10 @@ impl<O: Operator> ControlServer<O> {
     /// None at present: a failure affects only its request or its connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let router = router(Arc::clone(&self.state));
-        let limits = ConnectionLimits::new(MAX_CONNECTIONS, GRACE);
+        let limits = ConnectionLimits {
+            read_buffer: READ_BUFFER,
+            ..ConnectionLimits::new(MAX_CONNECTIONS, GRACE)
+        };
         tokio::join!(
             serve::serve(self.listener, router, limits, shutdown.clone()),
             page::run(&self.state, &shutdown)
@@ -309,4 +315,21 @@ fn error_response(error: &Error) -> Response {
     };
     let body = json!({"success": false, "errors": [error.to_string()], "exit_code": error.exit_code()});
     (status, Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_token_ends_the_sessions_of_the_one_before() {
+        let token = ServerToken::new("first".into());
+        assert!(token.matches("first") && !token.matches("second"));
+        let before = token.generation();
+        token.replace("first".into());
+        assert_eq!(token.generation(), before, "it is the same token");
+        token.replace("second".into());
+        assert_ne!(token.generation(), before);
+        assert!(token.matches("second") && !token.matches("first"));
+    }
 }

@@ -147,7 +147,7 @@ mod tests {
             String::new()
         }
 
-        async fn overview(&self) -> Overview {
+        async fn overview(&self, _ask_source: bool) -> Overview {
             Overview::default()
         }
 

@@ -151,12 +151,16 @@ impl Operator for Replicator {
         self.state.metrics.encode()
     }
 
-    async fn overview(&self) -> Overview {
+    async fn overview(&self, ask_source: bool) -> Overview {
+        let source = match ask_source {
+            // The status says why the source does not answer.
+            true => self.questions.overview(self.state.checkpoint()).await.ok(),
+            false => None,
+        };
         Overview {
             incidents: self.state.last_incidents(),
             compared: self.sync_progress.compared(),
-            // The status says why the source does not answer.
-            source: self.questions.overview(self.state.checkpoint()).await.ok(),
+            source,
         }
     }
 

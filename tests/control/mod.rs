@@ -76,7 +76,7 @@ impl Operator for ScriptedOperator {
         self.metrics.encode()
     }
 
-    async fn overview(&self) -> Overview {
+    async fn overview(&self, _ask_source: bool) -> Overview {
         Overview::default()
     }
 

@@ -149,7 +149,9 @@ impl<O: Operator> HandlerState<O> {
             status.reason = Some(error.to_string());
             status
         });
-        let overview = self.operator.overview().await;
+        // One that has just not answered is not asked again.
+        let ask_source = status.source.reachable != Some(false);
+        let overview = self.operator.overview(ask_source).await;
         let refused = self
             .page
             .refused_sync

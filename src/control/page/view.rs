@@ -441,11 +441,7 @@ impl Seen<'_> {
         add("Outbox", bytes, "");
         let growth = status.outbox_growth.unwrap_or_default();
         match growth.bytes_per_second {
-            Some(rate) if rate >= 1.0 => add(
-                "It grows by",
-                format!("{} a second", size(rate as u64)),
-                "waiting",
-            ),
+            Some(rate) if rate >= 1.0 => add("It grows by", format!("{} a second", size(rate as u64)), ""),
             Some(_) => add("It grows by", "nothing".to_owned(), ""),
             None => {}
         }

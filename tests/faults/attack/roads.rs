@@ -340,7 +340,7 @@ impl<'a> WithChanges<'a> {
             quarantined(running, 1).await;
             let told = running
                 .replicator
-                .overview()
+                .overview(true)
                 .await
                 .source
                 .expect("the source answers");
