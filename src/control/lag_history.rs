@@ -71,7 +71,8 @@ impl LagHistory {
         }
     }
 
-    /// The highest lag of each slot of the range that ends now, the oldest first; `None` where it is not known.
+    /// The highest lag of each slot of the range that ends now, the oldest first; `None` where it is not
+    /// known.
     pub(super) fn lags(&self, range: LagRange, now: u64) -> Vec<Option<f64>> {
         let index = LagRange::ALL.iter().position(|other| *other == range);
         let slots = &self.0[index.unwrap_or_default()].0;

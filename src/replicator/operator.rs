@@ -12,22 +12,28 @@ use crate::change::Position;
 use crate::control::status::{ReplicatorState, StatusReport};
 use crate::control::{Health, Operator, Overview, SyncRequest};
 use crate::drain::{Condition, Peer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::quarantine::QuarantineEntry;
 use crate::reconcile::NoObserver;
 use crate::reconcile::report::SyncReport;
 
+/// How long the source may take to say what waits, before the status counts it as not reachable.
+const ANSWER: Duration = Duration::from_secs(15);
+
 /// How long the drain may stand still while changes wait, before the replicator counts as unhealthy.
 const STILL: Duration = Duration::from_secs(60);
 
-/// How old "nothing waits" may be and still count as the lag of now: the source is asked once a minute at least.
+/// How old "nothing waits" may be and still count as the lag of now: the source is asked once a minute at
+/// least.
 const LAG_IS_OLD: Duration = Duration::from_secs(90);
 
 impl Operator for Replicator {
     async fn status(&self) -> Result<StatusReport> {
         let live = self.live();
         let checkpoint = self.state.checkpoint();
-        let asked = self.questions.gauges(checkpoint.clone()).await;
+        let asked = tokio::time::timeout(ANSWER, self.questions.gauges(checkpoint.clone()))
+            .await
+            .unwrap_or_else(|_| Err(no_answer()));
         let mut status = StatusReport::unknown(ReplicatorState::Starting);
         status.running_since = Some(self.started_at);
         let metrics = &self.state.metrics;
@@ -205,6 +211,16 @@ impl Operator for Replicator {
     async fn discard(&self, position: Position) -> Result<u64> {
         self.questions.discard(position).await
     }
+}
+
+/// The error of a source that hangs.
+fn no_answer() -> Error {
+    Error::new(
+        Kind::SourceUnreachable,
+        "ask the site's database what waits",
+        format!("it gave no answer within {} s", ANSWER.as_secs()),
+    )
+    .remedy("look whether PostgreSQL hangs, or waits for its disk")
 }
 
 /// Well; where rows are in quarantine, with a word of it.

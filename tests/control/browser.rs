@@ -1,6 +1,6 @@
 //! The page in a real browser, as a technician uses it.
 
-use super::page::PageOfSite;
+use super::page_of_site::PageOfSite;
 use crate::support::browser::{Browser, axe};
 use crate::support::site::SCHOOL;
 

@@ -1,8 +1,9 @@
-//! The operator API over real HTTP, against an operator that is scripted here; and the page, [`page`] over real
-//! HTTP and [`browser`] in a real browser, against a real replicator.
+//! The operator API over real HTTP, against an operator that is scripted here; and the page, [`page`] over
+//! real HTTP and [`browser`] in a real browser, against a real replicator.
 
 mod browser;
 mod page;
+mod page_of_site;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

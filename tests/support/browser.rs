@@ -1,5 +1,6 @@
-//! A real browser: Debian's Chromium, driven by its chromedriver with the calls of WebDriver that the tests need;
-//! and axe, which finds what keeps people from using a page.
+//! A real browser: Debian's Chromium, driven by its chromedriver with the calls of WebDriver that the tests
+//! need; and axe, which finds what keeps people from using a page. A crate for WebDriver would add operators to
+//! `String`, which makes `text + &text` ambiguous in every test.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;

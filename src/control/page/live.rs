@@ -1,9 +1,9 @@
 //! Live updates: each browser that shows the page gets the parts that changed, about once a second while
 //! something changes (server-sent events).
 //!
-//! What always holds: the parts are rendered once for all browsers, and only while there is one. The number of
-//! browsers is bounded. A browser that falls behind gets the whole page again. A stream ends with its session,
-//! and when the program ends.
+//! What always holds: the parts are rendered once for all browsers, and only while there is one. The number
+//! of browsers is bounded. A browser that falls behind gets the whole page again. A stream ends with its
+//! session, and when the program ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the source is asked although nothing seems to happen: only it knows of changes that nobody can
 /// deliver now.
 const QUIET: Duration = Duration::from_secs(3);
+
+/// The longest time between two looks while something happens.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// How often a stream on which nothing is sent shows that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -116,8 +119,10 @@ impl Rendered {
         self.activity = activity;
         self.looked_at = Some(began);
         let view = state.view(Duration::ZERO).await;
-        // Counting a long backlog is work: at most a tenth of the time is spent on it.
-        self.not_before = Some(Instant::now() + began.elapsed() * 9);
+        // Counting a long backlog is work: at most a tenth of the time is spent on it. A source that hangs is
+        // asked again soon, since nothing else tells that it is back.
+        let longest = if view.knows_source { LONGEST_REST } else { QUIET };
+        self.not_before = Some(Instant::now() + (began.elapsed() * 9).min(longest));
         let parts = parts(&view);
         let changed: Parts = parts
             .iter()

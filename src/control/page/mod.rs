@@ -254,8 +254,8 @@ async fn check_request<O: Operator>(
     next.run(request).await
 }
 
-/// Lets a request through that belongs to a session; one that sends a form must carry the session's token. The
-/// handlers get the [`SessionId`] and the [`Form`].
+/// Lets a request through that belongs to a session; one that sends a form must carry the session's token.
+/// The handlers get the [`SessionId`] and the [`Form`].
 async fn require_session<O: Operator>(
     State(state): State<Arc<HandlerState<O>>>,
     request: Request,
@@ -431,8 +431,8 @@ impl PageState {
         Some(SessionId::given(id))
     }
 
-    /// The name of the session's cookie. Only a cookie that came over TLS may have the prefix that protects it
-    /// from other hosts of the domain.
+    /// The name of the session's cookie. Only a cookie that came over TLS may have the prefix that protects
+    /// it from other hosts of the domain.
     fn cookie_name(&self, is_tls: bool) -> String {
         let prefix = if is_tls { "__Host-" } else { "" };
         format!("{prefix}cloud_sync_{}", self.port)

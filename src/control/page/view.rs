@@ -19,6 +19,8 @@ use crate::source::overview::RecentFile;
 #[derive(Debug, Clone)]
 pub(super) struct View {
     pub(super) site: String,
+    /// Whether the source has answered.
+    pub(super) knows_source: bool,
     pub(super) sentence: Sentence,
     pub(super) last_accepted: Option<Moment>,
     pub(super) latency: Option<String>,
@@ -183,6 +185,7 @@ impl View {
         let lag = status.lag;
         Self {
             site: status.source.id.clone().unwrap_or_default(),
+            knows_source: source.is_some(),
             last_accepted: status.last_accepted_at.map(|at| seen.moment(at)),
             latency: status.latency.as_ref().map(|latency| {
                 format!(
