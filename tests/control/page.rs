@@ -16,6 +16,8 @@ async fn a_stranger_gets_the_sign_in_page_and_nothing_else() {
         ("/cloud-sync/sign-in", StatusCode::OK),
         ("/cloud-sync/page.css", StatusCode::OK),
         ("/cloud-sync", StatusCode::SEE_OTHER),
+        ("/cloud-sync/", StatusCode::SEE_OTHER),
+        ("/", StatusCode::SEE_OTHER),
     ];
     for (path, status) in open {
         let answer = page.request(Method::GET, path).send().await.unwrap();

@@ -216,6 +216,8 @@ pub(super) fn router<O: Operator>(state: &Arc<HandlerState<O>>) -> Router<Arc<Ha
             require_session::<O>,
         ));
     Router::new()
+        .route("/", get(async || Redirect::to(PATH)))
+        .route("/cloud-sync/", get(async || Redirect::to(PATH)))
         .route(SIGN_IN, get(sign_in::show::<O>).post(sign_in::sign_in::<O>))
         .route("/cloud-sync/page.css", get(async || style()))
         .merge(signed_in)
