@@ -6,6 +6,8 @@
 //! that can be checked without a database ([`Catalogue::new`]). `source::describe` checks whether it fits a
 //! database.
 
+pub(crate) mod declared;
+pub(crate) mod private_columns;
 pub mod server;
 
 use std::collections::{BTreeMap, HashSet};
@@ -66,11 +68,15 @@ pub struct FileColumn {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entity {
-    /// The entity's name on the wire, in reports and in the receiver's schema.
+    /// The entity's name on the wire, in reports and in the receiver's schema. If the configuration leaves it
+    /// out, it follows from the table's.
+    #[serde(default)]
     pub name: String,
     /// The source table, with its schema if that is not on the search path: `tbl_room`, `"Annex"."Room"`.
     pub table: String,
-    /// The key columns, in order: the primary key or a unique key without nulls.
+    /// The key columns, in order: the primary key or a unique key without nulls. If the configuration leaves
+    /// them out, they are those of the primary key, or of the shortest such unique key.
+    #[serde(default)]
     pub key: Vec<String>,
     /// The resource path below the cloud's base URL. Defaults to the name with dashes.
     #[serde(default)]
@@ -81,6 +87,13 @@ pub struct Entity {
     /// Columns that are never read, and so never leave the site.
     #[serde(default)]
     pub exclude: Vec<String>,
+    /// Columns that leave the site although their names look private.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// Whether columns whose names look private never leave the site, unless `include` names them: those that
+    /// come later, too.
+    #[serde(default, skip_deserializing, skip_serializing_if = "std::ops::Not::not")]
+    pub guarded: bool,
     /// Columns that are redacted before a row is sent: credentials in URLs, and values of excluded columns,
     /// are removed.
     #[serde(default)]
@@ -130,6 +143,8 @@ impl Entity {
             path: name.replace('_', "-"),
             retention: None,
             exclude: Vec::new(),
+            include: Vec::new(),
+            guarded: false,
             redact: Vec::new(),
             filter: None,
             deletes: None,
@@ -141,6 +156,18 @@ impl Entity {
             constants: BTreeMap::new(),
             trust_list: true,
         }
+    }
+
+    /// Whether a column of this name stays on the site.
+    pub fn leaves_out(&self, column: &str) -> bool {
+        self.exclude.iter().any(|excluded| excluded == column)
+            || self.guarded && self.looks_private(column).is_some()
+    }
+
+    /// Why a column looks private that nothing names; `None` if it does not.
+    pub(crate) fn looks_private(&self, column: &str) -> Option<&'static str> {
+        let is_named = self.include.iter().any(|included| included == column);
+        private_columns::looks_private(column).filter(|_| !is_named)
     }
 
     /// Whether a delete on the site deletes in the cloud.
@@ -196,24 +223,45 @@ impl Catalogue {
     /// A configuration error that names the entity: an empty or repeated name or path, no key, an unsafe
     /// name, a key column that is excluded or redacted.
     pub fn new(mut entities: Vec<Entity>) -> Result<Self> {
+        let faults = Self::faults(&mut entities);
+        if faults.is_empty() {
+            Ok(Self { entities })
+        } else {
+            Err(Error::all_of("use the catalogue", faults))
+        }
+    }
+
+    /// A catalogue of entities without [faults](Self::faults).
+    pub(crate) fn of_checked(entities: Vec<Entity>) -> Self {
+        Self { entities }
+    }
+
+    /// What is wrong with these entities; at most one fault each. It gives those without a path the default
+    /// one.
+    pub(crate) fn faults(entities: &mut [Entity]) -> Vec<Error> {
         let mut names = HashSet::new();
         let mut paths = HashSet::new();
-        for entity in &mut entities {
+        let mut faults = Vec::new();
+        for entity in entities {
             if entity.path.is_empty() {
                 entity.path = entity.name.replace('_', "-");
             }
-            check_entity(entity)?;
-            if !names.insert(entity.name.clone()) {
-                return Err(invalid(entity, "another entity has the same name").remedy("rename one of them"));
-            }
-            if !paths.insert(entity.path.clone()) {
-                return Err(
+            let is_new_name = names.insert(entity.name.clone());
+            let is_new_path = paths.insert(entity.path.clone());
+            let fault = match check_entity(entity) {
+                Err(fault) => fault,
+                Ok(()) if !is_new_name => {
+                    invalid(entity, "another entity has the same name").remedy("rename one of them")
+                }
+                Ok(()) if !is_new_path => {
                     invalid(entity, format!("another entity has the path {}", entity.path))
-                        .remedy("give one of them another path"),
-                );
-            }
+                        .remedy("give one of them another path")
+                }
+                Ok(()) => continue,
+            };
+            faults.push(fault);
         }
-        Ok(Self { entities })
+        faults
     }
 
     /// The nine entities of the college, used if the configuration names none.
@@ -310,10 +358,13 @@ fn invalid(entity: &Entity, cause: impl Into<String>) -> Error {
     Error::config(format!("use entity {}", entity.name), cause)
 }
 
+/// The longest name and path of an entity, in bytes.
+pub(crate) const LONGEST_NAME: usize = 60;
+
 /// Whether a name is safe in a URL's path and as an SQL name: letters, digits, `_` and `-`.
 fn is_plain_name(text: &str) -> bool {
     !text.is_empty()
-        && text.len() <= 60
+        && text.len() <= LONGEST_NAME
         && text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
@@ -351,11 +402,13 @@ fn check_entity(entity: &Entity) -> Result<()> {
     if let Some(column) = entity
         .key
         .iter()
-        .find(|column| entity.exclude.contains(column) || entity.redact.contains(column))
+        .find(|column| entity.leaves_out(column) || entity.redact.contains(column))
     {
         return Err(
-            invalid(entity, format!("its key column {column} is excluded or redacted"))
-                .remedy("the cloud needs the whole key: take the column out of exclude and redact"),
+            invalid(entity, format!("its key column {column} is excluded or redacted")).remedy(
+                "the cloud needs the whole key: take the column out of exclude and redact, or name it under \
+                     include if its name only looks private",
+            ),
         );
     }
     for (file_index, file) in entity.files.iter().enumerate() {

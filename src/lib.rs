@@ -47,6 +47,8 @@ pub mod control;
 #[doc(hidden)]
 pub mod replicator;
 
+mod setup;
+
 #[doc(hidden)]
 pub mod drain;
 #[doc(hidden)]

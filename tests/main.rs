@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
 mod cases;
+mod catalogue;
 mod checkpoint;
 mod cli;
 mod clouds;
@@ -18,7 +19,9 @@ mod holes;
 mod latency;
 mod pipeline;
 mod receiver;
+mod setup;
 mod sql;
 mod support;
 mod sync;
 mod values;
+mod why;

@@ -56,18 +56,24 @@ begin
 end $$;
 
 -- signature: the triggers and functions of an entity's capture, and the transaction that changed each last.
--- Triggers that PostgreSQL has cloned to partitions come and go with these.
+-- Triggers that PostgreSQL has cloned to partitions come and go with these. A trigger's function is found by its
+-- dependency, which has an index.
 create or replace function cloud_sync.signature(entity_id smallint) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
+    with functions as materialized (
+        select p.oid, p.xmin from pg_proc p
+        where p.proname >= format('capture_%s_', entity_id)::name
+          and p.proname < format('capture_%s`', entity_id)::name
+          and p.pronamespace = 'cloud_sync'::regnamespace
+          and p.proname ~ format('^capture_%s_[a-z]+$', entity_id))
     select string_agg(part, ',' order by part) from (
-        select p.oid || '.' || p.xmin as part from pg_proc p
-        where p.pronamespace = 'cloud_sync'::regnamespace
-          and p.proname ~ format('^capture_%s_[a-z]+$', entity_id)
+        select p.oid || '.' || p.xmin as part from functions p
         union all
         select t.oid || '.' || t.tgrelid || '.' || t.xmin
-        from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-        where p.pronamespace = 'cloud_sync'::regnamespace
-          and p.proname ~ format('^capture_%s_[a-z]+$', entity_id)
-          and t.tgparentid = 0
+        from functions p
+        join pg_depend d on d.refclassid = 'pg_proc'::regclass and d.refobjid = p.oid
+            and d.classid = 'pg_trigger'::regclass
+        join pg_trigger t on t.oid = d.objid
+        where t.tgparentid = 0
     ) parts;
 $$;

@@ -1,35 +1,39 @@
 -- Whether capture is as `init` made it, and gaps: changes that may have been missed.
 
 -- name: members
--- The entity's table and its partitions at every level, with our triggers on each and the letter of their
--- state.
--- $1 the oid of the entity's table
+-- The tables $1 of entities and their partitions at every level, with our triggers on each and the letter of
+-- their state: name in SQL; kind; triggers; whether it is the entity's own table; the oid of that.
 select format('%I.%I', n.nspname, c.relname), c.relkind::text,
        array(
            select t.tgname || ' ' || t.tgenabled::text from pg_trigger t
            where t.tgrelid = c.oid and t.tgname like 'cloud\_sync\_%'),
-       c.oid = $1 as root
-from (select $1::oid as relid union select relid from pg_partition_tree($1::oid::regclass) p) tree
+       c.oid = tree.root as is_root, tree.root
+from (
+    select w.oid as root, w.oid as relid from unnest($1::oid[]) w(oid)
+    union select w.oid, p.relid from unnest($1::oid[]) w(oid), pg_partition_tree(w.oid::regclass) p) tree
 join pg_class c on c.oid = tree.relid
 join pg_namespace n on n.oid = c.relnamespace
-order by root desc, 1
+order by is_root desc, 1
 
--- name: strangers
--- Tables that have triggers of the entity and are none of $2, each with such a trigger. $1 the entity's
--- number
-select format('%I.%I', n.nspname, c.relname) as name, format('%I', t.tgname)
-from pg_trigger t
-join pg_proc p on p.oid = t.tgfoid
+-- name: triggered
+-- The tables that have triggers of the entities $1, which are numbers: the entity; the table; such a trigger.
+-- A trigger's function is found by its dependency, which has an index.
+with functions as materialized (
+    select p.oid, substring(p.proname::text from '^capture_([0-9]{1,5})_[a-z]+$')::int as entity from pg_proc p
+    where p.pronamespace = 'cloud_sync'::regnamespace and p.proname ~ '^capture_[0-9]{1,5}_[a-z]+$')
+select f.entity::smallint, format('%I.%I', n.nspname, c.relname) as name, format('%I', t.tgname)
+from functions f
+join pg_depend d on d.refclassid = 'pg_proc'::regclass and d.refobjid = f.oid and d.classid = 'pg_trigger'::regclass
+join pg_trigger t on t.oid = d.objid
 join pg_class c on c.oid = t.tgrelid
 join pg_namespace n on n.oid = c.relnamespace
-where p.pronamespace = 'cloud_sync'::regnamespace and p.proname ~ format('^capture_%s_[a-z]+$', $1::smallint)
-  and t.tgparentid = 0 and format('%I.%I', n.nspname, c.relname) <> all ($2)
+where f.entity = any($1::smallint[]) and t.tgparentid = 0
 order by name
 
 -- name: captured
--- What is kept of an entity's capture, and whether its triggers and functions are those that were installed.
--- The triggers of a table that was dropped went with it: that does not mean that someone altered them. $1 the
--- entity's name
+-- What is kept of the capture of the entities $1, which are names, and whether their triggers and functions are
+-- those that were installed. The triggers of a table that was dropped went with it: that does not mean that
+-- someone altered them.
 select e.id, e.relid, e.definition, e.detached_at is not null,
        not exists (
            select from unnest(string_to_array(e.signature, ',')) installed (part)
@@ -38,12 +42,13 @@ select e.id, e.relid, e.definition, e.detached_at is not null,
            where installed.part is null or (present.part is null
                and (installed.part !~ '^[0-9]+[.][0-9]+[.]' or exists (
                    select from pg_class c where c.oid::text = split_part(installed.part, '.', 2))))),
-       e.gap, e.gap_seen::text, e.selection, e.parked
-from cloud_sync.entity e where e.name = $1
+       e.gap, e.gap_seen::text, e.selection, e.parked, e.name
+from cloud_sync.entity e where e.name = any($1)
 
 -- name: note_shape
--- $1 the entity's number   $2 the oid of its table. Returns whether it marked a gap.
-select cloud_sync.note_shape($1, $2)
+-- $1 the entities' numbers   $2 the oids of their tables. Returns whether it marked a gap of one.
+select coalesce(bool_or(cloud_sync.note_shape(w.id, w.oid)), false)
+from (select * from unnest($1::smallint[], $2::oid[]) u(id, oid) order by id) w
 
 -- name: mark
 -- $1 the entity's number   $2 the gap

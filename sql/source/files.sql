@@ -101,7 +101,8 @@ large as (
     where state in ('waiting', 'failing') and next_attempt <= now() and path <> all($1) and seen_size >= $4
     order by next_attempt
     limit $3::bigint)
-select path, directory, attempts, sent_as, size, hash, url
+select path, directory, attempts, sent_as, size, hash, url, modified_us, changed_us, inode,
+       uploaded_at is not null
 from cloud_sync.media
 where path in (select path from small union all select path from large)
 
@@ -139,13 +140,14 @@ from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], 
 where m.path = f.path
 
 -- name: record_stamps
--- Files whose content is the one that was uploaded. $1 paths   $2 times of modification   $3 times of change
+-- Files whose content is the one that was uploaded, unless the cloud is to be asked for it since. $1 paths
+-- $2 times of modification   $3 times of change
 -- $4 inodes
 update cloud_sync.media m
 set state = 'uploaded', modified_us = f.modified_us, changed_us = f.changed_us, inode = f.inode, error = null,
     attempts = 0
 from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) f (path, modified_us, changed_us, inode)
-where m.path = f.path and m.url is not null
+where m.path = f.path and m.url is not null and m.uploaded_at is not null
 
 -- name: of_known_size
 -- Those of the files $1, of directories $2 and sizes $3, of which another one of the same size was uploaded to
@@ -163,7 +165,7 @@ with clash as (
     from cloud_sync.media m
     join cloud_sync.media o
         on md5(o.url) = md5(m.url) and o.url = m.url and o.path <> m.path and o.hash <> m.hash
-    where m.path = any($1) and m.state = 'uploaded' and o.state = 'uploaded'
+    where m.path = any($1) and m.url is not null and o.url is not null
       and (o.path <> all($1) or o.path < m.path)),
 renamed as (
     update cloud_sync.media m
@@ -180,12 +182,58 @@ set state = case when attempts = 0 then 'waiting' else 'failing' end, url = null
 where path = any($1)
 
 -- name: upload_all_again
--- Makes every uploaded file due: another cloud has none of them.
+-- Another cloud has none of the files: what the one before had of them no longer counts, whatever their state
+-- is. Those that can be sent are due.
 with late as (
-    select path from cloud_sync.media where state = 'uploaded' order by path for no key update)
+    select path from cloud_sync.media
+    where state in ('uploaded', 'waiting', 'failing') or url is not null or hash is not null
+    order by path
+    for no key update)
 update cloud_sync.media
-set state = 'waiting', url = null, hash = null, attempts = 0, next_attempt = now()
+set state = case when state in ('uploaded', 'failing') then 'waiting' else state end,
+    url = null, remote_path = null, hash = null, uploaded_at = null, upload_url = null, attempts = 0,
+    next_attempt = now()
 where path in (select path from late)
+
+-- name: ask_again
+-- Has the cloud asked whether it still has what is recorded of the files that rows of the entities $1 name;
+-- of all files if $1 is null. Their URLs hold until it answers. $2 the reason.
+with late as (
+    select path from cloud_sync.media m
+    where state in ('uploaded', 'waiting', 'failing') and url is not null and hash is not null
+      and ($1::text[] is null
+        or exists (select from cloud_sync.media_ref r where r.path = m.path and r.entity = any($1)))
+    order by path
+    for no key update)
+update cloud_sync.media
+set state = 'waiting', uploaded_at = null, attempts = 0, next_attempt = now(), error = $2
+where path in (select path from late)
+
+-- name: confirm
+-- The cloud still has what is recorded. $1 paths   $2 hashes   $3 URLs   $4 whether the file looks otherwise
+-- now: it is due then. Returns the files that had another URL. A file whose record was cleared since is left
+-- out.
+with before as (
+    select path, hash, url from cloud_sync.media where path = any($1) order by path for no key update),
+confirmed as (
+    update cloud_sync.media m
+    set state = case when f.changed then 'waiting' else 'uploaded' end, url = f.url,
+        remote_path = case when f.url = m.url then m.remote_path end, uploaded_at = now(), error = null,
+        attempts = case when m.sent_as is null then 0 else m.attempts end, next_attempt = now()
+    from unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) f (path, hash, url, changed)
+    where m.path = f.path and m.hash = f.hash and m.url is not null)
+select b.path
+from before b
+join unnest($1::text[], $2::text[], $3::text[]) f (path, hash, url) on b.path = f.path
+where b.hash = f.hash and b.url <> f.url
+
+-- name: forget_content
+-- The cloud no longer has what is recorded of the files $1, whose hashes were $2: they are due.
+update cloud_sync.media m
+set state = 'waiting', url = null, remote_path = null, hash = null, error = null, attempts = 0,
+    next_attempt = now()
+from unnest($1::text[], $2::text[]) f (path, hash)
+where m.path = f.path and m.hash = f.hash
 
 -- name: known
 -- State and stamp of those of the files $1 that are known.
@@ -238,7 +286,8 @@ limit $1
 select path, directory, state, coalesce(seen_size, size), hash, url, error, attempts,
        case when state in ('waiting', 'failing')
             then greatest(extract(epoch from next_attempt - now()), 0)::float8 end,
-       extract(epoch from uploaded_at)::float8
+       extract(epoch from uploaded_at)::float8, upload_offset, upload_size, upload_rate,
+       extract(epoch from now() - upload_noted_at)::float8, upload_url is not null
 from cloud_sync.media
 where state = any($1) and path > $2 and ($4::text is null or path = $4)
 order by path

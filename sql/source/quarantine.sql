@@ -87,6 +87,12 @@ where position = $1 and not provisional
 order by entity, key
 limit 100
 
+-- name: of_row
+-- The entry of the row of entity $1 with the key $2.
+select {columns}
+from cloud_sync.quarantine
+where entity = $1 and md5(key) = md5($2) and key = $2
+
 -- name: refused_since
 -- Which of the rows of entity $1 with the keys $2 were refused since $3, in microseconds since 1970.
 select q.key, q.code, q.error

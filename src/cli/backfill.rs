@@ -45,7 +45,7 @@ pub(super) async fn execute(context: &Context, args: BackfillArgs) -> Result<Exi
     };
     let shutdown = Shutdown::listen()?;
     let report = replicator::backfill(
-        context.settings(),
+        &context.completed_settings().await?,
         &args.entity,
         span,
         args.restart,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Context, SiteFlags, output};
 use crate::config::keys::KEYS;
-use crate::config::{EffectiveValue, Loaded};
+use crate::config::{EffectiveValue, Loaded, Settings};
 use crate::error::Result;
 
 const EXAMPLES: &str = "\
@@ -72,17 +72,28 @@ impl Setting {
     }
 }
 
+/// The names of the entities; of one that only the database can name, its table, and the patterns of tables.
+fn entities(settings: &Settings) -> Vec<String> {
+    let Some(declared) = &settings.declared else {
+        let entities = settings.catalogue.entities().iter();
+        return entities.map(|entity| entity.name.clone()).collect();
+    };
+    let listed = declared.entities.iter().map(|entity| match entity.name.as_str() {
+        "" => format!("of table {}", entity.table),
+        name => name.to_owned(),
+    });
+    let patterns = declared
+        .tables
+        .iter()
+        .map(|pattern| format!("of tables {pattern}"));
+    listed.chain(patterns).collect()
+}
+
 fn effective(loaded: &Loaded) -> Effective {
     let file = loaded.file.as_ref().map(|path| path.display().to_string());
     Effective {
         settings: loaded.values.iter().map(Setting::of).collect(),
-        entities: loaded
-            .settings
-            .catalogue
-            .entities()
-            .iter()
-            .map(|entity| entity.name.clone())
-            .collect(),
+        entities: entities(&loaded.settings),
         entities_from: match &file {
             Some(file) if loaded.own_catalogue => file.clone(),
             _ => "built in".to_owned(),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Context, SiteFlags, output};
 use crate::error::{Error, Result};
 use crate::replicator::connect;
-use crate::source::file_list::{self, FileRecord};
+use crate::source::file_list::{self, FileRecord, UploadStatus};
 use crate::source::file_state::FileState;
 use crate::source::install;
 
@@ -156,7 +156,11 @@ fn describe_list(files: &[FileRecord], is_full: bool) -> String {
             file.next_attempt_seconds.map_or_else(String::new, in_words),
             // A line feed in a name must not begin a line of the list.
             file.path.escape_debug().to_string(),
-            file.reason.clone().unwrap_or_default(),
+            [file.reason.clone(), file.upload.as_ref().map(how_far)]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("; "),
         ]
     });
     let mut text = output::table(&["state", "size", "next attempt", "file", "why"], rows);
@@ -169,13 +173,37 @@ fn describe_list(files: &[FileRecord], is_full: bool) -> String {
     text
 }
 
-fn in_words(seconds: f64) -> String {
-    match seconds.ceil() as u64 {
-        0 => "now".to_owned(),
-        seconds @ 1..120 => format!("in {seconds} s"),
-        seconds @ 120..7200 => format!("in {} min", seconds / 60),
-        seconds => format!("in {} h", seconds / 3600),
+/// How far an upload has come, as far as it was noted.
+fn how_far(upload: &UploadStatus) -> String {
+    let mut text = format!(
+        "{:.0} % is there, {} of {}",
+        upload.percent.floor(),
+        output::size(upload.bytes_sent.unsigned_abs()),
+        output::size(upload.bytes_total.unsigned_abs())
+    );
+    if let (Some(rate), Some(left)) = (upload.bytes_per_second, upload.seconds_left) {
+        text.push_str(&format!(
+            ", {}/s, {} left",
+            output::size(rate.unsigned_abs()),
+            duration(left)
+        ));
     }
+    text
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds.ceil() as u64 {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
+}
+
+fn in_words(seconds: f64) -> String {
+    if seconds <= 0.0 {
+        return "now".to_owned();
+    }
+    format!("in {}", duration(seconds))
 }
 
 fn describe(report: &FileReport) -> String {
@@ -183,6 +211,9 @@ fn describe(report: &FileReport) -> String {
     let mut lines = vec![format!("{}: {}", file.path.escape_debug(), sentence(file))];
     if let Some(size) = file.size {
         lines.push(format!("  size      {}", output::size(size.unsigned_abs())));
+    }
+    if let Some(upload) = &file.upload {
+        lines.push(format!("  upload    {}", how_far(upload)));
     }
     if let Some(url) = &file.url {
         lines.push(format!("  url       {url}"));
@@ -204,6 +235,9 @@ fn sentence(file: &FileRecord) -> String {
     });
     match file.state {
         "uploaded" => "the cloud has it, and its rows have its URL or get it now.".to_owned(),
+        "waiting" if file.upload.is_some() => {
+            "a part of it is there; the upload goes on from where it is.".to_owned()
+        }
         "waiting" => format!("it waits: {reason}.{again}"),
         "failing" => format!("it fails ({} attempts): {reason}.{again}", file.attempts),
         "missing" => format!(

@@ -8,6 +8,8 @@ use serde::Serialize;
 
 use super::{Context, SiteFlags, output};
 use crate::error::Result;
+use crate::replicator::complete_settings;
+use crate::source::complete::PatternScope;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install::{self, Installed};
 
@@ -40,7 +42,7 @@ struct InitAnswer {
 }
 
 pub(super) async fn execute(context: &Context, args: InitArgs) -> Result<ExitCode> {
-    let settings = context.settings();
+    let settings = complete_settings(context.settings(), PatternScope::All).await?;
     let declared = match (args.new_epoch, args.same_outbox) {
         (true, _) => OutboxDeclaration::NewEpoch,
         (false, true) => OutboxDeclaration::Same,

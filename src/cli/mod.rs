@@ -21,9 +21,11 @@ mod reference;
 mod reload;
 mod replay;
 mod run;
+mod setup;
 mod status;
 mod sync;
 mod uninstall;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +34,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{LoadOptions, Loaded, Settings};
 use crate::error::Result;
+use crate::replicator::Replicator;
 
 const AFTER_HELP: &str = "\
 Settings come from cloud-sync.toml. Environment variables and a .env file override it; flags override both.
@@ -41,6 +44,7 @@ Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration;
 3 the source is unreachable; 4 the cloud is unreachable or refused the key.
 
 Examples:
+  cloud-sync setup            look at the database, write the settings, install capture
   cloud-sync check            is everything in place?
   cloud-sync init             install capture in the site's database
   cloud-sync backfill         push the rows that are there already
@@ -81,6 +85,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Look at the site's database, propose what is replicated, and write the settings
+    Setup(setup::SetupArgs),
     /// Install capture in the site's database; can be run again
     Init(init::InitArgs),
     /// Remove capture from the site's database; can be run again
@@ -99,6 +105,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Decide on rows that the cloud refused, or that cannot be read
     Quarantine(quarantine::QuarantineArgs),
+    /// Say why one row is not in the cloud, and what to do
+    Why(why::WhyArgs),
     /// List the files that are not in the cloud, and why
     Files(files::FilesArgs),
     /// Serve as the reference cloud server
@@ -164,11 +172,17 @@ impl Context {
     fn settings(&self) -> &Settings {
         &self.loaded.settings
     }
+
+    /// The settings with the catalogue that the site's database completes.
+    async fn completed_settings(&self) -> Result<Settings> {
+        Replicator::complete_settings(self.settings()).await
+    }
 }
 
 impl Command {
     fn overrides(&self) -> Vec<(String, String)> {
         match self {
+            Self::Setup(args) => args.site.overrides(),
             Self::Init(args) => args.site.overrides(),
             Self::Uninstall(args) => args.site.overrides(),
             Self::Run(args) => args.overrides(),
@@ -178,6 +192,7 @@ impl Command {
             Self::Status(args) => args.site.overrides(),
             Self::Check(args) => args.site.overrides(),
             Self::Quarantine(args) => args.site.overrides(),
+            Self::Why(args) => args.site.overrides(),
             Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
             Self::Receiver(args) => args.overrides(),
@@ -192,6 +207,7 @@ impl Command {
 
     async fn execute(self, context: &Context) -> Result<ExitCode> {
         match self {
+            Self::Setup(args) => setup::execute(context, args).await,
             Self::Init(args) => init::execute(context, args).await,
             Self::Uninstall(args) => uninstall::execute(context, args).await,
             Self::Run(args) => run::execute(context, args).await,
@@ -201,6 +217,7 @@ impl Command {
             Self::Status(args) => status::execute(context, args).await,
             Self::Check(args) => check::execute(context, args).await,
             Self::Quarantine(args) => quarantine::execute(context, args).await,
+            Self::Why(args) => why::execute(context, args).await,
             Self::Files(args) => files::execute(context, args).await,
             Self::Receiver(args) => receiver::execute(context, args).await,
             Self::Demo(args) => demo::execute(context, args).await,
@@ -233,7 +250,12 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
     let mut overrides = global.set;
     overrides.extend(command.overrides());
     let options = LoadOptions::of_process(global.config, overrides);
-    let loaded = Settings::load(options.clone())?;
+    let mut readable = options.clone();
+    if matches!(command, Command::Setup(_)) {
+        // It writes the file; what the file says already are answers.
+        readable.config.take_if(|file| !file.exists());
+    }
+    let loaded = Settings::load(readable)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

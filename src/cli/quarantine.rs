@@ -4,17 +4,16 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_postgres::Client;
 
 use super::{Context, SiteFlags, output};
-use crate::catalogue::{Catalogue, Entity};
+use crate::catalogue::Catalogue;
 use crate::change::Position;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::quarantine::{self, QuarantineEntry};
 use crate::replicator::connect;
-use crate::source::describe::{self, SourceTable};
-use crate::source::install;
+use crate::source::{describe, install, row_facts};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -87,7 +86,7 @@ fn parse_position(text: &str) -> std::result::Result<Position, String> {
 }
 
 pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<ExitCode> {
-    let settings = context.settings();
+    let settings = &context.completed_settings().await?;
     let session = connect(settings, "quarantine").await?;
     let client = session.client();
     if !install::installed(client).await? {
@@ -142,7 +141,7 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
         Action::Add { entity, key } => {
             let entity_index = settings.catalogue.select(std::slice::from_ref(&entity))?[0];
             let tables = describe::present_tables(client, &settings.catalogue).await?;
-            let key = row_key(&settings.catalogue[entity_index], &tables[entity_index.0], &key)?;
+            let key = row_facts::row_key(&settings.catalogue[entity_index], &tables[entity_index.0], &key)?;
             quarantine::add(client, &entity, &key).await?;
             output::print(
                 context.json,
@@ -176,59 +175,6 @@ async fn retry_all(client: &Client, catalogue: &Catalogue) -> Result<usize> {
         after = Some((last.entity.clone(), last.key.clone()));
         count += quarantine::retry(client, catalogue, &attached, &entries).await?;
     }
-}
-
-/// The types whose values JSON writes without quotes.
-const UNQUOTED_TYPES: [&str; 7] = [
-    "smallint",
-    "integer",
-    "bigint",
-    "numeric",
-    "real",
-    "double precision",
-    "boolean",
-];
-
-/// Converts a key as the operator writes it to the quarantine's form: a JSON object of the key columns, in
-/// their order.
-fn row_key(entity: &Entity, table: &SourceTable, text: &str) -> Result<String> {
-    let invalid_key = || {
-        let example: Vec<String> = entity
-            .key
-            .iter()
-            .map(|column| format!("\"{column}\": 42"))
-            .collect();
-        Error::config(
-            format!("use the key {text} of {}", entity.name),
-            format!("it is not a JSON object with {}", entity.key.join(", ")),
-        )
-        .remedy(format!("write it as in '{{{}}}'", example.join(", ")))
-    };
-    let value: Value = match serde_json::from_str(text) {
-        Ok(value) => value,
-        Err(_) => Value::from(text),
-    };
-    let mut pairs = Vec::with_capacity(entity.key.len());
-    for column in &entity.key {
-        let part = match &value {
-            Value::Object(fields) => fields
-                .get(column)
-                .filter(|part| !part.is_null())
-                .ok_or_else(invalid_key)?,
-            single if entity.key.len() == 1 => single,
-            _ => return Err(invalid_key()),
-        };
-        let is_text = !table
-            .column(column)
-            .is_some_and(|column| UNQUOTED_TYPES.contains(&column.base_type.as_str()));
-        let part = match part {
-            Value::String(text) if !is_text => text.clone(),
-            Value::Number(_) | Value::Bool(_) if is_text => Value::from(part.to_string()).to_string(),
-            part => part.to_string(),
-        };
-        pairs.push(format!("{}:{part}", Value::from(column.as_str())));
-    }
-    Ok(format!("{{{}}}", pairs.join(",")))
 }
 
 fn describe_list(entries: &[QuarantineEntry], total: usize) -> String {

@@ -64,7 +64,7 @@ pub(super) async fn execute(context: &Context, _args: ReceiverArgs) -> Result<Ex
     let keyring = receiver.ring();
     tokio::select! {
         served = receiver.serve(shutdown.token()) => served?,
-        () = reload::follow_changes(context, shutdown.hangups(), |loaded| {
+        () = reload::follow_changes(context, &context.settings().catalogue, shutdown.hangups(), |loaded| {
             keyring.replace(&site_keys(&loaded.settings.receiver))
         }) => {}
     }

@@ -121,6 +121,7 @@ fn shape(shape: ValueShape) -> String {
         ValueShape::Profile => "`contract` or `laravel`".to_owned(),
         ValueShape::UrlPath => "a path of a URL".to_owned(),
         ValueShape::FormFields => "a table".to_owned(),
+        ValueShape::TablePatterns => "a list of patterns".to_owned(),
     }
 }
 

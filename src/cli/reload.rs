@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 
 use super::Context;
+use crate::catalogue::Catalogue;
 use crate::config::{Loaded, Settings};
 use crate::error::Result;
 
@@ -18,13 +19,15 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Follows the settings as long as it is polled. It calls `apply` with the settings that a running program
-/// can take.
+/// can take. `catalogue` is the one that it runs with.
 pub(super) async fn follow_changes(
     context: &Context,
+    catalogue: &Catalogue,
     mut hangups: Option<Signal>,
     mut apply: impl FnMut(&Loaded) -> Result<()>,
 ) {
     let mut current = context.loaded.clone();
+    current.settings.catalogue = catalogue.clone();
     let mut last_hash = hash_files(context, &current);
     let mut loaded_hash = last_hash;
     loop {

@@ -70,7 +70,7 @@ pub(super) async fn execute(context: &Context, args: ReplayArgs) -> Result<ExitC
         ReplayPoint::Position(position) => ReplayFrom::Position(position),
         ReplayPoint::Time(time) => ReplayFrom::Time(time),
     };
-    let replayed = replicator::replay(context.settings(), from).await?;
+    let replayed = replicator::replay(&context.completed_settings().await?, from).await?;
     let answer = json!({"success": true, "from": replayed.from, "changes": replayed.changes});
     output::print(context.json, &answer, |_| {
         format!(

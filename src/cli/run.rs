@@ -4,14 +4,17 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Context, SiteFlags, given_flags, reload};
 use crate::config::Settings;
 use crate::control::{page_url, token};
-use crate::error::Result;
+use crate::error::{Class, Result};
 use crate::replicator::Replicator;
+use crate::retry::{Backoff, waits};
 use crate::shutdown::Shutdown;
+use crate::supervise::pause_or_stop;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,7 +51,10 @@ fn tell_page(settings: &Settings) -> impl FnOnce(SocketAddr) + Send + 'static {
 
 pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCode> {
     let mut shutdown = Shutdown::listen()?;
-    let replicator = Replicator::new(context.settings())?;
+    let Some(settings) = settings_of_database(context, &shutdown.token()).await? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let replicator = Replicator::new(&settings)?;
     // As a spawned task, it is woken on the thread where its event arrives. Without `spawn` it would run on
     // the main thread, and each wake-up would cross threads.
     let run = AbortOnDropHandle::new(tokio::spawn(
@@ -58,7 +64,27 @@ pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCod
     ));
     tokio::select! {
         ran = run => ran.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?,
-        () = reload::follow_changes(context, shutdown.hangups(), |loaded| replicator.reload(loaded)) => {}
+        () = reload::follow_changes(context, &settings.catalogue, shutdown.hangups(), |loaded| replicator.reload(loaded)) => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The settings with the catalogue that the site's database completes. As long as it cannot be reached, it is
+/// asked again; `None` if `shutdown` comes first.
+async fn settings_of_database(context: &Context, shutdown: &CancellationToken) -> Result<Option<Settings>> {
+    let mut backoff = Backoff::of(waits::DRAIN);
+    loop {
+        let completed = tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            completed = context.completed_settings() => completed,
+        };
+        match completed {
+            Ok(settings) => return Ok(Some(settings)),
+            Err(error) if error.class() == Class::Retry => {
+                tracing::warn!("the site's database has to tell the tables of the catalogue: {error}");
+                pause_or_stop(backoff.next(None), shutdown).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }

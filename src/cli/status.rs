@@ -28,7 +28,7 @@ pub(super) struct StatusArgs {
 pub(super) async fn execute(context: &Context, _args: StatusArgs) -> Result<ExitCode> {
     let status = match ControlClient::new(context.settings())?.status().await? {
         Some(status) => status,
-        None => offline_status(context.settings()).await?,
+        None => offline_status(&context.completed_settings().await?).await?,
     };
     output::print(context.json, &status, |status| {
         describe(status, &TimeZone::system())

@@ -20,7 +20,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct SyncArgs {
-    /// Push rows that the cloud holds too, if it lists only their keys and not their contents
+    /// Push rows that the cloud holds too, if it lists only their keys and not their contents; ask it for
+    /// each file, and send those that are gone
     #[arg(long)]
     force: bool,
     /// Only this entity; can be repeated
@@ -31,7 +32,7 @@ pub(super) struct SyncArgs {
 }
 
 pub(super) async fn execute(context: &Context, args: SyncArgs) -> Result<ExitCode> {
-    let settings = context.settings();
+    let settings = &context.completed_settings().await?;
     settings.catalogue.select(&args.entity)?;
     let request = SyncRequest {
         force: args.force,

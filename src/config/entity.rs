@@ -10,13 +10,14 @@ use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 
 /// The keys of an entity; then those of its retention, of each of its files, and of each form of a column.
-pub(super) const ENTITY: [&str; 16] = [
+pub(super) const ENTITY: [&str; 17] = [
     "name",
     "table",
     "key",
     "path",
     "retention",
     "exclude",
+    "include",
     "redact",
     "where",
     "deletes",
@@ -109,10 +110,7 @@ fn parse_entity(
             let span = error.span().unwrap_or_else(|| value.span());
             file_text
                 .error_at(&name, &span, error.message().to_owned())
-                .remedy(
-                    "an entity needs name, table and key = [\"column\"]; docs/guide/entities.md lists \
-                    the other keys",
-                )
+                .remedy("an entity needs its table; docs/guide/entities.md lists the other keys")
         },
     )
 }

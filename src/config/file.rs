@@ -143,6 +143,18 @@ fn text_of(shape: ValueShape, value: &DeValue<'_>) -> ParsedValue<String> {
                 })
                 .ok_or_else(|| "must be \"auto\" or a list of names in quotes".to_owned())
         }
+        (ValueShape::TablePatterns, DeValue::Array(patterns)) => {
+            let patterns: Option<Vec<&str>> = patterns
+                .iter()
+                .map(|pattern| pattern.get_ref().as_str())
+                .collect();
+            match patterns {
+                Some(patterns) if !patterns.iter().any(|pattern| pattern.contains(',')) => {
+                    Ok(patterns.join(","))
+                }
+                _ => Err("must be a list of patterns in quotes, without commas inside".to_owned()),
+            }
+        }
         (ValueShape::SiteKeys, DeValue::Table(sites)) => site_keys(sites),
         (ValueShape::SiteKeys, _) => {
             Err("must be a section, [receiver.keys], with site = [\"key\"]".to_owned())

@@ -62,6 +62,8 @@ pub enum ValueShape {
     UrlPath,
     /// Further fields of a form, each with its value.
     FormFields,
+    /// Patterns of tables' names.
+    TablePatterns,
 }
 
 /// One setting.
@@ -91,7 +93,7 @@ impl SettingKey {
     /// all settings of the receiver but the keys.
     pub fn reloads(&self) -> bool {
         match self.section() {
-            "source" | "store" => false,
+            "source" | "store" | "catalogue" => false,
             "control" => !matches!(self.name, "control.listen" | "control.names"),
             "receiver" => self.name == "receiver.keys",
             _ => true,
@@ -166,6 +168,13 @@ pub const KEYS: &[SettingKey] = &[
         },
         "the size of the outbox at which its disk counts as full, for the forecast; if it is not set, the \
          free space of the disk counts",
+    ),
+    key(
+        "catalogue.tables",
+        None,
+        ValueShape::TablePatterns,
+        "patterns of tables that are entities without an [[entity]] of their own, such as \"public.*\" and \
+         \"!public.audit_*\"; columns whose names look private stay on the site then",
     ),
     key(
         "media.root",

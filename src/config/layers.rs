@@ -12,6 +12,7 @@ use super::{
     CloudSettings, ControlSettings, DeliverySettings, FileSettings, MediaSettings, ReceiverConfig,
     ScheduleSettings, Settings, SourceSettings, StoreSettings, file,
 };
+use crate::catalogue::declared::DeclaredCatalogue;
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
 
@@ -156,7 +157,7 @@ impl Loaded {
                 changes.restart.push(now.key.name);
             }
         }
-        if self.settings.catalogue != before.settings.catalogue {
+        if self.settings.declared != before.settings.declared {
             changes.restart.push("[[entity]]");
         }
         changes
@@ -203,8 +204,8 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded> {
     layers.add_flags(&options.overrides)?;
     layers.add_profile()?;
     layers.check()?;
-    let own_catalogue = entities.is_some();
     let settings = layers.settings(entities)?;
+    let own_catalogue = settings.declared.is_some();
     Ok(Loaded {
         settings,
         values: layers.values,
@@ -408,6 +409,13 @@ impl Layers {
 
     fn settings(&self, entities: Option<Vec<Entity>>) -> Result<Settings> {
         let text = |text: &str| Ok(text.to_owned());
+        let tables = self
+            .optional("catalogue.tables", value::table_patterns)?
+            .unwrap_or_default();
+        let declared = (entities.is_some() || !tables.is_empty()).then(|| DeclaredCatalogue {
+            entities: entities.unwrap_or_default(),
+            tables,
+        });
         Ok(Settings {
             source: SourceSettings {
                 database_url: self.secret("source.database_url")?,
@@ -469,7 +477,12 @@ impl Layers {
                     .unwrap_or_default(),
                 history: self.required("receiver.history", value::boolean)?,
             },
-            catalogue: entities.map_or_else(|| Ok(Catalogue::builtin()), Catalogue::new)?,
+            catalogue: match &declared {
+                None => Catalogue::builtin(),
+                Some(declared) if declared.is_complete() => Catalogue::new(declared.entities.clone())?,
+                Some(_) => Catalogue::new(Vec::new())?,
+            },
+            declared,
         })
     }
 

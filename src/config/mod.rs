@@ -27,6 +27,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::catalogue::Catalogue;
+use crate::catalogue::declared::DeclaredCatalogue;
 use crate::error::{Error, Result};
 use crate::media::BandwidthPlan;
 
@@ -54,8 +55,12 @@ pub struct Settings {
     pub schedule: ScheduleSettings,
     /// The reference cloud server.
     pub receiver: ReceiverConfig,
-    /// The replicated entities: those of `[[entity]]`, or the built-in nine.
+    /// The replicated entities: those of `[[entity]]` and `catalogue.tables`, or the built-in nine. It has no
+    /// entity as long as only the site's database can tell which there are: see
+    /// [`crate::Replicator::complete_settings`].
     pub catalogue: Catalogue,
+    /// What the configuration says of the entities; `None` means the built-in nine.
+    pub(crate) declared: Option<DeclaredCatalogue>,
 }
 
 /// `[source]`: the site's database.

@@ -13,6 +13,7 @@ use url::Url;
 
 use super::keys::{ValueShape, nearest};
 use super::{CapabilityChoice, FileDriver, Profile};
+use crate::catalogue::declared::TablePattern;
 use crate::media::BandwidthPlan;
 use crate::wire::Capability;
 
@@ -57,6 +58,7 @@ pub(super) fn check(shape: ValueShape, text: &str) -> ParsedValue<()> {
         ValueShape::Profile => profile(text).map(drop),
         ValueShape::UrlPath => url_path(text).map(drop),
         ValueShape::FormFields => form_fields(text).map(drop),
+        ValueShape::TablePatterns => table_patterns(text).map(drop),
     }
 }
 
@@ -79,6 +81,18 @@ pub(super) fn url_path(text: &str) -> ParsedValue<String> {
         return Err("must be a path below cloud.url, as in sync or v1/sync".to_owned());
     }
     Ok(path.to_owned())
+}
+
+/// Patterns of tables' names, separated by commas.
+pub(super) fn table_patterns(text: &str) -> ParsedValue<Vec<TablePattern>> {
+    let patterns: Vec<TablePattern> = listed(text)
+        .filter(|pattern| !pattern.is_empty())
+        .map(TablePattern::parse)
+        .collect::<Result<_, _>>()?;
+    if patterns.iter().all(|pattern| pattern.leaves_out) {
+        return Err("must have a pattern without !, as in [\"public.*\", \"!public.audit_*\"]".to_owned());
+    }
+    Ok(patterns)
 }
 
 /// Fields of a form, `name=value;name=value`.

@@ -349,6 +349,12 @@ impl Cloud {
         tus::upload(&self.inner.http, upload).await
     }
 
+    /// Ends an upload in parts that is not complete, at an address that [`ResumableUpload::note`] has told.
+    /// The cloud need not know it any more.
+    pub async fn end_upload(&self, address: &str) -> CloudResult<()> {
+        tus::end(&self.inner.http, address).await
+    }
+
     /// The URL of the content with this hash, if the cloud already has it: `HEAD /upload/{directory}?hash=…`.
     /// Only if the server lists `content-hash`.
     pub async fn find_content(&self, directory: &str, hash: &blake3::Hash) -> CloudResult<Option<String>> {

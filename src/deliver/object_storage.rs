@@ -228,6 +228,21 @@ impl ObjectStorage {
         }
     }
 
+    /// The URL of a content of this size and hash, if it is there under the ending of `name`.
+    pub async fn find(
+        &self,
+        source: &str,
+        directory: &str,
+        name: &str,
+        size: u64,
+        hash: &blake3::Hash,
+    ) -> CloudResult<Option<String>> {
+        let operation = format!("ask the object storage for a file's content in {directory}");
+        let key = self.key(source, directory, name, hash);
+        let is_there = self.has(&operation, &key, size).await?;
+        Ok(is_there.then(|| format!("{}/{key}", self.url)))
+    }
+
     /// `<prefix>/<source>/<directory>/<hash>.<ending>`.
     fn key(&self, source: &str, directory: &str, name: &str, hash: &blake3::Hash) -> Path {
         let ending = name

@@ -34,8 +34,8 @@ pub(super) fn transport_failure(operation: &str, error: reqwest::Error) -> Failu
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EnvironmentProxy {
     variable: &'static str,
-    /// Host and port.
-    address: String,
+    /// Host and port; `None` if they cannot be read: then no proxy is used.
+    address: Option<String>,
 }
 
 impl EnvironmentProxy {
@@ -55,21 +55,26 @@ impl EnvironmentProxy {
         let (variable, value) = names.into_iter().find_map(|name| Some((name, set(name)?)))?;
         // Without a scheme, the host's name would be read as the scheme.
         let proxy = Url::parse(&value).ok().filter(Url::has_host);
-        let proxy = proxy.or_else(|| Url::parse(&format!("http://{value}")).ok())?;
+        let proxy = proxy.or_else(|| Url::parse(&format!("http://{value}")).ok());
         Some(Self {
             variable,
-            address: host(&proxy),
+            address: proxy.as_ref().map(host),
         })
     }
 
     /// The failure of a request that did not reach it.
     fn unreachable(&self, operation: &str, cause: &str) -> Failure {
+        let variable = self.variable;
+        let what = match &self.address {
+            Some(address) => format!("no connection to the proxy {address} that {variable} names ({cause})"),
+            None => format!(
+                "no connection to the cloud ({cause}); {variable} names no proxy that can be read, so that none \
+                 is used"
+            ),
+        };
         Failure::unreachable(
             operation,
-            format!(
-                "no connection to the proxy {} that {} names ({cause})",
-                self.address, self.variable
-            ),
+            what,
             "check that proxy; or remove the variable from the service's environment, or name the cloud's \
              host in NO_PROXY",
         )
@@ -301,8 +306,14 @@ mod tests {
             "{message}"
         );
         assert_eq!(
-            of("http://cloud.example/api", &set).unwrap().address,
-            "squid:3128"
+            of("http://cloud.example/api", &set).unwrap().address.as_deref(),
+            Some("squid:3128")
+        );
+        let unreadable = of("http://cloud.example/api", &[("http_proxy", "::::")]).unwrap();
+        let message = unreadable.unreachable("push", "refused").to_string();
+        assert!(
+            message.contains("http_proxy names no proxy that can be read"),
+            "{message}"
         );
         assert_eq!(of("https://cloud.example/api", &[]), None);
         for exempt in ["*", "cloud.example", "other, .example"] {

@@ -26,6 +26,7 @@ use super::files::{LastProgress, SOCKET_BUFFER, UploadFile, UploadReceipt, paced
 use super::http::{HttpAnswer, HttpClient, host, time_for};
 use super::refused;
 use super::reply::CloudReply;
+use crate::abort;
 use crate::error::Kind;
 use crate::retry::{Backoff, waits};
 use crate::wire::paths::{self, HASH_PREFIX};
@@ -93,6 +94,26 @@ pub(super) async fn upload(http: &HttpClient, upload: ResumableUpload<'_>) -> Cl
     sending.run().await
 }
 
+/// `DELETE` at the address of an upload, if it is this cloud's.
+pub(super) async fn end(http: &HttpClient, address: &str) -> CloudResult<()> {
+    let operation = "end an upload";
+    let own = match address.parse() {
+        Ok(url) => http.below_base(operation, &url)?,
+        Err(_) => None,
+    };
+    let Some(own) = own else { return Ok(()) };
+    let request = http
+        .request_at(Method::DELETE, own)
+        .header(tus::TUS_RESUMABLE, tus::VERSION);
+    match http.call(operation, request, 0).await? {
+        HttpAnswer::Accepted(_) => Ok(()),
+        HttpAnswer::Refused {
+            status: 404 | 410, ..
+        } => Ok(()),
+        HttpAnswer::Refused { status, words, .. } => Err(refused(operation, status, &words)),
+    }
+}
+
 /// The call of one upload.
 struct Sending<'a> {
     http: &'a HttpClient,
@@ -124,6 +145,8 @@ enum PartEnd {
     Answered(ServerState),
     /// The connection broke, or another request was in the way: the server knows what it has.
     Interrupted(Failure),
+    /// The server, or a proxy before it, takes no part of this size.
+    TooLarge(Failure),
 }
 
 impl Sending<'_> {
@@ -177,6 +200,11 @@ impl Sending<'_> {
                         parts.sent(now.saturating_sub(offset), began.elapsed());
                     }
                     state
+                }
+                PartEnd::TooLarge(failure) if length <= SMALLEST_PART => return Err(failure),
+                PartEnd::TooLarge(_) => {
+                    parts.too_large(length);
+                    self.ask_patiently(&address).await?
                 }
                 PartEnd::Interrupted(failure) => {
                     tries += 1;
@@ -335,6 +363,9 @@ impl Sending<'_> {
             answer = self.http.exchange(self.operation, request) => answer,
             () = progress.stalled(limit) => Err(self.http.timed_out(self.operation, limit)),
         };
+        if offset + length == self.size {
+            abort::point("after an upload");
+        }
         let unreadable = read_error.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(error) = unreadable {
             return Err(Failure::new(Kind::Media, self.operation, error));
@@ -345,6 +376,12 @@ impl Sending<'_> {
             Ok(HttpAnswer::Refused { status, words, .. }) if matches!(status, 409 | 423) => {
                 let failure = refused(self.operation, status, &words);
                 Ok(PartEnd::Interrupted(failure))
+            }
+            Ok(HttpAnswer::Refused {
+                status: 413, words, ..
+            }) => {
+                let failure = refused(self.operation, 413, &words);
+                Ok(PartEnd::TooLarge(failure))
             }
             Ok(HttpAnswer::Refused { status, words, .. }) => {
                 self.refused_state(status, &words).map(PartEnd::Answered)
@@ -428,6 +465,7 @@ fn file_address(headers: &HeaderMap) -> Option<StoredAddress> {
 struct PartSizes {
     part_time: Duration,
     next: u64,
+    most: u64,
 }
 
 impl PartSizes {
@@ -435,6 +473,7 @@ impl PartSizes {
         Self {
             part_time,
             next: FIRST_PART,
+            most: LARGEST_PART,
         }
     }
 
@@ -445,12 +484,18 @@ impl PartSizes {
     fn sent(&mut self, bytes: u64, took: Duration) {
         let rate = bytes as f64 / took.as_secs_f64().max(0.001);
         let next = (rate * self.part_time.as_secs_f64()) as u64;
-        self.next = next.clamp(SMALLEST_PART, LARGEST_PART);
+        self.next = next.clamp(SMALLEST_PART, self.most);
+    }
+
+    /// A part of so many bytes is not taken: none is as long again.
+    fn too_large(&mut self, bytes: u64) {
+        self.most = (bytes / 2).max(SMALLEST_PART);
+        self.next = self.most;
     }
 
     /// A part of so many bytes was interrupted: a shorter one may get through.
     fn interrupted(&mut self, bytes: u64) {
-        self.next = (bytes / 2).clamp(SMALLEST_PART, LARGEST_PART);
+        self.next = (bytes / 2).clamp(SMALLEST_PART, self.most);
     }
 }
 
@@ -470,5 +515,8 @@ mod tests {
         assert_eq!(parts.next(), SMALLEST_PART);
         parts.sent(LARGEST_PART, Duration::ZERO);
         assert_eq!(parts.next(), LARGEST_PART);
+        parts.too_large(parts.next());
+        parts.sent(LARGEST_PART, Duration::ZERO);
+        assert_eq!(parts.next(), LARGEST_PART / 2);
     }
 }

@@ -53,7 +53,6 @@ mod trimmer;
 mod wire_schema;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,6 +67,7 @@ use crate::checkpoint::{Checkpoint, Store};
 use crate::deliver::Cloud;
 use crate::error::{Class, Code, Error, Kind, Result};
 use crate::latency::Stopwatch;
+use crate::media::MediaRoot;
 use crate::retry::{Backoff, waits};
 use crate::source::connect::Session;
 use crate::source::identity;
@@ -111,7 +111,7 @@ pub struct Drain {
     /// The bounds of a batch.
     pub limits: BatchLimits,
     /// The media root: what file columns name lies below it.
-    pub media_root: PathBuf,
+    pub media_root: MediaRoot,
     /// Where others see how it goes.
     pub state: Arc<ReplicationState>,
     /// How often the cloud is asked who it is and what it can do, besides after each failure.

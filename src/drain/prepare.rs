@@ -1,7 +1,6 @@
 //! Makes what was read ready to be sent: waits until it is on the source's disk, marks what the cloud keeps,
 //! and adds the files' URLs.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::{Stream, stream};
@@ -13,7 +12,7 @@ use crate::batch::Fate;
 use crate::catalogue::{Catalogue, Deletes};
 use crate::change::{Cause, Op};
 use crate::error::Result;
-use crate::media;
+use crate::media::{self, MediaRoot};
 use crate::source::connect::Session;
 use crate::source::outbox;
 
@@ -21,7 +20,7 @@ use crate::source::outbox;
 pub(super) struct Preparer {
     session: Arc<Session>,
     catalogue: Arc<Catalogue>,
-    media_root: PathBuf,
+    media_root: MediaRoot,
 }
 
 impl Preparer {

@@ -119,11 +119,10 @@ impl OutboxReader {
         let fingerprint = describe::prepare_fingerprint(session.client()).await?;
         let mut schemas = DescribedTables::read(&session, &fingerprint, &catalogue).await?;
         let attached = install::attached(session.client(), &catalogue, &schemas.tables).await?;
+        let numbered = attached.iter().map(|attached| attached.id).zip(&schemas.tables);
+        drift::note_shapes(session.client(), numbered).await?;
         let mut parked = BTreeMap::new();
         for ((entity_index, entity), attached) in catalogue.indexed().zip(&attached) {
-            if schemas.tables[entity_index.0].oid != 0 {
-                drift::note_shape(session.client(), attached.id, &schemas.tables[entity_index.0]).await?;
-            }
             if let Some(wrong) = &attached.wrong {
                 tracing::error!(
                     entity = entity.name,
@@ -448,11 +447,8 @@ impl OutboxReader {
     pub(super) async fn reshape(&mut self) -> Result<()> {
         let mut schemas = DescribedTables::read(&self.session, &self.fingerprint, &self.catalogue).await?;
         schemas.numbers.clone_from(&self.schemas.numbers);
-        for (table, &number) in schemas.tables.iter().zip(&schemas.numbers) {
-            if table.oid != 0 {
-                drift::note_shape(self.session.client(), number, table).await?;
-            }
-        }
+        let numbered = schemas.numbers.iter().copied().zip(&schemas.tables);
+        drift::note_shapes(self.session.client(), numbered).await?;
         self.rows.clear();
         self.schemas = Arc::new(schemas);
         Ok(())

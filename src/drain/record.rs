@@ -8,7 +8,6 @@
 //! quarantine.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,7 +27,7 @@ use crate::change::Position;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::error::{Error, Kind, Result};
 use crate::latency::Stopwatch;
-use crate::media;
+use crate::media::{self, MediaRoot};
 use crate::quarantine;
 use crate::source::connect::Session;
 use crate::source::outbox;
@@ -45,7 +44,7 @@ pub(super) struct Recorder {
     store: Arc<dyn Store>,
     state: Arc<ReplicationState>,
     fence: Fence,
-    media_root: PathBuf,
+    media_root: MediaRoot,
     parents: Arc<Parents>,
     retries: Arc<Retries>,
     last: Option<Checkpoint>,

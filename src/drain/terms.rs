@@ -10,7 +10,7 @@ use crate::change::Epoch;
 use crate::checkpoint::Version;
 use crate::deliver::{CloudInfo, Failure, Numbering};
 use crate::error::{Code, Error, Kind, Result};
-use crate::source::{drift, identity, term};
+use crate::source::{drift, identity, kept_files, term};
 
 impl Sender {
     /// Whether the cloud is another one than before, or has less than it had accepted.
@@ -90,9 +90,10 @@ impl Sender {
         let cloud = self.cloud_name(&answer.info);
         let another = self.stored.cloud.as_ref().is_some_and(|before| *before != cloud);
         let mut why = None;
+        let is_older = !another && self.lacks(answer).is_some();
         if another {
             why = Some("it is another cloud than before");
-        } else if self.lacks(answer).is_some() {
+        } else if is_older {
             why = Some("the cloud has less than it had accepted: an older state of it was restored");
         } else if self.promoted && has > self.handed_on.accepted {
             why = Some("the site's database was promoted or recovered, and may lack what was sent before");
@@ -102,9 +103,15 @@ impl Sender {
             drift::mark_all(client, why).await?;
             self.handed_on.accepted = None;
             self.handshake.note_accepted(None);
+            if is_older {
+                // It may lack files too. Those that it has are not sent again.
+                kept_files::ask_again(client, None).await?;
+                self.state.files.wanted.notify_one();
+            }
         }
         if another || self.stored.cloud.is_none() {
             identity::note_cloud(client, self.fence.term(), &cloud, another).await?;
+            self.state.files.wanted.notify_one();
             self.stored.cloud = Some(cloud);
         }
         Ok(())

@@ -21,7 +21,7 @@ pub fn wire_schema(entity: &Entity, table: &SourceTable) -> TableSchema {
     let mut columns: Vec<ColumnDeclaration> = table
         .columns
         .iter()
-        .filter(|column| !entity.exclude.contains(&column.name))
+        .filter(|column| !entity.leaves_out(&column.name))
         .map(|column| declared(&column.name, &column.wire_type))
         .collect();
     for file in &entity.files {

@@ -110,6 +110,18 @@ impl Error {
         Self::new(Kind::Config, operation, cause)
     }
 
+    /// Makes one configuration error of several faults, which are all in its text; the fault itself if there
+    /// is one only.
+    pub(crate) fn all_of(operation: &str, mut faults: Vec<Self>) -> Self {
+        if faults.len() == 1
+            && let Some(fault) = faults.pop()
+        {
+            return fault;
+        }
+        let lines: Vec<String> = faults.iter().map(|fault| format!("\n  - {fault}")).collect();
+        Self::config(operation, format!("{} faults:{}", faults.len(), lines.concat()))
+    }
+
     /// Makes an error of this machine's files, ports or processes.
     pub fn local(operation: impl Into<String>, source: std::io::Error) -> Self {
         let mut error = Self::new(Kind::Local, operation, source.to_string());

@@ -252,12 +252,13 @@ impl Bandwidth {
         self.limit() == Some(0)
     }
 
-    /// Waits until no file may go; for ever if no plan says so.
-    pub(super) async fn turned_off(&self) {
-        if !self.bucket().plan.is_ever_off() {
+    /// Waits until files may go if they may not now (`is_off`), or may not any more if they may: for ever if
+    /// the plan never says so.
+    pub(super) async fn turned(&self, is_off: bool) {
+        if !is_off && !self.bucket().plan.is_ever_off() {
             return std::future::pending().await;
         }
-        while !self.is_off() {
+        while self.is_off() == is_off {
             tokio::time::sleep(RECHECK * 2).await;
         }
     }

@@ -15,12 +15,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::file_lane_signals::FileLaneSignals;
-use super::file_upload::{FileUploader, UploadStop};
+use super::file_outcome::UploadStop;
+use super::file_upload::FileUploader;
 use super::readiness::Readiness;
 use super::rescan::Rescan;
 use super::root::MediaRoot;
 use super::upload_journal::UploadJournal;
 use super::upload_pool::UploadPool;
+use super::upload_progress::UploadProgress;
 use super::watch::{MediaWatch, silent_file_system};
 use crate::catalogue::Catalogue;
 use crate::deliver::{ChangeOrigin, Cloud, ObjectStorage};
@@ -64,6 +66,7 @@ struct LaneMemory {
     watch: Option<Arc<MediaWatch>>,
     rescan: Rescan,
     readiness: Arc<Readiness>,
+    progress: Arc<UploadProgress>,
     /// While the cloud takes no file.
     backoff: Backoff,
     /// Whether what waits was made due at the start.
@@ -76,7 +79,8 @@ struct FileLaneRound<'a> {
     supervisor: &'a Supervisor,
     journal: UploadJournal<'a>,
     pool: UploadPool<'a>,
-    watch: &'a MediaWatch,
+    progress: &'a UploadProgress,
+    watch: &'a Arc<MediaWatch>,
     rescan: &'a mut Rescan,
     backoff: &'a mut Backoff,
     has_begun: &'a mut bool,
@@ -85,13 +89,17 @@ struct FileLaneRound<'a> {
     seen_while_busy: Vec<String>,
     /// Whether the database had no more files that are due.
     all_given: bool,
+    /// Whether a page was looked at since files were given.
+    was_rescanned: bool,
+    /// When the files were counted last.
+    counted_at: Option<Instant>,
 }
 
 /// How long a call of a file may take after the shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
-/// How soon it is noticed that files may go again, or may not any more.
-const OFF_EVERY: Duration = Duration::from_secs(1);
+/// How often files are counted while they are given: of many files that takes a while.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest time without a question what is due.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -128,6 +136,7 @@ impl FileLane {
             watch: None,
             rescan: Rescan::new(self.rescan),
             readiness: Arc::new(Readiness::new(self.settle)),
+            progress: Arc::default(),
             backoff: Backoff::of(waits::FILE_LANE),
             has_begun: false,
         });
@@ -137,20 +146,22 @@ impl FileLane {
                 watch,
                 rescan,
                 readiness,
+                progress,
                 backoff,
                 has_begun,
             } = &mut *memory;
             // The root may exist now, or be another folder.
             let current = watch.take().filter(|watch| watch.is_current(&self.root.path));
-            let watch = &**watch.insert(current.unwrap_or_else(|| self.start_watch()));
+            let watch = &*watch.insert(current.unwrap_or_else(|| self.start_watch()));
             let (journal, uploader) = tokio::select! {
                 () = shutdown.cancelled() => return Ok(NextRound::Never),
-                opened = self.open(watch, readiness) => opened?,
+                opened = self.open(watch, readiness, progress) => opened?,
             };
             let mut lane = FileLaneRound {
                 supervisor: &supervisor,
                 journal,
                 pool: UploadPool::new(uploader),
+                progress,
                 watch,
                 rescan,
                 backoff,
@@ -158,6 +169,8 @@ impl FileLane {
                 lane: self,
                 seen_while_busy: Vec::new(),
                 all_given: false,
+                was_rescanned: false,
+                counted_at: None,
             };
             tokio::select! {
                 biased;
@@ -170,28 +183,42 @@ impl FileLane {
 
     fn start_watch(&self) -> Arc<MediaWatch> {
         let watch = MediaWatch::start(&self.root.path);
-        let silent = silent_file_system(&self.root.path).map(|kind| {
-            format!(
-                "the media root is on a file system ({kind}) that does not tell what other machines write"
-            )
-        });
-        let problem = watch.problem().or(silent);
-        if let Some(problem) = &problem
-            && self.state.watch_problem().as_ref() != Some(problem)
-        {
-            tracing::warn!(
+        self.publish_problem(&watch);
+        Arc::new(watch)
+    }
+
+    /// Publishes why the watch does not tell of every change, if that is another reason than before.
+    fn publish_problem(&self, watch: &MediaWatch) {
+        let silent = || {
+            silent_file_system(&self.root.path).map(|kind| {
+                format!(
+                    "the media root is on a file system ({kind}) that does not tell what other machines write"
+                )
+            })
+        };
+        let (before, now) = (self.state.watch_problem(), watch.problem().or_else(silent));
+        if before == now {
+            return;
+        }
+        match (&before, &now) {
+            // The number of folders may change often.
+            (None, Some(problem)) => tracing::warn!(
                 root = %self.root.path.display(),
                 "{problem}; such changes are found by the rescan: see media.rescan"
-            );
+            ),
+            (Some(_), None) => {
+                tracing::info!(root = %self.root.path.display(), "every folder is watched again")
+            }
+            _ => {}
         }
-        self.state.set_watch_problem(problem);
-        Arc::new(watch)
+        self.state.set_watch_problem(now);
     }
 
     async fn open<'a>(
         &'a self,
         watch: &'a MediaWatch,
         readiness: &'a Readiness,
+        progress: &'a UploadProgress,
     ) -> Result<(UploadJournal<'a>, FileUploader<'a>)> {
         let site = SiteSession::open(
             &self.database_url,
@@ -220,6 +247,7 @@ impl FileLane {
             watch,
             capabilities,
             origin: Arc::new(origin),
+            progress,
         };
         Ok((journal, uploader))
     }
@@ -232,9 +260,17 @@ impl FileLaneRound<'_> {
             *self.has_begun = true;
         }
         loop {
+            let notes = self.progress.notes();
+            if !notes.is_empty() {
+                let noted = self.journal.note_progress(&notes);
+                self.pool.while_uploading(noted).await?;
+                self.progress.noted(&notes);
+            }
             let outcomes = self.pool.take_outcomes();
             if !outcomes.is_empty() {
                 self.pool.while_uploading(self.journal.record(&outcomes)).await?;
+                let ended = outcomes.iter().filter(|outcome| outcome.ends_upload());
+                ended.for_each(|outcome| self.progress.ended(&outcome.path));
                 self.pool.release(&outcomes);
                 self.lane.state.note_progress(outcomes.len() as u64);
                 if outcomes.iter().any(|outcome| outcome.is_uploaded()) {
@@ -245,28 +281,35 @@ impl FileLaneRound<'_> {
                 self.all_given = false;
                 continue;
             }
-            if self.lane.state.bandwidth.is_off() {
+            let is_off = self.lane.state.bandwidth.is_off();
+            if is_off {
                 // What is on its way is given up: a request that waits for hours would be.
-                return Ok(NextRound::After(OFF_EVERY));
+                self.pool.give_up();
             }
             if let Some(stop) = self.pool.take_stop() {
                 return self.stopped(stop);
             }
-            if self.rescan_is_due() {
+            let room = self.pool.room().filter(|_| !is_off && !self.all_given);
+            // A page, then files that are due: neither waits for the end of the other.
+            if self.rescan_is_due() && !(self.was_rescanned && room.is_some()) {
                 if !self.watch.is_current(&self.lane.root.path) && self.lane.root.path.exists() {
                     // The next round watches the folder that is the root now.
                     return Ok(NextRound::After(Duration::ZERO));
                 }
                 self.rescan_page().await?;
+                self.was_rescanned = true;
                 continue;
             }
-            if !self.all_given
-                && let Some(room) = self.pool.room()
-            {
+            self.was_rescanned = false;
+            if let Some(room) = room {
                 self.give_due(room).await?;
                 continue;
             }
-            self.wait().await?;
+            if is_off {
+                self.look_at_seen().await?;
+                self.supervisor.recovered();
+            }
+            self.wait(is_off).await?;
         }
     }
 
@@ -291,6 +334,13 @@ impl FileLaneRound<'_> {
 
     async fn rescan_page(&mut self) -> Result<()> {
         let after = self.rescan.page_begins();
+        if after.is_empty() && self.watch.lost_folders() {
+            let watch = self.watch.clone();
+            let watched = tokio::task::spawn_blocking(move || watch.watch_again());
+            // A thread that panics has left the folders as they were.
+            let _ = self.pool.while_uploading(watched).await;
+            self.lane.publish_problem(self.watch);
+        }
         let began = Instant::now();
         let page = self.journal.rescan_page(&after);
         let (last, files) = self.pool.while_uploading(page).await?;
@@ -309,7 +359,9 @@ impl FileLaneRound<'_> {
     /// Gives the pool files that are due, as many as it has room for.
     async fn give_due(&mut self, room: DueLimits) -> Result<()> {
         self.look_at_seen().await?;
-        self.pool.while_uploading(self.journal.count()).await?;
+        if self.counted_at.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+            self.count().await?;
+        }
         let busy = self.pool.busy();
         let due = file_records::due(self.journal.session.client(), &busy, room);
         let due = self.pool.while_uploading(due).await?;
@@ -320,15 +372,31 @@ impl FileLaneRound<'_> {
             let known = self.journal.note_known_sizes(&mut ready);
             self.pool.while_uploading(known).await?;
         }
+        let mut in_parts: Vec<_> = ready
+            .iter_mut()
+            .filter(|ready| self.pool.goes_in_parts(ready))
+            .collect();
+        if !in_parts.is_empty() {
+            let begun = self.journal.read_begun_uploads(&mut in_parts);
+            self.pool.while_uploading(begun).await?;
+        }
+        for ready in &mut ready {
+            // What could not be noted yet is newer.
+            if let Some(known) = self.progress.under_way(&ready.pending.path) {
+                ready.begun = Some(known);
+            }
+        }
         self.pool.give(ready);
         Ok(())
     }
 
-    /// Waits until an upload ends, more files may be due, or a page is to be looked at.
-    async fn wait(&mut self) -> Result<()> {
+    /// Waits until an upload ends, more files may be due or go, or a page is to be looked at.
+    async fn wait(&mut self, is_off: bool) -> Result<()> {
         let mut until = self.rescan.next_at();
-        if self.all_given {
-            self.pool.while_uploading(self.journal.count()).await?;
+        if self.all_given || is_off {
+            self.count().await?;
+        }
+        if self.all_given && !is_off {
             let busy = self.pool.busy();
             let large_from = self.pool.no_large_from();
             let next = file_records::next_due(self.journal.session.client(), &busy, large_from);
@@ -350,12 +418,20 @@ impl FileLaneRound<'_> {
                 ));
             }
             () = self.pool.next() => return Ok(()),
+            () = self.progress.due() => return Ok(()),
             () = self.lane.state.wanted.notified() => {}
             () = self.watch.changed() => {}
             () = tokio::time::sleep_until(until) => {}
-            () = self.lane.state.bandwidth.turned_off() => {}
+            () = self.lane.state.bandwidth.turned(is_off) => {}
         }
         self.all_given = false;
+        Ok(())
+    }
+
+    /// Sets the gauge of files that are not uploaded yet.
+    async fn count(&mut self) -> Result<()> {
+        self.pool.while_uploading(self.journal.count()).await?;
+        self.counted_at = Some(Instant::now());
         Ok(())
     }
 
@@ -365,6 +441,7 @@ impl FileLaneRound<'_> {
         if seen.lost {
             self.rescan.begin_soon();
         }
+        self.lane.publish_problem(self.watch);
         self.seen_while_busy.extend(seen.paths);
         // The outcome of a busy file is not recorded yet: whether the file has changed since is seen
         // afterwards.

@@ -1,26 +1,37 @@
 //! One file: whether it can be uploaded now, and its upload.
 //!
 //! A file that may still be written, that is empty or that is missing is not sent: it is looked at again
-//! later. What is on the disk when it is sent is the truth: it is opened then. After an upload the file
-//! must look as it did before, else it is uploaded again. A file that looks otherwise and has the content that
-//! the cloud has already is not sent.
+//! later. What is on the disk when it is sent is the truth: it is opened then. After an upload the file must
+//! look as it did before, else it is uploaded again. A large file goes in parts, from where an earlier
+//! attempt has come, if it looks as it did then. A file that looks otherwise and has the content that the
+//! cloud has already is not sent.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::file_lane_signals::FileLaneSignals;
+use super::file_outcome::{Deferral, FileFate, FileOutcome, UploadStop};
 use super::paths;
 use super::readiness::{Readiness, Unfinished};
 use super::root::{FoundFile, MediaRoot, OpenRefusal};
+use super::upload_progress::UploadProgress;
 use super::watch::MediaWatch;
-use crate::deliver::{Capabilities, ChangeOrigin, Cloud, Failure, ObjectStorage, UploadFile, UploadReceipt};
-use crate::error::{Error, Kind};
+use crate::deliver::{
+    Capabilities, ChangeOrigin, Cloud, CloudResult, Failure, ObjectStorage, PART_TIME, ResumableUpload,
+    TusUpload, UploadFile, UploadReceipt,
+};
+use crate::error::Kind;
 use crate::metrics::Metrics;
-use crate::retry::{Waits, waits};
-use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, SETTLING};
+use crate::retry::waits;
+use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, RecordedContent, SETTLING};
 use crate::source::file_state::FileState;
+use crate::source::upload_state::UploadState;
+use crate::wire::Capability;
 
 /// How many seconds a file waits that cannot become finished without an event that tells of it; a rescan sees
 /// it too.
@@ -29,106 +40,13 @@ const UNFINISHED_EVERY: f64 = 30.0;
 /// How many seconds pass before a missing root is looked for again.
 const ROOT_EVERY: f64 = 10.0;
 
+/// A file of so many bytes goes in parts, where the cloud takes them: what has arrived is not sent again.
+const IN_PARTS_FROM: i64 = 1024 * 1024;
+
 /// File name endings of videos.
 const VIDEOS: [&str; 10] = [
     "mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "ts", "flv",
 ];
-
-/// What became of a file.
-pub(super) struct FileOutcome {
-    pub(super) path: String,
-    pub(super) fate: FileFate,
-}
-
-impl FileOutcome {
-    /// Whether the cloud has the file.
-    pub(super) fn is_uploaded(&self) -> bool {
-        matches!(self.fate, FileFate::Uploaded(..) | FileFate::Unchanged(_))
-    }
-}
-
-/// See [`FileOutcome`].
-pub(super) enum FileFate {
-    /// The cloud has it, and it still looks as it did.
-    Uploaded(FileStamp, UploadReceipt),
-    /// It looks otherwise, and has the content that the cloud has.
-    Unchanged(FileStamp),
-    /// It is tried again later, or is refused.
-    Deferred(Deferral),
-}
-
-/// Why a file is not uploaded now, and when to look again.
-pub(super) struct Deferral {
-    pub(super) state: FileState,
-    pub(super) why: String,
-    pub(super) seconds: f64,
-    /// Whether it counts as an attempt.
-    pub(super) counts: bool,
-    /// Its size, if it was found.
-    pub(super) size: Option<i64>,
-}
-
-impl Deferral {
-    fn new(state: FileState, why: impl Into<String>, seconds: f64, counts: bool) -> Self {
-        Self {
-            state,
-            why: why.into(),
-            seconds,
-            counts,
-            size: None,
-        }
-    }
-
-    /// It is not ready.
-    fn waiting(why: impl Into<String>, seconds: f64) -> Self {
-        Self::new(FileState::Waiting, why, seconds, false)
-    }
-
-    /// It waits for a place among the large files.
-    pub(super) fn behind_large_files(size: i64) -> Self {
-        Self::waiting("other large files go first", 0.0).with_size(size)
-    }
-
-    fn with_size(mut self, size: i64) -> Self {
-        self.size = Some(size);
-        self
-    }
-
-    /// It was tried, and is tried again.
-    fn again(why: impl Into<String>, seconds: f64) -> Self {
-        Self::new(FileState::Waiting, why, seconds, true)
-    }
-
-    /// It is tried again after the shortest wait, then after twice that.
-    fn failing(why: impl Into<String>, waits: Waits, attempts: i32) -> Self {
-        let doubled = waits.least.as_secs_f64() * 2_f64.powi(attempts.clamp(0, 20));
-        Self::new(
-            FileState::Failing,
-            why,
-            doubled.min(waits.most.as_secs_f64()),
-            true,
-        )
-    }
-}
-
-/// Why the cloud takes no file now.
-pub(super) struct UploadStop {
-    pub(super) error: Error,
-    /// How long it asks to wait.
-    pub(super) retry_after: Option<Duration>,
-    /// Whether it may well take rows.
-    pub(super) is_about_files: bool,
-}
-
-impl From<Failure> for UploadStop {
-    fn from(failure: Failure) -> Self {
-        Self {
-            retry_after: failure.retry_after(),
-            is_about_files: failure.retry_after().is_some(),
-            error: failure.into(),
-        }
-    }
-}
 
 /// What an upload needs.
 #[derive(Clone)]
@@ -146,6 +64,7 @@ pub(super) struct FileUploader<'a> {
     pub(super) watch: &'a MediaWatch,
     pub(super) capabilities: Capabilities,
     pub(super) origin: Arc<ChangeOrigin>,
+    pub(super) progress: &'a UploadProgress,
 }
 
 /// A file that can be uploaded now, as it looks.
@@ -154,9 +73,31 @@ pub(super) struct ReadyFile {
     pub(super) stamp: FileStamp,
     /// Whether another file of its size is in the cloud: its content may be there too.
     pub(super) may_be_there: bool,
+    /// Its upload that is under way, of the file as it looked then.
+    pub(super) begun: Option<UploadState>,
+}
+
+/// What is done about a file that is due.
+pub(super) enum UploadTask {
+    /// The cloud is asked whether it still has what is recorded.
+    Ask(PendingFile, RecordedContent),
+    Upload(ReadyFile),
 }
 
 impl FileUploader<'_> {
+    /// Whether the cloud is asked for the file first; if so, what is recorded of it.
+    pub(super) fn to_ask(&self, pending: &mut PendingFile) -> Option<RecordedContent> {
+        pending.to_confirm.take_if(|_| self.can_ask())
+    }
+
+    /// What becomes of a due file. The error is the cloud's: it takes no file now.
+    pub(super) async fn carry_out(self, task: UploadTask) -> Result<FileOutcome, UploadStop> {
+        match task {
+            UploadTask::Ask(pending, recorded) => self.ask(pending, recorded).await,
+            UploadTask::Upload(ready) => self.upload(ready).await,
+        }
+    }
+
     /// How the file looks, if it can be uploaded now; else when to look again, and why.
     pub(super) fn prepare(&self, pending: &PendingFile) -> Result<FileStamp, Deferral> {
         let found = self.open(pending)?;
@@ -175,7 +116,7 @@ impl FileUploader<'_> {
     ///
     /// # Errors
     /// The cloud takes no file now: this one is still pending.
-    pub(super) async fn upload(self, ready: ReadyFile) -> Result<FileOutcome, UploadStop> {
+    async fn upload(self, ready: ReadyFile) -> Result<FileOutcome, UploadStop> {
         let fate = match self.open(&ready.pending) {
             // It was looked at a while ago.
             Ok(found) if found.stamp != ready.stamp => FileFate::Deferred(Deferral::waiting(SETTLING, 0.1)),
@@ -183,7 +124,7 @@ impl FileUploader<'_> {
                 FileFate::Deferred(Deferral::waiting(OPEN, UNFINISHED_EVERY))
             }
             Ok(found) => self.upload_found(&ready, found).await?,
-            Err(deferral) => FileFate::Deferred(deferral),
+            Err(deferral) => return Ok(FileOutcome::not_ready(ready.pending, deferral)),
         };
         Ok(FileOutcome {
             path: ready.pending.path,
@@ -194,62 +135,238 @@ impl FileUploader<'_> {
     async fn upload_found(&self, ready: &ReadyFile, found: FoundFile) -> Result<FileFate, UploadStop> {
         let ReadyFile { pending, stamp, .. } = ready;
         let file = Arc::new(found.file);
+        let in_parts = self.goes_in_parts(stamp);
+        let (begun, outdated) = match &ready.begun {
+            Some(begun) if in_parts && begun.stamp == *stamp => (Some(begun), None),
+            other => (None, other.as_ref()),
+        };
+        if let Some(outdated) = outdated {
+            self.end_upload(&outdated.upload.url).await;
+        }
         let confirmed = pending.confirmed.as_ref();
         let confirmed = confirmed.filter(|confirmed| confirmed.size == stamp.size);
-        if let Some(storage) = self.storage {
-            return self.store(storage, ready, file, found.name).await;
-        }
-        let may_be_there = ready.may_be_there && self.capabilities.content_hash;
-        if confirmed.is_some() || may_be_there {
-            let hash = match hash_of(file.clone()).await {
-                Ok(hash) => hash,
+        let may_be_there = (ready.may_be_there || in_parts) && begun.is_none();
+        let may_be_there = may_be_there && self.storage.is_none() && self.capabilities.content_hash;
+        let mut hash = begun.map(|begun| begun.hash);
+        if hash.is_none() && (confirmed.is_some() || may_be_there || in_parts || self.storage.is_some()) {
+            match hash_of(file.clone(), self.state.clone()).await {
+                Ok(known) => hash = Some(known),
                 Err(error) => return Ok(FileFate::Deferred(unreadable(&error, pending.attempts))),
-            };
-            let is_there = match confirmed {
-                Some(confirmed) if confirmed.hash == *hash.to_hex() => Some(None),
-                _ if may_be_there => {
-                    let found = self.cloud.find_content(&pending.directory, &hash).await?;
-                    found.map(Some)
-                }
-                _ => None,
-            };
-            if let Some(url) = is_there {
-                if self.has_changed(pending, stamp) {
-                    return Ok(FileFate::Deferred(Deferral::again(CHANGED, 1.0)));
-                }
-                return Ok(match url {
-                    None => FileFate::Unchanged(*stamp),
-                    Some(url) => {
-                        self.metrics.files.present.inc();
-                        FileFate::Uploaded(
-                            *stamp,
-                            UploadReceipt {
-                                url,
-                                path: None,
-                                hash,
-                                bytes: 0,
-                                confirmed: true,
-                            },
-                        )
-                    }
-                });
             }
         }
-        let upload = self.upload_file(file, pending.sent_as.clone().unwrap_or(found.name));
-        let answer = self.cloud.upload(&pending.directory, upload).await;
-        Ok(match answer {
-            Ok(receipt)
-                if self.has_changed(pending, stamp) || receipt.bytes != stamp.size.cast_unsigned() =>
-            {
-                FileFate::Deferred(Deferral::again(CHANGED, 1.0))
-            }
+        if let (Some(hash), Some(confirmed)) = (hash, confirmed)
+            && confirmed.hash == *hash.to_hex()
+        {
+            return Ok(self.unless_changed(ready, FileFate::Unchanged(*stamp)));
+        }
+        let mut there = None;
+        if let Some(hash) = hash.filter(|_| may_be_there) {
+            there = self.find(&pending.directory, &hash).await;
+        }
+        let sent = match there {
+            Some(receipt) => Ok(receipt),
+            None => match self.send(ready, file, found.name, hash, begun).await {
+                Some(sent) => sent,
+                None => return Ok(FileFate::Deferred(Deferral::again(CHANGED, 1.0).ending_upload())),
+            },
+        };
+        Ok(match sent {
             // The reference server returns the hash of what it has; a server without hashes is believed.
             Ok(receipt) if self.capabilities.changes && !receipt.confirmed => {
                 FileFate::Deferred(Deferral::again("the cloud did not confirm its content", 30.0))
             }
-            Ok(receipt) => FileFate::Uploaded(*stamp, receipt),
+            Ok(receipt) => self.unless_changed(ready, FileFate::Uploaded(*stamp, receipt)),
             Err(failure) => FileFate::Deferred(self.failed(pending, failure).await?),
         })
+    }
+
+    /// The fate of a file that still looks as it did before; else it is uploaded again.
+    fn unless_changed(&self, ready: &ReadyFile, fate: FileFate) -> FileFate {
+        let ReadyFile { pending, stamp, .. } = ready;
+        let bytes = match &fate {
+            FileFate::Uploaded(_, receipt) => receipt.bytes,
+            _ => 0,
+        };
+        // No byte is sent of a content that is there already.
+        let is_part = bytes != 0 && bytes != stamp.size.cast_unsigned();
+        if is_part || self.has_changed(pending, stamp) {
+            return FileFate::Deferred(Deferral::again(CHANGED, 1.0).ending_upload());
+        }
+        if bytes == 0 && matches!(fate, FileFate::Uploaded(..)) {
+            self.metrics.files.present.inc();
+        }
+        fate
+    }
+
+    /// The content with this hash, if the cloud says that it has it. Where it cannot say so, the file is
+    /// sent.
+    async fn find(&self, directory: &str, hash: &blake3::Hash) -> Option<UploadReceipt> {
+        let found = self.cloud.find_content(directory, hash).await;
+        let url = found.unwrap_or_else(|failure| {
+            tracing::debug!(%failure, "the cloud does not say whether it has a content: the file is sent");
+            None
+        })?;
+        Some(UploadReceipt {
+            url,
+            path: None,
+            hash: *hash,
+            bytes: 0,
+            confirmed: true,
+        })
+    }
+
+    /// Sends the file to the cloud, or into the object storage, where its content is not there already.
+    /// `None` if it changed in the meantime.
+    async fn send(
+        &self,
+        ready: &ReadyFile,
+        file: Arc<File>,
+        name: String,
+        hash: Option<blake3::Hash>,
+        begun: Option<&UploadState>,
+    ) -> Option<CloudResult<UploadReceipt>> {
+        let ReadyFile { pending, stamp, .. } = ready;
+        let directory = &pending.directory;
+        if let (Some(storage), Some(hash)) = (self.storage, hash) {
+            let (source, size) = (&self.origin.source_id, stamp.size.cast_unsigned());
+            let upload = self.upload_file(file, name);
+            return Some(storage.upload(source, directory, &upload, size, &hash).await);
+        }
+        let upload = self.upload_file(file, pending.sent_as.clone().unwrap_or(name));
+        if let Some(hash) = hash.filter(|_| self.goes_in_parts(stamp)) {
+            match self.send_in_parts(ready, upload.clone(), hash, begun).await {
+                // It had listed them, and does not have them.
+                Some(Err(failure)) if failure.lost_capability() == Some(Capability::Tus) => {
+                    tracing::debug!(%failure, "the file goes in one request");
+                }
+                sent => return sent,
+            }
+        }
+        Some(self.cloud.upload(directory, upload).await)
+    }
+
+    /// Whether a file goes in parts: what has arrived is not sent again after an interruption.
+    pub(super) fn goes_in_parts(&self, stamp: &FileStamp) -> bool {
+        self.storage.is_none() && self.capabilities.tus && stamp.size >= IN_PARTS_FROM
+    }
+
+    /// Sends the file in parts, from where `begun` has come. Where it is, is noted as it goes on. `None` if
+    /// the file changed in the meantime: what has arrived is given up.
+    async fn send_in_parts(
+        &self,
+        ready: &ReadyFile,
+        file: UploadFile,
+        hash: blake3::Hash,
+        begun: Option<&UploadState>,
+    ) -> Option<CloudResult<UploadReceipt>> {
+        let ReadyFile { pending, stamp, .. } = ready;
+        let (changed, address) = (Notify::new(), Mutex::new(None));
+        let note = |upload: &TusUpload| {
+            self.progress.heard(&pending.path, stamp, hash, upload);
+            *address.lock().unwrap_or_else(PoisonError::into_inner) = Some(upload.url.clone());
+            if self.has_changed(pending, stamp) {
+                changed.notify_one();
+            }
+        };
+        let sending = self.cloud.upload_resumable(ResumableUpload {
+            directory: &pending.directory,
+            file,
+            hash,
+            state: begun.map(|begun| begun.upload.clone()),
+            part_time: PART_TIME,
+            note: &note,
+        });
+        let sent = tokio::select! {
+            biased;
+            () = changed.notified() => None,
+            sent = sending => Some(sent),
+        };
+        let address = address.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match &sent {
+            // What has arrived stays: the next attempt goes on from there.
+            Some(Err(failure)) if !ends_upload(failure) => {}
+            Some(Ok(_)) => self.progress.ended(&pending.path),
+            None | Some(Err(_)) => {
+                self.progress.ended(&pending.path);
+                if let Some(address) = address {
+                    self.end_upload(&address).await;
+                }
+            }
+        }
+        sent
+    }
+
+    /// Has the cloud give up an upload that is of no use any more. If it does not, the upload expires there.
+    async fn end_upload(&self, address: &str) {
+        if let Err(failure) = self.cloud.end_upload(address).await {
+            tracing::debug!(%failure, "an upload that is of no use is left to expire in the cloud");
+        }
+    }
+
+    /// Whether the cloud can be asked if it has a content.
+    fn can_ask(&self) -> bool {
+        self.storage.is_some() || self.capabilities.content_hash
+    }
+
+    /// Asks the cloud whether it still has what is recorded of a file.
+    ///
+    /// # Errors
+    /// The cloud takes no file now: it is asked again.
+    async fn ask(self, pending: PendingFile, recorded: RecordedContent) -> Result<FileOutcome, UploadStop> {
+        let found = match (self.storage, blake3::Hash::from_hex(&recorded.hash)) {
+            (_, Err(_)) => Ok(None),
+            (Some(storage), Ok(hash)) => {
+                let (source, size) = (&self.origin.source_id, recorded.stamp.size.cast_unsigned());
+                storage
+                    .find(source, &pending.directory, &pending.path, size, &hash)
+                    .await
+            }
+            (None, Ok(hash)) => self.cloud.find_content(&pending.directory, &hash).await,
+        };
+        let url = match found {
+            Ok(url) => url,
+            Err(failure) if self.refuses_to_say(&failure).await => None,
+            Err(failure) => return Err(self.stop(failure)),
+        };
+        let fate = match url {
+            Some(url) => {
+                self.metrics.files.present.inc();
+                let now = self.root.open().and_then(|root| root.stamp(&pending.path));
+                FileFate::Kept {
+                    has_changed: now.is_ok_and(|now| recorded.stamp.differs(&now)),
+                    hash: recorded.hash,
+                    url,
+                }
+            }
+            None => FileFate::Gone { hash: recorded.hash },
+        };
+        Ok(FileOutcome {
+            path: pending.path,
+            fate,
+        })
+    }
+
+    /// Whether the cloud is there, and does not say if it has a content: then the file is sent.
+    async fn refuses_to_say(&self, failure: &Failure) -> bool {
+        let may_refuse = failure.retry_after().is_none() && !failure.was_interrupted();
+        may_refuse && (failure.error().kind() == Kind::CloudRefused || self.is_reachable().await)
+    }
+
+    /// Whether files can be brought there, as far as a question tells.
+    async fn is_reachable(&self) -> bool {
+        match self.storage {
+            Some(storage) => storage.check().await.is_ok(),
+            None => self.cloud.handshake(&self.origin).await.is_ok(),
+        }
+    }
+
+    /// Why no file goes now. If it is the object storage that takes none, rows go on.
+    fn stop(&self, failure: Failure) -> UploadStop {
+        let stop = UploadStop::from(failure);
+        UploadStop {
+            is_about_files: stop.is_about_files || self.storage.is_some(),
+            ..stop
+        }
     }
 
     /// A file to upload, as fast as files may go.
@@ -265,52 +382,14 @@ impl FileUploader<'_> {
         }
     }
 
-    /// Brings the file into the object storage, where its content is not there already.
-    async fn store(
-        &self,
-        storage: &ObjectStorage,
-        ready: &ReadyFile,
-        file: Arc<File>,
-        name: String,
-    ) -> Result<FileFate, UploadStop> {
-        let ReadyFile { pending, stamp, .. } = ready;
-        let hash = match hash_of(file.clone()).await {
-            Ok(hash) => hash,
-            Err(error) => return Ok(FileFate::Deferred(unreadable(&error, pending.attempts))),
-        };
-        let upload = self.upload_file(file, name);
-        let size = stamp.size.cast_unsigned();
-        let source = &self.origin.source_id;
-        let stored = storage
-            .upload(source, &pending.directory, &upload, size, &hash)
-            .await;
-        Ok(match stored {
-            Ok(_) if self.has_changed(pending, stamp) => FileFate::Deferred(Deferral::again(CHANGED, 1.0)),
-            Ok(receipt) => {
-                if receipt.bytes == 0 {
-                    self.metrics.files.present.inc();
-                }
-                FileFate::Uploaded(*stamp, receipt)
-            }
-            Err(failure) if failure.error().kind() == Kind::Media => {
-                FileFate::Deferred(Deferral::again(failure.error().cause(), 2.0))
-            }
-            // The bucket takes no file now: files wait, rows go on.
-            Err(failure) => {
-                return Err(UploadStop {
-                    is_about_files: true,
-                    ..failure.into()
-                });
-            }
-        })
-    }
-
     /// When a file is tried again whose upload failed.
     async fn failed(&self, pending: &PendingFile, failure: Failure) -> Result<Deferral, UploadStop> {
         let cause = failure.error().cause().to_owned();
         let deferral = match failure.error().kind() {
-            Kind::Media => return Ok(Deferral::again(cause, 2.0)),
-            Kind::CloudRefused => Deferral::failing(cause, waits::REFUSED_FILE, pending.attempts),
+            Kind::Media => return Ok(Deferral::again(cause, 2.0).ending_upload()),
+            Kind::CloudRefused => {
+                Deferral::failing(cause, waits::REFUSED_FILE, pending.attempts).ending_upload()
+            }
             _ if self.is_about_the_file(&failure).await => {
                 let why = match failure.words() {
                     Some(words) => format!("{cause}: {words}"),
@@ -319,16 +398,17 @@ impl FileUploader<'_> {
                 Deferral::failing(why, waits::FAILING_FILE, pending.attempts)
             }
             // The cloud is unreachable: the lane waits.
-            _ => return Err(failure.into()),
+            _ => return Err(self.stop(failure)),
         };
         self.metrics.files.failed.inc();
         tracing::warn!(path = pending.path, "{}", failure.error());
         Ok(deferral)
     }
 
-    /// Whether a failure is about the file: the cloud is reachable, and takes the key.
+    /// Whether a failure is about the file: the cloud is reachable, and takes the key. An object storage has
+    /// no status for what is wrong: whether it answers decides.
     async fn is_about_the_file(&self, failure: &Failure) -> bool {
-        failure.may_be_a_rows_fault() && self.cloud.handshake(&self.origin).await.is_ok()
+        (failure.may_be_a_rows_fault() || self.storage.is_some()) && self.is_reachable().await
     }
 
     /// Whether the file that the row names looks otherwise than before.
@@ -360,7 +440,7 @@ impl FileUploader<'_> {
                 Deferral::waiting(format!("the media root cannot be opened: {error}"), ROOT_EVERY)
             }
             OpenRefusal::Missing(why) => {
-                if pending.attempts == 0 {
+                if pending.attempts == 0 && pending.to_confirm.is_none() {
                     tracing::warn!(
                         path = pending.path,
                         "a row names a file that is not in the media root"
@@ -392,6 +472,12 @@ impl FileUploader<'_> {
     }
 }
 
+/// Whether an upload in parts is of no use after this failure: its content is another one, or the cloud
+/// refuses it.
+fn ends_upload(failure: &Failure) -> bool {
+    matches!(failure.error().kind(), Kind::Media | Kind::CloudRefused)
+}
+
 /// Why a file waits that is not finished.
 const OPEN: &str = "a program has it open for writing";
 
@@ -403,12 +489,32 @@ fn unreadable(error: &std::io::Error, attempts: i32) -> Deferral {
     Deferral::failing(why, waits::FAILING_FILE, attempts)
 }
 
-/// The hash of a file's content, read on a thread of its own.
-async fn hash_of(file: Arc<File>) -> std::io::Result<blake3::Hash> {
+/// Bytes that are read at once for a hash.
+const HASHED_AT_ONCE: usize = 1024 * 1024;
+
+/// The hash of a file's content, read on a thread of its own. The thread ends soon if the hash is not waited
+/// for any more.
+async fn hash_of(file: Arc<File>, signals: Arc<FileLaneSignals>) -> std::io::Result<blake3::Hash> {
+    let unwanted = CancellationToken::new();
+    let _unwanted_on_drop = unwanted.clone().drop_guard();
     let read = tokio::task::spawn_blocking(move || {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(&*file)?;
-        Ok(hasher.finalize())
+        let (mut hasher, mut at) = (blake3::Hasher::new(), 0);
+        let mut buffer = vec![0; HASHED_AT_ONCE];
+        loop {
+            if unwanted.is_cancelled() {
+                return Err(std::io::Error::other("nobody waits for the hash"));
+            }
+            match file.read_at(&mut buffer, at) {
+                Ok(0) => return Ok(hasher.finalize()),
+                Ok(read) => {
+                    hasher.update(&buffer[..read]);
+                    at += read as u64;
+                    signals.note_progress(read as u64);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     });
     read.await
         .unwrap_or_else(|error| Err(std::io::Error::other(error)))

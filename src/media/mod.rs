@@ -7,8 +7,9 @@
 //!
 //! Data flow: [`urls`] adds to each row that is sent the URLs that are known, and notes which rows name which
 //! files; [`file_records`](crate::source::file_records) keeps that in the site's database; [`watch`] sees
-//! files appear and change; [`file_lane`] gives the files that are due to [`upload_pool`], which uploads each by
-//! [`file_upload`], and [`upload_journal`] records the outcomes.
+//! files appear and change; [`file_lane`] gives the files that are due to [`upload_pool`], which uploads each
+//! by [`file_upload`], and [`upload_journal`] records the outcomes. Of a large file in parts
+//! [`upload_progress`] notes how far it has come, so that it goes on from there after an interruption.
 //!
 //! On failure: a file that fails is tried again less and less often. An unreachable cloud or database ends
 //! the round; the next round begins with what the database says is due.
@@ -16,6 +17,7 @@
 mod bandwidth;
 pub mod file_lane;
 mod file_lane_signals;
+mod file_outcome;
 mod file_upload;
 mod open_writers;
 mod paths;
@@ -24,6 +26,7 @@ mod rescan;
 mod root;
 mod upload_journal;
 mod upload_pool;
+mod upload_progress;
 mod urls;
 mod watch;
 

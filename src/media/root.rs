@@ -82,6 +82,60 @@ impl MediaRoot {
         }
     }
 
+    /// Whether a file is there under this name.
+    pub(crate) fn has(&self, named: &str) -> bool {
+        self.open().and_then(|root| root.stamp(named)).is_ok()
+    }
+
+    /// Whether a text names a path below the root, in whatever form it is written.
+    pub(super) fn is_inside(&self, named: &str) -> bool {
+        let is_inside = |real: Option<&Path>| self.forms(named, real).iter().any(Result::is_ok);
+        is_inside(None)
+            || Path::new(named).is_absolute()
+                && self.path.canonicalize().is_ok_and(|real| is_inside(Some(&real)))
+    }
+
+    /// The paths below the root that a text may mean, the one that it says first; or why it is no such path.
+    /// `real` is the root's path without links.
+    fn forms(&self, named: &str, real: Option<&Path>) -> Vec<Result<String, &'static str>> {
+        let as_written = paths::below(&self.path, named);
+        let mut forms = vec![as_written.clone()];
+        let mut add = |text: &str| {
+            if let Ok(form) = paths::below(&self.path, text)
+                && !forms.contains(&Ok(form.clone()))
+            {
+                forms.push(Ok(form));
+            }
+        };
+        for prefix in &self.strip_prefix {
+            if let Some(rest) = named.strip_prefix(prefix) {
+                add(rest.trim_start_matches('/'));
+            }
+        }
+        if let Some(real) = real
+            && let Ok(relative) = Path::new(named).strip_prefix(real)
+        {
+            add(&relative.to_string_lossy());
+        }
+        if named.contains('\\') {
+            add(&named.replace('\\', "/"));
+        }
+        if named.contains('%')
+            && let Ok(decoded) = percent_decode_str(named).decode_utf8()
+        {
+            add(&decoded);
+        }
+        if !named.is_ascii() {
+            add(&named.nfc().collect::<String>());
+            add(&named.nfd().collect::<String>());
+        }
+        // What is outside as it is written, and inside in another form, is inside.
+        if as_written.is_err() && forms.len() > 1 {
+            drop(forms.remove(0));
+        }
+        forms
+    }
+
     /// Opens the root.
     pub(super) fn open(&self) -> Result<OpenRoot<'_>, OpenRefusal> {
         let folder = File::open(&self.path).map_err(OpenRefusal::NoRoot)?;
@@ -120,7 +174,7 @@ impl OpenRoot<'_> {
     /// The file, opened as a path only, and its path below the root.
     fn look(&self, named: &str) -> Result<(File, String), OpenRefusal> {
         let mut refusal = None;
-        for relative in self.forms(named) {
+        for relative in self.root.forms(named, Some(&self.real)) {
             let relative = match relative {
                 Ok(relative) => relative,
                 Err(why) => {
@@ -143,44 +197,6 @@ impl OpenRoot<'_> {
             }
         }
         Err(refusal.unwrap_or(OpenRefusal::Refused("its path names no file")))
-    }
-
-    /// The paths below the root that a text may mean, the one that it says first; or why it is no such path.
-    fn forms(&self, named: &str) -> Vec<Result<String, &'static str>> {
-        let as_written = paths::below(&self.root.path, named);
-        let mut forms = vec![as_written.clone()];
-        let mut add = |text: &str| {
-            if let Ok(form) = paths::below(&self.root.path, text)
-                && !forms.contains(&Ok(form.clone()))
-            {
-                forms.push(Ok(form));
-            }
-        };
-        for prefix in &self.root.strip_prefix {
-            if let Some(rest) = named.strip_prefix(prefix) {
-                add(rest.trim_start_matches('/'));
-            }
-        }
-        if let Ok(relative) = Path::new(named).strip_prefix(&self.real) {
-            add(&relative.to_string_lossy());
-        }
-        if named.contains('\\') {
-            add(&named.replace('\\', "/"));
-        }
-        if named.contains('%')
-            && let Ok(decoded) = percent_decode_str(named).decode_utf8()
-        {
-            add(&decoded);
-        }
-        if !named.is_ascii() {
-            add(&named.nfc().collect::<String>());
-            add(&named.nfd().collect::<String>());
-        }
-        // What is outside as it is written, and inside in another form, is inside.
-        if as_written.is_err() && forms.len() > 1 {
-            drop(forms.remove(0));
-        }
-        forms
     }
 
     /// Opens a path below the root. Links are followed as long as they stay below it; `EXDEV` says that they

@@ -3,7 +3,10 @@
 //! Outcomes are recorded in groups, one transaction a group. In that transaction the rows that name an
 //! uploaded file are touched again, so that its URL is sent with them.
 
-use super::file_upload::{FileFate, FileOutcome, ReadyFile};
+use tokio_postgres::Client;
+
+use super::file_outcome::{FileFate, FileOutcome};
+use super::file_upload::ReadyFile;
 use super::rescan::PAGE;
 use super::root::MediaRoot;
 use crate::abort;
@@ -14,7 +17,9 @@ use crate::source::connect::Session;
 use crate::source::file_records::{self, KnownFile};
 use crate::source::file_state::FileState;
 use crate::source::install::AttachedEntity;
+use crate::source::kept_files::{self, KeptFile};
 use crate::source::touch;
+use crate::source::upload_state::{self, UploadNote};
 use crate::wire::json::pick;
 
 /// See the module.
@@ -99,6 +104,21 @@ impl UploadJournal<'_> {
         Ok(())
     }
 
+    /// Reads the uploads of these files that are under way.
+    pub(super) async fn read_begun_uploads(&self, files: &mut [&mut ReadyFile]) -> Result<()> {
+        let paths: Vec<&str> = files.iter().map(|file| file.pending.path.as_str()).collect();
+        let mut begun = upload_state::under_way(self.session.client(), &paths).await?;
+        for file in files {
+            file.begun = begun.remove(&file.pending.path);
+        }
+        Ok(())
+    }
+
+    /// Notes how far uploads have come.
+    pub(super) async fn note_progress(&self, notes: &[UploadNote]) -> Result<()> {
+        upload_state::note(self.session.client(), notes).await
+    }
+
     /// Records outcomes, and touches the rows that name the uploaded files. If a group cannot be recorded, as
     /// one of its rows is locked, its outcomes are recorded one by one.
     pub(super) async fn record(&mut self, outcomes: &[FileOutcome]) -> Result<()> {
@@ -119,6 +139,7 @@ impl UploadJournal<'_> {
     async fn record_group(&mut self, outcomes: &[FileOutcome]) -> Result<()> {
         let failed = |error| Error::postgres("record the outcomes of uploads", error);
         let (mut uploaded, mut unchanged, mut deferred) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut kept, mut gone) = (Vec::new(), Vec::new());
         for outcome in outcomes {
             match &outcome.fate {
                 FileFate::Uploaded(stamp, receipt) => uploaded.push(file_records::UploadedFile {
@@ -129,6 +150,17 @@ impl UploadJournal<'_> {
                     remote_path: receipt.path.as_deref(),
                 }),
                 FileFate::Unchanged(stamp) => unchanged.push((outcome.path.as_str(), *stamp)),
+                FileFate::Kept {
+                    hash,
+                    url,
+                    has_changed,
+                } => kept.push(KeptFile {
+                    path: &outcome.path,
+                    hash,
+                    url,
+                    has_changed: *has_changed,
+                }),
+                FileFate::Gone { hash } => gone.push((outcome.path.as_str(), hash.as_str())),
                 FileFate::Deferred(deferral) => deferred.push(file_records::DeferredFile {
                     path: &outcome.path,
                     state: deferral.state,
@@ -139,7 +171,12 @@ impl UploadJournal<'_> {
                 }),
             }
         }
-        if uploaded.is_empty() && unchanged.is_empty() && deferred.len() == 1 {
+        let ended: Vec<&str> = outcomes
+            .iter()
+            .filter(|outcome| outcome.ends_upload())
+            .map(|outcome| outcome.path.as_str())
+            .collect();
+        if outcomes.len() == 1 && deferred.len() == 1 && ended.is_empty() {
             return file_records::defer(self.session.client(), &deferred).await;
         }
         let transaction = self.session.client_mut().transaction().await.map_err(failed)?;
@@ -160,10 +197,29 @@ impl UploadJournal<'_> {
         if !unchanged.is_empty() {
             file_records::record_stamps(client, &unchanged).await?;
         }
+        if !ended.is_empty() {
+            upload_state::forget(client, &ended).await?;
+        }
+        if !gone.is_empty() {
+            let (paths, hashes): (Vec<&str>, Vec<&str>) = gone.into_iter().unzip();
+            kept_files::forget_content(client, &paths, &hashes).await?;
+        }
+        let moved = match kept.is_empty() {
+            true => Vec::new(),
+            false => kept_files::confirm(client, &kept).await?,
+        };
         if !uploaded.is_empty() {
             file_records::record_uploads(client, &uploaded).await?;
-            let mut paths: Vec<&str> = uploaded.iter().map(|file| file.path).collect();
-            let clashing = file_records::part_clashing(client, &paths).await?;
+        }
+        // The rows of these have another URL than before.
+        let mut paths: Vec<&str> = uploaded.iter().map(|file| file.path).collect();
+        paths.extend(moved.iter().map(String::as_str));
+        // The cloud has the content of these, as far as it says; another file's may be at the same address
+        // now.
+        let mut there = paths.clone();
+        there.extend(unchanged.iter().map(|(path, _)| *path));
+        if !there.is_empty() {
+            let clashing = file_records::part_clashing(client, &there).await?;
             if !clashing.is_empty() {
                 tracing::warn!(
                     files = clashing.len(),
@@ -172,19 +228,9 @@ impl UploadJournal<'_> {
                 );
                 paths.retain(|path| clashing.iter().all(|clash| clash != path));
             }
-            let references = file_records::references(client, &paths).await?;
-            for (entity_index, entity) in self.catalogue.entities().iter().enumerate() {
-                // A row that was noted before the entity's key columns changed has another key now.
-                let keys: Vec<&str> = references
-                    .iter()
-                    .filter(|(name, _)| *name == entity.name)
-                    .map(|(_, key)| key.as_str())
-                    .filter(|key| {
-                        pick(key, &entity.key).is_ok_and(|values| values.iter().all(Option::is_some))
-                    })
-                    .collect();
-                touch::keys(client, entity, self.attached[entity_index].id, &keys).await?;
-            }
+        }
+        touch_rows_of(client, self.catalogue, &self.attached, &paths).await?;
+        if !uploaded.is_empty() {
             abort::point("before an upload is noted");
         }
         transaction.commit().await.map_err(failed)?;
@@ -209,4 +255,29 @@ impl UploadJournal<'_> {
             .set((counts.waiting + counts.failing + counts.missing) as i64);
         Ok(())
     }
+}
+
+/// Touches the rows that name the files, so that they are sent with the files' URLs. In the caller's
+/// transaction.
+async fn touch_rows_of(
+    client: &Client,
+    catalogue: &Catalogue,
+    attached: &[AttachedEntity],
+    paths: &[&str],
+) -> Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let references = file_records::references(client, paths).await?;
+    for (entity_index, entity) in catalogue.entities().iter().enumerate() {
+        // A row that was noted before the entity's key columns changed has another key now.
+        let keys: Vec<&str> = references
+            .iter()
+            .filter(|(name, _)| *name == entity.name)
+            .map(|(_, key)| key.as_str())
+            .filter(|key| pick(key, &entity.key).is_ok_and(|values| values.iter().all(Option::is_some)))
+            .collect();
+        touch::keys(client, entity, attached[entity_index].id, &keys).await?;
+    }
+    Ok(())
 }

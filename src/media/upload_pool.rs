@@ -12,7 +12,8 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 
-use super::file_upload::{Deferral, FileFate, FileOutcome, FileUploader, ReadyFile, UploadStop};
+use super::file_outcome::{Deferral, FileFate, FileOutcome, UploadStop};
+use super::file_upload::{FileUploader, ReadyFile, UploadTask};
 use crate::error::{Error, Kind};
 use crate::source::file_records::{DueLimits, PendingFile};
 use crate::source::file_state::FileState;
@@ -36,7 +37,7 @@ type UploadOutcome = (bool, Result<FileOutcome, UploadStop>);
 /// See the module.
 pub(super) struct UploadPool<'a> {
     uploader: FileUploader<'a>,
-    small: VecDeque<ReadyFile>,
+    small: VecDeque<UploadTask>,
     large: VecDeque<ReadyFile>,
     uploading: FuturesUnordered<BoxFuture<'a, UploadOutcome>>,
     /// Whether one of them is large.
@@ -86,6 +87,11 @@ impl<'a> UploadPool<'a> {
         self.uploader.capabilities.content_hash
     }
 
+    /// Whether the file goes in parts.
+    pub(super) fn goes_in_parts(&self, ready: &ReadyFile) -> bool {
+        self.uploader.goes_in_parts(&ready.stamp)
+    }
+
     /// The files that must not be given again now.
     pub(super) fn busy(&self) -> Vec<String> {
         self.busy.iter().cloned().collect()
@@ -95,19 +101,24 @@ impl<'a> UploadPool<'a> {
         self.busy.contains(path)
     }
 
-    /// Looks at files that are due: those that can be uploaded now are returned, with how they look. The
-    /// others get their outcome at once.
+    /// Looks at files that are due: those that can be uploaded now are returned, with how they look. Those
+    /// that the cloud is asked for are queued; the others get their outcome at once.
     pub(super) fn look_at(&mut self, files: Vec<PendingFile>) -> Vec<ReadyFile> {
         let mut ready = Vec::with_capacity(files.len());
-        for pending in files {
+        for mut pending in files {
             self.busy.insert(pending.path.clone());
+            if let Some(recorded) = self.uploader.to_ask(&mut pending) {
+                self.small.push_back(UploadTask::Ask(pending, recorded));
+                continue;
+            }
             match self.uploader.prepare(&pending) {
                 Ok(stamp) => ready.push(ReadyFile {
                     pending,
                     stamp,
                     may_be_there: false,
+                    begun: None,
                 }),
-                Err(deferral) => self.defer(pending.path, deferral),
+                Err(deferral) => self.outcomes.push(FileOutcome::not_ready(pending, deferral)),
             }
         }
         ready
@@ -117,22 +128,18 @@ impl<'a> UploadPool<'a> {
     pub(super) fn give(&mut self, files: Vec<ReadyFile>) {
         for ready in files {
             if ready.stamp.size < LARGE {
-                self.small.push_back(ready);
+                self.small.push_back(UploadTask::Upload(ready));
             } else if self.large.len() < BUSY_LARGE {
                 self.large.push_back(ready);
             } else {
                 // Its size was not known. Now it is, and it is asked for when there is room.
-                self.defer(ready.pending.path, Deferral::behind_large_files(ready.stamp.size));
+                self.outcomes.push(FileOutcome {
+                    path: ready.pending.path,
+                    fate: FileFate::Deferred(Deferral::behind_large_files(ready.stamp.size)),
+                });
             }
         }
         self.start_uploads();
-    }
-
-    fn defer(&mut self, path: String, deferral: Deferral) {
-        self.outcomes.push(FileOutcome {
-            path,
-            fate: FileFate::Deferred(deferral),
-        });
     }
 
     /// Takes the outcomes. Their files stay busy until [`UploadPool::release`].
@@ -154,6 +161,16 @@ impl<'a> UploadPool<'a> {
         } else {
             None
         }
+    }
+
+    /// Gives up what is on its way and what is queued: it is due again. Outcomes must have been recorded.
+    pub(super) fn give_up(&mut self) {
+        self.uploading.clear();
+        self.is_large_uploading = false;
+        self.small.clear();
+        self.large.clear();
+        self.stop = None;
+        self.busy.clear();
     }
 
     /// Whether an upload has ended whose outcome was not taken.
@@ -186,7 +203,9 @@ impl<'a> UploadPool<'a> {
         match &outcome.fate {
             FileFate::Deferred(deferral) if deferral.state == FileState::Failing => self.failing += 1,
             FileFate::Deferred(_) => {}
-            FileFate::Uploaded(..) | FileFate::Unchanged(_) => self.failing = 0,
+            FileFate::Uploaded(..) => self.failing = 0,
+            // These say nothing of whether it takes a file.
+            FileFate::Unchanged(_) | FileFate::Kept { .. } | FileFate::Gone { .. } => {}
         }
         if self.failing >= FAILING_IN_A_ROW {
             self.failing = 0;
@@ -225,18 +244,19 @@ impl<'a> UploadPool<'a> {
             && let Some(ready) = self.large.pop_front()
         {
             self.is_large_uploading = true;
-            self.start_upload(ready, true);
+            self.start_upload(UploadTask::Upload(ready), true);
         }
         while self.uploading.len() - usize::from(self.is_large_uploading) < SMALL_AT_ONCE
-            && let Some(ready) = self.small.pop_front()
+            && let Some(task) = self.small.pop_front()
         {
-            self.start_upload(ready, false);
+            self.start_upload(task, false);
         }
     }
 
-    fn start_upload(&self, ready: ReadyFile, is_large: bool) {
+    fn start_upload(&self, task: UploadTask, is_large: bool) {
         let uploader = self.uploader.clone();
-        self.uploading
-            .push(Box::pin(async move { (is_large, uploader.upload(ready).await) }));
+        self.uploading.push(Box::pin(
+            async move { (is_large, uploader.carry_out(task).await) },
+        ));
     }
 }

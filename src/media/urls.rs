@@ -4,13 +4,12 @@
 //! same columns whether it is delivered or compared. If the URL column is the file column itself, it has the
 //! site's own value until then.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-
 use serde_json::value::RawValue;
+use std::collections::{BTreeMap, HashMap};
 use tokio_postgres::Client;
 
 use super::paths;
+use super::root::MediaRoot;
 use crate::batch::{Batch, ChangeIndex, Fate};
 use crate::catalogue::server::{ColumnValue, Unconfirmed};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};
@@ -36,7 +35,7 @@ pub struct FileReferences {
 /// The source's; a row that is no JSON object.
 pub async fn attach_urls(
     client: &Client,
-    root: &Path,
+    root: &MediaRoot,
     catalogue: &Catalogue,
     batch: &mut Batch,
 ) -> Result<()> {
@@ -91,7 +90,7 @@ fn rows_with_files(
 }
 
 /// Whether the row is held back until the cloud has one of its files.
-fn is_held(root: &Path, entity: &Entity, named: &[NamedFile], urls: &RowUrls) -> bool {
+fn is_held(root: &MediaRoot, entity: &Entity, named: &[NamedFile], urls: &RowUrls) -> bool {
     let mut files = entity.files.iter().zip(named);
     files.any(|(file, named)| {
         file.until_uploaded == Some(Unconfirmed::Hold)
@@ -99,7 +98,7 @@ fn is_held(root: &Path, entity: &Entity, named: &[NamedFile], urls: &RowUrls) ->
                 .paths
                 .iter()
                 .flatten()
-                .any(|path| paths::below(root, path).is_ok_and(|path| !urls.contains_key(&path)))
+                .any(|path| root.is_inside(path) && !urls.contains_key(&paths::recorded(&root.path, path)))
     })
 }
 
@@ -110,7 +109,7 @@ fn is_held(root: &Path, entity: &Entity, named: &[NamedFile], urls: &RowUrls) ->
 /// The source's.
 pub async fn note_references(
     client: &Client,
-    root: &Path,
+    root: &MediaRoot,
     catalogue: &Catalogue,
     batch: &Batch,
 ) -> Result<FileReferences> {
@@ -148,7 +147,7 @@ pub async fn note_references(
         let entity = &catalogue[change.entity];
         for (file, named) in entity.files.iter().zip(named) {
             for path in named.paths.iter().flatten() {
-                files.paths.push(paths::recorded(root, path));
+                files.paths.push(paths::recorded(&root.path, path));
                 files.directories.push(file.directory.as_str());
                 files.entities.push(entity.name.as_str());
                 files.keys.push(&*change.key);
@@ -199,15 +198,15 @@ fn columns(entity: &Entity, row: &str) -> Result<Vec<NamedFile>> {
 }
 
 /// The files that the rows name, as their records have them.
-fn recorded_paths(root: &Path, rows: &[NamedRow]) -> Vec<String> {
+fn recorded_paths(root: &MediaRoot, rows: &[NamedRow]) -> Vec<String> {
     let named = rows.iter().flat_map(|row| &row.named);
     let paths = named.flat_map(|named| named.paths.iter().flatten());
-    paths.map(|path| paths::recorded(root, path)).collect()
+    paths.map(|path| paths::recorded(&root.path, path)).collect()
 }
 
 /// The JSON value of each of the entity's URL columns, as far as addresses are known.
 fn url_values(
-    root: &Path,
+    root: &MediaRoot,
     entity: &Entity,
     row: &str,
     named: &[NamedFile],
@@ -220,7 +219,7 @@ fn url_values(
         let in_place = file.url_column == file.column;
         let known = |path: &Option<String>| {
             let path = path.as_ref()?;
-            urls.get(&paths::recorded(root, path))
+            urls.get(&paths::recorded(&root.path, path))
         };
         let confirmed_value = |path: &Option<String>| -> Option<String> {
             match (known(path), file.column_value) {
@@ -248,7 +247,13 @@ fn url_values(
 }
 
 /// The row with its URL columns, which replace columns of the same name.
-fn with_urls(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], urls: &RowUrls) -> Result<String> {
+fn with_urls(
+    root: &MediaRoot,
+    entity: &Entity,
+    row: &str,
+    named: &[NamedFile],
+    urls: &RowUrls,
+) -> Result<String> {
     let values = url_values(root, entity, row, named, urls)?;
     let mut text = if url_columns(entity, row)?.iter().any(Option::is_some) {
         let mut fields: BTreeMap<String, &RawValue> =
@@ -271,7 +276,13 @@ fn with_urls(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], urls:
 }
 
 /// Whether the row was sent without a URL that is known now.
-fn is_outdated(root: &Path, entity: &Entity, row: &str, named: &[NamedFile], urls: &RowUrls) -> Result<bool> {
+fn is_outdated(
+    root: &MediaRoot,
+    entity: &Entity,
+    row: &str,
+    named: &[NamedFile],
+    urls: &RowUrls,
+) -> Result<bool> {
     // Only what is known now: a value that is the site's own is no other one.
     let now = url_values(root, entity, row, named, urls)?;
     let sent = url_columns(entity, row)?;
@@ -302,7 +313,7 @@ mod tests {
     fn a_row_is_outdated_only_where_a_url_became_known_since() {
         let builtin = Catalogue::builtin();
         let leaves = &builtin[builtin.find("leaves").unwrap()];
-        let root = Path::new("/m");
+        let root = &MediaRoot::new("/m");
         let row = "{\"leave_id\":1,\"leave_slip_image\":\"s.jpg\"}";
         let urls: RowUrls = [known("s.jpg", "http://c/s")].into();
         let named = columns(leaves, row).unwrap();
@@ -323,7 +334,7 @@ mod tests {
 
     fn sent(entity: &Entity, row: &str, urls: &RowUrls) -> String {
         let named = columns(entity, row).unwrap();
-        with_urls(Path::new("/m"), entity, row, &named, urls).unwrap()
+        with_urls(&MediaRoot::new("/m"), entity, row, &named, urls).unwrap()
     }
 
     #[test]

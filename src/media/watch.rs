@@ -8,8 +8,10 @@
 //! Links are not followed: a folder outside the root is never watched, and one inside has its own watch.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,6 +61,8 @@ pub(super) struct MediaWatch {
     signals: Arc<Mutex<WatchSignals>>,
     changes: Arc<Notify>,
     folders: Mutex<WatchedFolders>,
+    /// Whether events were lost since the whole tree was watched: folders that were new then are not.
+    lost_folders: AtomicBool,
 }
 
 struct WatchedFolders {
@@ -104,6 +108,7 @@ impl MediaWatch {
             signals,
             changes,
             folders: Mutex::new(folders),
+            lost_folders: AtomicBool::new(false),
         }
     }
 
@@ -155,9 +160,27 @@ impl MediaWatch {
                 });
             }
         }
+        if lost {
+            self.lost_folders.store(true, Ordering::Relaxed);
+        }
         SeenPaths {
             paths: touched.into_iter().collect(),
             lost,
+        }
+    }
+
+    /// Whether events were lost since the whole tree was watched.
+    pub(super) fn lost_folders(&self) -> bool {
+        self.lost_folders.load(Ordering::Relaxed)
+    }
+
+    /// Watches the root and every folder below it once more: those that are watched stay so.
+    pub(super) fn watch_again(&self) {
+        self.lost_folders.store(false, Ordering::Relaxed);
+        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        if folders.watcher.is_some() {
+            (folders.watched, folders.unwatched, folders.problem) = (0, 0, None);
+            folders.watch_below(&self.root, &mut |_| {});
         }
     }
 
@@ -199,6 +222,12 @@ impl WatchedFolders {
     }
 
     fn note_unwatched(&mut self, folder: &Path, error: &notify::Error) {
+        if self.watched > 0
+            && std::fs::symlink_metadata(folder).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        {
+            // It has gone in the meantime.
+            return;
+        }
         self.unwatched += 1;
         self.problem.get_or_insert_with(|| match error.kind {
             ErrorKind::MaxFilesWatch => {
@@ -334,6 +363,32 @@ mod tests {
         drop(file);
         seen(&watch, &["a.mp4"]).await;
         assert!(!watch.is_written("a.mp4"));
+    }
+
+    #[tokio::test]
+    async fn folders_that_came_while_events_were_lost_are_watched_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = MediaWatch::start(folder.path());
+        // Given more events than the system keeps, as nobody takes them
+        let queue = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let files: usize = queue.trim().parse::<usize>().unwrap() + 1_000;
+        let held = watch.signals();
+        for number in 0..files {
+            std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+        }
+        std::fs::create_dir_all(folder.path().join("late/deeper")).unwrap();
+        drop(held);
+        while !watch.take().lost {
+            watch.changed().await;
+        }
+        assert!(watch.lost_folders());
+        // When the tree is watched again
+        watch.watch_again();
+        assert!(!watch.lost_folders());
+        assert_eq!(watch.folders.lock().unwrap().watched, 3);
+        // Then what comes into a folder that was new then is seen.
+        std::fs::write(folder.path().join("late/deeper/a.jpg"), "a").unwrap();
+        seen(&watch, &["late/deeper/a.jpg"]).await;
     }
 
     #[tokio::test]

@@ -11,7 +11,6 @@ pub mod report;
 mod touched;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use crate::deliver::{Capabilities, ChangeOrigin, Cloud};
 use crate::drain::{AcceptedKeyRecorder, ReplicationState, wire_schema};
 use crate::error::{Error, Kind, Result};
 use crate::existence::{self, CloudRows};
-use crate::media;
+use crate::media::{self, MediaRoot};
 use crate::quarantine;
 use crate::source::connect::Session;
 use crate::source::describe::{self, SourceTable};
@@ -76,7 +75,7 @@ pub struct Reconcile {
     capabilities: Capabilities,
     origin: ChangeOrigin,
     state: Arc<ReplicationState>,
-    media_root: PathBuf,
+    media_root: MediaRoot,
     patience: Duration,
     /// When the pass began, in the source's time, in microseconds since 1970.
     began: i64,
@@ -94,7 +93,7 @@ impl Reconcile {
         catalogue: Arc<Catalogue>,
         cloud: Cloud,
         state: Arc<ReplicationState>,
-        media_root: PathBuf,
+        media_root: MediaRoot,
         patience: Duration,
     ) -> Result<Self> {
         let SiteSession {
@@ -410,7 +409,12 @@ impl Reconcile {
                 .columns
                 .into_iter()
                 .map(|column| column.name);
-            let mut columns: Vec<String> = sent.chain(entity.exclude.iter().cloned()).collect();
+            let left_out = table.columns.iter().map(|column| &column.name);
+            let left_out = left_out.filter(|column| entity.leaves_out(column)).cloned();
+            let mut columns: Vec<String> = sent
+                .chain(left_out)
+                .chain(entity.exclude.iter().cloned())
+                .collect();
             columns.sort_unstable();
             columns.dedup();
             columns

@@ -21,8 +21,16 @@ use crate::source::drift::{self, EntityDrift};
 use crate::source::{identity, install};
 use crate::supervise::{NextRound, Supervisor};
 
-/// The time between two looks.
-pub(super) const EVERY: Duration = Duration::from_secs(15);
+/// The time between two looks for up to [`FEW_ENTITIES`]; for more it is as many times longer, so that the looks
+/// cost the same share of the source's time.
+const EVERY: Duration = Duration::from_secs(15);
+const FEW_ENTITIES: u32 = 100;
+
+/// The time between two looks at the capture of so many entities.
+pub(super) fn every(entities: usize) -> Duration {
+    let entities = u32::try_from(entities).unwrap_or(u32::MAX).max(FEW_ENTITIES);
+    EVERY * entities / FEW_ENTITIES
+}
 
 /// What the drift monitor last saw.
 #[derive(Debug, Default)]
@@ -108,11 +116,11 @@ pub(super) fn parked(entity: &Entity, why: &str) -> Error {
 /// The source's.
 async fn look(client: &Client, catalogue: &Catalogue) -> Result<Vec<EntityDrift>> {
     let watched = drift::watch(client, catalogue).await?;
-    let mut touched = false;
+    let tables = watched
+        .iter()
+        .map(|(described, watched)| (watched.id, &described.table));
+    let mut touched = drift::note_shapes(client, tables).await?;
     for (entity, (described, watched)) in catalogue.entities().iter().zip(&watched) {
-        if described.table.oid != 0 {
-            touched |= drift::note_shape(client, watched.id, &described.table).await?;
-        }
         let Some(wrong) = &watched.wrong else { continue };
         touched = true;
         if let Some(missed) = wrong.missed() {

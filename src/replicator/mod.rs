@@ -14,6 +14,7 @@
 //! costs no more than a crash would.
 
 pub mod cloud_check;
+mod completed_settings;
 mod drift_monitor;
 mod leader;
 mod one_shot;
@@ -21,6 +22,7 @@ mod operator;
 mod outbox_forecast;
 pub mod preconditions;
 mod replay;
+pub(crate) mod row_inquiry;
 mod source_status;
 mod syncs;
 
@@ -45,10 +47,12 @@ use crate::reconcile::report::SyncReport;
 use crate::reconcile::{NoObserver, Reconcile};
 use crate::retry::Backoff;
 use crate::schedule::{self, Schedule};
+use crate::source::complete::PatternScope;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
 use crate::supervise::{NextRound, Supervisor, pause_or_stop};
 
+pub(crate) use completed_settings::complete_settings;
 use drift_monitor::DriftSummary;
 use leader::Leader;
 pub use one_shot::{OneShot, backfill};
@@ -117,7 +121,8 @@ impl Replicator {
     /// # Errors
     /// A configuration error.
     pub fn new(settings: &Settings) -> Result<Arc<Self>> {
-        Self::monitoring_drift_every(settings, drift_monitor::EVERY)
+        let every = drift_monitor::every(settings.catalogue.entities().len());
+        Self::monitoring_drift_every(settings, every)
     }
 
     /// Installs capture in the site's database, or brings it up to date; can be repeated.
@@ -125,9 +130,20 @@ impl Replicator {
     /// # Errors
     /// The source's, or a configuration error that names the entity that does not fit its table.
     pub async fn install(settings: &Settings) -> Result<()> {
+        let settings = complete_settings(settings, PatternScope::All).await?;
         let url = settings.require_database_url()?;
         install::init(url, &settings.catalogue, OutboxDeclaration::Nothing).await?;
         Ok(())
+    }
+
+    /// The settings with the catalogue that the site's database completes: which tables `catalogue.tables`
+    /// takes, the keys that `[[entity]]` leaves out, and the order, parents before their children. A
+    /// replicator is made with these.
+    ///
+    /// # Errors
+    /// The source's; a configuration error with everything that must be corrected.
+    pub async fn complete_settings(settings: &Settings) -> Result<Settings> {
+        complete_settings(settings, PatternScope::Captured).await
     }
 
     /// Compares the site with the cloud once, pushes what the cloud lacks, and waits until it is there. No
@@ -136,7 +152,8 @@ impl Replicator {
     /// # Errors
     /// What prevents the comparison as a whole; the errors of single entities are in the report.
     pub async fn sync_once(settings: &Settings, request: &SyncRequest) -> Result<SyncReport> {
-        let once = one_shot::OneShot::start(settings).await?;
+        let settings = Self::complete_settings(settings).await?;
+        let once = one_shot::OneShot::start(&settings).await?;
         let report = once.sync(request, &NoObserver).await;
         once.finish().await?;
         report
@@ -155,6 +172,7 @@ impl Replicator {
     /// # Errors
     /// A configuration error.
     pub fn monitoring_drift_every(settings: &Settings, drift_every: Duration) -> Result<Arc<Self>> {
+        completed_settings::must_be_complete(settings)?;
         let catalogue = Arc::new(settings.catalogue.clone());
         let names = catalogue.entities().iter().map(|entity| entity.name.as_str());
         let metrics = Arc::new(Metrics::new(names));
@@ -496,7 +514,7 @@ pub fn drain(
             rows: settings.delivery.batch_rows,
             bytes: settings.delivery.batch_bytes,
         },
-        media_root: settings.media.root.clone(),
+        media_root: media_root(settings),
         state,
         handshake_every: HANDSHAKE_EVERY,
     })
@@ -509,10 +527,7 @@ fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Resul
         source_id: settings.source.source_id.clone(),
         catalogue: Arc::new(settings.catalogue.clone()),
         cloud,
-        root: MediaRoot {
-            path: settings.media.root.clone(),
-            strip_prefix: settings.media.strip_prefix.clone(),
-        },
+        root: media_root(settings),
         storage: object_storage(settings)?,
         settle: settings.media.settle,
         rescan: settings.media.rescan,
@@ -522,6 +537,14 @@ fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Resul
     })
 }
 
+/// The media root that the settings describe.
+fn media_root(settings: &Settings) -> MediaRoot {
+    MediaRoot {
+        path: settings.media.root.clone(),
+        strip_prefix: settings.media.strip_prefix.clone(),
+    }
+}
+
 async fn reconcile(settings: &Settings, cloud: &Cloud, state: &Arc<ReplicationState>) -> Result<Reconcile> {
     Reconcile::open(
         settings.require_database_url()?,
@@ -529,7 +552,7 @@ async fn reconcile(settings: &Settings, cloud: &Cloud, state: &Arc<ReplicationSt
         Arc::new(settings.catalogue.clone()),
         cloud.clone(),
         state.clone(),
-        settings.media.root.clone(),
+        media_root(settings),
         PATIENCE,
     )
     .await

@@ -120,7 +120,9 @@ impl OneShot {
                 .gauges(replicator.state.checkpoint())
                 .await
                 .map_err(|error| error.to_string())?;
-            let files_are_done = gauges.files.soon == 0 && !files.rescan_is_pending();
+            // The timetable's will is no failure: those files wait for the next run.
+            let are_sent = gauges.files.soon == 0 || files.bandwidth.is_off();
+            let files_are_done = are_sent && !files.rescan_is_pending();
             if gauges.lag.changes == 0 && files_are_done {
                 return Ok(());
             }

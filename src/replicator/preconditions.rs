@@ -12,6 +12,7 @@ use crate::deliver::{ChangeOrigin, CloudInfo};
 use crate::drain::wire_schema;
 use crate::error::{Code, Error, Kind, Result};
 use crate::quarantine;
+use crate::source::complete::{self, PatternScope};
 use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::describe::{self, DescribedTable, SourceTable};
 use crate::source::drift::{self, EntityDrift};
@@ -92,10 +93,12 @@ impl Finding {
 /// Looks at every precondition; what depends on another that is wrong is left out.
 pub async fn check(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let session = match connect(settings, "check").await {
+    let mut settings = settings.clone();
+    let session = match connect(&settings, "check").await {
         Ok(session) => {
             findings.push(Finding::new("site database", version(&session).await));
-            findings.push(Finding::new("sessions", sessions(settings).await));
+            findings.push(Finding::new("sessions", sessions(&settings).await));
+            findings.extend(complete_catalogue(&mut settings, &session).await);
             Some(session)
         }
         Err(error) => {
@@ -103,6 +106,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
             None
         }
     };
+    let settings = &settings;
     let mut origin = ChangeOrigin {
         source_id: settings.source.source_id.clone().unwrap_or_default(),
         epoch: crate::change::Epoch(1),
@@ -201,7 +205,7 @@ async fn check_source<'a>(
             let restored = error.kind() == Kind::Identity;
             findings.push(Finding::new("identity", Err(error)));
             if !restored {
-                findings.push(Finding::new("catalogue", catalogue(settings, session).await));
+                findings.extend(check_tables(settings, session).await);
             }
             return captured;
         }
@@ -210,7 +214,7 @@ async fn check_source<'a>(
     findings.push(Finding::new("outbox", outbox_tables(session).await));
     findings.push(Finding::new("temporary files", temporary_files(session).await));
     findings.push(Finding::new("disk", disk(settings, session).await));
-    findings.push(Finding::new("catalogue", catalogue(settings, session).await));
+    findings.extend(check_tables(settings, session).await);
     match drift::watch(client, &settings.catalogue).await {
         Ok(watched) => {
             for (entity, (described, watched)) in settings.catalogue.entities().iter().zip(watched) {
@@ -244,9 +248,82 @@ async fn quarantined(session: &Session) -> Result<String> {
     ))
 }
 
-async fn catalogue(settings: &Settings, session: &Session) -> Result<String> {
-    let tables = describe::fitting_tables(session.client(), &settings.catalogue).await?;
-    Ok(format!("{} entities fit their tables", tables.len()))
+/// Completes the catalogue. If it has faults, then what is usable of it is looked at further.
+async fn complete_catalogue(settings: &mut Settings, session: &Session) -> Vec<Finding> {
+    let Some(declared) = &settings.declared else {
+        return Vec::new();
+    };
+    let mut completed = match complete::complete(session.client(), declared, PatternScope::Captured).await {
+        Ok(completed) => completed,
+        Err(error) => return vec![Finding::new("catalogue", Err(error))],
+    };
+    let (catalogue, faults) = completed.usable();
+    settings.catalogue = catalogue;
+    let faults = faults
+        .into_iter()
+        .map(|fault| Finding::new("catalogue", Err(fault)));
+    let mut findings: Vec<Finding> = faults.collect();
+    if !completed.uncaptured.is_empty() {
+        let uncaptured = Error::config(
+            "capture every table of catalogue.tables",
+            format!(
+                "{} came after the last `cloud-sync init`",
+                completed.uncaptured.join(", ")
+            ),
+        );
+        let uncaptured = uncaptured.remedy(
+            "run `cloud-sync init`, then start `cloud-sync run` again, or leave the tables out by a pattern with !",
+        );
+        findings.push(Finding::new("catalogue", Err(uncaptured)));
+    }
+    findings.extend(completed.left_out.iter().map(|(table, why)| {
+        Finding::new("catalogue", Ok(format!("table {table} is not replicated: {why}")))
+    }));
+    let against_order = completed.against_order.into_iter();
+    findings.extend(against_order.map(|reference| Finding::new("catalogue", Ok(reference))));
+    findings
+}
+
+/// A line for each fault of each entity; and one for the columns that leave the site although they look
+/// private.
+async fn check_tables(settings: &Settings, session: &Session) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut private = Vec::new();
+    let mut fitting = 0;
+    let all = match describe::table_faults(session.client(), &settings.catalogue).await {
+        Ok(all) => all,
+        Err(error) => return vec![Finding::new("catalogue", Err(error))],
+    };
+    for (entity, (table, faults)) in settings.catalogue.entities().iter().zip(all) {
+        fitting += usize::from(faults.is_empty());
+        let faults = faults
+            .into_iter()
+            .map(|fault| Finding::new("catalogue", Err(fault)));
+        findings.extend(faults);
+        let columns = table
+            .iter()
+            .flat_map(|table| &table.columns)
+            .map(|column| &column.name);
+        let leaving = columns.filter(|column| !entity.leaves_out(column));
+        let looking = leaving.filter(|column| entity.looks_private(column).is_some());
+        private.extend(looking.map(|column| format!("{}.{column}", entity.name)));
+    }
+    if findings.is_empty() {
+        let fit = format!("{fitting} entities fit their tables");
+        findings.push(Finding::new("catalogue", Ok(fit)));
+    }
+    if !private.is_empty() {
+        findings.push(Finding::advice(
+            "private columns",
+            format!(
+                "they leave the site, and their names look private: {}",
+                private.join(", ")
+            ),
+            "name those that must not leave under exclude of their entity, and those that may under include"
+                .to_owned(),
+        ));
+    }
+    findings
 }
 
 /// Triggers in place, firing always, and with the functions as they were installed; nothing missed before;
@@ -473,11 +550,13 @@ async fn store(settings: &Settings, session: Option<&Session>) -> Result<String>
     }
 }
 
-async fn check_cloud(settings: &Settings, origin: &ChangeOrigin) -> Result<CloudInfo> {
+/// Asks the cloud who it is and what it can do.
+pub(crate) async fn check_cloud(settings: &Settings, origin: &ChangeOrigin) -> Result<CloudInfo> {
     Ok(cloud(settings)?.handshake(origin).await?)
 }
 
-fn describe_cloud(info: CloudInfo) -> String {
+/// What the cloud answered, in words.
+pub(crate) fn describe_cloud(info: CloudInfo) -> String {
     let capabilities = info.capabilities.names();
     format!(
         "accepts the key{}, {}",

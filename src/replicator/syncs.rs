@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::reconcile::Observer;
 use crate::reconcile::report::SyncReport;
 use crate::source::connect::Session;
-use crate::source::file_records;
+use crate::source::{file_records, kept_files};
 
 /// Files that are not in the cloud, told in a report at most.
 const FILES_TOLD: i64 = 100;
@@ -72,6 +72,13 @@ impl Replicator {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
             let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
             file_records::make_all_due(session.client(), request.force).await?;
+            if request.force {
+                let entities = entity_indexes
+                    .iter()
+                    .map(|&entity| &live.settings.catalogue[entity]);
+                let names: Vec<&str> = entities.map(|entity| entity.name.as_str()).collect();
+                kept_files::ask_again(session.client(), Some(&names)).await?;
+            }
             self.state.files.request_rescan();
             Ok(reconcile
                 .sync(&entity_indexes, request.force, recording, observer)

@@ -11,7 +11,9 @@
 //! A site's writer is never held up for any of it: a capture function does not fail because a column is gone,
 //! it writes a touch without a key.
 
-use tokio_postgres::Client;
+use std::collections::HashMap;
+
+use tokio_postgres::{Client, Row};
 
 use super::capture::{self, EVENTS};
 use super::describe::{self, DescribedTable, SourceTable};
@@ -111,39 +113,66 @@ pub struct CapturedTable {
     pub foreign: bool,
 }
 
-async fn all_members(client: &Client, table: &SourceTable, id: i16) -> Result<Vec<CapturedTable>> {
+/// The tables of entities with their partitions, by the entities' numbers. `entities` are numbers and tables.
+async fn all_members(
+    client: &Client,
+    entities: &[(i16, &SourceTable)],
+) -> Result<HashMap<i16, Vec<CapturedTable>>> {
+    let oids: Vec<u32> = entities.iter().map(|(_, table)| table.oid).collect();
     let rows = client
-        .query(statement!("drift", "members"), &[&table.oid])
+        .query(statement!("drift", "members"), &[&oids])
         .await
-        .map_err(|error| Error::postgres(format!("list the partitions of {}", table.sql_name), error))?;
-    Ok(rows
+        .map_err(|error| Error::postgres("list the captured tables and their partitions", error))?;
+    let mut rows_of: HashMap<u32, Vec<&Row>> = HashMap::new();
+    for row in &rows {
+        rows_of.entry(row.get(4)).or_default().push(row);
+    }
+    let members = entities.iter().map(|&(id, table)| {
+        let rows = rows_of.get(&table.oid).into_iter().flatten();
+        (id, rows.map(|row| captured_table(row, id, table)).collect())
+    });
+    Ok(members.collect())
+}
+
+fn captured_table(row: &Row, id: i16, table: &SourceTable) -> CapturedTable {
+    let there: Vec<String> = row.get(2);
+    let wanted = EVENTS
         .iter()
-        .map(|row| {
-            let there: Vec<String> = row.get(2);
-            let wanted = EVENTS
-                .iter()
-                .filter(|event| row.get::<_, bool>(3) || event.on_partitions());
-            let count = wanted.clone().count();
-            let missing: Vec<_> = wanted
-                .map(|event| (event.trigger(id, table.oid), event.enabled_letter()))
-                .filter(|(name, enabled)| !there.contains(&format!("{name} {enabled}")))
-                .map(|(name, _)| name)
-                .collect();
-            CapturedTable {
-                sql_name: row.get(0),
-                foreign: row.get::<_, &str>(1) == "f",
-                uncaptured: missing.len() == count,
-                missing,
-            }
-        })
-        .collect())
+        .filter(|event| row.get::<_, bool>(3) || event.on_partitions());
+    let count = wanted.clone().count();
+    let missing: Vec<_> = wanted
+        .map(|event| (event.trigger(id, table.oid), event.enabled_letter()))
+        .filter(|(name, enabled)| !there.contains(&format!("{name} {enabled}")))
+        .map(|(name, _)| name)
+        .collect();
+    CapturedTable {
+        sql_name: row.get(0),
+        foreign: row.get::<_, &str>(1) == "f",
+        uncaptured: missing.len() == count,
+        missing,
+    }
 }
 
 /// The tables that need triggers: the entity's own, and its partitions at every level.
 pub(super) async fn members(client: &Client, table: &SourceTable, id: i16) -> Result<Vec<CapturedTable>> {
-    let mut members = all_members(client, table, id).await?;
+    let mut members = all_members(client, &[(id, table)]).await?;
+    let mut members = members.remove(&id).unwrap_or_default();
     members.retain(|member| !member.foreign);
     Ok(members)
+}
+
+/// Tables that have triggers of entities, by the entities' numbers: each with such a trigger.
+async fn triggered_tables(client: &Client, ids: &[i16]) -> Result<HashMap<i16, Vec<(String, String)>>> {
+    let rows = client
+        .query(statement!("drift", "triggered"), &[&ids])
+        .await
+        .map_err(|error| Error::postgres("list the captured tables", error))?;
+    let mut tables: HashMap<i16, Vec<(String, String)>> = HashMap::new();
+    for row in &rows {
+        let of_entity = tables.entry(row.get(0)).or_default();
+        of_entity.push((row.get(1), row.get(2)));
+    }
+    Ok(tables)
 }
 
 /// Tables that have triggers of the entity and are none of `members`, each with such a trigger.
@@ -152,12 +181,10 @@ pub(super) async fn strangers(
     id: i16,
     members: &[CapturedTable],
 ) -> Result<Vec<(String, String)>> {
-    let names: Vec<&str> = members.iter().map(|member| member.sql_name.as_str()).collect();
-    let rows = client
-        .query(statement!("drift", "strangers"), &[&id, &names])
-        .await
-        .map_err(|error| Error::postgres("list the captured tables", error))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    let mut tables = triggered_tables(client, &[id]).await?;
+    let mut tables = tables.remove(&id).unwrap_or_default();
+    tables.retain(|(table, _)| !members.iter().any(|member| member.sql_name == *table));
+    Ok(tables)
 }
 
 /// The state of one entity's capture; `None` if it was never attached.
@@ -169,25 +196,65 @@ pub(super) async fn watch_one(
     entity: &Entity,
     table: &SourceTable,
 ) -> Result<Option<EntityDrift>> {
-    let found = client
-        .query_opt(statement!("drift", "captured"), &[&entity.name])
+    Ok(watch_each(client, &[(entity, table)]).await?.pop().flatten())
+}
+
+/// The state of each entity's capture; `None` if it was never attached.
+///
+/// # Errors
+/// The source's.
+pub(super) async fn watch_each(
+    client: &Client,
+    entities: &[(&Entity, &SourceTable)],
+) -> Result<Vec<Option<EntityDrift>>> {
+    let names: Vec<&str> = entities.iter().map(|(entity, _)| entity.name.as_str()).collect();
+    let rows = client
+        .query(statement!("drift", "captured"), &[&names])
         .await
-        .map_err(|error| Error::postgres(format!("check the capture of {}", entity.name), error))?;
-    let Some(row) = found else { return Ok(None) };
-    let id: i16 = row.get(0);
+        .map_err(|error| Error::postgres("check the capture", error))?;
+    let captured: HashMap<&str, &Row> = rows.iter().map(|row| (row.get(9), row)).collect();
+    let ids: Vec<i16> = rows.iter().map(|row| row.get(0)).collect();
+    let there = entities.iter().filter(|(_, table)| table.oid != 0);
+    let numbered: Vec<(i16, &SourceTable)> = there
+        .filter_map(|(entity, table)| Some((captured.get(entity.name.as_str())?.get(0), *table)))
+        .collect();
+    let members = all_members(client, &numbered).await?;
+    let triggered = triggered_tables(client, &ids).await?;
+    Ok(entities
+        .iter()
+        .map(|(entity, table)| {
+            let row = captured.get(entity.name.as_str())?;
+            let id: i16 = row.get(0);
+            let members = members.get(&id).map_or(&[][..], Vec::as_slice);
+            let triggered = triggered.get(&id).map_or(&[][..], Vec::as_slice);
+            Some(drift_of(row, entity, table, members, triggered))
+        })
+        .collect())
+}
+
+/// What the row of an entity's capture tells, and its tables. `triggered` are the tables with triggers of the
+/// entity, each with such a trigger.
+fn drift_of(
+    row: &Row,
+    entity: &Entity,
+    table: &SourceTable,
+    members: &[CapturedTable],
+    triggered: &[(String, String)],
+) -> EntityDrift {
     let gap = row
         .get::<_, Option<String>>(5)
         .zip(row.get::<_, Option<String>>(6));
     let mut watched = EntityDrift {
-        id,
+        id: row.get(0),
         wrong: None,
         parked: row.get(8),
         gap,
     };
     if table.oid == 0 {
-        return Ok(Some(watched));
+        return watched;
     }
-    let members = all_members(client, table, id).await?;
+    let is_member = |name: &String| members.iter().any(|member| member.sql_name == *name);
+    let mut strangers = triggered.iter().filter(|(name, _)| !is_member(name));
     let (root, partitions) = members.split_at(1.min(members.len()));
     watched.wrong = if row.get::<_, bool>(3) {
         Some(DriftKind::Missing("it was detached".to_owned()))
@@ -213,7 +280,7 @@ pub(super) async fn watch_one(
         .find(|member| !member.foreign && member.uncaptured)
     {
         Some(DriftKind::Joined(partition.sql_name.clone()))
-    } else if let Some((stranger, _)) = strangers(client, id, &members).await?.first() {
+    } else if let Some((stranger, _)) = strangers.next() {
         Some(DriftKind::Left(stranger.clone()))
     } else if !row.get::<_, bool>(4) {
         Some(DriftKind::Missing(
@@ -224,7 +291,7 @@ pub(super) async fn watch_one(
             && row.get::<_, Option<&str>>(7) == Some(&capture::selection(entity));
         (!same).then_some(DriftKind::Outdated)
     };
-    Ok(Some(watched))
+    watched
 }
 
 /// The error of an entity whose table never had triggers.
@@ -246,8 +313,11 @@ pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Descri
     }
     let mut all = Vec::with_capacity(catalogue.entities().len());
     let described = describe::described_tables(client, catalogue).await?;
-    for (entity, described) in catalogue.entities().iter().zip(described) {
-        let watched = watch_one(client, entity, &described.table).await?;
+    let tables = described.iter().map(|described| &described.table);
+    let entities: Vec<(&Entity, &SourceTable)> = catalogue.entities().iter().zip(tables).collect();
+    let watched = watch_each(client, &entities).await?;
+    let described = described.into_iter().zip(watched);
+    for (entity, (described, watched)) in catalogue.entities().iter().zip(described) {
         let mut watched = watched.ok_or_else(|| never_attached(entity))?;
         if let Some(unfit) = &described.unfit {
             let text = unfit.to_string();
@@ -263,16 +333,22 @@ pub async fn watch(client: &Client, catalogue: &Catalogue) -> Result<Vec<(Descri
     Ok(all)
 }
 
-/// Remembers the columns of the entity's table, and marks a gap if they show that values changed without a
-/// trigger. Returns whether it marked one.
+/// Remembers the columns of the entities' tables, and marks a gap of each where they show that values changed
+/// without a trigger. Returns whether it marked one. `entities` are numbers and tables; a table that is gone is
+/// passed over.
 ///
 /// # Errors
 /// The source's.
-pub async fn note_shape(client: &Client, id: i16, table: &SourceTable) -> Result<bool> {
+pub async fn note_shapes<'a>(
+    client: &Client,
+    entities: impl Iterator<Item = (i16, &'a SourceTable)>,
+) -> Result<bool> {
+    let there = entities.filter(|(_, table)| table.oid != 0);
+    let (ids, oids): (Vec<i16>, Vec<u32>) = there.map(|(id, table)| (id, table.oid)).unzip();
     let row = client
-        .query_one(statement!("drift", "note_shape"), &[&id, &table.oid])
+        .query_one(statement!("drift", "note_shape"), &[&ids, &oids])
         .await
-        .map_err(|error| Error::postgres(format!("remember the columns of {}", table.sql_name), error))?;
+        .map_err(|error| Error::postgres("remember the columns of the captured tables", error))?;
     Ok(row.get(0))
 }
 

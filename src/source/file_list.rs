@@ -32,6 +32,46 @@ pub struct FileRecord {
     pub next_attempt_seconds: Option<f64>,
     /// When it was last uploaded.
     pub uploaded_at: Option<Timestamp>,
+    /// How far its upload has come, if one in parts is under way.
+    pub upload: Option<UploadStatus>,
+}
+
+/// How far an upload in parts has come, as it was noted last.
+#[derive(Debug, Clone, Serialize)]
+pub struct UploadStatus {
+    /// Bytes that the cloud has.
+    pub bytes_sent: i64,
+    /// Bytes of the file.
+    pub bytes_total: i64,
+    /// From 0 to 100.
+    pub percent: f64,
+    /// Bytes a second, of late; `None` if it is not known, or nothing was noted of late.
+    pub bytes_per_second: Option<i64>,
+    /// Seconds that the rest takes at that rate.
+    pub seconds_left: Option<f64>,
+    /// Seconds since it was noted.
+    pub noted_seconds_ago: f64,
+}
+
+/// What was noted longer ago than so many seconds tells no rate: the upload may rest.
+const RECENT: f64 = 180.0;
+
+impl UploadStatus {
+    fn read(row: &tokio_postgres::Row) -> Self {
+        let (bytes_sent, bytes_total): (i64, i64) = (row.get(10), row.get(11));
+        let noted_seconds_ago: f64 = row.get(13);
+        let rate: Option<i64> = row.get(12);
+        let rate = rate.filter(|&rate| rate > 0 && noted_seconds_ago < RECENT);
+        let left = (bytes_total - bytes_sent).max(0) as f64;
+        Self {
+            bytes_sent,
+            bytes_total,
+            percent: (bytes_sent as f64 / (bytes_total.max(1)) as f64 * 1000.0).round() / 10.0,
+            bytes_per_second: rate,
+            seconds_left: rate.map(|rate| (left / rate as f64).round()),
+            noted_seconds_ago: noted_seconds_ago.round(),
+        }
+    }
 }
 
 /// Files in these states whose paths come after `after`, in order, at most `limit`.
@@ -86,6 +126,7 @@ async fn read_list(
                 next_attempt_seconds: row.get(8),
                 uploaded_at: uploaded_at
                     .and_then(|at| Timestamp::from_microsecond((at * 1_000_000.0) as i64).ok()),
+                upload: row.get::<_, bool>(14).then(|| UploadStatus::read(row)),
             })
         })
         .collect()

@@ -9,7 +9,7 @@ use super::file_state::FileState;
 use crate::error::{Error, Result};
 use crate::sql_template::statement;
 
-fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
+pub(super) fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
     move |error| Error::postgres(format!("{action} the state of media files"), error)
 }
 
@@ -32,6 +32,18 @@ pub struct PendingFile {
     pub sent_as: Option<String>,
     /// What the cloud has of it, if it was uploaded before.
     pub confirmed: Option<ConfirmedContent>,
+    /// What the cloud had of it, if it is to be asked whether it still has that.
+    pub(crate) to_confirm: Option<RecordedContent>,
+}
+
+/// The content of a file that the cloud had.
+#[derive(Debug, Clone)]
+pub(crate) struct RecordedContent {
+    /// BLAKE3, in hexadecimal.
+    pub(crate) hash: String,
+    pub(crate) url: String,
+    /// How the file looked.
+    pub(crate) stamp: KnownStamp,
 }
 
 /// The content of a file that the cloud has confirmed.
@@ -72,7 +84,7 @@ pub(crate) struct KnownFile {
 /// A recorded stamp: the time of change and the inode are not known of a file that an older program uploaded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KnownStamp {
-    size: i64,
+    pub(crate) size: i64,
     modified_us: i64,
     changed_us: Option<i64>,
     inode: Option<i64>,
@@ -273,17 +285,28 @@ pub(crate) async fn due(client: &Client, busy: &[String], limits: DueLimits) -> 
     Ok(rows
         .iter()
         .map(|row| {
-            let url: Option<&str> = row.get(6);
-            PendingFile {
+            let mut pending = PendingFile {
                 path: row.get(0),
                 directory: row.get(1),
                 attempts: row.get(2),
                 sent_as: row.get(3),
-                confirmed: match (row.get(4), row.get(5)) {
-                    (Some(size), Some(hash)) if url.is_some() => Some(ConfirmedContent { size, hash }),
-                    _ => None,
-                },
+                confirmed: None,
+                to_confirm: None,
+            };
+            if let (Some(size), Some(hash), Some(url)) = (row.get(4), row.get(5), row.get(6)) {
+                let stamp = KnownStamp {
+                    size,
+                    modified_us: row.get::<_, Option<i64>>(7).unwrap_or_default(),
+                    changed_us: row.get(8),
+                    inode: row.get(9),
+                };
+                if row.get(10) {
+                    pending.confirmed = Some(ConfirmedContent { size, hash });
+                } else {
+                    pending.to_confirm = Some(RecordedContent { hash, url, stamp });
+                }
             }
+            pending
         })
         .collect())
 }
@@ -504,15 +527,6 @@ pub(crate) async fn make_due(client: &Client, paths: &[String], seconds: f64) ->
 pub async fn make_all_due(client: &Client, refused_too: bool) -> Result<()> {
     client
         .execute(statement!("files", "make_all_due"), &[&refused_too])
-        .await
-        .map_err(failed("write"))?;
-    Ok(())
-}
-
-/// Makes every uploaded file due: another cloud has none of them.
-pub(crate) async fn upload_all_again(client: &Client) -> Result<()> {
-    client
-        .execute(statement!("files", "upload_all_again"), &[])
         .await
         .map_err(failed("write"))?;
     Ok(())

@@ -1,8 +1,9 @@
 //! The states of a media file.
 //!
-//! A new state also needs: a migration for the check constraint of `cloud_sync.media`; its place in the lists of
-//! sql/source/files.sql; who sets it (media/file_upload.rs) and who leaves it (media/upload_journal.rs); how it is
-//! counted (source/file_records.rs, replicator/source_status.rs) and told (cli/files.rs, docs/guide/files.md).
+//! A new state also needs: a migration for the check constraint of `cloud_sync.media`; its place in the lists
+//! of sql/source/files.sql; who sets it (media/file_outcome.rs) and who leaves it (media/upload_journal.rs);
+//! how it is counted (source/file_records.rs, replicator/source_status.rs) and told (cli/files.rs,
+//! docs/guide/files.md).
 
 use crate::error::{Error, Kind, Result};
 

@@ -7,7 +7,7 @@
 
 use tokio_postgres::Client;
 
-use super::file_records;
+use super::kept_files;
 use crate::change::Epoch;
 pub use crate::checkpoint::Identity;
 use crate::error::{Error, Kind, Result};
@@ -149,7 +149,7 @@ pub(crate) async fn note_cloud(client: &Client, term: i64, cloud: &str, another:
         .await
         .map_err(failed)?;
     if another {
-        file_records::upload_all_again(client).await?;
+        kept_files::upload_all_again(client).await?;
     }
     Ok(())
 }

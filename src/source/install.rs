@@ -83,9 +83,10 @@ pub async fn init(
         epoch: epoch.0,
         ..Installed::default()
     };
-    for (entity, table) in catalogue.entities().iter().zip(&tables) {
-        let current = attached_one(session.client(), entity, table).await?;
-        if current.is_some_and(|attached| attached.wrong.is_none()) {
+    let entities: Vec<(&Entity, &SourceTable)> = catalogue.entities().iter().zip(&tables).collect();
+    let before = drift::watch_each(session.client(), &entities).await?;
+    for ((entity, table), before) in entities.into_iter().zip(before) {
+        if before.is_some_and(|watched| watched.wrong.is_none()) {
             installed.unchanged.push(entity.name.clone());
         } else {
             attach(session.client(), entity, table).await?;
@@ -143,25 +144,19 @@ pub async fn attached(
     if !installed(client).await? {
         return Err(not_installed());
     }
-    let mut all = Vec::with_capacity(tables.len());
-    for (entity, table) in catalogue.entities().iter().zip(tables) {
-        let found = attached_one(client, entity, table).await?;
-        all.push(found.ok_or_else(|| drift::never_attached(entity))?);
-    }
-    Ok(all)
-}
-
-async fn attached_one(
-    client: &Client,
-    entity: &Entity,
-    table: &SourceTable,
-) -> Result<Option<AttachedEntity>> {
-    let found = drift::watch_one(client, entity, table).await?;
-    Ok(found.map(|watched| AttachedEntity {
-        id: watched.id,
-        wrong: watched.wrong.map(|wrong| wrong.text(entity)),
-        parked: watched.parked,
-    }))
+    let entities: Vec<(&Entity, &SourceTable)> = catalogue.entities().iter().zip(tables).collect();
+    let watched = drift::watch_each(client, &entities).await?;
+    let entities = entities.into_iter().zip(watched);
+    entities
+        .map(|((entity, _), watched)| {
+            let watched = watched.ok_or_else(|| drift::never_attached(entity))?;
+            Ok(AttachedEntity {
+                id: watched.id,
+                wrong: watched.wrong.map(|wrong| wrong.text(entity)),
+                parked: watched.parked,
+            })
+        })
+        .collect()
 }
 
 /// Fails if schema `cloud_sync` is of a version whose outbox holds rows and not touches.

@@ -132,7 +132,7 @@ impl Projection {
         let columns: Vec<_> = table
             .columns
             .iter()
-            .filter(|column| !entity.exclude.contains(&column.name))
+            .filter(|column| !entity.leaves_out(&column.name))
             .map(|column| ProjectedColumn::new(column, entity))
             .collect();
         let index = |name: &String| columns.iter().position(|field| field.name == *name);
@@ -141,7 +141,11 @@ impl Projection {
             secrets: if entity.redact.is_empty() {
                 Vec::new()
             } else {
-                entity.exclude.clone()
+                let left_out = table.columns.iter().map(|column| &column.name);
+                left_out
+                    .filter(|column| entity.leaves_out(column))
+                    .cloned()
+                    .collect()
             },
             filter: condition,
             columns,

@@ -276,6 +276,18 @@ pub(crate) async fn show(client: &Client, position: i64) -> Result<Vec<Quarantin
         .collect())
 }
 
+/// The entry of one row, the one that a server has refused once included.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn of_row(client: &Client, entity: &str, key: &str) -> Result<Option<QuarantineEntry>> {
+    let row = client
+        .query_opt(&of_entries(statement!("quarantine", "of_row")), &[&entity, &key])
+        .await
+        .map_err(failed("read"))?;
+    Ok(row.map(|row| QuarantineEntry::of_row(&row, None)))
+}
+
 /// Key, code and the cloud's words of these rows of an entity, if they were refused since that time, in
 /// microseconds since 1970. Provisional entries do not count.
 ///

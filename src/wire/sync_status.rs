@@ -16,6 +16,9 @@ pub struct SyncStatusAnswer {
     /// The names of the server's capabilities.
     #[serde(default)]
     pub capabilities: Option<Vec<String>>,
+    /// The same answer, wrapped, as some servers give each answer.
+    #[serde(default, skip_serializing)]
+    pub data: Option<WrappedStatus>,
     /// When it last took something in, in its own words.
     #[serde(default, deserialize_with = "optional_plain_text_of")]
     pub last_sync: Option<String>,
@@ -34,6 +37,26 @@ pub struct SyncStatusAnswer {
     /// `ok`, if it is well.
     #[serde(default)]
     pub status: Option<String>,
+}
+
+impl SyncStatusAnswer {
+    /// The answer without its wrapper.
+    pub fn unwrapped(self) -> Self {
+        match self.data {
+            Some(WrappedStatus::Known(answer)) if self.status.is_none() => *answer,
+            _ => self,
+        }
+    }
+}
+
+/// What an answer has under `data`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum WrappedStatus {
+    /// The answer.
+    Known(Box<SyncStatusAnswer>),
+    /// Something else.
+    Other(Value),
 }
 
 /// How far each source has come. What another server has under that name need not be of the contract's form:
@@ -88,6 +111,14 @@ mod tests {
             read(r#"{"last_sync":null,"sources":null}"#),
             SyncStatusAnswer::default()
         );
+        let wrapped = read(r#"{"data":{"status":"ok","site":"a"}}"#).unwrapped();
+        assert_eq!(
+            (wrapped.status.as_deref(), wrapped.site.as_deref()),
+            (Some("ok"), Some("a"))
+        );
+        let whole = read(r#"{"status":"ok","data":{"status":"no"}}"#).unwrapped();
+        assert_eq!(whole.status.as_deref(), Some("ok"));
+        assert_eq!(read(r#"{"data":[1]}"#).unwrapped().status, None);
         let status = read(r#"{"sources":{"a":{"epoch":1,"term":2,"batch":3,"more":4}}}"#);
         let Some(SourcesMember::Known(sources)) = status.sources else {
             panic!("known");

@@ -207,11 +207,9 @@ fn wrong_entities() {
         "columns = { room_id = { form = \"text\" } }",
         "columns = { room_id = { as = \"string\" } }",
         "deletes = \"maybe\"",
-        "name = \"\"",
         "name = \"my rooms\"",
         "path = \"a/b\"",
         "path = \"changes\"",
-        "key = []",
         "exclude = [\"room_id\"]",
         "files = [{ column = \"a\", url_column = \"url\", directory = \"d\" }, \
          { column = \"b\", url_column = \"url\", directory = \"d\" }]",
@@ -281,7 +279,6 @@ async fn entities_that_do_not_fit_the_database() {
         "table = \"thing\"\nkey = [\"id\"]\nwhere = \"label = \"",
         "table = \"thing\"\nkey = [\"id\"]\nwhere = \"made > now()\"",
         "table = \"thing\"\nkey = [\"id\"]\nwhere = \"id in (select id from parent)\"",
-        "table = \"child\"\nkey = [\"id\"]\n\n[[entity]]\nname = \"y\"\ntable = \"thing\"\nkey = [\"id\"]",
         "table = \"ring_a\"\nkey = [\"id\"]\n\n[[entity]]\nname = \"y\"\ntable = \"ring_b\"\nkey = [\"id\"]",
     ] {
         let entity = format!("[[entity]]\nname = \"x\"\n{lines}\n");
@@ -311,7 +308,7 @@ const UNFIT: &str = "
     alter table guarded force row level security;
     create role unfit_reader login;
     grant select on guarded to unfit_reader;
-    create table ring_a (id bigint primary key, b bigint);
-    create table ring_b (id bigint primary key, a bigint references ring_a);
+    create table ring_a (id bigint primary key, b bigint not null);
+    create table ring_b (id bigint primary key, a bigint not null references ring_a);
     alter table ring_a add foreign key (b) references ring_b (id);
 ";

@@ -9,7 +9,7 @@ use super::connected;
 use crate::support::baseline::{Bulk, Names, Quirks, Refusal, Uploads};
 use crate::support::fault::Fault;
 use crate::support::process::Daemon;
-use crate::support::site::entity;
+use crate::support::site::{LIMIT, entity};
 
 const TABLES: &str = "
     create table room (room_id int primary key, v text, image text);
@@ -230,6 +230,91 @@ async fn files_of_one_name_get_addresses_of_their_own() {
         .await;
     running.caught_up().await;
     assert!(whole());
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_address_of_a_file_that_waits_or_was_touched_is_its_own() {
+    let mut quirks = Quirks::from(&["delete"]);
+    quirks.uploads.as_mut().unwrap().names = Names::BaseName;
+    let (site, server) = connected("one_address", quirks, "", TABLES, &images("")).await;
+    let write = |folder: &str, content: &str| {
+        std::fs::create_dir_all(site.media().join(folder)).unwrap();
+        std::fs::write(site.media().join(folder).join("front.jpg"), content).unwrap();
+    };
+    write("alice", "front of alice");
+    let running = site.replicate();
+    site.run("insert into room values (1, 'a', 'alice/front.jpg')")
+        .await;
+    running
+        .until("alice's", |status| status.files.uploaded == 1)
+        .await;
+    running.caught_up().await;
+    // Given a file that waits, and has its address from before
+    write("alice", "");
+    running
+        .until("it waits", |status| status.files.waiting == 1)
+        .await;
+    // When the server gives another file the same address
+    write("bob", "front of bob");
+    site.run("insert into room values (2, 'b', 'bob/front.jpg')")
+        .await;
+    running
+        .until("bob's", |status| {
+            status.files.uploaded == 1
+                && server.row("rooms", "2").is_some_and(|row| {
+                    let path = row["image"].as_str().unwrap_or_default();
+                    path.starts_with("/storage/") && path != "/storage/rooms/front.jpg"
+                })
+        })
+        .await;
+    write("alice", "front of alice");
+    running.until("both", |status| status.files.uploaded == 2).await;
+    running.caught_up().await;
+    // And when two have one address that an older program gave them, and one is touched,
+    site.run("update cloud_sync.media set url = (select max(url) from cloud_sync.media), sent_as = null")
+        .await;
+    let touched = std::fs::File::options()
+        .write(true)
+        .open(site.media().join("alice/front.jpg"))
+        .unwrap();
+    touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    drop(touched);
+    // then each gets its own.
+    let apart = "select count(distinct url) = 2 from cloud_sync.media";
+    let start = std::time::Instant::now();
+    while !site.client.query_one(apart, &[]).await.unwrap().get::<_, bool>(0) {
+        assert!(start.elapsed() < LIMIT, "one address still");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_whose_path_has_a_prefix_is_held_too() {
+    let held = images(", until_uploaded = \"hold\"");
+    let (mut site, server) = connected("held_prefix", Quirks::from(&["delete"]), "", TABLES, &held).await;
+    site.reconfigure(
+        "settle = \"100ms\"",
+        "settle = \"100ms\"\nstrip_prefix = \"/storage\"",
+    );
+    let running = site.replicate();
+    // Given rows that name files by a prefix, and one that names no file of this site
+    site.run(
+        "insert into room values (1, 'a', '/storage/rooms/a.jpg'), (2, 'b', '/elsewhere/b.jpg'), (3, 'c', null)",
+    )
+    .await;
+    running.rows_caught_up().await;
+    // Then the first one waits for its file,
+    assert_eq!((server.row("rooms", "1"), server.count("rooms")), (None, 2));
+    // and comes with its address.
+    std::fs::create_dir(site.media().join("rooms")).unwrap();
+    std::fs::write(site.media().join("rooms/a.jpg"), "a").unwrap();
+    running
+        .until("it is there", |_| server.row("rooms", "1").is_some())
+        .await;
+    let row = server.row("rooms", "1").unwrap();
+    assert_eq!(row["image"], "rooms/a.jpg");
     running.end().await;
 }
 

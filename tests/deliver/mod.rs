@@ -9,6 +9,7 @@ mod lists;
 mod rows;
 mod statuses;
 mod tus;
+mod tus_peers;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,6 +1,8 @@
 //! The file lane: real files, a real watcher, the real receiver.
 
+mod kept;
 mod names;
+mod resume;
 mod seeing;
 mod states;
 mod storage;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::{FACULTY, LEAVE, slip_url};
 use crate::support::counting_proxy::CountingProxy;
+use crate::support::process::Daemon;
 use crate::support::site::{Cloud, KEY, LIMIT, Running, SCHOOL, Site, connect};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -258,4 +259,51 @@ async fn a_file_that_a_program_has_open_is_sent_when_it_is_closed() {
     drop(copy);
     until_slip(&cloud, 1, &[9; 1_000], "closed").await;
     running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_watches_are_used_up_is_said_when_it_happens() {
+    let (_cloud, site) = site_with_cloud("watches").await;
+    let limited = "echo 4 > /proc/sys/user/max_inotify_watches";
+    let unshare = |script: &str| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c", script]);
+        command
+    };
+    if !unshare(limited)
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        println!("skipped: this system lets no user have limits of its own (unshare --user)");
+        return;
+    }
+    // Given a program whose user may watch few folders
+    let daemon = Daemon::of(&site, "store");
+    let process = daemon.start_under(&[], |command| {
+        let mut limited = unshare(&format!("{limited}; exec \"$0\" \"$@\""));
+        limited.arg(command.get_program()).args(command.get_args());
+        limited
+            .current_dir(command.get_current_dir().unwrap())
+            .env_clear();
+        let log = || {
+            std::fs::File::options()
+                .append(true)
+                .open(site.folder.path().join("store.log"))
+        };
+        limited.stdout(log().unwrap()).stderr(log().unwrap());
+        *command = limited;
+    });
+    let status = daemon.caught_up().await;
+    assert_eq!(status.files.watch_problem, None);
+    // When there are more, then it says so.
+    for number in 0..8 {
+        std::fs::create_dir(site.media().join(number.to_string())).unwrap();
+    }
+    daemon
+        .until("the problem", LIMIT, |status| {
+            let problem = status.files.watch_problem.as_deref();
+            problem.is_some_and(|problem| problem.contains("max_user_watches"))
+        })
+        .await;
+    assert!(process.terminate().await.success());
 }

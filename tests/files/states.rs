@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{FACULTY, LEAVE};
 use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
+use crate::support::process::Daemon;
 use crate::support::site::{LIMIT, SCHOOL, Site};
 
 async fn server_and_site(hint: &str) -> (BaselineServer, Site) {
@@ -220,7 +221,7 @@ async fn a_one_shot_sync_ends_with_the_files_that_are_not_there() {
     drop(cloud);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_file_goes_while_the_timetable_says_off_and_rows_do() {
     let (server, mut site) = server_and_site("bandwidth_off").await;
     site.reconfigure("[control]", "[files]\nbandwidth = \"off\"\n[control]");
@@ -229,8 +230,27 @@ async fn no_file_goes_while_the_timetable_says_off_and_rows_do() {
     site.run(&format!("{LEAVE} (1, 'a.jpg')")).await;
     let status = running.rows_caught_up().await;
     assert_eq!((status.files.bandwidth_limit, status.files.waiting), (Some(0), 1));
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let asked = |server: &BaselineServer| {
+        let calls = server.calls();
+        calls.iter().filter(|call| call.contains("sync-status")).count()
+    };
+    let before = asked(&server);
+    tokio::time::sleep(Duration::from_millis(3_500)).await;
     assert_eq!(uploads(&server), 0);
+    // The cloud is not asked over and over,
+    assert!(asked(&server) <= before + 1, "{before} {}", asked(&server));
+    running.end().await;
+    // a sync from the command line ends,
+    let synced = Daemon::of(&site, "one_shot").ask(&["sync"]);
+    assert!(synced.status.success(), "{synced:?}");
+    assert_eq!(uploads(&server), 0);
+    let running = site.replicate();
+    // and a change is seen.
+    std::fs::write(site.media().join("b.jpg"), "another").unwrap();
+    site.run(&format!("{LEAVE} (1, 'b.jpg')")).await;
+    running
+        .until("both wait", |status| status.files.waiting == 2)
+        .await;
     // When new settings are taken while it runs
     site.reconfigure("bandwidth = \"off\"", "bandwidth = \"1MiB/s\"");
     let file = Some(site.folder.path().join("cloud-sync.toml"));
@@ -239,9 +259,40 @@ async fn no_file_goes_while_the_timetable_says_off_and_rows_do() {
     running.replicator.reload(&loaded).unwrap();
     // Then it goes.
     let status = running
-        .until("uploaded", |status| status.files.uploaded == 1)
+        .until("uploaded", |status| status.files.uploaded == 2)
         .await;
     assert_eq!(status.files.bandwidth_limit, Some(1 << 20));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_due_does_not_wait_for_the_end_of_a_rescan() {
+    let (server, site) = server_and_site("long_rescan").await;
+    // Given many files that are missing, the last one of which is there now, and one that is due
+    for name in ["due.jpg", "zzz.jpg"] {
+        std::fs::write(site.media().join(name), name).unwrap();
+    }
+    site.run(
+        "insert into cloud_sync.media (path, directory, state) \
+         select 'm\\%41ä' || n, 'leave_slips', 'missing' from generate_series(1, 30000) n; \
+         insert into cloud_sync.media (path, directory, state) values \
+         ('zzz.jpg', 'leave_slips', 'missing'), ('due.jpg', 'leave_slips', 'waiting'); \
+         insert into cloud_sync.media_ref values ('due.jpg', 'leaves', '{\"leave_id\":1}'), \
+         ('zzz.jpg', 'leaves', '{\"leave_id\":2}')",
+    )
+    .await;
+    // When the rescan at the start looks at all of them
+    let running = site.replicate();
+    server
+        .wait_until("the upload", |server| uploads(server) > 0)
+        .await;
+    // Then the one that is due went before its end.
+    let state = "select state from cloud_sync.media where path = 'zzz.jpg'";
+    let row = site.client.query_one(state, &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), "missing");
+    running
+        .until("the last one", |status| status.files.uploaded == 2)
+        .await;
     running.end().await;
 }
 

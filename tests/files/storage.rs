@@ -5,6 +5,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use axum::http::Method;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
@@ -13,6 +16,12 @@ use crate::support::site::{Cloud, KEY, SCHOOL, Site};
 
 /// Serves a folder as S3; its folders are the buckets. Returns the URL.
 async fn s3_server(folder: &Path) -> String {
+    s3_server_refusing(folder, "none").await
+}
+
+/// The same; it refuses to store objects whose keys hold this text.
+async fn s3_server_refusing(folder: &Path, refused: &str) -> String {
+    let refused = refused.to_owned();
     let mut service = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder).unwrap());
     service.set_auth(s3s::auth::SimpleAuth::from_single("test-key", "test-secret"));
     let service = service.build();
@@ -21,7 +30,19 @@ async fn s3_server(folder: &Path) -> String {
     tokio::spawn(async move {
         let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
         while let Ok((socket, _)) = listener.accept().await {
-            let connection = server.serve_connection(TokioIo::new(socket), service.clone());
+            let (refused, service) = (refused.clone(), service.clone());
+            let service = service_fn(move |request: hyper::Request<Incoming>| {
+                let is_refused = request.method() == Method::PUT && request.uri().path().contains(&refused);
+                let service = service.clone();
+                async move {
+                    if is_refused {
+                        let forbidden = hyper::Response::builder().status(403);
+                        return Ok(forbidden.body(s3s::Body::empty()).unwrap());
+                    }
+                    hyper::service::Service::call(&service, request).await
+                }
+            });
+            let connection = server.serve_connection(TokioIo::new(socket), service);
             tokio::spawn(connection.into_owned());
         }
     });
@@ -98,6 +119,25 @@ async fn stores(hint: &str, config: &str, bucket: &Path, url: &str) {
     }
     running.caught_up().await;
     assert_eq!(objects(bucket).len(), 4);
+    // A file that was touched is read, and not recorded as uploaded again.
+    let uploaded = "select uploaded_at::text, modified_us from cloud_sync.media where path = 'large.jpg'";
+    let record = || async {
+        let row = site.client.query_one(uploaded, &[]).await.unwrap();
+        (row.get::<_, String>(0), row.get::<_, i64>(1))
+    };
+    let before = record().await;
+    let touched = std::fs::File::options()
+        .write(true)
+        .open(site.media().join("large.jpg"))
+        .unwrap();
+    touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    drop(touched);
+    let start = std::time::Instant::now();
+    while record().await.1 == before.1 {
+        assert!(start.elapsed() < crate::support::site::LIMIT, "not looked at");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(record().await.0, before.0);
     assert!(slip_url(&cloud, 2).await.is_some());
     running.end().await;
 }
@@ -120,6 +160,35 @@ async fn an_s3_server_takes_files() {
         "driver = \"s3\"\nbucket = \"school\"\nendpoint = {endpoint:?}\nregion = \"us-east-1\"\naccess_key = \"test-key\"\nsecret_key = \"test-secret\""
     );
     stores("store_s3", &config, &bucket, "https://files.example").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_the_storage_refuses_stops_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("school")).unwrap();
+    let refused = blake3::hash(b"refused").to_hex();
+    let endpoint = s3_server_refusing(folder.path(), &refused).await;
+    let config = format!(
+        "[files]\ndriver = \"s3\"\nbucket = \"school\"\nendpoint = {endpoint:?}\nregion = \"us-east-1\"\n\
+         access_key = \"test-key\"\nsecret_key = \"test-secret\"\n"
+    );
+    let (_cloud, site) = Site::captured("store_object", SCHOOL, &config).await;
+    for (name, content) in [("a.jpg", "one"), ("b.jpg", "refused"), ("c.jpg", "three")] {
+        std::fs::write(site.media().join(name), content).unwrap();
+    }
+    site.run(&format!("{FACULTY} ('x', null)")).await;
+    let running = site.replicate();
+    site.run(&format!("{LEAVE} (1, 'b.jpg')")).await;
+    running
+        .until("one fails", |status| status.files.failed == 1)
+        .await;
+    site.run(&format!("{LEAVE} (1, 'a.jpg'), (1, 'c.jpg')")).await;
+    running
+        .until("the others", |status| {
+            (status.files.uploaded, status.files.failed) == (2, 1)
+        })
+        .await;
+    running.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

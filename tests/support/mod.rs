@@ -19,6 +19,7 @@ mod cuttable_listener;
 pub(crate) mod fault;
 pub(crate) mod fault_proxy;
 pub(crate) mod machine;
+pub(crate) mod many_tables;
 pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;

@@ -118,6 +118,11 @@ impl Cloud {
         self.settings.history = history;
     }
 
+    /// What the URLs of its files begin with once it serves again.
+    pub(crate) fn set_public_url(&mut self, url: &str) {
+        self.settings.public_url = Some(url.parse().unwrap());
+    }
+
     /// Where it finds its database once it serves again; tests go on using [`Cloud::database_url`].
     pub(crate) fn set_database(&mut self, url: String) {
         self.settings.database_url = url;
@@ -407,11 +412,11 @@ pub(crate) async fn until_whole(site: &Site, running: &Running) -> StatusReport 
     // Types are called in a session of the program's as the program calls them.
     let url = site.database_url.as_str().into();
     let session = Session::open(&url, "test").await.unwrap();
-    for (described, watched) in drift::watch(session.client(), catalogue).await.unwrap() {
-        drift::note_shape(session.client(), watched.id, &described.table)
-            .await
-            .unwrap();
-    }
+    let watched = drift::watch(session.client(), catalogue).await.unwrap();
+    let tables = watched
+        .iter()
+        .map(|(described, watched)| (watched.id, &described.table));
+    drift::note_shapes(session.client(), tables).await.unwrap();
     let start = std::time::Instant::now();
     loop {
         let status = running.replicator.status().await.unwrap();

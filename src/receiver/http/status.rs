@@ -42,6 +42,7 @@ pub(crate) async fn sync_status(
     let capabilities = shared.capabilities.iter().copied().map(Capability::name);
     Ok(Json(SyncStatusAnswer {
         capabilities: Some(capabilities.map(str::to_owned).collect()),
+        data: None,
         last_sync,
         message: Some("cloud-sync receiver".to_owned()),
         receiver,

@@ -260,6 +260,8 @@ impl<'a> WithChanges<'a> {
             &["backfill", "--all", "--restart"],
             &["status"],
             &["check"],
+            &["setup", "--dry-run"],
+            &["why", "x", "1"],
             &["quarantine", "list"],
             &["files", "list", "--state", "uploaded"],
             &["config"],
