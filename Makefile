@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test soak bench lint doc deny prerequisites compiler postgresql faketime pgbouncer \
-  peers cargo-deny
+  chromium peers cargo-deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ build: compiler ## build the release binary, target/release/cloud-sync
 demo: prerequisites ## show it live: a sample school, its cloud, and the replicator; flags in ARGS="…"
 	$(CARGO) run --release -- demo $(ARGS)
 
-test: prerequisites faketime pgbouncer ## run every test; the last line sums up the fault tests
+test: prerequisites faketime pgbouncer chromium ## run every test; the last line sums up the fault tests
 	@tally=$$($(CARGO) metadata --no-deps --format-version 1 | \
 	  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/tmp/fault-tally; \
 	rm -f "$$tally"; status=0; \
@@ -84,6 +84,14 @@ pgbouncer:
 	  echo "no PgBouncer: installing the distribution's"; \
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends pgbouncer; }
+
+# Tests use the page in a browser.
+chromium:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  echo "no Chromium or no chromedriver: installing the distribution's"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+	    chromium chromium-driver; }
 
 # The peers of the measurements. PgQ is an extension of the server: the package is for the newest server that
 # Debian installed. If it cannot be installed, the measurements skip PgQ and say so.

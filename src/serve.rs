@@ -31,7 +31,8 @@ const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// clients keep idle connections (90 s), so that the server does not close one that a client is about to use.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How many bytes a connection buffers of a request that is not processed yet, mainly its head.
+/// How many bytes a connection buffers of a request that is not processed yet, mainly its head, unless its server
+/// says otherwise.
 const READ_BUFFER: usize = 128 * 1024;
 
 /// How often the log says that the limit of connections is reached.
@@ -44,6 +45,8 @@ pub(crate) struct ConnectionLimits {
     pub(crate) connections: usize,
     /// How long open requests may take to end when the server stops.
     pub(crate) drain: Duration,
+    /// Bytes that a connection buffers of a request that is not processed yet.
+    pub(crate) read_buffer: usize,
 }
 
 impl ConnectionLimits {
@@ -51,7 +54,11 @@ impl ConnectionLimits {
     /// half itself.
     pub(crate) fn new(connections: usize, drain: Duration) -> Self {
         let connections = open_files().map_or(connections, |files| connections.min(files / 2).max(1));
-        Self { connections, drain }
+        Self {
+            connections,
+            drain,
+            read_buffer: READ_BUFFER,
+        }
     }
 }
 
@@ -149,6 +156,7 @@ pub(crate) async fn serve(
             stream,
             router.clone(),
             RemoteClient { address, slot },
+            limits.read_buffer,
             shutdown.clone(),
         );
         connections.spawn(async move {
@@ -183,6 +191,7 @@ async fn serve_connection(
     stream: TcpStream,
     router: Router,
     client: RemoteClient,
+    read_buffer: usize,
     shutdown: CancellationToken,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
@@ -197,7 +206,7 @@ async fn serve_connection(
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(READ_BUFFER)
+        .max_buf_size(read_buffer)
         .serve_connection(TokioIo::new(stream), service);
     let mut served = std::pin::pin!(served);
     let no_first_request = async {

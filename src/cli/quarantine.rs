@@ -8,8 +8,9 @@ use serde_json::json;
 use tokio_postgres::Client;
 
 use super::{Context, SiteFlags, output};
+use crate::catalogue::Catalogue;
 use crate::change::Position;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::quarantine::{self, QuarantineEntry};
 use crate::replicator::connect;
 use crate::source::{describe, install, row_facts};
@@ -103,7 +104,7 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
         Action::Show { position } => {
             let entries = quarantine::show(client, position).await?;
             if entries.is_empty() {
-                return Err(no_such_entry(position));
+                return Err(quarantine::no_such_entry(position));
             }
             output::print(context.json, &entries, |entries| {
                 entries
@@ -114,25 +115,10 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             })?;
         }
         Action::Retry(selection) => {
-            let tables = describe::present_tables(client, &settings.catalogue).await?;
-            let attached = install::attached(client, &settings.catalogue, &tables).await?;
-            let touch = async |entries: Vec<QuarantineEntry>| {
-                quarantine::retry(client, &settings.catalogue, &attached, &entries).await
-            };
             let count = if selection.all {
-                let mut count = 0;
-                let mut after: Option<(String, String)> = None;
-                loop {
-                    let from = after
-                        .as_ref()
-                        .map(|(entity, key)| (entity.as_str(), key.as_str()));
-                    let entries = quarantine::page(client, from, PAGE_SIZE).await?;
-                    let Some(last) = entries.last() else { break count };
-                    after = Some((last.entity.clone(), last.key.clone()));
-                    count += touch(entries).await?;
-                }
+                retry_all(client, &settings.catalogue).await?
             } else {
-                touch(entries_at(client, &selection.positions).await?).await?
+                quarantine::retry_at(client, &settings.catalogue, &selection.positions).await?
             };
             output::print(context.json, &json!({"success": true, "captured": count}), |_| {
                 format!(
@@ -144,7 +130,7 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
             let count = if selection.all {
                 quarantine::discard_all(client).await?
             } else {
-                quarantine::discard(client, &entries_at(client, &selection.positions).await?).await?
+                quarantine::discard_at(client, &selection.positions).await?
             };
             output::print(
                 context.json,
@@ -172,23 +158,22 @@ pub(super) async fn execute(context: &Context, args: QuarantineArgs) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-fn no_such_entry(position: Position) -> Error {
-    Error::config(
-        format!("find position {position} in quarantine"),
-        "no refused change has it",
-    )
-    .remedy("see `cloud-sync quarantine list`")
-}
-
-/// The entries at these positions. Returns an error if there is none at one of them.
-async fn entries_at(client: &Client, positions: &[Position]) -> Result<Vec<QuarantineEntry>> {
-    let entries = quarantine::at_positions(client, positions).await?;
-    match positions
-        .iter()
-        .find(|position| !entries.iter().any(|entry| entry.position == position.0))
-    {
-        Some(position) => Err(no_such_entry(*position)),
-        None => Ok(entries),
+/// Touches the rows of all entries again, some at a time. Returns how many.
+async fn retry_all(client: &Client, catalogue: &Catalogue) -> Result<usize> {
+    let tables = describe::present_tables(client, catalogue).await?;
+    let attached = install::attached(client, catalogue, &tables).await?;
+    let mut count = 0;
+    let mut after: Option<(String, String)> = None;
+    loop {
+        let from = after
+            .as_ref()
+            .map(|(entity, key)| (entity.as_str(), key.as_str()));
+        let entries = quarantine::page(client, from, PAGE_SIZE).await?;
+        let Some(last) = entries.last() else {
+            return Ok(count);
+        };
+        after = Some((last.entity.clone(), last.key.clone()));
+        count += quarantine::retry(client, catalogue, &attached, &entries).await?;
     }
 }
 

@@ -1,5 +1,6 @@
 //! `run`: replicates continuously and serves the operator API.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Context, SiteFlags, given_flags, reload};
 use crate::config::Settings;
+use crate::control::{page_url, token};
 use crate::error::{Class, Result};
 use crate::replicator::Replicator;
 use crate::retry::{Backoff, waits};
@@ -38,6 +40,15 @@ impl RunArgs {
     }
 }
 
+/// Says where the page is, and where its token is.
+fn tell_page(settings: &Settings) -> impl FnOnce(SocketAddr) + Send + 'static {
+    let token = token::describe_place(settings);
+    move |address| {
+        let page = page_url(address);
+        tracing::info!(%address, page, token, "the operator API listens");
+    }
+}
+
 pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCode> {
     let mut shutdown = Shutdown::listen()?;
     let Some(settings) = settings_of_database(context, &shutdown.token()).await? else {
@@ -46,12 +57,11 @@ pub(super) async fn execute(context: &Context, _args: RunArgs) -> Result<ExitCod
     let replicator = Replicator::new(&settings)?;
     // As a spawned task, it is woken on the thread where its event arrives. Without `spawn` it would run on
     // the main thread, and each wake-up would cross threads.
-    let run = AbortOnDropHandle::new(tokio::spawn(replicator.clone().run(
-        shutdown.token(),
-        |address| {
-            tracing::info!(%address, "the operator API listens");
-        },
-    )));
+    let run = AbortOnDropHandle::new(tokio::spawn(
+        replicator
+            .clone()
+            .run(shutdown.token(), tell_page(context.settings())),
+    ));
     tokio::select! {
         ran = run => ran.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?,
         () = reload::follow_changes(context, &settings.catalogue, shutdown.hangups(), |loaded| replicator.reload(loaded)) => {}

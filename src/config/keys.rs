@@ -94,7 +94,7 @@ impl SettingKey {
     pub fn reloads(&self) -> bool {
         match self.section() {
             "source" | "store" | "catalogue" => false,
-            "control" => self.name != "control.listen",
+            "control" => !matches!(self.name, "control.listen" | "control.names"),
             "receiver" => self.name == "receiver.keys",
             _ => true,
         }
@@ -390,7 +390,14 @@ pub const KEYS: &[SettingKey] = &[
         "control.listen",
         Some("127.0.0.1:8787"),
         ValueShape::Address,
-        "where the operator API listens",
+        "where the operator API and the page listen",
+    ),
+    key(
+        "control.names",
+        None,
+        ValueShape::Text,
+        "further host names by which browsers reach the page, separated by commas, as in sync.school.example \
+         behind a proxy that adds TLS",
     ),
     key(
         "control.lag_limit",

@@ -173,6 +173,7 @@ impl Loaded {
         settings.files = self.settings.files;
         settings.schedule = self.settings.schedule;
         settings.control.token = self.settings.control.token;
+        settings.control.lag_limit = self.settings.control.lag_limit;
         settings.receiver.keys = self.settings.receiver.keys;
         let values = self.values.into_iter().zip(&before.values);
         Self {
@@ -457,6 +458,9 @@ impl Layers {
             },
             control: ControlSettings {
                 listen: self.required("control.listen", value::address)?,
+                names: self
+                    .optional("control.names", value::host_names)?
+                    .unwrap_or_default(),
                 lag_limit: self.required("control.lag_limit", value::duration)?,
                 token: self.secret("control.token")?,
             },

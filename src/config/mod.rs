@@ -216,6 +216,8 @@ pub enum FileDriver {
 pub struct ControlSettings {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Further host names by which browsers reach the page, in lower case.
+    pub names: Vec<String>,
     /// `/healthz` fails if the oldest change that waits is older than this.
     pub lag_limit: Duration,
     /// The bearer token; `None` means one that is generated in the store's folder.

@@ -141,6 +141,21 @@ pub(super) fn prefixes(text: &str) -> ParsedValue<Vec<String>> {
     Ok(prefixes.filter(|prefix| !prefix.is_empty()).collect())
 }
 
+/// Host names without ports, separated by commas, in lower case.
+pub(super) fn host_names(text: &str) -> ParsedValue<Vec<String>> {
+    let names = text.split(',').map(|name| name.trim().to_ascii_lowercase());
+    let names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
+    let is_name = |name: &String| {
+        name.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+    };
+    if names.iter().all(is_name) {
+        Ok(names)
+    } else {
+        Err("must be host names without schemes, ports and paths, separated by commas".to_owned())
+    }
+}
+
 fn milliseconds(count: u64) -> String {
     match count {
         _ if count > 0 && count.is_multiple_of(3_600_000) => format!("{}h", count / 3_600_000),

@@ -127,7 +127,7 @@ impl ControlClient {
 }
 
 /// The address at which this machine reaches a server: loopback if the server listens on all addresses.
-fn connectable(listen: SocketAddr) -> SocketAddr {
+pub(super) fn connectable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),

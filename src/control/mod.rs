@@ -4,6 +4,8 @@
 //! `/api/` needs the bearer token ([`token`]). `/healthz` and `/readyz` need none; `/metrics` needs it unless
 //! the server listens on loopback. [`client::ControlClient`] is the command line's client.
 //!
+//! Below `/cloud-sync` is the page for people ([`page`]): they sign in with the token.
+//!
 //! | call | answer |
 //! |---|---|
 //! | `POST /api/cloud-sync/sync-now` | runs a sync, and returns its [`SyncReport`] when it has ended |
@@ -17,17 +19,26 @@
 
 pub mod client;
 
+mod lag_history;
+mod overview;
+mod page;
 mod server;
 mod single_flight;
 pub mod status;
+mod throttle;
 pub mod token;
 
 use std::future::Future;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::change::Position;
 use crate::error::Result;
+use crate::quarantine::QuarantineEntry;
 
+pub use self::overview::{Overview, SourceOverview};
+pub(crate) use self::page::page_url;
 pub use self::server::ControlServer;
 pub(crate) use self::server::ServerToken;
 pub use self::status::StatusReport;
@@ -49,6 +60,24 @@ pub trait Operator: Send + Sync + 'static {
 
     /// The metrics as OpenMetrics text.
     fn metrics(&self) -> String;
+
+    /// What the page shows besides the status. It asks the source only if `ask_source`.
+    fn overview(&self, ask_source: bool) -> impl Future<Output = Overview> + Send;
+
+    /// The age of the oldest change that waits, or zero, without asking anybody; `None` if it is not known.
+    fn lag_now(&self) -> Option<Duration>;
+
+    /// A number that changes when something happens that the page shows. It is called often, and asks nobody.
+    fn activity(&self) -> u64;
+
+    /// The entries in quarantine with this position: usually one.
+    fn quarantined(&self, position: Position) -> impl Future<Output = Result<Vec<QuarantineEntry>>> + Send;
+
+    /// Sends the rows in quarantine with this position again. Returns how many.
+    fn retry(&self, position: Position) -> impl Future<Output = Result<u64>> + Send;
+
+    /// Discards the entries in quarantine with this position. Returns how many.
+    fn discard(&self, position: Position) -> impl Future<Output = Result<u64>> + Send;
 }
 
 /// What a sync has to do.

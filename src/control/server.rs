@@ -1,6 +1,6 @@
 //! The HTTP server of the operator API.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -11,14 +11,17 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
+use super::page::{self, PageState};
 use super::single_flight::SingleFlight;
+use super::throttle::{TokenCheck, TokenThrottle};
 use super::{Health, Operator, SyncRequest, token};
+use crate::config::ControlSettings;
 use crate::error::{Error, Kind, Result};
 use crate::serve::{self, ConnectionLimits, RemoteClient};
 
@@ -28,8 +31,11 @@ const BODY_LIMIT: usize = 64 << 10;
 /// A body of which nothing arrives for this long is an error.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at a time. Each browser that shows the page holds one.
+const MAX_CONNECTIONS: usize = 512;
+
+/// Bytes that a connection buffers of a request: heads are small here, and strangers' connections are many.
+const READ_BUFFER: usize = 16 << 10;
 
 /// How long open requests may take to end after shutdown; after that, how long a sync may take that nobody
 /// waits for.
@@ -44,25 +50,49 @@ pub struct ControlServer<O> {
 
 /// The server's token, which can be replaced while it serves.
 #[derive(Clone)]
-pub(crate) struct ServerToken(Arc<RwLock<SecretString>>);
+pub(crate) struct ServerToken(Arc<RwLock<CurrentToken>>);
+
+struct CurrentToken {
+    secret: SecretString,
+    /// How often the token was replaced: who signed in with another one is signed out.
+    generation: u64,
+}
 
 impl ServerToken {
+    fn new(secret: SecretString) -> Self {
+        Self(Arc::new(RwLock::new(CurrentToken {
+            secret,
+            generation: 0,
+        })))
+    }
+
     /// Replaces the token: only the new one is valid from now on.
-    pub(crate) fn replace(&self, token: SecretString) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = token;
+    pub(crate) fn replace(&self, secret: SecretString) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if !token::is_equal(secret.expose_secret(), &current.secret) {
+            current.generation += 1;
+            current.secret = secret;
+        }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).generation
     }
 
     fn matches(&self, given: &str) -> bool {
-        token::is_equal(given, &self.0.read().unwrap_or_else(PoisonError::into_inner))
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        token::is_equal(given, &current.secret)
     }
 }
 
 /// What the handlers share.
-struct HandlerState<O> {
-    operator: Arc<O>,
-    token: ServerToken,
-    syncs: SingleFlight,
-    loopback: bool,
+pub(super) struct HandlerState<O> {
+    pub(super) operator: Arc<O>,
+    pub(super) token: ServerToken,
+    pub(super) syncs: SingleFlight,
+    pub(super) loopback: bool,
+    pub(super) page: PageState,
+    throttle: TokenThrottle,
 }
 
 impl<O: Operator> ControlServer<O> {
@@ -70,7 +100,8 @@ impl<O: Operator> ControlServer<O> {
     ///
     /// # Errors
     /// The port is taken, or the address is not this machine's.
-    pub async fn bind(listen: SocketAddr, token: SecretString, operator: Arc<O>) -> Result<Self> {
+    pub async fn bind(settings: &ControlSettings, token: SecretString, operator: Arc<O>) -> Result<Self> {
+        let listen = settings.listen;
         let operation = || format!("serve the operator API on {listen}");
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             Error::local(operation(), error).remedy("set control.listen to a free port of this machine")
@@ -80,10 +111,19 @@ impl<O: Operator> ControlServer<O> {
             .map_err(|error| Error::local(operation(), error))?;
         let state = HandlerState {
             operator,
-            token: ServerToken(Arc::new(RwLock::new(token))),
+            token: ServerToken::new(token),
             syncs: SingleFlight::default(),
             loopback: address.ip().is_loopback(),
+            page: PageState::new(address, &settings.names),
+            throttle: TokenThrottle::default(),
         };
+        if !state.loopback {
+            tracing::warn!(
+                %address,
+                "the operator API listens beyond this machine, and has no TLS of its own: tokens and sessions can \
+                 be read on the way; listen on 127.0.0.1 behind a proxy that adds TLS"
+            );
+        }
         Ok(Self {
             listener,
             address,
@@ -107,13 +147,14 @@ impl<O: Operator> ControlServer<O> {
     /// None at present: a failure affects only its request or its connection.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let router = router(Arc::clone(&self.state));
-        serve::serve(
-            self.listener,
-            router,
-            ConnectionLimits::new(MAX_CONNECTIONS, GRACE),
-            shutdown,
-        )
-        .await;
+        let limits = ConnectionLimits {
+            read_buffer: READ_BUFFER,
+            ..ConnectionLimits::new(MAX_CONNECTIONS, GRACE)
+        };
+        tokio::join!(
+            serve::serve(self.listener, router, limits, shutdown.clone()),
+            page::run(&self.state, &shutdown)
+        );
         tokio::select! {
             () = self.state.syncs.ended() => {}
             () = tokio::time::sleep(GRACE) => tracing::warn!("a sync did not end in time"),
@@ -132,6 +173,7 @@ fn router<O: Operator>(state: Arc<HandlerState<O>>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&state), authorize::<O>));
     Router::new()
         .nest("/api", api)
+        .merge(page::router(&state))
         .route("/healthz", get(healthz::<O>))
         .route("/readyz", get(readyz::<O>))
         .route("/metrics", get(metrics::<O>))
@@ -143,10 +185,11 @@ async fn authorize<O: Operator>(
     request: Request,
     next: Next,
 ) -> Response {
-    if !state.is_authorized(request.headers()) {
-        return unauthorized();
+    let client = request.extensions().get::<RemoteClient>();
+    if let Some(refusal) = state.refusal(client, request.headers()) {
+        return refusal;
     }
-    if let Some(client) = request.extensions().get::<RemoteClient>() {
+    if let Some(client) = client {
         client.trust(None);
     }
     let mut answer = next.run(request).await;
@@ -158,16 +201,41 @@ async fn authorize<O: Operator>(
 }
 
 impl<O> HandlerState<O> {
-    /// Whether the request carries the token.
-    fn is_authorized(&self, headers: &HeaderMap) -> bool {
-        headers
+    /// Checks the token that a request carries. Returns the answer if it is not valid.
+    fn refusal(&self, client: Option<&RemoteClient>, headers: &HeaderMap) -> Option<Response> {
+        let given = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
-            .is_some_and(|(scheme, given)| {
-                scheme.eq_ignore_ascii_case("bearer") && self.token.matches(given.trim())
-            })
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, given)| given.trim());
+        match given.map(|given| self.check_token(client_address(client), given)) {
+            Some(TokenCheck::Valid) => None,
+            Some(TokenCheck::Wrong) | None => Some(unauthorized()),
+            Some(TokenCheck::TooMany(wait)) => Some(too_many_tokens(wait)),
+        }
     }
+
+    /// Checks a token that somebody gave.
+    pub(super) fn check_token(&self, from: IpAddr, given: &str) -> TokenCheck {
+        self.throttle
+            .check(from, given, |given| self.token.matches(given))
+    }
+}
+
+/// Where a request comes from.
+pub(super) fn client_address(client: Option<&RemoteClient>) -> IpAddr {
+    client.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |client| client.address.ip())
+}
+
+fn too_many_tokens(wait: Duration) -> Response {
+    let error = "too many wrong tokens came from this address: wait a minute";
+    (
+        StatusCode::TOO_MANY_REQUESTS,
+        [(header::RETRY_AFTER, (wait.as_secs() + 1).to_string())],
+        Json(json!({"success": false, "errors": [error], "exit_code": 2})),
+    )
+        .into_response()
 }
 
 fn unauthorized() -> Response {
@@ -224,9 +292,12 @@ async fn readyz<O: Operator>(State(state): State<Arc<HandlerState<O>>>) -> Respo
     }
 }
 
-async fn metrics<O: Operator>(State(state): State<Arc<HandlerState<O>>>, headers: HeaderMap) -> Response {
-    if !state.loopback && !state.is_authorized(&headers) {
-        return unauthorized();
+async fn metrics<O: Operator>(State(state): State<Arc<HandlerState<O>>>, request: Request) -> Response {
+    let client = request.extensions().get::<RemoteClient>();
+    if !state.loopback
+        && let Some(refusal) = state.refusal(client, request.headers())
+    {
+        return refusal;
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], state.operator.metrics()).into_response()
@@ -244,4 +315,21 @@ fn error_response(error: &Error) -> Response {
     };
     let body = json!({"success": false, "errors": [error.to_string()], "exit_code": error.exit_code()});
     (status, Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_token_ends_the_sessions_of_the_one_before() {
+        let token = ServerToken::new("first".into());
+        assert!(token.matches("first") && !token.matches("second"));
+        let before = token.generation();
+        token.replace("first".into());
+        assert_eq!(token.generation(), before, "it is the same token");
+        token.replace("second".into());
+        assert_ne!(token.generation(), before);
+        assert!(token.matches("second") && !token.matches("first"));
+    }
 }

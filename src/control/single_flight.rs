@@ -38,6 +38,25 @@ impl SingleFlight {
         run.await
     }
 
+    /// Joins or starts a run as [`SingleFlight::sync`] does, without waiting for it; `ended` gets its result.
+    /// Returns whether an equal run was there.
+    pub(super) fn start<O: Operator>(
+        &self,
+        operator: &Arc<O>,
+        request: SyncRequest,
+        ended: impl FnOnce(SharedSyncResult) + Send + 'static,
+    ) -> bool {
+        let was_running = self
+            .runs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(|(other, _)| *other == request);
+        let run = self.join_or_start(operator, request);
+        self.tasks.spawn(async move { ended(run.await) });
+        was_running
+    }
+
     fn join_or_start<O: Operator>(&self, operator: &Arc<O>, request: SyncRequest) -> SharedSync {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, run)) = runs.iter().find(|(other, _)| *other == request) {
@@ -92,12 +111,16 @@ impl Drop for RunningSyncGuard {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::sync::{Semaphore, mpsc};
 
     use super::*;
     use crate::catalogue::Catalogue;
+    use crate::change::Position;
     use crate::control::status::ReplicatorState;
-    use crate::control::{Health, StatusReport};
+    use crate::control::{Health, Overview, StatusReport};
+    use crate::quarantine::QuarantineEntry;
 
     struct Slow {
         began: mpsc::UnboundedSender<bool>,
@@ -122,6 +145,30 @@ mod tests {
 
         fn metrics(&self) -> String {
             String::new()
+        }
+
+        async fn overview(&self, _ask_source: bool) -> Overview {
+            Overview::default()
+        }
+
+        fn lag_now(&self) -> Option<Duration> {
+            None
+        }
+
+        fn activity(&self) -> u64 {
+            0
+        }
+
+        async fn quarantined(&self, _position: Position) -> Result<Vec<QuarantineEntry>> {
+            Ok(Vec::new())
+        }
+
+        async fn retry(&self, _position: Position) -> Result<u64> {
+            Ok(0)
+        }
+
+        async fn discard(&self, _position: Position) -> Result<u64> {
+            Ok(0)
         }
     }
 

@@ -48,6 +48,9 @@ pub struct StatusReport {
     pub running_since: Option<Timestamp>,
     /// What it is doing.
     pub state: ReplicatorState,
+    /// Since when it is in this state; null if it does not run.
+    #[serde(default)]
+    pub state_since: Option<Timestamp>,
     /// Why it does not replicate; or what is wrong with the capture while it replicates.
     pub reason: Option<String>,
     /// The source database.
@@ -56,8 +59,14 @@ pub struct StatusReport {
     pub cloud: CloudStatus,
     /// What the cloud has not accepted yet; null if the source is unreachable.
     pub lag: Option<LagStatus>,
+    /// When the cloud last accepted a change; null before the first one since the process started.
+    #[serde(default)]
+    pub last_accepted_at: Option<Timestamp>,
     /// How far the cloud has accepted; null before the first batch.
     pub checkpoint: Option<CheckpointStatus>,
+    /// The sync that runs now; null if none does.
+    #[serde(default)]
+    pub running_sync: Option<RunningSync>,
     /// The last sync; null before the first.
     pub last_sync: Option<LastSync>,
     /// When the next sync is due; null if none is scheduled.
@@ -129,6 +138,21 @@ pub struct CheckpointStatus {
     pub hi: Option<String>,
 }
 
+/// A sync that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningSync {
+    /// When it began.
+    pub began_at: Timestamp,
+    /// The entity that it compares; null before the first and after the last one.
+    pub entity: Option<String>,
+    /// How many rows of the entity it has to compare.
+    pub rows: u64,
+    /// How many of them it has compared.
+    pub compared: u64,
+    /// How many rows of all entities it has pushed.
+    pub pushed: u64,
+}
+
 /// A finished sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastSync {
@@ -158,7 +182,7 @@ pub struct ChangeCounts {
 }
 
 /// Media files.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct FileCounts {
     /// Files that a row names and that are not uploaded yet.
     pub waiting: u64,
@@ -166,6 +190,9 @@ pub struct FileCounts {
     pub uploaded: u64,
     /// Files that a row names and that are not in the media folder.
     pub missing: u64,
+    /// How long ago a row named the file that is missing the longest; null if none is missing.
+    #[serde(default)]
+    pub missing_seconds: Option<f64>,
     /// Files whose upload failed and is retried.
     pub failed: u64,
     /// Bytes of uploaded files.
@@ -223,11 +250,14 @@ impl StatusReport {
         Self {
             running_since: None,
             state,
+            state_since: None,
             reason: None,
             source: SourceStatus::default(),
             cloud: CloudStatus::default(),
             lag: None,
+            last_accepted_at: None,
             checkpoint: None,
+            running_sync: None,
             last_sync: None,
             next_sync: None,
             counts: ChangeCounts::default(),

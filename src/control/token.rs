@@ -78,6 +78,14 @@ pub fn load(settings: &Settings) -> Result<SecretString> {
     })
 }
 
+/// Where an operator finds the token.
+pub(crate) fn describe_place(settings: &Settings) -> String {
+    match settings.control.token {
+        Some(_) => "control.token in the settings".to_owned(),
+        None => format!("in the file {}", token_path(settings).display()),
+    }
+}
+
 /// Whether the two are equal, compared in constant time.
 pub(super) fn is_equal(given: &str, token: &SecretString) -> bool {
     let given = blake3::hash(given.as_bytes());

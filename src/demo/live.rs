@@ -15,7 +15,7 @@ use super::school;
 use super::traffic::{self, Rates};
 use crate::config::{LoadOptions, Settings};
 use crate::control::status::ReplicatorState;
-use crate::control::{Operator, StatusReport};
+use crate::control::{Operator, StatusReport, page_url};
 use crate::error::{Error, Kind, Result};
 use crate::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
 use crate::reconcile::NoObserver;
@@ -180,6 +180,11 @@ impl SiteAndCloud {
             async move {
                 replicator
                     .run(stop, |address| {
+                        say(&format!(
+                            "the page: {}; sign in with the token that `cat {}` prints",
+                            page_url(address),
+                            token.display()
+                        ));
                         say(&format!(
                             "the operator API: curl -H \"Authorization: Bearer $(cat {})\" \
                              http://{address}/api/cloud-sync/status",

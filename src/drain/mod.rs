@@ -36,6 +36,7 @@ mod baseline_notes;
 mod described_tables;
 mod failing_rows;
 mod handshake;
+mod incidents;
 mod merged_touches;
 mod parents;
 mod parking;
@@ -73,6 +74,7 @@ use crate::source::identity;
 use crate::supervise::{NextRound, Supervisor};
 
 use handshake::Handshake;
+pub use incidents::{Incident, IncidentKind};
 use parents::Parents;
 use prepare::Preparer;
 use reader::OutboxReader;

@@ -3,8 +3,10 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
+use super::incidents::{Incident, Incidents};
 use crate::batch::{Batch, Fate};
 use crate::catalogue::EntityIndex;
 use crate::change::Op;
@@ -48,6 +50,18 @@ pub enum Condition {
     },
 }
 
+impl Condition {
+    /// Why it does not replicate; `None` if it does, or begins.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Starting | Self::Replicating => None,
+            Self::BackingOff { reason, .. } | Self::KeyRefused { reason } | Self::Stopped { reason } => {
+                Some(reason)
+            }
+        }
+    }
+}
+
 /// Keys of accepted rows, each with its entity's place in the catalogue.
 type AcceptedKeys = Vec<(EntityIndex, String)>;
 
@@ -79,6 +93,8 @@ pub struct ReplicationState {
     recordings: Mutex<Vec<Weak<Mutex<AcceptedKeys>>>>,
     cloud: Mutex<Option<Capabilities>>,
     progressed: Mutex<Instant>,
+    delivered_at: Mutex<Option<Timestamp>>,
+    incidents: Mutex<Incidents>,
     kick: Notify,
     /// Told when a row names a file that is not uploaded.
     pub files: Arc<FileLaneSignals>,
@@ -94,6 +110,8 @@ impl ReplicationState {
             recordings: Mutex::default(),
             cloud: Mutex::new(None),
             progressed: Mutex::new(Instant::now()),
+            delivered_at: Mutex::default(),
+            incidents: Mutex::new(Incidents::new(Timestamp::now())),
             kick: Notify::new(),
             files: Arc::default(),
         }
@@ -125,6 +143,30 @@ impl ReplicationState {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// When the cloud last accepted a change; `None` before the first one.
+    pub fn delivered_at(&self) -> Option<Timestamp> {
+        *self
+            .delivered_at
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Since when the condition is of its present kind.
+    pub fn since(&self) -> Timestamp {
+        self.incidents().since()
+    }
+
+    /// The last times when it did not replicate, the newest first.
+    pub fn last_incidents(&self) -> Vec<Incident> {
+        self.incidents().list()
+    }
+
+    fn incidents(&self) -> std::sync::MutexGuard<'_, Incidents> {
+        self.incidents
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// Collects the keys of the rows that the cloud accepts from now on.
     pub fn record(&self) -> AcceptedKeyRecorder {
         let delivered = Arc::new(Mutex::default());
@@ -137,6 +179,15 @@ impl ReplicationState {
 
     /// Tells who collects it what of the batch was accepted.
     pub(super) fn delivered(&self, batch: &Batch) {
+        if batch
+            .indexed()
+            .any(|(index, _)| *batch.fate(index) == Fate::Accepted)
+        {
+            *self
+                .delivered_at
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Timestamp::now());
+        }
         let mut recordings = self
             .recordings
             .lock()
@@ -213,6 +264,7 @@ impl ReplicationState {
     }
 
     pub(super) fn set(&self, condition: Condition) {
+        self.incidents().note(&condition, Timestamp::now());
         self.condition.send_if_modified(|now| {
             let changed = *now != condition;
             *now = condition;

@@ -11,6 +11,7 @@
 //! first refusal there is *provisional*: it is kept, but the row counts as quarantined only when it is
 //! refused again after the rest of its window.
 
+mod by_hand;
 mod due_rows;
 pub mod orphans;
 
@@ -30,6 +31,8 @@ use crate::wire::json::pick;
 
 pub(crate) use crate::source::quarantine::first_images;
 pub use crate::source::quarantine::{QuarantineEntry, count, counts, discard, discard_all, oldest};
+pub(crate) use by_hand::no_such_entry;
+pub use by_hand::{discard_at, retry_at};
 pub use due_rows::add;
 use due_rows::{bring_forward, release_by_hand};
 pub(crate) use due_rows::{due, otherwise_quarantined, postpone, set_aside_fate};

@@ -24,6 +24,7 @@ pub mod preconditions;
 mod replay;
 pub(crate) mod row_inquiry;
 mod source_status;
+mod syncs;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,20 +38,18 @@ use crate::config::{CapabilityChoice, FileDriver, Loaded, Settings};
 use crate::control::status::{LastSync, StatusReport};
 use crate::control::{ControlServer, Operator, ServerToken, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions, ObjectStorage, StorageKind, StorageOptions, UploadForm};
-use crate::drain::{AcceptedKeyRecorder, BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
+use crate::drain::{BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
 use crate::media::MediaRoot;
 use crate::media::file_lane::FileLane;
 use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
-use crate::reconcile::{NoObserver, Observer, Reconcile};
+use crate::reconcile::{NoObserver, Reconcile};
 use crate::retry::Backoff;
 use crate::schedule::{self, Schedule};
 use crate::source::complete::PatternScope;
-use crate::source::connect::Session;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
-use crate::source::{file_records, kept_files};
 use crate::supervise::{NextRound, Supervisor, pause_or_stop};
 
 pub(crate) use completed_settings::complete_settings;
@@ -60,6 +59,7 @@ pub use one_shot::{OneShot, backfill};
 pub use replay::{ReplayFrom, ReplayedCheckpoint, replay};
 use source_status::{SourceGauges, SourceStatusSession};
 pub use source_status::{connect, offline_status};
+use syncs::{SyncProgress, tell_files};
 
 /// How long a sync waits for a drain that is not well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -105,9 +105,11 @@ pub struct Replicator {
     questions: SourceStatusSession,
     started_at: Timestamp,
     started: std::time::Instant,
-    standby: Mutex<Option<String>>,
+    /// Since when it stands by, and why.
+    standby: Mutex<Option<(Timestamp, String)>>,
     gauges: Mutex<SourceGauges>,
     last_sync: Mutex<Option<LastSync>>,
+    sync_progress: SyncProgress,
     syncing: tokio::sync::Mutex<()>,
     drift: DriftSummary,
     drift_every: Duration,
@@ -185,6 +187,7 @@ impl Replicator {
             standby: Mutex::default(),
             gauges: Mutex::default(),
             last_sync: Mutex::default(),
+            sync_progress: SyncProgress::default(),
             syncing: tokio::sync::Mutex::default(),
             drift: DriftSummary::default(),
             drift_every,
@@ -221,12 +224,8 @@ impl Replicator {
         serving: impl FnOnce(std::net::SocketAddr),
     ) -> Result<()> {
         let settings = self.live().settings.clone();
-        let server = ControlServer::bind(
-            settings.control.listen,
-            token::load_or_create(&settings)?,
-            self.clone(),
-        )
-        .await?;
+        let server =
+            ControlServer::bind(&settings.control, token::load_or_create(&settings)?, self.clone()).await?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.token());
         serving(server.address());
         let stop = shutdown.child_token();
@@ -410,109 +409,22 @@ impl Replicator {
         *self.gauges.lock().unwrap_or_else(PoisonError::into_inner) = gauges;
     }
 
-    /// Compares with the cloud and pushes what it lacks, as the running drain's work.
-    ///
-    /// # Errors
-    /// The source's or the cloud's before the first entity; later ones are in the report.
-    pub async fn sync(&self, request: &SyncRequest, observer: &dyn Observer) -> Result<SyncReport> {
-        self.sync_recorded(request, &self.state.record(), observer).await
-    }
-
-    /// The same, and tells the files that are not in the cloud.
-    async fn sync_and_tell_files(
-        &self,
-        request: &SyncRequest,
-        observer: &dyn Observer,
-    ) -> Result<SyncReport> {
-        let mut report = self.sync(request, observer).await?;
-        let live = self.live();
-        if live
-            .settings
-            .catalogue
-            .entities()
-            .iter()
-            .all(|entity| entity.files.is_empty())
-        {
-            return Ok(report);
-        }
-        let rescanned = async {
-            while self.state.files.rescan_is_pending() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        // That a media root hangs is said elsewhere.
-        let _ = tokio::time::timeout(PATIENCE, rescanned).await;
-        tell_files(&live.settings, &mut report).await?;
-        Ok(report)
-    }
-
-    /// The same as [`Replicator::sync`], with a report of what was accepted since `recording` began.
-    async fn sync_recorded(
-        &self,
-        request: &SyncRequest,
-        recording: &AcceptedKeyRecorder,
-        observer: &dyn Observer,
-    ) -> Result<SyncReport> {
-        let _one = self.syncing.lock().await;
-        let live = self.live();
-        let entity_indexes = live.settings.catalogue.select(&request.entities)?;
-        let synced = async {
-            let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
-            let session = Session::open(live.settings.require_database_url()?, "files to look at").await?;
-            file_records::make_all_due(session.client(), request.force).await?;
-            if request.force {
-                let entities = entity_indexes
-                    .iter()
-                    .map(|&entity| &live.settings.catalogue[entity]);
-                let names: Vec<&str> = entities.map(|entity| entity.name.as_str()).collect();
-                kept_files::ask_again(session.client(), Some(&names)).await?;
-            }
-            self.state.files.request_rescan();
-            Ok(reconcile
-                .sync(&entity_indexes, request.force, recording, observer)
-                .await)
-        };
-        let synced: Result<SyncReport> = tokio::select! {
-            synced = synced => synced,
-            () = self.stopping.cancelled() => Err(Error::local(
-                "sync",
-                std::io::Error::other("the replicator was asked to end"),
-            )
-            .remedy("ask again when it runs")),
-        };
-        let metrics = &self.state.metrics;
-        let last = match &synced {
-            Ok(report) => LastSync {
-                finished_at: Timestamp::now(),
-                success: report.success(),
-                summary: report.summary(),
-                errors: report.errors().to_vec(),
-            },
-            Err(error) => LastSync {
-                finished_at: Timestamp::now(),
-                success: false,
-                summary: SyncReport::new(&live.settings.catalogue).summary(),
-                errors: vec![error.to_string()],
-            },
-        };
-        if last.success {
-            metrics.syncs_done.inc();
-        } else {
-            metrics.syncs_failed.inc();
-        }
-        *self.last_sync.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
-        synced
-    }
-
     fn set_standby(&self, reason: Option<String>) {
-        *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        let mut standby = self.standby.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = standby.take().map_or_else(Timestamp::now, |(since, _)| since);
+        *standby = reason.map(|reason| (since, reason));
     }
 
-    fn standby(&self) -> Option<String> {
+    /// Since when it stands by, and why; `None` if it does not.
+    fn standby_since(&self) -> Option<(Timestamp, String)> {
         self.standby
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    fn standby(&self) -> Option<String> {
+        self.standby_since().map(|(_, reason)| reason)
     }
 }
 
@@ -543,18 +455,6 @@ pub fn object_storage(settings: &Settings) -> Result<Option<ObjectStorage>> {
         public_url: files.public_url.clone(),
     })?;
     Ok(Some(storage))
-}
-
-/// Files that are not in the cloud, told in a report at most.
-const FILES_TOLD: i64 = 100;
-
-/// Adds the files to a report that are missing, or that the cloud does not take.
-async fn tell_files(settings: &Settings, report: &mut SyncReport) -> Result<()> {
-    let session = connect(settings, "files").await?;
-    for (path, why) in file_records::not_taken(session.client(), FILES_TOLD).await? {
-        report.error(format!("Failed to upload {path}: {why}"));
-    }
-    Ok(())
 }
 
 /// The cloud's client that the settings describe.

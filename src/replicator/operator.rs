@@ -1,26 +1,39 @@
-//! What the operator API asks of a replicator that runs: its state, a sync, its health, its metrics.
+//! What the operator API asks of a replicator that runs: its state, a sync, its health, its metrics, and what
+//! the page shows besides.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use jiff::Zoned;
 
 use super::{Replicator, source_status};
+use crate::change::Position;
 use crate::control::status::{ReplicatorState, StatusReport};
-use crate::control::{Health, Operator, SyncRequest};
+use crate::control::{Health, Operator, Overview, SyncRequest};
 use crate::drain::{Condition, Peer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::quarantine::QuarantineEntry;
 use crate::reconcile::NoObserver;
 use crate::reconcile::report::SyncReport;
 
+/// How long the source may take to say what waits, before the status counts it as not reachable.
+const ANSWER: Duration = Duration::from_secs(15);
+
 /// How long the drain may stand still while changes wait, before the replicator counts as unhealthy.
 const STILL: Duration = Duration::from_secs(60);
+
+/// How old "nothing waits" may be and still count as the lag of now: the source is asked once a minute at
+/// least.
+const LAG_IS_OLD: Duration = Duration::from_secs(90);
 
 impl Operator for Replicator {
     async fn status(&self) -> Result<StatusReport> {
         let live = self.live();
         let checkpoint = self.state.checkpoint();
-        let asked = self.questions.gauges(checkpoint.clone()).await;
+        let asked = tokio::time::timeout(ANSWER, self.questions.gauges(checkpoint.clone()))
+            .await
+            .unwrap_or_else(|_| Err(no_answer()));
         let mut status = StatusReport::unknown(ReplicatorState::Starting);
         status.running_since = Some(self.started_at);
         let metrics = &self.state.metrics;
@@ -32,6 +45,10 @@ impl Operator for Replicator {
             (None, Condition::KeyRefused { reason }) => (ReplicatorState::KeyRefused, Some(reason)),
             (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
         };
+        let standby = self.standby_since().map(|(since, _)| since);
+        status.state_since = Some(standby.unwrap_or_else(|| self.state.since()));
+        status.last_accepted_at = self.state.delivered_at();
+        status.running_sync = self.sync_progress.running();
         status.capture = self.drift.problems();
         status.files.bandwidth_limit = self.state.files.bandwidth.limit();
         status.files.watch_problem = self.state.files.watch_problem();
@@ -139,6 +156,71 @@ impl Operator for Replicator {
     fn metrics(&self) -> String {
         self.state.metrics.encode()
     }
+
+    async fn overview(&self, ask_source: bool) -> Overview {
+        let source = match ask_source {
+            // The status says why the source does not answer.
+            true => self.questions.overview(self.state.checkpoint()).await.ok(),
+            false => None,
+        };
+        Overview {
+            incidents: self.state.last_incidents(),
+            compared: self.sync_progress.compared(),
+            source,
+        }
+    }
+
+    fn lag_now(&self) -> Option<Duration> {
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unasked = gauges.at?.elapsed();
+        match gauges.lag.changes {
+            0 if unasked > LAG_IS_OLD => None,
+            0 => Some(Duration::ZERO),
+            _ => Some(Duration::try_from_secs_f64(gauges.lag.seconds).ok()? + unasked),
+        }
+    }
+
+    fn activity(&self) -> u64 {
+        let metrics = &self.state.metrics;
+        let mut hasher = DefaultHasher::new();
+        (
+            metrics.accepted_total(),
+            metrics.refused.get(),
+            metrics.checkpoint_position.get(),
+            metrics.quarantine.get(),
+            self.state.files.progress(),
+        )
+            .hash(&mut hasher);
+        (self.state.since(), self.state.condition().reason()).hash(&mut hasher);
+        (self.standby(), self.drift.reason()).hash(&mut hasher);
+        if let Some(sync) = self.sync_progress.running() {
+            (sync.began_at, sync.entity, sync.compared, sync.pushed).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    async fn quarantined(&self, position: Position) -> Result<Vec<QuarantineEntry>> {
+        self.questions.quarantined(position).await
+    }
+
+    async fn retry(&self, position: Position) -> Result<u64> {
+        let live = self.live();
+        self.questions.retry(&live.settings.catalogue, position).await
+    }
+
+    async fn discard(&self, position: Position) -> Result<u64> {
+        self.questions.discard(position).await
+    }
+}
+
+/// The error of a source that hangs.
+fn no_answer() -> Error {
+    Error::new(
+        Kind::SourceUnreachable,
+        "ask the site's database what waits",
+        format!("it gave no answer within {} s", ANSWER.as_secs()),
+    )
+    .remedy("look whether PostgreSQL hangs, or waits for its disk")
 }
 
 /// Well; where rows are in quarantine, with a word of it.

@@ -5,20 +5,29 @@ use std::time::Instant;
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
-use crate::change::Snapshot;
+use crate::catalogue::Catalogue;
+use crate::change::{Position, Snapshot};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
+use crate::control::SourceOverview;
 use crate::control::status::{
     CheckpointStatus, FileCounts, GrowthStatus, LagStatus, LatencyStatus, ReplicatorState, StatusReport,
 };
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::quarantine;
+use crate::quarantine::{self, QuarantineEntry};
 use crate::source::connect::Session;
+use crate::source::file_state::FileState;
 use crate::source::identity::{self, Identity};
-use crate::source::{file_records, leader_lock, outbox};
+use crate::source::{file_records, leader_lock, outbox, overview};
 
 use super::outbox_forecast::{self, OutboxForecast};
+
+/// Rows in quarantine that the page shows.
+const QUARANTINE_SHOWN: u32 = 50;
+
+/// Files of each state that the page shows.
+const FILES_SHOWN: u32 = 5;
 
 /// What the source says.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +37,8 @@ pub(super) struct SourceGauges {
     pub(super) outbox_bytes: u64,
     pub(super) quarantine: u64,
     pub(super) files: file_records::FileStateCounts,
+    /// See [`FileCounts::missing_seconds`].
+    pub(super) missing_seconds: Option<f64>,
     pub(super) growth: GrowthStatus,
     /// When it was asked.
     pub(super) at: Option<Instant>,
@@ -56,10 +67,7 @@ impl SourceStatusSession {
     /// Asks everything. `checkpoint` is how far the cloud has accepted; without one, the mirror counts.
     pub(super) async fn gauges(&self, checkpoint: Option<Checkpoint>) -> Result<SourceGauges> {
         let mut kept = self.session.lock().await;
-        let session = match kept.take() {
-            Some(session) => session,
-            None => Session::open(&self.url, "status").await?,
-        };
+        let session = self.take_session(&mut kept).await?;
         let mut asked = gauges(&session, self.source_id.as_deref(), checkpoint).await?;
         let room = outbox_forecast::room(session.client(), self.limit, asked.outbox_bytes).await?;
         asked.growth = self
@@ -68,10 +76,76 @@ impl SourceStatusSession {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .note(Instant::now(), asked.outbox_bytes, room);
         asked.at = Some(Instant::now());
-        // A session on which something failed is not used again.
         *kept = Some(session);
         Ok(asked)
     }
+
+    /// What the page shows besides. `checkpoint` is as for [`SourceStatusSession::gauges`].
+    pub(super) async fn overview(&self, checkpoint: Option<Checkpoint>) -> Result<SourceOverview> {
+        let mut kept = self.session.lock().await;
+        let session = self.take_session(&mut kept).await?;
+        let client = session.client();
+        let identity = identity::stored_identity_of(client, self.source_id.as_deref()).await?;
+        let checkpoint = reached(&session, &identity, checkpoint).await?;
+        let told = SourceOverview {
+            waiting: overview::waiting_by_entity(client, &checkpoint).await?,
+            quarantined: quarantine::counts(client).await?.into_iter().collect(),
+            quarantine: quarantine::oldest(client, None, QUARANTINE_SHOWN).await?,
+            files: overview::last_files(client, &FileState::ALL, FILES_SHOWN).await?,
+        };
+        *kept = Some(session);
+        Ok(told)
+    }
+
+    /// The entries in quarantine with this position.
+    pub(super) async fn quarantined(&self, position: Position) -> Result<Vec<QuarantineEntry>> {
+        let mut kept = self.session.lock().await;
+        let session = self.take_session(&mut kept).await?;
+        let entries = quarantine::at_positions(session.client(), &[position]).await?;
+        *kept = Some(session);
+        Ok(entries)
+    }
+
+    /// Sends the rows with this position again. Returns how many.
+    pub(super) async fn retry(&self, catalogue: &Catalogue, position: Position) -> Result<u64> {
+        let mut kept = self.session.lock().await;
+        let session = self.take_session(&mut kept).await?;
+        let count = quarantine::retry_at(session.client(), catalogue, &[position]).await?;
+        *kept = Some(session);
+        Ok(count as u64)
+    }
+
+    /// Discards the entries with this position. Returns how many.
+    pub(super) async fn discard(&self, position: Position) -> Result<u64> {
+        let mut kept = self.session.lock().await;
+        let session = self.take_session(&mut kept).await?;
+        let count = quarantine::discard_at(session.client(), &[position]).await?;
+        *kept = Some(session);
+        Ok(count)
+    }
+
+    /// The kept session, or a new one. The caller gives it back when all went well: one on which something
+    /// failed is not used again.
+    async fn take_session(&self, kept: &mut Option<Session>) -> Result<Session> {
+        match kept.take() {
+            Some(session) => Ok(session),
+            None => Session::open(&self.url, "status").await,
+        }
+    }
+}
+
+/// The checkpoint, or the mirror where there is none, or the beginning.
+async fn reached(
+    session: &Session,
+    identity: &Identity,
+    checkpoint: Option<Checkpoint>,
+) -> Result<Checkpoint> {
+    Ok(match checkpoint {
+        Some(checkpoint) => checkpoint,
+        None => outbox::mirrored(session, identity)
+            .await?
+            .unwrap_or_else(|| Checkpoint::beginning(identity.clone())),
+    })
 }
 
 async fn gauges(
@@ -81,12 +155,7 @@ async fn gauges(
 ) -> Result<SourceGauges> {
     let client = session.client();
     let identity = identity::stored_identity_of(client, source_id).await?;
-    let checkpoint = match checkpoint {
-        Some(checkpoint) => checkpoint,
-        None => outbox::mirrored(session, &identity)
-            .await?
-            .unwrap_or_else(|| Checkpoint::beginning(identity.clone())),
-    };
+    let checkpoint = reached(session, &identity, checkpoint).await?;
     // Before the lag: an upload that is recorded touches its rows in the same transaction, so whoever sees it
     // recorded sees those touches wait.
     let files = file_records::counts(client).await?;
@@ -95,6 +164,10 @@ async fn gauges(
         lag: outbox::lag(session, &checkpoint).await?,
         outbox_bytes: outbox::bytes(session).await?,
         quarantine: quarantine::count(client, None).await?,
+        missing_seconds: match files.missing {
+            0 => None,
+            _ => overview::longest_missing(client).await?,
+        },
         files,
         growth: GrowthStatus::default(),
         at: None,
@@ -118,6 +191,7 @@ pub(super) fn fill(status: &mut StatusReport, gauges: &SourceGauges) {
         waiting: gauges.files.waiting,
         uploaded: gauges.files.uploaded,
         missing: gauges.files.missing,
+        missing_seconds: gauges.missing_seconds,
         failed: gauges.files.refused + gauges.files.failing,
         bytes: gauges.files.bytes,
         example: gauges.files.example.clone(),

@@ -10,7 +10,7 @@
 //! [`quarantine`], [`file_records`] (read for people by [`file_list`]; [`file_state`] has the states,
 //! [`kept_files`] asks for them again), [`upload_state`] and [`backfill_progress`] keep what
 //! [`crate::quarantine`], [`crate::media`] and [`crate::reconcile`] decide, [`schema_check`] finds what is
-//! missing.
+//! missing. [`overview`] is what the page shows of all that.
 //!
 //! Each statement on schema `cloud_sync` is in a file under `sql/source`, by a name, and only this folder
 //! sends them. Long-lived sessions are tokio-postgres; migrations and the pool for short questions are sqlx.
@@ -32,6 +32,7 @@ pub mod install;
 pub(crate) mod kept_files;
 pub mod leader_lock;
 pub mod outbox;
+pub mod overview;
 pub mod pages;
 pub(crate) mod parked_touches;
 pub(crate) mod projection;

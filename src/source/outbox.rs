@@ -478,16 +478,12 @@ pub struct OutboxLag {
 /// # Errors
 /// The source's.
 pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<OutboxLag> {
-    let lo = checkpoint.lo.to_string();
-    let (hi, position) = match &checkpoint.window {
-        Some(window) => (window.hi.to_string(), window.position),
-        None => (lo.clone(), Position(0)),
-    };
+    let bounds = LagBounds::of(checkpoint);
     let row = session
         .client()
         .query_one(
             statement!("outbox", "lag"),
-            &[&lo, &hi, &position.0, &checkpoint.low_bound().0],
+            &[&bounds.lo, &bounds.hi, &bounds.position, &bounds.above],
         )
         .await
         .map_err(|error| Error::postgres("count the changes that wait", error))?;
@@ -495,6 +491,33 @@ pub async fn lag(session: &Session, checkpoint: &Checkpoint) -> Result<OutboxLag
         changes: row.get::<_, i64>(0).max(0) as u64,
         seconds: row.get::<_, f64>(1).max(0.0),
     })
+}
+
+/// What a checkpoint says of the touches that wait, as the statements on them take it.
+pub(super) struct LagBounds {
+    pub(super) lo: String,
+    /// Equal to `lo` if no window is being delivered.
+    pub(super) hi: String,
+    /// The position accepted within the window.
+    pub(super) position: i64,
+    /// A position below which all that `lo` does not see cannot lie.
+    pub(super) above: i64,
+}
+
+impl LagBounds {
+    pub(super) fn of(checkpoint: &Checkpoint) -> Self {
+        let lo = checkpoint.lo.to_string();
+        let (hi, position) = match &checkpoint.window {
+            Some(window) => (window.hi.to_string(), window.position),
+            None => (lo.clone(), Position(0)),
+        };
+        Self {
+            lo,
+            hi,
+            position: position.0,
+            above: checkpoint.low_bound().0,
+        }
+    }
 }
 
 /// The first position that is not below `from`; `None` if there is none.

@@ -9,6 +9,8 @@
 
 pub(crate) mod baseline;
 pub(crate) mod batches;
+#[allow(dead_code, reason = "for the page")]
+pub(crate) mod browser;
 #[allow(dead_code, reason = "each group of tests uses its own part")]
 pub(crate) mod commit_latency;
 #[allow(dead_code, reason = "for the counts")]

@@ -41,7 +41,7 @@ async fn the_operator_api_stands_the_same() {
     }
     // and more slow connections than there are places,
     let mut held = Vec::new();
-    for _ in 0..200 {
+    for _ in 0..600 {
         if let Ok(mut stream) = TcpStream::connect(daemon.listen()).await {
             let _ = stream
                 .write_all(b"GET /api/cloud-sync/status HTTP/1.1\r\nHost: x\r\n")

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use axum::http::Method;
-use cloud_sync::control::StatusReport;
+use cloud_sync::control::{Operator, StatusReport};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -340,6 +340,13 @@ impl<'a> WithChanges<'a> {
             self.run(&format!("insert into public.w values ({id}, 'bad')"))
                 .await;
             quarantined(running, 1).await;
+            let told = running
+                .replicator
+                .overview(true)
+                .await
+                .source
+                .expect("the source answers");
+            assert_eq!(told.quarantine.len(), 1, "{told:?}");
             let position = "select position::text from cloud_sync.quarantine";
             self.here
                 .query_one(position, &[])

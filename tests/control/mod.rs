@@ -1,15 +1,25 @@
-//! The operator API over real HTTP, against an operator that is scripted here.
+//! The operator API over real HTTP, against an operator that is scripted here; and the page, [`page`] over
+//! real HTTP and [`browser`] in a real browser, against a real replicator.
+
+mod browser;
+mod page;
+mod page_of_site;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cloud_sync::catalogue::{Catalogue, EntityIndex};
+use cloud_sync::change::Position;
 use cloud_sync::config::{LoadOptions, Settings};
 use cloud_sync::control::client::ControlClient;
 use cloud_sync::control::status::{LagStatus, ReplicatorState};
-use cloud_sync::control::{ControlServer, Health, Operator, StatusReport, SyncReport, SyncRequest, token};
+use cloud_sync::control::{
+    ControlServer, Health, Operator, Overview, StatusReport, SyncReport, SyncRequest, token,
+};
 use cloud_sync::error::{Error, Kind, Result};
 use cloud_sync::metrics::Metrics;
+use cloud_sync::quarantine::QuarantineEntry;
 use reqwest::StatusCode;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -66,6 +76,30 @@ impl Operator for ScriptedOperator {
     fn metrics(&self) -> String {
         self.metrics.encode()
     }
+
+    async fn overview(&self, _ask_source: bool) -> Overview {
+        Overview::default()
+    }
+
+    fn lag_now(&self) -> Option<Duration> {
+        None
+    }
+
+    fn activity(&self) -> u64 {
+        0
+    }
+
+    async fn quarantined(&self, _position: Position) -> Result<Vec<QuarantineEntry>> {
+        Ok(Vec::new())
+    }
+
+    async fn retry(&self, _position: Position) -> Result<u64> {
+        Ok(0)
+    }
+
+    async fn discard(&self, _position: Position) -> Result<u64> {
+        Ok(0)
+    }
 }
 
 struct OperatorApi {
@@ -110,7 +144,7 @@ async fn daemon() -> OperatorApi {
         health: Mutex::new(Health::Well),
         metrics: Metrics::new(["rooms"]),
     });
-    let server = ControlServer::bind(settings.control.listen, secret.clone(), Arc::clone(&operator))
+    let server = ControlServer::bind(&settings.control, secret.clone(), Arc::clone(&operator))
         .await
         .unwrap();
     let address = server.address();
@@ -312,13 +346,28 @@ async fn the_command_lines_client_finds_token_and_daemon() {
 #[tokio::test]
 async fn a_taken_port_is_told_with_its_remedy() {
     let daemon = daemon().await;
-    let again = ControlServer::bind(
-        daemon.settings.control.listen,
-        "t".into(),
-        Arc::clone(&daemon.operator),
-    )
-    .await;
+    let again = ControlServer::bind(&daemon.settings.control, "t".into(), Arc::clone(&daemon.operator)).await;
     let error = again.err().unwrap().to_string();
     assert!(error.contains("control.listen"), "{error}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn who_guesses_the_token_is_refused_for_a_while_and_an_old_token_is_not_a_guess() {
+    let daemon = daemon().await;
+    let ask = async |token: String| {
+        let url = format!("{}/api/cloud-sync/status", daemon.base);
+        let answer = daemon.http.get(url).bearer_auth(token).send().await.unwrap();
+        answer.status()
+    };
+    for _ in 0..30 {
+        assert_eq!(ask("the-old-token".into()).await, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(ask(daemon.token.clone()).await, StatusCode::OK);
+    for guess in 1..10 {
+        assert_eq!(ask(format!("guess-{guess}")).await, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(ask("guess-10".into()).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(ask(daemon.token.clone()).await, StatusCode::TOO_MANY_REQUESTS);
     daemon.stop().await;
 }
