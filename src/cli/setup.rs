@@ -292,12 +292,12 @@ fn write_file(target: &Path, text: &str, force: bool) -> Result<()> {
         return write(target).map_err(failed);
     }
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let beside = target.with_file_name(format!(".{name}.{}", std::process::id()));
-    write(&beside)
-        .and_then(|()| std::fs::rename(&beside, target))
+    let temporary = target.with_file_name(format!(".{name}.{}", std::process::id()));
+    write(&temporary)
+        .and_then(|()| std::fs::rename(&temporary, target))
         .map_err(|error| {
             // What is left of it is of no use.
-            let _ = std::fs::remove_file(&beside);
+            let _ = std::fs::remove_file(&temporary);
             failed(error)
         })
 }

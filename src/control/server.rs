@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
-use super::page::{self, PageState};
+use super::page::{self, DashboardState};
 use super::single_flight::SingleFlight;
 use super::throttle::{TokenCheck, TokenThrottle};
 use super::{Health, Operator, SyncRequest, token};
@@ -91,7 +91,7 @@ pub(super) struct HandlerState<O> {
     pub(super) token: ServerToken,
     pub(super) syncs: SingleFlight,
     pub(super) loopback: bool,
-    pub(super) page: PageState,
+    pub(super) page: DashboardState,
     throttle: TokenThrottle,
 }
 
@@ -114,7 +114,7 @@ impl<O: Operator> ControlServer<O> {
             token: ServerToken::new(token),
             syncs: SingleFlight::default(),
             loopback: address.ip().is_loopback(),
-            page: PageState::new(address, &settings.names),
+            page: DashboardState::new(address, &settings.names),
             throttle: TokenThrottle::default(),
         };
         if !state.loopback {

@@ -11,7 +11,7 @@ use crate::control::status::{ReplicatorState, StatusReport};
 use crate::error::{Error, Result};
 use crate::source::connect::Session;
 use crate::source::drift::{self, EntityDrift};
-use crate::source::row_facts::{self, Accepted, NamedFile, RowAtSite, WaitingTouch};
+use crate::source::row_facts::{self, Accepted, RowAtSite, RowFile, WaitingTouch};
 use crate::source::{identity, outbox};
 
 /// What is known of a row.
@@ -31,7 +31,7 @@ pub(crate) struct RowInquiry {
     pub(crate) facts: Vec<(String, String)>,
 }
 
-/// How it stands with a row.
+/// Whether a row is in the cloud, waits, or stays at the site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum InquiryState {
@@ -50,17 +50,17 @@ pub(crate) enum InquiryState {
 }
 
 /// What was found, before a reason is chosen.
-struct FoundRow<'a> {
+struct InquiryFacts<'a> {
     entity: &'a Entity,
     watched: &'a EntityDrift,
     at_site: RowAtSite,
     waiting: Option<WaitingTouch>,
     unanswered: Option<Timestamp>,
-    files: Vec<NamedFile>,
+    files: Vec<RowFile>,
     backfill_is_unfinished: bool,
 }
 
-type Verdict = (InquiryState, String, Option<String>);
+type ChosenReason = (InquiryState, String, Option<String>);
 
 /// Looks at a row of an entity. `key` is the value of a key of one column, or a JSON object; `status` is what
 /// the replicator says of itself.
@@ -94,7 +94,7 @@ pub(crate) async fn inquire(
         None => None,
     };
     let refusal = row_facts::refusal(client, &entity.name, &key).await?;
-    let found = FoundRow {
+    let found = InquiryFacts {
         entity,
         watched: &watched,
         at_site,
@@ -148,7 +148,7 @@ async fn accepted(session: &Session, identity: &Identity, status: &StatusReport)
     })
 }
 
-fn verdict(found: &FoundRow<'_>, status: &StatusReport) -> Verdict {
+fn verdict(found: &InquiryFacts<'_>, status: &StatusReport) -> ChosenReason {
     let entity = found.entity;
     let name = &entity.name;
     if let Some(wrong) = &found.watched.wrong
@@ -234,11 +234,11 @@ fn verdict(found: &FoundRow<'_>, status: &StatusReport) -> Verdict {
 
 /// It has a touch that waits.
 fn while_waiting(
-    found: &FoundRow<'_>,
+    found: &InquiryFacts<'_>,
     touch: &WaitingTouch,
-    held: Option<&NamedFile>,
+    held: Option<&RowFile>,
     status: &StatusReport,
-) -> Verdict {
+) -> ChosenReason {
     let waiting = |reason: String, next: Option<&str>| {
         let next = next.map(str::to_owned);
         (InquiryState::Waiting, reason, next)
@@ -300,11 +300,11 @@ fn holds(entity: &Entity) -> bool {
     files.any(|file| file.until_uploaded == Some(Unconfirmed::Hold))
 }
 
-fn why_of(file: &NamedFile) -> String {
+fn why_of(file: &RowFile) -> String {
     file.reason.clone().unwrap_or_else(|| file.state.clone())
 }
 
-fn absent(entity: &Entity) -> Verdict {
+fn absent(entity: &Entity) -> ChosenReason {
     let name = &entity.name;
     match entity.deletes() {
         Deletes::Propagate => (
@@ -323,7 +323,7 @@ fn absent(entity: &Entity) -> Verdict {
     }
 }
 
-fn facts(found: &FoundRow<'_>, status: &StatusReport) -> Vec<(String, String)> {
+fn facts(found: &InquiryFacts<'_>, status: &StatusReport) -> Vec<(String, String)> {
     let mut facts = Vec::new();
     let mut add = |what: &str, is: String| facts.push((what.to_owned(), is));
     add(

@@ -23,11 +23,11 @@ pub(super) struct SurveyedTable {
     /// Columns with a date or a time by which a retention can be measured.
     pub(super) times: Vec<String>,
     /// Columns that name files below the media root.
-    pub(super) files: Vec<NamedFiles>,
+    pub(super) files: Vec<FoundFileColumn>,
 }
 
 /// A column that names files.
-pub(super) struct NamedFiles {
+pub(super) struct FoundFileColumn {
     pub(super) column: String,
     /// Whether it holds JSON arrays of paths.
     pub(super) many: bool,
@@ -106,7 +106,7 @@ async fn named_files(
     root: &MediaRoot,
     table: &SiteTable,
     column: String,
-) -> Result<Option<NamedFiles>> {
+) -> Result<Option<FoundFileColumn>> {
     let sql = format!(
         "select {0}::text from {1} where {0} is not null limit 50",
         quote_name(&column),
@@ -131,5 +131,5 @@ async fn named_files(
     let many = tokio::task::spawn_blocking(look)
         .await
         .map_err(|error| Error::local("look for files", std::io::Error::other(error)))?;
-    Ok(many.map(|many| NamedFiles { column, many }))
+    Ok(many.map(|many| FoundFileColumn { column, many }))
 }

@@ -40,7 +40,7 @@ pub(crate) struct WaitingTouch {
 
 /// A file that the row names.
 #[derive(Debug, Clone)]
-pub(crate) struct NamedFile {
+pub(crate) struct RowFile {
     pub(crate) path: String,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
@@ -249,14 +249,14 @@ pub(crate) async fn unanswered(client: &Client, entity: &str, key: &str) -> Resu
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn files(client: &Client, entity: &str, key: &str) -> Result<Vec<NamedFile>> {
+pub(crate) async fn files(client: &Client, entity: &str, key: &str) -> Result<Vec<RowFile>> {
     let rows = client
         .query(statement!("why", "files"), &[&entity, &key])
         .await
         .map_err(|error| Error::postgres("look for the row's files", error))?;
     Ok(rows
         .iter()
-        .map(|row| NamedFile {
+        .map(|row| RowFile {
             path: row.get(0),
             state: row.get(1),
             reason: row.get(2),

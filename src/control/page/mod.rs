@@ -100,7 +100,7 @@ const PROTECTION: [(HeaderName, &str); 8] = [
 ];
 
 /// What the page keeps.
-pub(super) struct PageState {
+pub(super) struct DashboardState {
     sessions: Sessions,
     hosts: HostNames,
     /// The server's port. Cookies are shared by all ports of a machine, so their names have it.
@@ -115,7 +115,7 @@ pub(super) struct PageState {
     ending: CancellationToken,
 }
 
-impl PageState {
+impl DashboardState {
     /// Of a server that listens here and is also reached by these names.
     pub(super) fn new(address: SocketAddr, names: &[String]) -> Self {
         Self {
@@ -421,7 +421,7 @@ fn typed(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind)], Body::from(text)).into_response()
 }
 
-impl PageState {
+impl DashboardState {
     fn acted_at(&self) -> Instant {
         *self.acted_at.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -22,10 +22,10 @@ const MAX_SESSIONS: usize = 256;
 pub(super) struct Sessions {
     /// Keys the tokens of forms; of this process alone.
     key: [u8; 32],
-    sessions: Mutex<HashMap<[u8; 32], Session>>,
+    sessions: Mutex<HashMap<[u8; 32], PageSession>>,
 }
 
-struct Session {
+struct PageSession {
     began: Instant,
     /// The generation of the operator API's token with which somebody signed in.
     generation: u64,
@@ -73,7 +73,7 @@ impl Sessions {
         {
             sessions.remove(&oldest);
         }
-        let session = Session {
+        let session = PageSession {
             began: Instant::now(),
             generation,
             notice: None,
@@ -116,12 +116,12 @@ impl Sessions {
         self.form_token(id).as_bytes().ct_eq(given.as_bytes()).into()
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<[u8; 32], Session>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<[u8; 32], PageSession>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Session {
+impl PageSession {
     fn is_live(&self, generation: u64) -> bool {
         self.generation == generation && self.began.elapsed() < LIFETIME
     }
