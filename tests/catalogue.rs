@@ -106,7 +106,7 @@ async fn patterns_take_tables_with_their_keys_and_leave_private_columns_at_the_s
 async fn a_table_that_comes_after_init_is_told_and_stops_nothing() {
     let cloud = Cloud::start("late").await;
     let tables = "create table a (id int primary key)";
-    let site = Site::bare("late", &cloud.url, KEY, tables, &patterns("[\"public.*\"]", "")).await;
+    let mut site = Site::bare("late", &cloud.url, KEY, tables, &patterns("[\"public.*\"]", "")).await;
     let daemon = Daemon::of(&site, "store");
     assert_eq!(ask(&daemon, &["init"]).1, Some(0));
     site.run("create table b (id int primary key); insert into b values (1)")
@@ -127,6 +127,18 @@ async fn a_table_that_comes_after_init_is_told_and_stops_nothing() {
     assert_eq!(ask(&daemon, &["init"]).1, Some(0));
     assert_eq!(ask(&daemon, &["sync"]).1, Some(0));
     assert_eq!(texts(&held, "select id::text from cloud.b").await, ["1"]);
+    // With other patterns, nothing of them is captured yet.
+    site.run("create table c (id int primary key)").await;
+    site.reconfigure("public.*", "public.c");
+    let (printed, code) = ask(&daemon, &["sync"]);
+    says(
+        &printed,
+        &[
+            "no table that catalogue.tables takes is captured",
+            "cloud-sync init",
+        ],
+    );
+    assert_eq!(code, Some(2));
 }
 
 #[tokio::test]

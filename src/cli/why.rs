@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::{Context, SiteFlags, output};
 use crate::control::client::ControlClient;
+use crate::control::{InquiryState, RowInquiry};
 use crate::error::Result;
-use crate::replicator::offline_status;
-use crate::replicator::row_inquiry::{self, InquiryState, RowInquiry};
+use crate::replicator::{inquire, offline_status};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,7 +36,7 @@ pub(super) async fn execute(context: &Context, args: WhyArgs) -> Result<ExitCode
         Some(status) => status,
         None => offline_status(&settings).await?,
     };
-    let inquiry = row_inquiry::inquire(&settings, &status, &args.entity, &args.key).await?;
+    let inquiry = inquire(&settings, &status, &args.entity, &args.key).await?;
     output::print(context.json, &inquiry, describe)?;
     Ok(match inquiry.state {
         InquiryState::Delivered | InquiryState::LeftOut | InquiryState::Absent => ExitCode::SUCCESS,

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `POST /api/cloud-sync/sync-now` | runs a sync, and returns its [`SyncReport`] when it has ended |
 //! | `GET /api/cloud-sync/status` | a [`StatusReport`] |
+//! | `GET /api/cloud-sync/why?entity=ENTITY&key=KEY` | a [`RowInquiry`]: why a row is not in the cloud |
 //! | `GET /healthz` | 200 if it makes progress or has nothing to do; 503 with the reason if it is stuck |
 //! | `GET /readyz` | 200 if it replicates; 503 with the reason before that, and if it is stuck |
 //! | `GET /metrics` | the metrics as OpenMetrics text |
@@ -19,6 +20,7 @@
 
 pub mod client;
 
+mod inquiry;
 mod lag_history;
 mod overview;
 mod page;
@@ -37,6 +39,7 @@ use crate::change::Position;
 use crate::error::Result;
 use crate::quarantine::QuarantineEntry;
 
+pub use self::inquiry::{InquiryState, RowInquiry};
 pub use self::overview::{Overview, SourceOverview};
 pub(crate) use self::page::page_url;
 pub use self::server::ControlServer;
@@ -69,6 +72,9 @@ pub trait Operator: Send + Sync + 'static {
 
     /// A number that changes when something happens that the page shows. It is called often, and asks nobody.
     fn activity(&self) -> u64;
+
+    /// Why a row of an entity is not in the cloud. `key` is the value of a key of one column, or a JSON object.
+    fn why(&self, entity: &str, key: &str) -> impl Future<Output = Result<RowInquiry>> + Send;
 
     /// The entries in quarantine with this position: usually one.
     fn quarantined(&self, position: Position) -> impl Future<Output = Result<Vec<QuarantineEntry>>> + Send;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
@@ -167,6 +168,7 @@ fn router<O: Operator>(state: Arc<HandlerState<O>>) -> Router {
     let api = Router::new()
         .route("/cloud-sync/sync-now", post(sync_now::<O>))
         .route("/cloud-sync/status", get(status::<O>))
+        .route("/cloud-sync/why", get(why::<O>))
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
@@ -270,6 +272,28 @@ async fn sync_now<O: Operator>(State(state): State<Arc<HandlerState<O>>>, body: 
 async fn status<O: Operator>(State(state): State<Arc<HandlerState<O>>>) -> Response {
     match state.operator.status().await {
         Ok(status) => Json(status).into_response(),
+        Err(error) => error_response(&error),
+    }
+}
+
+/// Which row is meant.
+#[derive(serde::Deserialize)]
+pub(super) struct RowQuery {
+    pub(super) entity: String,
+    pub(super) key: String,
+}
+
+async fn why<O: Operator>(
+    State(state): State<Arc<HandlerState<O>>>,
+    query: std::result::Result<Query<RowQuery>, QueryRejection>,
+) -> Response {
+    let Ok(Query(row)) = query else {
+        let error = Error::config("read the request", "it does not name an entity and a key")
+            .remedy("ask for /api/cloud-sync/why?entity=rooms&key=42");
+        return error_response(&error);
+    };
+    match state.operator.why(&row.entity, &row.key).await {
+        Ok(inquiry) => Json(inquiry).into_response(),
         Err(error) => error_response(&error),
     }
 }

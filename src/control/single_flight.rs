@@ -119,7 +119,7 @@ mod tests {
     use crate::catalogue::Catalogue;
     use crate::change::Position;
     use crate::control::status::ReplicatorState;
-    use crate::control::{Health, Overview, StatusReport};
+    use crate::control::{Health, Overview, RowInquiry, StatusReport};
     use crate::quarantine::QuarantineEntry;
 
     struct Slow {
@@ -157,6 +157,10 @@ mod tests {
 
         fn activity(&self) -> u64 {
             0
+        }
+
+        async fn why(&self, entity: &str, _key: &str) -> Result<RowInquiry> {
+            Err(Error::config(format!("look at {entity}"), "no row is here"))
         }
 
         async fn quarantined(&self, _position: Position) -> Result<Vec<QuarantineEntry>> {

@@ -42,6 +42,13 @@ pub(crate) async fn complete_settings(settings: &Settings, scope: PatternScope) 
             "match catalogue.tables and are not captured: run `cloud-sync init`, and start again"
         );
     }
+    if completed.entities.is_empty() && !completed.uncaptured.is_empty() {
+        return Err(Error::config(
+            "find what is replicated",
+            "no table that catalogue.tables takes is captured",
+        )
+        .remedy("run `cloud-sync init`"));
+    }
     settings.catalogue = completed.into_catalogue()?;
     Ok(settings)
 }

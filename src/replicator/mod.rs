@@ -22,7 +22,7 @@ mod operator;
 mod outbox_forecast;
 pub mod preconditions;
 mod replay;
-pub(crate) mod row_inquiry;
+mod row_inquiry;
 mod source_status;
 mod syncs;
 
@@ -57,6 +57,7 @@ use drift_monitor::DriftSummary;
 use leader::Leader;
 pub use one_shot::{OneShot, backfill};
 pub use replay::{ReplayFrom, ReplayedCheckpoint, replay};
+pub(crate) use row_inquiry::inquire;
 use source_status::{SourceGauges, SourceStatusSession};
 pub use source_status::{connect, offline_status};
 use syncs::{SyncProgress, tell_files};

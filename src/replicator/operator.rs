@@ -10,7 +10,7 @@ use jiff::Zoned;
 use super::{Replicator, source_status};
 use crate::change::Position;
 use crate::control::status::{ReplicatorState, StatusReport};
-use crate::control::{Health, Operator, Overview, SyncRequest};
+use crate::control::{Health, Operator, Overview, RowInquiry, SyncRequest};
 use crate::drain::{Condition, Peer};
 use crate::error::{Error, Kind, Result};
 use crate::quarantine::QuarantineEntry;
@@ -108,6 +108,14 @@ impl Operator for Replicator {
             .collect();
         status.latency = source_status::latency(metrics);
         Ok(status)
+    }
+
+    async fn why(&self, entity: &str, key: &str) -> Result<RowInquiry> {
+        let status = self.status().await?;
+        let live = self.live();
+        tokio::time::timeout(ANSWER, super::inquire(&live.settings, &status, entity, key))
+            .await
+            .unwrap_or_else(|_| Err(no_answer()))
     }
 
     async fn sync_now(&self, request: SyncRequest) -> Result<SyncReport> {

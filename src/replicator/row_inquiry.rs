@@ -1,53 +1,18 @@
 //! Why a row is not in the cloud: the one reason, and the next thing to do.
 
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::connect;
 use crate::catalogue::{Catalogue, Deletes, Entity};
 use crate::checkpoint::Identity;
 use crate::config::Settings;
 use crate::control::status::{ReplicatorState, StatusReport};
+use crate::control::{InquiryState, RowInquiry};
 use crate::error::{Error, Result};
 use crate::source::connect::Session;
 use crate::source::drift::{self, EntityDrift};
 use crate::source::row_facts::{self, Accepted, RowAtSite, RowFile, WaitingTouch};
 use crate::source::{identity, outbox};
-
-/// What is known of a row.
-#[derive(Debug, Serialize)]
-pub(crate) struct RowInquiry {
-    /// The entity's name.
-    pub(crate) entity: String,
-    /// The key, a JSON object.
-    pub(crate) key: String,
-    /// `delivered`, `waiting`, `refused`, `left out`, `unknown to the site`, or `may be missed`.
-    pub(crate) state: InquiryState,
-    /// The reason, in one sentence.
-    pub(crate) reason: String,
-    /// The command that helps or tells more; null if there is nothing to do.
-    pub(crate) next: Option<String>,
-    /// What else is known, a line each: what, and what is so.
-    pub(crate) facts: Vec<(String, String)>,
-}
-
-/// Whether a row is in the cloud, waits, or stays at the site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum InquiryState {
-    /// Nothing of it waits.
-    Delivered,
-    /// It is sent without anybody's help, or as soon as the reason is gone.
-    Waiting,
-    /// The cloud refused it, or it cannot be read: somebody decides.
-    Refused,
-    /// The configuration keeps it at the site.
-    LeftOut,
-    /// The site has no such row.
-    Absent,
-    /// Changes of it may not have been captured.
-    Missed,
-}
 
 /// What was found, before a reason is chosen.
 struct InquiryFacts<'a> {

@@ -110,7 +110,7 @@ async fn named_files(
     let sql = format!(
         "select {0}::text from {1} where {0} is not null limit 50",
         quote_name(&column),
-        table.sql_name()
+        format_args!("{}.{}", quote_name(&table.schema), quote_name(&table.name))
     );
     let rows = match client.query(&sql, &[]).await {
         Ok(rows) => rows,

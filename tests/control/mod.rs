@@ -15,7 +15,7 @@ use cloud_sync::config::{LoadOptions, Settings};
 use cloud_sync::control::client::ControlClient;
 use cloud_sync::control::status::{LagStatus, ReplicatorState};
 use cloud_sync::control::{
-    ControlServer, Health, Operator, Overview, StatusReport, SyncReport, SyncRequest, token,
+    ControlServer, Health, Operator, Overview, RowInquiry, StatusReport, SyncReport, SyncRequest, token,
 };
 use cloud_sync::error::{Error, Kind, Result};
 use cloud_sync::metrics::Metrics;
@@ -87,6 +87,10 @@ impl Operator for ScriptedOperator {
 
     fn activity(&self) -> u64 {
         0
+    }
+
+    async fn why(&self, entity: &str, _key: &str) -> Result<RowInquiry> {
+        Err(Error::config(format!("look at {entity}"), "no row is here"))
     }
 
     async fn quarantined(&self, _position: Position) -> Result<Vec<QuarantineEntry>> {

@@ -29,6 +29,8 @@ async fn a_stranger_gets_the_sign_in_page_and_nothing_else() {
         (Method::GET, "/cloud-sync/events"),
         (Method::GET, "/cloud-sync/quarantine/1"),
         (Method::GET, "/cloud-sync/sync-now"),
+        (Method::GET, "/cloud-sync/why?entity=x&key=1"),
+        (Method::GET, "/api/cloud-sync/why?entity=x&key=1"),
         (Method::GET, "/cloud-sync/anything"),
         (Method::GET, "/cloud-sync/sign-in/x"),
         (Method::HEAD, "/cloud-sync"),
@@ -300,6 +302,42 @@ async fn what_rows_and_the_cloud_say_is_text_and_never_markup() {
         "{shown}"
     );
     assert!(!shown.contains("<b>short"), "{shown}");
+    page.end().await;
+}
+
+#[tokio::test]
+async fn the_page_says_why_a_row_is_not_in_the_cloud() {
+    let page = PageOfSite::start("page_why").await;
+    page.refuse_a_row().await;
+    let session = page.sign_in().await;
+    let shown = page.page(&session, "/cloud-sync").await;
+    assert!(shown.contains("Why is a row not there?") && shown.contains("<option>x</option>"));
+    let shown = page.page(&session, "/cloud-sync/why?entity=x&key=1").await;
+    assert!(shown.contains("Nothing of it waits"), "{shown}");
+    assert!(shown.contains("cloud-sync sync --entity x"), "{shown}");
+    let shown = page.page(&session, "/cloud-sync/why?entity=x&key=2").await;
+    assert!(shown.contains("The cloud refused it"), "{shown}");
+    assert!(shown.contains("cloud-sync quarantine show"), "{shown}");
+    let answer = page
+        .request(Method::GET, "/cloud-sync/why?entity=y&key=<b>")
+        .header(header::COOKIE, &session.cookie)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    let shown = answer.text().await.unwrap();
+    assert!(
+        shown.contains("no such entity") && !shown.contains("<b>"),
+        "{shown}"
+    );
+    let answer = page
+        .request(Method::GET, "/api/cloud-sync/why?entity=x&key=1")
+        .bearer_auth(&page.token)
+        .send()
+        .await
+        .unwrap();
+    let json: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!(json["state"], "delivered");
     page.end().await;
 }
 

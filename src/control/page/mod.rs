@@ -40,16 +40,17 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use super::client::connectable;
 use super::lag_history::{EVERY, LagHistory, LagRange};
-use super::server::HandlerState;
+use super::server::{HandlerState, RowQuery};
 use super::status::{ReplicatorState, StatusReport};
-use super::{Operator, SyncRequest};
+use super::{InquiryState, Operator, SyncRequest};
 use crate::change::Position;
+use crate::error::Kind;
 use crate::serve::RemoteClient;
 use form::Form;
 use live::LiveUpdates;
 use request_check::{HostNames, comes_from_own_page};
 use session::{SessionId, Sessions};
-use templates::{EntryTemplate, MessageTemplate, PageTemplate, respond};
+use templates::{EntryTemplate, MessageTemplate, PageTemplate, WhyTemplate, respond};
 use view::{Seen, View};
 
 /// Where the page is.
@@ -205,6 +206,7 @@ pub(super) fn router<O: Operator>(state: &Arc<HandlerState<O>>) -> Router<Arc<Ha
         .route(PATH, get(page::<O>))
         .route("/cloud-sync/page.js", get(async || script()))
         .route("/cloud-sync/events", get(live::events::<O>))
+        .route("/cloud-sync/why", get(why::<O>))
         .route("/cloud-sync/sync-now", post(sync_now::<O>))
         .route("/cloud-sync/quarantine/{position}", get(entry::<O>))
         .route("/cloud-sync/quarantine/retry", post(retry::<O>))
@@ -359,6 +361,26 @@ async fn entry<O: Operator>(
         position,
         form_token: &state.page.sessions.form_token(session.as_str()),
     })
+}
+
+async fn why<O: Operator>(
+    State(state): State<Arc<HandlerState<O>>>,
+    Query(row): Query<RowQuery>,
+) -> Response {
+    match state.operator.why(&row.entity, row.key.trim()).await {
+        Ok(inquiry) => respond(&WhyTemplate {
+            reason: sentence::sentence_case(&inquiry.reason),
+            is_delivered: inquiry.state == InquiryState::Delivered,
+            inquiry: &inquiry,
+        }),
+        Err(error) => {
+            let status = match error.kind() {
+                Kind::Config => StatusCode::BAD_REQUEST,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            message(status, &sentence::sentence_case(&error.to_string()))
+        }
+    }
 }
 
 async fn retry<O: Operator>(

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::chart::Chart;
 use super::view::{QuarantineRow, View};
+use crate::control::RowInquiry;
 use crate::control::lag_history::LagRange;
 
 /// The whole page.
@@ -40,6 +41,15 @@ pub(super) struct EntryTemplate<'a> {
     pub(super) rows: &'a [QuarantineRow],
     pub(super) position: i64,
     pub(super) form_token: &'a str,
+}
+
+/// Why a row is not in the cloud.
+#[derive(Template)]
+#[template(path = "why.html", config = "src/control/page/askama.toml")]
+pub(super) struct WhyTemplate<'a> {
+    pub(super) inquiry: &'a RowInquiry,
+    pub(super) reason: String,
+    pub(super) is_delivered: bool,
 }
 
 /// A message in place of the page.
