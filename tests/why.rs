@@ -71,6 +71,13 @@ async fn why_names_what_the_site_and_its_configuration_keep() {
     // No replicator has run yet.
     site.run("insert into room values (1, 'A', 's', 'open'); insert into pupil values ('07', 'Zoe')")
         .await;
+    assert_why(
+        &daemon,
+        "rooms",
+        "1",
+        &["No replicator runs", "Next: cloud-sync run"],
+        1,
+    );
     let process = daemon.start();
     daemon.caught_up().await;
     let delivered = ["Nothing of it waits", "cloud-sync sync --entity rooms"];

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::connect;
+use super::source_status::{connect, reached};
 use crate::catalogue::{Catalogue, Deletes, Entity};
 use crate::checkpoint::Identity;
 use crate::config::Settings;
@@ -11,8 +11,8 @@ use crate::control::{InquiryState, RowInquiry};
 use crate::error::{Error, Result};
 use crate::source::connect::Session;
 use crate::source::drift::{self, EntityDrift};
+use crate::source::identity;
 use crate::source::row_facts::{self, Accepted, RowAtSite, RowFile, WaitingTouch};
-use crate::source::{identity, outbox};
 
 /// What was found, before a reason is chosen.
 struct InquiryFacts<'a> {
@@ -54,10 +54,8 @@ pub(crate) async fn inquire(
     let key = row_facts::row_key(entity, &table, key)?;
     let at_site = row_facts::at_site(client, entity, &table, &key).await?;
     let identity = identity::stored_identity_of(client, settings.source.source_id.as_deref()).await?;
-    let waiting = match accepted(&session, &identity, status).await? {
-        Some(accepted) => row_facts::waiting(client, entity, watched.id, &key, &accepted).await?,
-        None => None,
-    };
+    let accepted = accepted(&session, &identity, status).await?;
+    let waiting = row_facts::waiting(client, entity, watched.id, &key, &accepted).await?;
     let refusal = row_facts::refusal(client, &entity.name, &key).await?;
     let found = InquiryFacts {
         entity,
@@ -98,19 +96,16 @@ pub(crate) async fn inquire(
 }
 
 /// How far the cloud has accepted: as the running replicator says, since the copy in the database may be a
-/// moment behind. `None` if nothing was ever accepted.
-async fn accepted(session: &Session, identity: &Identity, status: &StatusReport) -> Result<Option<Accepted>> {
-    let mirrored = outbox::mirrored(session, identity).await?;
-    let mirrored = mirrored.as_ref().map(Accepted::from);
-    Ok(match (&status.checkpoint, mirrored) {
-        (Some(checkpoint), Some(mirrored)) => Some(Accepted {
-            lo: checkpoint.lo.clone(),
-            hi: checkpoint.hi.clone(),
-            position: checkpoint.position,
-            low_bound: mirrored.low_bound,
-        }),
-        (_, mirrored) => mirrored,
-    })
+/// moment behind.
+async fn accepted(session: &Session, identity: &Identity, status: &StatusReport) -> Result<Accepted> {
+    let checkpoint = reached(session, identity, None).await?;
+    let mut accepted = Accepted::from(&checkpoint);
+    if let Some(now) = &status.checkpoint {
+        accepted.lo.clone_from(&now.lo);
+        accepted.hi.clone_from(&now.hi);
+        accepted.position = now.position;
+    }
+    Ok(accepted)
 }
 
 fn verdict(found: &InquiryFacts<'_>, status: &StatusReport) -> ChosenReason {

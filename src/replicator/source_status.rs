@@ -135,7 +135,7 @@ impl SourceStatusSession {
 }
 
 /// The checkpoint, or the mirror where there is none, or the beginning.
-async fn reached(
+pub(super) async fn reached(
     session: &Session,
     identity: &Identity,
     checkpoint: Option<Checkpoint>,
