@@ -72,12 +72,17 @@ pub(crate) fn recorded(root: &Path, path: &str) -> String {
     })
 }
 
+/// Whether a recorded path may be cut off: see [`recorded`].
+pub(crate) fn is_cut(path: &str) -> bool {
+    path.len() > LONGEST
+}
+
 /// The path below the media root, in its one form; or why it is no such path.
 pub(crate) fn below(root: &Path, path: &str) -> Result<String, &'static str> {
     if path.contains('\0') {
         return Err("its path holds a NUL");
     }
-    if path.len() > LONGEST {
+    if is_cut(path) {
         return Err("its path is longer than 2,000 bytes");
     }
     let path = Path::new(path);

@@ -100,6 +100,10 @@ impl MediaRoot {
     fn forms(&self, named: &str, real: Option<&Path>) -> Vec<Result<String, &'static str>> {
         let as_written = paths::below(&self.path, named);
         let mut forms = vec![as_written.clone()];
+        if paths::is_cut(named) {
+            // The rest of it is not known: another form of it could be another file.
+            return forms;
+        }
         let mut add = |text: &str| {
             if let Ok(form) = paths::below(&self.path, text)
                 && !forms.contains(&Ok(form.clone()))
@@ -283,6 +287,19 @@ mod tests {
         let found = open.open(named).map_err(|refusal| format!("{refusal:?}"))?;
         assert_eq!(found.stamp, stamp);
         Ok(stamp.size)
+    }
+
+    #[test]
+    fn a_path_that_is_cut_off_names_no_file_in_any_form() {
+        let (_folder, root) = media();
+        std::fs::write(root.path.join("slips/a.jpg"), "slip").unwrap();
+        assert_eq!(size(&root, "slips%2Fa.jpg"), Ok(4));
+        let long = format!("{}slips%2Fa.jpg-and-more", "%2E%2F".repeat(332));
+        let recorded = paths::recorded(&root.path, &format!("{long}{}", "x".repeat(2_000)));
+        let cut_where_it_names_a_file = format!("{}slips%2Fa.jpg", "%2E%2F".repeat(332));
+        for path in [recorded, cut_where_it_names_a_file] {
+            assert!(size(&root, &path).unwrap_err().contains("longer than"), "{path}");
+        }
     }
 
     #[test]
