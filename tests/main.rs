@@ -17,6 +17,7 @@ mod faults;
 mod files;
 mod holes;
 mod latency;
+mod pause;
 mod pipeline;
 mod receiver;
 mod setup;

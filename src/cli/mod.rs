@@ -13,6 +13,7 @@ mod files;
 mod init;
 mod logging;
 mod output;
+mod pause;
 mod progress;
 mod quarantine;
 mod receiver;
@@ -106,6 +107,10 @@ enum Command {
     Check(check::CheckArgs),
     /// Decide on rows that the cloud refused, or that cannot be read
     Quarantine(quarantine::QuarantineArgs),
+    /// Send nothing for a while, or nothing of one entity, or no files; capture goes on
+    Pause(pause::PauseArgs),
+    /// End a pause: what was kept is sent
+    Resume(pause::ResumeArgs),
     /// Say why one row is not in the cloud, and what to do
     Why(why::WhyArgs),
     /// List the files that are not in the cloud, and why
@@ -197,6 +202,8 @@ impl Command {
             Self::Status(args) => args.site.overrides(),
             Self::Check(args) => args.site.overrides(),
             Self::Quarantine(args) => args.site.overrides(),
+            Self::Pause(args) => args.site.overrides(),
+            Self::Resume(args) => args.site.overrides(),
             Self::Why(args) => args.site.overrides(),
             Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
@@ -222,6 +229,8 @@ impl Command {
             Self::Status(args) => status::execute(context, args).await,
             Self::Check(args) => check::execute(context, args).await,
             Self::Quarantine(args) => quarantine::execute(context, args).await,
+            Self::Pause(args) => pause::pause(context, args).await,
+            Self::Resume(args) => pause::resume(context, args).await,
             Self::Why(args) => why::execute(context, args).await,
             Self::Files(args) => files::execute(context, args).await,
             Self::Receiver(args) => receiver::execute(context, args).await,

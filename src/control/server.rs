@@ -13,6 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 use super::page::{self, DashboardState};
 use super::single_flight::SingleFlight;
 use super::throttle::{TokenCheck, TokenThrottle};
-use super::{Health, Operator, SyncRequest, token};
+use super::{Health, Operator, PauseRequest, PauseScope, SyncRequest, token};
 use crate::config::ControlSettings;
 use crate::error::{Error, Kind, Result};
 use crate::serve::{self, ConnectionLimits, RemoteClient};
@@ -41,6 +42,9 @@ const READ_BUFFER: usize = 16 << 10;
 /// How long open requests may take to end after shutdown; after that, how long a sync may take that nobody
 /// waits for.
 const GRACE: Duration = Duration::from_secs(4);
+
+/// Who pauses, as others read it.
+const BY: &str = "somebody at the operator API";
 
 /// The operator API, bound to its port and not yet serving.
 pub struct ControlServer<O> {
@@ -169,6 +173,8 @@ fn router<O: Operator>(state: Arc<HandlerState<O>>) -> Router {
         .route("/cloud-sync/sync-now", post(sync_now::<O>))
         .route("/cloud-sync/status", get(status::<O>))
         .route("/cloud-sync/why", get(why::<O>))
+        .route("/cloud-sync/pause", post(pause::<O>))
+        .route("/cloud-sync/resume", post(resume::<O>))
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
@@ -251,22 +257,51 @@ fn unauthorized() -> Response {
 }
 
 async fn sync_now<O: Operator>(State(state): State<Arc<HandlerState<O>>>, body: Bytes) -> Response {
-    let request = if body.trim_ascii().is_empty() {
-        SyncRequest::default()
-    } else {
-        match serde_json::from_slice(&body) {
-            Ok(request) => request,
-            Err(error) => {
-                let error = Error::config("read the request", error.to_string())
-                    .remedy("send nothing, or {\"force\": true, \"entities\": [\"rooms\"]}");
-                return error_response(&error);
-            }
-        }
+    let example = r#"{"force": true, "entities": ["rooms"]}"#;
+    let request: SyncRequest = match read_request(&body, example) {
+        Ok(request) => request,
+        Err(error) => return error_response(&error),
     };
     match state.syncs.sync(&state.operator, request).await.as_ref() {
         Ok(report) => Json(report).into_response(),
         Err(error) => error_response(error),
     }
+}
+
+/// Reads a body; an empty one is the default.
+fn read_request<T: Default + DeserializeOwned>(body: &Bytes, example: &str) -> Result<T> {
+    if body.trim_ascii().is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        Error::config("read the request", error.to_string()).remedy(format!("send nothing, or {example}"))
+    })
+}
+
+async fn pause<O: Operator>(State(state): State<Arc<HandlerState<O>>>, body: Bytes) -> Response {
+    let scope = match pause_scope(&body) {
+        Ok(scope) => scope,
+        Err(error) => return error_response(&error),
+    };
+    match state.operator.pause(&scope, BY).await {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => error_response(&error),
+    }
+}
+
+async fn resume<O: Operator>(State(state): State<Arc<HandlerState<O>>>, body: Bytes) -> Response {
+    let scope = match pause_scope(&body) {
+        Ok(scope) => scope,
+        Err(error) => return error_response(&error),
+    };
+    match state.operator.resume(&scope, BY).await {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => error_response(&error),
+    }
+}
+
+fn pause_scope(body: &Bytes) -> Result<PauseScope> {
+    read_request::<PauseRequest>(body, r#"{"entity": "rooms"}, or {"files": true}"#)?.scope()
 }
 
 async fn status<O: Operator>(State(state): State<Arc<HandlerState<O>>>) -> Response {

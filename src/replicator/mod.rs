@@ -4,11 +4,11 @@
 //! its own ([`leader`]): a second replicator waits, and takes over when the lock comes free.
 //!
 //! Tasks while leading: the drain, the upload lane, the gauges, the drift monitor, which also compares
-//! what may have been missed, the sync schedule. The operator API serves all the time. Tasks begin again,
+//! what may have been missed, the sync schedule, and what operators pause. The operator API serves all the time. Tasks begin again,
 //! with the checkpoint as it is, when the settings are replaced ([`Replicator::reload`]). They are dropped at
 //! once when the leader's session is lost: what they are doing then must not meet the next leader's.
 //!
-//! Join order on shutdown: the schedule, the drift monitor and the gauges end at once; the drain gives its reader up,
+//! Join order on shutdown: the schedule, the drift monitor, the gauges and the pauses end at once; the drain gives its reader up,
 //! finishes or gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file
 //! up; last the leader's lock goes. It takes [`END`] at most: what has not ended by then is dropped, which
 //! costs no more than a crash would.
@@ -20,6 +20,7 @@ mod leader;
 mod one_shot;
 mod operator;
 mod outbox_forecast;
+mod pauses;
 pub mod preconditions;
 mod replay;
 mod row_inquiry;
@@ -285,6 +286,7 @@ impl Replicator {
     async fn lead(&self, leader: Leader, shutdown: &CancellationToken) -> Result<()> {
         let (store, _aside) = SledStore::open(&self.live().settings.store.path.join("checkpoint"))?;
         let store = Arc::new(store);
+        self.read_pauses().await?;
         tracing::info!("this process drains the outbox");
         let work = async {
             while !shutdown.is_cancelled() {
@@ -332,13 +334,14 @@ impl Replicator {
             }
             result
         };
-        let ((), drained, uploaded, (), (), ()) = tokio::join!(
+        let ((), drained, uploaded, (), (), (), ()) = tokio::join!(
             replaced,
             async { ending(Box::pin(drain.run(stop.clone())).await) },
             async { ending(Box::pin(uploads.run(stop.clone())).await) },
             Box::pin(self.watch_gauges(&store, &stop)),
             Box::pin(self.monitor_drift(&stop)),
             Box::pin(self.follow_schedule(&live, &stop)),
+            Box::pin(self.follow_pauses(&stop)),
         );
         drained.and(uploaded)
     }
@@ -349,6 +352,9 @@ impl Replicator {
     }
 
     async fn sync_as_scheduled(&self, stop: &CancellationToken) {
+        if self.until_resumed(stop).await {
+            return;
+        }
         let all = SyncRequest::default();
         let synced = tokio::select! {
             () = stop.cancelled() => return,

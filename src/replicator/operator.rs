@@ -10,12 +10,13 @@ use jiff::Zoned;
 use super::{Replicator, source_status};
 use crate::change::Position;
 use crate::control::status::{ReplicatorState, StatusReport};
-use crate::control::{Health, Operator, Overview, RowInquiry, SyncRequest};
+use crate::control::{Health, Operator, Overview, PauseStatus, RowInquiry, SyncRequest};
 use crate::drain::{Condition, Peer};
 use crate::error::{Error, Kind, Result};
 use crate::quarantine::QuarantineEntry;
 use crate::reconcile::NoObserver;
 use crate::reconcile::report::SyncReport;
+use crate::source::pauses::PauseScope;
 
 /// How long the source may take to say what waits, before the status counts it as not reachable.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -37,6 +38,7 @@ impl Operator for Replicator {
         let mut status = StatusReport::unknown(ReplicatorState::Starting);
         status.running_since = Some(self.started_at);
         let metrics = &self.state.metrics;
+        status.paused = (*self.state.pauses()).clone();
         (status.state, status.reason) = match (self.standby(), self.state.condition()) {
             (Some(reason), _) => (ReplicatorState::Standby, Some(reason)),
             (None, Condition::Starting) => (ReplicatorState::Starting, None),
@@ -44,6 +46,7 @@ impl Operator for Replicator {
             (None, Condition::BackingOff { reason, .. }) => (ReplicatorState::BackingOff, Some(reason)),
             (None, Condition::KeyRefused { reason }) => (ReplicatorState::KeyRefused, Some(reason)),
             (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
+            (None, Condition::Paused { reason }) => (ReplicatorState::Paused, Some(reason)),
         };
         let standby = self.standby_since().map(|(since, _)| since);
         status.state_since = Some(standby.unwrap_or_else(|| self.state.since()));
@@ -129,6 +132,9 @@ impl Operator for Replicator {
         if let Some(reason) = self.standby() {
             return Health::Starting(format!("standing by: {reason}"));
         }
+        if let Some(pause) = &self.state.pauses().all {
+            return Health::Noted(format!("replication is {pause}"));
+        }
         let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let waiting = gauges.lag.changes;
         if let Some(reason) = self.overdue(&gauges) {
@@ -140,6 +146,8 @@ impl Operator for Replicator {
                 Health::Still(self.drift.reason().unwrap_or_default())
             }
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
+            // It is resumed a moment ago.
+            Condition::Paused { reason } => Health::Noted(reason),
             // Without the source, nobody knows what waits.
             Condition::BackingOff {
                 away: Peer::Source,
@@ -201,6 +209,7 @@ impl Operator for Replicator {
             .hash(&mut hasher);
         (self.state.since(), self.state.condition().reason()).hash(&mut hasher);
         (self.standby(), self.drift.reason()).hash(&mut hasher);
+        self.state.pauses().hash(&mut hasher);
         if let Some(sync) = self.sync_progress.running() {
             (sync.began_at, sync.entity, sync.compared, sync.pushed).hash(&mut hasher);
         }
@@ -218,6 +227,14 @@ impl Operator for Replicator {
 
     async fn discard(&self, position: Position) -> Result<u64> {
         self.questions.discard(position).await
+    }
+
+    async fn pause(&self, scope: &PauseScope, by: &str) -> Result<PauseStatus> {
+        self.begin_pause(scope, by).await
+    }
+
+    async fn resume(&self, scope: &PauseScope, by: &str) -> Result<PauseStatus> {
+        self.end_pause(scope, by).await
     }
 }
 
@@ -253,7 +270,8 @@ impl Replicator {
             Condition::Starting | Condition::Replicating => self.drift.reason(),
             Condition::BackingOff { reason, .. }
             | Condition::KeyRefused { reason }
-            | Condition::Stopped { reason } => Some(reason),
+            | Condition::Stopped { reason }
+            | Condition::Paused { reason } => Some(reason),
         };
         let (what, seconds) = if gauges.lag.changes > 0 {
             let changes = gauges.lag.changes;

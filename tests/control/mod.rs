@@ -15,7 +15,8 @@ use cloud_sync::config::{LoadOptions, Settings};
 use cloud_sync::control::client::ControlClient;
 use cloud_sync::control::status::{LagStatus, ReplicatorState};
 use cloud_sync::control::{
-    ControlServer, Health, Operator, Overview, RowInquiry, StatusReport, SyncReport, SyncRequest, token,
+    ControlServer, Health, Operator, Overview, PauseScope, PauseStatus, RowInquiry, StatusReport, SyncReport,
+    SyncRequest, token,
 };
 use cloud_sync::error::{Error, Kind, Result};
 use cloud_sync::metrics::Metrics;
@@ -103,6 +104,14 @@ impl Operator for ScriptedOperator {
 
     async fn discard(&self, _position: Position) -> Result<u64> {
         Ok(0)
+    }
+
+    async fn pause(&self, scope: &PauseScope, _by: &str) -> Result<PauseStatus> {
+        Err(Error::config(format!("pause {scope}"), "nothing runs here"))
+    }
+
+    async fn resume(&self, scope: &PauseScope, _by: &str) -> Result<PauseStatus> {
+        Err(Error::config(format!("resume {scope}"), "nothing runs here"))
     }
 }
 

@@ -42,7 +42,7 @@ use super::client::connectable;
 use super::lag_history::{EVERY, LagHistory, LagRange};
 use super::server::{HandlerState, RowQuery};
 use super::status::{ReplicatorState, StatusReport};
-use super::{InquiryState, Operator, SyncRequest};
+use super::{InquiryState, Operator, PauseScope, SyncRequest};
 use crate::change::Position;
 use crate::error::Kind;
 use crate::serve::RemoteClient;
@@ -64,6 +64,9 @@ const SCRIPT: &str = include_str!("templates/page.js");
 pub(crate) fn page_url(address: SocketAddr) -> String {
     format!("http://{}{PATH}", connectable(address))
 }
+
+/// Who pauses, as others read it.
+const BY: &str = "somebody at the page";
 
 /// The largest form.
 const FORM_LIMIT: usize = 16 << 10;
@@ -211,6 +214,8 @@ pub(super) fn router<O: Operator>(state: &Arc<HandlerState<O>>) -> Router<Arc<Ha
         .route("/cloud-sync/quarantine/{position}", get(entry::<O>))
         .route("/cloud-sync/quarantine/retry", post(retry::<O>))
         .route("/cloud-sync/quarantine/discard", post(discard::<O>))
+        .route("/cloud-sync/pause", post(pause::<O>))
+        .route("/cloud-sync/resume", post(resume::<O>))
         .route("/cloud-sync/sign-out", post(sign_in::sign_out::<O>))
         .route("/cloud-sync/{*rest}", any(async || not_found()))
         .layer(middleware::from_fn_with_state(
@@ -412,6 +417,45 @@ async fn discard<O: Operator>(
         Err(error) => sentence::sentence_case(&error.to_string()),
     };
     state.back_with(&session, &notice, "#quarantine")
+}
+
+async fn pause<O: Operator>(
+    State(state): State<Arc<HandlerState<O>>>,
+    Extension(session): Extension<SessionId>,
+    Extension(form): Extension<Form>,
+) -> Response {
+    let Some(scope) = form.scope() else {
+        return message(StatusCode::BAD_REQUEST, "The form does not say what to pause.");
+    };
+    let notice = match state.operator.pause(&scope, BY).await {
+        Ok(_) => sentence::sentence_case(&format!("{scope} is paused")),
+        Err(error) => sentence::sentence_case(&error.to_string()),
+    };
+    state.back_with(&session, &notice, part_of(&scope))
+}
+
+async fn resume<O: Operator>(
+    State(state): State<Arc<HandlerState<O>>>,
+    Extension(session): Extension<SessionId>,
+    Extension(form): Extension<Form>,
+) -> Response {
+    let Some(scope) = form.scope() else {
+        return message(StatusCode::BAD_REQUEST, "The form does not say what to resume.");
+    };
+    let notice = match state.operator.resume(&scope, BY).await {
+        Ok(_) => sentence::sentence_case(&format!("{scope} is resumed")),
+        Err(error) => sentence::sentence_case(&error.to_string()),
+    };
+    state.back_with(&session, &notice, part_of(&scope))
+}
+
+/// The part of the page with the button that pauses.
+fn part_of(scope: &PauseScope) -> &'static str {
+    match scope {
+        PauseScope::All => "#machine",
+        PauseScope::Files => "#files",
+        PauseScope::Entity(_) => "#rows",
+    }
 }
 
 impl<O: Operator> HandlerState<O> {

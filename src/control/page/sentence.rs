@@ -8,8 +8,8 @@
 use jiff::Timestamp;
 
 use super::words::{count, number, seconds_between, span, verb};
-use crate::control::StatusReport;
 use crate::control::status::{FileCounts, LagStatus, ReplicatorState};
+use crate::control::{Pause, StatusReport};
 
 /// Changes that wait for longer than this while nothing is accepted are stuck, in seconds.
 const STUCK: f64 = 60.0;
@@ -124,6 +124,12 @@ impl Sentence {
 
 /// What is so, by the status at this time.
 pub(super) fn sentence(status: &StatusReport, now: Timestamp) -> Sentence {
+    if let Some(pause) = &status.paused.all
+        && status.source.reachable != Some(false)
+        && !matches!(status.state, ReplicatorState::Stopped | ReplicatorState::Standby)
+    {
+        return all_paused(status, pause, now);
+    }
     match status.state {
         ReplicatorState::Starting => Sentence::new(Level::Moving, "cloud-sync is starting.")
             .because("It connects to the site's database and to the cloud."),
@@ -157,8 +163,69 @@ pub(super) fn sentence(status: &StatusReport, now: Timestamp) -> Sentence {
         }
         ReplicatorState::BackingOff if status.cloud.reachable == Some(false) => cloud_away(status, now),
         ReplicatorState::BackingOff => source_away(status, now),
-        ReplicatorState::Replicating => replicating(status, now),
+        // It was resumed a moment ago.
+        ReplicatorState::Replicating | ReplicatorState::Paused => replicating(status, now),
     }
+}
+
+/// Everything is paused.
+fn all_paused(status: &StatusReport, pause: &Pause, now: Timestamp) -> Sentence {
+    let headline = format!(
+        "Replication has been paused for {}. {}",
+        so_long(seconds_between(pause.since, now)),
+        waiting(status)
+    );
+    let todo = match disk(status) {
+        Some(seconds) if seconds < DISK_SOON => format!(
+            "Resume it soon, or make room: the outbox's disk is full in {} at this rate.",
+            span(seconds)
+        ),
+        _ => "Resume it when what it was paused for is done.".to_owned(),
+    };
+    Sentence::new(Level::Act, headline)
+        .because(format!(
+            "Paused by {}. Changes are captured all the time.",
+            pause.by
+        ))
+        .act(todo, "#machine")
+}
+
+/// Entities or files are paused, and all else goes on; `rows` says what is on its way.
+fn parts_paused(status: &StatusReport, rows: Option<&str>, now: Timestamp) -> Option<Sentence> {
+    let paused = &status.paused;
+    let first = paused.entities.values().next().or(paused.files.as_ref())?;
+    let since = so_long(seconds_between(first.since, now));
+    let headline = match paused.entities.keys().next() {
+        None => format!("Files have been paused for {since}."),
+        Some(name) => {
+            let mut said = match paused.entities.len() as u64 {
+                1 => format!("{name} has been paused for {since}."),
+                all => format!(
+                    "{name} and {} are paused.",
+                    count(all - 1, "other entity", "other entities")
+                ),
+            };
+            if paused.files.is_some() {
+                said.push_str(" Files are paused too.");
+            }
+            said
+        }
+    };
+    let headline = match rows {
+        Some(rows) => format!("{rows} {headline}"),
+        None => headline,
+    };
+    let part = if paused.entities.is_empty() {
+        "#files"
+    } else {
+        "#rows"
+    };
+    let detail = format!(
+        "Paused by {}. What changes meanwhile is kept, and all else goes on.",
+        first.by
+    );
+    let said = Sentence::new(Level::Act, headline).because(detail);
+    Some(said.act("Resume it when what it was paused for is done.", part))
 }
 
 fn source_away(status: &StatusReport, now: Timestamp) -> Sentence {
@@ -250,6 +317,9 @@ fn replicating(status: &StatusReport, now: Timestamp) -> Sentence {
     if let Some(said) = needs_a_look(status, rows.as_deref()) {
         return said;
     }
+    if let Some(said) = parts_paused(status, rows.as_deref(), now) {
+        return said;
+    }
     let files = &status.files;
     let waiting_files = files_on_their_way(files);
     match (rows, waiting_files) {
@@ -292,7 +362,11 @@ fn stuck(status: &StatusReport, lag: LagStatus, now: Timestamp) -> Option<Senten
         (Some(at), _) | (None, Some(at)) => seconds_between(at, now),
         (None, None) => return None,
     };
-    let quiet = quiet.min(lag.age_seconds);
+    // After an outage or a pause, what waits is as old as that; it goes now.
+    let replicating = status
+        .state_since
+        .map_or(f64::INFINITY, |since| seconds_between(since, now));
+    let quiet = quiet.min(lag.age_seconds).min(replicating);
     (lag.changes > 0 && quiet > STUCK).then(|| {
         let headline = format!(
             "{} {}, and none was accepted for {}.",
@@ -418,14 +492,18 @@ fn waiting(status: &StatusReport) -> String {
 }
 
 fn since(status: &StatusReport, now: Timestamp) -> Option<String> {
-    let seconds = seconds_between(status.state_since?, now);
-    Some(if seconds < 60.0 {
+    Some(so_long(seconds_between(status.state_since?, now)))
+}
+
+/// A time that goes on.
+fn so_long(seconds: f64) -> String {
+    if seconds < 60.0 {
         "less than a minute".to_owned()
     } else if seconds < 7_200.0 {
         span((seconds / 60.0).floor() * 60.0).replace("60 seconds", "1 minute")
     } else {
         span(seconds)
-    })
+    }
 }
 
 /// In how many seconds the outbox's disk is full.

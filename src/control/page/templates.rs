@@ -90,6 +90,7 @@ part!(QuarantinePart, "part_quarantine.html");
 part!(FilesPart, "part_files.html");
 part!(FactsPart, "part_facts.html");
 part!(IncidentsPart, "part_incidents.html");
+part!(PausePart, "part_pause.html");
 
 /// The lag over time.
 #[derive(Template)]
@@ -109,6 +110,7 @@ pub(super) fn parts(view: &View) -> Parts {
         ("files-state", FilesPart { view }.render()),
         ("facts", FactsPart { view }.render()),
         ("incidents", IncidentsPart { view }.render()),
+        ("pause-state", PausePart { view }.render()),
     ];
     for chart in &view.charts {
         parts.push((chart_id(chart.range), LagPart { view, chart }.render()));
