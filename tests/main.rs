@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
+mod alerts;
 mod cases;
 mod catalogue;
 mod checkpoint;

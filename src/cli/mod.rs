@@ -4,6 +4,7 @@
 //! Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration; 3 the source is
 //! unreachable; 4 the cloud is unreachable or refused the key.
 
+mod alerts;
 mod backfill;
 mod check;
 mod config;
@@ -111,6 +112,8 @@ enum Command {
     Pause(pause::PauseArgs),
     /// End a pause: what was kept is sent
     Resume(pause::ResumeArgs),
+    /// Try whether alerts arrive
+    Alerts(alerts::AlertsArgs),
     /// Say why one row is not in the cloud, and what to do
     Why(why::WhyArgs),
     /// List the files that are not in the cloud, and why
@@ -204,6 +207,7 @@ impl Command {
             Self::Quarantine(args) => args.site.overrides(),
             Self::Pause(args) => args.site.overrides(),
             Self::Resume(args) => args.site.overrides(),
+            Self::Alerts(args) => args.site.overrides(),
             Self::Why(args) => args.site.overrides(),
             Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
@@ -231,6 +235,7 @@ impl Command {
             Self::Quarantine(args) => quarantine::execute(context, args).await,
             Self::Pause(args) => pause::pause(context, args).await,
             Self::Resume(args) => pause::resume(context, args).await,
+            Self::Alerts(args) => alerts::execute(context, args).await,
             Self::Why(args) => why::execute(context, args).await,
             Self::Files(args) => files::execute(context, args).await,
             Self::Receiver(args) => receiver::execute(context, args).await,

@@ -116,6 +116,8 @@ fn shape(shape: ValueShape) -> String {
         ValueShape::Word => "a word".to_owned(),
         ValueShape::Capabilities => "`auto`, or a list".to_owned(),
         ValueShape::Driver => "`api`, `s3`, `gcs`, `azure` or `file`".to_owned(),
+        ValueShape::WebhookUrl => "an `http://` or `https://` URL".to_owned(),
+        ValueShape::SmtpUrl => "an `smtp://` or `smtps://` URL".to_owned(),
         ValueShape::Cron => "a cron expression, or `off`".to_owned(),
         ValueShape::SiteKeys => "a table".to_owned(),
         ValueShape::Profile => "`contract` or `laravel`".to_owned(),

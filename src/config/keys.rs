@@ -64,6 +64,10 @@ pub enum ValueShape {
     FormFields,
     /// Patterns of tables' names.
     TablePatterns,
+    /// An `http://` or `https://` URL of a webhook.
+    WebhookUrl,
+    /// An `smtp://` or `smtps://` URL.
+    SmtpUrl,
 }
 
 /// One setting.
@@ -418,6 +422,35 @@ pub const KEYS: &[SettingKey] = &[
         Some("0 * * * *"),
         ValueShape::Cron,
         "when a sync runs, as cron in local time, or off",
+    ),
+    secret(
+        "alerts.webhook",
+        ValueShape::WebhookUrl,
+        "the URL that gets each alert as JSON by POST; its field text is what chat programs show",
+    ),
+    key(
+        "alerts.email_to",
+        None,
+        ValueShape::Text,
+        "the e-mail addresses that get each alert, separated by commas",
+    ),
+    key(
+        "alerts.email_from",
+        None,
+        ValueShape::Text,
+        "the sender of these e-mails, as in cloud-sync <sync@school.example>",
+    ),
+    secret(
+        "alerts.smtp_url",
+        ValueShape::SmtpUrl,
+        "the mail server: smtps://user:password@mail.example, or smtp://user:password@mail.example:587?tls=required",
+    ),
+    key(
+        "alerts.hold",
+        Some("2m"),
+        ValueShape::Duration { min: 0, max: HOUR },
+        "how long a problem must last before it is told, and be gone before its end is; the disk's problem five \
+         times as long",
     ),
     key(
         "receiver.listen",

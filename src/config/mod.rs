@@ -53,6 +53,8 @@ pub struct Settings {
     pub control: ControlSettings,
     /// When a sync is due.
     pub schedule: ScheduleSettings,
+    /// Where alerts go.
+    pub alerts: AlertSettings,
     /// The reference cloud server.
     pub receiver: ReceiverConfig,
     /// The replicated entities: those of `[[entity]]` and `catalogue.tables`, or the built-in nine. It has no
@@ -229,6 +231,28 @@ pub struct ControlSettings {
 pub struct ScheduleSettings {
     /// A cron expression in local time; `None` means never.
     pub sync: Option<String>,
+}
+
+/// `[alerts]`: where alerts go.
+#[derive(Debug, Clone)]
+pub struct AlertSettings {
+    /// A URL that gets each alert by POST.
+    pub webhook: Option<SecretString>,
+    /// The e-mails.
+    pub email: Option<EmailAlerts>,
+    /// How long a problem must last before it is told, and be gone before its end is.
+    pub hold: Duration,
+}
+
+/// Alerts by e-mail.
+#[derive(Debug, Clone)]
+pub struct EmailAlerts {
+    /// Who gets them.
+    pub to: Vec<String>,
+    /// Whom they come from.
+    pub from: String,
+    /// The mail server.
+    pub smtp_url: SecretString,
 }
 
 /// `[receiver]`: the reference cloud server.

@@ -58,6 +58,8 @@ pub(super) fn check(shape: ValueShape, text: &str) -> ParsedValue<()> {
         ValueShape::Profile => profile(text).map(drop),
         ValueShape::UrlPath => url_path(text).map(drop),
         ValueShape::FormFields => form_fields(text).map(drop),
+        ValueShape::WebhookUrl => webhook_url(text),
+        ValueShape::SmtpUrl => smtp_url(text),
         ValueShape::TablePatterns => table_patterns(text).map(drop),
     }
 }
@@ -211,6 +213,33 @@ pub(super) fn http_url(text: &str) -> ParsedValue<Url> {
         return Err("must be a base URL, without ? and #".to_owned());
     }
     Ok(url)
+}
+
+fn webhook_url(text: &str) -> ParsedValue<()> {
+    let url = Url::parse(text).ok();
+    match url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
+        Some(_) => Ok(()),
+        None => Err("must be a URL that starts with https:// or http://".to_owned()),
+    }
+}
+
+fn smtp_url(text: &str) -> ParsedValue<()> {
+    let url = Url::parse(text).ok();
+    match url.filter(|url| matches!(url.scheme(), "smtp" | "smtps") && url.has_host()) {
+        Some(_) => Ok(()),
+        None => Err("must be a URL, smtps://user:password@host or smtp://host:port".to_owned()),
+    }
+}
+
+/// E-mail addresses, separated by commas.
+pub(super) fn addresses(text: &str) -> ParsedValue<Vec<String>> {
+    let addresses = text.split(',').map(|address| address.trim().to_owned());
+    let addresses: Vec<String> = addresses.filter(|address| !address.is_empty()).collect();
+    if !addresses.is_empty() && addresses.iter().all(|address| address.contains('@')) {
+        Ok(addresses)
+    } else {
+        Err("must be e-mail addresses, separated by commas".to_owned())
+    }
 }
 
 /// Whether the URL's host is this machine.

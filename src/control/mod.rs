@@ -27,11 +27,13 @@ mod lag_history;
 mod overview;
 mod page;
 mod pausing;
+pub(crate) mod problems;
 mod server;
 mod single_flight;
 pub mod status;
 mod throttle;
 pub mod token;
+pub(crate) mod words;
 
 use std::future::Future;
 use std::time::Duration;

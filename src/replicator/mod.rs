@@ -4,7 +4,8 @@
 //! its own ([`leader`]): a second replicator waits, and takes over when the lock comes free.
 //!
 //! Tasks while leading: the drain, the upload lane, the gauges, the drift monitor, which also compares
-//! what may have been missed, the sync schedule, and what operators pause. The operator API serves all the time. Tasks begin again,
+//! what may have been missed, the sync schedule, and what operators pause. The operator API serves all the time, and
+//! alerts are watched all the time. Tasks begin again,
 //! with the checkpoint as it is, when the settings are replaced ([`Replicator::reload`]). They are dropped at
 //! once when the leader's session is lost: what they are doing then must not meet the next leader's.
 //!
@@ -13,6 +14,7 @@
 //! up; last the leader's lock goes. It takes [`END`] at most: what has not ended by then is dropped, which
 //! costs no more than a crash would.
 
+mod alerts;
 pub mod cloud_check;
 mod completed_settings;
 mod drift_monitor;
@@ -34,6 +36,7 @@ use jiff::{Timestamp, Zoned};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::AlertChannels;
 use crate::checkpoint::SledStore;
 use crate::config::{CapabilityChoice, FileDriver, Loaded, Settings};
 use crate::control::status::{LastSync, StatusReport};
@@ -53,6 +56,7 @@ use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
 use crate::supervise::{NextRound, Supervisor, pause_or_stop};
 
+pub(crate) use alerts::test_alerts;
 pub(crate) use completed_settings::complete_settings;
 use drift_monitor::DriftSummary;
 use leader::Leader;
@@ -87,6 +91,8 @@ struct ReloadableConfig {
 
 impl ReloadableConfig {
     fn new(settings: &Settings) -> Result<Self> {
+        // Whether they can be used shows now, and not at the first problem.
+        AlertChannels::new(&settings.alerts)?;
         Ok(Self {
             cloud: cloud(settings)?,
             schedule: match &settings.schedule.sync {
@@ -242,6 +248,7 @@ impl Replicator {
         let led = tokio::select! {
             biased;
             led = self.lead_repeatedly(&stop) => led,
+            never = self.watch_alerts(&stop) => match never {},
             () = overdue => {
                 tracing::warn!("a task did not end in time and is aborted; the next run goes on from the checkpoint");
                 Ok(())

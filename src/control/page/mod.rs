@@ -19,7 +19,6 @@ mod session;
 mod sign_in;
 mod templates;
 mod view;
-mod words;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +39,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use super::client::connectable;
 use super::lag_history::{EVERY, LagHistory, LagRange};
+use super::problems::sentence_case;
 use super::server::{HandlerState, RowQuery};
 use super::status::{ReplicatorState, StatusReport};
 use super::{InquiryState, Operator, PauseScope, SyncRequest};
@@ -374,7 +374,7 @@ async fn why<O: Operator>(
 ) -> Response {
     match state.operator.why(&row.entity, row.key.trim()).await {
         Ok(inquiry) => respond(&WhyTemplate {
-            reason: sentence::sentence_case(&inquiry.reason),
+            reason: sentence_case(&inquiry.reason),
             is_delivered: inquiry.state == InquiryState::Delivered,
             inquiry: &inquiry,
         }),
@@ -383,7 +383,7 @@ async fn why<O: Operator>(
                 Kind::Config => StatusCode::BAD_REQUEST,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             };
-            message(status, &sentence::sentence_case(&error.to_string()))
+            message(status, &sentence_case(&error.to_string()))
         }
     }
 }
@@ -399,7 +399,7 @@ async fn retry<O: Operator>(
     let notice = match state.operator.retry(position).await {
         Ok(0) => "It cannot be sent again: it is a truncate, or its key has other columns now.".to_owned(),
         Ok(_) => "The row is sent again. It leaves the list when the cloud has accepted it.".to_owned(),
-        Err(error) => sentence::sentence_case(&error.to_string()),
+        Err(error) => sentence_case(&error.to_string()),
     };
     state.back_with(&session, &notice, "#quarantine")
 }
@@ -414,7 +414,7 @@ async fn discard<O: Operator>(
     };
     let notice = match state.operator.discard(position).await {
         Ok(_) => "The refused change is discarded: the cloud stays without it.".to_owned(),
-        Err(error) => sentence::sentence_case(&error.to_string()),
+        Err(error) => sentence_case(&error.to_string()),
     };
     state.back_with(&session, &notice, "#quarantine")
 }
@@ -428,8 +428,8 @@ async fn pause<O: Operator>(
         return message(StatusCode::BAD_REQUEST, "The form does not say what to pause.");
     };
     let notice = match state.operator.pause(&scope, BY).await {
-        Ok(_) => sentence::sentence_case(&format!("{scope} is paused")),
-        Err(error) => sentence::sentence_case(&error.to_string()),
+        Ok(_) => sentence_case(&format!("{scope} is paused")),
+        Err(error) => sentence_case(&error.to_string()),
     };
     state.back_with(&session, &notice, part_of(&scope))
 }
@@ -443,8 +443,8 @@ async fn resume<O: Operator>(
         return message(StatusCode::BAD_REQUEST, "The form does not say what to resume.");
     };
     let notice = match state.operator.resume(&scope, BY).await {
-        Ok(_) => sentence::sentence_case(&format!("{scope} is resumed")),
-        Err(error) => sentence::sentence_case(&error.to_string()),
+        Ok(_) => sentence_case(&format!("{scope} is resumed")),
+        Err(error) => sentence_case(&error.to_string()),
     };
     state.back_with(&session, &notice, part_of(&scope))
 }

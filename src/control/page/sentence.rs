@@ -7,8 +7,9 @@
 
 use jiff::Timestamp;
 
-use super::words::{count, number, seconds_between, span, verb};
+use crate::control::problems::{self, DISK_SOON, disk_lasts, sentence_case};
 use crate::control::status::{FileCounts, LagStatus, ReplicatorState};
+use crate::control::words::{count, number, seconds_between, span, verb};
 use crate::control::{Pause, StatusReport};
 
 /// Changes that wait for longer than this while nothing is accepted are stuck, in seconds.
@@ -17,14 +18,8 @@ const STUCK: f64 = 60.0;
 /// Changes that are younger than this reach the cloud as they are made, in seconds.
 const SOON: f64 = 10.0;
 
-/// A file may come so long after the row that names it, in seconds.
-const FILE_FOLLOWS: f64 = 300.0;
-
 /// A cloud that is away for longer than this needs somebody, in seconds.
 const LONG_AWAY: f64 = 3_600.0;
-
-/// A disk that is full sooner than this needs somebody, in seconds.
-const DISK_SOON: f64 = 3.0 * 86_400.0;
 
 /// How good or bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +170,7 @@ fn all_paused(status: &StatusReport, pause: &Pause, now: Timestamp) -> Sentence 
         so_long(seconds_between(pause.since, now)),
         waiting(status)
     );
-    let todo = match disk(status) {
+    let todo = match disk_lasts(status) {
         Some(seconds) if seconds < DISK_SOON => format!(
             "Resume it soon, or make room: the outbox's disk is full in {} at this rate.",
             span(seconds)
@@ -256,7 +251,7 @@ fn cloud_away(status: &StatusReport, now: Timestamp) -> Sentence {
     let is_long = status
         .state_since
         .is_some_and(|since| seconds_between(since, now) > LONG_AWAY);
-    match disk(status) {
+    match disk_lasts(status) {
         Some(seconds) if seconds < DISK_SOON => said.act(
             format!(
                 "Mend the line to the cloud, or make room: the outbox's disk is full in {} at this rate.",
@@ -274,18 +269,8 @@ fn cloud_away(status: &StatusReport, now: Timestamp) -> Sentence {
 
 fn replicating(status: &StatusReport, now: Timestamp) -> Sentence {
     let lag = status.lag.unwrap_or_default();
-    let mut broken = status.capture.iter().filter(|problem| problem.broken);
-    if let Some(problem) = broken.next() {
-        let more = broken.count() as u64;
-        let what = match more {
-            0 => problem.entity.clone(),
-            more => format!(
-                "{} and {}",
-                problem.entity,
-                count(more, "other entity", "other entities")
-            ),
-        };
-        return Sentence::new(Level::Act, format!("Changes of {what} may wait or be missed."))
+    if let Some((headline, problem)) = problems::broken_entities(status) {
+        return Sentence::new(Level::Act, headline)
             .because_of(Some(&problem.reason))
             .act(
                 "Do what the reason says; all other entities go on.",
@@ -386,36 +371,25 @@ fn needs_a_look(status: &StatusReport, rows: Option<&str>) -> Option<Sentence> {
         Some(rows) => format!("{rows} {text}"),
         None => text,
     };
-    if let Some(rows) = status.quarantine.filter(|&rows| rows > 0) {
-        let headline = format!(
-            "{} {} in quarantine: the cloud lacks {} present state.",
-            count(rows, "row", "rows"),
-            verb(rows, "is", "are"),
-            verb(rows, "its", "their")
-        );
+    if let Some(headline) = problems::quarantine(status) {
         return Some(
             Sentence::new(Level::Act, before(headline))
                 .because("All other rows go on.")
                 .act("Read why, then send again or discard.", "#quarantine"),
         );
     }
-    let files = &status.files;
-    let mut problems = Vec::new();
-    if files.missing > 0 && !may_follow(status) {
-        problems.push(format!(
-            "{} {} not in the media folder",
-            count(files.missing, "file", "files"),
-            verb(files.missing, "is", "are")
+    if let Some(headline) = problems::disk(status, DISK_SOON) {
+        return Some(Sentence::new(Level::Act, before(headline)).act(
+            "Make room, or find what writes so much and what holds it up.",
+            "cloud-sync status",
         ));
     }
-    if files.failed > 0 {
-        problems.push(format!(
-            "{} could not be sent",
-            count(files.failed, "file", "files")
-        ));
-    }
-    if !problems.is_empty() {
-        let headline = before(format!("{}.", problems.join(", ")));
+    let of_files: Vec<String> = [problems::missing_files(status), problems::failed_files(status)]
+        .into_iter()
+        .flatten()
+        .collect();
+    if !of_files.is_empty() {
+        let headline = before(format!("{}.", of_files.join(", ")));
         return Some(
             Sentence::new(Level::Act, headline)
                 .because("All other files go on, and so do rows.")
@@ -432,14 +406,6 @@ fn needs_a_look(status: &StatusReport, rows: Option<&str>) -> Option<Sentence> {
         );
     }
     None
-}
-
-/// Whether the missing files may still come: rows have named them a moment ago.
-fn may_follow(status: &StatusReport) -> bool {
-    status
-        .files
-        .missing_seconds
-        .is_some_and(|seconds| seconds < FILE_FOLLOWS)
 }
 
 fn nothing_waits(status: &StatusReport) -> Sentence {
@@ -504,24 +470,6 @@ fn so_long(seconds: f64) -> String {
     } else {
         span(seconds)
     }
-}
-
-/// In how many seconds the outbox's disk is full.
-pub(super) fn disk(status: &StatusReport) -> Option<f64> {
-    status.outbox_growth?.full_in_seconds
-}
-
-/// An error's text as a sentence.
-pub(super) fn sentence_case(text: &str) -> String {
-    let mut chars = text.chars();
-    let mut said: String = match chars.next() {
-        Some(first) => first.to_uppercase().chain(chars).collect(),
-        None => return String::new(),
-    };
-    if !said.ends_with(['.', '!', '?']) {
-        said.push('.');
-    }
-    said
 }
 
 #[cfg(test)]

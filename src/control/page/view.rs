@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::chart::Chart;
-use super::sentence::{Sentence, sentence, sentence_case};
-use super::words::{count, number, seconds_between, size, span, time};
+use super::sentence::{Sentence, sentence};
 use crate::control::lag_history::{LagHistory, LagRange};
+use crate::control::problems::{DISK_SOON, sentence_case};
 use crate::control::status::{LastSync, RunningSync, StatusReport};
+use crate::control::words::{count, number, seconds_between, size, span, time};
 use crate::control::{Overview, Pause, SourceOverview};
 use crate::drain::{Incident, IncidentKind, Peer};
 use crate::quarantine::{QuarantineEntry, may_be_accepted_later};
@@ -470,7 +471,7 @@ impl Seen<'_> {
         match (growth.room_bytes, growth.full_in_seconds) {
             (Some(room), Some(seconds)) => {
                 add("Room on its disk", size(room), "");
-                let class = if seconds < 3.0 * 86_400.0 { "act" } else { "" };
+                let class = if seconds < DISK_SOON { "act" } else { "" };
                 add("The disk lasts", format!("{} at this rate", span(seconds)), class);
             }
             (Some(room), None) => add("Room on its disk", size(room), ""),
