@@ -52,8 +52,10 @@ pub enum ValueShape {
     Capabilities,
     /// A driver for file uploads.
     Driver,
-    /// A cron expression, or `off`.
+    /// Plain words such as `daily at 02:00`, a cron expression, or `off`.
     Cron,
+    /// The name of a time zone.
+    TimeZone,
     /// Each site's API keys.
     SiteKeys,
     /// The kind of server that the cloud is.
@@ -421,7 +423,21 @@ pub const KEYS: &[SettingKey] = &[
         "schedule.sync",
         Some("0 * * * *"),
         ValueShape::Cron,
-        "when a sync runs, as cron in local time, or off",
+        "when a sync runs: hourly, daily at 02:00, every 6 hours, weekdays at 18:30, a cron expression, or off; one \
+         that was missed is made up for once",
+    ),
+    key(
+        "schedule.time_zone",
+        None,
+        ValueShape::TimeZone,
+        "the time zone of the schedule, as in Europe/Berlin; if it is not set, the machine's",
+    ),
+    key(
+        "schedule.jitter",
+        Some("0s"),
+        ValueShape::Duration { min: 0, max: HOUR },
+        "how much later than its time a sync may begin: each start of the program draws a delay up to it, so that many \
+         sites do not come at once",
     ),
     secret(
         "alerts.webhook",

@@ -467,6 +467,8 @@ impl Layers {
             },
             schedule: ScheduleSettings {
                 sync: self.required("schedule.sync", value::cron)?,
+                time_zone: self.optional("schedule.time_zone", value::time_zone)?,
+                jitter: self.required("schedule.jitter", value::duration)?,
             },
             alerts: AlertSettings {
                 webhook: self.secret("alerts.webhook")?,

@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use secrecy::SecretString;
 use url::Url;
 
@@ -229,8 +230,12 @@ pub struct ControlSettings {
 /// `[schedule]`: when a sync is due.
 #[derive(Debug, Clone)]
 pub struct ScheduleSettings {
-    /// A cron expression in local time; `None` means never.
+    /// Plain words or a cron expression; `None` means never.
     pub sync: Option<String>,
+    /// The schedule's time zone; `None` means the machine's.
+    pub time_zone: Option<TimeZone>,
+    /// How much later than its time a sync may begin.
+    pub jitter: Duration,
 }
 
 /// `[alerts]`: where alerts go.

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use secrecy::SecretString;
 use url::Url;
 
@@ -54,6 +54,7 @@ pub(super) fn check(shape: ValueShape, text: &str) -> ParsedValue<()> {
         ValueShape::Capabilities => capabilities(text).map(drop),
         ValueShape::Driver => driver(text).map(drop),
         ValueShape::Cron => cron(text).map(drop),
+        ValueShape::TimeZone => time_zone(text).map(drop),
         ValueShape::SiteKeys => site_keys(text).map(drop),
         ValueShape::Profile => profile(text).map(drop),
         ValueShape::UrlPath => url_path(text).map(drop),
@@ -316,14 +317,19 @@ pub(super) fn driver(text: &str) -> ParsedValue<FileDriver> {
     }
 }
 
-/// A cron expression; `None` for `off`.
+/// A time zone by its name.
+pub(super) fn time_zone(text: &str) -> ParsedValue<TimeZone> {
+    TimeZone::get(text).map_err(|_| "must be the name of a time zone, as in Europe/Berlin or UTC".to_owned())
+}
+
+/// A schedule; `None` for `off`.
 pub(super) fn cron(text: &str) -> ParsedValue<Option<String>> {
     if text == "off" {
         return Ok(None);
     }
-    croner::Cron::from_str(text)
+    crate::schedule::parse(text)
         .map(|_| Some(text.to_owned()))
-        .map_err(|error| format!("must be a cron expression, as in \"0 * * * *\", or \"off\" ({error})"))
+        .map_err(|why| format!("{why}, or \"off\""))
 }
 
 /// `site=key,key;site=key`, the text form of a table of lists.

@@ -27,12 +27,13 @@ pub mod preconditions;
 mod replay;
 mod row_inquiry;
 mod source_status;
+mod sync_schedule;
 mod syncs;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::{Timestamp, Zoned};
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +51,7 @@ use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
 use crate::reconcile::{NoObserver, Reconcile};
 use crate::retry::Backoff;
-use crate::schedule::{self, Schedule};
+use crate::schedule::Schedule;
 use crate::source::complete::PatternScope;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
@@ -95,10 +96,7 @@ impl ReloadableConfig {
         AlertChannels::new(&settings.alerts)?;
         Ok(Self {
             cloud: cloud(settings)?,
-            schedule: match &settings.schedule.sync {
-                Some(cron) => Some(Schedule::new(cron)?),
-                None => None,
-            },
+            schedule: sync_schedule::schedule(&settings.schedule)?,
             settings: settings.clone(),
         })
     }
@@ -351,27 +349,6 @@ impl Replicator {
             Box::pin(self.follow_pauses(&stop)),
         );
         drained.and(uploaded)
-    }
-
-    async fn follow_schedule(&self, live: &ReloadableConfig, stop: &CancellationToken) {
-        let Some(schedule) = &live.schedule else { return };
-        schedule::run_schedule(schedule, Zoned::now, stop, || self.sync_as_scheduled(stop)).await;
-    }
-
-    async fn sync_as_scheduled(&self, stop: &CancellationToken) {
-        if self.until_resumed(stop).await {
-            return;
-        }
-        let all = SyncRequest::default();
-        let synced = tokio::select! {
-            () = stop.cancelled() => return,
-            synced = self.sync_and_tell_files(&all, &NoObserver) => synced,
-        };
-        match synced {
-            Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
-            Ok(report) => tracing::warn!(errors = report.errors().len(), "the scheduled sync had errors"),
-            Err(error) => tracing::error!("the scheduled sync failed: {error}"),
-        }
     }
 
     async fn watch_gauges(&self, store: &SledStore, stop: &CancellationToken) {
