@@ -27,6 +27,7 @@ mod setup;
 mod shell;
 mod status;
 mod sync;
+mod token;
 mod uninstall;
 mod why;
 
@@ -114,6 +115,8 @@ enum Command {
     Resume(pause::ResumeArgs),
     /// Try whether alerts arrive
     Alerts(alerts::AlertsArgs),
+    /// Make, list and revoke tokens of the operator API and the page, each with a name
+    Token(token::TokenArgs),
     /// Say why one row is not in the cloud, and what to do
     Why(why::WhyArgs),
     /// List the files that are not in the cloud, and why
@@ -208,6 +211,7 @@ impl Command {
             Self::Pause(args) => args.site.overrides(),
             Self::Resume(args) => args.site.overrides(),
             Self::Alerts(args) => args.site.overrides(),
+            Self::Token(args) => args.site.overrides(),
             Self::Why(args) => args.site.overrides(),
             Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
@@ -236,6 +240,7 @@ impl Command {
             Self::Pause(args) => pause::pause(context, args).await,
             Self::Resume(args) => pause::resume(context, args).await,
             Self::Alerts(args) => alerts::execute(context, args).await,
+            Self::Token(args) => token::execute(context, args),
             Self::Why(args) => why::execute(context, args).await,
             Self::Files(args) => files::execute(context, args).await,
             Self::Receiver(args) => receiver::execute(context, args).await,

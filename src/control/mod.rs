@@ -1,7 +1,8 @@
 //! The operator API: people and programs on the site see the replicator's state here, and start syncs.
 //!
 //! [`ControlServer`] serves it over HTTP, and knows the replicator only as an [`Operator`]. Everything below
-//! `/api/` needs the bearer token ([`token`]). `/healthz` and `/readyz` need none; `/metrics` needs it unless
+//! `/api/` needs a bearer token: the single one ([`token`]), or one with a name ([`named_tokens`]), which may be
+//! read-only. `/healthz` and `/readyz` need none; `/metrics` needs it unless
 //! the server listens on loopback. [`client::ControlClient`] is the command line's client.
 //!
 //! Below `/cloud-sync` is the page for people ([`page`]): they sign in with the token.
@@ -24,6 +25,7 @@ pub mod client;
 
 mod inquiry;
 mod lag_history;
+pub(crate) mod named_tokens;
 mod overview;
 mod page;
 mod pausing;

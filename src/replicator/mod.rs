@@ -230,8 +230,7 @@ impl Replicator {
         serving: impl FnOnce(std::net::SocketAddr),
     ) -> Result<()> {
         let settings = self.live().settings.clone();
-        let server =
-            ControlServer::bind(&settings.control, token::load_or_create(&settings)?, self.clone()).await?;
+        let server = ControlServer::bind(&settings, token::load_or_create(&settings)?, self.clone()).await?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.token());
         serving(server.address());
         let stop = shutdown.child_token();

@@ -4,6 +4,7 @@
 mod browser;
 mod page;
 mod page_of_site;
+mod tokens;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -157,7 +158,7 @@ async fn daemon() -> OperatorApi {
         health: Mutex::new(Health::Well),
         metrics: Metrics::new(["rooms"]),
     });
-    let server = ControlServer::bind(&settings.control, secret.clone(), Arc::clone(&operator))
+    let server = ControlServer::bind(&settings, secret.clone(), Arc::clone(&operator))
         .await
         .unwrap();
     let address = server.address();
@@ -359,7 +360,7 @@ async fn the_command_lines_client_finds_token_and_daemon() {
 #[tokio::test]
 async fn a_taken_port_is_told_with_its_remedy() {
     let daemon = daemon().await;
-    let again = ControlServer::bind(&daemon.settings.control, "t".into(), Arc::clone(&daemon.operator)).await;
+    let again = ControlServer::bind(&daemon.settings, "t".into(), Arc::clone(&daemon.operator)).await;
     let error = again.err().unwrap().to_string();
     assert!(error.contains("control.listen"), "{error}");
     daemon.stop().await;

@@ -19,6 +19,8 @@ pub(super) struct PageTemplate<'a> {
     pub(super) chart: &'a Chart,
     /// The token of all forms of the page.
     pub(super) form_token: &'a str,
+    /// Whether the session may change something.
+    pub(super) may_act: bool,
     pub(super) notice: Option<&'a str>,
     /// The server's time, in milliseconds since 1970.
     pub(super) now_ms: i64,
@@ -40,6 +42,8 @@ pub(super) struct SignInTemplate<'a> {
 pub(super) struct EntryTemplate<'a> {
     pub(super) rows: &'a [QuarantineRow],
     pub(super) position: i64,
+    /// Whether the session may change something.
+    pub(super) may_act: bool,
     pub(super) form_token: &'a str,
 }
 

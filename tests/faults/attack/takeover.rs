@@ -313,6 +313,7 @@ async fn no_statement_is_taken_over_by_objects_of_another_role() {
     used.extend(
         [
             "alerts",
+            "token",
             "run",
             "receiver",
             "demo",
