@@ -3,6 +3,7 @@
 mod kept;
 mod names;
 mod resume;
+mod rough_line;
 mod seeing;
 mod states;
 mod storage;
