@@ -1,6 +1,7 @@
 //! The file lane: real files, a real watcher, the real receiver.
 
 mod kept;
+mod known;
 mod names;
 mod resume;
 mod rough_line;

@@ -227,3 +227,94 @@ async fn a_thousand_files_arrive_once_over_a_rough_line() {
 async fn a_thousand_files_arrive_once_in_a_storage_over_a_rough_line() {
     arrives("rough_storage", &WHOLE, Target::Storage, 1.3).await;
 }
+
+/// 256 kbit/s, in bytes a second.
+const THIN_LINE: u64 = 32_000;
+
+/// How often a thin line is cut: about every tenth request for rows is.
+const THIN_CUT_EVERY: Duration = Duration::from_secs(6);
+
+/// Writes a row and waits until the cloud has it; how long that took.
+async fn row_arrives(site: &Site, there: &tokio_postgres::Client, number: i64) -> Duration {
+    let began = Instant::now();
+    site.run(&format!(
+        "insert into tbl_faculty (faculty_fname) values ('row {number}')"
+    ))
+    .await;
+    let is_there = format!("select exists (select from cloud.faculty where faculty_fname = 'row {number}')");
+    crate::support::sql::until_some(there, &is_there).await;
+    began.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes five minutes"]
+async fn rows_do_not_wait_for_a_video_on_a_thin_line() {
+    const ROWS: usize = 400;
+    let cloud = Cloud::start("rough_thin").await;
+    let line = TcpProxy::start(cloud.address()).await;
+    let site = Site::bare(
+        "rough_thin",
+        &format!("http://{}/api", line.address()),
+        KEY,
+        SCHOOL,
+        "",
+    )
+    .await;
+    site.init().await;
+    let daemon = Daemon::of(&site, "store");
+    let process = daemon.start();
+    line.set(Trouble::Line(THIN_LINE));
+    let there = connect(&cloud.database_url).await;
+    for number in 0..20 {
+        row_arrives(&site, &there, number).await;
+    }
+    // What a row costs, with what goes on beside it.
+    let before = line.passed();
+    for number in 20..40 {
+        row_arrives(&site, &there, number).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    let per_row = (line.passed() - before) as f64 / 20.0;
+    // A video of 5 GB
+    let video = std::fs::File::create(site.media().join("long.mp4")).unwrap();
+    video.set_len(5_000_000_000).unwrap();
+    site.run(
+        "insert into tbl_camera (camera_name) values ('c'); \
+         insert into tbl_stream_recordings (camera_id, filename, filepath) values (1, 'l', 'long.mp4')",
+    )
+    .await;
+    let offset = "select coalesce(max(upload_offset), 0) from cloud_sync.media where upload_url is not null";
+    crate::support::sql::until(&site.client, &format!("select ({offset}) > 0")).await;
+    let (began, passed, sent) = (
+        Instant::now(),
+        line.passed(),
+        crate::support::sql::number(&site.client, offset).await,
+    );
+    let (mut took, mut cuts) = (Vec::new(), 0);
+    for number in 100..100 + ROWS as i64 {
+        if began.elapsed() > THIN_CUT_EVERY * (cuts + 1) {
+            line.set(Trouble::Refuse);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            line.set(Trouble::Line(THIN_LINE));
+            cuts += 1;
+        }
+        took.push(row_arrives(&site, &there, number).await);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    // What the cloud has of the video is known after its next part.
+    let all = (line.passed() - passed) as f64;
+    let of_video = (crate::support::sql::number(&site.client, offset).await - sent) as f64;
+    took.sort();
+    let waste = (all - of_video - per_row * ROWS as f64) / all;
+    println!(
+        "{ROWS} rows beside a video, {cuts} cuts, {:.0} s: p50 {:?}, p99 {:?}, worst {:?}; \
+         of {all} bytes {:.1} % for nothing, or for a part that is under way; {per_row:.0} bytes a row",
+        began.elapsed().as_secs_f64(),
+        took[ROWS / 2],
+        took[ROWS * 99 / 100],
+        took[ROWS - 1],
+        waste * 100.0
+    );
+    assert!(of_video > 0.0);
+    end(process).await;
+}
