@@ -151,7 +151,7 @@ pub(super) fn sentence(status: &StatusReport, now: Timestamp) -> Sentence {
                      it at SIGHUP.",
             "systemctl reload cloud-sync",
         ),
-        ReplicatorState::BackingOff | ReplicatorState::Replicating
+        ReplicatorState::BackingOff | ReplicatorState::Replicating | ReplicatorState::Paused
             if status.source.reachable == Some(false) =>
         {
             source_away(status, now)

@@ -280,6 +280,16 @@ fn the_sentence_is_the_worst_that_is_true() {
             "4,210 changes are on their way.",
         ),
         (
+            with(well(), |status| {
+                status.state = ReplicatorState::Paused;
+                status.paused.all = pause(90);
+                status.source.reachable = Some(false);
+                status.lag = None;
+            }),
+            Level::Act,
+            "The site's database is not reachable.",
+        ),
+        (
             with(well(), |status| status.paused.files = pause(20)),
             Level::Act,
             "Files have been paused for less than a minute.",
