@@ -47,6 +47,7 @@ pub mod control;
 #[doc(hidden)]
 pub mod replicator;
 
+mod alerts;
 mod setup;
 
 #[doc(hidden)]

@@ -35,6 +35,11 @@ pub struct Metrics {
     registry: Registry,
     accepted: Vec<Counter>,
     parked: Vec<Gauge>,
+    paused: Vec<Gauge>,
+    /// Whether everything is paused: 1 or 0.
+    pub paused_all: Gauge,
+    /// Whether files are paused: 1 or 0.
+    pub paused_files: Gauge,
     /// Changes that the cloud refused for good.
     pub refused: Counter,
     /// Changes that a later change of the same row superseded.
@@ -120,10 +125,12 @@ impl Metrics {
         let accepted =
             Labelled::<Counter>::register(&mut registry, &table::CHANGES_ACCEPTED, Counter::default);
         let parked = Labelled::<Gauge>::register(&mut registry, &table::PARKED, Gauge::default);
-        let (accepted, parked) = entities
-            .into_iter()
-            .map(|name| (accepted.of(name.to_owned()), parked.of(name.to_owned())))
-            .unzip();
+        let paused = Labelled::<Gauge>::register(&mut registry, &table::ENTITY_PAUSED, Gauge::default);
+        let entities: Vec<String> = entities.into_iter().map(str::to_owned).collect();
+        let accepted = entities.iter().map(|name| accepted.of(name.clone())).collect();
+        let parked = entities.iter().map(|name| parked.of(name.clone())).collect();
+        let paused = entities.into_iter().map(|name| paused.of(name)).collect();
+        let paused_parts = Labelled::<Gauge>::register(&mut registry, &table::PAUSED, Gauge::default);
         let syncs = Labelled::<Counter>::register(&mut registry, &table::SYNCS, Counter::default);
         // From a quarter of a millisecond to about an hour: an outage's backlog belongs in it too.
         let latency = Histogram::new((0..13).map(|nth| 0.000_25 * 4_f64.powi(nth)));
@@ -131,6 +138,9 @@ impl Metrics {
         Self {
             accepted,
             parked,
+            paused,
+            paused_all: paused_parts.of("all"),
+            paused_files: paused_parts.of("files"),
             refused: counter(&mut registry, &table::CHANGES_REFUSED),
             collapsed: counter(&mut registry, &table::CHANGES_COLLAPSED),
             not_sent: counter(&mut registry, &table::CHANGES_NOT_SENT),
@@ -167,6 +177,11 @@ impl Metrics {
     /// Whether the entity at `entity_index` in the catalogue is parked: 1 or 0.
     pub fn parked(&self, entity_index: EntityIndex) -> &Gauge {
         &self.parked[entity_index.0]
+    }
+
+    /// Whether the entity at `entity_index` in the catalogue is paused: 1 or 0.
+    pub fn paused(&self, entity_index: EntityIndex) -> &Gauge {
+        &self.paused[entity_index.0]
     }
 
     /// The accepted changes of all entities.

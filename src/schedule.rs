@@ -1,15 +1,18 @@
-//! When the next sync is due: a cron expression in local time.
+//! When the next sync is due: in plain words ([`words`]) or as a cron expression, in a time zone.
 //!
 //! [`run_schedule`] reads the clock at least every 30 seconds. So a clock that is set forward delays a sync
 //! by at most 30 seconds, and a clock that is set backward does not postpone it. However many due times were
-//! missed, the sync runs once. An hour that a daylight saving change repeats or skips counts as cron counts
-//! it: see croner.
+//! missed, also while the program did not run, the sync runs once. Where daylight saving skips an hour, what
+//! is due in it runs when it is over; where it repeats an hour, what is due once a day runs once: see croner.
+
+mod words;
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use croner::Cron;
-use jiff::Zoned;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Zoned};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
@@ -19,36 +22,80 @@ const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
 /// The times at which a sync is due.
 #[derive(Debug, Clone)]
-pub struct Schedule(Cron);
+pub struct Schedule {
+    cron: Cron,
+    /// `None` is the zone of the clock.
+    zone: Option<TimeZone>,
+    /// How much later it is due: many sites with one schedule do not come all at once.
+    delay: SignedDuration,
+}
 
 impl Schedule {
-    /// Makes a schedule from a cron expression: minute, hour, day, month, weekday, and optionally seconds
-    /// before them.
+    /// Makes a schedule from plain words, or from a cron expression: minute, hour, day, month, weekday, and
+    /// optionally seconds before them.
     ///
     /// # Errors
-    /// A configuration error if the text is no cron expression.
+    /// A configuration error if the text is neither.
     pub fn new(text: &str) -> Result<Self> {
-        Cron::from_str(text).map(Self).map_err(|error| {
-            Error::config(format!("use the schedule {text:?}"), error.to_string())
-                .remedy("write five fields, as in \"0 * * * *\" for each full hour")
+        let cron = parse(text).map_err(|why| {
+            Error::config(format!("use the schedule {text:?}"), format!("it {why}")).remedy(
+                "write words as in \"daily at 02:00\", or five fields as in \"0 * * * *\" for each full hour",
+            )
+        })?;
+        Ok(Self {
+            cron,
+            zone: None,
+            delay: SignedDuration::ZERO,
         })
     }
 
-    /// The first due time after `now`, in its time zone; `None` if there is none.
+    /// The same in this time zone.
+    pub fn in_zone(mut self, zone: TimeZone) -> Self {
+        self.zone = Some(zone);
+        self
+    }
+
+    /// The same, so much later each time.
+    pub fn delayed_by(mut self, delay: Duration) -> Self {
+        self.delay = SignedDuration::try_from(delay).unwrap_or_default();
+        self
+    }
+
+    /// The first due time after `now`; `None` if there is none. It is in the zone of `now`, whatever the
+    /// schedule's is.
     pub fn next_after(&self, now: &Zoned) -> Option<Zoned> {
-        self.0.find_next_occurrence(now, false).ok()
+        let zone = self.zone.clone().unwrap_or_else(|| now.time_zone().clone());
+        let before = now.timestamp().checked_sub(self.delay).ok()?.to_zoned(zone);
+        let next = self.cron.find_next_occurrence(&before, false).ok()?;
+        let due = next.timestamp().checked_add(self.delay).ok()?;
+        Some(due.to_zoned(now.time_zone().clone()))
     }
 }
 
-/// Calls `due` at each due time of the schedule, until shutdown. `clock` returns the wall clock's time, as
-/// [`Zoned::now`] does. `due` itself must observe shutdown: it is not interrupted.
+/// Parses plain words or a cron expression. An error is the rest of a sentence about the text.
+pub(crate) fn parse(text: &str) -> std::result::Result<Cron, String> {
+    let cron = words::cron_of(text)?.unwrap_or_else(|| text.to_owned());
+    Cron::from_str(&cron).map_err(|error| {
+        format!(
+            "is neither words as in \"daily at 02:00\" nor a cron expression as in \"0 * * * *\" ({error})"
+        )
+    })
+}
+
+/// Calls `due` at each due time of the schedule, until shutdown; at once if one was missed since `last`, when
+/// it ran last. `clock` returns the wall clock's time, as [`Zoned::now`] does. `due` itself must observe
+/// shutdown: it is not interrupted.
 pub async fn run_schedule<F: Future<Output = ()>>(
     schedule: &Schedule,
+    last: Option<Zoned>,
     clock: impl Fn() -> Zoned,
     shutdown: &CancellationToken,
     mut due: impl FnMut() -> F,
 ) {
-    let mut next = schedule.next_after(&clock());
+    let now = clock();
+    // A time that lies ahead is of a clock that was wrong.
+    let last = last.filter(|last| *last < now).unwrap_or(now);
+    let mut next = schedule.next_after(&last);
     while !shutdown.is_cancelled() {
         let now = clock();
         if next.as_ref().is_some_and(|next| *next <= now) {
@@ -104,9 +151,92 @@ mod tests {
 
     #[test]
     fn wrong_expressions_are_refused() {
-        for text in ["", "hourly", "61 * * * *", "* * *"] {
+        for text in ["", "sometimes", "every 5 hours", "61 * * * *", "* * *"] {
             assert_eq!(Schedule::new(text).unwrap_err().exit_code(), 2, "{text}");
         }
+    }
+
+    /// The due times of a schedule within some days, in its zone.
+    fn due_times(text: &str, zone: &str, from: &str, days: i64) -> Vec<String> {
+        let schedule = Schedule::new(text).unwrap().in_zone(TimeZone::get(zone).unwrap());
+        let mut now = format!("{from}T00:00:00+00:00[UTC]").parse::<Zoned>().unwrap();
+        let end = now.checked_add(jiff::Span::new().days(days)).unwrap();
+        let mut times = Vec::new();
+        while let Some(next) = schedule.next_after(&now).filter(|next| *next < end) {
+            let local = next.with_time_zone(TimeZone::get(zone).unwrap());
+            times.push(local.strftime("%d %H:%M%:z").to_string());
+            now = next;
+        }
+        times
+    }
+
+    #[test]
+    fn daylight_saving_neither_skips_nor_doubles_a_day() {
+        // Berlin: 2026-03-29 has no 02:00 to 03:00; 2026-10-25 has it twice. Manila has none of it.
+        for (text, zone, from, days, times) in [
+            (
+                "daily at 02:30",
+                "Europe/Berlin",
+                "2026-03-28",
+                3,
+                &["28 02:30+01:00", "29 03:00+02:00", "30 02:30+02:00"][..],
+            ),
+            (
+                "daily at 02:30",
+                "Europe/Berlin",
+                "2026-10-24",
+                3,
+                &["24 02:30+02:00", "25 02:30+02:00", "26 02:30+01:00"],
+            ),
+            (
+                "daily at 18:30",
+                "Europe/Berlin",
+                "2026-03-28",
+                2,
+                &["28 18:30+01:00", "29 18:30+02:00"],
+            ),
+            (
+                "weekdays at 02:00",
+                "Asia/Manila",
+                "2026-10-22",
+                5,
+                &["23 02:00+08:00", "26 02:00+08:00", "27 02:00+08:00"],
+            ),
+            (
+                "every 12 hours",
+                "Europe/Berlin",
+                "2026-10-24",
+                2,
+                &[
+                    "24 12:00+02:00",
+                    "25 00:00+02:00",
+                    "25 12:00+01:00",
+                    "26 00:00+01:00",
+                ],
+            ),
+        ] {
+            assert_eq!(due_times(text, zone, from, days), times, "{text} from {from}");
+        }
+        // An hourly one runs each hour that passes, also where the clock on the wall repeats or skips one.
+        let spring = due_times("hourly", "Europe/Berlin", "2026-03-28", 2);
+        let autumn = due_times("hourly", "Europe/Berlin", "2026-10-24", 2);
+        assert_eq!((spring.len(), autumn.len()), (47, 47), "{spring:?} {autumn:?}");
+    }
+
+    #[test]
+    fn a_delay_comes_on_top_of_each_due_time() {
+        let schedule = Schedule::new("hourly")
+            .unwrap()
+            .delayed_by(Duration::from_secs(90));
+        let next = |now| {
+            schedule
+                .next_after(&zoned(now))
+                .unwrap()
+                .strftime("%H:%M:%S")
+                .to_string()
+        };
+        assert_eq!(next("2026-11-22T08:00:00Z[UTC]"), "08:01:30");
+        assert_eq!(next("2026-11-22T08:01:30Z[UTC]"), "09:01:30");
     }
 
     /// A wall clock that follows tokio's paused time and can be set.
@@ -139,6 +269,7 @@ mod tests {
         let mut seen = Vec::new();
         run_schedule(
             &Schedule::new("0 * * * *").unwrap(),
+            None,
             || wall.now(),
             &shutdown,
             || {
@@ -154,6 +285,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_missed_while_nothing_ran_is_run_once() {
+        for (last, seen_at) in [
+            // Two were missed.
+            (Some("2026-11-22T05:30:00Z[UTC]"), ["08:10", "09:00"]),
+            // None was.
+            (Some("2026-11-22T08:00:30Z[UTC]"), ["09:00", "10:00"]),
+            (None, ["09:00", "10:00"]),
+            // The clock was wrong then.
+            (Some("2027-11-22T05:30:00Z[UTC]"), ["09:00", "10:00"]),
+        ] {
+            let wall = Wall::new("2026-11-22T08:10:00Z");
+            let shutdown = CancellationToken::new();
+            let mut seen = Vec::new();
+            let schedule = Schedule::new("hourly").unwrap();
+            run_schedule(
+                &schedule,
+                last.map(zoned),
+                || wall.now(),
+                &shutdown,
+                || {
+                    seen.push(wall.now().strftime("%H:%M").to_string());
+                    if seen.len() == 2 {
+                        shutdown.cancel();
+                    }
+                    std::future::ready(())
+                },
+            )
+            .await;
+            assert_eq!(seen, seen_at, "{last:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_clock_set_forward_runs_what_was_missed_once() {
         let wall = Wall::new("2026-11-22T08:01:00Z");
         let shutdown = CancellationToken::new();
@@ -165,7 +329,7 @@ mod tests {
             }
             wall.now()
         };
-        run_schedule(&schedule, clock, &shutdown, || {
+        run_schedule(&schedule, None, clock, &shutdown, || {
             seen.push(wall.now().strftime("%H:%M").to_string());
             if seen.len() == 2 {
                 shutdown.cancel();
@@ -187,7 +351,7 @@ mod tests {
             }
             wall.now()
         };
-        run_schedule(&schedule, clock, &shutdown, || {
+        run_schedule(&schedule, None, clock, &shutdown, || {
             shutdown.cancel();
             std::future::ready(())
         })
@@ -204,7 +368,7 @@ mod tests {
             shutdown.cancel();
         };
         tokio::join!(
-            run_schedule(&schedule, Zoned::now, &shutdown, || std::future::ready(())),
+            run_schedule(&schedule, None, Zoned::now, &shutdown, || std::future::ready(())),
             stop
         );
     }

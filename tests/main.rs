@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one private PostgreSQL server a run.
 
+mod alerts;
 mod cases;
 mod catalogue;
 mod checkpoint;
@@ -17,6 +18,7 @@ mod faults;
 mod files;
 mod holes;
 mod latency;
+mod pause;
 mod pipeline;
 mod receiver;
 mod setup;

@@ -1,13 +1,17 @@
 -- What the page shows of the site's database besides the status.
 
 -- name: waiting_by_entity
--- How many changes of each entity the cloud has not accepted. The parameters are those of the outbox's lag.
+-- How many changes of each entity the cloud has not accepted, those included that are kept since it is parked. The
+-- parameters are those of the outbox's lag.
 select e.name, count(*)
-from cloud_sync.outbox o
-join cloud_sync.entity e on e.id = o.entity
-where o.position > $4
-  and not pg_visible_in_snapshot(o.xid, $1::text::pg_snapshot)
-  and not (o.position <= $3 and pg_visible_in_snapshot(o.xid, $2::text::pg_snapshot))
+from (
+    select o.entity from cloud_sync.outbox o
+    where o.position > $4
+      and not pg_visible_in_snapshot(o.xid, $1::text::pg_snapshot)
+      and not (o.position <= $3 and pg_visible_in_snapshot(o.xid, $2::text::pg_snapshot))
+    union all
+    select k.entity from cloud_sync.parked_key k) w
+join cloud_sync.entity e on e.id = w.entity
 group by e.name
 
 -- name: last_files

@@ -16,3 +16,15 @@ select cloud_sync.unpark($1, $2)
 -- name: reason
 -- Why an entity is parked; null if it is not.
 select parked from cloud_sync.entity where id = $1
+
+-- name: keeps
+-- Whether a touch of a row is kept, or one that does not tell its row.
+-- $1 the entity's number   $2 the key, if it is one integer   $3 the key's text   $4 whether the key has several
+-- columns: its text is that of an array of their texts
+select exists (
+    select from cloud_sync.parked_key
+    where entity = $1
+      and case when op in ('t', 'g') then true
+               when number = $2 or key = $3 then true
+               when $4 and key like '{%}' then key::text[] = $3::text[]
+          end)

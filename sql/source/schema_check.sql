@@ -18,3 +18,4 @@ select (select string_agg(relname, ', ') from pg_class c where relnamespace = 'c
                 where inhparent = 'cloud_sync.outbox'::regclass))) segment
             where to_regclass('cloud_sync.segment_' || segment) is null),
        to_regclass('cloud_sync.incarnation') is not null and to_regclass('cloud_sync.leader') is not null
+           and to_regclass('cloud_sync.pause') is not null

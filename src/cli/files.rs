@@ -6,11 +6,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::{Context, SiteFlags, output};
+use crate::control::Pause;
 use crate::error::{Error, Result};
 use crate::replicator::connect;
 use crate::source::file_list::{self, FileRecord, UploadStatus};
 use crate::source::file_state::FileState;
-use crate::source::install;
+use crate::source::{install, pauses};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,6 +85,8 @@ struct FileReport {
     #[serde(flatten)]
     file: FileRecord,
     rows: Vec<NamingRow>,
+    /// Why no file goes now; null if files go.
+    paused: Option<Pause>,
 }
 
 #[derive(Serialize)]
@@ -131,6 +134,7 @@ pub(super) async fn execute(context: &Context, args: FilesArgs) -> Result<ExitCo
             let rows = rows.into_iter().map(|(entity, key)| NamingRow { entity, key });
             let report = FileReport {
                 rows: rows.collect(),
+                paused: pauses::read(client).await?.of_files().cloned(),
                 file: found,
             };
             output::print(context.json, &report, describe)?;
@@ -209,6 +213,11 @@ fn in_words(seconds: f64) -> String {
 fn describe(report: &FileReport) -> String {
     let file = &report.file;
     let mut lines = vec![format!("{}: {}", file.path.escape_debug(), sentence(file))];
+    if let Some(pause) = report.paused.as_ref().filter(|_| file.state != "uploaded") {
+        lines.push(format!(
+            "  paused    no file is sent: files are {pause}; `cloud-sync status` says how to resume"
+        ));
+    }
     if let Some(size) = file.size {
         lines.push(format!("  size      {}", output::size(size.unsigned_abs())));
     }

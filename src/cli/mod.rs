@@ -4,6 +4,7 @@
 //! Exit codes: 0 done; 1 some rows or files failed; 2 wrong usage or configuration; 3 the source is
 //! unreachable; 4 the cloud is unreachable or refused the key.
 
+mod alerts;
 mod backfill;
 mod check;
 mod config;
@@ -13,6 +14,7 @@ mod files;
 mod init;
 mod logging;
 mod output;
+mod pause;
 mod progress;
 mod quarantine;
 mod receiver;
@@ -25,6 +27,7 @@ mod setup;
 mod shell;
 mod status;
 mod sync;
+mod token;
 mod uninstall;
 mod why;
 
@@ -106,6 +109,14 @@ enum Command {
     Check(check::CheckArgs),
     /// Decide on rows that the cloud refused, or that cannot be read
     Quarantine(quarantine::QuarantineArgs),
+    /// Send nothing for a while, or nothing of one entity, or no files; capture goes on
+    Pause(pause::PauseArgs),
+    /// End a pause: what was kept is sent
+    Resume(pause::ResumeArgs),
+    /// Try whether alerts arrive
+    Alerts(alerts::AlertsArgs),
+    /// Make, list and revoke tokens of the operator API and the page, each with a name
+    Token(token::TokenArgs),
     /// Say why one row is not in the cloud, and what to do
     Why(why::WhyArgs),
     /// List the files that are not in the cloud, and why
@@ -197,6 +208,10 @@ impl Command {
             Self::Status(args) => args.site.overrides(),
             Self::Check(args) => args.site.overrides(),
             Self::Quarantine(args) => args.site.overrides(),
+            Self::Pause(args) => args.site.overrides(),
+            Self::Resume(args) => args.site.overrides(),
+            Self::Alerts(args) => args.site.overrides(),
+            Self::Token(args) => args.site.overrides(),
             Self::Why(args) => args.site.overrides(),
             Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
@@ -222,6 +237,10 @@ impl Command {
             Self::Status(args) => status::execute(context, args).await,
             Self::Check(args) => check::execute(context, args).await,
             Self::Quarantine(args) => quarantine::execute(context, args).await,
+            Self::Pause(args) => pause::pause(context, args).await,
+            Self::Resume(args) => pause::resume(context, args).await,
+            Self::Alerts(args) => alerts::execute(context, args).await,
+            Self::Token(args) => token::execute(context, args),
             Self::Why(args) => why::execute(context, args).await,
             Self::Files(args) => files::execute(context, args).await,
             Self::Receiver(args) => receiver::execute(context, args).await,

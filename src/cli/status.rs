@@ -7,9 +7,9 @@ use clap::Args;
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::{Context, SiteFlags, output};
-use crate::control::StatusReport;
 use crate::control::client::ControlClient;
 use crate::control::status::LatencyStatus;
+use crate::control::{Pause, StatusReport};
 use crate::error::Result;
 use crate::replicator::offline_status;
 
@@ -47,6 +47,9 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
         .as_ref()
         .map_or(String::new(), |reason| format!(": {reason}"));
     lines.add("state", format!("{}{since}{reason}", status.state.word()));
+    for (index, text) in describe_pauses(status, zone).iter().enumerate() {
+        lines.add(if index == 0 { "paused" } else { "" }, text);
+    }
     lines.add("source", describe_source(status));
     lines.add("cloud", describe_cloud(status));
     lines.add(
@@ -127,6 +130,7 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
         );
     }
     match files.bandwidth_limit {
+        _ if status.paused.of_files().is_some() => {}
         None => {}
         Some(0) => lines.add("", "no file goes now: files.bandwidth says off at this time"),
         Some(limit) => lines.add("", format!("limited to {}/s now", output::size(limit))),
@@ -139,6 +143,25 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
         lines.add(if index == 0 { "capture" } else { "" }, &problem.reason);
     }
     lines.0
+}
+
+/// What is paused, a line each.
+fn describe_pauses(status: &StatusReport, zone: &TimeZone) -> Vec<String> {
+    let paused = &status.paused;
+    let describe = |what: &str, pause: &Pause, flag: &str| {
+        let since = local_time(pause.since, zone);
+        format!(
+            "{what}, since {since} by {}: `cloud-sync resume{flag}` ends it",
+            pause.by
+        )
+    };
+    let all = paused.all.iter();
+    let all = all.map(|pause| describe("everything", pause, ""));
+    let files = paused.files.iter();
+    let files = files.map(|pause| describe("files", pause, " --files"));
+    let entities = paused.entities.iter();
+    let entities = entities.map(|(name, pause)| describe(name, pause, &format!(" --entity {name}")));
+    all.chain(files).chain(entities).collect()
 }
 
 /// Formats the known steps, each with p50 and p99.
@@ -269,6 +292,14 @@ mod tests {
             changes: 12,
             age_seconds: 7200.0,
         });
+        status.paused.entities = [(
+            "rooms".to_owned(),
+            Pause {
+                since: "2026-11-22T01:00:00Z".parse().unwrap(),
+                by: "anna".into(),
+            },
+        )]
+        .into();
         status.quarantine = Some(1);
         status.outbox_bytes = Some(3 << 20);
         status.outbox_growth = Some(crate::control::status::GrowthStatus {
@@ -299,6 +330,7 @@ mod tests {
         let text = describe(&status, &TimeZone::UTC);
         for line in [
             "state       backing off, since 2026-11-22 00:00:00: the cloud is away",
+            "paused      rooms, since 2026-11-22 01:00:00 by anna: `cloud-sync resume --entity rooms` ends it",
             "cloud       https://cloud.example/api, not reachable (connection refused)",
             "lag         12 changes, the oldest 2.0 h old",
             "latency     p50 1.2 ms, p99 8.0 ms, from capture to acceptance",

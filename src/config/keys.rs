@@ -52,8 +52,10 @@ pub enum ValueShape {
     Capabilities,
     /// A driver for file uploads.
     Driver,
-    /// A cron expression, or `off`.
+    /// Plain words such as `daily at 02:00`, a cron expression, or `off`.
     Cron,
+    /// The name of a time zone.
+    TimeZone,
     /// Each site's API keys.
     SiteKeys,
     /// The kind of server that the cloud is.
@@ -64,6 +66,10 @@ pub enum ValueShape {
     FormFields,
     /// Patterns of tables' names.
     TablePatterns,
+    /// An `http://` or `https://` URL of a webhook.
+    WebhookUrl,
+    /// An `smtp://` or `smtps://` URL.
+    SmtpUrl,
 }
 
 /// One setting.
@@ -417,7 +423,50 @@ pub const KEYS: &[SettingKey] = &[
         "schedule.sync",
         Some("0 * * * *"),
         ValueShape::Cron,
-        "when a sync runs, as cron in local time, or off",
+        "when a sync runs: hourly, daily at 02:00, every 6 hours, weekdays at 18:30, a cron expression, or off; one \
+         that was missed is made up for once",
+    ),
+    key(
+        "schedule.time_zone",
+        None,
+        ValueShape::TimeZone,
+        "the time zone of the schedule, as in Europe/Berlin; if it is not set, the machine's",
+    ),
+    key(
+        "schedule.jitter",
+        Some("0s"),
+        ValueShape::Duration { min: 0, max: HOUR },
+        "how much later than its time a sync may begin: each start of the program draws a delay up to it, so that many \
+         sites do not come at once",
+    ),
+    secret(
+        "alerts.webhook",
+        ValueShape::WebhookUrl,
+        "the URL that gets each alert as JSON by POST; its field text is what chat programs show",
+    ),
+    key(
+        "alerts.email_to",
+        None,
+        ValueShape::Text,
+        "the e-mail addresses that get each alert, separated by commas",
+    ),
+    key(
+        "alerts.email_from",
+        None,
+        ValueShape::Text,
+        "the sender of these e-mails, as in cloud-sync <sync@school.example>",
+    ),
+    secret(
+        "alerts.smtp_url",
+        ValueShape::SmtpUrl,
+        "the mail server: smtps://user:password@mail.example, or smtp://user:password@mail.example:587?tls=required",
+    ),
+    key(
+        "alerts.hold",
+        Some("2m"),
+        ValueShape::Duration { min: 0, max: HOUR },
+        "how long a problem must last before it is told, and be gone before its end is; the disk's problem five \
+         times as long",
     ),
     key(
         "receiver.listen",

@@ -9,8 +9,8 @@ use secrecy::SecretString;
 use super::keys::{self, KEYS, SettingKey, nearest};
 use super::value::{self, ParsedValue};
 use super::{
-    CloudSettings, ControlSettings, DeliverySettings, FileSettings, MediaSettings, ReceiverConfig,
-    ScheduleSettings, Settings, SourceSettings, StoreSettings, file,
+    AlertSettings, CloudSettings, ControlSettings, DeliverySettings, EmailAlerts, FileSettings,
+    MediaSettings, ReceiverConfig, ScheduleSettings, Settings, SourceSettings, StoreSettings, file,
 };
 use crate::catalogue::declared::DeclaredCatalogue;
 use crate::catalogue::{Catalogue, Entity};
@@ -174,6 +174,7 @@ impl Loaded {
         settings.schedule = self.settings.schedule;
         settings.control.token = self.settings.control.token;
         settings.control.lag_limit = self.settings.control.lag_limit;
+        settings.alerts = self.settings.alerts;
         settings.receiver.keys = self.settings.receiver.keys;
         let values = self.values.into_iter().zip(&before.values);
         Self {
@@ -466,6 +467,13 @@ impl Layers {
             },
             schedule: ScheduleSettings {
                 sync: self.required("schedule.sync", value::cron)?,
+                time_zone: self.optional("schedule.time_zone", value::time_zone)?,
+                jitter: self.required("schedule.jitter", value::duration)?,
+            },
+            alerts: AlertSettings {
+                webhook: self.secret("alerts.webhook")?,
+                email: self.email_alerts()?,
+                hold: self.required("alerts.hold", value::duration)?,
             },
             receiver: ReceiverConfig {
                 listen: self.required("receiver.listen", value::address)?,
@@ -484,6 +492,22 @@ impl Layers {
             },
             declared,
         })
+    }
+
+    /// The settings of e-mails, which belong together.
+    fn email_alerts(&self) -> Result<Option<EmailAlerts>> {
+        let to = self.optional("alerts.email_to", value::addresses)?;
+        let from = self.optional("alerts.email_from", |text| Ok(text.to_owned()))?;
+        let smtp_url = self.secret("alerts.smtp_url")?;
+        match (to, from, smtp_url) {
+            (None, None, None) => Ok(None),
+            (Some(to), Some(from), Some(smtp_url)) => Ok(Some(EmailAlerts { to, from, smtp_url })),
+            _ => Err(Error::config(
+                "send alerts by e-mail",
+                "only some of alerts.email_to, alerts.email_from and alerts.smtp_url are set",
+            )
+            .remedy("set all three, or none")),
+        }
     }
 
     fn cloud(&self) -> Result<CloudSettings> {

@@ -24,6 +24,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use secrecy::SecretString;
 use url::Url;
 
@@ -54,6 +55,8 @@ pub struct Settings {
     pub control: ControlSettings,
     /// When a sync is due.
     pub schedule: ScheduleSettings,
+    /// Where alerts go.
+    pub alerts: AlertSettings,
     /// The reference cloud server.
     pub receiver: ReceiverConfig,
     /// The replicated entities: those of `[[entity]]` and `catalogue.tables`, or the built-in nine. It has no
@@ -228,8 +231,34 @@ pub struct ControlSettings {
 /// `[schedule]`: when a sync is due.
 #[derive(Debug, Clone)]
 pub struct ScheduleSettings {
-    /// A cron expression in local time; `None` means never.
+    /// Plain words or a cron expression; `None` means never.
     pub sync: Option<String>,
+    /// The schedule's time zone; `None` means the machine's.
+    pub time_zone: Option<TimeZone>,
+    /// How much later than its time a sync may begin.
+    pub jitter: Duration,
+}
+
+/// `[alerts]`: where alerts go.
+#[derive(Debug, Clone)]
+pub struct AlertSettings {
+    /// A URL that gets each alert by POST.
+    pub webhook: Option<SecretString>,
+    /// The e-mails.
+    pub email: Option<EmailAlerts>,
+    /// How long a problem must last before it is told, and be gone before its end is.
+    pub hold: Duration,
+}
+
+/// Alerts by e-mail.
+#[derive(Debug, Clone)]
+pub struct EmailAlerts {
+    /// Who gets them.
+    pub to: Vec<String>,
+    /// Whom they come from.
+    pub from: String,
+    /// The mail server.
+    pub smtp_url: SecretString,
 }
 
 /// `[receiver]`: the reference cloud server.

@@ -255,7 +255,7 @@ fn wrong_types_and_values_are_errors_with_their_line_and_what_would_be_right() {
         ("[delivery]\nbatch_rows = 0\n", "line 2", "from 1 to"),
         ("[delivery]\nbatch_bytes = \"4 megs\"\n", "line 2", "8MiB"),
         ("[control]\nlisten = \"8787\"\n", "line 2", "127.0.0.1:8787"),
-        ("[schedule]\nsync = \"hourly\"\n", "line 2", "0 * * * *"),
+        ("[schedule]\nsync = \"sometimes\"\n", "line 2", "0 * * * *"),
         ("[files]\ndriver = \"ftp\"\n", "line 2", "must be api, s3"),
         (
             "[source]\ndatabase_url = \"mysql://hidden\"\n",

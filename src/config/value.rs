@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use secrecy::SecretString;
 use url::Url;
 
@@ -54,10 +54,13 @@ pub(super) fn check(shape: ValueShape, text: &str) -> ParsedValue<()> {
         ValueShape::Capabilities => capabilities(text).map(drop),
         ValueShape::Driver => driver(text).map(drop),
         ValueShape::Cron => cron(text).map(drop),
+        ValueShape::TimeZone => time_zone(text).map(drop),
         ValueShape::SiteKeys => site_keys(text).map(drop),
         ValueShape::Profile => profile(text).map(drop),
         ValueShape::UrlPath => url_path(text).map(drop),
         ValueShape::FormFields => form_fields(text).map(drop),
+        ValueShape::WebhookUrl => webhook_url(text),
+        ValueShape::SmtpUrl => smtp_url(text),
         ValueShape::TablePatterns => table_patterns(text).map(drop),
     }
 }
@@ -213,6 +216,33 @@ pub(super) fn http_url(text: &str) -> ParsedValue<Url> {
     Ok(url)
 }
 
+fn webhook_url(text: &str) -> ParsedValue<()> {
+    let url = Url::parse(text).ok();
+    match url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
+        Some(_) => Ok(()),
+        None => Err("must be a URL that starts with https:// or http://".to_owned()),
+    }
+}
+
+fn smtp_url(text: &str) -> ParsedValue<()> {
+    let url = Url::parse(text).ok();
+    match url.filter(|url| matches!(url.scheme(), "smtp" | "smtps") && url.has_host()) {
+        Some(_) => Ok(()),
+        None => Err("must be a URL, smtps://user:password@host or smtp://host:port".to_owned()),
+    }
+}
+
+/// E-mail addresses, separated by commas.
+pub(super) fn addresses(text: &str) -> ParsedValue<Vec<String>> {
+    let addresses = text.split(',').map(|address| address.trim().to_owned());
+    let addresses: Vec<String> = addresses.filter(|address| !address.is_empty()).collect();
+    if !addresses.is_empty() && addresses.iter().all(|address| address.contains('@')) {
+        Ok(addresses)
+    } else {
+        Err("must be e-mail addresses, separated by commas".to_owned())
+    }
+}
+
 /// Whether the URL's host is this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
@@ -287,14 +317,19 @@ pub(super) fn driver(text: &str) -> ParsedValue<FileDriver> {
     }
 }
 
-/// A cron expression; `None` for `off`.
+/// A time zone by its name.
+pub(super) fn time_zone(text: &str) -> ParsedValue<TimeZone> {
+    TimeZone::get(text).map_err(|_| "must be the name of a time zone, as in Europe/Berlin or UTC".to_owned())
+}
+
+/// A schedule; `None` for `off`.
 pub(super) fn cron(text: &str) -> ParsedValue<Option<String>> {
     if text == "off" {
         return Ok(None);
     }
-    croner::Cron::from_str(text)
+    crate::schedule::parse(text)
         .map(|_| Some(text.to_owned()))
-        .map_err(|error| format!("must be a cron expression, as in \"0 * * * *\", or \"off\" ({error})"))
+        .map_err(|why| format!("{why}, or \"off\""))
 }
 
 /// `site=key,key;site=key`, the text form of a table of lists.

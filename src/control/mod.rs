@@ -1,7 +1,8 @@
 //! The operator API: people and programs on the site see the replicator's state here, and start syncs.
 //!
 //! [`ControlServer`] serves it over HTTP, and knows the replicator only as an [`Operator`]. Everything below
-//! `/api/` needs the bearer token ([`token`]). `/healthz` and `/readyz` need none; `/metrics` needs it unless
+//! `/api/` needs a bearer token: the single one ([`token`]), or one with a name ([`named_tokens`]), which may be
+//! read-only. `/healthz` and `/readyz` need none; `/metrics` needs it unless
 //! the server listens on loopback. [`client::ControlClient`] is the command line's client.
 //!
 //! Below `/cloud-sync` is the page for people ([`page`]): they sign in with the token.
@@ -11,6 +12,8 @@
 //! | `POST /api/cloud-sync/sync-now` | runs a sync, and returns its [`SyncReport`] when it has ended |
 //! | `GET /api/cloud-sync/status` | a [`StatusReport`] |
 //! | `GET /api/cloud-sync/why?entity=ENTITY&key=KEY` | a [`RowInquiry`]: why a row is not in the cloud |
+//! | `POST /api/cloud-sync/pause` | pauses everything, or what its body names ([`PauseRequest`]); a [`PauseStatus`] |
+//! | `POST /api/cloud-sync/resume` | ends such a pause; a [`PauseStatus`] |
 //! | `GET /healthz` | 200 if it makes progress or has nothing to do; 503 with the reason if it is stuck |
 //! | `GET /readyz` | 200 if it replicates; 503 with the reason before that, and if it is stuck |
 //! | `GET /metrics` | the metrics as OpenMetrics text |
@@ -22,13 +25,17 @@ pub mod client;
 
 mod inquiry;
 mod lag_history;
+pub(crate) mod named_tokens;
 mod overview;
 mod page;
+mod pausing;
+pub(crate) mod problems;
 mod server;
 mod single_flight;
 pub mod status;
 mod throttle;
 pub mod token;
+pub(crate) mod words;
 
 use std::future::Future;
 use std::time::Duration;
@@ -42,11 +49,13 @@ use crate::quarantine::QuarantineEntry;
 pub use self::inquiry::{InquiryState, RowInquiry};
 pub use self::overview::{Overview, SourceOverview};
 pub(crate) use self::page::page_url;
+pub use self::pausing::{PauseRequest, PauseStatus};
 pub use self::server::ControlServer;
 pub(crate) use self::server::ServerToken;
 pub use self::status::StatusReport;
 pub use crate::reconcile::report;
 pub use crate::reconcile::report::SyncReport;
+pub use crate::source::pauses::{Pause, PauseScope, Pauses};
 
 /// What the operator API needs of a replicator.
 pub trait Operator: Send + Sync + 'static {
@@ -84,6 +93,12 @@ pub trait Operator: Send + Sync + 'static {
 
     /// Discards the entries in quarantine with this position. Returns how many.
     fn discard(&self, position: Position) -> impl Future<Output = Result<u64>> + Send;
+
+    /// Pauses something; `by` says who wants it.
+    fn pause(&self, scope: &PauseScope, by: &str) -> impl Future<Output = Result<PauseStatus>> + Send;
+
+    /// Ends a pause; `by` says who wants it.
+    fn resume(&self, scope: &PauseScope, by: &str) -> impl Future<Output = Result<PauseStatus>> + Send;
 }
 
 /// What a sync has to do.

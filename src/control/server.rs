@@ -7,22 +7,24 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Extension, Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
+use super::named_tokens::{Access, NamedToken, NamedTokens};
 use super::page::{self, DashboardState};
 use super::single_flight::SingleFlight;
 use super::throttle::{TokenCheck, TokenThrottle};
-use super::{Health, Operator, SyncRequest, token};
-use crate::config::ControlSettings;
+use super::{Health, Operator, PauseRequest, PauseScope, SyncRequest, token};
+use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::serve::{self, ConnectionLimits, RemoteClient};
 
@@ -42,6 +44,9 @@ const READ_BUFFER: usize = 16 << 10;
 /// waits for.
 const GRACE: Duration = Duration::from_secs(4);
 
+/// Where somebody acts who calls the API.
+const PLACE: &str = "operator API";
+
 /// The operator API, bound to its port and not yet serving.
 pub struct ControlServer<O> {
     listener: TcpListener,
@@ -49,9 +54,36 @@ pub struct ControlServer<O> {
     state: Arc<HandlerState<O>>,
 }
 
-/// The server's token, which can be replaced while it serves.
+/// The server's single token, which can be replaced while it serves.
 #[derive(Clone)]
 pub(crate) struct ServerToken(Arc<RwLock<CurrentToken>>);
+
+/// Whose token somebody has shown, and what it may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// The single token's, of this generation.
+    Single(u64),
+    /// That of a token with a name.
+    Named(NamedToken),
+}
+
+impl Caller {
+    /// Whether it may change something.
+    pub(super) fn may_act(&self) -> bool {
+        match self {
+            Self::Single(_) => true,
+            Self::Named(token) => token.access == Access::Admin,
+        }
+    }
+
+    /// Who acts at this place, as others read it.
+    pub(super) fn at(&self, place: &str) -> String {
+        match self {
+            Self::Single(_) => format!("somebody at the {place}"),
+            Self::Named(token) => format!("{} at the {place}", token.name),
+        }
+    }
+}
 
 struct CurrentToken {
     secret: SecretString,
@@ -76,13 +108,14 @@ impl ServerToken {
         }
     }
 
-    pub(super) fn generation(&self) -> u64 {
+    fn generation(&self) -> u64 {
         self.0.read().unwrap_or_else(PoisonError::into_inner).generation
     }
 
-    fn matches(&self, given: &str) -> bool {
+    /// The token's generation if this is the token.
+    fn matches(&self, given: &str) -> Option<u64> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        token::is_equal(given, &current.secret)
+        token::is_equal(given, &current.secret).then_some(current.generation)
     }
 }
 
@@ -90,6 +123,7 @@ impl ServerToken {
 pub(super) struct HandlerState<O> {
     pub(super) operator: Arc<O>,
     pub(super) token: ServerToken,
+    named_tokens: NamedTokens,
     pub(super) syncs: SingleFlight,
     pub(super) loopback: bool,
     pub(super) page: DashboardState,
@@ -101,7 +135,9 @@ impl<O: Operator> ControlServer<O> {
     ///
     /// # Errors
     /// The port is taken, or the address is not this machine's.
-    pub async fn bind(settings: &ControlSettings, token: SecretString, operator: Arc<O>) -> Result<Self> {
+    pub async fn bind(settings: &Settings, token: SecretString, operator: Arc<O>) -> Result<Self> {
+        let named_tokens = NamedTokens::of(settings);
+        let settings = &settings.control;
         let listen = settings.listen;
         let operation = || format!("serve the operator API on {listen}");
         let listener = TcpListener::bind(listen).await.map_err(|error| {
@@ -113,6 +149,7 @@ impl<O: Operator> ControlServer<O> {
         let state = HandlerState {
             operator,
             token: ServerToken::new(token),
+            named_tokens,
             syncs: SingleFlight::default(),
             loopback: address.ip().is_loopback(),
             page: DashboardState::new(address, &settings.names),
@@ -169,6 +206,8 @@ fn router<O: Operator>(state: Arc<HandlerState<O>>) -> Router {
         .route("/cloud-sync/sync-now", post(sync_now::<O>))
         .route("/cloud-sync/status", get(status::<O>))
         .route("/cloud-sync/why", get(why::<O>))
+        .route("/cloud-sync/pause", post(pause::<O>))
+        .route("/cloud-sync/resume", post(resume::<O>))
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
@@ -184,16 +223,21 @@ fn router<O: Operator>(state: Arc<HandlerState<O>>) -> Router {
 
 async fn authorize<O: Operator>(
     State(state): State<Arc<HandlerState<O>>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let client = request.extensions().get::<RemoteClient>();
-    if let Some(refusal) = state.refusal(client, request.headers()) {
-        return refusal;
-    }
+    let caller = match state.caller(client, request.headers()) {
+        Ok(caller) => caller,
+        Err(refusal) => return *refusal,
+    };
     if let Some(client) = client {
         client.trust(None);
     }
+    if !is_read(request.method()) && !caller.may_act() {
+        return read_only();
+    }
+    request.extensions_mut().insert(caller);
     let mut answer = next.run(request).await;
     answer.headers_mut().insert(
         header::CACHE_CONTROL,
@@ -203,8 +247,12 @@ async fn authorize<O: Operator>(
 }
 
 impl<O> HandlerState<O> {
-    /// Checks the token that a request carries. Returns the answer if it is not valid.
-    fn refusal(&self, client: Option<&RemoteClient>, headers: &HeaderMap) -> Option<Response> {
+    /// Whose token a request carries. Returns the answer if it is not valid.
+    fn caller(
+        &self,
+        client: Option<&RemoteClient>,
+        headers: &HeaderMap,
+    ) -> std::result::Result<Caller, Box<Response>> {
         let given = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -212,16 +260,31 @@ impl<O> HandlerState<O> {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, given)| given.trim());
         match given.map(|given| self.check_token(client_address(client), given)) {
-            Some(TokenCheck::Valid) => None,
-            Some(TokenCheck::Wrong) | None => Some(unauthorized()),
-            Some(TokenCheck::TooMany(wait)) => Some(too_many_tokens(wait)),
+            Some((TokenCheck::Valid, Some(caller))) => Ok(caller),
+            Some((TokenCheck::TooMany(wait), _)) => Err(Box::new(too_many_tokens(wait))),
+            _ => Err(Box::new(unauthorized())),
         }
     }
 
-    /// Checks a token that somebody gave.
-    pub(super) fn check_token(&self, from: IpAddr, given: &str) -> TokenCheck {
-        self.throttle
-            .check(from, given, |given| self.token.matches(given))
+    /// Checks a token that somebody gave, and returns whose it is if it is valid.
+    pub(super) fn check_token(&self, from: IpAddr, given: &str) -> (TokenCheck, Option<Caller>) {
+        let mut caller = None;
+        let checked = self.throttle.check(from, given, |given| {
+            caller = self.token.matches(given).map(Caller::Single);
+            if caller.is_none() {
+                caller = self.named_tokens.find(given).map(Caller::Named);
+            }
+            caller.is_some()
+        });
+        (checked, caller)
+    }
+
+    /// Whether the token with which somebody signed in is still obeyed.
+    pub(super) fn is_obeyed(&self, caller: &Caller) -> bool {
+        match caller {
+            Caller::Single(generation) => *generation == self.token.generation(),
+            Caller::Named(token) => self.named_tokens.has(token),
+        }
     }
 }
 
@@ -240,6 +303,17 @@ fn too_many_tokens(wait: Duration) -> Response {
         .into_response()
 }
 
+/// Whether a request changes nothing.
+pub(super) fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+fn read_only() -> Response {
+    let error = "this token is read-only: it sees everything, and changes nothing";
+    let body = json!({"success": false, "errors": [error], "exit_code": 2});
+    (StatusCode::FORBIDDEN, Json(body)).into_response()
+}
+
 fn unauthorized() -> Response {
     let error = "the operator API needs its token: Authorization: Bearer <token>";
     (
@@ -251,22 +325,59 @@ fn unauthorized() -> Response {
 }
 
 async fn sync_now<O: Operator>(State(state): State<Arc<HandlerState<O>>>, body: Bytes) -> Response {
-    let request = if body.trim_ascii().is_empty() {
-        SyncRequest::default()
-    } else {
-        match serde_json::from_slice(&body) {
-            Ok(request) => request,
-            Err(error) => {
-                let error = Error::config("read the request", error.to_string())
-                    .remedy("send nothing, or {\"force\": true, \"entities\": [\"rooms\"]}");
-                return error_response(&error);
-            }
-        }
+    let example = r#"{"force": true, "entities": ["rooms"]}"#;
+    let request: SyncRequest = match read_request(&body, example) {
+        Ok(request) => request,
+        Err(error) => return error_response(&error),
     };
     match state.syncs.sync(&state.operator, request).await.as_ref() {
         Ok(report) => Json(report).into_response(),
         Err(error) => error_response(error),
     }
+}
+
+/// Reads a body; an empty one is the default.
+fn read_request<T: Default + DeserializeOwned>(body: &Bytes, example: &str) -> Result<T> {
+    if body.trim_ascii().is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        Error::config("read the request", error.to_string()).remedy(format!("send nothing, or {example}"))
+    })
+}
+
+async fn pause<O: Operator>(
+    State(state): State<Arc<HandlerState<O>>>,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Response {
+    let scope = match pause_scope(&body) {
+        Ok(scope) => scope,
+        Err(error) => return error_response(&error),
+    };
+    match state.operator.pause(&scope, &caller.at(PLACE)).await {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => error_response(&error),
+    }
+}
+
+async fn resume<O: Operator>(
+    State(state): State<Arc<HandlerState<O>>>,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Response {
+    let scope = match pause_scope(&body) {
+        Ok(scope) => scope,
+        Err(error) => return error_response(&error),
+    };
+    match state.operator.resume(&scope, &caller.at(PLACE)).await {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => error_response(&error),
+    }
+}
+
+fn pause_scope(body: &Bytes) -> Result<PauseScope> {
+    read_request::<PauseRequest>(body, r#"{"entity": "rooms"}, or {"files": true}"#)?.scope()
 }
 
 async fn status<O: Operator>(State(state): State<Arc<HandlerState<O>>>) -> Response {
@@ -319,9 +430,9 @@ async fn readyz<O: Operator>(State(state): State<Arc<HandlerState<O>>>) -> Respo
 async fn metrics<O: Operator>(State(state): State<Arc<HandlerState<O>>>, request: Request) -> Response {
     let client = request.extensions().get::<RemoteClient>();
     if !state.loopback
-        && let Some(refusal) = state.refusal(client, request.headers())
+        && let Err(refusal) = state.caller(client, request.headers())
     {
-        return refusal;
+        return *refusal;
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], state.operator.metrics()).into_response()
@@ -348,12 +459,12 @@ mod tests {
     #[test]
     fn another_token_ends_the_sessions_of_the_one_before() {
         let token = ServerToken::new("first".into());
-        assert!(token.matches("first") && !token.matches("second"));
+        assert!(token.matches("first").is_some() && token.matches("second").is_none());
         let before = token.generation();
         token.replace("first".into());
         assert_eq!(token.generation(), before, "it is the same token");
         token.replace("second".into());
         assert_ne!(token.generation(), before);
-        assert!(token.matches("second") && !token.matches("first"));
+        assert!(token.matches("second").is_some() && token.matches("first").is_none());
     }
 }

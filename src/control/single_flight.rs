@@ -119,7 +119,7 @@ mod tests {
     use crate::catalogue::Catalogue;
     use crate::change::Position;
     use crate::control::status::ReplicatorState;
-    use crate::control::{Health, Overview, RowInquiry, StatusReport};
+    use crate::control::{Health, Overview, PauseScope, PauseStatus, RowInquiry, StatusReport};
     use crate::quarantine::QuarantineEntry;
 
     struct Slow {
@@ -173,6 +173,14 @@ mod tests {
 
         async fn discard(&self, _position: Position) -> Result<u64> {
             Ok(0)
+        }
+
+        async fn pause(&self, scope: &PauseScope, _by: &str) -> Result<PauseStatus> {
+            Err(Error::config(format!("pause {scope}"), "nothing runs here"))
+        }
+
+        async fn resume(&self, scope: &PauseScope, _by: &str) -> Result<PauseStatus> {
+            Err(Error::config(format!("resume {scope}"), "nothing runs here"))
         }
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::PerEntity;
 use crate::latency::{PerStep, Percentiles};
+use crate::source::pauses::Pauses;
 
 /// What the replicator is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub enum ReplicatorState {
     KeyRefused,
     /// Another replicator serves this source. This one takes over when the other ends.
     Standby,
+    /// An operator has paused it: changes are captured and not pushed.
+    Paused,
     /// It does not run.
     Stopped,
 }
@@ -36,6 +39,7 @@ impl ReplicatorState {
             Self::BackingOff => "backing off",
             Self::KeyRefused => "key refused",
             Self::Standby => "standby",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -51,6 +55,9 @@ pub struct StatusReport {
     /// Since when it is in this state; null if it does not run.
     #[serde(default)]
     pub state_since: Option<Timestamp>,
+    /// What an operator has paused, since when, and by whom.
+    #[serde(default)]
+    pub paused: Pauses,
     /// Why it does not replicate; or what is wrong with the capture while it replicates.
     pub reason: Option<String>,
     /// The source database.
@@ -251,6 +258,7 @@ impl StatusReport {
             running_since: None,
             state,
             state_since: None,
+            paused: Pauses::default(),
             reason: None,
             source: SourceStatus::default(),
             cloud: CloudStatus::default(),
@@ -313,6 +321,7 @@ mod tests {
             ReplicatorState::Replicating,
             ReplicatorState::KeyRefused,
             ReplicatorState::Standby,
+            ReplicatorState::Paused,
             ReplicatorState::Stopped,
         ] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.word());

@@ -31,6 +31,8 @@ pub enum IncidentKind {
     KeyRefused,
     /// It stopped for good.
     Stopped,
+    /// Somebody paused it.
+    Paused,
 }
 
 /// Since when the condition is of its kind, and the last incidents.
@@ -69,6 +71,7 @@ impl Incidents {
             Condition::BackingOff { away, reason } => (IncidentKind::Away(*away), reason),
             Condition::KeyRefused { reason } => (IncidentKind::KeyRefused, reason),
             Condition::Stopped { reason } => (IncidentKind::Stopped, reason),
+            Condition::Paused { reason } => (IncidentKind::Paused, reason),
         };
         self.started = true;
         if let Some(open) = self.open() {

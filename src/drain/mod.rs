@@ -30,6 +30,9 @@
 //! alone; its touches are kept in the site's database. While the cloud is away, `send` keeps its batch and
 //! tries again; whatever else fails ends the round, and the next round derives its position again from the
 //! durable checkpoint.
+//!
+//! Pauses: when an operator pauses or resumes everything or an entity, the round ends in order, as on
+//! `shutdown`. While everything is paused, no round begins. A paused entity is parked for the length of a round.
 
 mod announce;
 mod baseline_notes;
@@ -52,7 +55,8 @@ mod terms;
 mod trimmer;
 mod wire_schema;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,7 +66,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, EntityIndex};
 use crate::checkpoint::{Checkpoint, Store};
 use crate::deliver::Cloud;
 use crate::error::{Class, Code, Error, Kind, Result};
@@ -71,6 +75,7 @@ use crate::media::MediaRoot;
 use crate::retry::{Backoff, waits};
 use crate::source::connect::Session;
 use crate::source::identity;
+use crate::source::pauses::{Pause, Pauses};
 use crate::supervise::{NextRound, Supervisor};
 
 use handshake::Handshake;
@@ -193,6 +198,7 @@ impl Drain {
             start.checkpoint.clone(),
             start.fence.clone(),
             refusals,
+            self.paused_entities(&self.state.pauses()),
         )
         .await?;
         let last = reader.last_position().await?;
@@ -248,14 +254,35 @@ impl Drain {
         let supervisor = Supervisor::new("drain", Backoff::of(waits::DRAIN));
         let new_term_waits = Mutex::new(Backoff::of(waits::NEW_TERM));
         let round = async || {
+            let mut follow = self.state.follow_pauses();
+            let pauses = follow.borrow_and_update().clone();
+            if let Some(pause) = &pauses.all {
+                return Ok(self.rest(pause, &mut follow, &shutdown).await);
+            }
             let stages = tokio::select! {
                 () = shutdown.cancelled() => return Ok(NextRound::Never),
                 stages = self.open() => stages?,
             };
             supervisor.recovered();
             let began = Instant::now();
-            let ended = Box::pin(stages.run(&shutdown)).await?;
+            let stop = shutdown.child_token();
+            let other_pauses = async {
+                let differ = |now: &Arc<Pauses>| {
+                    now.all.is_some() || self.paused_entities(now) != self.paused_entities(&pauses)
+                };
+                // The sender lives as long as the state.
+                let _ = follow.wait_for(differ).await;
+                stop.cancel();
+                std::future::pending::<Infallible>().await
+            };
+            let ended = tokio::select! {
+                ended = Box::pin(stages.run(&stop)) => ended?,
+                never = other_pauses => match never {},
+            };
             Ok(match ended {
+                RoundEnd::Stopped if stop.is_cancelled() && !shutdown.is_cancelled() => {
+                    NextRound::After(Duration::ZERO)
+                }
                 RoundEnd::Stopped => NextRound::Never,
                 RoundEnd::NewTerm => {
                     let mut waits = new_term_waits.lock().unwrap_or_else(PoisonError::into_inner);
@@ -279,6 +306,35 @@ impl Drain {
             });
         };
         supervisor.run(&shutdown, failed, round).await
+    }
+
+    /// Waits until not everything is paused, or until `shutdown`.
+    async fn rest(
+        &self,
+        pause: &Pause,
+        follow: &mut watch::Receiver<Arc<Pauses>>,
+        shutdown: &CancellationToken,
+    ) -> NextRound {
+        let reason = format!("replication is {pause}");
+        tracing::info!("{reason}: nothing is sent, and capture goes on");
+        self.state.set(Condition::Paused { reason });
+        tokio::select! {
+            () = shutdown.cancelled() => return NextRound::Never,
+            // The sender lives as long as the state.
+            _ = follow.wait_for(|now| now.all.is_none()) => {}
+        }
+        tracing::info!("replication is resumed");
+        NextRound::After(Duration::ZERO)
+    }
+
+    /// The entities of the catalogue that are paused.
+    fn paused_entities(&self, pauses: &Pauses) -> BTreeSet<EntityIndex> {
+        let paused = |name: &str| pauses.entities.contains_key(name);
+        let entities = self.catalogue.indexed();
+        entities
+            .filter(|(_, entity)| paused(&entity.name))
+            .map(|(entity_index, _)| entity_index)
+            .collect()
     }
 
     /// One step from the durable checkpoint: reads a batch, delivers it, commits, mirrors and trims.

@@ -119,13 +119,13 @@ impl OutboxReader {
         Ok(())
     }
 
-    /// When the next parked entity is tried. Those whose schema the cloud refuses wait for the cloud.
+    /// When the next parked entity is tried. Those whose schema the cloud refuses wait for the cloud, those
+    /// that are paused for an operator.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         let refused = self.refused.borrow();
-        let waits = self
-            .parked
-            .iter()
-            .filter(|(entity_index, _)| !refused.contains_key(entity_index));
+        let waits = self.parked.iter().filter(|(entity_index, _)| {
+            !refused.contains_key(entity_index) && !self.paused.contains(entity_index)
+        });
         waits.map(|(_, parked)| parked.probe_at).min()
     }
 
@@ -150,7 +150,9 @@ impl OutboxReader {
                 parked.why.clone_from(why);
             }
             let due = |(entity_index, parked): &(&EntityIndex, &ParkedEntity)| {
-                parked.probe_at <= now && !refused.contains_key(entity_index)
+                parked.probe_at <= now
+                    && !refused.contains_key(entity_index)
+                    && !self.paused.contains(entity_index)
             };
             self.parked
                 .iter()
@@ -186,25 +188,40 @@ impl OutboxReader {
                 Err(RowReadFailure::Row(error) | RowReadFailure::Reshaped(error)) => Err(error),
             };
             self.wait_for_locks(outbox::LOCK).await?;
-            if readable.is_ok() {
-                parked_touches::unpark(
-                    self.session.client(),
-                    &self.fence,
-                    self.schemas.numbers[entity_index.0],
-                )
-                .await?;
-                self.parked.remove(&entity_index);
-                tracing::info!(
-                    entity = self.catalogue[entity_index].name,
-                    "it is no longer parked: what was kept is sent"
-                );
-            } else if let Some(parked) = self.parked.get_mut(&entity_index) {
-                self.rows.remove(&entity_index);
-                parked.wait = (parked.wait * 2).min(waits::PARKED_ENTITY.most);
-                parked.probe_at = Instant::now() + parked.wait;
+            if let Err(why) = readable {
+                self.stay_parked(entity_index, why).await?;
+                continue;
             }
+            parked_touches::unpark(
+                self.session.client(),
+                &self.fence,
+                self.schemas.numbers[entity_index.0],
+            )
+            .await?;
+            self.parked.remove(&entity_index);
+            tracing::info!(
+                entity = self.catalogue[entity_index].name,
+                "it is no longer parked: what was kept is sent"
+            );
         }
         Ok(())
+    }
+
+    /// Sets when a parked entity is tried again that still cannot be read, and notes the reason if it is
+    /// another one.
+    async fn stay_parked(&mut self, entity_index: EntityIndex, why: String) -> Result<()> {
+        self.rows.remove(&entity_index);
+        let Some(parked) = self.parked.get_mut(&entity_index) else {
+            return Ok(());
+        };
+        parked.wait = (parked.wait * 2).min(waits::PARKED_ENTITY.most);
+        parked.probe_at = Instant::now() + parked.wait;
+        if parked.why == why {
+            return Ok(());
+        }
+        parked.why.clone_from(&why);
+        let number = self.schemas.numbers[entity_index.0];
+        parked_touches::park(self.session.client(), &self.fence, number, &why, &[]).await
     }
 }
 

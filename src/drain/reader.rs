@@ -9,7 +9,7 @@
 //! parked: its touches are kept in the site's database and touched again when it can. A row that cannot be
 //! read goes to quarantine by its key.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ use crate::source::outbox::{self, Outbox, OutboxPage, TouchOp};
 use crate::source::rows::{ByteBudget, RowReadFailure, RowReader, TouchKey};
 use crate::source::term::Fence;
 use crate::source::wake::SleepState;
-use crate::source::{drift, install};
+use crate::source::{drift, install, parked_touches};
 
 /// The rest after a window, by the changes in it: from 5,000 changes a second on, windows come as seldom as
 /// they may.
@@ -79,6 +79,8 @@ pub(super) struct OutboxReader {
     /// Prepared when an entity is first read.
     pub(super) rows: HashMap<EntityIndex, RowReader>,
     pub(super) parked: BTreeMap<EntityIndex, ParkedEntity>,
+    /// Entities that are parked since an operator has paused them: it is not tried whether they can be read.
+    pub(super) paused: BTreeSet<EntityIndex>,
     /// The entities whose schema the cloud refuses: they are not read.
     pub(super) refused: watch::Receiver<RefusedSchemas>,
     limits: BatchLimits,
@@ -115,6 +117,7 @@ impl OutboxReader {
         cursor: Checkpoint,
         fence: Fence,
         refused: watch::Receiver<RefusedSchemas>,
+        paused: BTreeSet<EntityIndex>,
     ) -> Result<Self> {
         let fingerprint = describe::prepare_fingerprint(session.client()).await?;
         let mut schemas = DescribedTables::read(&session, &fingerprint, &catalogue).await?;
@@ -133,6 +136,9 @@ impl OutboxReader {
                 parked.insert(entity_index, ParkedEntity::now(why.clone()));
             }
         }
+        for &entity_index in &paused {
+            parked.insert(entity_index, ParkedEntity::now(parked_touches::PAUSED.to_owned()));
+        }
         schemas.numbers = attached.iter().map(|attached| attached.id).collect();
         let outbox = Outbox::prepare(&session, &schemas.numbers).await?;
         let wake = SleepState::listen(&session).await?;
@@ -145,6 +151,7 @@ impl OutboxReader {
             schemas: Arc::new(schemas),
             rows: HashMap::new(),
             parked,
+            paused,
             refused,
             limits,
             fence,

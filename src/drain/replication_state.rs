@@ -14,6 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::deliver::Capabilities;
 use crate::media::FileLaneSignals;
 use crate::metrics::Metrics;
+use crate::source::pauses::Pauses;
 
 /// One end of the drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,11 @@ pub enum Condition {
         /// The error.
         reason: String,
     },
+    /// An operator has paused it.
+    Paused {
+        /// Since when, and by whom.
+        reason: String,
+    },
 }
 
 impl Condition {
@@ -55,9 +61,10 @@ impl Condition {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Starting | Self::Replicating => None,
-            Self::BackingOff { reason, .. } | Self::KeyRefused { reason } | Self::Stopped { reason } => {
-                Some(reason)
-            }
+            Self::BackingOff { reason, .. }
+            | Self::KeyRefused { reason }
+            | Self::Stopped { reason }
+            | Self::Paused { reason } => Some(reason),
         }
     }
 }
@@ -95,6 +102,7 @@ pub struct ReplicationState {
     progressed: Mutex<Instant>,
     delivered_at: Mutex<Option<Timestamp>>,
     incidents: Mutex<Incidents>,
+    pauses: watch::Sender<Arc<Pauses>>,
     kick: Notify,
     /// Told when a row names a file that is not uploaded.
     pub files: Arc<FileLaneSignals>,
@@ -112,6 +120,7 @@ impl ReplicationState {
             progressed: Mutex::new(Instant::now()),
             delivered_at: Mutex::default(),
             incidents: Mutex::new(Incidents::new(Timestamp::now())),
+            pauses: watch::Sender::default(),
             kick: Notify::new(),
             files: Arc::default(),
         }
@@ -165,6 +174,26 @@ impl ReplicationState {
         self.incidents
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What is paused.
+    pub fn pauses(&self) -> Arc<Pauses> {
+        self.pauses.borrow().clone()
+    }
+
+    /// What is paused, as it changes.
+    pub fn follow_pauses(&self) -> watch::Receiver<Arc<Pauses>> {
+        self.pauses.subscribe()
+    }
+
+    /// Tells the drain and the file lane what is paused: they obey at once.
+    pub fn set_pauses(&self, pauses: Pauses) {
+        self.files.bandwidth.set_paused(pauses.of_files().is_some());
+        self.pauses.send_if_modified(|now| {
+            let changed = **now != pauses;
+            *now = Arc::new(pauses);
+            changed
+        });
     }
 
     /// Collects the keys of the rows that the cloud accepts from now on.
@@ -245,7 +274,8 @@ impl ReplicationState {
                 Condition::Starting | Condition::Replicating => None,
                 Condition::BackingOff { reason, .. }
                 | Condition::KeyRefused { reason }
-                | Condition::Stopped { reason } => Some(reason.clone()),
+                | Condition::Stopped { reason }
+                | Condition::Paused { reason } => Some(reason.clone()),
             };
             unwell = match (&reason, unwell) {
                 (None, _) => None,

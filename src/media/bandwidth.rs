@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Zoned;
 use jiff::civil::DateTime;
+use tokio::sync::watch;
 
 use crate::weekly_times::WeeklySpan;
 
@@ -118,11 +119,13 @@ fn limit(text: &str) -> Result<BandwidthLimit, String> {
     }
 }
 
-/// The bucket of all that leaves: rows take from it without waiting, files wait.
+/// The bucket of all that leaves: rows take from it without waiting, files wait. While an operator has paused
+/// files, none goes.
 #[derive(Debug)]
 pub struct Bandwidth {
     bucket: Mutex<Bucket>,
     clock: fn() -> DateTime,
+    paused: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -147,6 +150,7 @@ impl Default for Bandwidth {
                 filled_at: Instant::now(),
             }),
             clock: || Zoned::now().datetime(),
+            paused: watch::Sender::new(false),
         }
     }
 }
@@ -159,24 +163,36 @@ impl Bandwidth {
         bucket.looked_up = None;
     }
 
-    /// The limit that holds now.
+    /// Lets no file go while they are paused.
+    pub fn set_paused(&self, is_paused: bool) {
+        self.paused
+            .send_if_modified(|now| std::mem::replace(now, is_paused) != is_paused);
+    }
+
+    fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    /// The limit that the plan sets now.
     pub fn limit(&self) -> BandwidthLimit {
         self.bucket().look_up(self.clock)
     }
 
     /// Whether no file may go now.
     pub fn is_off(&self) -> bool {
-        self.limit() == Some(0)
+        self.is_paused() || self.limit() == Some(0)
     }
 
-    /// Waits until files may go if they may not now (`is_off`), or may not any more if they may: for ever if
-    /// the plan never says so.
+    /// Waits until files may go if they may not now (`is_off`), or may not any more if they may.
     pub(super) async fn turned(&self, is_off: bool) {
-        if !is_off && !self.bucket().plan.is_ever_off() {
-            return std::future::pending().await;
-        }
+        let mut paused = self.paused.subscribe();
         while self.is_off() == is_off {
-            tokio::time::sleep(RECHECK * 2).await;
+            let follows_plan = !self.is_paused() && self.bucket().plan.is_ever_off();
+            tokio::select! {
+                // The sender lives as long as this does.
+                _ = paused.changed() => {}
+                () = tokio::time::sleep(RECHECK * 2), if follows_plan => {}
+            }
         }
     }
 
@@ -191,6 +207,9 @@ impl Bandwidth {
     /// Takes so many bytes for a file, and returns how long to wait before they go. Called with 0 after that
     /// wait, it returns what is still to be waited for: the limit may have changed.
     pub fn take(&self, bytes: usize) -> Duration {
+        if self.is_paused() {
+            return RECHECK;
+        }
         let mut bucket = self.bucket();
         let limit = match bucket.look_up(self.clock) {
             None => return Duration::ZERO,
@@ -331,5 +350,17 @@ mod tests {
         bandwidth.set_plan(plan("off"));
         assert!(bandwidth.is_off());
         assert_eq!(bandwidth.take(1), RECHECK);
+    }
+
+    #[tokio::test]
+    async fn a_pause_holds_whatever_the_plan_says_and_its_end_is_heard() {
+        let bandwidth = Bandwidth::default();
+        bandwidth.set_paused(true);
+        bandwidth.turned(false).await;
+        assert!(bandwidth.is_off());
+        assert_eq!((bandwidth.limit(), bandwidth.take(1)), (None, RECHECK));
+        let resume = async { bandwidth.set_paused(false) };
+        tokio::join!(bandwidth.turned(true), resume);
+        assert_eq!(bandwidth.take(1 << 30), Duration::ZERO);
     }
 }

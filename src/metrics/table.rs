@@ -123,6 +123,10 @@ metrics! {
         "1 while the entity is parked: its changes wait, all others flow, and the status says why; else 0",
     )
     .by("entity", &[]);
+    PAUSED = gauge("cloud_sync_paused", "1 while an operator has paused everything, or files; else 0")
+        .by("what", &["all", "files"]);
+    ENTITY_PAUSED = gauge("cloud_sync_entity_paused", "1 while an operator has paused the entity; else 0")
+        .by("entity", &[]);
     CAPTURE_BROKEN = gauge("cloud_sync_capture_broken", "Entities whose changes may be missed now");
     CAPTURE_GAPS = gauge(
         "cloud_sync_capture_gaps",

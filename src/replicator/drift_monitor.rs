@@ -18,7 +18,7 @@ use crate::retry::{Backoff, waits};
 use crate::source::connect::Session;
 use crate::source::describe::DescribedTable;
 use crate::source::drift::{self, EntityDrift};
-use crate::source::{identity, install};
+use crate::source::{identity, install, parked_touches};
 use crate::supervise::{NextRound, Supervisor};
 
 /// The time between two looks for up to [`FEW_ENTITIES`]; for more it is as many times longer, so that the looks
@@ -79,6 +79,8 @@ fn of<'a>(catalogue: &Catalogue, watched: impl Iterator<Item = &'a EntityDrift>)
                 .is_some_and(|wrong| wrong.missed().is_some());
             let error = match (&watched.wrong, &watched.parked, &watched.gap) {
                 (Some(wrong), _, _) if misses => wrong.error(entity),
+                // It waits for an operator, who knows it.
+                (_, Some(why), _) if why == parked_touches::PAUSED => return None,
                 (_, Some(why), _) => parked(entity, why),
                 (Some(wrong), None, _) => wrong.error(entity),
                 (None, None, Some((gap, _))) => Error::config(
@@ -224,18 +226,20 @@ impl Replicator {
         let gaps = watched.iter().filter(|watched| watched.gap.is_some()).count();
         metrics.capture_gaps.set(gaps as i64);
         for ((entity_index, _), watched) in catalogue.indexed().zip(watched) {
-            metrics
-                .parked(entity_index)
-                .set(i64::from(watched.parked.is_some()));
+            let parked = watched.parked.as_ref();
+            let is_parked = parked.is_some_and(|why| why != parked_touches::PAUSED);
+            metrics.parked(entity_index).set(i64::from(is_parked));
         }
         self.drift.set(problems);
+        let pauses = self.state.pauses();
         catalogue
             .entities()
             .iter()
             .zip(watched)
-            .filter(|(_, watched)| {
+            .filter(|(entity, watched)| {
                 // Rows of a parked entity cannot be compared, or would wait.
                 watched.gap.is_some()
+                    && pauses.of_entity(&entity.name).is_none()
                     && watched.parked.is_none()
                     && watched
                         .wrong

@@ -4,15 +4,17 @@
 //! its own ([`leader`]): a second replicator waits, and takes over when the lock comes free.
 //!
 //! Tasks while leading: the drain, the upload lane, the gauges, the drift monitor, which also compares
-//! what may have been missed, the sync schedule. The operator API serves all the time. Tasks begin again,
+//! what may have been missed, the sync schedule, and what operators pause. The operator API serves all the time, and
+//! alerts are watched all the time. Tasks begin again,
 //! with the checkpoint as it is, when the settings are replaced ([`Replicator::reload`]). They are dropped at
 //! once when the leader's session is lost: what they are doing then must not meet the next leader's.
 //!
-//! Join order on shutdown: the schedule, the drift monitor and the gauges end at once; the drain gives its reader up,
+//! Join order on shutdown: the schedule, the drift monitor, the gauges and the pauses end at once; the drain gives its reader up,
 //! finishes or gives up the batch at hand, commits and mirrors the checkpoint; the upload lane gives its file
 //! up; last the leader's lock goes. It takes [`END`] at most: what has not ended by then is dropped, which
 //! costs no more than a crash would.
 
+mod alerts;
 pub mod cloud_check;
 mod completed_settings;
 mod drift_monitor;
@@ -20,19 +22,22 @@ mod leader;
 mod one_shot;
 mod operator;
 mod outbox_forecast;
+mod pauses;
 pub mod preconditions;
 mod replay;
 mod row_inquiry;
 mod source_status;
+mod sync_schedule;
 mod syncs;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::{Timestamp, Zoned};
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::AlertChannels;
 use crate::checkpoint::SledStore;
 use crate::config::{CapabilityChoice, FileDriver, Loaded, Settings};
 use crate::control::status::{LastSync, StatusReport};
@@ -46,12 +51,13 @@ use crate::metrics::Metrics;
 use crate::reconcile::report::SyncReport;
 use crate::reconcile::{NoObserver, Reconcile};
 use crate::retry::Backoff;
-use crate::schedule::{self, Schedule};
+use crate::schedule::Schedule;
 use crate::source::complete::PatternScope;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
 use crate::supervise::{NextRound, Supervisor, pause_or_stop};
 
+pub(crate) use alerts::test_alerts;
 pub(crate) use completed_settings::complete_settings;
 use drift_monitor::DriftSummary;
 use leader::Leader;
@@ -86,12 +92,11 @@ struct ReloadableConfig {
 
 impl ReloadableConfig {
     fn new(settings: &Settings) -> Result<Self> {
+        // Whether they can be used shows now, and not at the first problem.
+        AlertChannels::new(&settings.alerts)?;
         Ok(Self {
             cloud: cloud(settings)?,
-            schedule: match &settings.schedule.sync {
-                Some(cron) => Some(Schedule::new(cron)?),
-                None => None,
-            },
+            schedule: sync_schedule::schedule(&settings.schedule)?,
             settings: settings.clone(),
         })
     }
@@ -225,8 +230,7 @@ impl Replicator {
         serving: impl FnOnce(std::net::SocketAddr),
     ) -> Result<()> {
         let settings = self.live().settings.clone();
-        let server =
-            ControlServer::bind(&settings.control, token::load_or_create(&settings)?, self.clone()).await?;
+        let server = ControlServer::bind(&settings, token::load_or_create(&settings)?, self.clone()).await?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.token());
         serving(server.address());
         let stop = shutdown.child_token();
@@ -241,6 +245,7 @@ impl Replicator {
         let led = tokio::select! {
             biased;
             led = self.lead_repeatedly(&stop) => led,
+            never = self.watch_alerts(&stop) => match never {},
             () = overdue => {
                 tracing::warn!("a task did not end in time and is aborted; the next run goes on from the checkpoint");
                 Ok(())
@@ -285,6 +290,7 @@ impl Replicator {
     async fn lead(&self, leader: Leader, shutdown: &CancellationToken) -> Result<()> {
         let (store, _aside) = SledStore::open(&self.live().settings.store.path.join("checkpoint"))?;
         let store = Arc::new(store);
+        self.read_pauses().await?;
         tracing::info!("this process drains the outbox");
         let work = async {
             while !shutdown.is_cancelled() {
@@ -332,33 +338,16 @@ impl Replicator {
             }
             result
         };
-        let ((), drained, uploaded, (), (), ()) = tokio::join!(
+        let ((), drained, uploaded, (), (), (), ()) = tokio::join!(
             replaced,
             async { ending(Box::pin(drain.run(stop.clone())).await) },
             async { ending(Box::pin(uploads.run(stop.clone())).await) },
             Box::pin(self.watch_gauges(&store, &stop)),
             Box::pin(self.monitor_drift(&stop)),
             Box::pin(self.follow_schedule(&live, &stop)),
+            Box::pin(self.follow_pauses(&stop)),
         );
         drained.and(uploaded)
-    }
-
-    async fn follow_schedule(&self, live: &ReloadableConfig, stop: &CancellationToken) {
-        let Some(schedule) = &live.schedule else { return };
-        schedule::run_schedule(schedule, Zoned::now, stop, || self.sync_as_scheduled(stop)).await;
-    }
-
-    async fn sync_as_scheduled(&self, stop: &CancellationToken) {
-        let all = SyncRequest::default();
-        let synced = tokio::select! {
-            () = stop.cancelled() => return,
-            synced = self.sync_and_tell_files(&all, &NoObserver) => synced,
-        };
-        match synced {
-            Ok(report) if report.success() => tracing::info!("the scheduled sync is done"),
-            Ok(report) => tracing::warn!(errors = report.errors().len(), "the scheduled sync had errors"),
-            Err(error) => tracing::error!("the scheduled sync failed: {error}"),
-        }
     }
 
     async fn watch_gauges(&self, store: &SledStore, stop: &CancellationToken) {

@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::reconcile::Observer;
 use crate::reconcile::backfill::{BackfillReport, RowSpan};
 use crate::reconcile::report::SyncReport;
+use crate::source::pauses;
 use crate::supervise::pause_or_stop;
 
 /// A pass ends if no file advances for so long while files wait.
@@ -64,6 +65,7 @@ impl OneShot {
         };
         let (store, _aside) = SledStore::open(&settings.store.path.join("checkpoint"))?;
         let cloud = cloud(settings)?;
+        replicator.read_pauses().await?;
         let state = replicator.state.clone();
         let drain = drain(settings, cloud.clone(), Arc::new(store), state.clone())?;
         let uploads = uploads(settings, cloud, &state)?;
@@ -137,7 +139,7 @@ impl OneShot {
             }
             match replicator.state.condition() {
                 Condition::Starting | Condition::Replicating => unwell = 0,
-                Condition::Stopped { reason } => return Err(reason),
+                Condition::Stopped { reason } | Condition::Paused { reason } => return Err(reason),
                 Condition::BackingOff { reason, .. } | Condition::KeyRefused { reason } => {
                     unwell += 1;
                     if unwell > 100 {
@@ -182,6 +184,14 @@ pub async fn backfill(
 ) -> Result<BackfillReport> {
     let entity_indexes = settings.catalogue.select(entities)?;
     let once = OneShot::try_start(settings).await?;
+    let session = super::connect(settings, "pauses").await?;
+    if let Err(error) = pauses::read(session.client()).await?.must_flow("backfill") {
+        if let Some(once) = once {
+            once.finish().await?;
+        }
+        return Err(error);
+    }
+    drop(session);
     let state = match &once {
         Some(once) => once.replicator.state.clone(),
         None => mirrored_state(settings, shutdown).await?,

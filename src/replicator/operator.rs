@@ -10,12 +10,13 @@ use jiff::Zoned;
 use super::{Replicator, source_status};
 use crate::change::Position;
 use crate::control::status::{ReplicatorState, StatusReport};
-use crate::control::{Health, Operator, Overview, RowInquiry, SyncRequest};
+use crate::control::{Health, Operator, Overview, PauseStatus, RowInquiry, SyncRequest};
 use crate::drain::{Condition, Peer};
 use crate::error::{Error, Kind, Result};
 use crate::quarantine::QuarantineEntry;
 use crate::reconcile::NoObserver;
 use crate::reconcile::report::SyncReport;
+use crate::source::pauses::PauseScope;
 
 /// How long the source may take to say what waits, before the status counts it as not reachable.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -29,85 +30,14 @@ const LAG_IS_OLD: Duration = Duration::from_secs(90);
 
 impl Operator for Replicator {
     async fn status(&self) -> Result<StatusReport> {
-        let live = self.live();
         let checkpoint = self.state.checkpoint();
-        let asked = tokio::time::timeout(ANSWER, self.questions.gauges(checkpoint.clone()))
+        let asked = tokio::time::timeout(ANSWER, self.questions.gauges(checkpoint))
             .await
             .unwrap_or_else(|_| Err(no_answer()));
-        let mut status = StatusReport::unknown(ReplicatorState::Starting);
-        status.running_since = Some(self.started_at);
-        let metrics = &self.state.metrics;
-        (status.state, status.reason) = match (self.standby(), self.state.condition()) {
-            (Some(reason), _) => (ReplicatorState::Standby, Some(reason)),
-            (None, Condition::Starting) => (ReplicatorState::Starting, None),
-            (None, Condition::Replicating) => (ReplicatorState::Replicating, None),
-            (None, Condition::BackingOff { reason, .. }) => (ReplicatorState::BackingOff, Some(reason)),
-            (None, Condition::KeyRefused { reason }) => (ReplicatorState::KeyRefused, Some(reason)),
-            (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
-        };
-        let standby = self.standby_since().map(|(since, _)| since);
-        status.state_since = Some(standby.unwrap_or_else(|| self.state.since()));
-        status.last_accepted_at = self.state.delivered_at();
-        status.running_sync = self.sync_progress.running();
-        status.capture = self.drift.problems();
-        status.files.bandwidth_limit = self.state.files.bandwidth.limit();
-        status.files.watch_problem = self.state.files.watch_problem();
-        if status.reason.is_none() {
-            status.reason = self.drift.reason();
+        if let Ok(gauges) = &asked {
+            self.note(gauges.clone());
         }
-        match asked {
-            Ok(gauges) => {
-                self.note(gauges.clone());
-                source_status::fill(&mut status, &gauges);
-            }
-            Err(error) => {
-                status.source.reachable = Some(false);
-                status.source.last_error = Some(error.to_string());
-            }
-        }
-        source_status::fill_checkpoint(&mut status, checkpoint.as_ref());
-        status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
-        let capabilities = self.state.capabilities();
-        status.cloud.capabilities = capabilities
-            .unwrap_or_default()
-            .names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
-        status.cloud.reachable = match self.state.condition() {
-            Condition::BackingOff {
-                away: Peer::Cloud, ..
-            }
-            | Condition::KeyRefused { .. } => Some(false),
-            _ => capabilities.map(|_| true),
-        };
-        status.cloud.last_error = match status.cloud.reachable {
-            Some(false) => status.reason.clone(),
-            _ => None,
-        };
-        status.last_sync = self
-            .last_sync
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        status.next_sync = live
-            .schedule
-            .as_ref()
-            .and_then(|schedule| schedule.next_after(&Zoned::now()))
-            .map(|next| next.timestamp());
-        status.counts.accepted = metrics.accepted_total();
-        status.counts.refused = metrics.refused.get();
-        status.counts.collapsed = metrics.collapsed.get();
-        status.counts.batches = metrics.batches.get();
-        status.counts.bytes = metrics.bytes_sent.get();
-        status.entities = live
-            .settings
-            .catalogue
-            .indexed()
-            .map(|(entity_index, entity)| (entity.name.clone(), metrics.accepted(entity_index).get()))
-            .collect();
-        status.latency = source_status::latency(metrics);
-        Ok(status)
+        Ok(self.report_of(asked))
     }
 
     async fn why(&self, entity: &str, key: &str) -> Result<RowInquiry> {
@@ -129,9 +59,12 @@ impl Operator for Replicator {
         if let Some(reason) = self.standby() {
             return Health::Starting(format!("standing by: {reason}"));
         }
+        if let Some(pause) = &self.state.pauses().all {
+            return Health::Noted(format!("replication is {pause}"));
+        }
         let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let waiting = gauges.lag.changes;
-        if let Some(reason) = self.overdue(&gauges) {
+        if let Some(reason) = self.overdue() {
             return Health::Still(reason);
         }
         match self.state.condition() {
@@ -140,6 +73,8 @@ impl Operator for Replicator {
                 Health::Still(self.drift.reason().unwrap_or_default())
             }
             Condition::Stopped { reason } | Condition::KeyRefused { reason } => Health::Still(reason),
+            // It is resumed a moment ago.
+            Condition::Paused { reason } => Health::Noted(reason),
             // Without the source, nobody knows what waits.
             Condition::BackingOff {
                 away: Peer::Source,
@@ -201,6 +136,7 @@ impl Operator for Replicator {
             .hash(&mut hasher);
         (self.state.since(), self.state.condition().reason()).hash(&mut hasher);
         (self.standby(), self.drift.reason()).hash(&mut hasher);
+        self.state.pauses().hash(&mut hasher);
         if let Some(sync) = self.sync_progress.running() {
             (sync.began_at, sync.entity, sync.compared, sync.pushed).hash(&mut hasher);
         }
@@ -218,6 +154,14 @@ impl Operator for Replicator {
 
     async fn discard(&self, position: Position) -> Result<u64> {
         self.questions.discard(position).await
+    }
+
+    async fn pause(&self, scope: &PauseScope, by: &str) -> Result<PauseStatus> {
+        self.begin_pause(scope, by).await
+    }
+
+    async fn resume(&self, scope: &PauseScope, by: &str) -> Result<PauseStatus> {
+        self.end_pause(scope, by).await
     }
 }
 
@@ -242,9 +186,96 @@ fn well(gauges: &source_status::SourceGauges) -> Health {
 }
 
 impl Replicator {
+    /// The status by what was noted last: it asks nobody.
+    pub(super) fn known_status(&self) -> StatusReport {
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_fresh = gauges.at.is_some_and(|at| at.elapsed() < LAG_IS_OLD);
+        self.report_of(if is_fresh { Ok(gauges) } else { Err(no_answer()) })
+    }
+
+    /// The status, with what the source says.
+    fn report_of(&self, asked: Result<source_status::SourceGauges>) -> StatusReport {
+        let live = self.live();
+        let checkpoint = self.state.checkpoint();
+        let mut status = StatusReport::unknown(ReplicatorState::Starting);
+        status.running_since = Some(self.started_at);
+        let metrics = &self.state.metrics;
+        status.paused = (*self.state.pauses()).clone();
+        (status.state, status.reason) = match (self.standby(), self.state.condition()) {
+            (Some(reason), _) => (ReplicatorState::Standby, Some(reason)),
+            (None, Condition::Starting) => (ReplicatorState::Starting, None),
+            (None, Condition::Replicating) => (ReplicatorState::Replicating, None),
+            (None, Condition::BackingOff { reason, .. }) => (ReplicatorState::BackingOff, Some(reason)),
+            (None, Condition::KeyRefused { reason }) => (ReplicatorState::KeyRefused, Some(reason)),
+            (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
+            (None, Condition::Paused { reason }) => (ReplicatorState::Paused, Some(reason)),
+        };
+        let standby = self.standby_since().map(|(since, _)| since);
+        status.state_since = Some(standby.unwrap_or_else(|| self.state.since()));
+        status.last_accepted_at = self.state.delivered_at();
+        status.running_sync = self.sync_progress.running();
+        status.capture = self.drift.problems();
+        status.files.bandwidth_limit = self.state.files.bandwidth.limit();
+        status.files.watch_problem = self.state.files.watch_problem();
+        if status.reason.is_none() {
+            status.reason = self.drift.reason();
+        }
+        match asked {
+            Ok(gauges) => source_status::fill(&mut status, &gauges),
+            Err(error) => {
+                status.source.reachable = Some(false);
+                status.source.last_error = Some(error.to_string());
+            }
+        }
+        source_status::fill_checkpoint(&mut status, checkpoint.as_ref());
+        status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
+        let capabilities = self.state.capabilities();
+        status.cloud.capabilities = capabilities
+            .unwrap_or_default()
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        status.cloud.reachable = match self.state.condition() {
+            Condition::BackingOff {
+                away: Peer::Cloud, ..
+            }
+            | Condition::KeyRefused { .. } => Some(false),
+            _ => capabilities.map(|_| true),
+        };
+        status.cloud.last_error = match status.cloud.reachable {
+            Some(false) => status.reason.clone(),
+            _ => None,
+        };
+        status.last_sync = self
+            .last_sync
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        status.next_sync = live
+            .schedule
+            .as_ref()
+            .and_then(|schedule| schedule.next_after(&Zoned::now()))
+            .map(|next| next.timestamp());
+        status.counts.accepted = metrics.accepted_total();
+        status.counts.refused = metrics.refused.get();
+        status.counts.collapsed = metrics.collapsed.get();
+        status.counts.batches = metrics.batches.get();
+        status.counts.bytes = metrics.bytes_sent.get();
+        status.entities = live
+            .settings
+            .catalogue
+            .indexed()
+            .map(|(entity_index, entity)| (entity.name.clone(), metrics.accepted(entity_index).get()))
+            .collect();
+        status.latency = source_status::latency(metrics);
+        status
+    }
+
     /// Says why a change waits for longer than the limit, whatever holds it up; `None` if none does. A more
     /// exact reason comes first.
-    fn overdue(&self, gauges: &source_status::SourceGauges) -> Option<String> {
+    pub(super) fn overdue(&self) -> Option<String> {
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let limit = self.live().settings.control.lag_limit;
         let unasked = gauges
             .at
@@ -253,7 +284,8 @@ impl Replicator {
             Condition::Starting | Condition::Replicating => self.drift.reason(),
             Condition::BackingOff { reason, .. }
             | Condition::KeyRefused { reason }
-            | Condition::Stopped { reason } => Some(reason),
+            | Condition::Stopped { reason }
+            | Condition::Paused { reason } => Some(reason),
         };
         let (what, seconds) = if gauges.lag.changes > 0 {
             let changes = gauges.lag.changes;

@@ -16,7 +16,7 @@ use crate::source::complete::{self, PatternScope};
 use crate::source::connect::{Session, must_keep_sessions};
 use crate::source::describe::{self, DescribedTable, SourceTable};
 use crate::source::drift::{self, EntityDrift};
-use crate::source::{identity, leader_lock, outbox, schema_check};
+use crate::source::{identity, leader_lock, outbox, parked_touches, schema_check};
 
 /// Less room for the outbox than this is reported.
 const LEAST_ROOM: u64 = 256 << 20;
@@ -337,7 +337,11 @@ async fn capture(
     if let Some(wrong) = &watched.wrong {
         return Err(wrong.error(entity));
     }
-    if let Some(why) = &watched.parked {
+    if let Some(why) = watched
+        .parked
+        .as_ref()
+        .filter(|why| *why != parked_touches::PAUSED)
+    {
         return Err(super::drift_monitor::parked(entity, why));
     }
     if let Some((gap, _)) = &watched.gap {

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::source::connect::Session;
 use crate::source::drift::{self, EntityDrift};
 use crate::source::identity;
+use crate::source::parked_touches;
 use crate::source::row_facts::{self, Accepted, RowAtSite, RowFile, WaitingTouch};
 
 /// What was found, before a reason is chosen.
@@ -23,6 +24,8 @@ struct InquiryFacts<'a> {
     unanswered: Option<Timestamp>,
     files: Vec<RowFile>,
     backfill_is_unfinished: bool,
+    /// Whether a touch of it is kept since the entity is parked.
+    is_kept: bool,
 }
 
 type ChosenReason = (InquiryState, String, Option<String>);
@@ -64,6 +67,7 @@ pub(crate) async fn inquire(
         waiting,
         unanswered: row_facts::unanswered(client, &entity.name, &key).await?,
         files: row_facts::files(client, &entity.name, &key).await?,
+        is_kept: row_facts::is_kept(client, entity, watched.id, &key).await?,
         backfill_is_unfinished: row_facts::backfill_is_unfinished(client, &entity.name).await?,
     };
     let (state, reason, next) = match &refusal {
@@ -121,7 +125,21 @@ fn verdict(found: &InquiryFacts<'_>, status: &StatusReport) -> ChosenReason {
             Some("cloud-sync init".to_owned()),
         );
     }
-    if let Some(why) = &found.watched.parked {
+    if let Some(pause) = status.paused.of_entity(name)
+        && (found.is_kept || found.waiting.is_some())
+    {
+        let (what, next) = match status.paused.all {
+            Some(_) => ("replication", "cloud-sync resume".to_owned()),
+            None => ("its entity", format!("cloud-sync resume --entity {name}")),
+        };
+        return (
+            InquiryState::Waiting,
+            format!("{what} is {pause}: its change is kept, and is sent when somebody resumes it"),
+            Some(next),
+        );
+    }
+    let parked = found.watched.parked.as_ref();
+    if let Some(why) = parked.filter(|why| *why != parked_touches::PAUSED) {
         return (
             InquiryState::Waiting,
             format!("no row of {name} can be read or sent now: {why}"),
@@ -236,7 +254,8 @@ fn while_waiting(
             format!("the replicator waits before it tries again: {}", last(&None)),
             Some("cloud-sync status"),
         ),
-        ReplicatorState::Starting | ReplicatorState::Replicating => match held {
+        // Its change comes as soon as what was kept is read.
+        ReplicatorState::Starting | ReplicatorState::Replicating | ReplicatorState::Paused => match held {
             Some(file) if holds(found.entity) => waiting(
                 format!(
                     "it is held back until the cloud has its file {}: {}",
@@ -298,6 +317,7 @@ fn facts(found: &InquiryFacts<'_>, status: &StatusReport) -> Vec<(String, String
     add(
         "outbox",
         match &found.waiting {
+            None if found.is_kept => "its changes are kept apart from the outbox".to_owned(),
             Some(touch) => format!(
                 "its last change was captured at {}, position {}; {} changes wait before it",
                 touch.captured_at, touch.position, touch.before

@@ -19,6 +19,7 @@ use crate::quarantine::{self, QuarantineEntry};
 use crate::source::connect::Session;
 use crate::source::file_state::FileState;
 use crate::source::identity::{self, Identity};
+use crate::source::pauses::{self, PauseScope, Pauses};
 use crate::source::{file_records, leader_lock, outbox, overview};
 
 use super::outbox_forecast::{self, OutboxForecast};
@@ -40,6 +41,7 @@ pub(super) struct SourceGauges {
     /// See [`FileCounts::missing_seconds`].
     pub(super) missing_seconds: Option<f64>,
     pub(super) growth: GrowthStatus,
+    pub(super) pauses: Pauses,
     /// When it was asked.
     pub(super) at: Option<Instant>,
 }
@@ -124,6 +126,33 @@ impl SourceStatusSession {
         Ok(count)
     }
 
+    /// What is paused.
+    pub(super) async fn pauses(&self) -> Result<Pauses> {
+        let mut kept = self.session.lock().await;
+        let session = self.take_session(&mut kept).await?;
+        let paused = pauses::read(session.client()).await?;
+        *kept = Some(session);
+        Ok(paused)
+    }
+
+    /// Pauses something. Returns whether it was not paused before.
+    pub(super) async fn pause(&self, scope: &PauseScope, by: &str) -> Result<bool> {
+        let mut kept = self.session.lock().await;
+        let session = self.take_session(&mut kept).await?;
+        let is_new = pauses::pause(session.client(), scope, by).await?;
+        *kept = Some(session);
+        Ok(is_new)
+    }
+
+    /// Ends a pause. Returns whether there was one.
+    pub(super) async fn resume(&self, scope: &PauseScope) -> Result<bool> {
+        let mut kept = self.session.lock().await;
+        let session = self.take_session(&mut kept).await?;
+        let was_paused = pauses::resume(session.client(), scope).await?;
+        *kept = Some(session);
+        Ok(was_paused)
+    }
+
     /// The kept session, or a new one. The caller gives it back when all went well: one on which something
     /// failed is not used again.
     async fn take_session(&self, kept: &mut Option<Session>) -> Result<Session> {
@@ -169,6 +198,7 @@ async fn gauges(
             _ => overview::longest_missing(client).await?,
         },
         files,
+        pauses: pauses::read(client).await?,
         growth: GrowthStatus::default(),
         at: None,
     })
@@ -187,6 +217,7 @@ pub(super) fn fill(status: &mut StatusReport, gauges: &SourceGauges) {
     status.quarantine = Some(gauges.quarantine);
     status.outbox_bytes = Some(gauges.outbox_bytes);
     status.outbox_growth = Some(gauges.growth);
+    status.paused.clone_from(&gauges.pauses);
     status.files = FileCounts {
         waiting: gauges.files.waiting,
         uploaded: gauges.files.uploaded,

@@ -66,7 +66,14 @@ impl Replicator {
     ) -> Result<SyncReport> {
         let _one = self.syncing.lock().await;
         let live = self.live();
-        let entity_indexes = live.settings.catalogue.select(&request.entities)?;
+        let catalogue = &live.settings.catalogue;
+        let pauses = self.state.pauses();
+        pauses.must_flow("sync")?;
+        // What is pushed of a paused entity would wait.
+        let (paused, entity_indexes): (Vec<_>, Vec<_>) = catalogue
+            .select(&request.entities)?
+            .into_iter()
+            .partition(|&entity_index| pauses.of_entity(&catalogue[entity_index].name).is_some());
         let observer = &self.sync_progress.begin(observer);
         let synced = async {
             let reconcile = reconcile(&live.settings, &live.cloud, &self.state).await?;
@@ -80,9 +87,17 @@ impl Replicator {
                 kept_files::ask_again(session.client(), Some(&names)).await?;
             }
             self.state.files.request_rescan();
-            Ok(reconcile
+            let mut report = reconcile
                 .sync(&entity_indexes, request.force, recording, observer)
-                .await)
+                .await;
+            let is_asked_for = !request.entities.is_empty();
+            for name in paused.iter().map(|&entity_index| &catalogue[entity_index].name) {
+                match pauses.of_entity(name).filter(|_| is_asked_for) {
+                    Some(pause) => report.fail(name, format!("it is {pause}")),
+                    None => tracing::info!(entity = name, "it is paused, and so is not compared"),
+                }
+            }
+            Ok(report)
         };
         let synced: Result<SyncReport> = tokio::select! {
             synced = synced => synced,

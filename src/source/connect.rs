@@ -107,6 +107,11 @@ impl Session {
         self.notified.notified().await;
     }
 
+    /// Whether the connection is lost.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
     /// Waits until the connection is lost.
     pub async fn closed(&self) {
         self.closed.cancelled().await;

@@ -5,7 +5,8 @@
 //! and drops them, [`drift`] notices what escapes them. [`identity`] says whose outbox it is, [`leader_lock`]
 //! and [`term`] who drains it. [`wake`] sleeps until a commit, [`outbox`] reads windows of touches and gives
 //! space back, [`rows`] reads the present state of touched rows, by a [`projection`] and the codec of
-//! [`crate::wire::column_values`]. [`parked_touches`] keeps the touches of entities that cannot flow.
+//! [`crate::wire::column_values`]. [`parked_touches`] keeps the touches of entities that cannot flow, [`pauses`]
+//! what an operator has paused.
 //! [`touch`] touches rows again, [`sent`] remembers what some servers have, [`pages`] reads whole tables.
 //! [`quarantine`], [`file_records`] (read for people by [`file_list`]; [`file_state`] has the states,
 //! [`kept_files`] asks for them again), [`upload_state`] and [`backfill_progress`] keep what
@@ -35,6 +36,7 @@ pub mod outbox;
 pub mod overview;
 pub mod pages;
 pub(crate) mod parked_touches;
+pub mod pauses;
 pub(crate) mod projection;
 pub mod quarantine;
 pub(crate) mod row_facts;

@@ -7,6 +7,9 @@ use super::term::Fence;
 use crate::error::{Error, Result};
 use crate::sql_template::statement;
 
+/// The reason of an entity that an operator has paused: see [`super::pauses`].
+pub(crate) const PAUSED: &str = "it is paused";
+
 /// A touch of a parked entity, with its key in one of the outbox's two forms; a truncate has neither.
 pub(crate) struct KeptTouch {
     pub(crate) op: TouchOp,
@@ -59,5 +62,26 @@ pub(crate) async fn reason(client: &Client, name: &str, entity: i16) -> Result<O
         .query_one(statement!("parking", "reason"), &[&entity])
         .await
         .map_err(|error| Error::postgres(format!("see whether {name} is parked"), error))?;
+    Ok(row.get(0))
+}
+
+/// Whether a touch of the row is kept, or one that does not tell its row. The key is in the outbox's two forms;
+/// `is_composite` says whether it has several columns.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn keeps(
+    client: &Client,
+    entity: i16,
+    (number, text): (Option<i64>, Option<&str>),
+    is_composite: bool,
+) -> Result<bool> {
+    let row = client
+        .query_one(
+            statement!("parking", "keeps"),
+            &[&entity, &number, &text, &is_composite],
+        )
+        .await
+        .map_err(|error| Error::postgres("look for the row among kept touches", error))?;
     Ok(row.get(0))
 }

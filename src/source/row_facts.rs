@@ -10,7 +10,7 @@ use super::describe::SourceTable;
 use super::projection::PresentRow;
 use super::quarantine::{self, QuarantineEntry};
 use super::rows::{ByteBudget, RowReadFailure, RowReader, TouchKey};
-use super::touch;
+use super::{parked_touches, touch};
 use crate::catalogue::Entity;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -223,6 +223,19 @@ pub(crate) async fn waiting(
         captured_at: time(&row, 1),
         before: row.get::<_, i64>(2).max(0).cast_unsigned(),
     }))
+}
+
+/// Whether a touch of the row is kept since its entity is parked.
+///
+/// # Errors
+/// The source's.
+pub(crate) async fn is_kept(client: &Client, entity: &Entity, number: i16, key: &str) -> Result<bool> {
+    let Some((integer, text)) = touch::parts(entity, key) else {
+        return Ok(false);
+    };
+    // A key that looks like an integer is a text in touches of a key of another type.
+    let text = text.or_else(|| integer.map(|integer| integer.to_string()));
+    parked_touches::keeps(client, number, (integer, text.as_deref()), entity.key.len() > 1).await
 }
 
 /// The row's refusal that waits for a decision.

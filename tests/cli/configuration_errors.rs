@@ -86,7 +86,7 @@ fn wrong_values() {
         "files.driver=ftp",
         "files.fields=visibility",
         "control.listen=localhost:8787",
-        "schedule.sync=hourly",
+        "schedule.sync=sometimes",
         "receiver.keys=college",
         "receiver.keys=the college=key",
         "receiver.keys=college=",

@@ -120,6 +120,48 @@ async fn a_technician_signs_in_watches_syncs_mends_and_signs_out() {
         .until_shown("#sentence", "1 file is not in the media folder yet.")
         .await;
 
+    // Everything is paused and resumed, and so is an entity.
+    browser.click("#pause-state button").await;
+    browser.until_shown("#notice", "Replication is paused.").await;
+    let said = browser
+        .until_shown("#sentence", "Replication has been paused for less than a minute.")
+        .await;
+    assert!(said.contains("Paused by somebody at the page."), "{said}");
+    browser.until_shown("#pause-state", "Paused since").await;
+    page.scenario
+        .run("update tbl_room set room_name = 'Kept' where room_no = 'R-1'")
+        .await;
+    browser
+        .until_shown("#sentence", "1 change is safe here and waits.")
+        .await;
+    browser
+        .assert_accessible(axe, "the page while all is paused")
+        .await;
+    pictures(&browser, "paused").await;
+    browser.click("#pause-state button").await;
+    browser.until_shown("#notice", "Replication is resumed.").await;
+    browser
+        .until_shown("#sentence", "1 file is not in the media folder yet.")
+        .await;
+    browser.click("#entities button[value='entity:rooms']").await;
+    browser.until_shown("#entities", "Paused since").await;
+    browser
+        .until_shown("#sentence", "rooms has been paused for less than a minute.")
+        .await;
+    browser
+        .assert_accessible(axe, "the page while rooms are paused")
+        .await;
+    browser.click("#entities button[value='entity:rooms']").await;
+    browser
+        .until_shown("#sentence", "1 file is not in the media folder yet.")
+        .await;
+    browser.click("#files-state button").await;
+    browser.until_shown("#files-state", "Paused since").await;
+    browser.click("#files-state button").await;
+    browser
+        .until_shown("#sentence", "1 file is not in the media folder yet.")
+        .await;
+
     // Without script, the page works too.
     browser.disable_scripts(true).await;
     browser.open(&url).await;

@@ -4,6 +4,7 @@
 mod browser;
 mod page;
 mod page_of_site;
+mod tokens;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,8 @@ use cloud_sync::config::{LoadOptions, Settings};
 use cloud_sync::control::client::ControlClient;
 use cloud_sync::control::status::{LagStatus, ReplicatorState};
 use cloud_sync::control::{
-    ControlServer, Health, Operator, Overview, RowInquiry, StatusReport, SyncReport, SyncRequest, token,
+    ControlServer, Health, Operator, Overview, PauseScope, PauseStatus, RowInquiry, StatusReport, SyncReport,
+    SyncRequest, token,
 };
 use cloud_sync::error::{Error, Kind, Result};
 use cloud_sync::metrics::Metrics;
@@ -104,6 +106,14 @@ impl Operator for ScriptedOperator {
     async fn discard(&self, _position: Position) -> Result<u64> {
         Ok(0)
     }
+
+    async fn pause(&self, scope: &PauseScope, _by: &str) -> Result<PauseStatus> {
+        Err(Error::config(format!("pause {scope}"), "nothing runs here"))
+    }
+
+    async fn resume(&self, scope: &PauseScope, _by: &str) -> Result<PauseStatus> {
+        Err(Error::config(format!("resume {scope}"), "nothing runs here"))
+    }
 }
 
 struct OperatorApi {
@@ -148,7 +158,7 @@ async fn daemon() -> OperatorApi {
         health: Mutex::new(Health::Well),
         metrics: Metrics::new(["rooms"]),
     });
-    let server = ControlServer::bind(&settings.control, secret.clone(), Arc::clone(&operator))
+    let server = ControlServer::bind(&settings, secret.clone(), Arc::clone(&operator))
         .await
         .unwrap();
     let address = server.address();
@@ -350,7 +360,7 @@ async fn the_command_lines_client_finds_token_and_daemon() {
 #[tokio::test]
 async fn a_taken_port_is_told_with_its_remedy() {
     let daemon = daemon().await;
-    let again = ControlServer::bind(&daemon.settings.control, "t".into(), Arc::clone(&daemon.operator)).await;
+    let again = ControlServer::bind(&daemon.settings, "t".into(), Arc::clone(&daemon.operator)).await;
     let error = again.err().unwrap().to_string();
     assert!(error.contains("control.listen"), "{error}");
     daemon.stop().await;

@@ -20,11 +20,11 @@ const READER: Round = Round {
     statements: 3 + 1,
 };
 
-/// The gauges: identity, quarantine, lag, the outbox's size, files, and room on the disk.
+/// The gauges: identity, quarantine, lag, the outbox's size, files, pauses, and room on the disk.
 const STATUS: Round = Round {
     session: "cloud-sync status",
     every: Duration::from_secs(5),
-    statements: 8,
+    statements: 9,
 };
 
 /// The look at the capture: seven statements an entity, and one.

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::words::span;
 use crate::control::lag_history::LagRange;
+use crate::control::words::span;
 
 const WIDTH: f64 = 440.0;
 const LEFT: f64 = 52.0;

@@ -5,6 +5,7 @@ use url::form_urlencoded;
 
 use super::FORM_LIMIT;
 use crate::change::Position;
+use crate::control::PauseScope;
 
 /// A form's fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,15 @@ impl Form {
         let mut values = self.0.iter().filter(|(field, _)| field == name);
         let (_, value) = values.next()?;
         values.next().is_none().then_some(value)
+    }
+
+    /// The field `what`: what is to be paused or resumed.
+    pub(super) fn scope(&self) -> Option<PauseScope> {
+        match self.get("what")? {
+            "all" => Some(PauseScope::All),
+            "files" => Some(PauseScope::Files),
+            entity => Some(PauseScope::Entity(entity.strip_prefix("entity:")?.to_owned())),
+        }
     }
 
     /// The field `position`.
@@ -43,6 +53,9 @@ mod tests {
         assert_eq!(form.position(), Some(Position(12)));
         assert_eq!(form.get("twice"), None);
         assert_eq!(form.get("other"), None);
+        assert_eq!(form.scope(), None);
+        let form = Form::read(Body::from("what=entity%3Arooms")).await.unwrap();
+        assert_eq!(form.scope(), Some(PauseScope::Entity("rooms".to_owned())));
         assert_eq!(Form::read(Body::from(vec![b'a'; FORM_LIMIT + 1])).await, None);
     }
 }

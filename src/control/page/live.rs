@@ -197,10 +197,7 @@ impl<O: Operator> Listener<O> {
             received = self.updates.recv() => Some(received),
             () = tokio::time::sleep(KEEP_ALIVE) => None,
         };
-        let generation = self.state.token.generation();
-        if !self.state.page.sessions.is_live(&self.session, generation) {
-            return None;
-        }
+        self.state.caller_of(&self.session)?;
         match received {
             None => Some(Bytes::from_static(b": still here\n\n")),
             Some(Ok(update)) => Some(update),

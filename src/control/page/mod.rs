@@ -19,7 +19,6 @@ mod session;
 mod sign_in;
 mod templates;
 mod view;
-mod words;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,9 +39,10 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use super::client::connectable;
 use super::lag_history::{EVERY, LagHistory, LagRange};
-use super::server::{HandlerState, RowQuery};
+use super::problems::sentence_case;
+use super::server::{Caller, HandlerState, RowQuery};
 use super::status::{ReplicatorState, StatusReport};
-use super::{InquiryState, Operator, SyncRequest};
+use super::{InquiryState, Operator, PauseScope, SyncRequest};
 use crate::change::Position;
 use crate::error::Kind;
 use crate::serve::RemoteClient;
@@ -56,6 +56,7 @@ use view::{Seen, View};
 /// Where the page is.
 pub(super) const PATH: &str = "/cloud-sync";
 const SIGN_IN: &str = "/cloud-sync/sign-in";
+const SIGN_OUT: &str = "/cloud-sync/sign-out";
 
 const STYLE: &str = include_str!("templates/page.css");
 const SCRIPT: &str = include_str!("templates/page.js");
@@ -211,7 +212,9 @@ pub(super) fn router<O: Operator>(state: &Arc<HandlerState<O>>) -> Router<Arc<Ha
         .route("/cloud-sync/quarantine/{position}", get(entry::<O>))
         .route("/cloud-sync/quarantine/retry", post(retry::<O>))
         .route("/cloud-sync/quarantine/discard", post(discard::<O>))
-        .route("/cloud-sync/sign-out", post(sign_in::sign_out::<O>))
+        .route("/cloud-sync/pause", post(pause::<O>))
+        .route("/cloud-sync/resume", post(resume::<O>))
+        .route(SIGN_OUT, post(sign_in::sign_out::<O>))
         .route("/cloud-sync/{*rest}", any(async || not_found()))
         .layer(middleware::from_fn_with_state(
             Arc::clone(state),
@@ -266,8 +269,8 @@ async fn require_session<O: Operator>(
     next: Next,
 ) -> Response {
     let session = state.page.session_of(request.headers());
-    let generation = state.token.generation();
-    let Some(session) = session.filter(|id| state.page.sessions.is_live(id, generation)) else {
+    let session = session.and_then(|id| Some((state.caller_of(&id)?, id)));
+    let Some((caller, session)) = session else {
         return if request.method() == Method::GET && request.uri().path() == PATH {
             Redirect::to(SIGN_IN).into_response()
         } else {
@@ -288,8 +291,15 @@ async fn require_session<O: Operator>(
             let text = "The form is of another session: open the page again.\n";
             return (StatusCode::FORBIDDEN, text).into_response();
         }
+        if !caller.may_act() && parts.uri.path() != SIGN_OUT {
+            return message(
+                StatusCode::FORBIDDEN,
+                "You signed in with a read-only token: it sees everything, and changes nothing.",
+            );
+        }
         parts.extensions.insert(form);
     }
+    parts.extensions.insert(caller);
     parts.extensions.insert(session);
     next.run(Request::from_parts(parts, sent.unwrap_or_else(body::Body::empty)))
         .await
@@ -305,6 +315,7 @@ struct PageQuery {
 async fn page<O: Operator>(
     State(state): State<Arc<HandlerState<O>>>,
     Extension(session): Extension<SessionId>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<PageQuery>,
 ) -> Response {
     let view = state.view(VIEW_AGE).await;
@@ -316,6 +327,7 @@ async fn page<O: Operator>(
         view: &view,
         chart,
         form_token: &state.page.sessions.form_token(session.as_str()),
+        may_act: caller.may_act(),
         notice: state.page.sessions.take_notice(&session).as_deref(),
         now_ms: Timestamp::now().as_millisecond(),
     })
@@ -343,6 +355,7 @@ async fn sync_now<O: Operator>(
 async fn entry<O: Operator>(
     State(state): State<Arc<HandlerState<O>>>,
     Extension(session): Extension<SessionId>,
+    Extension(caller): Extension<Caller>,
     Path(position): Path<i64>,
 ) -> Response {
     let entries = match state.operator.quarantined(Position(position)).await {
@@ -359,6 +372,7 @@ async fn entry<O: Operator>(
     respond(&EntryTemplate {
         rows: &rows,
         position,
+        may_act: caller.may_act(),
         form_token: &state.page.sessions.form_token(session.as_str()),
     })
 }
@@ -369,7 +383,7 @@ async fn why<O: Operator>(
 ) -> Response {
     match state.operator.why(&row.entity, row.key.trim()).await {
         Ok(inquiry) => respond(&WhyTemplate {
-            reason: sentence::sentence_case(&inquiry.reason),
+            reason: sentence_case(&inquiry.reason),
             is_delivered: inquiry.state == InquiryState::Delivered,
             inquiry: &inquiry,
         }),
@@ -378,7 +392,7 @@ async fn why<O: Operator>(
                 Kind::Config => StatusCode::BAD_REQUEST,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             };
-            message(status, &sentence::sentence_case(&error.to_string()))
+            message(status, &sentence_case(&error.to_string()))
         }
     }
 }
@@ -394,7 +408,7 @@ async fn retry<O: Operator>(
     let notice = match state.operator.retry(position).await {
         Ok(0) => "It cannot be sent again: it is a truncate, or its key has other columns now.".to_owned(),
         Ok(_) => "The row is sent again. It leaves the list when the cloud has accepted it.".to_owned(),
-        Err(error) => sentence::sentence_case(&error.to_string()),
+        Err(error) => sentence_case(&error.to_string()),
     };
     state.back_with(&session, &notice, "#quarantine")
 }
@@ -409,12 +423,59 @@ async fn discard<O: Operator>(
     };
     let notice = match state.operator.discard(position).await {
         Ok(_) => "The refused change is discarded: the cloud stays without it.".to_owned(),
-        Err(error) => sentence::sentence_case(&error.to_string()),
+        Err(error) => sentence_case(&error.to_string()),
     };
     state.back_with(&session, &notice, "#quarantine")
 }
 
+async fn pause<O: Operator>(
+    State(state): State<Arc<HandlerState<O>>>,
+    Extension(session): Extension<SessionId>,
+    Extension(caller): Extension<Caller>,
+    Extension(form): Extension<Form>,
+) -> Response {
+    let Some(scope) = form.scope() else {
+        return message(StatusCode::BAD_REQUEST, "The form does not say what to pause.");
+    };
+    let notice = match state.operator.pause(&scope, &caller.at("page")).await {
+        Ok(_) => sentence_case(&format!("{scope} is paused")),
+        Err(error) => sentence_case(&error.to_string()),
+    };
+    state.back_with(&session, &notice, part_of(&scope))
+}
+
+async fn resume<O: Operator>(
+    State(state): State<Arc<HandlerState<O>>>,
+    Extension(session): Extension<SessionId>,
+    Extension(caller): Extension<Caller>,
+    Extension(form): Extension<Form>,
+) -> Response {
+    let Some(scope) = form.scope() else {
+        return message(StatusCode::BAD_REQUEST, "The form does not say what to resume.");
+    };
+    let notice = match state.operator.resume(&scope, &caller.at("page")).await {
+        Ok(_) => sentence_case(&format!("{scope} is resumed")),
+        Err(error) => sentence_case(&error.to_string()),
+    };
+    state.back_with(&session, &notice, part_of(&scope))
+}
+
+/// The part of the page with the button that pauses.
+fn part_of(scope: &PauseScope) -> &'static str {
+    match scope {
+        PauseScope::All => "#machine",
+        PauseScope::Files => "#files",
+        PauseScope::Entity(_) => "#rows",
+    }
+}
+
 impl<O: Operator> HandlerState<O> {
+    /// Whose session it is; `None` if it has ended, or its token is not obeyed any more.
+    fn caller_of(&self, session: &SessionId) -> Option<Caller> {
+        let caller = self.page.sessions.caller(session);
+        caller.filter(|caller| self.is_obeyed(caller))
+    }
+
     /// Leads back to a part of the page, which says once what became of the form.
     fn back_with(&self, session: &SessionId, notice: &str, part: &str) -> Response {
         self.page.sessions.leave_notice(session, notice.to_owned());

@@ -7,9 +7,10 @@
 
 use jiff::Timestamp;
 
-use super::words::{count, number, seconds_between, span, verb};
-use crate::control::StatusReport;
+use crate::control::problems::{self, DISK_SOON, disk_lasts, sentence_case};
 use crate::control::status::{FileCounts, LagStatus, ReplicatorState};
+use crate::control::words::{count, number, seconds_between, span, verb};
+use crate::control::{Pause, StatusReport};
 
 /// Changes that wait for longer than this while nothing is accepted are stuck, in seconds.
 const STUCK: f64 = 60.0;
@@ -17,14 +18,8 @@ const STUCK: f64 = 60.0;
 /// Changes that are younger than this reach the cloud as they are made, in seconds.
 const SOON: f64 = 10.0;
 
-/// A file may come so long after the row that names it, in seconds.
-const FILE_FOLLOWS: f64 = 300.0;
-
 /// A cloud that is away for longer than this needs somebody, in seconds.
 const LONG_AWAY: f64 = 3_600.0;
-
-/// A disk that is full sooner than this needs somebody, in seconds.
-const DISK_SOON: f64 = 3.0 * 86_400.0;
 
 /// How good or bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +119,12 @@ impl Sentence {
 
 /// What is so, by the status at this time.
 pub(super) fn sentence(status: &StatusReport, now: Timestamp) -> Sentence {
+    if let Some(pause) = &status.paused.all
+        && status.source.reachable != Some(false)
+        && !matches!(status.state, ReplicatorState::Stopped | ReplicatorState::Standby)
+    {
+        return all_paused(status, pause, now);
+    }
     match status.state {
         ReplicatorState::Starting => Sentence::new(Level::Moving, "cloud-sync is starting.")
             .because("It connects to the site's database and to the cloud."),
@@ -157,8 +158,69 @@ pub(super) fn sentence(status: &StatusReport, now: Timestamp) -> Sentence {
         }
         ReplicatorState::BackingOff if status.cloud.reachable == Some(false) => cloud_away(status, now),
         ReplicatorState::BackingOff => source_away(status, now),
-        ReplicatorState::Replicating => replicating(status, now),
+        // It was resumed a moment ago.
+        ReplicatorState::Replicating | ReplicatorState::Paused => replicating(status, now),
     }
+}
+
+/// Everything is paused.
+fn all_paused(status: &StatusReport, pause: &Pause, now: Timestamp) -> Sentence {
+    let headline = format!(
+        "Replication has been paused for {}. {}",
+        so_long(seconds_between(pause.since, now)),
+        waiting(status)
+    );
+    let todo = match disk_lasts(status) {
+        Some(seconds) if seconds < DISK_SOON => format!(
+            "Resume it soon, or make room: the outbox's disk is full in {} at this rate.",
+            span(seconds)
+        ),
+        _ => "Resume it when what it was paused for is done.".to_owned(),
+    };
+    Sentence::new(Level::Act, headline)
+        .because(format!(
+            "Paused by {}. Changes are captured all the time.",
+            pause.by
+        ))
+        .act(todo, "#machine")
+}
+
+/// Entities or files are paused, and all else goes on; `rows` says what is on its way.
+fn parts_paused(status: &StatusReport, rows: Option<&str>, now: Timestamp) -> Option<Sentence> {
+    let paused = &status.paused;
+    let first = paused.entities.values().next().or(paused.files.as_ref())?;
+    let since = so_long(seconds_between(first.since, now));
+    let headline = match paused.entities.keys().next() {
+        None => format!("Files have been paused for {since}."),
+        Some(name) => {
+            let mut said = match paused.entities.len() as u64 {
+                1 => format!("{name} has been paused for {since}."),
+                all => format!(
+                    "{name} and {} are paused.",
+                    count(all - 1, "other entity", "other entities")
+                ),
+            };
+            if paused.files.is_some() {
+                said.push_str(" Files are paused too.");
+            }
+            said
+        }
+    };
+    let headline = match rows {
+        Some(rows) => format!("{rows} {headline}"),
+        None => headline,
+    };
+    let part = if paused.entities.is_empty() {
+        "#files"
+    } else {
+        "#rows"
+    };
+    let detail = format!(
+        "Paused by {}. What changes meanwhile is kept, and all else goes on.",
+        first.by
+    );
+    let said = Sentence::new(Level::Act, headline).because(detail);
+    Some(said.act("Resume it when what it was paused for is done.", part))
 }
 
 fn source_away(status: &StatusReport, now: Timestamp) -> Sentence {
@@ -189,7 +251,7 @@ fn cloud_away(status: &StatusReport, now: Timestamp) -> Sentence {
     let is_long = status
         .state_since
         .is_some_and(|since| seconds_between(since, now) > LONG_AWAY);
-    match disk(status) {
+    match disk_lasts(status) {
         Some(seconds) if seconds < DISK_SOON => said.act(
             format!(
                 "Mend the line to the cloud, or make room: the outbox's disk is full in {} at this rate.",
@@ -207,18 +269,8 @@ fn cloud_away(status: &StatusReport, now: Timestamp) -> Sentence {
 
 fn replicating(status: &StatusReport, now: Timestamp) -> Sentence {
     let lag = status.lag.unwrap_or_default();
-    let mut broken = status.capture.iter().filter(|problem| problem.broken);
-    if let Some(problem) = broken.next() {
-        let more = broken.count() as u64;
-        let what = match more {
-            0 => problem.entity.clone(),
-            more => format!(
-                "{} and {}",
-                problem.entity,
-                count(more, "other entity", "other entities")
-            ),
-        };
-        return Sentence::new(Level::Act, format!("Changes of {what} may wait or be missed."))
+    if let Some((headline, problem)) = problems::broken_entities(status) {
+        return Sentence::new(Level::Act, headline)
             .because_of(Some(&problem.reason))
             .act(
                 "Do what the reason says; all other entities go on.",
@@ -248,6 +300,9 @@ fn replicating(status: &StatusReport, now: Timestamp) -> Sentence {
         )),
     };
     if let Some(said) = needs_a_look(status, rows.as_deref()) {
+        return said;
+    }
+    if let Some(said) = parts_paused(status, rows.as_deref(), now) {
         return said;
     }
     let files = &status.files;
@@ -292,7 +347,11 @@ fn stuck(status: &StatusReport, lag: LagStatus, now: Timestamp) -> Option<Senten
         (Some(at), _) | (None, Some(at)) => seconds_between(at, now),
         (None, None) => return None,
     };
-    let quiet = quiet.min(lag.age_seconds);
+    // After an outage or a pause, what waits is as old as that; it goes now.
+    let replicating = status
+        .state_since
+        .map_or(f64::INFINITY, |since| seconds_between(since, now));
+    let quiet = quiet.min(lag.age_seconds).min(replicating);
     (lag.changes > 0 && quiet > STUCK).then(|| {
         let headline = format!(
             "{} {}, and none was accepted for {}.",
@@ -312,36 +371,25 @@ fn needs_a_look(status: &StatusReport, rows: Option<&str>) -> Option<Sentence> {
         Some(rows) => format!("{rows} {text}"),
         None => text,
     };
-    if let Some(rows) = status.quarantine.filter(|&rows| rows > 0) {
-        let headline = format!(
-            "{} {} in quarantine: the cloud lacks {} present state.",
-            count(rows, "row", "rows"),
-            verb(rows, "is", "are"),
-            verb(rows, "its", "their")
-        );
+    if let Some(headline) = problems::quarantine(status) {
         return Some(
             Sentence::new(Level::Act, before(headline))
                 .because("All other rows go on.")
                 .act("Read why, then send again or discard.", "#quarantine"),
         );
     }
-    let files = &status.files;
-    let mut problems = Vec::new();
-    if files.missing > 0 && !may_follow(status) {
-        problems.push(format!(
-            "{} {} not in the media folder",
-            count(files.missing, "file", "files"),
-            verb(files.missing, "is", "are")
+    if let Some(headline) = problems::disk(status, DISK_SOON) {
+        return Some(Sentence::new(Level::Act, before(headline)).act(
+            "Make room, or find what writes so much and what holds it up.",
+            "cloud-sync status",
         ));
     }
-    if files.failed > 0 {
-        problems.push(format!(
-            "{} could not be sent",
-            count(files.failed, "file", "files")
-        ));
-    }
-    if !problems.is_empty() {
-        let headline = before(format!("{}.", problems.join(", ")));
+    let of_files: Vec<String> = [problems::missing_files(status), problems::failed_files(status)]
+        .into_iter()
+        .flatten()
+        .collect();
+    if !of_files.is_empty() {
+        let headline = before(format!("{}.", of_files.join(", ")));
         return Some(
             Sentence::new(Level::Act, headline)
                 .because("All other files go on, and so do rows.")
@@ -358,14 +406,6 @@ fn needs_a_look(status: &StatusReport, rows: Option<&str>) -> Option<Sentence> {
         );
     }
     None
-}
-
-/// Whether the missing files may still come: rows have named them a moment ago.
-fn may_follow(status: &StatusReport) -> bool {
-    status
-        .files
-        .missing_seconds
-        .is_some_and(|seconds| seconds < FILE_FOLLOWS)
 }
 
 fn nothing_waits(status: &StatusReport) -> Sentence {
@@ -418,32 +458,18 @@ fn waiting(status: &StatusReport) -> String {
 }
 
 fn since(status: &StatusReport, now: Timestamp) -> Option<String> {
-    let seconds = seconds_between(status.state_since?, now);
-    Some(if seconds < 60.0 {
+    Some(so_long(seconds_between(status.state_since?, now)))
+}
+
+/// A time that goes on.
+fn so_long(seconds: f64) -> String {
+    if seconds < 60.0 {
         "less than a minute".to_owned()
     } else if seconds < 7_200.0 {
         span((seconds / 60.0).floor() * 60.0).replace("60 seconds", "1 minute")
     } else {
         span(seconds)
-    })
-}
-
-/// In how many seconds the outbox's disk is full.
-pub(super) fn disk(status: &StatusReport) -> Option<f64> {
-    status.outbox_growth?.full_in_seconds
-}
-
-/// An error's text as a sentence.
-pub(super) fn sentence_case(text: &str) -> String {
-    let mut chars = text.chars();
-    let mut said: String = match chars.next() {
-        Some(first) => first.to_uppercase().chain(chars).collect(),
-        None => return String::new(),
-    };
-    if !said.ends_with(['.', '!', '?']) {
-        said.push('.');
     }
-    said
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Who is signed in to the page.
 //!
 //! What always holds: the server keeps only a hash of a session's id; a session ends after [`LIFETIME`], at
-//! sign-out, when the token is replaced, and when the program ends; there are at most [`MAX_SESSIONS`], and
+//! sign-out, when its token is replaced or revoked, and when the program ends; there are at most [`MAX_SESSIONS`], and
 //! one more ends the oldest. The token of a session's forms follows from its id and a key of this process, so
 //! it needs no memory.
 
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
+
+use crate::control::server::Caller;
 
 /// How long a session lasts.
 pub(super) const LIFETIME: Duration = Duration::from_secs(12 * 3600);
@@ -27,8 +29,8 @@ pub(super) struct Sessions {
 
 struct PageSession {
     began: Instant,
-    /// The generation of the operator API's token with which somebody signed in.
-    generation: u64,
+    /// Whose token somebody signed in with.
+    caller: Caller,
     /// What the next page says once: what became of the form before it.
     notice: Option<String>,
 }
@@ -60,11 +62,11 @@ impl Sessions {
         }
     }
 
-    /// Begins a session of somebody who has shown the token of this generation.
-    pub(super) fn begin(&self, generation: u64) -> SessionId {
+    /// Begins a session of somebody who has shown this token. Sessions whose token is not obeyed any more end.
+    pub(super) fn begin(&self, caller: Caller, is_obeyed: impl Fn(&Caller) -> bool) -> SessionId {
         let id = SessionId(random_text());
         let mut sessions = self.locked();
-        sessions.retain(|_, session| session.is_live(generation));
+        sessions.retain(|_, session| session.lasts() && is_obeyed(&session.caller));
         if sessions.len() >= MAX_SESSIONS
             && let Some(oldest) = sessions
                 .iter()
@@ -75,18 +77,18 @@ impl Sessions {
         }
         let session = PageSession {
             began: Instant::now(),
-            generation,
+            caller,
             notice: None,
         };
         sessions.insert(id.hash(), session);
         id
     }
 
-    /// Whether there is such a session, begun with the token of this generation.
-    pub(super) fn is_live(&self, id: &SessionId, generation: u64) -> bool {
-        self.locked()
-            .get(&id.hash())
-            .is_some_and(|session| session.is_live(generation))
+    /// Whose token the session began with, if there is such a session.
+    pub(super) fn caller(&self, id: &SessionId) -> Option<Caller> {
+        let sessions = self.locked();
+        let session = sessions.get(&id.hash()).filter(|session| session.lasts());
+        session.map(|session| session.caller.clone())
     }
 
     pub(super) fn end(&self, id: &SessionId) {
@@ -122,8 +124,8 @@ impl Sessions {
 }
 
 impl PageSession {
-    fn is_live(&self, generation: u64) -> bool {
-        self.generation == generation && self.began.elapsed() < LIFETIME
+    fn lasts(&self) -> bool {
+        self.began.elapsed() < LIFETIME
     }
 }
 
@@ -139,39 +141,45 @@ pub(super) fn random_text() -> String {
 mod tests {
     use super::*;
 
+    fn begin(sessions: &Sessions) -> SessionId {
+        sessions.begin(Caller::Single(1), |_| true)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_session_ends_with_its_time_its_sign_out_and_its_token() {
         let sessions = Sessions::new();
-        let (one, other) = (sessions.begin(1), sessions.begin(1));
-        assert!(sessions.is_live(&one, 1) && sessions.is_live(&other, 1));
-        assert!(!sessions.is_live(&SessionId::given("guessed"), 1));
-        assert!(!sessions.is_live(&one, 2), "the token was replaced");
+        let (one, other) = (begin(&sessions), begin(&sessions));
+        assert_eq!(sessions.caller(&one), Some(Caller::Single(1)));
+        assert!(sessions.caller(&other).is_some());
+        assert!(sessions.caller(&SessionId::given("guessed")).is_none());
         sessions.end(&one);
-        assert!(!sessions.is_live(&one, 1));
+        assert!(sessions.caller(&one).is_none());
         tokio::time::advance(LIFETIME).await;
-        assert!(!sessions.is_live(&other, 1));
-        sessions.begin(1);
+        assert!(sessions.caller(&other).is_none());
+        let old = begin(&sessions);
         assert_eq!(sessions.locked().len(), 1, "ended sessions are forgotten");
+        sessions.begin(Caller::Single(2), |caller| *caller == Caller::Single(2));
+        assert!(sessions.caller(&old).is_none(), "the token was replaced");
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_session_too_many_ends_the_oldest() {
         let sessions = Sessions::new();
-        let oldest = sessions.begin(1);
+        let oldest = begin(&sessions);
         tokio::time::advance(Duration::from_secs(1)).await;
-        let second = sessions.begin(1);
+        let second = begin(&sessions);
         for _ in 0..MAX_SESSIONS - 1 {
-            sessions.begin(1);
+            begin(&sessions);
         }
-        assert!(!sessions.is_live(&oldest, 1));
-        assert!(sessions.is_live(&second, 1));
+        assert!(sessions.caller(&oldest).is_none());
+        assert!(sessions.caller(&second).is_some());
         assert_eq!(sessions.locked().len(), MAX_SESSIONS);
     }
 
     #[tokio::test]
     async fn ids_are_kept_as_hashes_only_and_forms_have_tokens_of_their_own() {
         let sessions = Sessions::new();
-        let (one, other) = (sessions.begin(1), sessions.begin(1));
+        let (one, other) = (begin(&sessions), begin(&sessions));
         assert_ne!(one, other);
         assert!(
             !sessions
@@ -192,7 +200,7 @@ mod tests {
     #[tokio::test]
     async fn a_notice_is_taken_once() {
         let sessions = Sessions::new();
-        let id = sessions.begin(1);
+        let id = begin(&sessions);
         sessions.leave_notice(&id, "done".to_owned());
         assert_eq!(sessions.take_notice(&id).as_deref(), Some("done"));
         assert_eq!(sessions.take_notice(&id), None);

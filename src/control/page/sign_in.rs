@@ -22,9 +22,8 @@ pub(super) async fn show<O: Operator>(
     State(state): State<Arc<HandlerState<O>>>,
     headers: HeaderMap,
 ) -> Response {
-    let generation = state.token.generation();
     if let Some(session) = state.page.session_of(&headers)
-        && state.page.sessions.is_live(&session, generation)
+        && state.caller_of(&session).is_some()
     {
         return Redirect::to(PATH).into_response();
     }
@@ -53,12 +52,13 @@ pub(super) async fn sign_in<O: Operator>(
             "The form was too old, or the browser keeps no cookies. Try again.",
         );
     }
-    let generation = state.token.generation();
     let given = form.get("secret").unwrap_or_default().trim();
-    match state.check_token(client_address(client), given) {
-        TokenCheck::Valid => {}
-        TokenCheck::Wrong => return ask(StatusCode::UNAUTHORIZED, "That is not the token."),
-        TokenCheck::TooMany(wait) => {
+    let caller = match state.check_token(client_address(client), given) {
+        (TokenCheck::Valid, Some(caller)) => caller,
+        (TokenCheck::Valid | TokenCheck::Wrong, _) => {
+            return ask(StatusCode::UNAUTHORIZED, "That is not the token.");
+        }
+        (TokenCheck::TooMany(wait), _) => {
             let seconds = wait.as_secs() + 1;
             let text =
                 format!("Too many wrong tokens came from your address. Try again in {seconds} seconds.");
@@ -68,12 +68,14 @@ pub(super) async fn sign_in<O: Operator>(
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             return answer;
         }
-    }
+    };
     if let Some(client) = client {
         client.trust(None);
     }
-    tracing::info!(from = %client_address(client), "somebody has signed in to the page");
-    let session = state.page.sessions.begin(generation);
+    let from = client_address(client);
+    tracing::info!(%from, "{} has signed in", caller.at("page"));
+    let sessions = &state.page.sessions;
+    let session = sessions.begin(caller, |caller| state.is_obeyed(caller));
     let mut answer = Redirect::to(PATH).into_response();
     let is_tls = came_over_tls(&headers);
     let name = state.page.cookie_name(is_tls);

@@ -19,6 +19,8 @@ pub(super) struct PageTemplate<'a> {
     pub(super) chart: &'a Chart,
     /// The token of all forms of the page.
     pub(super) form_token: &'a str,
+    /// Whether the session may change something.
+    pub(super) may_act: bool,
     pub(super) notice: Option<&'a str>,
     /// The server's time, in milliseconds since 1970.
     pub(super) now_ms: i64,
@@ -40,6 +42,8 @@ pub(super) struct SignInTemplate<'a> {
 pub(super) struct EntryTemplate<'a> {
     pub(super) rows: &'a [QuarantineRow],
     pub(super) position: i64,
+    /// Whether the session may change something.
+    pub(super) may_act: bool,
     pub(super) form_token: &'a str,
 }
 
@@ -90,6 +94,7 @@ part!(QuarantinePart, "part_quarantine.html");
 part!(FilesPart, "part_files.html");
 part!(FactsPart, "part_facts.html");
 part!(IncidentsPart, "part_incidents.html");
+part!(PausePart, "part_pause.html");
 
 /// The lag over time.
 #[derive(Template)]
@@ -109,6 +114,7 @@ pub(super) fn parts(view: &View) -> Parts {
         ("files-state", FilesPart { view }.render()),
         ("facts", FactsPart { view }.render()),
         ("incidents", IncidentsPart { view }.render()),
+        ("pause-state", PausePart { view }.render()),
     ];
     for chart in &view.charts {
         parts.push((chart_id(chart.range), LagPart { view, chart }.render()));

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::chart::Chart;
-use super::sentence::{Sentence, sentence, sentence_case};
-use super::words::{count, number, seconds_between, size, span, time};
+use super::sentence::{Sentence, sentence};
 use crate::control::lag_history::{LagHistory, LagRange};
+use crate::control::problems::{DISK_SOON, sentence_case};
 use crate::control::status::{LastSync, RunningSync, StatusReport};
-use crate::control::{Overview, SourceOverview};
+use crate::control::words::{count, number, seconds_between, size, span, time};
+use crate::control::{Overview, Pause, SourceOverview};
 use crate::drain::{Incident, IncidentKind, Peer};
 use crate::quarantine::{QuarantineEntry, may_be_accepted_later};
 use crate::source::file_state::FileState;
@@ -31,6 +32,8 @@ pub(super) struct View {
     pub(super) accepted: String,
     pub(super) quarantine: Option<QuarantineView>,
     pub(super) files: FilesView,
+    /// The pause of everything, in words.
+    pub(super) paused: Option<String>,
     pub(super) facts: Vec<Fact>,
     pub(super) incidents: Vec<IncidentRow>,
     pub(super) problems: Vec<String>,
@@ -80,6 +83,8 @@ pub(super) struct EntityRow {
     pub(super) accepted: String,
     pub(super) waiting: Option<Amount>,
     pub(super) quarantined: Option<Amount>,
+    /// Its pause, in words.
+    pub(super) paused: Option<String>,
 }
 
 /// A number in a table.
@@ -124,6 +129,8 @@ pub(super) struct QuarantineRow {
 pub(super) struct FilesView {
     pub(super) groups: Vec<FileGroup>,
     pub(super) notes: Vec<String>,
+    /// The pause of files, in words.
+    pub(super) paused: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -211,6 +218,7 @@ impl View {
             accepted: number(status.counts.accepted),
             quarantine: seen.quarantine(source),
             files: seen.files(source),
+            paused: status.paused.all.as_ref().map(|pause| seen.pause(pause)),
             facts: seen.facts(),
             incidents: overview
                 .incidents
@@ -273,6 +281,11 @@ impl Seen<'_> {
 
     fn moment(&self, at: Timestamp) -> Moment {
         self.times().moment(at)
+    }
+
+    fn pause(&self, pause: &Pause) -> String {
+        let since = time(pause.since, self.now, self.zone);
+        format!("Paused since {since} by {}.", pause.by)
     }
 
     fn sync(&self) -> SyncView {
@@ -340,6 +353,12 @@ impl Seen<'_> {
             accepted: number(*accepted),
             waiting: source.map(|source| Amount::of(&source.waiting, name)),
             quarantined: source.map(|source| Amount::of(&source.quarantined, name)),
+            paused: self
+                .status
+                .paused
+                .entities
+                .get(name)
+                .map(|pause| self.pause(pause)),
         };
         self.status.entities.iter().map(row).collect()
     }
@@ -424,6 +443,7 @@ impl Seen<'_> {
                 ),
             ],
             notes,
+            paused: self.status.paused.files.as_ref().map(|pause| self.pause(pause)),
         }
     }
 
@@ -451,7 +471,7 @@ impl Seen<'_> {
         match (growth.room_bytes, growth.full_in_seconds) {
             (Some(room), Some(seconds)) => {
                 add("Room on its disk", size(room), "");
-                let class = if seconds < 3.0 * 86_400.0 { "act" } else { "" };
+                let class = if seconds < DISK_SOON { "act" } else { "" };
                 add("The disk lasts", format!("{} at this rate", span(seconds)), class);
             }
             (Some(room), None) => add("Room on its disk", size(room), ""),
@@ -481,6 +501,7 @@ impl Seen<'_> {
                 IncidentKind::Away(Peer::Source) => "The site's database was not reachable",
                 IncidentKind::KeyRefused => "The cloud refused the key",
                 IncidentKind::Stopped => "Replication stopped",
+                IncidentKind::Paused => "Replication was paused",
             },
             lasted: span(seconds_between(incident.since, end).round()),
             is_over: incident.until.is_some(),

@@ -265,6 +265,12 @@ impl<'a> WithChanges<'a> {
             &["quarantine", "list"],
             &["files", "list", "--state", "uploaded"],
             &["config"],
+            &["pause", "--entity", "w"],
+            &["pause", "--files"],
+            &["pause"],
+            &["resume"],
+            &["resume", "--files"],
+            &["resume", "--entity", "w"],
         ] {
             commands.ask(arguments).await;
         }

@@ -310,7 +310,20 @@ async fn no_statement_is_taken_over_by_objects_of_another_role() {
         &UNSEEN_BY_RECEIVER,
     );
     // Nor is there another command.
-    used.extend(["run", "receiver", "demo", "help", "explain", "completions", "man"].map(str::to_owned));
+    used.extend(
+        [
+            "alerts",
+            "token",
+            "run",
+            "receiver",
+            "demo",
+            "help",
+            "explain",
+            "completions",
+            "man",
+        ]
+        .map(str::to_owned),
+    );
     assert_eq!(commands(), used);
 }
 

@@ -124,7 +124,7 @@ async fn a_changed_file_is_taken_and_a_broken_one_refused() {
     edit(
         &site,
         "[schedule]\nsync = \"off\"",
-        "[schedule]\nsync = \"hourly\"",
+        "[schedule]\nsync = \"sometimes\"",
     );
     tally.faults += 1;
     let log_line = hang_up(&process, &daemon, "the old ones stay in force").await;
@@ -142,7 +142,7 @@ async fn a_changed_file_is_taken_and_a_broken_one_refused() {
     hang_up(&process, &daemon, "the old ones stay in force").await;
     std::fs::write(&path, text).unwrap();
     // When it is mended, it is taken without a signal; what needs a restart is named.
-    edit(&site, "sync = \"hourly\"", "sync = \"0 3 * * *\"");
+    edit(&site, "sync = \"sometimes\"", "sync = \"0 3 * * *\"");
     edit(
         &site,
         "path = \"pots\"",

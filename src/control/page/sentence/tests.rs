@@ -30,6 +30,11 @@ fn well() -> StatusReport {
     status
 }
 
+fn pause(seconds: i64) -> Option<Pause> {
+    let (since, by) = (before(seconds)?, "anna".to_owned());
+    Some(Pause { since, by })
+}
+
 /// The cloud is away since some seconds, and some changes wait.
 fn away(seconds: i64, changes: u64) -> StatusReport {
     let mut status = well();
@@ -255,6 +260,56 @@ fn the_sentence_is_the_worst_that_is_true() {
             "cloud-sync is starting.",
         ),
         (
+            with(waiting(4210, 720.0), |status| {
+                status.state = ReplicatorState::Paused;
+                status.paused.all = pause(720);
+            }),
+            Level::Act,
+            "Replication has been paused for 12 minutes. 4,210 changes are safe here and wait.",
+        ),
+        (
+            with(away(720, 5), |status| status.paused.all = pause(90)),
+            Level::Act,
+            "Replication has been paused for 1 minute. 5 changes are safe here and wait.",
+        ),
+        (
+            with(waiting(4210, 720.0), |status| {
+                (status.last_accepted_at, status.state_since) = (before(720), before(1));
+            }),
+            Level::Moving,
+            "4,210 changes are on their way.",
+        ),
+        (
+            with(well(), |status| status.paused.files = pause(20)),
+            Level::Act,
+            "Files have been paused for less than a minute.",
+        ),
+        (
+            with(waiting(12, 2.0), |status| {
+                status.paused.entities = [("rooms".to_owned(), pause(7_200).unwrap())].into();
+            }),
+            Level::Act,
+            "Changes reach the cloud as they are made. rooms has been paused for 2 hours.",
+        ),
+        (
+            with(well(), |status| {
+                status.paused.entities = ["cameras", "rooms"]
+                    .map(|name| (name.to_owned(), pause(60).unwrap()))
+                    .into();
+                status.paused.files = pause(60);
+            }),
+            Level::Act,
+            "cameras and 1 other entity are paused. Files are paused too.",
+        ),
+        (
+            with(well(), |status| {
+                status.paused.files = pause(60);
+                status.quarantine = Some(1);
+            }),
+            Level::Act,
+            "1 row is in quarantine: the cloud lacks its present state.",
+        ),
+        (
             with(well(), |status| status.state = ReplicatorState::Standby),
             Level::Good,
             "Another cloud-sync replicates this site; this one stands by.",
@@ -293,7 +348,10 @@ fn the_reason_and_the_remedy_are_told() {
 
 #[test]
 fn nothing_bad_is_ever_called_good() {
-    let spoil: [fn(&mut StatusReport); 9] = [
+    let spoil: [fn(&mut StatusReport); 12] = [
+        |status| status.paused.all = pause(9),
+        |status| status.paused.files = pause(9),
+        |status| status.paused.entities = [("rooms".to_owned(), pause(9).unwrap())].into(),
         |status| status.quarantine = Some(1),
         |status| status.files.missing = 1,
         |status| status.files.failed = 1,

@@ -3,7 +3,7 @@
 use jiff::{Timestamp, tz::TimeZone};
 
 /// A number with its thousands apart: `4,210`.
-pub(super) fn number(value: u64) -> String {
+pub(crate) fn number(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -16,22 +16,22 @@ pub(super) fn number(value: u64) -> String {
 }
 
 /// A number with its noun: `1 change`, `2 changes`.
-pub(super) fn count(value: u64, one: &str, many: &str) -> String {
+pub(crate) fn count(value: u64, one: &str, many: &str) -> String {
     format!("{} {}", number(value), if value == 1 { one } else { many })
 }
 
 /// `waits` or `wait`, as the number asks for.
-pub(super) fn verb<'a>(value: u64, one: &'a str, many: &'a str) -> &'a str {
+pub(crate) fn verb<'a>(value: u64, one: &'a str, many: &'a str) -> &'a str {
     if value == 1 { one } else { many }
 }
 
 /// A number of bytes: `3.00 MiB`.
-pub(super) fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
 /// A span of time, in the unit that says enough: `12 minutes`.
-pub(super) fn span(seconds: f64) -> String {
+pub(crate) fn span(seconds: f64) -> String {
     let whole = |value: f64, one: &str, many: &str| count(value.round().max(0.0) as u64, one, many);
     match seconds {
         seconds if seconds < 10.0 && seconds.fract() >= 0.05 => format!("{seconds:.1} seconds"),
@@ -44,7 +44,7 @@ pub(super) fn span(seconds: f64) -> String {
 }
 
 /// A time of the recent past or the near future, of its day if that is not today: `14:03:12`.
-pub(super) fn time(at: Timestamp, now: Timestamp, zone: &TimeZone) -> String {
+pub(crate) fn time(at: Timestamp, now: Timestamp, zone: &TimeZone) -> String {
     let (at, now) = (at.to_zoned(zone.clone()), now.to_zoned(zone.clone()));
     let form = if at.date() == now.date() {
         "%H:%M:%S"
@@ -55,7 +55,7 @@ pub(super) fn time(at: Timestamp, now: Timestamp, zone: &TimeZone) -> String {
 }
 
 /// Seconds from one time to another; 0 if it comes first.
-pub(super) fn seconds_between(from: Timestamp, to: Timestamp) -> f64 {
+pub(crate) fn seconds_between(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64().max(0.0)
 }
 
