@@ -262,6 +262,29 @@ async fn an_azure_server_takes_files() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_files_in_parts_than_memory_has_room_for_wait_for_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = folder_of_objects(&folder.path().join("school"));
+    let config = format!(
+        "[files]\n{}",
+        s3_server::settings(&s3_server::serve(folder.path()).await)
+    );
+    let (_cloud, site) = Site::captured("store_memory", SCHOOL, &config).await;
+    for number in 1..=20 {
+        std::fs::write(site.media().join(format!("{number}.jpg")), vec![number; 7 << 20]).unwrap();
+    }
+    site.run(&format!("{FACULTY} ('x', null)")).await;
+    let slips = format!("{LEAVE} select 1, n || '.jpg' from generate_series(1, 20) n");
+    site.run(&slips.replace(" values ", " ")).await;
+    let running = site.replicate();
+    running
+        .until("all uploaded", |status| status.files.uploaded == 20)
+        .await;
+    assert_eq!(objects(&storage).await.len(), 20);
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_that_the_storage_refuses_stops_no_other() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("school")).unwrap();

@@ -5,20 +5,24 @@
 //! begins again.
 //!
 //! One part at a time goes over a slow line, so that an interruption costs one of them at most; a few over a
-//! fast one.
+//! fast one. Invariant: whoever waits for room in memory holds up no part that has room.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::future::{BoxFuture, Fuse, FusedFuture};
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt, TryFutureExt};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
-use object_store::{MultipartUpload, PutMultipartOptions, PutPayload};
+use object_store::{PutMultipartOptions, PutPayload};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::{ObjectStorage, changed, failed, pace, read, within};
 use crate::deliver::failure::{CloudResult, Failure};
+use crate::deliver::files::UploadFile;
 use crate::deliver::resumable::{BegunUpload, ResumableUpload};
 
 /// The least size of a part: S3 takes no smaller one but the last.
@@ -29,7 +33,7 @@ const PARTS: u64 = 9_000;
 
 /// Parts that are on their way at a time: at first, and on a fast line.
 const AT_FIRST: usize = 2;
-const ON_A_FAST_LINE: usize = 4;
+const ON_A_FAST_LINE: usize = 3;
 
 /// A part that takes less has a fast line, one that takes longer a slow one.
 const QUICK: Duration = Duration::from_millis(500);
@@ -96,13 +100,8 @@ impl UploadInParts<'_> {
     fn noted(&self) -> Option<BegunUpload> {
         let noted = self.upload.state.as_ref()?;
         let (key, _) = in_address(&self.storage.url, &noted.address)?;
-        let is_usable = key == *self.key && noted.offset == self.offset(noted.parts.len());
+        let is_usable = key == *self.key && noted.offset == part_offset(noted.parts.len(), self.size);
         is_usable.then(|| noted.clone())
-    }
-
-    /// Where the part of this number begins, or the end of the file.
-    fn offset(&self, part: usize) -> u64 {
-        (part as u64).saturating_mul(part_size(self.size)).min(self.size)
     }
 
     async fn create(&self) -> CloudResult<BegunUpload> {
@@ -129,55 +128,30 @@ impl UploadInParts<'_> {
         };
         let ResumableUpload { file, hash, note, .. } = self.upload;
         note(&begun);
-        // What an earlier attempt has sent is not read again: the file looks as it did then.
-        let mut hasher = begun.parts.is_empty().then(blake3::Hasher::new);
-        let (mut next, mut limit) = (begun.parts.len(), AT_FIRST);
-        let mut sending = FuturesUnordered::new();
-        let mut ahead = BTreeMap::new();
-        while begun.offset < self.size {
-            if self.offset(next) < self.size && sending.len() < limit {
-                let (part, offset) = (next, self.offset(next));
-                let length = self.offset(part + 1) - offset;
-                let room = self.storage.room(length).await;
-                let content = read(self.operation, file.file.clone(), offset, length).await?;
-                if let Some(hasher) = &mut hasher {
-                    hasher.update(&content);
-                }
-                pace(file, content.len()).await;
-                let payload = PutPayload::from_bytes(content);
-                let number = &number;
-                sending.push(async move {
-                    let started = Instant::now();
-                    let sent = self.store.put_part(self.key, number, part, payload);
-                    let sent = within(self.operation, length, sent).await;
-                    drop(room);
-                    (part, started.elapsed(), sent)
-                });
-                next += 1;
-                continue;
-            }
-            let Some((part, took, sent)) = sending.next().await else {
-                break;
-            };
-            match sent? {
-                Ok(PartId { content_id }) => ahead.insert(part, content_id),
-                Err(error) if self.is_unknown(&error, &begun) => return Ok(false),
-                Err(error) => return Err(failed(self.operation, error)),
-            };
-            limit = at_once(took);
-            let before = begun.parts.len();
-            while let Some(name) = ahead.remove(&begun.parts.len()) {
-                begun.parts.push(name);
-            }
-            if begun.parts.len() > before {
-                begun.offset = self.offset(begun.parts.len());
-                note(&begun);
-            }
+        let parts = FileParts {
+            storage: self.storage,
+            operation: self.operation,
+            file,
+            size: self.size,
+        };
+        let first = begun.parts.len();
+        let put = |part, payload| {
+            let sent = self.store.put_part(self.key, &number, part, payload);
+            sent.map_ok(|PartId { content_id }| content_id).boxed()
+        };
+        let arrived = |name| {
+            begun.parts.push(name);
+            begun.offset = parts.offset(begun.parts.len());
+            note(&begun);
+        };
+        let sent = parts.send_from(first, put, arrived).await;
+        match sent {
+            // What an earlier attempt has sent is not read again: the file looks as it did then.
+            Ok(sent) if first == 0 && sent != *hash => Err(changed(self.operation)),
+            Ok(_) => self.complete(&number, begun).await,
+            Err(PartFailure::Refused(error)) if self.is_unknown(&error, &begun) => Ok(false),
+            Err(failure) => Err(failure.of(self.operation)),
         }
-        if hasher.is_some_and(|hasher| hasher.finalize() != *hash) {
-            return Err(changed(self.operation));
-        }
-        self.complete(&number, begun.parts).await
     }
 
     /// Whether a refusal says that the storage does not know the upload. Some have the words for it that they
@@ -192,16 +166,14 @@ impl UploadInParts<'_> {
         }
     }
 
-    async fn complete(&self, number: &String, parts: Vec<String>) -> CloudResult<bool> {
-        let parts = parts
-            .into_iter()
-            .map(|content_id| PartId { content_id })
-            .collect();
+    async fn complete(&self, number: &String, begun: BegunUpload) -> CloudResult<bool> {
+        let names = begun.parts.iter().cloned();
+        let parts = names.map(|content_id| PartId { content_id }).collect();
         let complete = self.store.complete_multipart(self.key, number, parts);
         match within(self.operation, 0, complete).await? {
             Ok(_) => Ok(true),
             // Its answer to an earlier request may have been lost.
-            Err(object_store::Error::NotFound { .. }) => {
+            Err(error) if self.is_unknown(&error, &begun) => {
                 self.storage.has(self.operation, self.key, self.size).await
             }
             Err(error) => Err(failed(self.operation, error)),
@@ -223,60 +195,134 @@ pub(super) async fn send_at_once(
         ..PutMultipartOptions::default()
     };
     let begun = storage.store.put_multipart_opts(key, options);
-    let mut parts = within(operation, 0, begun)
+    let mut begun = within(operation, 0, begun)
         .await?
         .map_err(|error| failed(operation, error))?;
-    let sent = match send_each_part(storage, operation, parts.as_mut(), upload, size).await {
-        Ok(()) => {
-            let completed = within(operation, 0, parts.complete()).await;
+    let parts = FileParts {
+        storage,
+        operation,
+        file: &upload.file,
+        size,
+    };
+    let put = |_, payload| begun.put_part(payload).map_ok(|()| String::new()).boxed();
+    let sent = match parts.send_from(0, put, |_| {}).await {
+        Ok(sent) if sent != upload.hash => Err(changed(operation)),
+        Ok(_) => {
+            let completed = within(operation, 0, begun.complete()).await;
             completed.and_then(|done| done.map(drop).map_err(|error| failed(operation, error)))
         }
-        Err(failure) => Err(failure),
+        Err(failure) => Err(failure.of(operation)),
     };
     if sent.is_err() {
         // What cannot be removed now is removed by a rule of the bucket.
-        let _ = within(operation, 0, parts.abort()).await;
+        let _ = within(operation, 0, begun.abort()).await;
     }
     sent
 }
 
-async fn send_each_part(
-    storage: &ObjectStorage,
-    operation: &str,
-    parts: &mut dyn MultipartUpload,
-    upload: &ResumableUpload<'_>,
+/// The parts of a file.
+struct FileParts<'a> {
+    storage: &'a ObjectStorage,
+    operation: &'a str,
+    file: &'a UploadFile,
+    /// In bytes.
     size: u64,
-) -> CloudResult<()> {
-    let file = &upload.file;
-    let part_size = part_size(size);
-    let mut hasher = blake3::Hasher::new();
-    let mut sending = FuturesUnordered::new();
-    let mut offset = 0;
-    while offset < size || !sending.is_empty() {
-        if offset < size && sending.len() < AT_FIRST {
-            let length = part_size.min(size - offset);
-            let room = storage.room(length).await;
-            let content = read(operation, file.file.clone(), offset, length).await?;
-            hasher.update(&content);
-            pace(file, content.len()).await;
-            let part = parts.put_part(PutPayload::from_bytes(content));
-            sending.push(async move {
-                let sent = within(operation, length, part).await;
-                drop(room);
-                sent?.map_err(|error| failed(operation, error))
-            });
-            offset += length;
-            continue;
-        }
-        if let Some(sent) = sending.next().await {
-            sent?;
+}
+
+/// A part, read, with its room in memory.
+struct ReadPart {
+    number: usize,
+    content: Bytes,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a part did not arrive.
+enum PartFailure {
+    /// The storage's answer.
+    Refused(object_store::Error),
+    /// The file's, or the network's.
+    Other(Failure),
+}
+
+impl PartFailure {
+    fn of(self, operation: &str) -> Failure {
+        match self {
+            Self::Refused(error) => failed(operation, error),
+            Self::Other(failure) => failure,
         }
     }
-    if hasher.finalize() == upload.hash {
-        Ok(())
-    } else {
-        Err(changed(operation))
+}
+
+impl FileParts<'_> {
+    /// Where the part of this number begins, or the end of the file.
+    fn offset(&self, part: usize) -> u64 {
+        part_offset(part, self.size)
     }
+
+    /// Reads a part once there is room for it, and waits as long as the file's throttle asks.
+    async fn read(&self, number: usize) -> CloudResult<ReadPart> {
+        let offset = self.offset(number);
+        let length = self.offset(number + 1) - offset;
+        let room = self.storage.room(length).await;
+        let content = read(self.operation, self.file.file.clone(), offset, length).await?;
+        pace(self.file, content.len()).await;
+        Ok(ReadPart {
+            number,
+            content,
+            room,
+        })
+    }
+
+    /// Sends the parts from this one on by `put`, a few at a time; `arrived` hears what the storage calls each
+    /// of them, in order. Returns the hash of what was sent.
+    ///
+    /// While a part waits for room, those before it go on: they have the room.
+    async fn send_from<'a>(
+        &self,
+        first: usize,
+        mut put: impl FnMut(usize, PutPayload) -> BoxFuture<'a, object_store::Result<String>>,
+        mut arrived: impl FnMut(String),
+    ) -> Result<blake3::Hash, PartFailure> {
+        let mut hasher = blake3::Hasher::new();
+        let (mut to_read, mut to_arrive, mut at_a_time) = (first, first, AT_FIRST);
+        let mut reading = Fuse::terminated();
+        let mut sending = FuturesUnordered::new();
+        let mut early = BTreeMap::new();
+        while self.offset(to_arrive) < self.size {
+            if reading.is_terminated() && self.offset(to_read) < self.size && sending.len() < at_a_time {
+                reading = self.read(to_read).boxed().fuse();
+                to_read += 1;
+            }
+            tokio::select! {
+                part = &mut reading => {
+                    let ReadPart { number, content, room } = part.map_err(PartFailure::Other)?;
+                    hasher.update(&content);
+                    let length = content.len() as u64;
+                    let sent = put(number, PutPayload::from_bytes(content));
+                    sending.push(async move {
+                        let started = Instant::now();
+                        let sent = within(self.operation, length, sent).await;
+                        drop(room);
+                        (number, started.elapsed(), sent)
+                    });
+                }
+                Some((number, took, sent)) = sending.next() => {
+                    let name = sent.map_err(PartFailure::Other)?.map_err(PartFailure::Refused)?;
+                    at_a_time = at_once(took);
+                    early.insert(number, name);
+                    while let Some(name) = early.remove(&to_arrive) {
+                        to_arrive += 1;
+                        arrived(name);
+                    }
+                }
+            }
+        }
+        Ok(hasher.finalize())
+    }
+}
+
+fn part_offset(part: usize, size: u64) -> u64 {
+    (part as u64).saturating_mul(part_size(size)).min(size)
 }
 
 /// The size of each part but the last.
