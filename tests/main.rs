@@ -19,6 +19,7 @@ mod holes;
 mod latency;
 mod pipeline;
 mod receiver;
+mod service_manager;
 mod setup;
 mod sql;
 mod support;

@@ -21,6 +21,7 @@ mod reference;
 mod reload;
 mod replay;
 mod run;
+mod service_manager;
 mod setup;
 mod shell;
 mod status;

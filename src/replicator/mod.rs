@@ -40,6 +40,7 @@ use crate::control::{ControlServer, Operator, ServerToken, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions, ObjectStorage, StorageKind, StorageOptions, UploadForm};
 use crate::drain::{BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
+use crate::liveness::Liveness;
 use crate::media::MediaRoot;
 use crate::media::file_lane::FileLane;
 use crate::metrics::Metrics;
@@ -195,6 +196,11 @@ impl Replicator {
         }))
     }
 
+    /// The tasks that can be asked whether they still run.
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.state.liveness.clone()
+    }
+
     fn live(&self) -> Arc<ReloadableConfig> {
         self.live.borrow().clone()
     }
@@ -231,7 +237,10 @@ impl Replicator {
         serving(server.address());
         let stop = shutdown.child_token();
         let guard = stop.clone().drop_guard();
-        let served = tokio::spawn(server.serve(stop.clone()));
+        let served = tokio::spawn({
+            let (liveness, stop) = (self.liveness(), stop.clone());
+            async move { liveness.answering("operator API", server.serve(stop)).await }
+        });
         let _stopping = self.stopping.clone().drop_guard();
         let overdue = async {
             stop.cancelled().await;
@@ -240,7 +249,7 @@ impl Replicator {
         };
         let led = tokio::select! {
             biased;
-            led = self.lead_repeatedly(&stop) => led,
+            led = self.state.liveness.answering("leader", self.lead_repeatedly(&stop)) => led,
             () = overdue => {
                 tracing::warn!("a task did not end in time and is aborted; the next run goes on from the checkpoint");
                 Ok(())

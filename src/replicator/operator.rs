@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Zoned;
 
+use super::source_status::SourceGauges;
 use super::{Replicator, source_status};
 use crate::change::Position;
 use crate::control::status::{ReplicatorState, StatusReport};
@@ -27,87 +28,20 @@ const STILL: Duration = Duration::from_secs(60);
 /// least.
 const LAG_IS_OLD: Duration = Duration::from_secs(90);
 
+/// How old what the source said may be and still count as what is so: counting a long backlog takes 15 s at
+/// most, and the source is left alone for 19 times as long.
+const GAUGES_ARE_OLD: Duration = Duration::from_secs(330);
+
 impl Operator for Replicator {
     async fn status(&self) -> Result<StatusReport> {
-        let live = self.live();
         let checkpoint = self.state.checkpoint();
-        let asked = tokio::time::timeout(ANSWER, self.questions.gauges(checkpoint.clone()))
+        let asked = tokio::time::timeout(ANSWER, self.questions.gauges(checkpoint))
             .await
             .unwrap_or_else(|_| Err(no_answer()));
-        let mut status = StatusReport::unknown(ReplicatorState::Starting);
-        status.running_since = Some(self.started_at);
-        let metrics = &self.state.metrics;
-        (status.state, status.reason) = match (self.standby(), self.state.condition()) {
-            (Some(reason), _) => (ReplicatorState::Standby, Some(reason)),
-            (None, Condition::Starting) => (ReplicatorState::Starting, None),
-            (None, Condition::Replicating) => (ReplicatorState::Replicating, None),
-            (None, Condition::BackingOff { reason, .. }) => (ReplicatorState::BackingOff, Some(reason)),
-            (None, Condition::KeyRefused { reason }) => (ReplicatorState::KeyRefused, Some(reason)),
-            (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
-        };
-        let standby = self.standby_since().map(|(since, _)| since);
-        status.state_since = Some(standby.unwrap_or_else(|| self.state.since()));
-        status.last_accepted_at = self.state.delivered_at();
-        status.running_sync = self.sync_progress.running();
-        status.capture = self.drift.problems();
-        status.files.bandwidth_limit = self.state.files.bandwidth.limit();
-        status.files.watch_problem = self.state.files.watch_problem();
-        if status.reason.is_none() {
-            status.reason = self.drift.reason();
+        if let Ok(gauges) = &asked {
+            self.note(gauges.clone());
         }
-        match asked {
-            Ok(gauges) => {
-                self.note(gauges.clone());
-                source_status::fill(&mut status, &gauges);
-            }
-            Err(error) => {
-                status.source.reachable = Some(false);
-                status.source.last_error = Some(error.to_string());
-            }
-        }
-        source_status::fill_checkpoint(&mut status, checkpoint.as_ref());
-        status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
-        let capabilities = self.state.capabilities();
-        status.cloud.capabilities = capabilities
-            .unwrap_or_default()
-            .names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
-        status.cloud.reachable = match self.state.condition() {
-            Condition::BackingOff {
-                away: Peer::Cloud, ..
-            }
-            | Condition::KeyRefused { .. } => Some(false),
-            _ => capabilities.map(|_| true),
-        };
-        status.cloud.last_error = match status.cloud.reachable {
-            Some(false) => status.reason.clone(),
-            _ => None,
-        };
-        status.last_sync = self
-            .last_sync
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        status.next_sync = live
-            .schedule
-            .as_ref()
-            .and_then(|schedule| schedule.next_after(&Zoned::now()))
-            .map(|next| next.timestamp());
-        status.counts.accepted = metrics.accepted_total();
-        status.counts.refused = metrics.refused.get();
-        status.counts.collapsed = metrics.collapsed.get();
-        status.counts.batches = metrics.batches.get();
-        status.counts.bytes = metrics.bytes_sent.get();
-        status.entities = live
-            .settings
-            .catalogue
-            .indexed()
-            .map(|(entity_index, entity)| (entity.name.clone(), metrics.accepted(entity_index).get()))
-            .collect();
-        status.latency = source_status::latency(metrics);
-        Ok(status)
+        Ok(self.status_with(Some(asked)))
     }
 
     async fn why(&self, entity: &str, key: &str) -> Result<RowInquiry> {
@@ -232,7 +166,7 @@ fn no_answer() -> Error {
 }
 
 /// Well; where rows are in quarantine, with a word of it.
-fn well(gauges: &source_status::SourceGauges) -> Health {
+fn well(gauges: &SourceGauges) -> Health {
     match gauges.quarantine {
         0 => Health::Well,
         count => Health::Noted(format!(
@@ -242,9 +176,93 @@ fn well(gauges: &source_status::SourceGauges) -> Health {
 }
 
 impl Replicator {
+    /// The status as far as it is known without asking anybody.
+    pub(crate) fn known_status(&self) -> StatusReport {
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_recent = gauges.at.is_some_and(|asked| asked.elapsed() <= GAUGES_ARE_OLD);
+        self.status_with(is_recent.then_some(Ok(gauges)))
+    }
+
+    /// The status, with what the source said; `None` if it was not asked.
+    fn status_with(&self, asked: Option<Result<SourceGauges>>) -> StatusReport {
+        let live = self.live();
+        let mut status = StatusReport::unknown(ReplicatorState::Starting);
+        status.running_since = Some(self.started_at);
+        let metrics = &self.state.metrics;
+        (status.state, status.reason) = match (self.standby(), self.state.condition()) {
+            (Some(reason), _) => (ReplicatorState::Standby, Some(reason)),
+            (None, Condition::Starting) => (ReplicatorState::Starting, None),
+            (None, Condition::Replicating) => (ReplicatorState::Replicating, None),
+            (None, Condition::BackingOff { reason, .. }) => (ReplicatorState::BackingOff, Some(reason)),
+            (None, Condition::KeyRefused { reason }) => (ReplicatorState::KeyRefused, Some(reason)),
+            (None, Condition::Stopped { reason }) => (ReplicatorState::Stopped, Some(reason)),
+        };
+        let standby = self.standby_since().map(|(since, _)| since);
+        status.state_since = Some(standby.unwrap_or_else(|| self.state.since()));
+        status.last_accepted_at = self.state.delivered_at();
+        status.running_sync = self.sync_progress.running();
+        status.capture = self.drift.problems();
+        status.files.bandwidth_limit = self.state.files.bandwidth.limit();
+        status.files.watch_problem = self.state.files.watch_problem();
+        if status.reason.is_none() {
+            status.reason = self.drift.reason();
+        }
+        match asked {
+            None => {}
+            Some(Ok(gauges)) => source_status::fill(&mut status, &gauges),
+            Some(Err(error)) => {
+                status.source.reachable = Some(false);
+                status.source.last_error = Some(error.to_string());
+            }
+        }
+        source_status::fill_checkpoint(&mut status, self.state.checkpoint().as_ref());
+        status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
+        let capabilities = self.state.capabilities();
+        status.cloud.capabilities = capabilities
+            .unwrap_or_default()
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        status.cloud.reachable = match self.state.condition() {
+            Condition::BackingOff {
+                away: Peer::Cloud, ..
+            }
+            | Condition::KeyRefused { .. } => Some(false),
+            _ => capabilities.map(|_| true),
+        };
+        status.cloud.last_error = match status.cloud.reachable {
+            Some(false) => status.reason.clone(),
+            _ => None,
+        };
+        status.last_sync = self
+            .last_sync
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        status.next_sync = live
+            .schedule
+            .as_ref()
+            .and_then(|schedule| schedule.next_after(&Zoned::now()))
+            .map(|next| next.timestamp());
+        status.counts.accepted = metrics.accepted_total();
+        status.counts.refused = metrics.refused.get();
+        status.counts.collapsed = metrics.collapsed.get();
+        status.counts.batches = metrics.batches.get();
+        status.counts.bytes = metrics.bytes_sent.get();
+        status.entities = live
+            .settings
+            .catalogue
+            .indexed()
+            .map(|(entity_index, entity)| (entity.name.clone(), metrics.accepted(entity_index).get()))
+            .collect();
+        status.latency = source_status::latency(metrics);
+        status
+    }
+
     /// Says why a change waits for longer than the limit, whatever holds it up; `None` if none does. A more
     /// exact reason comes first.
-    fn overdue(&self, gauges: &source_status::SourceGauges) -> Option<String> {
+    fn overdue(&self, gauges: &SourceGauges) -> Option<String> {
         let limit = self.live().settings.control.lag_limit;
         let unasked = gauges
             .at
