@@ -24,5 +24,6 @@ mod setup;
 mod sql;
 mod support;
 mod sync;
+mod upgrade;
 mod values;
 mod why;

@@ -27,6 +27,7 @@ mod shell;
 mod status;
 mod sync;
 mod uninstall;
+mod upgrade;
 mod why;
 
 use std::path::PathBuf;
@@ -91,6 +92,8 @@ enum Command {
     Setup(setup::SetupArgs),
     /// Install capture in the site's database; can be run again
     Init(init::InitArgs),
+    /// Bring capture in the site's database up to this version of the program; can be run again
+    Upgrade(upgrade::UpgradeArgs),
     /// Remove capture from the site's database; can be run again
     Uninstall(uninstall::UninstallArgs),
     /// Replicate continuously and serve the operator API
@@ -190,6 +193,7 @@ impl Command {
         match self {
             Self::Setup(args) => args.site.overrides(),
             Self::Init(args) => args.site.overrides(),
+            Self::Upgrade(args) => args.site.overrides(),
             Self::Uninstall(args) => args.site.overrides(),
             Self::Run(args) => args.overrides(),
             Self::Sync(args) => args.site.overrides(),
@@ -215,6 +219,7 @@ impl Command {
         match self {
             Self::Setup(args) => setup::execute(context, args).await,
             Self::Init(args) => init::execute(context, args).await,
+            Self::Upgrade(args) => upgrade::execute(context, args).await,
             Self::Uninstall(args) => uninstall::execute(context, args).await,
             Self::Run(args) => run::execute(context, args).await,
             Self::Sync(args) => sync::execute(context, args).await,

@@ -25,6 +25,7 @@ mod replay;
 mod row_inquiry;
 mod source_status;
 mod syncs;
+pub mod upgrade;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
