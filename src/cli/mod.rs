@@ -68,7 +68,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct Global {
-    /// The configuration file [default: cloud-sync.toml, if it is there]
+    /// The configuration file [default: cloud-sync.toml, or /etc/cloud-sync/cloud-sync.toml]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON

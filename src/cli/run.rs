@@ -21,7 +21,7 @@ use crate::supervise::pause_or_stop;
 const EXAMPLES: &str = "\
 Examples:
   cloud-sync run
-  cloud-sync run --config /etc/cloud-sync.toml
+  cloud-sync run --config /etc/cloud-sync/cloud-sync.toml
   cloud-sync run --listen 127.0.0.1:9000 --set schedule.sync=off";
 
 #[derive(Debug, Args)]
