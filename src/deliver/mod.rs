@@ -35,6 +35,7 @@ mod probe;
 mod refusal_words;
 mod reply;
 mod request_sizer;
+mod resumable;
 mod row_form;
 mod row_requests;
 mod rows;
@@ -60,7 +61,7 @@ pub use in_flight::InFlight;
 pub use numbering::Numbering;
 pub use object_storage::{ObjectStorage, StorageKind, StorageOptions};
 pub use probe::ProbeAnswer;
-pub use tus::{PART_TIME, ResumableUpload, TusUpload};
+pub use resumable::{BegunUpload, PART_TIME, ResumableUpload};
 
 use crate::batch::{Batch, ChangeIndex};
 use crate::catalogue::{Catalogue, Entity, EntityIndex};

@@ -3,11 +3,11 @@
 //!
 //! - A file's key is `<prefix>/<source>/<directory>/<hash>.<ending>`. So one key has one content for ever: a file
 //!   that was renamed or copied is there already, and nothing is ever overwritten with another content.
-//! - A small file goes in one request, a larger one in parts of equal size; a few of them are in memory at most,
-//!   whatever the number of uploads ([`MEMORY`]).
+//! - A small file goes in one request, a larger one in parts of equal size ([`parts`]); a few of them are in
+//!   memory at most, whatever the number of uploads ([`MEMORY`]).
 //! - Each request may take as long as bytes go: only one that stalls is given up.
 //! - Failure: whether a file is there is decided by asking for its size, also when the answer to the last request
-//!   was lost. Parts of an upload that failed are removed.
+//!   was lost.
 
 use std::fs::File;
 use std::io;
@@ -17,23 +17,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, BackoffConfig, ClientOptions, MultipartUpload, ObjectStore, ObjectStoreExt,
-    PutMode, PutMultipartOptions, PutOptions, PutPayload, RetryConfig,
+    Attribute, Attributes, BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload, RetryConfig,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::failure::{CloudResult, Failure};
 use super::files::{UploadFile, UploadReceipt};
+use super::resumable::ResumableUpload;
 use crate::error::{Error, Kind, Result, chain};
+
+mod parts;
 
 /// Bytes of files in memory at most, in units of [`UNIT`].
 const MEMORY: usize = 24 * 1024 * 1024 / UNIT;
@@ -43,15 +45,6 @@ const UNIT: usize = 64 * 1024;
 
 /// A file of at most so many bytes goes in one request.
 const ONE_REQUEST: u64 = 5 * 1024 * 1024;
-
-/// The least size of a part. S3 takes no smaller one but the last.
-const PART: u64 = 8 * 1024 * 1024;
-
-/// The most parts of an upload, with room to the 10,000 that S3 allows.
-const PARTS: u64 = 9_000;
-
-/// Parts of one file that are on their way at a time.
-const PARTS_AT_ONCE: usize = 2;
 
 /// A request of which nothing moves for so long is given up.
 const STALLED: Duration = Duration::from_secs(60);
@@ -97,6 +90,9 @@ pub struct StorageOptions {
 #[derive(Clone)]
 pub struct ObjectStorage {
     store: Arc<dyn ObjectStore>,
+    /// The same where an upload in parts goes on after an interruption: the parts that are there keep their
+    /// names.
+    resumable: Option<Arc<dyn MultipartStore>>,
     /// Whether objects have attributes: files in a folder have none.
     has_attributes: bool,
     prefix: String,
@@ -111,6 +107,7 @@ impl ObjectStorage {
     /// A configuration error.
     pub fn new(options: &StorageOptions) -> Result<Self> {
         let bucket = &options.bucket;
+        let mut resumable: Option<Arc<dyn MultipartStore>> = None;
         let (store, scheme): (Arc<dyn ObjectStore>, _) = match options.kind {
             StorageKind::S3 => {
                 let mut builder = AmazonS3Builder::from_env()
@@ -130,7 +127,9 @@ impl ObjectStorage {
                 if let Some(region) = &options.region {
                     builder = builder.with_region(region);
                 }
-                (Arc::new(builder.build().map_err(|error| unusable(&error))?), "s3")
+                let store = Arc::new(builder.build().map_err(|error| unusable(&error))?);
+                resumable = Some(store.clone());
+                (store, "s3")
             }
             StorageKind::Gcs => {
                 let mut builder = GoogleCloudStorageBuilder::from_env()
@@ -140,7 +139,9 @@ impl ObjectStorage {
                 if let Some(endpoint) = &options.endpoint {
                     builder = builder.with_base_url(endpoint);
                 }
-                (Arc::new(builder.build().map_err(|error| unusable(&error))?), "gs")
+                let store = Arc::new(builder.build().map_err(|error| unusable(&error))?);
+                resumable = Some(store.clone());
+                (store, "gs")
             }
             StorageKind::Azure => {
                 let mut builder = MicrosoftAzureBuilder::from_env()
@@ -172,6 +173,7 @@ impl ObjectStorage {
         };
         Ok(Self {
             store,
+            resumable,
             has_attributes: options.kind != StorageKind::File,
             prefix: options.prefix.trim_matches('/').to_owned(),
             url,
@@ -190,15 +192,24 @@ impl ObjectStorage {
         &self.url
     }
 
-    /// Brings a file of this size and hash there, unless it is there.
+    /// Whether a file of this size goes on where it was after an interruption.
+    pub fn resumes(&self, size: u64) -> bool {
+        self.resumable.is_some() && size > ONE_REQUEST
+    }
+
+    /// Brings a file of this size there, unless it is there.
     pub async fn upload(
         &self,
         source: &str,
-        directory: &str,
-        file: &UploadFile,
         size: u64,
-        hash: &blake3::Hash,
+        upload: &ResumableUpload<'_>,
     ) -> CloudResult<UploadReceipt> {
+        let ResumableUpload {
+            directory,
+            file,
+            hash,
+            ..
+        } = upload;
         let operation = format!("upload {} to {directory}", file.name);
         let key = self.key(source, directory, &file.name, hash);
         let receipt = |bytes| UploadReceipt {
@@ -211,20 +222,42 @@ impl ObjectStorage {
         if self.has(&operation, &key, size).await? {
             return Ok(receipt(0));
         }
-        let sent = if size <= ONE_REQUEST {
-            self.send_whole(&operation, &key, file, size, hash).await
-        } else {
-            self.send_parts(&operation, &key, file, size, hash).await
+        let sent = match &self.resumable {
+            _ if size <= ONE_REQUEST => self.send_whole(&operation, &key, file, size, hash).await,
+            Some(store) => {
+                let parts = parts::UploadInParts {
+                    storage: self,
+                    store: store.as_ref(),
+                    operation: &operation,
+                    key: &key,
+                    upload,
+                    size,
+                };
+                parts.send().await
+            }
+            None => parts::send_at_once(self, &operation, &key, upload, size).await,
         };
         // An answer may have been lost: what is there counts.
         match (sent, self.has(&operation, &key, size).await) {
-            (Ok(()), Ok(true)) | (Err(_), Ok(true)) => Ok(receipt(size)),
+            (Ok(()) | Err(_), Ok(true)) => Ok(receipt(size)),
             (Ok(()), Ok(false)) => Err(Failure::protocol(
                 &operation,
                 "the storage does not have the file that it has just taken",
                 "look at its own logs, and at rules of the bucket that remove objects",
             )),
             (Err(failure), _) | (Ok(()), Err(failure)) => Err(failure),
+        }
+    }
+
+    /// Removes the parts of an upload that has begun at this address and is of no use any more.
+    pub async fn end_upload(&self, address: &str) -> CloudResult<()> {
+        let (Some(store), Some((key, id))) = (&self.resumable, parts::in_address(&self.url, address)) else {
+            return Ok(());
+        };
+        let operation = "end an upload";
+        match within(operation, 0, store.abort_multipart(&key, &id)).await? {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed(operation, error)),
         }
     }
 
@@ -305,78 +338,6 @@ impl ObjectStorage {
         }
     }
 
-    async fn send_parts(
-        &self,
-        operation: &str,
-        key: &Path,
-        file: &UploadFile,
-        size: u64,
-        hash: &blake3::Hash,
-    ) -> CloudResult<()> {
-        let options = PutMultipartOptions {
-            attributes: self.attributes(&file.name),
-            ..PutMultipartOptions::default()
-        };
-        let begun = self.store.put_multipart_opts(key, options);
-        let mut upload = within(operation, 0, begun)
-            .await?
-            .map_err(|error| failed(operation, error))?;
-        let sent = self
-            .send_each_part(operation, upload.as_mut(), file, size, hash)
-            .await;
-        let done = match sent {
-            Ok(()) => {
-                let completed = within(operation, 0, upload.complete()).await;
-                completed.and_then(|done| done.map(drop).map_err(|error| failed(operation, error)))
-            }
-            Err(failure) => Err(failure),
-        };
-        if done.is_err() {
-            // What cannot be removed now is removed by a rule of the bucket.
-            let _ = within(operation, 0, upload.abort()).await;
-        }
-        done
-    }
-
-    async fn send_each_part(
-        &self,
-        operation: &str,
-        upload: &mut dyn MultipartUpload,
-        file: &UploadFile,
-        size: u64,
-        hash: &blake3::Hash,
-    ) -> CloudResult<()> {
-        let part_size = part_size(size);
-        let mut hasher = blake3::Hasher::new();
-        let mut sending = FuturesUnordered::new();
-        let mut offset = 0;
-        while offset < size || !sending.is_empty() {
-            if offset < size && sending.len() < PARTS_AT_ONCE {
-                let length = part_size.min(size - offset);
-                let room = self.room(length).await;
-                let content = read(operation, file.file.clone(), offset, length).await?;
-                hasher.update(&content);
-                pace(file, content.len()).await;
-                let part = upload.put_part(PutPayload::from_bytes(content));
-                sending.push(async move {
-                    let sent = within(operation, length, part).await;
-                    drop(room);
-                    sent?.map_err(|error| failed(operation, error))
-                });
-                offset += length;
-                continue;
-            }
-            if let Some(sent) = sending.next().await {
-                sent?;
-            }
-        }
-        if hasher.finalize() == *hash {
-            Ok(())
-        } else {
-            Err(changed(operation))
-        }
-    }
-
     fn attributes(&self, name: &str) -> Attributes {
         let mut attributes = Attributes::new();
         if self.has_attributes {
@@ -395,12 +356,6 @@ impl ObjectStorage {
         // The semaphore is never closed.
         self.memory.clone().acquire_many_owned(units).await.ok()
     }
-}
-
-/// The size of each part but the last.
-fn part_size(size: u64) -> u64 {
-    let mib = 1024 * 1024;
-    PART.max(size.div_ceil(PARTS).div_ceil(mib) * mib)
 }
 
 /// Reads so many bytes at an offset, on a thread of its own.
@@ -506,15 +461,6 @@ mod tests {
             public_url: Some("https://files.example/".into()),
         });
         (folder, storage.unwrap())
-    }
-
-    #[test]
-    fn parts_have_equal_sizes_and_are_few_enough() {
-        assert_eq!(part_size(ONE_REQUEST + 1), PART);
-        assert_eq!(part_size(60 << 30), PART);
-        let huge = 5_u64 << 40;
-        assert!(huge.div_ceil(part_size(huge)) <= PARTS);
-        assert_eq!(part_size(huge) % (1 << 20), 0);
     }
 
     #[test]

@@ -22,18 +22,16 @@ use url::Url;
 
 use super::failure::{CloudResult, Failure};
 use super::file_stream;
-use super::files::{LastProgress, SOCKET_BUFFER, UploadFile, UploadReceipt, paced};
+use super::files::{LastProgress, SOCKET_BUFFER, UploadReceipt, paced};
 use super::http::{HttpAnswer, HttpClient, host, time_for};
 use super::refused;
 use super::reply::CloudReply;
+use super::resumable::{BegunUpload, ResumableUpload};
 use crate::abort;
 use crate::error::Kind;
 use crate::retry::{Backoff, waits};
 use crate::wire::paths::{self, HASH_PREFIX};
 use crate::wire::{Capability, tus};
-
-/// How long a part should take to send, unless [`ResumableUpload::part_time`] says otherwise.
-pub const PART_TIME: Duration = Duration::from_secs(10);
 
 /// The first part, before the speed is known.
 const FIRST_PART: u64 = 4 * 1024 * 1024;
@@ -50,31 +48,6 @@ const CREATIONS: u32 = 3;
 
 /// How often the server is asked where a file is that it has whole.
 const STORING_TRIES: u32 = 6;
-
-/// An upload that the server knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TusUpload {
-    /// Its address.
-    pub url: String,
-    /// How many bytes the server has.
-    pub offset: u64,
-}
-
-/// A file to send in parts.
-pub struct ResumableUpload<'a> {
-    /// The directory in the cloud.
-    pub directory: &'a str,
-    /// The file.
-    pub file: UploadFile,
-    /// The hash of its content.
-    pub hash: blake3::Hash,
-    /// What an earlier call has noted of the same content.
-    pub state: Option<TusUpload>,
-    /// How long a part should take: [`PART_TIME`], or less where something else waits for the end of a part.
-    pub part_time: Duration,
-    /// Called once the server knows the upload, and after each part.
-    pub note: &'a (dyn Fn(&TusUpload) + Send + Sync),
-}
 
 pub(super) async fn upload(http: &HttpClient, upload: ResumableUpload<'_>) -> CloudResult<UploadReceipt> {
     let operation = format!("upload {} to {}", upload.file.name, upload.directory);
@@ -182,9 +155,10 @@ impl Sending<'_> {
                     ));
                 }
             };
-            (self.upload.note)(&TusUpload {
-                url: address.to_string(),
+            (self.upload.note)(&BegunUpload {
+                address: address.to_string(),
                 offset,
+                parts: Vec::new(),
             });
             if offset == self.size {
                 return self.receipt(&address, file, was_asked).await;
@@ -237,7 +211,7 @@ impl Sending<'_> {
 
     /// The address that was noted, if it is this cloud's.
     fn stored_address(&self) -> Option<Url> {
-        let url = self.upload.state.as_ref()?.url.parse().ok()?;
+        let url = self.upload.state.as_ref()?.address.parse().ok()?;
         self.http.below_base(self.operation, &url).ok()?
     }
 
@@ -502,6 +476,7 @@ impl PartSizes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deliver::PART_TIME;
 
     #[test]
     fn parts_follow_the_speed() {

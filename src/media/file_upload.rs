@@ -22,8 +22,8 @@ use super::root::{FoundFile, MediaRoot, OpenRefusal};
 use super::upload_progress::UploadProgress;
 use super::watch::MediaWatch;
 use crate::deliver::{
-    Capabilities, ChangeOrigin, Cloud, CloudResult, Failure, ObjectStorage, PART_TIME, ResumableUpload,
-    TusUpload, UploadFile, UploadReceipt,
+    BegunUpload, Capabilities, ChangeOrigin, Cloud, CloudResult, Failure, ObjectStorage, PART_TIME,
+    ResumableUpload, UploadFile, UploadReceipt,
 };
 use crate::error::Kind;
 use crate::metrics::Metrics;
@@ -42,6 +42,9 @@ const ROOT_EVERY: f64 = 10.0;
 
 /// A file of so many bytes goes in parts, where the cloud takes them: what has arrived is not sent again.
 const IN_PARTS_FROM: i64 = 1024 * 1024;
+
+/// So many attempts in a row may fail to bring an upload further.
+const STUCK_AFTER: i32 = 2;
 
 /// File name endings of videos.
 const VIDEOS: [&str; 10] = [
@@ -141,7 +144,7 @@ impl FileUploader<'_> {
             other => (None, other.as_ref()),
         };
         if let Some(outdated) = outdated {
-            self.end_upload(&outdated.upload.url).await;
+            self.end_upload(&outdated.upload.address).await;
         }
         let confirmed = pending.confirmed.as_ref();
         let confirmed = confirmed.filter(|confirmed| confirmed.size == stamp.size);
@@ -176,7 +179,13 @@ impl FileUploader<'_> {
                 FileFate::Deferred(Deferral::again("the cloud did not confirm its content", 30.0))
             }
             Ok(receipt) => self.unless_changed(ready, FileFate::Uploaded(*stamp, receipt)),
-            Err(failure) => FileFate::Deferred(self.failed(pending, failure).await?),
+            Err(failure) => {
+                let deferral = self.failed(pending, failure).await?;
+                FileFate::Deferred(match self.is_stuck(pending, begun) {
+                    true => deferral.ending_upload(),
+                    false => deferral,
+                })
+            }
         })
     }
 
@@ -227,14 +236,11 @@ impl FileUploader<'_> {
     ) -> Option<CloudResult<UploadReceipt>> {
         let ReadyFile { pending, stamp, .. } = ready;
         let directory = &pending.directory;
-        if let (Some(storage), Some(hash)) = (self.storage, hash) {
-            let (source, size) = (&self.origin.source_id, stamp.size.cast_unsigned());
-            let upload = self.upload_file(file, name);
-            return Some(storage.upload(source, directory, &upload, size, &hash).await);
-        }
-        let upload = self.upload_file(file, pending.sent_as.clone().unwrap_or(name));
-        if let Some(hash) = hash.filter(|_| self.goes_in_parts(stamp)) {
-            match self.send_in_parts(ready, upload.clone(), hash, begun).await {
+        // A storage's key is made of the content: no name is in the way of another one.
+        let sent_as = pending.sent_as.clone().filter(|_| self.storage.is_none());
+        let upload = self.upload_file(file, sent_as.unwrap_or(name));
+        if let Some(hash) = hash.filter(|_| self.storage.is_some() || self.goes_in_parts(stamp)) {
+            match self.send_noting(ready, upload.clone(), hash, begun).await {
                 // It had listed them, and does not have them.
                 Some(Err(failure)) if failure.lost_capability() == Some(Capability::Tus) => {
                     tracing::debug!(%failure, "the file goes in one request");
@@ -247,12 +253,15 @@ impl FileUploader<'_> {
 
     /// Whether a file goes in parts: what has arrived is not sent again after an interruption.
     pub(super) fn goes_in_parts(&self, stamp: &FileStamp) -> bool {
-        self.storage.is_none() && self.capabilities.tus && stamp.size >= IN_PARTS_FROM
+        match self.storage {
+            Some(storage) => storage.resumes(stamp.size.cast_unsigned()),
+            None => self.capabilities.tus && stamp.size >= IN_PARTS_FROM,
+        }
     }
 
-    /// Sends the file in parts, from where `begun` has come. Where it is, is noted as it goes on. `None` if
-    /// the file changed in the meantime: what has arrived is given up.
-    async fn send_in_parts(
+    /// Sends the file from where `begun` has come. Where it is, is noted as it goes on. `None` if the file
+    /// changed in the meantime: what has arrived is given up.
+    async fn send_noting(
         &self,
         ready: &ReadyFile,
         file: UploadFile,
@@ -261,21 +270,30 @@ impl FileUploader<'_> {
     ) -> Option<CloudResult<UploadReceipt>> {
         let ReadyFile { pending, stamp, .. } = ready;
         let (changed, address) = (Notify::new(), Mutex::new(None));
-        let note = |upload: &TusUpload| {
+        let note = |upload: &BegunUpload| {
             self.progress.heard(&pending.path, stamp, hash, upload);
-            *address.lock().unwrap_or_else(PoisonError::into_inner) = Some(upload.url.clone());
+            *address.lock().unwrap_or_else(PoisonError::into_inner) = Some(upload.address.clone());
             if self.has_changed(pending, stamp) {
                 changed.notify_one();
             }
         };
-        let sending = self.cloud.upload_resumable(ResumableUpload {
+        let upload = ResumableUpload {
             directory: &pending.directory,
             file,
             hash,
             state: begun.map(|begun| begun.upload.clone()),
             part_time: PART_TIME,
             note: &note,
-        });
+        };
+        let sending = async {
+            match self.storage {
+                Some(storage) => {
+                    let (source, size) = (&self.origin.source_id, stamp.size.cast_unsigned());
+                    storage.upload(source, size, &upload).await
+                }
+                None => self.cloud.upload_resumable(upload).await,
+            }
+        };
         let sent = tokio::select! {
             biased;
             () = changed.notified() => None,
@@ -284,7 +302,7 @@ impl FileUploader<'_> {
         let address = address.into_inner().unwrap_or_else(PoisonError::into_inner);
         match &sent {
             // What has arrived stays: the next attempt goes on from there.
-            Some(Err(failure)) if !ends_upload(failure) => {}
+            Some(Err(failure)) if !ends_upload(failure) && !self.is_stuck(pending, begun) => {}
             Some(Ok(_)) => self.progress.ended(&pending.path),
             None | Some(Err(_)) => {
                 self.progress.ended(&pending.path);
@@ -296,9 +314,21 @@ impl FileUploader<'_> {
         sent
     }
 
+    /// Whether attempt after attempt to go on with an upload brings it no further: something is wrong with it
+    /// that no answer tells, and it begins again.
+    fn is_stuck(&self, pending: &PendingFile, begun: Option<&UploadState>) -> bool {
+        let now = self.progress.in_progress(&pending.path);
+        pending.attempts >= STUCK_AFTER
+            && begun.is_some_and(|begun| now.is_none_or(|now| now.upload == begun.upload))
+    }
+
     /// Has the cloud give up an upload that is of no use any more. If it does not, the upload expires there.
     async fn end_upload(&self, address: &str) {
-        if let Err(failure) = self.cloud.end_upload(address).await {
+        let ended = match self.storage {
+            Some(storage) => storage.end_upload(address).await,
+            None => self.cloud.end_upload(address).await,
+        };
+        if let Err(failure) = ended {
             tracing::debug!(%failure, "an upload that is of no use is left to expire in the cloud");
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::deliver::TusUpload;
+use crate::deliver::BegunUpload;
 use crate::source::file_records::FileStamp;
 use crate::source::upload_state::{UploadNote, UploadState};
 
@@ -50,11 +50,11 @@ impl ProgressOfUpload {
 
 impl UploadProgress {
     /// Notes where the upload of a file is.
-    pub(super) fn heard(&self, path: &str, stamp: &FileStamp, hash: blake3::Hash, upload: &TusUpload) {
+    pub(super) fn heard(&self, path: &str, stamp: &FileStamp, hash: blake3::Hash, upload: &BegunUpload) {
         let now = Instant::now();
         let mut uploads = self.lock();
         if let Some(known) = uploads.get_mut(path)
-            && known.state.upload.url == upload.url
+            && known.state.upload.address == upload.address
         {
             let bytes = upload.offset.saturating_sub(known.state.upload.offset);
             let seconds = now.duration_since(known.heard_at).as_secs_f64();
@@ -66,7 +66,7 @@ impl UploadProgress {
                         .map_or(latest, |rate| rate * (1.0 - NEWEST) + latest * NEWEST),
                 );
             }
-            known.state.upload.offset = upload.offset;
+            known.state.upload.clone_from(upload);
             known.heard_at = now;
             known.is_news = true;
             drop(uploads);
@@ -133,7 +133,7 @@ impl UploadProgress {
         let mut uploads = self.lock();
         for note in notes {
             if let Some(upload) = uploads.get_mut(&note.path)
-                && upload.state.upload.url == note.state.upload.url
+                && upload.state.upload.address == note.state.upload.address
             {
                 upload.is_news = upload.state != note.state;
                 upload.noted_at = Some(Instant::now());
@@ -165,9 +165,10 @@ mod tests {
             inode: 3,
         };
         let heard = |offset| {
-            let upload = TusUpload {
-                url: "http://cloud/files/1".into(),
+            let upload = BegunUpload {
+                address: "http://cloud/files/1".into(),
                 offset,
+                parts: Vec::new(),
             };
             progress.heard("a.mp4", &stamp, blake3::hash(b"a"), &upload);
         };

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::file_records::FileStamp;
-use crate::deliver::TusUpload;
+use crate::deliver::BegunUpload;
 use crate::error::{Error, Result};
 use crate::sql_template::statement;
 
@@ -20,8 +20,8 @@ fn failed(error: tokio_postgres::Error) -> Error {
 /// An upload that is in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UploadState {
-    /// Where it is, and how many bytes the cloud had.
-    pub(crate) upload: TusUpload,
+    /// Where it is, and what the cloud had of it.
+    pub(crate) upload: BegunUpload,
     /// How the file looked when it began.
     pub(crate) stamp: FileStamp,
     /// Of the whole content.
@@ -37,6 +37,14 @@ pub(crate) struct UploadNote {
     pub(crate) rate: Option<i64>,
 }
 
+impl UploadNote {
+    /// Lists of several lengths are no array of PostgreSQL's.
+    fn parts_as_json(&self) -> Option<String> {
+        let parts = &self.state.upload.parts;
+        (!parts.is_empty()).then(|| serde_json::json!(parts).to_string())
+    }
+}
+
 /// Notes how far uploads have come.
 pub(crate) async fn note(client: &Client, notes: &[UploadNote]) -> Result<()> {
     let column = |value: fn(&UploadNote) -> i64| notes.iter().map(value).collect::<Vec<_>>();
@@ -47,7 +55,7 @@ pub(crate) async fn note(client: &Client, notes: &[UploadNote]) -> Result<()> {
                 &notes.iter().map(|note| note.path.as_str()).collect::<Vec<_>>(),
                 &notes
                     .iter()
-                    .map(|note| note.state.upload.url.as_str())
+                    .map(|note| note.state.upload.address.as_str())
                     .collect::<Vec<_>>(),
                 &column(|note| note.state.upload.offset.cast_signed()),
                 &column(|note| note.state.stamp.size),
@@ -59,6 +67,7 @@ pub(crate) async fn note(client: &Client, notes: &[UploadNote]) -> Result<()> {
                     .map(|note| note.state.hash.to_string())
                     .collect::<Vec<_>>(),
                 &notes.iter().map(|note| note.rate).collect::<Vec<_>>(),
+                &notes.iter().map(|note| note.parts_as_json()).collect::<Vec<_>>(),
             ],
         )
         .await
@@ -79,9 +88,10 @@ pub(crate) async fn in_progress(client: &Client, paths: &[&str]) -> Result<HashM
         .iter()
         .filter_map(|row| {
             let state = UploadState {
-                upload: TusUpload {
-                    url: row.get(1),
+                upload: BegunUpload {
+                    address: row.get(1),
                     offset: row.get::<_, i64>(2).cast_unsigned(),
+                    parts: row.get::<_, Option<Vec<String>>>(8).unwrap_or_default(),
                 },
                 stamp: FileStamp {
                     size: row.get(3),

@@ -1,6 +1,6 @@
 //! Resumable uploads: what has arrived is not sent again, and the key goes nowhere else.
 
-use cloud_sync::deliver::{PART_TIME, ResumableUpload, TusUpload, UploadReceipt};
+use cloud_sync::deliver::{BegunUpload, PART_TIME, ResumableUpload, UploadReceipt};
 use tokio::sync::Notify;
 
 use super::*;
@@ -48,13 +48,13 @@ impl SlipFile {
 pub(super) async fn upload(
     cloud: &Cloud,
     slip: &SlipFile,
-    state: Option<TusUpload>,
+    state: Option<BegunUpload>,
 ) -> (
     Result<UploadReceipt, cloud_sync::deliver::Failure>,
-    Vec<TusUpload>,
+    Vec<BegunUpload>,
 ) {
     let noted = Mutex::new(Vec::new());
-    let note = |upload: &TusUpload| noted.lock().unwrap().push(upload.clone());
+    let note = |upload: &BegunUpload| noted.lock().unwrap().push(upload.clone());
     let uploaded = cloud
         .upload_resumable(ResumableUpload {
             directory: "passes",
@@ -132,7 +132,7 @@ async fn an_upload_continues_from_what_was_noted() {
     }));
     let cloud = client_of(&url);
     let last = Mutex::new(None);
-    let note = |upload: &TusUpload| *last.lock().unwrap() = Some(upload.clone());
+    let note = |upload: &BegunUpload| *last.lock().unwrap() = Some(upload.clone());
     tokio::select! {
         _ = cloud.upload_resumable(ResumableUpload {
             directory: "passes",
@@ -154,7 +154,7 @@ async fn an_upload_continues_from_what_was_noted() {
     // Then what has arrived is not sent again.
     let receipt = uploaded.unwrap();
     assert!(receipt.confirmed && stored(&receiver, &receipt) == slip.content);
-    assert!(noted[0].url == state.url && noted[0].offset >= 4 * MIB as u64);
+    assert!(noted[0].address == state.address && noted[0].offset >= 4 * MIB as u64);
     let bytes = counting.all().bytes;
     let at_most = sent.load(Ordering::SeqCst) + slip.content.len() - 4 * MIB;
     assert!(bytes as f64 <= 1.02 * at_most as f64, "{bytes} of {at_most}");
@@ -169,10 +169,14 @@ async fn an_upload_continues_from_what_was_noted() {
         "not a URL".to_owned(),
     ] {
         let other = SlipFile::new(1000);
-        let state = TusUpload { url, offset: 500 };
+        let state = BegunUpload {
+            address: url,
+            offset: 500,
+            parts: Vec::new(),
+        };
         let (uploaded, noted) = upload(&cloud, &other, Some(state)).await;
         assert!(stored(&receiver, &uploaded.unwrap()) == other.content);
-        assert_ne!(noted.last().unwrap().url, "https://other.example/api/files/1");
+        assert_ne!(noted.last().unwrap().address, "https://other.example/api/files/1");
     }
 }
 

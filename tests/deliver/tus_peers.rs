@@ -3,11 +3,11 @@
 //! where that cannot be, the test says so and is skipped.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use super::tus::{MIB, SlipFile, client_of, upload};
 use super::*;
+use crate::support::installed::{self, Killed};
 use crate::support::site;
 use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
@@ -39,81 +39,15 @@ assert rest.offset == int(size), rest.offset
 rest.upload()
 ";
 
-/// The folder of the build in which others' programs are, one folder for each.
-fn folder_of(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
-}
-
-/// Runs a command to its end; what it says if it fails.
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.stdin(Stdio::null()).output();
-    let program = command.get_program().display();
-    let output = output.map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let words = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{program}: {}", words.trim()))
-}
-
-/// Installs once what a marker names, by these commands.
-fn install(folder: &Path, marker: &str, commands: &mut [Command]) -> Result<(), String> {
-    let done = folder.join("installed");
-    if std::fs::read_to_string(&done).is_ok_and(|text| text == marker) {
-        return Ok(());
-    }
-    let _ = std::fs::remove_dir_all(folder);
-    std::fs::create_dir_all(folder).map_err(|error| error.to_string())?;
-    commands.iter_mut().try_for_each(run)?;
-    std::fs::write(done, marker).map_err(|error| error.to_string())
-}
-
-fn install_server(folder: &Path) -> Result<(), String> {
-    run(Command::new("node").arg("--version"))?;
-    let mut npm = Command::new("npm");
-    npm.args([
-        "install",
-        "--no-audit",
-        "--no-fund",
-        "--ignore-scripts",
-        "--prefix",
-    ])
-    .arg(folder)
-    .args(SERVER);
-    install(folder, &SERVER.join(" "), &mut [npm])
-}
-
-fn install_client(folder: &Path) -> Result<(), String> {
-    let (mut venv, mut pip) = (Command::new("python3"), Command::new(folder.join("bin/python")));
-    venv.args(["-m", "venv"]).arg(folder);
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        CLIENT,
-    ]);
-    install(folder, CLIENT, &mut [venv, pip])
-}
-
-/// A process that is killed when it is dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_arrives_at_a_server_of_others_through_a_connection_that_breaks() {
-    let folder = folder_of("tus-server");
-    if let Err(why) = install_server(&folder) {
-        println!("skipped: the server of Node.js cannot be installed: {why}");
-        return;
-    }
+    let folder = match installed::of_node("tus-server", &SERVER) {
+        Ok(folder) => folder,
+        Err(why) => {
+            println!("skipped: the server of Node.js cannot be installed: {why}");
+            return;
+        }
+    };
     std::fs::write(folder.join("server.mjs"), SERVER_SCRIPT).unwrap();
     let files = tempfile::tempdir().unwrap();
     let mut server = Command::new("node");
@@ -141,18 +75,20 @@ async fn a_file_arrives_at_a_server_of_others_through_a_connection_that_breaks()
     cloud.end_upload(&receipt.url).await.unwrap();
     let (again, _) = upload(&cloud, &slip, noted.last().cloned()).await;
     let receipt = again.unwrap();
-    assert_ne!(Some(&receipt.url), noted.last().map(|noted| &noted.url));
+    assert_ne!(Some(&receipt.url), noted.last().map(|noted| &noted.address));
     let id = receipt.url.rsplit('/').next().unwrap();
     assert!(std::fs::read(files.path().join(id)).unwrap() == slip.content);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_of_others_sends_a_file_in_parts() {
-    let folder = folder_of("tus-client");
-    if let Err(why) = install_client(&folder) {
-        println!("skipped: the client of Python cannot be installed: {why}");
-        return;
-    }
+    let folder = match installed::of_python("tus-client", CLIENT) {
+        Ok(folder) => folder,
+        Err(why) => {
+            println!("skipped: the client of Python cannot be installed: {why}");
+            return;
+        }
+    };
     let receiver = site::Cloud::start("tus_peer").await;
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("slip.jpg");
@@ -165,7 +101,7 @@ async fn a_client_of_others_sends_a_file_in_parts() {
         .args([&format!("{}/files", receiver.url), site::KEY])
         .arg(&path)
         .arg((2 * MIB).to_string());
-    let sent = tokio::task::spawn_blocking(move || run(&mut client))
+    let sent = tokio::task::spawn_blocking(move || installed::run(&mut client))
         .await
         .unwrap();
     assert_eq!(sent, Ok(()));

@@ -1,8 +1,10 @@
 //! The file lane: real files, a real watcher, the real receiver.
 
 mod kept;
+mod known;
 mod names;
 mod resume;
+mod rough_line;
 mod seeing;
 mod states;
 mod storage;

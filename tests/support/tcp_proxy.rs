@@ -1,17 +1,22 @@
 //! A TCP proxy between the replicator and its cloud, which troubles what passes, open connections included.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::locked;
 use super::postgres::free_port;
+
+/// What a line carries at once, in bytes.
+const PACKET: usize = 4 * 1024;
 
 /// What happens to connections, from the moment that it is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub(crate) enum Trouble {
     HoldAnswers,
     /// At most so many bytes pass at once, each time after a pause, either way.
     Slow(usize, Duration),
+    /// A line: so many bytes of requests a second pass, of all connections together.
+    Line(u64),
 }
 
 /// The proxy; it ends when it is dropped.
@@ -38,6 +45,7 @@ pub(crate) struct TcpProxy {
     trouble: watch::Sender<Trouble>,
     target: watch::Sender<SocketAddr>,
     struck: Arc<AtomicU64>,
+    passed: Arc<AtomicU64>,
     _stop: DropGuard,
 }
 
@@ -49,10 +57,12 @@ impl TcpProxy {
         let (trouble, troubled) = watch::channel(Trouble::None);
         let (target, targeted) = watch::channel(target);
         let stop = CancellationToken::new();
-        let struck = Arc::new(AtomicU64::new(0));
+        let (struck, passed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let route = ProxyRoute {
             trouble: troubled,
             struck: struck.clone(),
+            passed: passed.clone(),
+            line_is_free: Arc::new(Mutex::new(Instant::now())),
             stop: stop.clone(),
         };
         tokio::spawn(listen(listener, address, targeted, route));
@@ -61,6 +71,7 @@ impl TcpProxy {
             trouble,
             target,
             struck,
+            passed,
             _stop: stop.drop_guard(),
         }
     }
@@ -85,6 +96,11 @@ impl TcpProxy {
         self.target.send_replace(target);
     }
 
+    /// Bytes of requests that have passed.
+    pub(crate) fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+
     /// How many connections were cut or stalled so far.
     pub(crate) fn struck(&self) -> u64 {
         self.struck.load(Ordering::Relaxed)
@@ -95,10 +111,23 @@ impl TcpProxy {
 struct ProxyRoute {
     trouble: watch::Receiver<Trouble>,
     struck: Arc<AtomicU64>,
+    passed: Arc<AtomicU64>,
+    /// When the line has sent all that it was given.
+    line_is_free: Arc<Mutex<Instant>>,
     stop: CancellationToken,
 }
 
 impl ProxyRoute {
+    /// Waits until so many bytes have passed a line of so many bytes a second.
+    async fn wait_for_line(&self, bytes: usize, rate: u64) {
+        let passed = {
+            let mut free = locked(&self.line_is_free);
+            *free = (*free).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+            *free
+        };
+        tokio::time::sleep_until(passed).await;
+    }
+
     /// Counts, and has the sender's socket reset when it is dropped; the other side's is closed, after what
     /// passed.
     fn strike(&self, sender: &OwnedReadHalf) {
@@ -185,6 +214,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: bool, m
                 continue 'changed;
             }
             Trouble::Slow(bytes, each) => (at_once, pause) = (bytes.clamp(1, buffer.len()), each),
+            Trouble::Line(_) => at_once = PACKET,
         }
         loop {
             let read = tokio::select! {
@@ -199,8 +229,14 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: bool, m
                 // The other direction may still have an answer: HTTP has none after the client is gone.
                 return;
             };
-            tokio::time::sleep(pause).await;
+            match trouble {
+                Trouble::Line(rate) if requests => route.wait_for_line(read, rate).await,
+                _ => tokio::time::sleep(pause).await,
+            }
             let passes = left.map_or(read, |left: usize| left.min(read));
+            if requests {
+                route.passed.fetch_add(passes as u64, Ordering::Relaxed);
+            }
             if to.write_all(&buffer[..passes]).await.is_err() {
                 return;
             }
