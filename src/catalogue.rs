@@ -7,6 +7,7 @@
 //! database.
 
 pub(crate) mod declared;
+mod file_timing;
 pub(crate) mod private_columns;
 pub mod server;
 
@@ -16,8 +17,13 @@ use std::ops::Index;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::weekly_times::WeeklyTimes;
 use crate::wire::paths;
+use file_timing::{DirectoryTimings, check_file_timing};
 use server::{ColumnForm, ColumnValue, Unconfirmed};
+
+pub use file_timing::FileAge;
+pub(crate) use file_timing::FileTiming;
 
 /// What happens in the cloud when a row is deleted on the site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +68,12 @@ pub struct FileColumn {
     /// What happens to a row whose file the cloud has not confirmed yet; `None` means that it is sent.
     #[serde(default)]
     pub until_uploaded: Option<Unconfirmed>,
+    /// How long a file must not have changed before it goes; `None` means that it goes once it is finished.
+    #[serde(default)]
+    pub after: Option<FileAge>,
+    /// When files go; `None` means always.
+    #[serde(default)]
+    pub when: Option<WeeklyTimes>,
 }
 
 /// One replicated kind of row.
@@ -201,6 +213,8 @@ impl Entity {
             many,
             column_value: None,
             until_uploaded: None,
+            after: None,
+            when: None,
         });
         self
     }
@@ -241,6 +255,7 @@ impl Catalogue {
     pub(crate) fn faults(entities: &mut [Entity]) -> Vec<Error> {
         let mut names = HashSet::new();
         let mut paths = HashSet::new();
+        let mut timings = DirectoryTimings::new();
         let mut faults = Vec::new();
         for entity in entities {
             if entity.path.is_empty() {
@@ -248,7 +263,8 @@ impl Catalogue {
             }
             let is_new_name = names.insert(entity.name.clone());
             let is_new_path = paths.insert(entity.path.clone());
-            let fault = match check_entity(entity) {
+            let checked = check_entity(entity).and_then(|()| check_file_timing(entity, &mut timings));
+            let fault = match checked {
                 Err(fault) => fault,
                 Ok(()) if !is_new_name => {
                     invalid(entity, "another entity has the same name").remedy("rename one of them")

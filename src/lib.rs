@@ -98,5 +98,6 @@ mod serve;
 pub mod shutdown;
 mod sql_template;
 mod supervise;
+mod weekly_times;
 #[doc(hidden)]
 pub mod wire;

@@ -32,13 +32,15 @@ pub(super) const ENTITY: [&str; 17] = [
 pub(super) const RETENTION: [&str; 3] = ["column", "days", "cloud_days_by"];
 /// The old name of `retention`: it is read, with a warning.
 const OLD_RETENTION: &str = "window";
-pub(super) const FILE: [&str; 6] = [
+pub(super) const FILE: [&str; 8] = [
     "column",
     "url_column",
     "directory",
     "many",
     "column_value",
     "until_uploaded",
+    "after",
+    "when",
 ];
 pub(super) const COLUMN: [&str; 2] = ["as", "zone"];
 

@@ -436,6 +436,8 @@ fn the_lists_of_entity_keys_are_those_of_the_catalogue() {
         many: true,
         column_value: None,
         until_uploaded: None,
+        after: None,
+        when: None,
     }];
     let json = serde_json::to_value(&entity).unwrap();
     let keys = |value: &serde_json::Value| -> std::collections::BTreeSet<String> {

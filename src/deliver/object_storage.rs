@@ -38,7 +38,7 @@ use crate::error::{Error, Kind, Result, chain};
 mod parts;
 
 /// Bytes of files in memory at most, in units of [`UNIT`].
-const MEMORY: usize = 24 * 1024 * 1024 / UNIT;
+const MEMORY: usize = 15 * 1024 * 1024 / UNIT;
 
 /// The unit in which memory is counted.
 const UNIT: usize = 64 * 1024;

@@ -11,26 +11,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Zoned;
-use jiff::civil::{DateTime, Weekday};
+use jiff::civil::DateTime;
+
+use crate::weekly_times::WeeklySpan;
 
 /// The longest wait until a limit is looked at again: so soon does a change take effect.
 const RECHECK: Duration = Duration::from_millis(500);
 
 /// So much time's worth of bytes may go at once.
 const BURST: Duration = Duration::from_millis(200);
-
-/// Minutes of a day.
-const DAY: u16 = 24 * 60;
-
-const WEEK: [(&str, Weekday); 7] = [
-    ("mon", Weekday::Monday),
-    ("tue", Weekday::Tuesday),
-    ("wed", Weekday::Wednesday),
-    ("thu", Weekday::Thursday),
-    ("fri", Weekday::Friday),
-    ("sat", Weekday::Saturday),
-    ("sun", Weekday::Sunday),
-];
 
 /// A limit in bytes a second; 0 means that no file goes, `None` that there is no limit.
 pub type BandwidthLimit = Option<u64>;
@@ -44,24 +33,8 @@ pub struct BandwidthPlan {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct PlanEntry {
-    /// By the day's index from Monday.
-    days: [bool; 7],
-    /// Minutes of the day; the end may be on the next day.
-    from: u16,
-    to: u16,
+    span: WeeklySpan,
     limit: BandwidthLimit,
-}
-
-impl PlanEntry {
-    fn holds_at(&self, now: DateTime) -> bool {
-        let minute = now.hour().cast_unsigned() as u16 * 60 + now.minute().cast_unsigned() as u16;
-        let day = now.weekday().to_monday_zero_offset() as usize;
-        if self.from < self.to {
-            return self.days[day] && (self.from..self.to).contains(&minute);
-        }
-        // It began today, or yesterday.
-        (self.days[day] && minute >= self.from) || (self.days[(day + 6) % 7] && minute < self.to)
-    }
 }
 
 impl BandwidthPlan {
@@ -71,7 +44,7 @@ impl BandwidthPlan {
 
     /// The limit at this local time.
     pub fn limit_at(&self, now: DateTime) -> BandwidthLimit {
-        let entry = self.entries.iter().find(|entry| entry.holds_at(now));
+        let entry = self.entries.iter().find(|entry| entry.span.holds_at(now));
         entry.map_or(self.otherwise, |entry| entry.limit)
     }
 }
@@ -109,82 +82,26 @@ impl fmt::Display for BandwidthPlan {
             Some(bytes) => format!("{bytes}B/s"),
         };
         for entry in &self.entries {
-            let days = WEEK.iter().zip(entry.days).filter(|(_, holds)| *holds);
-            let days: Vec<&str> = days.map(|((name, _), _)| *name).collect();
-            let time = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
-            write!(
-                f,
-                "{} {}-{} {}; ",
-                days.join(","),
-                time(entry.from),
-                time(entry.to),
-                show(entry.limit)
-            )?;
+            write!(f, "{} {}; ", entry.span, show(entry.limit))?;
         }
         f.write_str(&show(self.otherwise))
     }
 }
 
 fn plan_entry(words: &[String]) -> Result<PlanEntry, String> {
-    let (days, times, limited) = match words {
-        [times, limited] => ([true; 7], times, limited),
-        [named, times, limited] => (days(named)?, times, limited),
-        _ => {
-            return Err(format!(
-                "has {:?}, which is not as in \"mon-fri 07:00-18:00 1MiB/s; else unlimited\"",
-                words.join(" ")
-            ));
-        }
+    let Some((limited, span)) = words
+        .split_last()
+        .filter(|(_, span)| (1..=2).contains(&span.len()))
+    else {
+        return Err(format!(
+            "has {:?}, which is not as in \"mon-fri 07:00-18:00 1MiB/s; else unlimited\"",
+            words.join(" ")
+        ));
     };
-    let (from, to) = times
-        .split_once('-')
-        .filter(|(from, to)| from.contains(':') && to.contains(':'))
-        .ok_or_else(|| format!("has {times:?}, which is not as in 07:00-18:00"))?;
     Ok(PlanEntry {
-        days,
-        from: minute_of_day(from)? % DAY,
-        to: minute_of_day(to)?,
+        span: span.join(" ").parse()?,
         limit: limit(limited)?,
     })
-}
-
-fn days(text: &str) -> Result<[bool; 7], String> {
-    let index = |name: &str| {
-        let found = WEEK
-            .iter()
-            .position(|(known, _)| known.eq_ignore_ascii_case(name));
-        found.ok_or_else(|| format!("has the day {name:?}; days are mon, tue, wed, thu, fri, sat, sun"))
-    };
-    let mut days = [false; 7];
-    for part in text.split(',') {
-        let (first, last) = match part.split_once('-') {
-            Some((first, last)) => (index(first)?, index(last)?),
-            None => (index(part)?, index(part)?),
-        };
-        let mut day = first;
-        days[day] = true;
-        while day != last {
-            day = (day + 1) % 7;
-            days[day] = true;
-        }
-    }
-    Ok(days)
-}
-
-/// The minutes from midnight to a time of day; 24:00 is the day's end.
-fn minute_of_day(text: &str) -> Result<u16, String> {
-    let wrong = || format!("has the time {text:?}, which is not as in 07:30");
-    let (hour, minute) = text.split_once(':').ok_or_else(wrong)?;
-    let (hour, minute): (u16, u16) = match (hour.parse(), minute.parse()) {
-        (Ok(hour), Ok(minute)) => (hour, minute),
-        _ => return Err(wrong()),
-    };
-    let all = hour * 60 + minute;
-    if minute < 60 && all <= DAY {
-        Ok(all)
-    } else {
-        Err(wrong())
-    }
 }
 
 fn limit(text: &str) -> Result<BandwidthLimit, String> {

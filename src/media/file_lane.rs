@@ -242,6 +242,7 @@ impl FileLane {
             root: &self.root,
             readiness,
             videos: self.videos,
+            catalogue: &self.catalogue,
             metrics: &self.metrics,
             state: &self.state,
             watch,

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Zoned;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,9 @@ use super::paths;
 use super::readiness::{Readiness, Unfinished};
 use super::root::{FoundFile, MediaRoot, OpenRefusal};
 use super::upload_progress::UploadProgress;
+use super::upload_times::{not_yet, until_not_now};
 use super::watch::MediaWatch;
+use crate::catalogue::Catalogue;
 use crate::deliver::{
     BegunUpload, Capabilities, ChangeOrigin, Cloud, CloudResult, Failure, ObjectStorage, PART_TIME,
     ResumableUpload, UploadFile, UploadReceipt,
@@ -28,7 +31,7 @@ use crate::deliver::{
 use crate::error::Kind;
 use crate::metrics::Metrics;
 use crate::retry::waits;
-use crate::source::file_records::{FileStamp, NO_VIDEOS, PendingFile, RecordedContent, SETTLING};
+use crate::source::file_records::{FileStamp, NO_VIDEOS, NOT_NOW, PendingFile, RecordedContent, SETTLING};
 use crate::source::file_state::FileState;
 use crate::source::upload_state::UploadState;
 use crate::wire::Capability;
@@ -62,6 +65,8 @@ pub(super) struct FileUploader<'a> {
     pub(super) readiness: &'a Readiness,
     /// Whether videos are uploaded.
     pub(super) videos: bool,
+    /// When files go.
+    pub(super) catalogue: &'a Catalogue,
     pub(super) metrics: &'a Metrics,
     pub(super) state: &'a Arc<FileLaneSignals>,
     pub(super) watch: &'a MediaWatch,
@@ -108,7 +113,10 @@ impl FileUploader<'_> {
         let relative = paths::below(&self.root.path, path);
         let is_written = self.watch.is_written(relative.as_deref().unwrap_or(path));
         let (why, seconds) = match self.readiness.unfinished(path, &found, is_written) {
-            None => return Ok(found.stamp),
+            None => {
+                let timing = self.catalogue.file_timing(&pending.directory);
+                return not_yet(timing, &found.stamp, &Zoned::now()).map_or(Ok(found.stamp), Err);
+            }
             Some(Unfinished::Open) => (OPEN, UNFINISHED_EVERY),
             Some(Unfinished::Changing(wait)) => (SETTLING, wait.as_secs_f64()),
         };
@@ -126,7 +134,15 @@ impl FileUploader<'_> {
             Ok(found) if self.readiness.is_open(&found) => {
                 FileFate::Deferred(Deferral::waiting(OPEN, UNFINISHED_EVERY))
             }
-            Ok(found) => self.upload_found(&ready, found).await?,
+            Ok(found) => {
+                tokio::select! {
+                    fate = self.upload_found(&ready, found) => fate?,
+                    // What has arrived in parts stays.
+                    () = until_not_now(self.catalogue.file_timing(&ready.pending.directory)) => {
+                        FileFate::Deferred(Deferral::waiting(NOT_NOW, 0.0))
+                    }
+                }
+            }
             Err(deferral) => return Ok(FileOutcome::not_ready(ready.pending, deferral)),
         };
         Ok(FileOutcome {

@@ -27,6 +27,7 @@ mod root;
 mod upload_journal;
 mod upload_pool;
 mod upload_progress;
+mod upload_times;
 mod urls;
 mod watch;
 

@@ -19,6 +19,12 @@ pub(crate) const SETTLING: &str = "the file was written a moment ago";
 /// Why a video waits if videos are not uploaded.
 pub(crate) const NO_VIDEOS: &str = "videos are not uploaded (files.upload_videos = false)";
 
+/// Why a file waits until it is old enough.
+pub(crate) const TOO_NEW: &str = "it goes when it is old enough (after of its file column)";
+
+/// Why a file waits for a time of the week.
+pub(crate) const NOT_NOW: &str = "it goes at other times (when of its file column)";
+
 /// A file to upload.
 #[derive(Debug, Clone)]
 pub struct PendingFile {
@@ -573,7 +579,7 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
 }
 
 /// Files that are missing, that the cloud does not take or that cannot be sent, at most `limit`, each with the
-/// reason; without videos that are not to be uploaded.
+/// reason; without those that the settings keep here.
 ///
 /// # Errors
 /// The source's.
@@ -581,7 +587,7 @@ pub async fn not_taken(client: &Client, limit: i64) -> Result<Vec<(String, Strin
     let rows = client
         .query(
             statement!("files", "not_taken"),
-            &[&limit, &[NO_VIDEOS, SETTLING].as_slice()],
+            &[&limit, &[NO_VIDEOS, SETTLING, TOO_NEW, NOT_NOW].as_slice()],
         )
         .await
         .map_err(failed("read"))?;

@@ -241,7 +241,8 @@ async fn row_arrives(site: &Site, there: &tokio_postgres::Client, number: i64) -
         "insert into tbl_faculty (faculty_fname) values ('row {number}')"
     ))
     .await;
-    let is_there = format!("select exists (select from cloud.faculty where faculty_fname = 'row {number}')");
+    let is_there =
+        format!("select exists (select from cloud.faculties where faculty_fname = 'row {number}')");
     crate::support::sql::until_some(there, &is_there).await;
     began.elapsed()
 }

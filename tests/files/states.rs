@@ -7,7 +7,7 @@ use super::{FACULTY, LEAVE};
 use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
 use crate::support::process::Daemon;
-use crate::support::site::{LIMIT, SCHOOL, Site};
+use crate::support::site::{Cloud, KEY, LIMIT, SCHOOL, Site};
 
 async fn server_and_site(hint: &str) -> (BaselineServer, Site) {
     let catalogue = cloud_sync::catalogue::Catalogue::builtin();
@@ -312,4 +312,77 @@ async fn a_cloud_that_gives_all_files_one_address_is_not_asked_over_and_over() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(uploads(&server) <= 6, "{}", uploads(&server));
     running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_go_when_they_are_old_enough_and_at_their_times() {
+    let cloud = Cloud::start("file_times").await;
+    let from_now = |hours: i64| {
+        let at = jiff::Zoned::now() + jiff::SignedDuration::from_hours(hours);
+        at.strftime("%H:%M").to_string()
+    };
+    let later = format!("{}-{}", from_now(2), from_now(4));
+    let config = format!(
+        "[[entity]]\nname = \"faculties\"\ntable = \"tbl_faculty\"\nkey = [\"faculty_id\"]\n\
+         [[entity]]\nname = \"leaves\"\ntable = \"tbl_leave\"\nkey = [\"leave_id\"]\n\
+         files = [{{ column = \"leave_slip_image\", url_column = \"url\", directory = \"leaves\", after = \"1h\" }}]\n\
+         [[entity]]\nname = \"passes\"\ntable = \"tbl_pass\"\nkey = [\"pass_id\"]\n\
+         files = [{{ column = \"pass_slip_image\", url_column = \"url\", directory = \"passes\", when = \"{later}\" }}]\n"
+    );
+    let mut site = Site::bare("file_times", &cloud.url, KEY, SCHOOL, &config).await;
+    site.init().await;
+    for name in ["new.jpg", "old.jpg", "pass.jpg"] {
+        std::fs::write(site.media().join(name), name).unwrap();
+    }
+    let old = std::fs::File::options()
+        .write(true)
+        .open(site.media().join("old.jpg"))
+        .unwrap();
+    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(2 * 3600);
+    old.set_modified(hours_ago).unwrap();
+    drop(old);
+    site.run(&format!(
+        "{FACULTY} ('x', null); {LEAVE} (1, 'new.jpg'), (1, 'old.jpg'); \
+         insert into tbl_pass (faculty_id, pass_slip_image) values (1, 'pass.jpg')"
+    ))
+    .await;
+    let daemon = Daemon::of(&site, "store");
+    let process = daemon.start();
+    // Only what is old enough goes; all rows do.
+    daemon
+        .until("the old one", LIMIT, |status| {
+            status.files.uploaded == 1 && status.lag.is_some_and(|lag| lag.changes == 0)
+        })
+        .await;
+    let why = |path: &str| {
+        let said = daemon.ask(&["files", "why", path, "--json"]);
+        let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        let reason = said["reason"].as_str().unwrap_or_default().to_owned();
+        (reason, said["next_attempt_seconds"].as_f64().unwrap_or_default())
+    };
+    for (path, word) in [("new.jpg", "old enough"), ("pass.jpg", "other times")] {
+        let start = Instant::now();
+        while !why(path).0.contains(word) {
+            assert!(start.elapsed() < LIMIT, "{:?}", why(path));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!((3_000.0..=3_600.0).contains(&why(path).1), "{:?}", why(path));
+    }
+    // A sync is complete without them,
+    let report = daemon.ask(&["sync"]);
+    assert!(
+        report.status.success(),
+        "{}",
+        String::from_utf8_lossy(&report.stdout)
+    );
+    assert!(process.terminate().await.success());
+    // and they go when their time has come.
+    site.reconfigure(&later, &format!("{}-{}", from_now(-1), from_now(4)));
+    site.reconfigure("after = \"1h\"", "after = \"1s\"");
+    let daemon = Daemon::of(&site, "store");
+    let process = daemon.start();
+    daemon
+        .until("all", LIMIT, |status| status.files.uploaded == 3)
+        .await;
+    assert!(process.terminate().await.success());
 }

@@ -44,7 +44,7 @@ const fn named(name: &'static str, about: &'static str) -> Measurement {
 }
 
 /// In the order of the table.
-pub(crate) const ROWS: [Measurement; 14] = [
+pub(crate) const ROWS: [Measurement; 15] = [
     always(
         "capture",
         "8 writers, one-row inserts, with capture and without; PgQ and a slot",
@@ -79,7 +79,8 @@ pub(crate) const ROWS: [Measurement; 14] = [
         "CPU, wake-ups and memory of processes that have nothing to do",
     ),
     always("file", "one file of 1 GiB"),
-    always("files", "10,000 files of 50 KB"),
+    always("s3", "one file of 1 GiB to a server of S3"),
+    always("files", "10,000 files of 50 KB to a server of S3"),
     always(
         "baseline",
         "5,000 rows to a server that answers each request after 20 ms",
@@ -109,6 +110,7 @@ pub(crate) async fn measure(
         "million" => million::million(world, plot, progress).await,
         "idle" => idle::idle(world, progress).await,
         "file" => files::file(world, progress).await,
+        "s3" => files::storage(world, progress).await,
         "files" => files::files(world, progress).await,
         "baseline" => baseline::baseline(world, progress).await,
         "writers" => writers::writers(world, progress).await,

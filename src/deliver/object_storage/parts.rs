@@ -29,7 +29,7 @@ const PARTS: u64 = 9_000;
 
 /// Parts that are on their way at a time: at first, and on a fast line.
 const AT_FIRST: usize = 2;
-const ON_A_FAST_LINE: usize = 4;
+const ON_A_FAST_LINE: usize = 3;
 
 /// A part that takes less has a fast line, one that takes longer a slow one.
 const QUICK: Duration = Duration::from_millis(500);
