@@ -2,23 +2,34 @@
 
 CARGO ?= cargo
 ARGS ?=
+# The version of cargo-deb that the packages are built with.
+CARGO_DEB := 3.8.0
+# The target of Rust that they are built for, if not this machine's.
+export TARGET ?=
 # A snapshot that differs fails its test, and no file is written: INSTA_UPDATE=always writes the snapshots again.
 export INSTA_UPDATE ?= no
 # Installing packages needs root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak bench lint doc deny prerequisites compiler postgresql faketime pgbouncer \
-  chromium peers cargo-deny
+.PHONY: help build demo deb test test-deb soak bench lint doc deny prerequisites compiler postgresql faketime \
+  pgbouncer chromium peers mmdebstrap cargo-deb cargo-deny
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: compiler ## build the release binary, target/release/cloud-sync
 	$(CARGO) build --release
 
 demo: prerequisites ## show it live: a sample school, its cloud, and the replicator; flags in ARGS="…"
 	$(CARGO) run --release -- demo $(ARGS)
+
+deb: compiler cargo-deb ## build the Debian packages, target/debian/*.deb; TARGET=aarch64-unknown-linux-gnu: for arm64
+	packaging/build-deb
+
+test-deb: deb mmdebstrap ## install, upgrade, remove and purge the packages in a Debian of their own
+	$(SUDO) packaging/test-deb "$$($(CARGO) metadata --no-deps --format-version 1 | \
+	  sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debian"
 
 test: prerequisites faketime pgbouncer chromium ## run every test; the last line sums up the fault tests
 	@tally=$$($(CARGO) metadata --no-deps --format-version 1 | \
@@ -110,6 +121,19 @@ peers:
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 	    postgresql-$$major-pgq3 || \
 	  echo "postgresql-$$major-pgq3 cannot be installed: PgQ is skipped"; }
+
+# The packages are installed in a root folder that is made for the test.
+mmdebstrap:
+	@command -v mmdebstrap >/dev/null || { \
+	  echo "no mmdebstrap: installing the distribution's"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mmdebstrap; }
+
+# Compiles for a minute or two.
+cargo-deb:
+	@$(CARGO) deb --version 2>/dev/null | grep -qx '$(CARGO_DEB)' || { \
+	  echo "no cargo-deb $(CARGO_DEB): compiling it"; \
+	  $(CARGO) install --quiet --locked --version $(CARGO_DEB) cargo-deb; }
 
 # Compiles for two to three minutes on two processors.
 cargo-deny:

@@ -88,6 +88,7 @@ pub mod change;
 pub mod error;
 #[doc(hidden)]
 pub mod latency;
+mod liveness;
 #[doc(hidden)]
 pub mod metrics;
 mod redact;

@@ -10,7 +10,7 @@ use cloud_sync::demo::equality;
 use crate::support::many_tables::{ManyTables, SCHEMAS};
 use crate::support::postgres::{Server, free_port};
 use crate::support::says;
-use crate::support::site::{Cloud, KEY, LIMIT, SCHOOL, SITE, connect};
+use crate::support::site::{Cloud, KEY, LIMIT, NOWHERE, SCHOOL, SITE, connect};
 use crate::support::sql::{texts, until};
 
 const TABLES: &str = "
@@ -167,6 +167,36 @@ async fn setup_writes_settings_that_check_passes_and_run_replicates() {
     forced.push("--force");
     assert_eq!(place.ask(&forced, &key).await.0, Some(0));
     assert_eq!(place.config(), config);
+}
+
+#[tokio::test]
+async fn the_example_of_the_package_is_replaced_and_keeps_its_mode() {
+    let place = Place::of("setup_example", SCHOOL).await;
+    let path = place.folder.path().join("cloud-sync.toml");
+    let example = include_str!("../packaging/cloud-sync.toml");
+    std::fs::write(&path, example).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let flags = [
+        "setup",
+        "--yes",
+        "--no-init",
+        "--database-url",
+        &place.database_url,
+        "--cloud-url",
+        NOWHERE,
+        "--set",
+        "cloud.key=k",
+    ];
+    // The cloud is away, which is told at the end.
+    let (code, printed) = place.ask(&flags, &[]).await;
+    assert_eq!(code, Some(4), "{printed}");
+    let config = place.config();
+    says(&config, &["path = \"/var/lib/cloud-sync/store\"", NOWHERE]);
+    // The group may read it as before, others may not: it holds a password.
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+    let (code, printed) = place.ask(&flags, &[]).await;
+    assert_eq!(code, Some(2));
+    says(&printed, &["exists already"]);
 }
 
 #[tokio::test]

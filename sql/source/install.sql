@@ -19,6 +19,14 @@ create table if not exists cloud_sync.migrating (); begin; lock table cloud_sync
 -- The session that migrates: the migrations name our tables without their schema.
 set search_path = cloud_sync, pg_temp
 
+-- name: applied_migrations
+-- The migrations that were applied, with the hash of each.
+select version, checksum from cloud_sync._sqlx_migrations where success order by version
+
+-- name: may_migrate
+-- Whether the session's role owns schema cloud_sync, or is a member of the role that does.
+select pg_has_role(nspowner, 'usage') from pg_namespace where nspname = 'cloud_sync'
+
 -- name: number_entity
 -- $1 name   $2 table   $3 the table's oid. Returns the entity's number, and what of its rows was sent before.
 insert into cloud_sync.entity (name, relation, relid, definition)

@@ -46,7 +46,7 @@ pub(super) async fn execute(context: &Context, args: CheckArgs) -> Result<ExitCo
         .map_or(ExitCode::SUCCESS, ExitCode::from))
 }
 
-fn describe_finding(finding: &Finding) -> String {
+pub(super) fn describe_finding(finding: &Finding) -> String {
     match (finding.error(), finding.advised()) {
         (None, None) => format!("ok     {}: {}", finding.subject(), finding.detail()),
         (None, Some(advice)) => format!("advice {}: {}; {advice}", finding.subject(), finding.detail()),

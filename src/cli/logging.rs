@@ -1,9 +1,16 @@
 //! Logs: to stderr, without colours if that is no terminal.
+//!
+//! If stderr is the journal, each line begins with its priority, as in `<4>`, which the journal takes off.
+//! The journal has the time too, so the line says neither time nor level.
 
+use std::fmt;
 use std::io::IsTerminal;
 
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::fmt::format::{FmtSpan, Format, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::{Error, Result};
 
@@ -22,16 +29,67 @@ pub(super) fn start_logging(log: Option<&str>, verbose: u8, long_lived: bool) ->
         (None, 1, _) => EnvFilter::new("warn,cloud_sync=debug"),
         (None, _, _) => EnvFilter::new("debug,cloud_sync=trace"),
     };
-    tracing_subscriber::fmt()
+    let subscriber = tracing_subscriber::fmt()
         .with_env_filter(without_values(filter)?)
         .with_writer(std::io::stderr)
         // The steps of a batch, each with its time, if their level is enabled.
         .with_span_events(FmtSpan::CLOSE)
         .with_ansi(std::io::stderr().is_terminal())
         // Otherwise the subscriber reports on stderr that stderr fails, and panics.
-        .log_internal_errors(false)
-        .try_init()
-        .map_err(|error| Error::config("start the log", error.to_string()))
+        .log_internal_errors(false);
+    let started = if stderr_is_journal() {
+        subscriber.event_format(JournalFormat::new()).try_init()
+    } else {
+        subscriber.try_init()
+    };
+    started.map_err(|error| Error::config("start the log", error.to_string()))
+}
+
+/// Whether stderr goes to the journal: `JOURNAL_STREAM` says which stream does, by its device and inode.
+pub(super) fn stderr_is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    rustix::fs::fstat(std::io::stderr())
+        .is_ok_and(|stat| format!("{}:{}", stat.st_dev, stat.st_ino) == stream)
+}
+
+/// Before a line of the journal that says why the program ends.
+pub(super) const JOURNAL_ERROR: &str = "<3>";
+
+/// Lines for the journal.
+struct JournalFormat(Format<Full, ()>);
+
+impl JournalFormat {
+    fn new() -> Self {
+        Self(Format::default().without_time().with_level(false))
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for JournalFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        writer.write_str(priority(event.metadata().level()))?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// The journal's priority of a level, as a line begins with it.
+fn priority(level: &Level) -> &'static str {
+    match *level {
+        Level::ERROR => JOURNAL_ERROR,
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        _ => "<7>",
+    }
 }
 
 /// A level alone applies to this program; its libraries stay at `warn`.

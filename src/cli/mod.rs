@@ -23,12 +23,14 @@ mod reference;
 mod reload;
 mod replay;
 mod run;
+mod service_manager;
 mod setup;
 mod shell;
 mod status;
 mod sync;
 mod token;
 mod uninstall;
+mod upgrade;
 mod why;
 
 use std::path::PathBuf;
@@ -69,7 +71,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct Global {
-    /// The configuration file [default: cloud-sync.toml, if it is there]
+    /// The configuration file [default: cloud-sync.toml, or /etc/cloud-sync/cloud-sync.toml]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON
@@ -93,6 +95,8 @@ enum Command {
     Setup(setup::SetupArgs),
     /// Install capture in the site's database; can be run again
     Init(init::InitArgs),
+    /// Bring capture in the site's database up to this version of the program; can be run again
+    Upgrade(upgrade::UpgradeArgs),
     /// Remove capture from the site's database; can be run again
     Uninstall(uninstall::UninstallArgs),
     /// Replicate continuously and serve the operator API
@@ -200,6 +204,7 @@ impl Command {
         match self {
             Self::Setup(args) => args.site.overrides(),
             Self::Init(args) => args.site.overrides(),
+            Self::Upgrade(args) => args.site.overrides(),
             Self::Uninstall(args) => args.site.overrides(),
             Self::Run(args) => args.overrides(),
             Self::Sync(args) => args.site.overrides(),
@@ -229,6 +234,7 @@ impl Command {
         match self {
             Self::Setup(args) => setup::execute(context, args).await,
             Self::Init(args) => init::execute(context, args).await,
+            Self::Upgrade(args) => upgrade::execute(context, args).await,
             Self::Uninstall(args) => uninstall::execute(context, args).await,
             Self::Run(args) => run::execute(context, args).await,
             Self::Sync(args) => sync::execute(context, args).await,

@@ -7,6 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::json;
 
+use super::logging::{JOURNAL_ERROR, stderr_is_journal};
 use crate::error::{Error, Kind, Result};
 
 /// Prints the value as JSON, or as the text that `human` makes of it.
@@ -28,12 +29,13 @@ pub(super) fn print_text(text: &str) -> Result<()> {
 /// Prints why the command failed: on stderr, and as JSON on stdout if JSON was asked for.
 pub(super) fn print_error(error: &Error, json: bool) {
     // If stderr is closed, nothing is left to report to.
+    let mark = if stderr_is_journal() { JOURNAL_ERROR } else { "" };
     let mut err = std::io::stderr().lock();
-    let _ = writeln!(err, "error[{}]: {}", error.code(), error.headline());
+    let _ = writeln!(err, "{mark}error[{}]: {}", error.code(), error.headline());
     if let Some(remedy) = error.remedy_text() {
-        let _ = writeln!(err, "  help: {remedy}");
+        let _ = writeln!(err, "{mark}  help: {remedy}");
     }
-    let _ = writeln!(err, "  more: cloud-sync explain {}", error.code());
+    let _ = writeln!(err, "{mark}  more: cloud-sync explain {}", error.code());
     if json {
         let body = json!({
             "success": false,

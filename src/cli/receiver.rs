@@ -7,7 +7,7 @@ use clap::Args;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Context, given_flags, reload};
+use super::{Context, given_flags, reload, service_manager};
 use crate::config::ReceiverConfig;
 use crate::error::Result;
 use crate::receiver::{BODY_LIMIT, Receiver, ReceiverSettings};
@@ -62,7 +62,14 @@ pub(super) async fn execute(context: &Context, _args: ReceiverArgs) -> Result<Ex
     .await?;
     tracing::info!(address = %receiver.address(), "the receiver listens");
     let keyring = receiver.ring();
+    let (liveness, address) = (receiver.liveness(), receiver.address());
+    let stop = shutdown.token();
+    service_manager::notify_ready();
     tokio::select! {
+        biased;
+        never = service_manager::keep_informed(&liveness, &stop, || format!("Serves sites at {address}.")) => {
+            match never {}
+        }
         served = receiver.serve(shutdown.token()) => served?,
         () = reload::follow_changes(context, &context.settings().catalogue, shutdown.hangups(), |loaded| {
             keyring.replace(&site_keys(&loaded.settings.receiver))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 
-use super::Context;
+use super::{Context, service_manager};
 use crate::catalogue::Catalogue;
 use crate::config::{Loaded, Settings};
 use crate::error::Result;
@@ -43,12 +43,14 @@ pub(super) async fn follow_changes(
             continue;
         }
         loaded_hash = hash;
+        service_manager::notify_reloading();
         match reload_settings(context, &current, &mut apply) {
             Ok(renewed) => current = renewed,
             Err(error) => {
                 tracing::error!("the new settings are refused, and the old ones stay in force: {error}");
             }
         }
+        service_manager::notify_ready();
     }
 }
 

@@ -1,8 +1,8 @@
 //! `setup`: looks at the site's database and writes the settings.
 
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions, set_permissions};
 use std::io::{BufRead, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf, absolute};
 use std::process::ExitCode;
 
@@ -30,7 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   cloud-sync setup                 ask for what is not known, propose, then write cloud-sync.toml
   cloud-sync setup --dry-run       show the file and write nothing
-  cloud-sync setup --config /etc/cloud-sync.toml --yes \\
+  cloud-sync setup --config /etc/cloud-sync/cloud-sync.toml --yes \\
       --database-url postgresql://owner@localhost/school --cloud-url https://cloud.example/api
 
 The key is best given by CLOUD_API_KEY, and a password by DATABASE_URL: what comes from the environment is
@@ -72,7 +72,7 @@ struct SetupReport {
 pub(super) async fn execute(context: &Context, args: SetupArgs) -> Result<ExitCode> {
     let target = context.options.config.clone();
     let target = target.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-    if target.exists() && !args.force && !args.dry_run {
+    if configures_a_site(&target) && !args.force && !args.dry_run {
         return Err(
             Error::config(format!("write {}", target.display()), "it exists already").remedy(
                 "name another file by --config, see by --dry-run what would be written, or replace it by --force",
@@ -138,7 +138,7 @@ pub(super) async fn execute(context: &Context, args: SetupArgs) -> Result<ExitCo
     if may_ask && !confirm(&format!("Write {}?", target.display()))? {
         return Ok(ExitCode::SUCCESS);
     }
-    write_file(&target, &text, args.force)?;
+    write_file(&target, &text)?;
     report.config = Some(target.clone());
     let written = Settings::load(LoadOptions {
         config: Some(target.clone()),
@@ -278,8 +278,18 @@ fn role_sql(settings: &Settings, proposal: &Proposal) -> String {
     )
 }
 
-/// Writes the file: only its owner may read it. An existing one is replaced at once.
-fn write_file(target: &Path, text: &str, force: bool) -> Result<()> {
+/// Whether the file is there and sets more than the store: the example of the Debian package does not.
+fn configures_a_site(target: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(target) else {
+        return target.exists();
+    };
+    let sections = text.parse::<toml::Table>();
+    sections.map_or(true, |sections| sections.keys().any(|section| section != "store"))
+}
+
+/// Writes the file: only its owner may read it. An existing one is replaced at once; who owned it owns it
+/// again, and its group may read it if it could before.
+fn write_file(target: &Path, text: &str) -> Result<()> {
     let failed = |error| Error::local(format!("write {}", target.display()), error);
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
@@ -288,12 +298,20 @@ fn write_file(target: &Path, text: &str, force: bool) -> Result<()> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    if !force {
+    let Ok(before) = target.metadata() else {
         return write(target).map_err(failed);
-    }
+    };
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let temporary = target.with_file_name(format!(".{name}.{}", std::process::id()));
+    let keep_owner = || {
+        // Only root may give a file away. Another user keeps it, for itself alone.
+        match chown(&temporary, Some(before.uid()), Some(before.gid())) {
+            Ok(()) => set_permissions(&temporary, Permissions::from_mode(0o600 | before.mode() & 0o040)),
+            Err(_) => Ok(()),
+        }
+    };
     write(&temporary)
+        .and_then(|()| keep_owner())
         .and_then(|()| std::fs::rename(&temporary, target))
         .map_err(|error| {
             // What is left of it is of no use.

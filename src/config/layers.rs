@@ -19,6 +19,10 @@ use crate::error::{Error, Result};
 /// The file that is read if none is named and it exists.
 const DEFAULT_FILE: &str = "cloud-sync.toml";
 
+/// The file of the Debian package. It is read if none is named, the working directory has none, and the user
+/// may read it.
+const SYSTEM_FILE: &str = "/etc/cloud-sync/cloud-sync.toml";
+
 /// Where to read the layers from.
 #[derive(Clone)]
 pub struct LoadOptions {
@@ -35,8 +39,9 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// The process's own environment and working directory.
     pub fn of_process(config: Option<PathBuf>, overrides: Vec<(String, String)>) -> Self {
+        let is_for_system = || !Path::new(DEFAULT_FILE).exists() && std::fs::File::open(SYSTEM_FILE).is_ok();
         Self {
-            config,
+            config: config.or_else(|| is_for_system().then(|| PathBuf::from(SYSTEM_FILE))),
             overrides,
             env: std::env::vars_os()
                 .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -542,7 +547,9 @@ fn read_dot_env(path: &Path) -> Result<BTreeMap<String, String>> {
     let read_error = |cause: String| Error::config(format!("read {}", path.display()), cause);
     let entries = match dotenvy::from_path_iter(path) {
         Ok(entries) => entries,
-        Err(error) if error.not_found() => return Ok(BTreeMap::new()),
+        // A folder that the user may not search, as that of another user from which `sudo -u` was called, has
+        // no file for this user.
+        Err(error) if error.not_found() || path.try_exists().is_err() => return Ok(BTreeMap::new()),
         Err(error) => return Err(read_error(dot_env_error(&error))),
     };
     let mut variables = BTreeMap::new();

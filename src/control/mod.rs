@@ -48,7 +48,7 @@ use crate::quarantine::QuarantineEntry;
 
 pub use self::inquiry::{InquiryState, RowInquiry};
 pub use self::overview::{Overview, SourceOverview};
-pub(crate) use self::page::page_url;
+pub(crate) use self::page::{page_url, sentence_of};
 pub use self::pausing::{PauseRequest, PauseStatus};
 pub use self::server::ControlServer;
 pub(crate) use self::server::ServerToken;

@@ -17,6 +17,10 @@ use crate::wire::{Capabilities, SourceProgress, SourcesMember, SyncStatusAnswer}
 pub struct CloudInfo {
     /// What to use: what it lists, or what the configuration forces.
     pub capabilities: Capabilities,
+    /// What it lists and this program does not know: it is of a newer version.
+    pub unknown_capabilities: Vec<String>,
+    /// What the configuration forces and it does not list.
+    pub unlisted_capabilities: Vec<&'static str>,
     /// The site that the key belongs to, if the server says so.
     pub site: Option<String>,
     /// The server's own identity, if it says so.
@@ -86,10 +90,13 @@ impl Cloud {
             ));
         }
         let listed = status.capabilities.unwrap_or_default();
-        let mut capabilities = self
-            .inner
-            .forced
-            .unwrap_or_else(|| Capabilities::from_names(listed.iter().map(String::as_str)).0);
+        let (offered, unknown) = Capabilities::from_names(listed.iter().map(String::as_str));
+        let mut capabilities = self.inner.forced.unwrap_or(offered);
+        let unlisted = capabilities
+            .names()
+            .into_iter()
+            .filter(|name| !offered.names().contains(name));
+        let unlisted_capabilities = unlisted.collect();
         let mut entities = self.catalogue().entities().iter();
         if entities.any(|entity| entity.server_setting().is_some()) {
             // Rows in a form of the server's own are sent by the calls of a baseline server.
@@ -110,6 +117,8 @@ impl Cloud {
         let own_source = sources.get(&origin.source_id);
         Ok(CloudInfo {
             capabilities,
+            unknown_capabilities: unknown.into_iter().map(|name| http.clean(name)).collect(),
+            unlisted_capabilities,
             site: status.site.map(|site| http.clean(&site)),
             receiver: status.receiver.map(|receiver| http.clean(&receiver)),
             version: own_source.map(|source| Version {

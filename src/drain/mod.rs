@@ -71,6 +71,7 @@ use crate::checkpoint::{Checkpoint, Store};
 use crate::deliver::Cloud;
 use crate::error::{Class, Code, Error, Kind, Result};
 use crate::latency::Stopwatch;
+use crate::liveness::Liveness;
 use crate::media::MediaRoot;
 use crate::retry::{Backoff, waits};
 use crate::source::connect::Session;
@@ -169,6 +170,7 @@ pub struct Stages {
     trimmer: Trimmer,
     handshake: Arc<Handshake>,
     retries: Arc<Retries>,
+    liveness: Liveness,
 }
 
 impl Drain {
@@ -243,6 +245,7 @@ impl Drain {
             recorder,
             handshake,
             retries,
+            liveness: self.state.liveness.clone(),
         })
     }
 
@@ -388,6 +391,7 @@ impl Stages {
             trimmer,
             handshake,
             retries,
+            liveness,
         } = self;
         let (batches, read) = tokio::sync::mpsc::channel(1);
         let (answered, to_record) = tokio::sync::mpsc::channel(1);
@@ -395,16 +399,16 @@ impl Stages {
         let asking = CancellationToken::new();
         // A stage that ends drops its channel, and the next one ends after it has taken what is left.
         let ((), ended, (), (), (), ()) = futures::try_join!(
-            in_a_task(reader.run(batches, sending.clone())),
+            in_a_task(&liveness, "reader", reader.run(batches, sending.clone())),
             async {
                 let sender = sender.run(preparer.prepared(read), answered, shutdown.clone());
-                let ended = in_a_task(sender).await;
+                let ended = in_a_task(&liveness, "sender", sender).await;
                 sending.cancel();
                 asking.cancel();
                 ended
             },
             async {
-                let recorded = in_a_task(recorder.run(to_record)).await;
+                let recorded = in_a_task(&liveness, "recorder", recorder.run(to_record)).await;
                 recording.cancel();
                 recorded
             },
@@ -418,7 +422,13 @@ impl Stages {
 
 /// Runs a stage as a task of its own, which ends with the future: stages have cores of their own, and a stage
 /// that is woken for each few rows that come is woken on the thread where they came.
-async fn in_a_task<T: Send + 'static>(stage: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+async fn in_a_task<T: Send + 'static>(
+    liveness: &Liveness,
+    name: &'static str,
+    stage: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let liveness = liveness.clone();
+    let stage = async move { liveness.answering(name, stage).await };
     match AbortOnDropHandle::new(tokio::spawn(stage)).await {
         Ok(ended) => ended,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

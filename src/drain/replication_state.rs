@@ -12,6 +12,7 @@ use crate::catalogue::EntityIndex;
 use crate::change::Op;
 use crate::checkpoint::Checkpoint;
 use crate::deliver::Capabilities;
+use crate::liveness::Liveness;
 use crate::media::FileLaneSignals;
 use crate::metrics::Metrics;
 use crate::source::pauses::Pauses;
@@ -106,6 +107,8 @@ pub struct ReplicationState {
     kick: Notify,
     /// Told when a row names a file that is not uploaded.
     pub files: Arc<FileLaneSignals>,
+    /// The tasks that can be asked whether they still run.
+    pub(crate) liveness: Liveness,
 }
 
 impl ReplicationState {
@@ -123,6 +126,7 @@ impl ReplicationState {
             pauses: watch::Sender::default(),
             kick: Notify::new(),
             files: Arc::default(),
+            liveness: Liveness::default(),
         }
     }
 

@@ -55,6 +55,7 @@ use self::http::body::MemoryBudget;
 use self::http::site_shares::{ServerCapacity, SiteShares};
 use self::tables::schema::TableCache;
 use crate::error::{Error, Result};
+use crate::liveness::Liveness;
 use crate::serve::{self, ConnectionLimits};
 use crate::wire::Capability;
 pub use crate::wire::read_changes;
@@ -173,6 +174,7 @@ pub struct Receiver {
     listener: TcpListener,
     address: SocketAddr,
     shared: Shared,
+    liveness: Liveness,
 }
 
 impl Receiver {
@@ -232,6 +234,7 @@ impl Receiver {
                 history: settings.history,
                 capabilities,
             },
+            liveness: Liveness::default(),
         })
     }
 
@@ -252,6 +255,11 @@ impl Receiver {
     pub fn with_upload_expiry(mut self, expiry: Duration) -> Self {
         self.shared.upload_expiry = expiry;
         self
+    }
+
+    /// The tasks that can be asked whether they still run.
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.liveness.clone()
     }
 
     /// Where it listens. The API's base URL is `http://<address>/api`.
@@ -282,6 +290,7 @@ impl Receiver {
             limits,
             shutdown.clone(),
         );
+        let serve = self.liveness.answering("server", serve);
         tokio::join!(serve, stop_uploads, sweep);
         // A list whose reader has gone may hold a connection a little longer; nothing waits for that.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {

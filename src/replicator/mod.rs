@@ -29,6 +29,7 @@ mod row_inquiry;
 mod source_status;
 mod sync_schedule;
 mod syncs;
+pub mod upgrade;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -45,6 +46,7 @@ use crate::control::{ControlServer, Operator, ServerToken, SyncRequest, token};
 use crate::deliver::{Cloud, CloudOptions, ObjectStorage, StorageKind, StorageOptions, UploadForm};
 use crate::drain::{BatchLimits, Drain, HANDSHAKE_EVERY, ReplicationState};
 use crate::error::{Class, Error, Result};
+use crate::liveness::Liveness;
 use crate::media::MediaRoot;
 use crate::media::file_lane::FileLane;
 use crate::metrics::Metrics;
@@ -200,6 +202,11 @@ impl Replicator {
         }))
     }
 
+    /// The tasks that can be asked whether they still run.
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.state.liveness.clone()
+    }
+
     fn live(&self) -> Arc<ReloadableConfig> {
         self.live.borrow().clone()
     }
@@ -235,7 +242,10 @@ impl Replicator {
         serving(server.address());
         let stop = shutdown.child_token();
         let guard = stop.clone().drop_guard();
-        let served = tokio::spawn(server.serve(stop.clone()));
+        let served = tokio::spawn({
+            let (liveness, stop) = (self.liveness(), stop.clone());
+            async move { liveness.answering("operator API", server.serve(stop)).await }
+        });
         let _stopping = self.stopping.clone().drop_guard();
         let overdue = async {
             stop.cancelled().await;
@@ -244,7 +254,7 @@ impl Replicator {
         };
         let led = tokio::select! {
             biased;
-            led = self.lead_repeatedly(&stop) => led,
+            led = self.state.liveness.answering("leader", self.lead_repeatedly(&stop)) => led,
             never = self.watch_alerts(&stop) => match never {},
             () = overdue => {
                 tracing::warn!("a task did not end in time and is aborted; the next run goes on from the checkpoint");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Zoned;
 
+use super::source_status::SourceGauges;
 use super::{Replicator, source_status};
 use crate::change::Position;
 use crate::control::status::{ReplicatorState, StatusReport};
@@ -28,6 +29,10 @@ const STILL: Duration = Duration::from_secs(60);
 /// least.
 const LAG_IS_OLD: Duration = Duration::from_secs(90);
 
+/// How old what the source said may be and still count as what is so: counting a long backlog takes 15 s at
+/// most, and the source is left alone for 19 times as long.
+const GAUGES_ARE_OLD: Duration = Duration::from_secs(330);
+
 impl Operator for Replicator {
     async fn status(&self) -> Result<StatusReport> {
         let checkpoint = self.state.checkpoint();
@@ -37,7 +42,7 @@ impl Operator for Replicator {
         if let Ok(gauges) = &asked {
             self.note(gauges.clone());
         }
-        Ok(self.report_of(asked))
+        Ok(self.status_with(Some(asked)))
     }
 
     async fn why(&self, entity: &str, key: &str) -> Result<RowInquiry> {
@@ -176,7 +181,7 @@ fn no_answer() -> Error {
 }
 
 /// Well; where rows are in quarantine, with a word of it.
-fn well(gauges: &source_status::SourceGauges) -> Health {
+fn well(gauges: &SourceGauges) -> Health {
     match gauges.quarantine {
         0 => Health::Well,
         count => Health::Noted(format!(
@@ -186,17 +191,16 @@ fn well(gauges: &source_status::SourceGauges) -> Health {
 }
 
 impl Replicator {
-    /// The status by what was noted last: it asks nobody.
-    pub(super) fn known_status(&self) -> StatusReport {
+    /// The status as far as it is known without asking anybody.
+    pub(crate) fn known_status(&self) -> StatusReport {
         let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let is_fresh = gauges.at.is_some_and(|at| at.elapsed() < LAG_IS_OLD);
-        self.report_of(if is_fresh { Ok(gauges) } else { Err(no_answer()) })
+        let is_recent = gauges.at.is_some_and(|asked| asked.elapsed() <= GAUGES_ARE_OLD);
+        self.status_with(is_recent.then_some(Ok(gauges)))
     }
 
-    /// The status, with what the source says.
-    fn report_of(&self, asked: Result<source_status::SourceGauges>) -> StatusReport {
+    /// The status, with what the source said; `None` if it was not asked.
+    fn status_with(&self, asked: Option<Result<SourceGauges>>) -> StatusReport {
         let live = self.live();
-        let checkpoint = self.state.checkpoint();
         let mut status = StatusReport::unknown(ReplicatorState::Starting);
         status.running_since = Some(self.started_at);
         let metrics = &self.state.metrics;
@@ -221,13 +225,14 @@ impl Replicator {
             status.reason = self.drift.reason();
         }
         match asked {
-            Ok(gauges) => source_status::fill(&mut status, &gauges),
-            Err(error) => {
+            None => {}
+            Some(Ok(gauges)) => source_status::fill(&mut status, &gauges),
+            Some(Err(error)) => {
                 status.source.reachable = Some(false);
                 status.source.last_error = Some(error.to_string());
             }
         }
-        source_status::fill_checkpoint(&mut status, checkpoint.as_ref());
+        source_status::fill_checkpoint(&mut status, self.state.checkpoint().as_ref());
         status.cloud.url = live.settings.cloud.url.as_ref().map(ToString::to_string);
         let capabilities = self.state.capabilities();
         status.cloud.capabilities = capabilities

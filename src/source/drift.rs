@@ -199,6 +199,17 @@ pub(super) async fn watch_one(
     Ok(watch_each(client, &[(entity, table)]).await?.pop().flatten())
 }
 
+/// The state of the capture of each entity of the catalogue; `None` if it was never attached.
+///
+/// # Errors
+/// The source's.
+pub async fn watch_attached(client: &Client, catalogue: &Catalogue) -> Result<Vec<Option<EntityDrift>>> {
+    let described = describe::described_tables(client, catalogue).await?;
+    let tables = described.iter().map(|described| &described.table);
+    let entities: Vec<(&Entity, &SourceTable)> = catalogue.entities().iter().zip(tables).collect();
+    watch_each(client, &entities).await
+}
+
 /// The state of each entity's capture; `None` if it was never attached.
 ///
 /// # Errors

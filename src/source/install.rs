@@ -33,7 +33,7 @@ const FUNCTIONS: [&str; 3] = [
 const SEGMENTS: i64 = 4;
 
 /// The migrations, without sqlx's own lock: that is an advisory lock, which any role could hold for ever.
-fn migrations() -> sqlx::migrate::Migrator {
+pub(super) fn migrations() -> sqlx::migrate::Migrator {
     let mut migrations = sqlx::migrate!("migrations/source");
     migrations.set_locking(false);
     migrations
@@ -95,6 +95,18 @@ pub async fn init(
     }
     installed.detached = detach_others(session.client(), catalogue).await?;
     Ok(installed)
+}
+
+/// Brings schema `cloud_sync` up to this program's version: its tables and its functions. Tables of the site
+/// are not touched.
+///
+/// # Errors
+/// The source's; a newer cloud-sync has migrated it.
+pub async fn migrate_schema(url: &SecretString) -> Result<()> {
+    let session = Session::open(url, "init").await?;
+    check_version(session.client()).await?;
+    super::connect::must_keep_sessions(url).await?;
+    migrate(url, session.client()).await
 }
 
 /// Fails if a replicator leads: it holds a lock in schema `cloud_sync`, which then could not be dropped.

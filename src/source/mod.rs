@@ -42,6 +42,7 @@ pub mod quarantine;
 pub(crate) mod row_facts;
 pub(crate) mod rows;
 pub(crate) mod schema_check;
+pub mod schema_version;
 pub mod sent;
 pub mod site_session;
 pub mod term;

@@ -66,6 +66,11 @@ pub(crate) fn page_url(address: SocketAddr) -> String {
     format!("http://{}{PATH}", connectable(address))
 }
 
+/// The page's sentence, and what somebody has to do, as plain text.
+pub(crate) fn sentence_of(status: &StatusReport) -> String {
+    sentence::sentence(status, Timestamp::now()).with_todo()
+}
+
 /// The largest form.
 const FORM_LIMIT: usize = 16 << 10;
 

@@ -81,6 +81,14 @@ impl Sentence {
         self.level == Level::Waiting
     }
 
+    /// What is so, and what somebody has to do.
+    pub(super) fn with_todo(&self) -> String {
+        match &self.todo {
+            Some(todo) => format!("{} {}", self.headline, todo.text),
+            None => self.headline.clone(),
+        }
+    }
+
     /// The sentences of the headline.
     pub(super) fn parts(&self) -> impl Iterator<Item = &str> {
         self.headline.split_inclusive(". ").map(str::trim_end)

@@ -212,7 +212,13 @@ impl<'a> WithChanges<'a> {
             ..
         } = self;
         commands.ask(&["init"]).await;
-        for arguments in [&["backfill", "--all"][..], &["sync"], &["check"]] {
+        for arguments in [
+            &["upgrade", "--check"][..],
+            &["upgrade"],
+            &["backfill", "--all"],
+            &["sync"],
+            &["check"],
+        ] {
             commands.ask(arguments).await;
         }
         let daemon = &commands.daemon;
