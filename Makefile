@@ -131,7 +131,7 @@ mmdebstrap:
 
 # Compiles for a minute or two.
 cargo-deb:
-	@$(CARGO) deb --version 2>/dev/null | grep -qx '$(CARGO_DEB)' || { \
+	@$(CARGO) deb --version 2>/dev/null | grep -q ' $(CARGO_DEB)$$' || { \
 	  echo "no cargo-deb $(CARGO_DEB): compiling it"; \
 	  $(CARGO) install --quiet --locked --version $(CARGO_DEB) cargo-deb; }
 
