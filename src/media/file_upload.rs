@@ -441,7 +441,11 @@ impl FileUploader<'_> {
                     Some(words) => format!("{cause}: {words}"),
                     None => cause,
                 };
-                let deferral = Deferral::failing(why, waits::FAILING_FILE, pending.attempts);
+                let waits = match self.storage {
+                    Some(_) => waits::FILE_OF_STORAGE,
+                    None => waits::FAILING_FILE,
+                };
+                let deferral = Deferral::failing(why, waits, pending.attempts);
                 match ends_upload(&failure) {
                     true => deferral.ending_upload(),
                     false => deferral,

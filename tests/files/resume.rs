@@ -421,7 +421,8 @@ async fn an_upload_into_a_storage_goes_on_where_it_was() {
     assert_eq!(parts_below(folder.path()), 0);
     let sent = slow.slow.passed();
     println!("sent {:.3} times", sent as f64 / SIZE as f64);
-    assert!(sent as f64 <= 1.3 * SIZE as f64, "{sent} of {SIZE}");
+    // Two parts were on their way when the line was cut, and two when the program was killed.
+    assert!(sent <= SIZE + 4 * 5 * MIB + MIB, "{sent} of {SIZE}");
     assert!(process.terminate().await.success(), "{}", daemon.log());
 }
 
