@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use cloud_sync::drain::{BatchLimits, Drain, DrainStep, Stages};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 use tokio_postgres::Client;
 
 use crate::support::oracle::{Tally, amid};
@@ -471,8 +471,11 @@ fn any_schedule_of_transactions_arrives_in_order_and_whole() {
         result
     });
     println!("{} schedules in {:?}", ran_count.get(), begun.elapsed());
-    if let Err(failure) = ran {
-        panic!("{failure}");
+    match ran {
+        Ok(()) => {}
+        // The reason last: the schedule may be long.
+        Err(TestError::Fail(reason, schedule)) => panic!("{schedule:?}\n{reason}"),
+        Err(failure) => panic!("{failure}"),
     }
     let world = world.into_inner();
     runtime.block_on(tally.judge(&world.site, &world.cloud));
