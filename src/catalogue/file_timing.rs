@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use super::{Catalogue, Entity};
@@ -23,7 +24,9 @@ impl TryFrom<String> for FileAge {
     type Error = String;
 
     fn try_from(text: String) -> std::result::Result<Self, String> {
-        let age = crate::config::parse_duration(&text).map_err(|error| format!("after {error}, or 24h"))?;
+        let age = text.parse::<SignedDuration>().ok();
+        let age = age.and_then(|age| Duration::try_from(age).ok());
+        let age = age.ok_or("after must be a time span with its unit, such as 90m or 24h")?;
         Ok(Self { age, text })
     }
 }
@@ -79,4 +82,35 @@ pub(super) fn check_file_timing(entity: &Entity, known: &mut DirectoryTimings) -
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_of_one_directory_have_one_timing() {
+        let leaves = Entity::new("leaves", "tbl_leave", &["leave_id"]).file("slip", "url", "slips", false);
+        let mut passes = Entity::new("passes", "tbl_pass", &["pass_id"]).file("slip", "url", "slips", false);
+        passes.files[0].after = Some(FileAge::try_from("24h".to_owned()).unwrap());
+        let refused = Catalogue::new(vec![leaves, passes.clone()])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("passes") && refused.contains("directory slips"),
+            "{refused}"
+        );
+        let catalogue = Catalogue::new(vec![passes]).unwrap();
+        let timing = catalogue.file_timing("slips");
+        assert_eq!(timing.after.unwrap().age, Duration::from_secs(24 * 3600));
+        assert_eq!(catalogue.file_timing("photos"), FileTiming::default());
+    }
+
+    #[test]
+    fn what_is_no_age_is_refused_with_an_example() {
+        for text in ["", "a day", "24", "-1h"] {
+            let why = FileAge::try_from(text.to_owned()).unwrap_err();
+            assert!(why.contains("24h"), "{text}: {why}");
+        }
+    }
 }

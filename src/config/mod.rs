@@ -16,7 +16,6 @@ mod layers;
 mod settings_text;
 mod value;
 
-pub(crate) use value::duration as parse_duration;
 pub(crate) use value::size as parse_size;
 
 use std::collections::BTreeMap;

@@ -123,7 +123,7 @@ pub(super) fn count(text: &str) -> ParsedValue<u64> {
     text.parse().map_err(|_| "must be a whole number".to_owned())
 }
 
-pub(crate) fn duration(text: &str) -> ParsedValue<Duration> {
+pub(super) fn duration(text: &str) -> ParsedValue<Duration> {
     text.parse::<jiff::SignedDuration>()
         .ok()
         .and_then(|span| Duration::try_from(span).ok())

@@ -62,12 +62,12 @@ pub(crate) struct NamedToken {
 /// The tokens of a store's folder.
 pub(crate) struct NamedTokens {
     path: PathBuf,
-    read: Mutex<(Option<FileStamp>, Vec<NamedToken>)>,
+    read: Mutex<(Option<TokensFileState>, Vec<NamedToken>)>,
 }
 
 /// Which state of the file was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileStamp {
+struct TokensFileState {
     modified: SystemTime,
     bytes: u64,
     inode: u64,
@@ -211,10 +211,10 @@ impl NamedTokens {
 }
 
 /// Which state the file is in; `None` if there is no file.
-fn stamp(path: &Path) -> Option<FileStamp> {
+fn stamp(path: &Path) -> Option<TokensFileState> {
     use std::os::unix::fs::MetadataExt;
     let about = std::fs::metadata(path).ok()?;
-    Some(FileStamp {
+    Some(TokensFileState {
         modified: about.modified().ok()?,
         bytes: about.len(),
         inode: about.ino(),

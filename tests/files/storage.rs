@@ -29,22 +29,20 @@ const AZURE: [&str; 2] = ["college", "Y29sbGVnZSBrZXk="];
 /// Serves a folder, makes the container `school`, and prints the port.
 const AZURITE_SCRIPT: &str = "
 import { createRequire } from 'node:module';
-import { spawn } from 'node:child_process';
 import { BlobServiceClient, StorageSharedKeyCredential } from '@azure/storage-blob';
-const [folder, port, account, key] = process.argv.slice(2);
-const server = createRequire(import.meta.url).resolve('azurite/dist/src/blob/main.js');
-const child = spawn(process.execPath,
-  [server, '--silent', '--skipApiVersionCheck', '--location', folder, '--blobPort', port],
-  { env: { ...process.env, AZURITE_ACCOUNTS: `${account}:${key}` }, stdio: 'ignore' });
-process.on('exit', () => child.kill());
-process.stdin.on('close', () => process.exit()).resume();
+const [folder, port, account, key] = process.argv.splice(2);
+process.argv.push('--silent', '--skipApiVersionCheck', '--disableTelemetry', '--location', folder,
+  '--blobPort', port);
+console.log = () => {};
+process.env.AZURITE_ACCOUNTS = `${account}:${key}`;
+createRequire(import.meta.url)('azurite/dist/src/blob/main.js');
 const service = new BlobServiceClient(`http://127.0.0.1:${port}/${account}`,
   new StorageSharedKeyCredential(account, key));
 for (let tries = 0; ; tries++) {
   try { await service.createContainer('school'); break; }
-  catch (error) { if (tries > 100) throw error; await new Promise((done) => setTimeout(done, 100)); }
+  catch (error) { if (tries > 600) throw error; await new Promise((done) => setTimeout(done, 100)); }
 }
-console.log(port);
+process.stdout.write(`${port}\\n`);
 ";
 
 /// The contents of every object.
