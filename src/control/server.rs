@@ -351,14 +351,7 @@ async fn pause<O: Operator>(
     Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Response {
-    let scope = match pause_scope(&body) {
-        Ok(scope) => scope,
-        Err(error) => return error_response(&error),
-    };
-    match state.operator.pause(&scope, &caller.at(PLACE)).await {
-        Ok(status) => Json(status).into_response(),
-        Err(error) => error_response(&error),
-    }
+    pause_or_resume(&*state.operator, &caller, &body, true).await
 }
 
 async fn resume<O: Operator>(
@@ -366,11 +359,21 @@ async fn resume<O: Operator>(
     Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Response {
-    let scope = match pause_scope(&body) {
+    pause_or_resume(&*state.operator, &caller, &body, false).await
+}
+
+async fn pause_or_resume(operator: &impl Operator, caller: &Caller, body: &Bytes, pauses: bool) -> Response {
+    let scope = match pause_scope(body) {
         Ok(scope) => scope,
         Err(error) => return error_response(&error),
     };
-    match state.operator.resume(&scope, &caller.at(PLACE)).await {
+    let by = caller.at(PLACE);
+    let done = if pauses {
+        operator.pause(&scope, &by).await
+    } else {
+        operator.resume(&scope, &by).await
+    };
+    match done {
         Ok(status) => Json(status).into_response(),
         Err(error) => error_response(&error),
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
@@ -37,14 +37,7 @@ pub(crate) async fn file(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
     let media = world.folder(&world.name("media"))?;
     progress.say("making the file");
     let mut noise = Noise::new();
-    let mut path = media.join("first.mp4");
-    let mut writer = File::create(&path)?;
-    for _ in 0..MEBIBYTES {
-        writer.write_all(&noise.bytes(MEBIBYTE))?;
-    }
-    writer.sync_all()?;
-    std::fs::write(media.join("small.jpg"), noise.bytes(FILE_BYTES))?;
-    sleep(STILL).await;
+    let mut path = make_files(&media, &mut noise).await?;
     let site = Site::new(world, &plan(&media, ENTITY)).await?;
     let replicator = site.replicator()?;
     uploaded(&site, "small.jpg").await?;
@@ -107,19 +100,12 @@ pub(crate) async fn file(world: &World, progress: &Progress<'_>) -> Outcome<Vec<
     ])
 }
 
-/// The file of 1 GiB and many small ones into a storage that speaks S3.
+/// The file of 1 GiB into a storage that speaks S3.
 pub(crate) async fn storage(world: &World, progress: &Progress<'_>) -> Outcome<Vec<Row>> {
     let media = world.folder(&world.name("media"))?;
     progress.say("making the file");
     let mut noise = Noise::new();
-    let mut path = media.join("first.mp4");
-    let mut writer = File::create(&path)?;
-    for _ in 0..MEBIBYTES {
-        writer.write_all(&noise.bytes(MEBIBYTE))?;
-    }
-    writer.sync_all()?;
-    std::fs::write(media.join("small.jpg"), noise.bytes(FILE_BYTES))?;
-    sleep(STILL).await;
+    let mut path = make_files(&media, &mut noise).await?;
     let server = S3Server::start(world).await?;
     let entities = format!("{}{ENTITY}", server.settings());
     let site = Site::new(world, &plan(&media, &entities)).await?;
@@ -227,6 +213,19 @@ pub(crate) async fn files(world: &World, progress: &Progress<'_>) -> Outcome<Vec
     ])
 }
 
+/// Makes the file of 1 GiB, whose path it returns, and a small one; waits until they count as finished.
+async fn make_files(media: &Path, noise: &mut Noise) -> Outcome<PathBuf> {
+    let path = media.join("first.mp4");
+    let mut writer = File::create(&path)?;
+    for _ in 0..MEBIBYTES {
+        writer.write_all(&noise.bytes(MEBIBYTE))?;
+    }
+    writer.sync_all()?;
+    std::fs::write(media.join("small.jpg"), noise.bytes(FILE_BYTES))?;
+    sleep(STILL).await;
+    Ok(path)
+}
+
 fn plan<'a>(media: &'a Path, entities: &'a str) -> Plan<'a> {
     Plan {
         media: Some(media),
@@ -247,7 +246,7 @@ async fn uploaded(site: &Site<'_>, name: &str) -> Outcome<f64> {
 }
 
 /// Gives a file another name and another content, though as long.
-fn as_new(from: &Path, to: &Path, noise: &mut Noise) -> Outcome<std::path::PathBuf> {
+fn as_new(from: &Path, to: &Path, noise: &mut Noise) -> Outcome<PathBuf> {
     std::fs::rename(from, to)?;
     let file = File::options().write(true).open(to)?;
     file.write_all_at(&noise.bytes(64), 0)?;
