@@ -16,6 +16,7 @@ use std::ops::Index;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encryption::key_file::KeyFile;
 use crate::error::{Error, Result};
 use crate::weekly_times::WeeklyTimes;
 use crate::wire::paths;
@@ -110,6 +111,13 @@ pub struct Entity {
     /// are removed.
     #[serde(default)]
     pub redact: Vec<String>,
+    /// Columns that are encrypted before a row is sent. In the cloud they are texts.
+    #[serde(default)]
+    pub encrypt: Vec<String>,
+    /// The keys that encrypt; without them no row with such a column is sent.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub keys: Option<KeyFile>,
     /// An SQL condition on the row, evaluated when the row is read. The cloud has only the rows that meet it.
     #[serde(default, rename = "where")]
     pub filter: Option<String>,
@@ -158,6 +166,8 @@ impl Entity {
             include: Vec::new(),
             guarded: false,
             redact: Vec::new(),
+            encrypt: Vec::new(),
+            keys: None,
             filter: None,
             deletes: None,
             files: Vec::new(),
@@ -176,9 +186,14 @@ impl Entity {
             || self.guarded && self.looks_private(column).is_some()
     }
 
+    /// Whether a column is encrypted before it leaves the site.
+    pub fn encrypts(&self, column: &str) -> bool {
+        self.encrypt.iter().any(|encrypted| encrypted == column)
+    }
+
     /// Why a column looks private that nothing names; `None` if it does not.
     pub(crate) fn looks_private(&self, column: &str) -> Option<&'static str> {
-        let is_named = self.include.iter().any(|included| included == column);
+        let is_named = self.encrypts(column) || self.include.iter().any(|included| included == column);
         private_columns::looks_private(column).filter(|_| !is_named)
     }
 
@@ -324,6 +339,22 @@ impl Catalogue {
         entities.map(|(index, entity)| (EntityIndex(index), entity))
     }
 
+    /// Fails if a column is to be encrypted and there is no key.
+    ///
+    /// # Errors
+    /// A configuration error that names the entity.
+    pub(crate) fn require_keys(&self) -> Result<()> {
+        let mut entities = self.entities.iter();
+        match entities.find(|entity| !entity.encrypt.is_empty() && entity.keys.is_none()) {
+            None => Ok(()),
+            Some(entity) => Err(Error::config(
+                format!("encrypt columns of {}", entity.name),
+                "there is no file with keys at encryption.key_file",
+            )
+            .remedy("run `cloud-sync key create`, and keep the recovery code that it prints")),
+        }
+    }
+
     /// The index of the entity with this name.
     pub fn find(&self, name: &str) -> Option<EntityIndex> {
         let index = self.entities.iter().position(|entity| entity.name == name);
@@ -386,6 +417,38 @@ fn is_plain_name(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
+/// The first column under `encrypt` that the cloud, or this program, must be able to read; and why.
+fn unencryptable(entity: &Entity) -> Option<(&str, &'static str)> {
+    let names = |names: &[String], column: &String| names.contains(column);
+    let of_files = |column: &String| {
+        let mut files = entity.files.iter();
+        files.any(|file| file.column == *column || file.url_column == *column)
+    };
+    let of_retention = |column: &String| {
+        entity.retention.as_ref().is_some_and(|retention| {
+            retention.column == *column || retention.cloud_days_by.as_ref() == Some(column)
+        })
+    };
+    entity.encrypt.iter().find_map(|column| {
+        let why = if names(&entity.key, column) {
+            "it is part of the key, by which the cloud finds the row"
+        } else if names(&entity.exclude, column) {
+            "it is excluded"
+        } else if of_files(column) {
+            "it is the column of a file or of its URL"
+        } else if of_retention(column) {
+            "it is the retention's column, by which the cloud lists rows"
+        } else if entity.rename.contains_key(column) || entity.columns.contains_key(column) {
+            "the cloud has it under another name or in another form"
+        } else if entity.constants.contains_key(column) {
+            "it has a fixed value in the cloud"
+        } else {
+            return None;
+        };
+        Some((column.as_str(), why))
+    })
+}
+
 fn check_entity(entity: &Entity) -> Result<()> {
     if !is_plain_name(&entity.name) {
         return Err(invalid(
@@ -425,6 +488,12 @@ fn check_entity(entity: &Entity) -> Result<()> {
                 "the cloud needs the whole key: take the column out of exclude and redact, or name it under \
                      include if its name only looks private",
             ),
+        );
+    }
+    if let Some((column, why)) = unencryptable(entity) {
+        return Err(
+            invalid(entity, format!("its column {column} cannot be encrypted: {why}"))
+                .remedy("take it out of encrypt"),
         );
     }
     for (file_index, file) in entity.files.iter().enumerate() {

@@ -84,6 +84,7 @@ pub mod abort;
 pub mod catalogue;
 #[doc(hidden)]
 pub mod change;
+mod encryption;
 #[doc(hidden)]
 pub mod error;
 #[doc(hidden)]

@@ -13,6 +13,7 @@ mod crash;
 mod deliver;
 mod demo;
 mod docs;
+mod encryption;
 mod examples;
 mod faults;
 mod files;

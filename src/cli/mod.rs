@@ -8,10 +8,12 @@ mod alerts;
 mod backfill;
 mod check;
 mod config;
+mod decrypt;
 mod demo;
 mod explain;
 mod files;
 mod init;
+mod key;
 mod logging;
 mod output;
 mod pause;
@@ -121,6 +123,10 @@ enum Command {
     Alerts(alerts::AlertsArgs),
     /// Make, list and revoke tokens of the operator API and the page, each with a name
     Token(token::TokenArgs),
+    /// Make, list, rotate and recover the keys that encrypt columns
+    Key(key::KeyArgs),
+    /// Decrypt rows that were read from the cloud
+    Decrypt(decrypt::DecryptArgs),
     /// Say why one row is not in the cloud, and what to do
     Why(why::WhyArgs),
     /// List the files that are not in the cloud, and why
@@ -217,6 +223,8 @@ impl Command {
             Self::Resume(args) => args.site.overrides(),
             Self::Alerts(args) => args.site.overrides(),
             Self::Token(args) => args.site.overrides(),
+            Self::Key(args) => args.site.overrides(),
+            Self::Decrypt(args) => args.site.overrides(),
             Self::Why(args) => args.site.overrides(),
             Self::Files(args) => args.site.overrides(),
             Self::Config(args) => args.site.overrides(),
@@ -247,6 +255,8 @@ impl Command {
             Self::Resume(args) => pause::resume(context, args).await,
             Self::Alerts(args) => alerts::execute(context, args).await,
             Self::Token(args) => token::execute(context, args),
+            Self::Key(args) => key::execute(context, &args),
+            Self::Decrypt(args) => decrypt::execute(context, &args),
             Self::Why(args) => why::execute(context, args).await,
             Self::Files(args) => files::execute(context, args).await,
             Self::Receiver(args) => receiver::execute(context, args).await,

@@ -10,7 +10,7 @@ use crate::catalogue::Entity;
 use crate::error::{Error, Result};
 
 /// The keys of an entity; then those of its retention, of each of its files, and of each form of a column.
-pub(super) const ENTITY: [&str; 17] = [
+pub(super) const ENTITY: [&str; 18] = [
     "name",
     "table",
     "key",
@@ -19,6 +19,7 @@ pub(super) const ENTITY: [&str; 17] = [
     "exclude",
     "include",
     "redact",
+    "encrypt",
     "where",
     "deletes",
     "files",

@@ -101,7 +101,7 @@ impl SettingKey {
     /// all settings of the receiver but the keys.
     pub fn reloads(&self) -> bool {
         match self.section() {
-            "source" | "store" | "catalogue" => false,
+            "source" | "store" | "catalogue" | "encryption" => false,
             "control" => !matches!(self.name, "control.listen" | "control.names"),
             "receiver" => self.name == "receiver.keys",
             _ => true,
@@ -217,6 +217,13 @@ pub const KEYS: &[SettingKey] = &[
         Some("var/cloud-sync"),
         ValueShape::Path,
         "the folder of the local checkpoint store",
+    ),
+    key(
+        "encryption.key_file",
+        Some("var/encryption.json"),
+        ValueShape::Path,
+        "the file with the keys of columns that are encrypted (encrypt = [\"…\"] of an entity); `cloud-sync key \
+         create` makes it",
     ),
     legacy(
         key(

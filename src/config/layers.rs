@@ -9,11 +9,13 @@ use secrecy::SecretString;
 use super::keys::{self, KEYS, SettingKey, nearest};
 use super::value::{self, ParsedValue};
 use super::{
-    AlertSettings, CloudSettings, ControlSettings, DeliverySettings, EmailAlerts, FileSettings,
-    MediaSettings, ReceiverConfig, ScheduleSettings, Settings, SourceSettings, StoreSettings, file,
+    AlertSettings, CloudSettings, ControlSettings, DeliverySettings, EmailAlerts, EncryptionSettings,
+    FileSettings, MediaSettings, ReceiverConfig, ScheduleSettings, Settings, SourceSettings, StoreSettings,
+    file,
 };
 use crate::catalogue::declared::DeclaredCatalogue;
 use crate::catalogue::{Catalogue, Entity};
+use crate::encryption::key_file::KeyFile;
 use crate::error::{Error, Result};
 
 /// The file that is read if none is named and it exists.
@@ -418,6 +420,15 @@ impl Layers {
         let tables = self
             .optional("catalogue.tables", value::table_patterns)?
             .unwrap_or_default();
+        let key_file = self.path("encryption.key_file")?;
+        let mut entities = entities;
+        if let Some(encrypting) = entities.as_mut()
+            && encrypting.iter().any(|entity| !entity.encrypt.is_empty())
+        {
+            let keys = KeyFile::read(&key_file)?;
+            let encrypting = encrypting.iter_mut().filter(|entity| !entity.encrypt.is_empty());
+            encrypting.for_each(|entity| entity.keys = keys.clone());
+        }
         let declared = (entities.is_some() || !tables.is_empty()).then(|| DeclaredCatalogue {
             entities: entities.unwrap_or_default(),
             tables,
@@ -439,6 +450,7 @@ impl Layers {
             store: StoreSettings {
                 path: self.path("store.path")?,
             },
+            encryption: EncryptionSettings { key_file },
             cloud: self.cloud()?,
             delivery: DeliverySettings {
                 batch_rows: self.number("delivery.batch_rows", value::count)?,

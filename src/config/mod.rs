@@ -44,6 +44,8 @@ pub struct Settings {
     pub media: MediaSettings,
     /// The local checkpoint store.
     pub store: StoreSettings,
+    /// `[encryption]`: the keys of columns that are encrypted.
+    pub encryption: EncryptionSettings,
     /// The site's cloud.
     pub cloud: CloudSettings,
     /// Bounds of a batch and of what is in flight.
@@ -262,6 +264,13 @@ pub struct EmailAlerts {
     pub from: String,
     /// The mail server.
     pub smtp_url: SecretString,
+}
+
+/// `[encryption]`: the keys of columns that are encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncryptionSettings {
+    /// The file with the keys.
+    pub key_file: PathBuf,
 }
 
 /// `[receiver]`: the reference cloud server.

@@ -12,7 +12,8 @@ use crate::wire::{ColumnDeclaration, SchemaDeclaration};
 /// sender knows them, and the reader parks them.
 pub(super) type RefusedSchemas = BTreeMap<EntityIndex, String>;
 
-/// The schema of an entity on the wire: no excluded column, and the URL columns of its files.
+/// The schema of an entity on the wire: no excluded column, encrypted ones as text, and the URL columns of its
+/// files.
 pub fn wire_schema(entity: &Entity, table: &SourceTable) -> TableSchema {
     let declared = |name: &str, type_name: &str| ColumnDeclaration {
         name: name.to_owned(),
@@ -22,7 +23,10 @@ pub fn wire_schema(entity: &Entity, table: &SourceTable) -> TableSchema {
         .columns
         .iter()
         .filter(|column| !entity.leaves_out(&column.name))
-        .map(|column| declared(&column.name, &column.wire_type))
+        .map(|column| match entity.encrypts(&column.name) {
+            true => declared(&column.name, "text"),
+            false => declared(&column.name, &column.wire_type),
+        })
         .collect();
     for file in &entity.files {
         let wire_type = if file.many { "jsonb" } else { "text" };

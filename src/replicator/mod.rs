@@ -96,6 +96,7 @@ impl ReloadableConfig {
     fn new(settings: &Settings) -> Result<Self> {
         // Whether they can be used shows now, and not at the first problem.
         AlertChannels::new(&settings.alerts)?;
+        settings.catalogue.require_keys()?;
         Ok(Self {
             cloud: cloud(settings)?,
             schedule: sync_schedule::schedule(&settings.schedule)?,

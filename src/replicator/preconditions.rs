@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{cloud, connect};
-use crate::catalogue::Entity;
+use crate::catalogue::{Catalogue, Entity};
 use crate::checkpoint::SledStore;
 use crate::config::{FileDriver, Settings};
 use crate::deliver::{ChangeOrigin, CloudInfo};
@@ -312,6 +312,7 @@ async fn check_tables(settings: &Settings, session: &Session) -> Vec<Finding> {
         let fit = format!("{fitting} entities fit their tables");
         findings.push(Finding::new("catalogue", Ok(fit)));
     }
+    findings.extend(encryption(&settings.catalogue));
     if !private.is_empty() {
         findings.push(Finding::advice(
             "private columns",
@@ -324,6 +325,26 @@ async fn check_tables(settings: &Settings, session: &Session) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether there is a key, if columns are to be encrypted.
+fn encryption(catalogue: &Catalogue) -> Option<Finding> {
+    let encrypting = || {
+        catalogue
+            .entities()
+            .iter()
+            .filter(|entity| !entity.encrypt.is_empty())
+    };
+    let columns: usize = encrypting().map(|entity| entity.encrypt.len()).sum();
+    let keys = encrypting().find_map(|entity| entity.keys.as_ref());
+    let key = keys.and_then(|keys| keys.keys().last());
+    (columns > 0).then(|| {
+        let found = catalogue.require_keys().map(|()| {
+            let id = key.map_or("", |key| &key.id);
+            format!("{columns} columns, by key {id}; is its recovery code in a safe place?")
+        });
+        Finding::new("encryption", found)
+    })
 }
 
 /// Triggers in place, firing always, and with the functions as they were installed; nothing missed before;

@@ -65,7 +65,12 @@ impl SourceTable {
         self.oid != 0
             && self.key.len() == entity.key.len()
             && entity.key.iter().all(has)
-            && entity.exclude.iter().chain(&entity.redact).all(has)
+            && entity
+                .exclude
+                .iter()
+                .chain(&entity.redact)
+                .chain(&entity.encrypt)
+                .all(has)
     }
 
     /// The key's column, if it is one column of integers.

@@ -30,6 +30,7 @@ pub(super) fn column_faults(entity: &Entity, table: &SourceTable) -> Vec<Error> 
         .chain(entity.exclude.iter().map(|name| (name, "exclude")))
         .chain(entity.include.iter().map(|name| (name, "include")))
         .chain(entity.redact.iter().map(|name| (name, "redact")))
+        .chain(entity.encrypt.iter().map(|name| (name, "encrypt")))
         .chain(entity.files.iter().map(|file| (&file.column, "files")));
     for (name, what) in need {
         if table.column(name).is_none() {

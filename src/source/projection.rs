@@ -2,8 +2,10 @@
 //!
 //! One form for all: rows that were touched, rows that a sync compares, keys that are sent to the cloud. A
 //! row has the columns that the table has now, without the excluded ones. Redaction happens here, by
-//! [`redact`], with the values of the excluded columns: they are read for that, and never leave the program.
+//! [`redact`], with the values of the excluded columns: they are read for that, and never leave the program. So
+//! does encryption, by [`column_cipher`](crate::encryption::column_cipher).
 
+use secrecy::zeroize::Zeroizing;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
@@ -11,6 +13,7 @@ use super::column_type::{Codec, SourceColumn};
 use super::describe::SourceTable;
 use super::quote_name;
 use crate::catalogue::Entity;
+use crate::encryption::column_cipher::ColumnCipher;
 use crate::redact;
 use crate::wire::column_values::to_json::{push_binary, push_number};
 use crate::wire::json::push_string;
@@ -27,6 +30,8 @@ pub(crate) struct Projection {
     /// The names of the excluded columns whose values are taken out of redacted ones.
     secrets: Vec<String>,
     filter: Option<String>,
+    /// Whether a column is encrypted.
+    encrypts: bool,
 }
 
 #[derive(Debug)]
@@ -35,8 +40,30 @@ struct ProjectedColumn {
     base_type: String,
     codec: Codec,
     redacted: bool,
+    encryption: Encryption,
     /// The name as a member of a JSON object: in quotes, with its colon.
     label: Vec<u8>,
+}
+
+/// Whether a column is encrypted.
+#[derive(Debug)]
+enum Encryption {
+    /// It is sent as it is.
+    None,
+    Cipher(Box<ColumnCipher>),
+    /// There is no key: no row is sent.
+    NoKey,
+}
+
+impl Encryption {
+    fn of(entity: &Entity, column: &str) -> Self {
+        if !entity.encrypts(column) {
+            return Self::None;
+        }
+        let keys = entity.keys.as_ref();
+        let cipher = keys.and_then(|keys| ColumnCipher::new(keys, &entity.name, column));
+        cipher.map_or(Self::NoKey, |cipher| Self::Cipher(Box::new(cipher)))
+    }
 }
 
 impl ProjectedColumn {
@@ -49,6 +76,7 @@ impl ProjectedColumn {
             base_type: column.base_type.clone(),
             codec: column.codec,
             redacted: entity.redact.contains(&column.name),
+            encryption: Encryption::of(entity, &column.name),
             label,
         }
     }
@@ -61,6 +89,24 @@ impl ProjectedColumn {
             Codec::Output => super::output(value),
             Codec::Json => format!("pg_catalog.to_json({value})::pg_catalog.text"),
         }
+    }
+
+    /// Appends the value's JSON as it is sent in the row of this key; `None` if it has none.
+    fn sent(&self, json: &mut Vec<u8>, field: Option<&[u8]>, secrets: &[&str], row_key: &[u8]) -> Option<()> {
+        let cipher = match &self.encryption {
+            Encryption::Cipher(cipher) if field.is_some() => cipher,
+            Encryption::NoKey => return None,
+            _ => return self.json(json, field, secrets),
+        };
+        let mut value = Zeroizing::new(Vec::new());
+        self.json(&mut value, field, secrets)?;
+        if *value == *b"null" {
+            // A JSON null of a column of type json.
+            json.extend_from_slice(b"null");
+            return Some(());
+        }
+        push_string(json, cipher.encrypt(row_key, &value)?.as_bytes());
+        Some(())
     }
 
     /// Appends the value's JSON; `None` if it has none.
@@ -148,6 +194,9 @@ impl Projection {
                     .collect()
             },
             filter: condition,
+            encrypts: columns
+                .iter()
+                .any(|column| !matches!(column.encryption, Encryption::None)),
             columns,
         }
     }
@@ -201,8 +250,16 @@ impl Projection {
         match self.image(row, first, scratch) {
             Some(image) if row.get::<_, Option<bool>>(first) == Some(true) => PresentRow::Row(image),
             Some(image) => PresentRow::Unmet(image.key),
+            None if self.lacks_key() => PresentRow::Unreadable(
+                "a column is to be encrypted, and there is no key: see encryption.key_file".to_owned(),
+            ),
             None => PresentRow::Unreadable("a value of the row has no JSON form".to_owned()),
         }
+    }
+
+    fn lacks_key(&self) -> bool {
+        let mut columns = self.columns.iter();
+        columns.any(|column| matches!(column.encryption, Encryption::NoKey))
     }
 
     fn image(&self, row: &Row, first: usize, scratch: &mut ImageBuffer) -> Option<RowImage> {
@@ -217,6 +274,10 @@ impl Projection {
             key,
             key_spans,
         } = scratch;
+        let row_key = match self.encrypts {
+            true => self.image_key(row, first)?,
+            false => Box::default(),
+        };
         json.clear();
         json.reserve(row.raw_size_bytes() + self.columns.len() * 16);
         key.clear();
@@ -226,7 +287,12 @@ impl Projection {
             json.push(if column_index == 0 { b'{' } else { b',' });
             json.extend_from_slice(&column.label);
             let start = json.len();
-            column.json(json, field(row, columns + column_index), &secrets)?;
+            column.sent(
+                json,
+                field(row, columns + column_index),
+                &secrets,
+                row_key.as_bytes(),
+            )?;
             if let Some(key_index) = self.key.iter().position(|&index| index == column_index) {
                 key_spans[key_index] = (start, json.len());
             }

@@ -139,6 +139,12 @@ impl Server {
         &self.folder
     }
 
+    /// Where its data and its log are.
+    #[allow(dead_code, reason = "for whoever searches the raw bytes")]
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The URL of a database.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)

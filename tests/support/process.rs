@@ -45,7 +45,8 @@ impl Daemon {
         self.settings.control.listen
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A command of the command line, with the same settings.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-sync"));
         command
             .args(arguments)

@@ -319,6 +319,8 @@ async fn no_statement_is_taken_over_by_objects_of_another_role() {
         [
             "alerts",
             "token",
+            "key",
+            "decrypt",
             "run",
             "receiver",
             "demo",
