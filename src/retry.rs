@@ -51,9 +51,8 @@ pub(crate) mod waits {
     pub(crate) const GAP_REPAIR_MOST: Duration = Duration::from_secs(600);
     /// A file that the cloud fails to take while it takes others (5xx). Doubles, without jitter.
     pub(crate) const FAILING_FILE: Waits = between(10_000, 3600);
-    /// A file that an object storage does not take while it answers. Its errors do not tell a line that broke
-    /// from a file that it refuses. Doubles, without jitter.
-    pub(crate) const FILE_OF_STORAGE: Waits = between(1_000, 600);
+    /// A file on whose way to an object storage the line broke, which works again. Doubles, without jitter.
+    pub(crate) const FILE_OF_BROKEN_LINE: Waits = between(1_000, 30);
     /// A file that the cloud refuses (4xx). Doubles, without jitter.
     pub(crate) const REFUSED_FILE: Waits = between(600_000, 3600);
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::multipart::MultipartStore;
@@ -503,7 +504,29 @@ fn failed(operation: &str, error: object_store::Error) -> Failure {
             "it is tried again; check files.endpoint, and the network between here and the object storage",
         ),
     };
-    Failure::from(Error::new(kind, operation, chain(&error)).remedy(remedy))
+    let failure = Failure::from(Error::new(kind, operation, chain(&error)).remedy(remedy));
+    match broke(&error) {
+        true => failure.interrupted(),
+        false => failure,
+    }
+}
+
+/// Whether it was the line that broke: there is no answer of the storage's in the error.
+fn broke(error: &object_store::Error) -> bool {
+    let first: &(dyn std::error::Error + 'static) = error;
+    let mut causes = std::iter::successors(Some(first), |error| error.source());
+    causes.any(|cause| {
+        let kind = cause.downcast_ref::<HttpError>().map(HttpError::kind);
+        matches!(
+            kind,
+            Some(
+                HttpErrorKind::Connect
+                    | HttpErrorKind::Request
+                    | HttpErrorKind::Timeout
+                    | HttpErrorKind::Interrupted
+            )
+        )
+    })
 }
 
 fn unusable(error: &object_store::Error) -> Error {

@@ -125,16 +125,21 @@ impl Deferral {
         Self::new(FileState::Waiting, why, seconds, true)
     }
 
-    /// It is tried again after the shortest wait, then after twice that.
+    /// The cloud takes others, and not this one: it is tried again after the shortest wait, then after twice that.
     pub(super) fn failing(why: impl Into<String>, waits: Waits, attempts: i32) -> Self {
-        let doubled = waits.least.as_secs_f64() * 2_f64.powi(attempts.clamp(0, 20));
-        Self::new(
-            FileState::Failing,
-            why,
-            doubled.min(waits.most.as_secs_f64()),
-            true,
-        )
+        Self::new(FileState::Failing, why, doubled(waits, attempts), true)
     }
+
+    /// The same, where it is not the cloud that refuses it.
+    pub(super) fn after(why: impl Into<String>, waits: Waits, attempts: i32) -> Self {
+        Self::again(why, doubled(waits, attempts))
+    }
+}
+
+/// The shortest wait, doubled by each attempt up to the longest; in seconds.
+fn doubled(waits: Waits, attempts: i32) -> f64 {
+    let doubled = waits.least.as_secs_f64() * 2_f64.powi(attempts.clamp(0, 20));
+    doubled.min(waits.most.as_secs_f64())
 }
 
 /// Why the cloud takes no file now.

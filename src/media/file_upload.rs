@@ -440,16 +440,16 @@ impl FileUploader<'_> {
             Kind::CloudRefused => {
                 Deferral::failing(cause, waits::REFUSED_FILE, pending.attempts).ending_upload()
             }
+            _ if self.storage.is_some() && failure.was_interrupted() && self.is_reachable().await => {
+                // What has arrived in parts stays.
+                return Ok(Deferral::after(cause, waits::FILE_OF_BROKEN_LINE, pending.attempts));
+            }
             _ if self.is_about_the_file(&failure).await => {
                 let why = match failure.words() {
                     Some(words) => format!("{cause}: {words}"),
                     None => cause,
                 };
-                let waits = match self.storage {
-                    Some(_) => waits::FILE_OF_STORAGE,
-                    None => waits::FAILING_FILE,
-                };
-                let deferral = Deferral::failing(why, waits, pending.attempts);
+                let deferral = Deferral::failing(why, waits::FAILING_FILE, pending.attempts);
                 match ends_upload(&failure) {
                     true => deferral.ending_upload(),
                     false => deferral,

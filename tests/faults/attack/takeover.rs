@@ -77,7 +77,7 @@ const UNSEEN: [[&str; 3]; 11] = [
 ];
 
 /// The same of the receiver's own database.
-const UNSEEN_BY_RECEIVER: [[&str; 3]; 7] = [
+const UNSEEN_BY_RECEIVER: [[&str; 3]; 8] = [
     [
         "src/receiver/files/tus/record.rs",
         "update cloud_meta.uploads set received = $2, wri",
@@ -112,6 +112,11 @@ const UNSEEN_BY_RECEIVER: [[&str; 3]; 7] = [
         "src/receiver/files/tus/sweep.rs",
         "select exists (select from cloud_meta.uploads wh",
         "no resumable upload is sent here; it names its table with the schema",
+    ],
+    [
+        "src/receiver/db/pool.rs",
+        "select url_key from cloud_meta.receiver",
+        "URLs hold for ever here; it names its table with the schema",
     ],
 ];
 
