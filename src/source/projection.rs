@@ -35,6 +35,8 @@ struct ProjectedColumn {
     base_type: String,
     codec: Codec,
     redacted: bool,
+    /// Whether it goes as the text of its JSON.
+    as_text: bool,
     /// The name as a member of a JSON object: in quotes, with its colon.
     label: Vec<u8>,
 }
@@ -49,6 +51,7 @@ impl ProjectedColumn {
             base_type: column.base_type.clone(),
             codec: column.codec,
             redacted: entity.redact.contains(&column.name),
+            as_text: entity.is_sent_as_text(&column.name),
             label,
         }
     }
@@ -65,6 +68,20 @@ impl ProjectedColumn {
 
     /// Appends the value's JSON; `None` if it has none.
     fn json(&self, json: &mut Vec<u8>, field: Option<&[u8]>, secrets: &[&str]) -> Option<()> {
+        let start = json.len();
+        self.own_json(json, field, secrets)?;
+        if self.as_text {
+            let value = json.split_off(start);
+            match &*value {
+                [b'"', ..] | b"null" => json.extend_from_slice(&value),
+                _ => push_string(json, &value),
+            }
+        }
+        Some(())
+    }
+
+    /// Appends the JSON that the column's type has.
+    fn own_json(&self, json: &mut Vec<u8>, field: Option<&[u8]>, secrets: &[&str]) -> Option<()> {
         let Some(field) = field else {
             json.extend_from_slice(b"null");
             return Some(());
