@@ -127,16 +127,16 @@ where m.path = f.path
 
 -- name: record_uploads
 -- $1 paths   $2 sizes   $3 times of modification   $4 times of change   $5 inodes   $6 hashes   $7 URLs
--- $8 paths on the server
+-- $8 paths on the server   $9 when their URLs are renewed, in seconds since 1970
 update cloud_sync.media m
 set state = 'uploaded', size = f.size, seen_size = f.size, modified_us = f.modified_us,
     changed_us = f.changed_us, inode = f.inode, hash = f.hash, url = f.url, remote_path = f.remote_path,
-    error = null, uploaded_at = now(),
+    url_renew_at = to_timestamp(f.renew_at), error = null, uploaded_at = now(),
     -- That its address clashed again and again is not forgotten: see upload_again.
     attempts = case when m.sent_as is null then 0 else m.attempts end
 from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::text[],
-            $8::text[])
-    f (path, size, modified_us, changed_us, inode, hash, url, remote_path)
+            $8::text[], $9::float8[])
+    f (path, size, modified_us, changed_us, inode, hash, url, remote_path, renew_at)
 where m.path = f.path
 
 -- name: record_stamps
@@ -209,18 +209,33 @@ update cloud_sync.media
 set state = 'waiting', uploaded_at = null, attempts = 0, next_attempt = now(), error = $2
 where path in (select path from late)
 
+-- name: renew_urls
+-- Has the cloud asked for a newer URL of files whose URL ends, at most $2 of them, the first to end first. $1 the
+-- reason. Their URLs hold until it answers. Returns how many.
+with late as (
+    select path from cloud_sync.media
+    where url_renew_at <= now() and state = 'uploaded' and hash is not null
+    order by url_renew_at
+    limit $2::bigint),
+locked as (
+    select path from cloud_sync.media where path in (select path from late) order by path for no key update)
+update cloud_sync.media
+set state = 'waiting', uploaded_at = null, attempts = 0, next_attempt = now(), error = $1
+where path in (select path from locked)
+
 -- name: confirm
 -- The cloud still has what is recorded. $1 paths   $2 hashes   $3 URLs   $4 whether the file looks otherwise
--- now: it is due then. Returns the files that had another URL. A file whose record was cleared since is left
--- out.
+-- now: it is due then.   $5 when their URLs are renewed, in seconds since 1970. Returns the files that had another
+-- URL. A file whose record was cleared since is left out.
 with before as (
     select path, hash, url from cloud_sync.media where path = any($1) order by path for no key update),
 confirmed as (
     update cloud_sync.media m
     set state = case when f.changed then 'waiting' else 'uploaded' end, url = f.url,
-        remote_path = case when f.url = m.url then m.remote_path end, uploaded_at = now(), error = null,
+        remote_path = case when f.url = m.url then m.remote_path end, url_renew_at = to_timestamp(f.renew_at),
+        uploaded_at = now(), error = null,
         attempts = case when m.sent_as is null then 0 else m.attempts end, next_attempt = now()
-    from unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) f (path, hash, url, changed)
+    from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::float8[]) f (path, hash, url, changed, renew_at)
     where m.path = f.path and m.hash = f.hash and m.url is not null)
 select b.path
 from before b
@@ -265,11 +280,16 @@ with late as (
 update cloud_sync.media set state = 'waiting', next_attempt = now() where path in (select path from late)
 
 -- name: counts
--- For each state: files, their bytes, how many are due in a moment or wait for the reason $1, and the first
--- of their paths.
+-- For each state: files, their bytes, how many are due in a moment or wait for the reason $1, the first of their
+-- paths, how many bytes are still to be sent of those whose size is known and that do not wait for one of the
+-- reasons $2, and how many there are of these and of such files of unknown size.
 select state, count(*), coalesce(sum(size), 0)::bigint,
-       count(*) filter (where next_attempt <= now() + interval '3 s' or error = $1), min(path)
-from cloud_sync.media
+       count(*) filter (where next_attempt <= now() + interval '3 s' or error = $1), min(path),
+       coalesce(sum(greatest(seen_size - coalesce(upload_offset, 0), 0)) filter (where is_to_send), 0)::bigint,
+       count(seen_size) filter (where is_to_send),
+       count(*) filter (where is_to_send and seen_size is null)
+from cloud_sync.media,
+     lateral (select state in ('waiting', 'failing') and (error is null or error <> all($2))) w (is_to_send)
 group by state
 
 -- name: not_taken

@@ -54,6 +54,7 @@ pub(super) async fn execute(context: &Context, _args: ReceiverArgs) -> Result<Ex
             .to_owned(),
         files: config.files.clone(),
         public_url: config.public_url.clone(),
+        url_valid: config.url_valid,
         keys: site_keys(config),
         history: config.history,
         body_limit: BODY_LIMIT,

@@ -109,6 +109,7 @@ fn shape(shape: ValueShape) -> String {
             format!("`auto`, or a time span, {} to {}", span(min), span(max))
         }
         ValueShape::Bandwidth => "limits by days and times".to_owned(),
+        ValueShape::Budget => "bytes of a day and of a month".to_owned(),
         ValueShape::Size { min, max } => format!("a size, {} to {}", size(min), size(max)),
         ValueShape::Address => "an IP address and a port".to_owned(),
         ValueShape::HttpUrl => "an `http://` or `https://` URL".to_owned(),

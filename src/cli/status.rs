@@ -9,7 +9,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use super::{Context, SiteFlags, output};
 use crate::control::client::ControlClient;
 use crate::control::status::LatencyStatus;
-use crate::control::{Pause, StatusReport};
+use crate::control::{Pause, StatusReport, words};
 use crate::error::Result;
 use crate::replicator::offline_status;
 
@@ -134,6 +134,12 @@ fn describe(status: &StatusReport, zone: &TimeZone) -> String {
         None => {}
         Some(0) => lines.add("", "no file goes now: files.bandwidth says off at this time"),
         Some(limit) => lines.add("", format!("limited to {}/s now", output::size(limit))),
+    }
+    if let Some(budget) = &files.budget {
+        lines.add("", words::budget(budget));
+    }
+    if let Some(forecast) = words::forecast(files, Timestamp::now(), zone) {
+        lines.add("", forecast);
     }
     if let Some(problem) = &files.watch_problem {
         lines.add("", format!("{problem}; the rescan finds what it does not tell"));

@@ -40,6 +40,8 @@ pub enum ValueShape {
     },
     /// Limits of bandwidth by days and times.
     Bandwidth,
+    /// Bytes of a day and of a month.
+    Budget,
     /// An IP address and a port.
     Address,
     /// An `http://` or `https://` URL without credentials.
@@ -367,6 +369,16 @@ pub const KEYS: &[SettingKey] = &[
          s3://bucket/key and the like",
     ),
     key(
+        "files.url_valid",
+        None,
+        ValueShape::Duration {
+            min: HOUR,
+            max: 7 * 24 * HOUR,
+        },
+        "how long the URL of a file in the bucket holds, such as 7d: the storage signs it, and it is renewed in the \
+         rows before it ends. If it is not set, URLs are not signed",
+    ),
+    key(
         "files.field",
         Some("file"),
         ValueShape::Word,
@@ -385,6 +397,13 @@ pub const KEYS: &[SettingKey] = &[
         ValueShape::Bandwidth,
         "how fast files may go, by the local time: unlimited, 1MiB/s, off, or \
          \"mon-fri 07:00-18:00 1MiB/s; else unlimited\"; what rows send counts, and rows never wait",
+    ),
+    key(
+        "files.budget",
+        Some("unlimited"),
+        ValueShape::Budget,
+        "how many bytes may leave on a day and in a month, by the local date: unlimited, 2GiB/day, or \
+         \"2GiB/day; 40GiB/month\"; what rows send counts, and rows never wait",
     ),
     key(
         "files.upload_videos",
@@ -490,6 +509,16 @@ pub const KEYS: &[SettingKey] = &[
         None,
         ValueShape::HttpUrl,
         "the base of the URLs of uploaded files; if it is not set, the address of the request",
+    ),
+    key(
+        "receiver.url_valid",
+        None,
+        ValueShape::Duration {
+            min: HOUR,
+            max: 366 * 24 * HOUR,
+        },
+        "how long the URL of an uploaded file holds, such as 30d; sites renew it in their rows. If it is not set, \
+         whoever has a URL can read its file for ever",
     ),
     key(
         "receiver.history",

@@ -455,11 +455,13 @@ impl Layers {
                 access_key: self.optional("files.access_key", text)?,
                 secret_key: self.secret("files.secret_key")?,
                 public_url: self.optional("files.public_url", text)?,
+                url_valid: self.optional("files.url_valid", value::duration)?,
                 field: self.required("files.field", text)?,
                 fields: self
                     .optional("files.fields", value::form_fields)?
                     .unwrap_or_default(),
                 bandwidth: self.required("files.bandwidth", |text| text.parse())?,
+                budget: self.required("files.budget", |text| text.parse())?,
                 upload_videos: self.required("files.upload_videos", value::boolean)?,
             },
             control: ControlSettings {
@@ -485,6 +487,7 @@ impl Layers {
                 database_url: self.secret("receiver.database_url")?,
                 files: self.path("receiver.files")?,
                 public_url: self.optional("receiver.public_url", text)?,
+                url_valid: self.optional("receiver.url_valid", value::duration)?,
                 keys: self
                     .optional("receiver.keys", value::site_keys)?
                     .unwrap_or_default(),

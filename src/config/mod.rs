@@ -30,7 +30,7 @@ use url::Url;
 use crate::catalogue::Catalogue;
 use crate::catalogue::declared::DeclaredCatalogue;
 use crate::error::{Error, Result};
-use crate::media::BandwidthPlan;
+use crate::media::{BandwidthPlan, TrafficBudget};
 
 pub use self::builder::SettingsBuilder;
 pub use self::layers::{ChangedSettings, EffectiveValue, LoadOptions, Loaded, SettingOrigin};
@@ -189,12 +189,16 @@ pub struct FileSettings {
     pub secret_key: Option<SecretString>,
     /// What the URLs of files in it begin with.
     pub public_url: Option<String>,
+    /// How long the URL of a file in it holds, which the storage signs then; `None` if URLs are not signed.
+    pub url_valid: Option<Duration>,
     /// The name of the part with the file in an upload's form.
     pub field: String,
     /// Further fields of that form, with their values.
     pub fields: Vec<(String, String)>,
     /// How fast files may go.
     pub bandwidth: BandwidthPlan,
+    /// How many bytes may leave on a day and in a month.
+    pub budget: TrafficBudget,
     /// Whether videos are uploaded; their rows always are.
     pub upload_videos: bool,
 }
@@ -271,6 +275,8 @@ pub struct ReceiverConfig {
     pub files: PathBuf,
     /// The base of the URLs that it returns; `None` means the address of the request.
     pub public_url: Option<String>,
+    /// How long the URL of an uploaded file holds; `None` means for ever.
+    pub url_valid: Option<Duration>,
     /// Each site's valid keys.
     pub keys: BTreeMap<String, Vec<SecretString>>,
     /// Whether superseded versions of rows are kept.

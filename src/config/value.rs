@@ -14,7 +14,7 @@ use url::Url;
 use super::keys::{ValueShape, nearest};
 use super::{CapabilityChoice, FileDriver, Profile};
 use crate::catalogue::declared::TablePattern;
-use crate::media::BandwidthPlan;
+use crate::media::{BandwidthPlan, TrafficBudget};
 use crate::wire::Capability;
 
 /// A parsed value, or what the value must be.
@@ -43,6 +43,7 @@ pub(super) fn check(shape: ValueShape, text: &str) -> ParsedValue<()> {
             check(ValueShape::Duration { min, max }, text).map_err(|why| format!("{why}, or \"auto\""))
         }
         ValueShape::Bandwidth => text.parse::<BandwidthPlan>().map(drop),
+        ValueShape::Budget => text.parse::<TrafficBudget>().map(drop),
         ValueShape::Size { min, max } => match size(text)? {
             size if (min..=max).contains(&size) => Ok(()),
             _ => Err(format!("must be from {} to {}", bytes(min), bytes(max))),
@@ -124,10 +125,17 @@ pub(super) fn count(text: &str) -> ParsedValue<u64> {
 }
 
 pub(super) fn duration(text: &str) -> ParsedValue<Duration> {
+    let days = text
+        .trim()
+        .strip_suffix('d')
+        .and_then(|days| days.trim().parse::<u32>().ok());
+    if let Some(days) = days {
+        return Ok(Duration::from_secs(u64::from(days) * 24 * 3600));
+    }
     text.parse::<jiff::SignedDuration>()
         .ok()
         .and_then(|span| Duration::try_from(span).ok())
-        .ok_or_else(|| "must be a time span with its unit, such as 50ms, 30s or 5m".to_owned())
+        .ok_or_else(|| "must be a time span with its unit, such as 50ms, 30s, 5m or 7d".to_owned())
 }
 
 /// `None` is `auto`.

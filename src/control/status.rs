@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::PerEntity;
 use crate::latency::{PerStep, Percentiles};
+use crate::media::BudgetStatus;
 use crate::source::pauses::Pauses;
 
 /// What the replicator is doing.
@@ -210,6 +211,18 @@ pub struct FileCounts {
     /// How fast files may go now, in bytes a second; 0 means that none goes, null that there is no limit.
     #[serde(default)]
     pub bandwidth_limit: Option<u64>,
+    /// How many bytes may leave today and this month, and how many have left; null if there is no budget.
+    #[serde(default)]
+    pub budget: Option<BudgetStatus>,
+    /// Bytes of files that are still to be sent; null if the source is unreachable.
+    #[serde(default)]
+    pub bytes_to_send: Option<u64>,
+    /// Bytes of files that went in a second, in the last minutes; null if none went of late.
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
+    /// When all that waits is sent at this rate, by the plan and the budget; null if that cannot be told.
+    #[serde(default)]
+    pub caught_up_at: Option<Timestamp>,
     /// Why the watch of the media root does not tell of every change; null if it does. What it does not tell is
     /// found by the rescan.
     #[serde(default)]

@@ -2,6 +2,9 @@
 
 use jiff::{Timestamp, tz::TimeZone};
 
+use super::status::FileCounts;
+use crate::media::BudgetStatus;
+
 /// A number with its thousands apart: `4,210`.
 pub(crate) fn number(value: u64) -> String {
     let digits = value.to_string();
@@ -54,6 +57,36 @@ pub(crate) fn time(at: Timestamp, now: Timestamp, zone: &TimeZone) -> String {
     at.strftime(form).to_string()
 }
 
+/// What a budget of bytes allows, and what has left of it.
+pub(crate) fn budget(budget: &BudgetStatus) -> String {
+    let of = |bytes, limit: Option<u64>, when| {
+        limit.map(|limit| format!("{} of {} have left {when}", size(bytes), size(limit)))
+    };
+    let day = of(budget.day_bytes, budget.day_limit, "today");
+    let month = of(budget.month_bytes, budget.month_limit, "this month");
+    let used = day.into_iter().chain(month).collect::<Vec<_>>().join(", ");
+    match budget.used_up() {
+        Some(why) => format!("no file goes now: {why}; {used}"),
+        None => used,
+    }
+}
+
+/// How many bytes of files are still to be sent, how fast they go, and when all of them are sent; `None` if
+/// nothing is to be sent, or none went of late.
+pub(crate) fn forecast(files: &FileCounts, now: Timestamp, zone: &TimeZone) -> Option<String> {
+    let bytes = files.bytes_to_send.filter(|bytes| *bytes > 0)?;
+    let rate = files.bytes_per_second?;
+    let until = files.caught_up_at.map_or_else(
+        || "it takes more than two months".to_owned(),
+        |at| format!("all is sent at about {}", time(at, now, zone)),
+    );
+    Some(format!(
+        "{} are to be sent, {} a second: {until}",
+        size(bytes),
+        size(rate)
+    ))
+}
+
 /// Seconds from one time to another; 0 if it comes first.
 pub(crate) fn seconds_between(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64().max(0.0)
@@ -88,6 +121,42 @@ mod tests {
                 "more than a year"
             ]
         );
+    }
+
+    #[test]
+    fn a_budget_says_what_is_left_and_whether_files_wait_for_it() {
+        let mut of_day = BudgetStatus {
+            day_limit: Some(2 << 30),
+            day_bytes: 1 << 30,
+            ..BudgetStatus::default()
+        };
+        assert_eq!(budget(&of_day), "1.00 GiB of 2.00 GiB have left today");
+        of_day.day_bytes = 2 << 30;
+        assert_eq!(
+            budget(&of_day),
+            "no file goes now: the bytes of today are used up (files.budget); files go on tomorrow; 2.00 GiB of \
+             2.00 GiB have left today"
+        );
+    }
+
+    #[test]
+    fn a_forecast_needs_bytes_and_a_rate() {
+        let now = "2026-11-26T14:00:00Z".parse().unwrap();
+        let mut files = FileCounts {
+            bytes_to_send: Some(60 << 20),
+            bytes_per_second: Some(1 << 20),
+            caught_up_at: Some("2026-11-26T14:01:00Z".parse().unwrap()),
+            ..FileCounts::default()
+        };
+        let words = |files: &FileCounts| forecast(files, now, &TimeZone::UTC);
+        assert_eq!(
+            words(&files).as_deref(),
+            Some("60.00 MiB are to be sent, 1.00 MiB a second: all is sent at about 14:01:00")
+        );
+        files.bytes_per_second = None;
+        assert_eq!(words(&files), None);
+        files.bytes_to_send = Some(0);
+        assert_eq!(words(&files), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path as FilePath;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,10 +23,12 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
+use object_store::signer::Signer;
 use object_store::{
     Attribute, Attributes, BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
     PutPayload, RetryConfig,
 };
+use reqwest::Method;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -38,7 +40,10 @@ use crate::error::{Error, Kind, Result, chain};
 mod parts;
 
 /// Bytes of files in memory at most, in units of [`UNIT`].
-const MEMORY: usize = 15 * 1024 * 1024 / UNIT;
+const MEMORY: usize = 10 * 1024 * 1024 / UNIT;
+
+/// Buffers of more bytes are used again.
+const REUSED_FROM: usize = 1024 * 1024;
 
 /// The unit in which memory is counted.
 const UNIT: usize = 64 * 1024;
@@ -84,6 +89,8 @@ pub struct StorageOptions {
     pub credentials: Option<(String, SecretString)>,
     /// What the URLs of files begin with; if it is not set, they are like `s3://bucket/key`.
     pub public_url: Option<String>,
+    /// How long a file's URL holds, which the storage signs then; `None` if URLs are not signed.
+    pub url_valid: Option<Duration>,
 }
 
 /// An object storage.
@@ -97,7 +104,10 @@ pub struct ObjectStorage {
     has_attributes: bool,
     prefix: String,
     url: String,
+    /// Who signs the URLs of files, and for how long.
+    signer: Option<(Arc<dyn Signer>, Duration)>,
     memory: Arc<Semaphore>,
+    free_buffers: FreeBuffers,
 }
 
 impl ObjectStorage {
@@ -108,6 +118,7 @@ impl ObjectStorage {
     pub fn new(options: &StorageOptions) -> Result<Self> {
         let bucket = &options.bucket;
         let mut resumable: Option<Arc<dyn MultipartStore>> = None;
+        let mut signer: Option<Arc<dyn Signer>> = None;
         let (store, scheme): (Arc<dyn ObjectStore>, _) = match options.kind {
             StorageKind::S3 => {
                 let mut builder = AmazonS3Builder::from_env()
@@ -129,6 +140,7 @@ impl ObjectStorage {
                 }
                 let store = Arc::new(builder.build().map_err(|error| unusable(&error))?);
                 resumable = Some(store.clone());
+                signer = Some(store.clone());
                 (store, "s3")
             }
             StorageKind::Gcs => {
@@ -141,6 +153,7 @@ impl ObjectStorage {
                 }
                 let store = Arc::new(builder.build().map_err(|error| unusable(&error))?);
                 resumable = Some(store.clone());
+                signer = Some(store.clone());
                 (store, "gs")
             }
             StorageKind::Azure => {
@@ -156,7 +169,9 @@ impl ObjectStorage {
                         .with_endpoint(endpoint.clone())
                         .with_allow_http(is_plain(endpoint));
                 }
-                (Arc::new(builder.build().map_err(|error| unusable(&error))?), "az")
+                let store = Arc::new(builder.build().map_err(|error| unusable(&error))?);
+                signer = Some(store.clone());
+                (store, "az")
             }
             StorageKind::File => {
                 let folder = FilePath::new(bucket);
@@ -171,13 +186,23 @@ impl ObjectStorage {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => format!("{scheme}://{}", bucket.trim_end_matches('/')),
         };
+        let signer = match (options.url_valid, signer) {
+            (None, _) => None,
+            (Some(valid), Some(signer)) => Some((signer, valid)),
+            (Some(_), None) => {
+                return Err(Error::config("sign the URLs of files", "a folder signs no URLs")
+                    .remedy("remove files.url_valid"));
+            }
+        };
         Ok(Self {
             store,
             resumable,
+            signer,
             has_attributes: options.kind != StorageKind::File,
             prefix: options.prefix.trim_matches('/').to_owned(),
             url,
             memory: Arc::new(Semaphore::new(MEMORY)),
+            free_buffers: FreeBuffers::default(),
         })
     }
 
@@ -212,15 +237,17 @@ impl ObjectStorage {
         } = upload;
         let operation = format!("upload {} to {directory}", file.name);
         let key = self.key(source, directory, &file.name, hash);
-        let receipt = |bytes| UploadReceipt {
-            url: format!("{}/{key}", self.url),
-            path: Some(key.to_string()),
-            hash: *hash,
-            bytes,
-            confirmed: true,
+        let receipt = async |bytes| {
+            Ok(UploadReceipt {
+                url: self.url_of(&operation, &key).await?,
+                path: Some(key.to_string()),
+                hash: *hash,
+                bytes,
+                confirmed: true,
+            })
         };
         if self.has(&operation, &key, size).await? {
-            return Ok(receipt(0));
+            return receipt(0).await;
         }
         let sent = match &self.resumable {
             _ if size <= ONE_REQUEST => self.send_whole(&operation, &key, file, size, hash).await,
@@ -239,7 +266,7 @@ impl ObjectStorage {
         };
         // An answer may have been lost: what is there counts.
         match (sent, self.has(&operation, &key, size).await) {
-            (Ok(()) | Err(_), Ok(true)) => Ok(receipt(size)),
+            (Ok(()) | Err(_), Ok(true)) => receipt(size).await,
             (Ok(()), Ok(false)) => Err(Failure::protocol(
                 &operation,
                 "the storage does not have the file that it has just taken",
@@ -272,8 +299,27 @@ impl ObjectStorage {
     ) -> CloudResult<Option<String>> {
         let operation = format!("ask the object storage for a file's content in {directory}");
         let key = self.key(source, directory, name, hash);
-        let is_there = self.has(&operation, &key, size).await?;
-        Ok(is_there.then(|| format!("{}/{key}", self.url)))
+        match self.has(&operation, &key, size).await? {
+            true => self.url_of(&operation, &key).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// The URL of an object: signed, or made of what URLs begin with.
+    async fn url_of(&self, operation: &str, key: &Path) -> CloudResult<String> {
+        let Some((signer, valid)) = &self.signer else {
+            return Ok(format!("{}/{key}", self.url));
+        };
+        let signed = signer.signed_url(Method::GET, key, *valid);
+        match within(operation, 0, signed).await? {
+            Ok(url) => Ok(url.into()),
+            Err(error) => Err(failed(operation, error)),
+        }
+    }
+
+    /// Whether its URLs hold for a time only.
+    pub fn signs_urls(&self) -> bool {
+        self.signer.is_some()
     }
 
     /// `<prefix>/<source>/<directory>/<hash>.<ending>`.
@@ -310,7 +356,8 @@ impl ObjectStorage {
         hash: &blake3::Hash,
     ) -> CloudResult<()> {
         let _room = self.room(size).await;
-        let content = read(operation, file.file.clone(), 0, size).await?;
+        let buffer = PartBuffer::new(size, &self.free_buffers);
+        let content = read(operation, file.file.clone(), 0, buffer).await?;
         if blake3::hash(&content) != *hash {
             return Err(changed(operation));
         }
@@ -359,18 +406,61 @@ impl ObjectStorage {
 }
 
 /// Reads so many bytes at an offset, on a thread of its own.
-async fn read(operation: &str, file: Arc<File>, offset: u64, length: u64) -> CloudResult<Bytes> {
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
+async fn read(operation: &str, file: Arc<File>, offset: u64, buffer: PartBuffer) -> CloudResult<Bytes> {
     let read = tokio::task::spawn_blocking(move || {
-        let mut buffer = vec![0; length];
-        file.read_exact_at(&mut buffer, offset)?;
-        Ok::<_, io::Error>(Bytes::from(buffer))
+        let mut buffer = buffer;
+        file.read_exact_at(&mut buffer.bytes, offset)?;
+        Ok::<_, io::Error>(Bytes::from_owner(buffer))
     });
     let read = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
     read.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => changed(operation),
         _ => Failure::new(Kind::Media, operation, error.to_string()),
     })
+}
+
+/// Buffers of parts that were sent, to be filled again: freed memory of this size is not given back to the system by
+/// each allocator.
+type FreeBuffers = Arc<Mutex<Vec<Vec<u8>>>>;
+
+/// The bytes of a part, or of a small file. Those of a part are used again.
+struct PartBuffer {
+    bytes: Vec<u8>,
+    free: FreeBuffers,
+}
+
+impl PartBuffer {
+    fn new(length: u64, free: &FreeBuffers) -> Self {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let is_part = length > REUSED_FROM;
+        let used = is_part.then(|| lock(free).pop()).flatten();
+        let mut bytes = used.unwrap_or_default();
+        bytes.resize(length, 0);
+        Self {
+            bytes,
+            free: free.clone(),
+        }
+    }
+}
+
+impl AsRef<[u8]> for PartBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for PartBuffer {
+    fn drop(&mut self) {
+        let mut free = lock(&self.free);
+        let kept: usize = free.iter().map(Vec::capacity).sum();
+        if self.bytes.capacity() > REUSED_FROM && kept + self.bytes.capacity() <= MEMORY * UNIT {
+            free.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+fn lock(free: &FreeBuffers) -> MutexGuard<'_, Vec<Vec<u8>>> {
+    free.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits as the file's throttle asks.
@@ -459,6 +549,7 @@ mod tests {
             region: None,
             credentials: None,
             public_url: Some("https://files.example/".into()),
+            url_valid: None,
         });
         (folder, storage.unwrap())
     }

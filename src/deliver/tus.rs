@@ -38,7 +38,7 @@ const FIRST_PART: u64 = 4 * 1024 * 1024;
 
 /// The smallest and the largest part.
 const SMALLEST_PART: u64 = 1024 * 1024;
-const LARGEST_PART: u64 = 64 * 1024 * 1024;
+const LARGEST_PART: u64 = 512 * 1024 * 1024;
 
 /// Requests in a row that bring no byte further: then the failure is the caller's.
 const TRIES: u32 = 4;

@@ -117,6 +117,7 @@ impl SiteAndCloud {
             database_url: server.url("cloud"),
             files: cloud_files.clone(),
             public_url: None,
+            url_valid: None,
             keys: [(SITE.to_owned(), vec![key.clone()])].into_iter().collect(),
             history: false,
             body_limit: BODY_LIMIT,

@@ -1,19 +1,21 @@
-//! How fast files may go: a weekly timetable of limits in the site's local time, and the token bucket that
-//! keeps to it.
+//! How fast files may go: a weekly timetable of limits in the site's local time, the token bucket that keeps to
+//! it, and the bytes that may leave on a day and in a month ([`TrafficBudget`]).
 //!
 //! Rows are never held back; what they send counts, so that files leave that room to them. A limit follows
 //! the wall clock: where daylight saving repeats or skips an hour, the limit of the time that a clock on the
 //! wall shows holds.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::Zoned;
-use jiff::civil::DateTime;
+use jiff::civil::{Date, DateTime};
+use jiff::{SignedDuration, Zoned};
 use tokio::sync::watch;
 
+use super::traffic::{BudgetStatus, Forecast, Traffic, TrafficBudget};
 use crate::weekly_times::WeeklySpan;
 
 /// The longest wait until a limit is looked at again: so soon does a change take effect.
@@ -131,6 +133,8 @@ pub struct Bandwidth {
 #[derive(Debug)]
 struct Bucket {
     plan: BandwidthPlan,
+    budget: TrafficBudget,
+    traffic: Traffic,
     /// The limit that holds now, and when it was looked up.
     limit: BandwidthLimit,
     looked_up: Option<Instant>,
@@ -144,6 +148,8 @@ impl Default for Bandwidth {
         Self {
             bucket: Mutex::new(Bucket {
                 plan: BandwidthPlan::default(),
+                budget: TrafficBudget::default(),
+                traffic: Traffic::default(),
                 limit: None,
                 looked_up: None,
                 room: 0.0,
@@ -156,10 +162,10 @@ impl Default for Bandwidth {
 }
 
 impl Bandwidth {
-    /// Takes another plan from now on.
-    pub fn set_plan(&self, plan: BandwidthPlan) {
+    /// Takes another plan and another budget from now on.
+    pub fn set_plan(&self, plan: BandwidthPlan, budget: TrafficBudget) {
         let mut bucket = self.bucket();
-        bucket.plan = plan;
+        (bucket.plan, bucket.budget) = (plan, budget);
         bucket.looked_up = None;
     }
 
@@ -178,16 +184,89 @@ impl Bandwidth {
         self.bucket().look_up(self.clock)
     }
 
-    /// Whether no file may go now.
+    /// The budget and what has left of it; `None` if there is none.
+    pub fn budget(&self) -> Option<BudgetStatus> {
+        let mut bucket = self.bucket();
+        bucket.look_up(self.clock);
+        let budget = bucket.budget;
+        budget.is_set().then(|| bucket.traffic.status(budget))
+    }
+
+    /// Whether no byte of a file may go now: what is on its way is given up.
     pub fn is_off(&self) -> bool {
         self.is_paused() || self.limit() == Some(0)
     }
 
-    /// Waits until files may go if they may not now (`is_off`), or may not any more if they may.
-    pub(super) async fn turned(&self, is_off: bool) {
+    /// Whether no upload may begin now: also where a budget is used up. What is on its way then ends, if it
+    /// could not go on later.
+    pub fn is_closed(&self) -> bool {
+        self.is_off() || self.budget_is_used_up()
+    }
+
+    fn budget_is_used_up(&self) -> bool {
+        self.budget().is_some_and(|budget| budget.used_up().is_some())
+    }
+
+    /// Waits until a budget is used up.
+    pub(super) async fn budget_used_up(&self) {
+        while !self.budget_is_used_up() {
+            tokio::time::sleep(RECHECK).await;
+        }
+    }
+
+    /// How many bytes of files go in a second, as in the last minutes; `None` if none went of late.
+    pub fn rate(&self) -> Option<f64> {
+        self.bucket().traffic.rate(Instant::now())
+    }
+
+    /// How long it takes until so many bytes of files are sent, at the rate of the last minutes, by the plan and
+    /// the budget; `None` if that cannot be told.
+    pub fn time_for(&self, bytes: u64) -> Option<SignedDuration> {
+        if self.is_paused() {
+            return None;
+        }
+        let mut bucket = self.bucket();
+        bucket.look_up(self.clock);
+        let forecast = Forecast {
+            rate: bucket.traffic.rate(Instant::now())?,
+            limit_at: &|at| bucket.plan.limit_at(at),
+            budget: bucket.budget,
+            used: bucket.traffic.status(bucket.budget),
+        };
+        forecast.time_for(bytes, (self.clock)())
+    }
+
+    /// The site's local date.
+    pub(super) fn today(&self) -> Date {
+        (self.clock)().date()
+    }
+
+    /// Takes over what the database has of today and of this month.
+    pub(super) fn recorded_before(&self, day_bytes: u64, month_bytes: u64) {
+        let mut bucket = self.bucket();
+        bucket.look_up(self.clock);
+        bucket.traffic.recorded_before(day_bytes, month_bytes);
+    }
+
+    /// What left and is not in the database, if there is a budget.
+    pub(super) fn unrecorded(&self) -> BTreeMap<Date, u64> {
+        let bucket = self.bucket();
+        match bucket.budget.is_set() {
+            true => bucket.traffic.unrecorded(),
+            false => BTreeMap::new(),
+        }
+    }
+
+    /// The database has this now.
+    pub(super) fn note_recorded(&self, recorded: &BTreeMap<Date, u64>) {
+        self.bucket().traffic.note_recorded(recorded);
+    }
+
+    /// Waits until uploads may begin if they may not now (`is_closed`), or may not any more if they may.
+    pub(super) async fn turned(&self, is_closed: bool) {
         let mut paused = self.paused.subscribe();
-        while self.is_off() == is_off {
-            let follows_plan = !self.is_paused() && self.bucket().plan.is_ever_off();
+        while self.is_closed() == is_closed {
+            let follows_plan = !self.is_paused() && self.bucket().is_ever_closed();
             tokio::select! {
                 // The sender lives as long as this does.
                 _ = paused.changed() => {}
@@ -202,6 +281,7 @@ impl Bandwidth {
         if bucket.look_up(self.clock).is_some() {
             bucket.room -= bytes as f64;
         }
+        bucket.traffic.note(bytes);
     }
 
     /// Takes so many bytes for a file, and returns how long to wait before they go. Called with 0 after that
@@ -211,12 +291,15 @@ impl Bandwidth {
             return RECHECK;
         }
         let mut bucket = self.bucket();
-        let limit = match bucket.look_up(self.clock) {
-            None => return Duration::ZERO,
-            Some(0) => return RECHECK,
-            Some(limit) => limit as f64,
-        };
+        if bucket.look_up(self.clock) == Some(0) {
+            return RECHECK;
+        }
         let now = Instant::now();
+        bucket.traffic.note(bytes as u64);
+        bucket.traffic.note_file(bytes as u64, now);
+        let Some(limit) = bucket.limit.map(|limit| limit as f64) else {
+            return Duration::ZERO;
+        };
         let filled = now.duration_since(bucket.filled_at).as_secs_f64() * limit;
         bucket.room = (bucket.room + filled).min(BURST.as_secs_f64() * limit);
         bucket.filled_at = now;
@@ -233,9 +316,15 @@ impl Bandwidth {
 }
 
 impl Bucket {
+    fn is_ever_closed(&self) -> bool {
+        self.plan.is_ever_off() || self.budget.is_set()
+    }
+
     fn look_up(&mut self, clock: fn() -> DateTime) -> BandwidthLimit {
         if self.looked_up.is_none_or(|at| at.elapsed() >= RECHECK) {
-            let limit = self.plan.limit_at(clock());
+            let now = clock();
+            self.traffic.set_today(now.date());
+            let limit = self.plan.limit_at(now);
             if limit != self.limit {
                 // What was owed under another limit is forgotten.
                 (self.room, self.filled_at) = (0.0, Instant::now());
@@ -328,7 +417,7 @@ mod tests {
     fn files_wait_for_the_limit_and_rows_take_their_room() {
         let bandwidth = Bandwidth::default();
         assert_eq!(bandwidth.take(1 << 30), Duration::ZERO);
-        bandwidth.set_plan(plan("100kB/s"));
+        bandwidth.set_plan(plan("100kB/s"), TrafficBudget::default());
         let began = Instant::now();
         let mut sent = 0;
         while began.elapsed() < Duration::from_millis(1_000) {
@@ -345,11 +434,35 @@ mod tests {
         bandwidth.note_rows(40_000);
         assert!(bandwidth.take(0) > Duration::from_millis(100));
         // Another plan holds at once.
-        bandwidth.set_plan(plan("unlimited"));
+        bandwidth.set_plan(plan("unlimited"), TrafficBudget::default());
         assert_eq!(bandwidth.take(1 << 30), Duration::ZERO);
-        bandwidth.set_plan(plan("off"));
+        bandwidth.set_plan(plan("off"), TrafficBudget::default());
         assert!(bandwidth.is_off());
         assert_eq!(bandwidth.take(1), RECHECK);
+    }
+
+    #[test]
+    fn files_wait_when_a_budget_is_used_up_and_rows_go_on() {
+        let bandwidth = Bandwidth::default();
+        let budget = |text: &str| bandwidth.set_plan(plan("unlimited"), text.parse().unwrap());
+        bandwidth.note_rows(600);
+        assert_eq!(bandwidth.budget(), None);
+        assert!(bandwidth.unrecorded().is_empty());
+        // What left before there was a budget counts too.
+        budget("1kB/day");
+        assert_eq!(bandwidth.take(300), Duration::ZERO);
+        assert!(!bandwidth.is_closed());
+        bandwidth.note_rows(100);
+        assert!(bandwidth.is_closed() && !bandwidth.is_off());
+        // What is on its way may end.
+        assert_eq!(bandwidth.take(100), Duration::ZERO);
+        assert_eq!(bandwidth.budget().map(|budget| budget.day_bytes), Some(1_100));
+        let today = BTreeMap::from([(bandwidth.today(), 1_100)]);
+        assert_eq!(bandwidth.unrecorded(), today);
+        bandwidth.note_recorded(&today);
+        assert!(bandwidth.unrecorded().is_empty());
+        budget("2kB/day");
+        assert!(!bandwidth.is_closed());
     }
 
     #[tokio::test]

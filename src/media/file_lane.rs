@@ -30,7 +30,9 @@ use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::retry::{Backoff, waits};
 use crate::source::file_records::{self, DueLimits};
+use crate::source::kept_files;
 use crate::source::site_session::SiteSession;
+use crate::source::traffic;
 use crate::supervise::{NextRound, Supervisor};
 
 /// What the lane works on.
@@ -93,6 +95,8 @@ struct FileLaneRound<'a> {
     was_rescanned: bool,
     /// When the files were counted last.
     counted_at: Option<Instant>,
+    /// When what left was recorded last.
+    traffic_recorded_at: Instant,
 }
 
 /// How long a call of a file may take after the shutdown.
@@ -100,6 +104,9 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
 /// How often files are counted while they are given: of many files that takes a while.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+
+/// How often what left is recorded, while there is a budget.
+const RECORD_TRAFFIC_EVERY: Duration = Duration::from_secs(2);
 
 /// The longest time without a question what is due.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -171,6 +178,7 @@ impl FileLane {
                 all_given: false,
                 was_rescanned: false,
                 counted_at: None,
+                traffic_recorded_at: Instant::now(),
             };
             tokio::select! {
                 biased;
@@ -260,7 +268,11 @@ impl FileLaneRound<'_> {
             file_records::make_all_due(self.journal.session.client(), false).await?;
             *self.has_begun = true;
         }
+        let bandwidth = &self.lane.state.bandwidth;
+        let (day, month) = traffic::read(self.journal.session.client(), bandwidth.today()).await?;
+        bandwidth.recorded_before(day, month);
         loop {
+            self.record_traffic().await?;
             let notes = self.progress.notes();
             if !notes.is_empty() {
                 let noted = self.journal.note_progress(&notes);
@@ -282,15 +294,17 @@ impl FileLaneRound<'_> {
                 self.all_given = false;
                 continue;
             }
-            let is_off = self.lane.state.bandwidth.is_off();
-            if is_off {
+            let is_closed = self.lane.state.bandwidth.is_closed();
+            if self.lane.state.bandwidth.is_off() {
                 // What is on its way is given up: a request that waits for hours would be.
                 self.pool.give_up();
+            } else if is_closed {
+                self.pool.give_up_queued();
             }
             if let Some(stop) = self.pool.take_stop() {
                 return self.stopped(stop);
             }
-            let room = self.pool.room().filter(|_| !is_off && !self.all_given);
+            let room = self.pool.room().filter(|_| !is_closed && !self.all_given);
             // A page, then files that are due: neither waits for the end of the other.
             if self.rescan_is_due() && !(self.was_rescanned && room.is_some()) {
                 if !self.watch.is_current(&self.lane.root.path) && self.lane.root.path.exists() {
@@ -306,12 +320,28 @@ impl FileLaneRound<'_> {
                 self.give_due(room).await?;
                 continue;
             }
-            if is_off {
+            if is_closed {
                 self.look_at_seen().await?;
                 self.supervisor.recovered();
             }
-            self.wait(is_off).await?;
+            self.wait(is_closed).await?;
         }
+    }
+
+    /// Records what left, if there is a budget: a restart goes on counting.
+    async fn record_traffic(&mut self) -> Result<()> {
+        if self.traffic_recorded_at.elapsed() < RECORD_TRAFFIC_EVERY {
+            return Ok(());
+        }
+        self.traffic_recorded_at = Instant::now();
+        let bandwidth = &self.lane.state.bandwidth;
+        let unrecorded = bandwidth.unrecorded();
+        if !unrecorded.is_empty() {
+            let noted = traffic::note(self.journal.session.client(), &unrecorded);
+            self.pool.while_uploading(noted).await?;
+            bandwidth.note_recorded(&unrecorded);
+        }
+        Ok(())
     }
 
     /// What comes after the cloud took no file: what it asks for, or a pause that grows.
@@ -353,6 +383,11 @@ impl FileLaneRound<'_> {
             if forgotten > 0 {
                 tracing::info!(files = forgotten, "forgot files that no row names any more");
             }
+            if self.pool.can_ask() {
+                self.pool
+                    .while_uploading(kept_files::renew_urls(self.journal.session.client()))
+                    .await?;
+            }
         }
         Ok(())
     }
@@ -392,12 +427,15 @@ impl FileLaneRound<'_> {
     }
 
     /// Waits until an upload ends, more files may be due or go, or a page is to be looked at.
-    async fn wait(&mut self, is_off: bool) -> Result<()> {
+    async fn wait(&mut self, is_closed: bool) -> Result<()> {
         let mut until = self.rescan.next_at();
-        if self.all_given || is_off {
+        if !self.lane.state.bandwidth.unrecorded().is_empty() {
+            until = until.min(self.traffic_recorded_at + RECORD_TRAFFIC_EVERY);
+        }
+        if self.all_given || is_closed {
             self.count().await?;
         }
-        if self.all_given && !is_off {
+        if self.all_given && !is_closed {
             let busy = self.pool.busy();
             let large_from = self.pool.no_large_from();
             let next = file_records::next_due(self.journal.session.client(), &busy, large_from);
@@ -423,7 +461,7 @@ impl FileLaneRound<'_> {
             () = self.lane.state.wanted.notified() => {}
             () = self.watch.changed() => {}
             () = tokio::time::sleep_until(until) => {}
-            () = self.lane.state.bandwidth.turned(is_off) => {}
+            () = self.lane.state.bandwidth.turned(is_closed) => {}
         }
         self.all_given = false;
         Ok(())

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::Zoned;
+use jiff::{Timestamp, Zoned};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,7 @@ use super::readiness::{Readiness, Unfinished};
 use super::root::{FoundFile, MediaRoot, OpenRefusal};
 use super::upload_progress::UploadProgress;
 use super::upload_times::{not_yet, until_not_now};
+use super::url_end;
 use super::watch::MediaWatch;
 use crate::catalogue::Catalogue;
 use crate::deliver::{
@@ -140,6 +141,9 @@ impl FileUploader<'_> {
                     // What has arrived in parts stays.
                     () = until_not_now(self.catalogue.file_timing(&ready.pending.directory)) => {
                         FileFate::Deferred(Deferral::waiting(NOT_NOW, 0.0))
+                    }
+                    () = self.state.bandwidth.budget_used_up(), if self.goes_in_parts(&ready.stamp) => {
+                        FileFate::Deferred(Deferral::waiting(USED_UP, 0.0))
                     }
                 }
             }
@@ -350,7 +354,7 @@ impl FileUploader<'_> {
     }
 
     /// Whether the cloud can be asked if it has a content.
-    fn can_ask(&self) -> bool {
+    pub(super) fn can_ask(&self) -> bool {
         self.storage.is_some() || self.capabilities.content_hash
     }
 
@@ -381,7 +385,7 @@ impl FileUploader<'_> {
                 FileFate::Kept {
                     has_changed: now.is_ok_and(|now| recorded.stamp.differs(&now)),
                     hash: recorded.hash,
-                    url,
+                    url: url_end::to_keep(recorded.url, url, Timestamp::now()),
                 }
             }
             None => FileFate::Gone { hash: recorded.hash },
@@ -534,6 +538,9 @@ const NO_SPACE: u16 = 507;
 fn ends_upload(failure: &Failure) -> bool {
     matches!(failure.error().kind(), Kind::Media | Kind::CloudRefused) || failure.status() == Some(NO_SPACE)
 }
+
+/// Why a file waits of which a part has been sent.
+const USED_UP: &str = "the rest goes on when files.budget has bytes again";
 
 /// Why a file waits that is not finished.
 const OPEN: &str = "a program has it open for writing";

@@ -10,6 +10,7 @@
 //! files appear and change; [`file_lane`] gives the files that are due to [`upload_pool`], which uploads each
 //! by [`file_upload`], and [`upload_journal`] records the outcomes. Of a large file in parts
 //! [`upload_progress`] notes how far it has come, so that it goes on from there after an interruption.
+//! [`bandwidth`] says how fast and whether files go, and [`traffic`] counts what left.
 //!
 //! On failure: a file that fails is tried again less and less often. An unreachable cloud or database ends
 //! the round; the next round begins with what the database says is due.
@@ -24,10 +25,12 @@ mod paths;
 mod readiness;
 mod rescan;
 mod root;
+mod traffic;
 mod upload_journal;
 mod upload_pool;
 mod upload_progress;
 mod upload_times;
+mod url_end;
 mod urls;
 mod watch;
 
@@ -35,5 +38,6 @@ pub use bandwidth::{Bandwidth, BandwidthLimit, BandwidthPlan};
 pub use file_lane_signals::FileLaneSignals;
 pub(crate) use paths::recorded;
 pub use root::MediaRoot;
+pub use traffic::{BudgetStatus, TrafficBudget};
 pub use urls::{FileReferences, attach_urls, note_references};
 pub use watch::silent_file_system;

@@ -3,12 +3,14 @@
 //! Outcomes are recorded in groups, one transaction a group. In that transaction the rows that name an
 //! uploaded file are touched again, so that its URL is sent with them.
 
+use jiff::Timestamp;
 use tokio_postgres::Client;
 
 use super::file_outcome::{FileFate, FileOutcome};
 use super::file_upload::ReadyFile;
 use super::rescan::PAGE;
 use super::root::MediaRoot;
+use super::url_end::renewed_at;
 use crate::abort;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Kind, Result};
@@ -148,6 +150,7 @@ impl UploadJournal<'_> {
                     hash: receipt.hash.to_string(),
                     url: &receipt.url,
                     remote_path: receipt.path.as_deref(),
+                    renew_at: renew_at(&receipt.url),
                 }),
                 FileFate::Unchanged(stamp) => unchanged.push((outcome.path.as_str(), *stamp)),
                 FileFate::Kept {
@@ -159,6 +162,7 @@ impl UploadJournal<'_> {
                     hash,
                     url,
                     has_changed: *has_changed,
+                    renew_at: renew_at(url),
                 }),
                 FileFate::Gone { hash } => gone.push((outcome.path.as_str(), hash.as_str())),
                 FileFate::Deferred(deferral) => deferred.push(file_records::DeferredFile {
@@ -255,6 +259,11 @@ impl UploadJournal<'_> {
             .set((counts.waiting + counts.failing + counts.missing) as i64);
         Ok(())
     }
+}
+
+/// When a URL is renewed, in seconds since 1970.
+fn renew_at(url: &str) -> Option<f64> {
+    renewed_at(url, Timestamp::now()).map(|at| at.as_second() as f64)
 }
 
 /// Touches the rows that name the files, so that they are sent with the files' URLs. In the caller's

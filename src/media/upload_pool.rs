@@ -87,6 +87,11 @@ impl<'a> UploadPool<'a> {
         self.uploader.capabilities.content_hash
     }
 
+    /// Whether the cloud can be asked if it still has a file, and for its URL.
+    pub(super) fn can_ask(&self) -> bool {
+        self.uploader.can_ask()
+    }
+
     /// Whether the file goes in parts.
     pub(super) fn goes_in_parts(&self, ready: &ReadyFile) -> bool {
         self.uploader.goes_in_parts(&ready.stamp)
@@ -171,6 +176,18 @@ impl<'a> UploadPool<'a> {
         self.large.clear();
         self.stop = None;
         self.busy.clear();
+    }
+
+    /// Gives up what is queued: it is due again.
+    pub(super) fn give_up_queued(&mut self) {
+        let small = self.small.drain(..).map(|task| match task {
+            UploadTask::Ask(pending, _) => pending,
+            UploadTask::Upload(ready) => ready.pending,
+        });
+        let large = self.large.drain(..).map(|ready| ready.pending);
+        for pending in small.chain(large) {
+            self.busy.remove(&pending.path);
+        }
     }
 
     /// Whether an upload has ended whose outcome was not taken.

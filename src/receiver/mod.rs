@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use self::db::apply_pool::ApplyPool;
 use self::db::pool;
 pub use self::files::upload::read_parts;
-use self::files::{group_commit::GroupCommit, tus, upload};
+use self::files::{group_commit::GroupCommit, signed_url::UrlSigner, tus, upload};
 use self::http::api_error::{ApiError, ApiResult};
 use self::http::auth::AuthThrottle;
 pub use self::http::auth::KeyRing;
@@ -98,6 +98,8 @@ pub struct ReceiverSettings {
     pub public_url: Option<String>,
     /// The valid keys of each site.
     pub keys: BTreeMap<String, Vec<String>>,
+    /// How long the URL of an uploaded file holds; `None` means for ever: whoever has it can read the file.
+    pub url_valid: Option<Duration>,
     /// Whether every applied change is also written to `cloud_meta.history`.
     pub history: bool,
     /// The largest JSON or NDJSON body, in bytes after unpacking.
@@ -115,6 +117,7 @@ impl ReceiverSettings {
             database_url: database_url.to_owned(),
             files: files.into(),
             public_url: None,
+            url_valid: None,
             keys: BTreeMap::new(),
             history: false,
             body_limit: BODY_LIMIT,
@@ -155,6 +158,8 @@ struct Shared {
     upload_expiry: Duration,
     active_uploads: tus::active::ActiveUploads,
     public_url: String,
+    /// Signs the URLs of files, if they hold for a time only.
+    url_signer: Option<UrlSigner>,
     history: bool,
     capabilities: Vec<Capability>,
 }
@@ -194,6 +199,10 @@ impl Receiver {
         let options = pool::connect_options(&settings.database_url)?;
         let apply_pool = ApplyPool::new(&options)?;
         let pool = pool::open(options).await?;
+        let url_signer = match settings.url_valid {
+            None => None,
+            Some(valid) => Some(UrlSigner::new(pool::url_key(&pool).await?, valid)),
+        };
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| Error::local(format!("listen on {}", settings.listen), error))?;
@@ -231,6 +240,7 @@ impl Receiver {
                 upload_expiry: tus::EXPIRY,
                 active_uploads: Default::default(),
                 public_url,
+                url_signer,
                 history: settings.history,
                 capabilities,
             },

@@ -450,6 +450,11 @@ pub fn object_storage(settings: &Settings) -> Result<Option<ObjectStorage>> {
         Error::config("bring files into an object storage", "files.bucket is not set")
             .remedy("name the bucket, the container or the folder, or set files.driver = \"api\"")
     })?;
+    if files.url_valid.is_some() && files.public_url.is_some() {
+        let why = "files.public_url and files.url_valid are both set: a signed URL is the storage's own";
+        return Err(Error::config("bring files into an object storage", why)
+            .remedy("remove files.public_url if the bucket is private, or files.url_valid if it is public"));
+    }
     let storage = ObjectStorage::new(&StorageOptions {
         kind,
         bucket,
@@ -458,6 +463,7 @@ pub fn object_storage(settings: &Settings) -> Result<Option<ObjectStorage>> {
         region: files.region.clone(),
         credentials: files.access_key.clone().zip(files.secret_key.clone()),
         public_url: files.public_url.clone(),
+        url_valid: files.url_valid,
     })?;
     Ok(Some(storage))
 }
@@ -526,7 +532,11 @@ pub fn drain(
 }
 
 fn uploads(settings: &Settings, cloud: Cloud, state: &ReplicationState) -> Result<FileLane> {
-    state.files.bandwidth.set_plan(settings.files.bandwidth.clone());
+    let files = &settings.files;
+    state
+        .files
+        .bandwidth
+        .set_plan(files.bandwidth.clone(), files.budget);
     Ok(FileLane {
         database_url: settings.require_database_url()?.clone(),
         source_id: settings.source.source_id.clone(),

@@ -123,7 +123,7 @@ impl OneShot {
                 .await
                 .map_err(|error| error.to_string())?;
             // The timetable's will is no failure: those files wait for the next run.
-            let are_sent = gauges.files.soon == 0 || files.bandwidth.is_off();
+            let are_sent = gauges.files.soon == 0 || files.bandwidth.is_closed();
             let files_are_done = are_sent && !files.rescan_is_pending();
             if gauges.lag.changes == 0 && files_are_done {
                 return Ok(());

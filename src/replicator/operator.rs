@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use jiff::Zoned;
+use jiff::{Timestamp, Zoned};
 
 use super::source_status::SourceGauges;
 use super::{Replicator, source_status};
@@ -219,14 +219,22 @@ impl Replicator {
         status.last_accepted_at = self.state.delivered_at();
         status.running_sync = self.sync_progress.running();
         status.capture = self.drift.problems();
-        status.files.bandwidth_limit = self.state.files.bandwidth.limit();
+        let bandwidth = &self.state.files.bandwidth;
+        status.files.bandwidth_limit = bandwidth.limit();
+        status.files.budget = bandwidth.budget();
+        status.files.bytes_per_second = bandwidth.rate().map(|rate| rate as u64);
         status.files.watch_problem = self.state.files.watch_problem();
         if status.reason.is_none() {
             status.reason = self.drift.reason();
         }
         match asked {
             None => {}
-            Some(Ok(gauges)) => source_status::fill(&mut status, &gauges),
+            Some(Ok(gauges)) => {
+                source_status::fill(&mut status, &gauges);
+                let time = bandwidth.time_for(gauges.files.bytes_to_send);
+                let is_waiting = gauges.files.bytes_to_send > 0;
+                status.files.caught_up_at = time.filter(|_| is_waiting).map(|time| Timestamp::now() + time);
+            }
             Some(Err(error)) => {
                 status.source.reachable = Some(false);
                 status.source.last_error = Some(error.to_string());

@@ -226,8 +226,8 @@ pub(super) fn fill(status: &mut StatusReport, gauges: &SourceGauges) {
         failed: gauges.files.refused + gauges.files.failing,
         bytes: gauges.files.bytes,
         example: gauges.files.example.clone(),
-        bandwidth_limit: status.files.bandwidth_limit,
-        watch_problem: status.files.watch_problem.take(),
+        bytes_to_send: Some(gauges.files.bytes_to_send),
+        ..std::mem::take(&mut status.files)
     };
 }
 

@@ -124,6 +124,9 @@ pub struct FileStateCounts {
     pub refused: u64,
     /// Bytes uploaded.
     pub bytes: u64,
+    /// Bytes still to be sent of files that wait or fail, without those that the settings hold back. A file that
+    /// was not looked at yet counts as the others on average.
+    pub bytes_to_send: u64,
     /// One that fails, is refused or is missing.
     pub example: Option<String>,
 }
@@ -386,6 +389,8 @@ pub(crate) struct UploadedFile<'a> {
     pub(crate) url: &'a str,
     /// The path on the server, if it returned one.
     pub(crate) remote_path: Option<&'a str>,
+    /// When the URL is renewed, in seconds since 1970; `None` if it holds for ever.
+    pub(crate) renew_at: Option<f64>,
 }
 
 /// Records uploads. In the caller's transaction.
@@ -405,6 +410,7 @@ pub(crate) async fn record_uploads(client: &Client, files: &[UploadedFile<'_>]) 
                 &files.iter().map(|file| file.hash.as_str()).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.url).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.remote_path).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.renew_at).collect::<Vec<_>>(),
             ],
         )
         .await
@@ -546,10 +552,14 @@ pub async fn make_all_due(client: &Client, refused_too: bool) -> Result<()> {
 /// The source's.
 pub async fn counts(client: &Client) -> Result<FileStateCounts> {
     let rows = client
-        .query(statement!("files", "counts"), &[&SETTLING])
+        .query(
+            statement!("files", "counts"),
+            &[&SETTLING, &[NO_VIDEOS, TOO_NEW, NOT_NOW].as_slice()],
+        )
         .await
         .map_err(failed("count"))?;
     let mut counts = FileStateCounts::default();
+    let (mut known, mut of_unknown_size) = (0, 0);
     for row in &rows {
         let number = row.get::<_, i64>(1) as u64;
         let state = FileState::read(row, 0)?;
@@ -561,6 +571,9 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
         if is_worse {
             counts.example = row.get(4);
         }
+        counts.bytes_to_send += row.get::<_, i64>(5) as u64;
+        known += row.get::<_, i64>(6) as u64;
+        of_unknown_size += row.get::<_, i64>(7) as u64;
         match state {
             FileState::Waiting => {
                 counts.waiting = number;
@@ -575,6 +588,12 @@ pub async fn counts(client: &Client) -> Result<FileStateCounts> {
             FileState::Refused => counts.refused = number,
         }
     }
+    let on_average = match (known, counts.uploaded) {
+        (0, 0) => 0,
+        (0, uploaded) => counts.bytes / uploaded,
+        (known, _) => counts.bytes_to_send / known,
+    };
+    counts.bytes_to_send += of_unknown_size * on_average;
     Ok(counts)
 }
 

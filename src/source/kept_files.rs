@@ -1,5 +1,5 @@
 //! Whether the cloud still has the files that it had taken: it may be another one, or an older state of it
-//! was restored.
+//! was restored. The same question brings a newer URL where URLs end.
 //!
 //! What is recorded of a file is its content's hash, its URL, and how it looked. A file whose record is to be
 //! confirmed waits, without a time of upload; its URL holds until the cloud has answered. So the question
@@ -34,6 +34,20 @@ pub(crate) async fn ask_again(client: &Client, entities: Option<&[&str]>) -> Res
     Ok(())
 }
 
+/// Why a file waits whose URL ends.
+const RENEWED: &str = "its URL ends soon: the cloud is asked for a newer one";
+
+/// Files whose URLs are renewed at a time.
+const RENEWED_AT_ONCE: i64 = 1_000;
+
+/// Has the cloud asked for newer URLs of files whose URLs end soon. Returns of how many.
+pub(crate) async fn renew_urls(client: &Client) -> Result<u64> {
+    client
+        .execute(statement!("files", "renew_urls"), &[&RENEWED, &RENEWED_AT_ONCE])
+        .await
+        .map_err(failed("write"))
+}
+
 /// A file of which the cloud still has what is recorded.
 #[derive(Debug)]
 pub(crate) struct KeptFile<'a> {
@@ -43,6 +57,8 @@ pub(crate) struct KeptFile<'a> {
     pub(crate) url: &'a str,
     /// Whether the file looks otherwise now.
     pub(crate) has_changed: bool,
+    /// When the URL is renewed, in seconds since 1970; `None` if it holds for ever.
+    pub(crate) renew_at: Option<f64>,
 }
 
 /// Records that the cloud still has these files. In the caller's transaction. Returns the paths of those that
@@ -56,6 +72,7 @@ pub(crate) async fn confirm(client: &Client, files: &[KeptFile<'_>]) -> Result<V
                 &files.iter().map(|file| file.hash).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.url).collect::<Vec<_>>(),
                 &files.iter().map(|file| file.has_changed).collect::<Vec<_>>(),
+                &files.iter().map(|file| file.renew_at).collect::<Vec<_>>(),
             ],
         )
         .await

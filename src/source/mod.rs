@@ -9,7 +9,7 @@
 //! what an operator has paused.
 //! [`touch`] touches rows again, [`sent`] remembers what some servers have, [`pages`] reads whole tables.
 //! [`quarantine`], [`file_records`] (read for people by [`file_list`]; [`file_state`] has the states,
-//! [`kept_files`] asks for them again), [`upload_state`] and [`backfill_progress`] keep what
+//! [`kept_files`] asks for them again), [`upload_state`], [`traffic`] and [`backfill_progress`] keep what
 //! [`crate::quarantine`], [`crate::media`] and [`crate::reconcile`] decide, [`schema_check`] finds what is
 //! missing. [`overview`] is what the page shows of all that.
 //!
@@ -48,6 +48,7 @@ pub mod site_session;
 pub mod term;
 mod text_parameter;
 pub mod touch;
+pub(crate) mod traffic;
 pub(crate) mod upload_state;
 pub mod wake;
 

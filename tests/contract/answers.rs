@@ -30,6 +30,7 @@ impl Running {
             database_url: Server::get().database("contract").await,
             files: files.path().to_owned(),
             public_url: Some("https://cloud.example".to_owned()),
+            url_valid: None,
             keys: BTreeMap::from([("college".to_owned(), vec!["college-key".to_owned()])]),
             history: false,
             body_limit: BODY_LIMIT,

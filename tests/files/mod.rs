@@ -6,6 +6,7 @@ mod names;
 mod resume;
 mod rough_line;
 mod seeing;
+mod signed_urls;
 mod states;
 mod storage;
 

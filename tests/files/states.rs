@@ -3,6 +3,8 @@
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use cloud_sync::control::{Operator, StatusReport};
+
 use super::{FACULTY, LEAVE};
 use crate::support::baseline::{self, BaselineServer};
 use crate::support::fault::Fault;
@@ -262,6 +264,97 @@ async fn no_file_goes_while_the_timetable_says_off_and_rows_do() {
         .until("uploaded", |status| status.files.uploaded == 2)
         .await;
     assert_eq!(status.files.bandwidth_limit, Some(1 << 20));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_wait_for_the_next_day_when_the_budget_is_used_up_also_after_a_restart() {
+    let (server, mut site) = server_and_site("budget").await;
+    site.reconfigure(
+        "[control]",
+        "[files]\nbudget = \"200kB/day; 1GB/month\"\n[control]",
+    );
+    let write = async |name: &str| {
+        std::fs::write(site.media().join(name), vec![name.as_bytes()[0]; 150_000]).unwrap();
+        site.run(&format!("{LEAVE} (1, '{name}')")).await;
+    };
+    // Given two files that take more than what a day has
+    let running = site.replicate();
+    write("a.jpg").await;
+    running.until("one", |status| status.files.uploaded == 1).await;
+    write("b.jpg").await;
+    running.until("two", |status| status.files.uploaded == 2).await;
+    // When a third one comes
+    write("c.jpg").await;
+    let status = running.until("waits", |status| status.files.waiting == 1).await;
+    // Then it waits, and the status says why and how much is left to send,
+    let budget = status.files.budget.unwrap();
+    assert!(budget.day_bytes >= 300_000 && budget.day_is_used_up() && !budget.month_is_used_up());
+    assert_eq!(budget.month_bytes, budget.day_bytes);
+    assert_eq!(budget.day_limit, Some(200_000));
+    let counted = async || -> i64 {
+        let counted = site.client.query_one(
+            "select coalesce(sum(bytes), 0)::bigint from cloud_sync.traffic",
+            &[],
+        );
+        counted.await.unwrap().get(0)
+    };
+    while counted().await < 300_000 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    running.end().await;
+    // also with another store, and to a sync from the command line,
+    let synced = Daemon::of(&site, "another").ask(&["sync"]);
+    assert!(synced.status.success(), "{synced:?}");
+    assert_eq!(uploads(&server), 2);
+    // and in the cloud rows go on.
+    let running = site.replicate();
+    site.run(&format!("{FACULTY} ('y', null)")).await;
+    let status = running.rows_caught_up().await;
+    assert_eq!((status.files.uploaded, status.files.waiting), (2, 1));
+    assert!(status.files.budget.unwrap().day_bytes >= 300_000);
+    assert!(status.files.bytes_to_send.is_some());
+    running.end().await;
+    // With more bytes a day it goes.
+    site.reconfigure("200kB/day", "2MB/day");
+    let running = site.replicate();
+    running.until("three", |status| status.files.uploaded == 3).await;
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_in_parts_stops_when_the_budget_is_used_up_and_goes_on_from_there() {
+    let config = "[files]\nbandwidth = \"1MB/s\"\nbudget = \"1MB/day\"\n";
+    let (_cloud, mut site) = Site::captured("budget_parts", SCHOOL, config).await;
+    std::fs::write(site.media().join("a.jpg"), vec![7; 6_000_000]).unwrap();
+    site.run(&format!("{FACULTY} ('x', null)")).await;
+    site.run(&format!("{LEAVE} (1, 'a.jpg')")).await;
+    let running = site.replicate();
+    let used_up = |status: &StatusReport| status.files.budget.is_some_and(|budget| budget.day_is_used_up());
+    running.until("used up", used_up).await;
+    let why = "select error from cloud_sync.media where error like '%files.budget%'";
+    let start = Instant::now();
+    while site.client.query_opt(why, &[]).await.unwrap().is_none() {
+        assert!(start.elapsed() < LIMIT, "the upload does not stop");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let sent = running
+        .replicator
+        .status()
+        .await
+        .unwrap()
+        .files
+        .budget
+        .unwrap()
+        .day_bytes;
+    assert!(sent < 5_000_000, "{sent}");
+    running.end().await;
+    site.reconfigure("budget = \"1MB/day\"", "budget = \"1GB/day\"");
+    let running = site.replicate();
+    let status = running.until("there", |status| status.files.uploaded == 1).await;
+    // What had arrived was not sent again.
+    let sent = status.files.budget.unwrap().day_bytes;
+    assert!(sent < 7_000_000, "{sent}");
     running.end().await;
 }
 

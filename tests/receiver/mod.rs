@@ -49,6 +49,7 @@ fn settings(database_url: &str, files: &std::path::Path) -> ReceiverSettings {
         database_url: database_url.to_owned(),
         files: files.to_owned(),
         public_url: None,
+        url_valid: None,
         keys: keys
             .into_iter()
             .map(|(site, keys)| (site.to_owned(), keys.map(str::to_owned).to_vec()))

@@ -79,6 +79,7 @@ impl Cloud {
             database_url: database_url.clone(),
             files: folder.path().join("files"),
             public_url: None,
+            url_valid: None,
             keys: BTreeMap::from([(SITE.to_owned(), vec![KEY.to_owned()])]),
             history: true,
             body_limit: BODY_LIMIT,
@@ -121,6 +122,11 @@ impl Cloud {
     /// What the URLs of its files begin with once it serves again.
     pub(crate) fn set_public_url(&mut self, url: &str) {
         self.settings.public_url = Some(url.parse().unwrap());
+    }
+
+    /// How long the URLs of its files hold once it serves again.
+    pub(crate) fn set_url_valid(&mut self, valid: Duration) {
+        self.settings.url_valid = Some(valid);
     }
 
     /// Where it finds its database once it serves again; tests go on using [`Cloud::database_url`].

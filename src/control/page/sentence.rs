@@ -329,8 +329,10 @@ fn replicating(status: &StatusReport, now: Timestamp) -> Sentence {
 fn files_on_their_way(files: &FileCounts) -> Option<String> {
     let mut said = Vec::new();
     if files.waiting > 0 {
+        let used_up = files.budget.and_then(|budget| budget.used_up());
         let how = match files.bandwidth_limit {
             Some(0) => "by the plan of files.bandwidth",
+            _ if used_up.is_some() => "until the next day or month, by files.budget",
             _ => verb(files.waiting, "or is being sent", "or are being sent"),
         };
         let waiting = count(files.waiting, "file", "files");

@@ -9,7 +9,7 @@ use super::sentence::{Sentence, sentence};
 use crate::control::lag_history::{LagHistory, LagRange};
 use crate::control::problems::{DISK_SOON, sentence_case};
 use crate::control::status::{LastSync, RunningSync, StatusReport};
-use crate::control::words::{count, number, seconds_between, size, span, time};
+use crate::control::words::{self, count, number, seconds_between, size, span, time};
 use crate::control::{Overview, Pause, SourceOverview};
 use crate::drain::{Incident, IncidentKind, Peer};
 use crate::quarantine::{QuarantineEntry, may_be_accepted_later};
@@ -399,6 +399,12 @@ impl Seen<'_> {
             None => {}
             Some(0) => notes.push("No file goes now: files.bandwidth says off at this time.".to_owned()),
             Some(limit) => notes.push(format!("Files are limited to {} a second now.", size(limit))),
+        }
+        if let Some(budget) = &counts.budget {
+            notes.push(format!("{}.", sentence_case(&words::budget(budget))));
+        }
+        if let Some(forecast) = words::forecast(counts, self.now, self.zone) {
+            notes.push(format!("{}.", sentence_case(&forecast)));
         }
         if let Some(problem) = &counts.watch_problem {
             notes.push(format!(

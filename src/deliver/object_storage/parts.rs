@@ -4,8 +4,8 @@
 //! caller notes the number and the names of the parts that are there, up to the first that is not. Elsewhere it
 //! begins again.
 //!
-//! One part at a time goes over a slow line, so that an interruption costs one of them at most; a few over a
-//! fast one. Invariant: whoever waits for room in memory holds up no part that has room.
+//! One part at a time goes over a slow line, so that an interruption costs one of them at most; two over a fast
+//! one. Invariant: whoever waits for room in memory holds up no part that has room.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use object_store::{PutMultipartOptions, PutPayload};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{ObjectStorage, changed, failed, pace, read, within};
+use super::{ObjectStorage, PartBuffer, changed, failed, pace, read, within};
 use crate::deliver::failure::{CloudResult, Failure};
 use crate::deliver::files::UploadFile;
 use crate::deliver::resumable::{BegunUpload, ResumableUpload};
@@ -31,12 +31,10 @@ const PART: u64 = 5 * 1024 * 1024;
 /// The most parts of an upload, with room to the 10,000 that S3 allows.
 const PARTS: u64 = 9_000;
 
-/// Parts that are on their way at a time: at first, and on a fast line.
-const AT_FIRST: usize = 2;
-const ON_A_FAST_LINE: usize = 3;
+/// Parts that are on their way at a time, unless the line is slow.
+const AT_ONCE: usize = 2;
 
-/// A part that takes less has a fast line, one that takes longer a slow one.
-const QUICK: Duration = Duration::from_millis(500);
+/// A part that takes longer has a slow line.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// How often one call begins the upload again, as the storage has lost it.
@@ -67,13 +65,7 @@ pub(super) fn in_address(url: &str, address: &str) -> Option<(Path, String)> {
 
 /// How many parts go at a time after one has taken so long.
 fn at_once(took: Duration) -> usize {
-    if took < QUICK {
-        ON_A_FAST_LINE
-    } else if took > SLOW {
-        1
-    } else {
-        AT_FIRST
-    }
+    if took > SLOW { 1 } else { AT_ONCE }
 }
 
 impl UploadInParts<'_> {
@@ -264,7 +256,8 @@ impl FileParts<'_> {
         let offset = self.offset(number);
         let length = self.offset(number + 1) - offset;
         let room = self.storage.room(length).await;
-        let content = read(self.operation, self.file.file.clone(), offset, length).await?;
+        let buffer = PartBuffer::new(length, &self.storage.free_buffers);
+        let content = read(self.operation, self.file.file.clone(), offset, buffer).await?;
         pace(self.file, content.len()).await;
         Ok(ReadPart {
             number,
@@ -284,7 +277,7 @@ impl FileParts<'_> {
         mut arrived: impl FnMut(String),
     ) -> Result<blake3::Hash, PartFailure> {
         let mut hasher = blake3::Hasher::new();
-        let (mut to_read, mut to_arrive, mut at_a_time) = (first, first, AT_FIRST);
+        let (mut to_read, mut to_arrive, mut at_a_time) = (first, first, AT_ONCE);
         let mut reading = Fuse::terminated();
         let mut sending = FuturesUnordered::new();
         let mut early = BTreeMap::new();
@@ -361,7 +354,6 @@ mod tests {
 
     #[test]
     fn a_slow_line_has_one_part_at_a_time() {
-        let taken = [QUICK / 2, QUICK, SLOW, SLOW * 2].map(at_once);
-        assert_eq!(taken, [ON_A_FAST_LINE, AT_FIRST, AT_FIRST, 1]);
+        assert_eq!([SLOW / 2, SLOW, SLOW * 2].map(at_once), [AT_ONCE, AT_ONCE, 1]);
     }
 }

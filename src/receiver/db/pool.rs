@@ -75,6 +75,19 @@ pub(crate) async fn open(options: PgConnectOptions) -> Result<PgPool> {
         .map_err(unreachable)
 }
 
+/// The key that signs the URLs of files: 32 bytes, the same for all receivers on one database.
+pub(crate) async fn url_key(pool: &PgPool) -> Result<[u8; 32]> {
+    const READ: &str = "read the key of files' URLs";
+    let key: Vec<u8> = sqlx::query_scalar("select url_key from cloud_meta.receiver")
+        .fetch_one(pool)
+        .await
+        .map_err(|error| Error::new(Kind::Local, READ, chain(&error)))?;
+    key.try_into().map_err(|_| {
+        Error::new(Kind::Local, READ, "it has not 32 bytes")
+            .remedy("set cloud_meta.receiver.url_key to 32 random bytes; URLs that were made before end then")
+    })
+}
+
 const MIGRATE: &str = "migrate the receiver's database";
 
 /// Whether the tables are those of a receiver that kept positions instead of versions.

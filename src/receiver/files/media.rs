@@ -1,18 +1,21 @@
 //! `GET /media/{site}/{directory}/{name}`: an uploaded file, by the URL that its upload returned.
 //!
 //! A row carries the URL to whoever shows the file, so no key is needed; the URL holds 64 bits of the
-//! content's hash. Always holds: nothing is listed, and only names that an upload can have made are looked
-//! up.
+//! content's hash, and holds for a time only where the receiver is set up so ([`super::signed_url`]). Always
+//! holds: nothing is listed, and only names that an upload can have made are looked up.
 
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use tower::ServiceExt;
 use tower_http::services::ServeFile;
 
+use super::signed_url::SignedQuery;
 use crate::receiver::Shared;
 use crate::receiver::http::api_error::{ApiError, ApiResult};
 
@@ -65,9 +68,20 @@ fn is_stored_name(name: &str) -> bool {
 pub(crate) async fn serve(
     State(shared): State<Arc<Shared>>,
     Path((site, directory, name)): Path<(String, String, String)>,
+    query: Result<Query<SignedQuery>, QueryRejection>,
     request: Request,
 ) -> ApiResult<Response> {
     let no_file = || ApiError::new(StatusCode::NOT_FOUND, "there is no such file");
+    if let Some(signer) = &shared.url_signer {
+        let path = format!("{site}/{directory}/{name}");
+        let holds = query.is_ok_and(|Query(query)| signer.holds(&path, &query, Timestamp::now()));
+        if !holds {
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "this URL has ended or is not signed; the row has a newer one",
+            ));
+        }
+    }
     if !is_plain_name(&site) || !is_plain_name(&directory) || !is_stored_name(&name) {
         return Err(no_file());
     }
@@ -105,7 +119,14 @@ pub(crate) async fn serve(
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; img-src 'self'; media-src 'self'; sandbox",
     );
-    set(header::CACHE_CONTROL, "private, max-age=31536000, immutable");
+    set(
+        header::CACHE_CONTROL,
+        match shared.url_signer {
+            None => "private, max-age=31536000, immutable",
+            // Its URL may end sooner.
+            Some(_) => "private, no-cache",
+        },
+    );
     Ok(response)
 }
 

@@ -15,6 +15,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::Deserialize;
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
@@ -145,9 +146,14 @@ pub(crate) async fn stored_with(
     Ok(file.ok().map(|file| (stored, file.len())))
 }
 
-/// The public URL of a stored file.
+/// The public URL of a stored file; where URLs hold for a time only, one that does from now on.
 pub(crate) fn public_address(shared: &Shared, site: &str, directory: &str, stored: &str) -> String {
-    format!("{}/media/{site}/{directory}/{stored}", shared.public_url)
+    let path = format!("{site}/{directory}/{stored}");
+    let address = format!("{}/media/{path}", shared.public_url);
+    match &shared.url_signer {
+        None => address,
+        Some(signer) => format!("{address}?{}", signer.query(&path, Timestamp::now())),
+    }
 }
 
 /// Reads a body as `POST /upload` does, without storing anything: for each part the name that its file would

@@ -17,7 +17,7 @@ const HOSTILE: &str = include_str!("takeover.sql");
 const NO_SQL: [&str; 1] = ["with {}"];
 
 /// Statements for the site's database that are not seen in its log.
-const UNSEEN: [[&str; 3]; 10] = [
+const UNSEEN: [[&str; 3]; 11] = [
     [
         "sql/source/files.sql: forget_all_references",
         "delete from cloud_sync.media_ref where entity = any($1)",
@@ -68,6 +68,11 @@ const UNSEEN: [[&str; 3]; 10] = [
         "src/source/rows.rs",
         "select…",
         "it is found by one word: the casts of a key, sent for the row of z that cannot be read",
+    ],
+    [
+        "sql/source/traffic.sql: note",
+        "insert into cloud_sync.traffic as t (day, bytes)",
+        "there is no budget here; it names its table with the schema",
     ],
 ];
 
