@@ -12,8 +12,8 @@ export INSTA_UPDATE ?= no
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo deb test test-deb soak bench lint doc deny prerequisites compiler postgresql faketime \
-  pgbouncer chromium peers mmdebstrap cargo-deb cargo-deny
+.PHONY: help build demo deb test test-deb test-databases soak bench lint doc deny prerequisites compiler postgresql faketime \
+  pgbouncer chromium peers packages mmdebstrap cargo-deb cargo-deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: prerequisites faketime pgbouncer chromium ## run every test; the last line
 	  printf "kills %d, faults %d, changes %d, violations %d\n", kills, faults, changes, violations; \
 	  exit violations > 0 }' "$$tally" || exit 1; \
 	exit $$status
+
+test-databases: prerequisites packages ## replicate the databases of Wagtail, Oscar, Weblate and Directus; installs much
+	$(CARGO) test --test main -- --ignored --nocapture setup::databases
 
 soak: prerequisites ## replicate for minutes with faults of every kind; ARGS="--minutes N --seed S"
 	@program=$$($(CARGO) test --no-run --test soak --message-format=json-render-diagnostics | \
@@ -121,6 +124,14 @@ peers:
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 	    postgresql-$$major-pgq3 || \
 	  echo "postgresql-$$major-pgq3 cannot be installed: PgQ is skipped"; }
+
+# What installs the packages whose databases are replicated. What is too old is skipped, and that is said.
+packages:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null && command -v npm >/dev/null || { \
+	  echo "no Python with venv, or no npm: installing the distribution's"; \
+	  $(SUDO) apt-get update && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+	    python3 python3-venv nodejs npm; }
 
 # The packages are installed in a root folder that is made for the test.
 mmdebstrap:

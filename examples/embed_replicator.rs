@@ -1,11 +1,11 @@
-//! Replicates a site from within another program, until ctrl-c.
+//! Replicates a site from within another program, until ctrl-c, and tells what happens.
 //!
 //! `DATABASE_URL=… CLOUD_URL=… CLOUD_KEY=… cargo run --example embed_replicator -- MEDIA_ROOT STORE`
 
 use std::env::{args, var};
 
-use cloud_sync::{Catalogue, Entity, Replicator, Settings};
-use tokio_util::sync::CancellationToken;
+use cloud_sync::{CloudSync, Entity, SyncEvent};
+use futures::StreamExt;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,26 +13,34 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         args().nth(1).unwrap_or("media".into()),
         args().nth(2).unwrap_or("store".into()),
     );
-    let settings = Settings::builder()
+    let site = CloudSync::builder()
         .database_url(&var("DATABASE_URL")?)
         .cloud(&var("CLOUD_URL")?, &var("CLOUD_KEY")?)
         .media_root(media)
         .store(store)
         .set("cloud.allow_insecure_http", "true")
         .set("control.listen", "127.0.0.1:0")
-        .catalogue(Catalogue::new(vec![Entity::new("rooms", "room", &["id"])])?)
+        .entities([Entity::new("rooms", "room", &["id"])])
         .build()?;
     // Capture is in the site's database from now on, whether or not a replicator runs.
-    Replicator::install(&settings).await?;
-    let replicator = Replicator::new(&settings)?;
-    let stop = CancellationToken::new();
-    let running = tokio::spawn(replicator.clone().run(stop.clone(), |address| {
-        println!("the operator API listens on {address}")
-    }));
-    tokio::signal::ctrl_c().await?;
-    let status = replicator.report().await?;
-    println!("accepted by the cloud: {}", status.counts.accepted);
-    stop.cancel();
-    running.await??;
+    site.install().await?;
+    let mut running = site.start().await?;
+    println!("the operator API listens on {}", running.address());
+    let mut events = running.events();
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
+    loop {
+        tokio::select! {
+            _ = &mut interrupted => break,
+            ended = running.ended() => return Ok(ended?),
+            Some(event) = events.next() => match event {
+                SyncEvent::Replicating => println!("replicating"),
+                SyncEvent::Waiting(reason) => println!("waiting: {reason}"),
+                SyncEvent::Accepted(changes) => println!("accepted by the cloud: {changes}"),
+                event => println!("{event:?}"),
+            },
+        }
+    }
+    running.stop().await?;
     Ok(())
 }

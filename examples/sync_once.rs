@@ -4,7 +4,7 @@
 
 use std::env::{args, var};
 
-use cloud_sync::{Catalogue, Entity, Replicator, Settings, SyncRequest};
+use cloud_sync::{CloudSync, Entity};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,16 +12,16 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         args().nth(1).unwrap_or("media".into()),
         args().nth(2).unwrap_or("store".into()),
     );
-    let settings = Settings::builder()
+    let site = CloudSync::builder()
         .database_url(&var("DATABASE_URL")?)
         .cloud(&var("CLOUD_URL")?, &var("CLOUD_KEY")?)
         .media_root(media)
         .store(store)
         .set("cloud.allow_insecure_http", "true")
-        .catalogue(Catalogue::new(vec![Entity::new("rooms", "room", &["id"])])?)
+        .entities([Entity::new("rooms", "room", &["id"])])
         .build()?;
-    Replicator::install(&settings).await?;
-    let report = Replicator::sync_once(&settings, &SyncRequest::default()).await?;
+    site.install().await?;
+    let report = site.sync_all().await?;
     for (entity, rows) in report.summary().iter() {
         println!("{entity}: {rows} rows pushed");
     }

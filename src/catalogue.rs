@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::weekly_times::WeeklyTimes;
 use crate::wire::paths;
 use file_timing::{DirectoryTimings, check_file_timing};
-use server::{ColumnForm, ColumnValue, Unconfirmed};
+use server::{ColumnForm, ColumnValue, Unconfirmed, ValueForm};
 
 pub use file_timing::FileAge;
 pub(crate) use file_timing::FileTiming;
@@ -137,7 +137,8 @@ pub struct Entity {
     /// Columns that have another name in the cloud; only for a server without `changes`.
     #[serde(default)]
     pub rename: BTreeMap<String, String>,
-    /// Columns that the cloud wants in another form; only for a server without `changes`.
+    /// Columns that the cloud wants in another form. Every server takes the form `text` of a column that is not
+    /// in the key; what else is set here is only for a server without `changes`.
     #[serde(default)]
     pub columns: BTreeMap<String, ColumnForm>,
     /// Columns that every row has in the cloud with a fixed value; only for a server without `changes`.
@@ -194,7 +195,31 @@ impl Entity {
     /// Why a column looks private that nothing names; `None` if it does not.
     pub(crate) fn looks_private(&self, column: &str) -> Option<&'static str> {
         let is_named = self.encrypts(column) || self.include.iter().any(|included| included == column);
-        private_columns::looks_private(column).filter(|_| !is_named)
+        private_columns::looks_private(self.table_name(), column).filter(|_| !is_named)
+    }
+
+    /// The table's name without its schema and without quotes.
+    fn table_name(&self) -> &str {
+        match self.table.strip_suffix('"') {
+            Some(quoted) => quoted.rsplit('"').next().unwrap_or_default(),
+            None => self.table.rsplit('.').next().unwrap_or_default(),
+        }
+    }
+
+    /// Whether every cloud gets this column as text.
+    pub(crate) fn is_sent_as_text(&self, column: &str) -> bool {
+        self.has_text_form(column) && !self.key.iter().any(|key| key == column)
+    }
+
+    /// A key column that the cloud wants as text.
+    pub(crate) fn text_key(&self) -> Option<&str> {
+        let mut key = self.key.iter().map(String::as_str);
+        key.find(|column| self.has_text_form(column))
+    }
+
+    fn has_text_form(&self, column: &str) -> bool {
+        let form = self.columns.get(column);
+        form.is_some_and(|form| form.form == ValueForm::Text)
     }
 
     /// Whether a delete on the site deletes in the cloud.

@@ -3,10 +3,27 @@
 //!
 //! # As a library
 //!
-//! [`Settings`] say where the site and its cloud are, [`Catalogue`] and [`Entity`] what is replicated. A
-//! [`Replicator`] runs until it is stopped and has a [`StatusReport`]; [`Replicator::sync_once`] compares
-//! site and cloud once and returns a [`SyncReport`]. A [`Receiver`] is the reference cloud server. What fails
-//! is an [`Error`]. The folder `examples` has a program for each.
+//! [`CloudSync::builder`] says where the site and its cloud are, and of which [`Entity`] each table is.
+//! [`CloudSync::start`] replicates until its [`RunHandle`] is stopped; the handle has a [`StatusReport`] and a
+//! stream of [`SyncEvent`]s. [`CloudSync::sync_all`] compares site and cloud once and returns a [`SyncReport`]. A
+//! [`Receiver`] is the reference cloud server. What fails is an [`Error`]. The folder `examples` has a program
+//! for each.
+//!
+//! ```no_run
+//! use cloud_sync::CloudSync;
+//!
+//! # async fn example() -> Result<(), cloud_sync::Error> {
+//! let site = CloudSync::builder()
+//!     .database_url("postgresql://replicator@localhost/school")
+//!     .cloud("https://cloud.example/api", "the-key-of-the-site")
+//!     .set("catalogue.tables", "public.*")
+//!     .build()?;
+//! site.install().await?;
+//! let report = site.sync_all().await?;
+//! assert!(report.success());
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! Everything else is the program's inside, hidden from the documentation; it may change in any version.
 //!
@@ -28,19 +45,27 @@
 //! the same road. [`replicator`] builds, starts and joins the tasks; [`control`] and [`cli`] are how people
 //! see and steer it. [`receiver`] is the reference cloud server, [`demo`] a whole site with its cloud.
 
-pub use catalogue::{Catalogue, Entity};
-pub use config::{Settings, SettingsBuilder};
-pub use control::SyncRequest;
+pub use catalogue::Entity;
 pub use control::status::StatusReport;
+pub use embed::{CloudSync, CloudSyncBuilder, RunHandle, SyncEvent};
 pub use error::{Error, Result};
 pub use receiver::{Receiver, ReceiverSettings};
 pub use reconcile::report::SyncReport;
+
+#[doc(hidden)]
+pub use catalogue::Catalogue;
+#[doc(hidden)]
+pub use config::{Settings, SettingsBuilder};
+#[doc(hidden)]
+pub use control::SyncRequest;
+#[doc(hidden)]
 pub use replicator::Replicator;
 
 #[doc(hidden)]
 pub mod cli;
 #[doc(hidden)]
 pub mod demo;
+mod embed;
 
 #[doc(hidden)]
 pub mod control;

@@ -64,10 +64,11 @@ async fn sync_once_pushes_what_the_cloud_lacks() {
 #[tokio::test]
 async fn embed_replicator_replicates_until_it_is_interrupted() {
     let (cloud, site) = rooms("example_run").await;
-    let process = replicating("embed_replicator", &cloud, &site)
-        .stdout(Stdio::null())
+    let mut process = replicating("embed_replicator", &cloud, &site)
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let output = process.stdout.take().unwrap();
     let client = connect(&cloud.database_url).await;
     let start = Instant::now();
     loop {
@@ -80,6 +81,10 @@ async fn embed_replicator_replicates_until_it_is_interrupted() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     interrupt(process);
+    let told: Vec<String> = BufReader::new(output).lines().map(|line| line.unwrap()).collect();
+    for line in ["replicating", "accepted by the cloud: 2"] {
+        assert!(told.iter().any(|told| told == line), "{told:?}");
+    }
     site.assert_equal(&cloud).await;
 }
 

@@ -29,4 +29,5 @@ mod support;
 mod sync;
 mod upgrade;
 mod values;
+mod versions;
 mod why;

@@ -7,7 +7,11 @@ use secrecy::SecretString;
 use serde_json::value::RawValue;
 
 use crate::support::fault_proxy::FaultProxy;
-use crate::support::site::{Cloud, KEY, Site, connect};
+use crate::support::process::Daemon;
+use crate::support::says;
+use crate::support::scenario::Scenario;
+use crate::support::site::{Cloud, KEY, Site, connect, entity};
+use crate::support::sql::texts;
 
 const ENTITY: &str = "[[entity]]\nname = \"notes\"\ntable = \"note\"\nkey = [\"id\"]\n";
 
@@ -176,4 +180,79 @@ async fn other_types_go_as_text_and_arrays_of_built_in_types_as_json() {
         .unwrap()
         .get(0);
     assert_eq!(held, 2);
+}
+
+/// Columns of types that have another JSON, and their names as `[[entity]]` lists them.
+const VALUES: &str = "
+    create table v (id bigint primary key, n numeric, b boolean, a text[], j jsonb, at timestamptz, t text, nothing int)";
+
+fn as_text(columns: &[&str]) -> String {
+    let forms: Vec<String> = columns
+        .iter()
+        .map(|column| format!("{column} = {{ as = \"text\" }}"))
+        .collect();
+    format!("columns = {{ {} }}", forms.join(", "))
+}
+
+#[tokio::test]
+async fn columns_that_the_cloud_wants_as_text_are_text_in_the_stream_in_backfill_and_in_sync() {
+    let config = entity(
+        "values",
+        "v",
+        &["id"],
+        &as_text(&["n", "b", "a", "j", "at", "t", "nothing"]),
+    );
+    let cloud = Cloud::start("as_text").await;
+    let site = Site::bare("as_text", &cloud.url, KEY, VALUES, &config).await;
+    let row = "1.50, true, '{x,null}', '{\"k\": [1, \"y\"]}', '2026-11-30 08:00:00+08', 'it''s', null)";
+    site.run(&format!("insert into v values (1, {row}")).await;
+    let scenario = Scenario::of(cloud, site).await;
+    scenario.sync().await;
+    scenario
+        .run(&format!(
+            "insert into v values (2, {row}; insert into v values (3, 'NaN')"
+        ))
+        .await;
+    scenario.running.caught_up().await;
+    let types = "select string_agg(data_type, ',' order by ordinal_position) from information_schema.columns \
+                 where table_schema = 'cloud' and table_name = 'values' and column_name !~ '^_'";
+    let held = &scenario.cloud_client;
+    assert_eq!(
+        texts(held, types).await,
+        ["bigint,text,text,text,text,text,text,text"]
+    );
+    let all = "select concat_ws('|', n, b, a, j, at, t, nothing) from cloud.values order by id";
+    let sent = "1.50|true|[\"x\",null]|{\"k\": [1, \"y\"]}|2026-11-30T00:00:00+00:00|it's";
+    assert_eq!(texts(held, all).await, [sent, sent, "NaN"]);
+    scenario.site.assert_equal(&scenario.cloud).await;
+    scenario.assert_nothing_to_sync().await;
+    // What the cloud lost comes again as it was.
+    held.batch_execute("delete from cloud.values where id = 2")
+        .await
+        .unwrap();
+    scenario.sync().await;
+    scenario.running.caught_up().await;
+    assert_eq!(texts(held, all).await, [sent, sent, "NaN"]);
+    scenario.run("update v set n = 2 where id = 1").await;
+    scenario.running.caught_up().await;
+    scenario.site.assert_equal(&scenario.cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_as_text_is_refused_where_both_sides_find_rows_by_it() {
+    let cloud = Cloud::start("text_key").await;
+    let config = entity("values", "v", &["id"], &as_text(&["id"]));
+    let site = Site::bare("text_key", &cloud.url, KEY, VALUES, &config).await;
+    site.init().await;
+    let output = Daemon::of(&site, "store").ask(&["check"]);
+    let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(!output.status.success(), "{printed}");
+    says(
+        &printed,
+        &[
+            "entity values has its key column id as text",
+            "take the key column out",
+            "cloud.capabilities",
+        ],
+    );
 }

@@ -91,6 +91,7 @@ impl Unit {
 #[derive(Clone, Copy)]
 pub(crate) enum Target {
     AtMost(f64),
+    AtLeast(f64),
     RatioAtMost(f64),
     RatioAtLeast(f64),
 }
@@ -144,6 +145,7 @@ impl Row {
         let ratio = || self.ratio().map_or(f64::NAN, |ratio| ratio.median());
         Some(match self.target? {
             Target::AtMost(most) => self.ours.median() <= most,
+            Target::AtLeast(least) => self.ours.median() >= least,
             Target::RatioAtMost(most) => ratio() <= most,
             Target::RatioAtLeast(least) => ratio() >= least,
         })
@@ -153,6 +155,7 @@ impl Row {
         match self.target {
             None => String::new(),
             Some(Target::AtMost(most)) => format!("at most {}", self.unit.show(most)),
+            Some(Target::AtLeast(least)) => format!("at least {}", self.unit.show(least)),
             Some(Target::RatioAtMost(most)) => format!("at most {most:.2} x"),
             Some(Target::RatioAtLeast(least)) => format!("at least {least:.2} x"),
         }

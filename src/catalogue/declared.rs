@@ -67,6 +67,23 @@ impl TablePattern {
         })
     }
 
+    /// A pattern for one table. What has a meaning in a list of patterns is a `?` in it.
+    pub(crate) fn of(schema: &str, table: &str) -> Self {
+        Self {
+            leaves_out: false,
+            schema: Some(spelled(schema, false)),
+            table: spelled(table, true),
+        }
+    }
+
+    /// A pattern for every table of a schema.
+    pub(crate) fn all_of(schema: &str) -> Self {
+        Self {
+            table: "*".to_owned(),
+            ..Self::of(schema, "")
+        }
+    }
+
     /// Whether the table's name fits it.
     pub(crate) fn matches(&self, schema: &str, table: &str) -> bool {
         let in_schema = self.schema.as_deref().is_none_or(|pattern| fits(pattern, schema));
@@ -82,6 +99,20 @@ impl std::fmt::Display for TablePattern {
             None => write!(f, "{mark}{}", self.table),
         }
     }
+}
+
+/// A name as a pattern spells it: a `?` for each character that would not be read as itself.
+fn spelled(name: &str, may_have_dot: bool) -> String {
+    let last = name.chars().count().saturating_sub(1);
+    let is_itself = |(index, letter): (usize, char)| match letter {
+        '.' => may_have_dot,
+        ' ' => index > 0 && index < last,
+        _ => letter.is_alphanumeric() || "_-$#@+/()&".contains(letter),
+    };
+    let letters = name.chars().enumerate();
+    letters
+        .map(|(index, letter)| if is_itself((index, letter)) { letter } else { '?' })
+        .collect()
 }
 
 /// Whether a name fits a pattern, in which `*` stands for any characters and `?` for one.
@@ -108,23 +139,43 @@ fn fits(pattern: &str, name: &str) -> bool {
 /// `public`. Characters that no entity's name can have become `_`. It follows from the table alone, so that it
 /// stays when other tables come and go.
 pub(crate) fn entity_name(schema: &str, table: &str) -> String {
-    let full = match schema {
+    let full = full_name(schema, table);
+    let plain = plain_name(&full);
+    if plain.len() <= super::LONGEST_NAME {
+        return plain;
+    }
+    hashed_name(&plain, &full)
+}
+
+/// Another name than [`entity_name`] gives, for a table of which that is another entity's.
+pub(crate) fn unlike_entity_name(schema: &str, table: &str) -> String {
+    let plain = plain_name(&full_name(schema, table));
+    // In quotes, so that no two tables come to one.
+    hashed_name(&plain, &format!("{schema:?}.{table:?}"))
+}
+
+fn full_name(schema: &str, table: &str) -> String {
+    match schema {
         "public" => table.to_owned(),
         _ => format!("{schema}_{table}"),
-    };
-    let plain: String = full
-        .chars()
+    }
+}
+
+fn plain_name(full: &str) -> String {
+    full.chars()
         .map(|letter| match letter {
             _ if letter.is_ascii_alphanumeric() => letter,
             '-' => letter,
             _ => '_',
         })
-        .collect();
-    if plain.len() <= super::LONGEST_NAME {
-        return plain;
-    }
-    let hash = blake3::hash(full.as_bytes()).to_hex();
-    format!("{}_{}", &plain[..super::LONGEST_NAME - 9], &hash[..8])
+        .collect()
+}
+
+/// The beginning of a plain name, with a hash.
+fn hashed_name(plain: &str, hashed: &str) -> String {
+    let hash = blake3::hash(hashed.as_bytes()).to_hex();
+    let length = plain.len().min(super::LONGEST_NAME - 9);
+    format!("{}_{}", &plain[..length], &hash[..8])
 }
 
 #[cfg(test)]
@@ -163,6 +214,30 @@ mod tests {
         for wrong in ["", "!", "public.", ".t", "\"A\".b"] {
             assert!(TablePattern::parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_pattern_of_a_table_fits_it_whatever_its_name() {
+        for (schema, table) in [
+            ("public", "room"),
+            ("a.b", "c.d"),
+            ("x,y", "!p"),
+            ("q\"q", " [it's] "),
+            ("s", "*"),
+        ] {
+            for pattern in [TablePattern::of(schema, table), TablePattern::all_of(schema)] {
+                let text = pattern.to_string();
+                assert!(!text.contains([',', '"', '\'']) && text.trim() == text, "{text}");
+                assert!(
+                    TablePattern::parse(&text).unwrap().matches(schema, table),
+                    "{text}"
+                );
+            }
+        }
+        assert_eq!(
+            TablePattern::of("public", "Odd Name").to_string(),
+            "public.Odd Name"
+        );
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! Which columns look private by their names: passwords, tokens, sessions, keys, embeddings.
 //!
-//! The list is `private_columns.txt`. It only looks at names: it is a net against accidents, and no proof that
-//! a column is harmless.
+//! The list is `private_columns.txt`. It only looks at names, of columns and of some frameworks' tables: it is a
+//! net against accidents, and no proof that a column is harmless.
 
 /// The list, an entry a line.
 const LIST: &str = include_str!("private_columns.txt");
 
-/// The entry that makes a column's name look private; `None` if none does.
-pub(crate) fn looks_private(column: &str) -> Option<&'static str> {
+/// The entry that makes a column of a table look private; `None` if none does. The table's name is without its
+/// schema.
+pub(crate) fn looks_private(table: &str, column: &str) -> Option<&'static str> {
     let words = words(column);
     entries().find(|entry| {
+        if let Some((of_table, of_column)) = entry.split_once('.') {
+            return table == of_table && column == of_column;
+        }
         let wanted: Vec<&str> = entry.split(' ').collect();
         words.windows(wanted.len()).any(|words| {
             words
@@ -87,8 +91,14 @@ mod tests {
             "faculty_face_embedding",
             "embeddings",
             "two factor recovery codes",
+            "AWS_ACCESS_KEY_ID",
+            "ssh_private_rsa_key",
+            "csrfToken",
+            "activation_key",
+            "auth_data",
+            "card_cvc",
         ] {
-            assert!(looks_private(private).is_some(), "{private}");
+            assert!(looks_private("t", private).is_some(), "{private}");
         }
         for public in [
             "keyboard",
@@ -103,10 +113,18 @@ mod tests {
             "api",
             "private",
             "created_at",
+            "translation_key",
+            "authority",
+            "public_key",
             "Name",
             "",
         ] {
-            assert_eq!(looks_private(public), None, "{public}");
+            assert_eq!(looks_private("t", public), None, "{public}");
         }
+    }
+    #[test]
+    fn some_columns_are_private_in_one_table_only() {
+        assert!(looks_private("authtoken_token", "key").is_some());
+        assert_eq!(looks_private("directus_translations", "key"), None);
     }
 }

@@ -1,5 +1,5 @@
 //! How a server without `changes` wants an entity's rows: the paths, the columns' names, and the forms of
-//! values.
+//! values. Text as a form is for every server.
 
 use serde::{Deserialize, Serialize};
 
@@ -112,7 +112,10 @@ impl Entity {
             (self.delete_path.is_some(), "delete_path"),
             (self.bulk_path.is_some(), "bulk_path"),
             (!self.rename.is_empty(), "rename"),
-            (!self.columns.is_empty(), "columns"),
+            (
+                self.columns.keys().any(|column| !self.is_sent_as_text(column)),
+                "columns",
+            ),
             (!self.constants.is_empty(), "constants"),
             (!self.trust_list, "trust_list"),
         ];
@@ -158,6 +161,20 @@ pub(super) fn check_server_settings(entity: &Entity) -> Result<()> {
             format!("its constant {column} is {value}, and not one value"),
         )
         .remedy("set a text, a number, true or false"));
+    }
+    if let Some(retention) = &entity.retention {
+        let mut counted = [Some(&retention.column), retention.cloud_days_by.as_ref()]
+            .into_iter()
+            .flatten();
+        if let Some(column) = counted.find(|column| entity.is_sent_as_text(column)) {
+            return Err(invalid(
+                entity,
+                format!("its column {column} goes as text, and its retention is measured by it"),
+            )
+            .remedy(format!(
+                "take {column} out of columns: the cloud counts days by a date or a time"
+            )));
+        }
     }
     for (column, form) in &entity.columns {
         let dated = matches!(form.form, ValueForm::LocalDatetime | ValueForm::Date);
@@ -233,6 +250,20 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("Asia/Nowhere")
+        );
+        let text = ColumnForm {
+            form: ValueForm::Text,
+            zone: None,
+        };
+        entity.columns = [("created_at".to_owned(), text.clone())].into();
+        assert_eq!(entity.server_setting(), None);
+        entity.columns.insert("room_no".to_owned(), text);
+        assert_eq!(entity.server_setting(), Some("columns"));
+        assert!(
+            check_server_settings(&entity.clone().retention(30))
+                .unwrap_err()
+                .to_string()
+                .contains("measured by it")
         );
         entity.columns = [("at".to_owned(), zone(ValueForm::Text, "Asia/Manila"))].into();
         assert!(

@@ -18,7 +18,7 @@ use crate::deliver::ChangeOrigin;
 use crate::error::{Error, Result};
 use crate::media::MediaRoot;
 use crate::replicator::{self, complete_settings};
-use crate::setup::{self, ConfigAnswers, Proposal};
+use crate::setup::{self, ConfigAnswers, Proposal, SetupAnswers};
 use crate::source::complete::PatternScope;
 use crate::source::identity::OutboxDeclaration;
 use crate::source::install;
@@ -32,6 +32,10 @@ Examples:
   cloud-sync setup --dry-run       show the file and write nothing
   cloud-sync setup --config /etc/cloud-sync/cloud-sync.toml --yes \\
       --database-url postgresql://owner@localhost/school --cloud-url https://cloud.example/api
+  cloud-sync setup --answers answers.toml
+
+The file of answers has, each as a line `name = value`, what the questions would ask: database_url, cloud_url,
+cloud_key, media_root, in quotes; write and install_capture, true or false. What it lacks gets its default.
 
 The key is best given by CLOUD_API_KEY, and a password by DATABASE_URL: what comes from the environment is
 not written to the file.";
@@ -42,6 +46,9 @@ pub(super) struct SetupArgs {
     /// Ask nothing: write the file and install capture
     #[arg(long)]
     yes: bool,
+    /// Take the answers from this file (TOML), and ask nothing
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
     /// Print the file, and change nothing
     #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
@@ -79,17 +86,20 @@ pub(super) async fn execute(context: &Context, args: SetupArgs) -> Result<ExitCo
             ),
         );
     }
-    let may_ask = std::io::stdin().is_terminal() && !args.yes && !context.json;
-    if !may_ask && !args.yes && !args.dry_run {
+    let answers = args.answers.as_deref().map(SetupAnswers::read).transpose()?;
+    let asks_nothing = args.yes || answers.is_some();
+    let may_ask = std::io::stdin().is_terminal() && !asks_nothing && !context.json;
+    if !may_ask && !asks_nothing && !args.dry_run {
         return Err(
             Error::config("set a site up", "there is no terminal to ask questions on")
-                .remedy("use --yes to write the file and install capture, or --dry-run to see the file"),
+                .remedy("use --yes to write the file and install capture, --answers to answer in a file, or --dry-run to see \
+                 what would be written"),
         );
     }
-    let settings = if may_ask {
-        ask_for_missing(context)?
-    } else {
-        context.settings().clone()
+    let settings = match &answers {
+        Some(answers) => with_answers(context, answers)?,
+        None if may_ask => ask_for_missing(context)?,
+        None => context.settings().clone(),
     };
     let (cloud_url, cloud_key) = settings.require_cloud()?;
     let session = replicator::connect(&settings, "setup").await?;
@@ -135,7 +145,14 @@ pub(super) async fn execute(context: &Context, args: SetupArgs) -> Result<ExitCo
     if !context.json {
         say(&describe(&report));
     }
-    if may_ask && !confirm(&format!("Write {}?", target.display()))? {
+    let may_write = match &answers {
+        Some(answers) => answers.write,
+        None => !may_ask || confirm(&format!("Write {}?", target.display()))?,
+    };
+    if !may_write {
+        if context.json {
+            output::print(true, &report, |_| String::new())?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     write_file(&target, &text)?;
@@ -145,7 +162,12 @@ pub(super) async fn execute(context: &Context, args: SetupArgs) -> Result<ExitCo
         ..context.options.clone()
     })?;
     let completed = complete_settings(&written.settings, PatternScope::All).await?;
-    if !args.no_init && (!may_ask || confirm("Install capture in the database now?")?) {
+    let may_install = !args.no_init
+        && match &answers {
+            Some(answers) => answers.install_capture,
+            None => !may_ask || confirm("Install capture in the database now?")?,
+        };
+    if may_install {
         report.captured = capture(&completed).await?;
     }
     output::print(context.json, &report, |report| next_steps(report, &target))?;
@@ -179,22 +201,44 @@ fn absolute_path(path: &Path) -> Result<PathBuf> {
     absolute(path).map_err(|error| Error::local(format!("find the folder {}", path.display()), error))
 }
 
+/// The settings that are asked for, each with its question.
+const QUESTIONS: [(&str, &str); 4] = [
+    (
+        "source.database_url",
+        "The site's database, as in postgresql://user:password@host/database",
+    ),
+    (
+        "cloud.url",
+        "The cloud API's URL, as in https://cloud.example/api",
+    ),
+    ("cloud.key", "The key that the cloud gave this site"),
+    ("media.root", "The folder of the media files"),
+];
+
+/// The settings with the answers of a file. They override the file of settings that is there; flags and the
+/// environment override them.
+fn with_answers(context: &Context, answers: &SetupAnswers) -> Result<Settings> {
+    let mut options = context.options.clone();
+    options.config.clone_from(&context.loaded.file);
+    for value in &context.loaded.values {
+        let is_given = !matches!(
+            value.origin,
+            SettingOrigin::Default | SettingOrigin::Profile | SettingOrigin::File(..)
+        );
+        if let Some(answer) = answers.setting(value.key.name).filter(|_| !is_given) {
+            options
+                .overrides
+                .push((value.key.name.to_owned(), answer.to_owned()));
+        }
+    }
+    Ok(Settings::load(options)?.settings)
+}
+
 /// Asks for the settings that nothing else gives.
 fn ask_for_missing(context: &Context) -> Result<Settings> {
     let mut options = context.options.clone();
     options.config.clone_from(&context.loaded.file);
-    for (name, question) in [
-        (
-            "source.database_url",
-            "The site's database, as in postgresql://user:password@host/database",
-        ),
-        (
-            "cloud.url",
-            "The cloud API's URL, as in https://cloud.example/api",
-        ),
-        ("cloud.key", "The key that the cloud gave this site"),
-        ("media.root", "The folder of the media files"),
-    ] {
+    for (name, question) in QUESTIONS {
         let is_it = |value: &&EffectiveValue| value.key.name == name;
         let Some(value) = context.loaded.values.iter().find(is_it) else {
             continue;

@@ -98,6 +98,19 @@ impl Cloud {
             .filter(|name| !offered.names().contains(name));
         let unlisted_capabilities = unlisted.collect();
         let mut entities = self.catalogue().entities().iter();
+        let text_key = entities.find_map(|entity| Some((&entity.name, entity.text_key()?)));
+        if let Some((entity, column)) = text_key.filter(|_| capabilities.changes) {
+            return Err(Failure::protocol(
+                operation,
+                format!(
+                    "entity {entity} has its key column {column} as text, and the cloud takes numbered changes: \
+                     both sides find a row by its key as it is"
+                ),
+                "take the key column out of the entity's columns; if the cloud's server wants its keys as text, \
+                 list what it can do in cloud.capabilities, without changes",
+            ));
+        }
+        let mut entities = self.catalogue().entities().iter();
         if entities.any(|entity| entity.server_setting().is_some()) {
             // Rows in a form of the server's own are sent by the calls of a baseline server.
             (capabilities.changes, capabilities.schema) = (false, false);

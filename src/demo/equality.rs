@@ -2,10 +2,11 @@
 //! names.
 //!
 //! Both servers format a row as canonical `jsonb` text in UTC. The text has the site's columns, without those
-//! that are excluded or redacted. Rows are matched by key, files by content hash. The site must not change
-//! during the comparison, and the cloud must have accepted all its changes. Rows are streamed: only the key,
-//! the hash and the files' names of each row of the site are in memory. Connections are without TLS, since
-//! both servers are on this machine. If a database or a file cannot be read, there is an error and no report.
+//! that are excluded or redacted; a column that goes as text has the text of its JSON. Rows are matched by
+//! key, files by content hash. The site must not change during the comparison, and the cloud must have
+//! accepted all its changes. Rows are streamed: only the key, the hash and the files' names of each row of
+//! the site are in memory. Connections are without TLS, since both servers are on this machine. If a database
+//! or a file cannot be read, there is an error and no report.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +20,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::catalogue::{Catalogue, Entity, FileColumn};
 use crate::error::{Error, Kind, Result};
+use crate::source::quote_text;
 
 /// Settings for both sessions, so that equal values have equal text.
 const TEXT_FORMAT: &str = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; \
@@ -202,8 +204,16 @@ impl<'a> Comparison<'a> {
             ));
         }
         conditions.extend(entity.filter.iter().map(|filter| format!("({filter})")));
+        let as_text: String = compared
+            .iter()
+            .filter(|column| entity.is_sent_as_text(column))
+            .map(|column| {
+                let (name, value) = (quote_text(column), quoted(column));
+                format!(" || jsonb_build_object({name}::text, to_json(t.{value}) #>> '{{}}')")
+            })
+            .collect();
         let mut statement = format!(
-            "select {}, (to_jsonb(t.*) - $1::text[])::text{} from {} as t",
+            "select {}, (to_jsonb(t.*) - $1::text[]{as_text})::text{} from {} as t",
             key_text(entity),
             text_columns(entity.files.iter().map(|file| file.column.as_str())),
             entity.table,

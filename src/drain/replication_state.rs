@@ -244,6 +244,11 @@ impl ReplicationState {
         });
     }
 
+    /// Tells when the drain does something else.
+    pub(crate) fn conditions(&self) -> watch::Receiver<Condition> {
+        self.condition.subscribe()
+    }
+
     /// Tells when the checkpoint comes on.
     pub fn checkpoints(&self) -> watch::Receiver<Option<Checkpoint>> {
         self.accepted.subscribe()

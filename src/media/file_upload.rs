@@ -442,7 +442,11 @@ impl FileUploader<'_> {
             }
             _ if self.storage.is_some() && failure.was_interrupted() && self.is_reachable().await => {
                 // What has arrived in parts stays.
-                return Ok(Deferral::after(cause, waits::FILE_OF_BROKEN_LINE, pending.attempts));
+                return Ok(Deferral::after(
+                    cause,
+                    waits::FILE_OF_BROKEN_LINE,
+                    pending.attempts,
+                ));
             }
             _ if self.is_about_the_file(&failure).await => {
                 let why = match failure.words() {

@@ -203,6 +203,11 @@ impl Replicator {
         }))
     }
 
+    /// What the drain does.
+    pub(crate) fn state(&self) -> Arc<ReplicationState> {
+        self.state.clone()
+    }
+
     /// The tasks that can be asked whether they still run.
     pub(crate) fn liveness(&self) -> Liveness {
         self.state.liveness.clone()

@@ -105,7 +105,7 @@ impl Proposal {
         for table in self
             .tables
             .iter()
-            .filter(|table| !table.files.is_empty() || has_many(table))
+            .filter(|table| is_more_than_its_pattern(table) || has_many(table))
         {
             write_entity(text, table);
         }
@@ -119,18 +119,30 @@ fn of_private(table: &ProposedTable) -> impl Iterator<Item = String> {
         .map(|column| format!("{}.{column}", table.table))
 }
 
+/// Whether the table needs an `[[entity]]` of its own.
+fn is_more_than_its_pattern(table: &ProposedTable) -> bool {
+    !table.files.is_empty() || table.is_renamed
+}
+
 fn has_many(table: &ProposedTable) -> bool {
     !table.retention_by.is_empty()
 }
 
 fn write_entity(text: &mut String, table: &ProposedTable) {
-    // Without files it would say nothing: it is there for whoever wants a retention.
-    let mark = if table.files.is_empty() { "# " } else { "" };
+    // It would say nothing: it is there for whoever wants a retention.
+    let mark = if is_more_than_its_pattern(table) { "" } else { "# " };
     let _ = writeln!(
         text,
         "\n{mark}[[entity]]\n{mark}table = {}",
         quoted(&table.sql_name)
     );
+    if table.is_renamed {
+        let _ = writeln!(
+            text,
+            "# The name that follows from the table's is another entity's.\nname = {}",
+            quoted(&table.entity)
+        );
+    }
     if !table.files.is_empty() {
         text.push_str("files = [\n");
         for file in &table.files {

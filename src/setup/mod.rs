@@ -3,16 +3,20 @@
 //! [`propose`] looks at the tables and decides which are replicated; [`config_text`](Proposal::config_text)
 //! writes that down as `cloud-sync.toml`, with the reason of each line. Nothing is changed in the database.
 
+mod answers;
 mod config_text;
 mod survey;
+
+use std::collections::HashSet;
 
 use serde::Serialize;
 use tokio_postgres::Client;
 
+pub(crate) use self::answers::SetupAnswers;
 pub(crate) use self::config_text::ConfigAnswers;
-use crate::catalogue::Catalogue;
-use crate::catalogue::declared::{TablePattern, entity_name};
+use crate::catalogue::declared::{TablePattern, entity_name, unlike_entity_name};
 use crate::catalogue::private_columns::looks_private;
+use crate::catalogue::{Catalogue, Entity};
 use crate::error::Result;
 use crate::media::MediaRoot;
 use survey::SurveyedTable;
@@ -47,6 +51,9 @@ pub(crate) struct ProposedTable {
     sql_name: String,
     /// Its entity's name.
     pub(crate) entity: String,
+    /// Whether the settings must say that name: the table's own is another entity's.
+    #[serde(skip)]
+    is_renamed: bool,
     /// About how many rows it has.
     pub(crate) rows: i64,
     /// How large it is with its indexes.
@@ -90,68 +97,118 @@ pub(crate) struct LeftOutTable {
 /// The source's.
 pub(crate) async fn propose(client: &Client, root: &MediaRoot) -> Result<Proposal> {
     let surveyed = survey::survey(client, root).await?;
-    Ok(Proposal::of(surveyed))
+    Ok(Proposal::of(&surveyed))
 }
 
 impl Proposal {
-    fn of(surveyed: Vec<SurveyedTable>) -> Self {
+    fn of(surveyed: &[SurveyedTable]) -> Self {
         let builtin = Catalogue::builtin();
-        let is_builtin = |one: &SurveyedTable| {
-            one.table.schema == "public"
-                && builtin
-                    .entities()
-                    .iter()
-                    .any(|entity| entity.table == one.table.name)
-        };
-        let is_college = surveyed.iter().filter(|one| is_builtin(one)).count() == builtin.entities().len();
-        let mut proposal = Self {
-            builtin: is_college,
+        let of_college = surveyed
+            .iter()
+            .filter(|one| entity_of_college(&builtin, one).is_some());
+        if of_college.count() == builtin.entities().len() {
+            Self::of_college(&builtin, surveyed)
+        } else {
+            Self::of_patterns(surveyed)
+        }
+    }
+
+    fn empty(builtin: bool) -> Self {
+        Self {
+            builtin,
             tables: Vec::new(),
             left_out: Vec::new(),
             patterns: Vec::new(),
             owners: Vec::new(),
             is_owned_by_superuser: false,
-        };
-        let mut schemas: Vec<&str> = Vec::new();
-        for one in &surveyed {
-            let left_out = if is_college && !is_builtin(one) {
-                Some(("it is none of the nine tables of a college".to_owned(), false))
-            } else if is_college {
-                None
-            } else {
-                why_left_out(one)
-            };
-            if let Some((why, needs_pattern)) = left_out {
-                let table = one.table.full_name();
-                proposal.left_out.push(LeftOutTable {
-                    pattern: needs_pattern.then(|| format!("!{table}")),
-                    table,
-                    why,
-                });
-                continue;
-            }
-            if !schemas.contains(&&*one.table.schema) {
-                schemas.push(&one.table.schema);
-            }
-            if !proposal.owners.contains(&one.owner) {
-                proposal.owners.push(one.owner.clone());
-            }
-            proposal.is_owned_by_superuser |= one.is_owned_by_superuser;
-            proposal.tables.push(proposed(one, &builtin, is_college));
         }
-        if !is_college {
-            proposal.patterns = schemas.iter().map(|schema| format!("{schema}.*")).collect();
-            // A pattern that would take a table of another schema cannot be: it names its schema.
-            let left_out = proposal.left_out.iter();
-            let of_schema = left_out.filter(|one| {
-                let schema = one.table.split('.').next().unwrap_or_default();
-                schemas.contains(&schema)
-            });
-            proposal
-                .patterns
-                .extend(of_schema.filter_map(|one| one.pattern.clone()));
+    }
+
+    /// The nine tables of a college, as the built-in catalogue has them.
+    fn of_college(builtin: &Catalogue, surveyed: &[SurveyedTable]) -> Self {
+        let mut proposal = Self::empty(true);
+        for one in surveyed {
+            match entity_of_college(builtin, one) {
+                Some(entity) => proposal.take(one, ProposedTable::of_college(one, entity)),
+                None => proposal.left_out.push(LeftOutTable {
+                    table: one.table.full_name(),
+                    why: "it is none of the nine tables of a college".to_owned(),
+                    pattern: None,
+                }),
+            }
         }
         proposal
+    }
+
+    /// Every table that can be replicated, by patterns.
+    fn of_patterns(surveyed: &[SurveyedTable]) -> Self {
+        let mut proposal = Self::empty(false);
+        let mut schemas: Vec<&str> = Vec::new();
+        let mut exceptions = Vec::new();
+        let mut names = EntityNames::default();
+        for one in surveyed {
+            let table = &one.table;
+            let Some((why, needs_pattern)) = why_left_out(one) else {
+                if !schemas.contains(&&*table.schema) {
+                    schemas.push(&table.schema);
+                }
+                proposal.take(
+                    one,
+                    ProposedTable::of(one, names.next(&table.schema, &table.name)),
+                );
+                continue;
+            };
+            let pattern = needs_pattern.then(|| format!("!{}", TablePattern::of(&table.schema, &table.name)));
+            exceptions.extend(pattern.clone().map(|pattern| (&*table.schema, pattern)));
+            proposal.left_out.push(LeftOutTable {
+                table: table.full_name(),
+                why,
+                pattern,
+            });
+        }
+        // A schema of which nothing is taken needs no exceptions.
+        let exceptions = exceptions
+            .into_iter()
+            .filter(|(schema, _)| schemas.contains(schema));
+        let taken = schemas
+            .iter()
+            .map(|schema| TablePattern::all_of(schema).to_string());
+        proposal.patterns = taken.chain(exceptions.map(|(_, pattern)| pattern)).collect();
+        proposal
+    }
+
+    fn take(&mut self, one: &SurveyedTable, table: ProposedTable) {
+        if !self.owners.contains(&one.owner) {
+            self.owners.push(one.owner.clone());
+        }
+        self.is_owned_by_superuser |= one.is_owned_by_superuser;
+        self.tables.push(table);
+    }
+}
+
+/// The entity of the built-in catalogue whose table this is.
+fn entity_of_college<'a>(builtin: &'a Catalogue, one: &SurveyedTable) -> Option<&'a Entity> {
+    let mut entities = builtin.entities().iter();
+    entities.find(|entity| one.table.schema == "public" && entity.table == one.table.name)
+}
+
+/// The names of the entities so far: tables of other schemas, and names with other characters, can come to one.
+#[derive(Default)]
+struct EntityNames {
+    /// As paths, in which `_` and `-` are one.
+    paths: HashSet<String>,
+}
+
+impl EntityNames {
+    /// The next table's name, and whether it is another one than follows from the table.
+    fn next(&mut self, schema: &str, table: &str) -> (String, bool) {
+        let name = entity_name(schema, table);
+        if self.paths.insert(name.replace('_', "-")) {
+            return (name, false);
+        }
+        let name = unlike_entity_name(schema, table);
+        self.paths.insert(name.replace('_', "-"));
+        (name, true)
     }
 }
 
@@ -170,7 +227,10 @@ fn why_left_out(one: &SurveyedTable) -> Option<(String, bool)> {
             true,
         ));
     }
-    let private = table.key.iter().find(|column| looks_private(column).is_some())?;
+    let private = table
+        .key
+        .iter()
+        .find(|column| looks_private(&table.name, column).is_some())?;
     Some((format!("its key column {private} looks private"), false))
 }
 
@@ -182,49 +242,78 @@ fn framework_tables() -> impl Iterator<Item = TablePattern> {
         .filter_map(|line| TablePattern::parse(line).ok())
 }
 
-fn proposed(one: &SurveyedTable, builtin: &Catalogue, is_college: bool) -> ProposedTable {
-    let table = &one.table;
-    let of_college = builtin
-        .entities()
-        .iter()
-        .find(|entity| is_college && entity.table == table.name);
-    let entity = match of_college {
-        Some(entity) => entity.name.clone(),
-        None => entity_name(&table.schema, &table.name),
-    };
-    let is_private = |column: &&String| match of_college {
-        Some(entity) => entity.exclude.contains(column),
-        None => looks_private(column).is_some(),
-    };
-    let url_column = |column: &str| {
-        let mut name = format!("{column}_cloud_url");
-        while table.columns.contains(&name) {
-            name.push('_');
-        }
-        name
-    };
-    ProposedTable {
-        table: table.full_name(),
-        sql_name: table.sql_name(),
-        rows: one.rows,
-        bytes: one.bytes,
-        private: table.columns.iter().filter(is_private).cloned().collect(),
-        files: one
-            .files
+impl ProposedTable {
+    fn of_college(one: &SurveyedTable, entity: &Entity) -> Self {
+        let table = &one.table;
+        let private = table
+            .columns
             .iter()
-            .filter(|_| of_college.is_none())
-            .map(|files| ProposedFiles {
-                url_column: url_column(&files.column),
-                column: files.column.clone(),
-                directory: entity.replace('-', "_"),
-                many: files.many,
-            })
-            .collect(),
-        retention_by: if one.rows > MANY_ROWS && of_college.is_none() {
-            one.times.clone()
-        } else {
-            Vec::new()
-        },
-        entity,
+            .filter(|column| entity.exclude.contains(column));
+        Self {
+            table: table.full_name(),
+            sql_name: table.sql_name(),
+            entity: entity.name.clone(),
+            is_renamed: false,
+            rows: one.rows,
+            bytes: one.bytes,
+            private: private.cloned().collect(),
+            files: Vec::new(),
+            retention_by: Vec::new(),
+        }
+    }
+
+    fn of(one: &SurveyedTable, (entity, is_renamed): (String, bool)) -> Self {
+        let table = &one.table;
+        let is_private = |column: &&String| looks_private(&table.name, column).is_some();
+        let url_column = |column: &str| {
+            let mut name = format!("{column}_cloud_url");
+            while table.columns.contains(&name) {
+                name.push('_');
+            }
+            name
+        };
+        let files = one.files.iter().map(|files| ProposedFiles {
+            url_column: url_column(&files.column),
+            column: files.column.clone(),
+            directory: entity.replace('-', "_"),
+            many: files.many,
+        });
+        Self {
+            table: table.full_name(),
+            sql_name: table.sql_name(),
+            is_renamed,
+            rows: one.rows,
+            bytes: one.bytes,
+            private: table.columns.iter().filter(is_private).cloned().collect(),
+            files: files.collect(),
+            retention_by: if one.rows > MANY_ROWS {
+                one.times.clone()
+            } else {
+                Vec::new()
+            },
+            entity,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_come_to_one_are_told_apart() {
+        let mut names = EntityNames::default();
+        let named = [
+            ("public", "sales_book"),
+            ("sales", "book"),
+            ("public", "a,b"),
+            ("public", "a-b"),
+        ]
+        .map(|(schema, table)| names.next(schema, table));
+        assert_eq!(named[0], ("sales_book".to_owned(), false));
+        assert_eq!(named[2], ("a_b".to_owned(), false));
+        for (name, is_renamed) in [&named[1], &named[3]] {
+            assert!(*is_renamed && name.len() > 9, "{name}");
+        }
     }
 }

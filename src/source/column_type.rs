@@ -45,8 +45,8 @@ pub struct SourceColumn {
 }
 
 impl SourceColumn {
-    /// A column, from a row of the statement that reads columns. Types of extensions, and types that a cast of
-    /// the site's own would turn into another JSON, are sent as text.
+    /// A column, from a row of the statement that reads columns. Types of extensions, types that a cast of
+    /// the site's own would turn into another JSON, and what the entity says, are sent as text.
     pub(super) fn describe(row: &Row, entity: &Entity) -> Self {
         let (typtype, element, schema): (&str, &str, &str) = (row.get(5), row.get(6), row.get(7));
         let (oid, element_oid): (u32, u32) = (row.get(8), row.get(9));
@@ -68,7 +68,8 @@ impl SourceColumn {
         };
         let plain = own
             && matches!(element, "" | "b")
-            && !(in_key && (element == "b" || matches!(oid, 17 | 114 | 3802)));
+            && !(in_key && (element == "b" || matches!(oid, 17 | 114 | 3802)))
+            && !entity.is_sent_as_text(&name);
         Self {
             wire_type: if plain { row.get(1) } else { "text".to_owned() },
             sql_type: row.get(2),

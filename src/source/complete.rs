@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use tokio_postgres::Client;
 
 use super::{describe, identity};
-use crate::catalogue::declared::{DeclaredCatalogue, entity_name};
+use crate::catalogue::declared::{DeclaredCatalogue, TablePattern, entity_name};
 use crate::catalogue::{Catalogue, Entity};
 use crate::error::{Error, Result};
 use crate::sql_template::statement;
@@ -213,7 +213,8 @@ fn entity_of_pattern(table: &SiteTable) -> std::result::Result<Entity, Unusable>
                 "it has no primary key and no unique key without nulls: no change can be told from another",
             )
             .remedy(format!(
-                "add a primary key, or leave the table out by \"!{full_name}\" in catalogue.tables"
+                "add a primary key, or leave the table out by \"!{}\" in catalogue.tables",
+                TablePattern::of(&table.schema, &table.name)
             )),
         ));
     }

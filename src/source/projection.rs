@@ -41,6 +41,8 @@ struct ProjectedColumn {
     codec: Codec,
     redacted: bool,
     encryption: Encryption,
+    /// Whether it goes as the text of its JSON.
+    as_text: bool,
     /// The name as a member of a JSON object: in quotes, with its colon.
     label: Vec<u8>,
 }
@@ -77,6 +79,7 @@ impl ProjectedColumn {
             codec: column.codec,
             redacted: entity.redact.contains(&column.name),
             encryption: Encryption::of(entity, &column.name),
+            as_text: entity.is_sent_as_text(&column.name),
             label,
         }
     }
@@ -111,6 +114,20 @@ impl ProjectedColumn {
 
     /// Appends the value's JSON; `None` if it has none.
     fn json(&self, json: &mut Vec<u8>, field: Option<&[u8]>, secrets: &[&str]) -> Option<()> {
+        let start = json.len();
+        self.own_json(json, field, secrets)?;
+        if self.as_text {
+            let value = json.split_off(start);
+            match &*value {
+                [b'"', ..] | b"null" => json.extend_from_slice(&value),
+                _ => push_string(json, &value),
+            }
+        }
+        Some(())
+    }
+
+    /// Appends the JSON that the column's type has.
+    fn own_json(&self, json: &mut Vec<u8>, field: Option<&[u8]>, secrets: &[&str]) -> Option<()> {
         let Some(field) = field else {
             json.extend_from_slice(b"null");
             return Some(());

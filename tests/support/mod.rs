@@ -25,6 +25,8 @@ pub(crate) mod many_tables;
 pub(crate) mod oracle;
 pub(crate) mod postgres;
 pub(crate) mod process;
+#[allow(dead_code, reason = "for the tests of setup")]
+pub(crate) mod random_writes;
 pub(crate) mod receiver;
 #[allow(dead_code, reason = "for the files")]
 pub(crate) mod s3_server;

@@ -16,6 +16,7 @@ use super::site::{LIMIT, Site};
 
 /// Where the daemon of a site runs: its store, its port and its log. It may be started any number of times.
 pub(crate) struct Daemon {
+    program: PathBuf,
     /// The site's settings, with this daemon's store and port.
     settings: Settings,
     folder: PathBuf,
@@ -29,10 +30,17 @@ impl Daemon {
         settings.store.path = site.folder.path().join(store);
         settings.control.listen = ([127, 0, 0, 1], free_port()).into();
         Self {
+            program: env!("CARGO_BIN_EXE_cloud-sync").into(),
             settings,
             folder: site.folder.path().to_owned(),
             log: site.folder.path().join(format!("{store}.log")),
         }
+    }
+
+    /// Lets another program be the daemon.
+    #[allow(dead_code, reason = "for the tests")]
+    pub(crate) fn set_program(&mut self, program: &Path) {
+        self.program = program.to_owned();
     }
 
     /// The folder of the checkpoint store.
@@ -47,7 +55,7 @@ impl Daemon {
 
     /// A command of the command line, with the same settings.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-sync"));
+        let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .arg("--set")

@@ -1,7 +1,7 @@
 //! The real receiver as a process of its own, in the place of a [`Cloud`]'s.
 
 use std::fs::OpenOptions;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use super::site::{Cloud, LIMIT, SITE};
 /// is killed when it is dropped.
 pub(crate) struct ReceiverProcess {
     pub(crate) address: String,
+    program: PathBuf,
     child: Option<Child>,
     folder: PathBuf,
     /// The settings but for the keys.
@@ -44,6 +45,7 @@ impl ReceiverProcess {
         );
         let process = Self {
             address,
+            program: env!("CARGO_BIN_EXE_cloud-sync").into(),
             child: None,
             folder,
             settings,
@@ -52,6 +54,12 @@ impl ReceiverProcess {
         };
         process.rekey(keys);
         process
+    }
+
+    /// Lets another program be the receiver.
+    #[allow(dead_code, reason = "for the tests")]
+    pub(crate) fn set_program(&mut self, program: &Path) {
+        self.program = program.to_owned();
     }
 
     /// Starts it if it does not run: it ends if its database does not answer at its start.
@@ -66,7 +74,7 @@ impl ReceiverProcess {
             .append(true)
             .open(self.log_file())
             .unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_cloud-sync"))
+        let child = Command::new(&self.program)
             .args(["receiver", "--config"])
             .arg(self.config_file())
             .args(["--log", self.log_level])

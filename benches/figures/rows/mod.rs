@@ -4,6 +4,7 @@ mod backlog;
 mod baseline;
 mod bulk;
 mod capture;
+mod entities;
 mod files;
 mod idle;
 mod latency;
@@ -44,7 +45,7 @@ const fn named(name: &'static str, about: &'static str) -> Measurement {
 }
 
 /// In the order of the table.
-pub(crate) const ROWS: [Measurement; 15] = [
+pub(crate) const ROWS: [Measurement; 16] = [
     always(
         "capture",
         "8 writers, one-row inserts, with capture and without; PgQ and a slot",
@@ -78,6 +79,10 @@ pub(crate) const ROWS: [Measurement; 15] = [
         "idle",
         "CPU, wake-ups and memory of processes that have nothing to do",
     ),
+    always(
+        "entities",
+        "10,000 changes over 100 tables; 500 tables: from a start to the first delivery, and idle",
+    ),
     always("file", "one file of 1 GiB"),
     always("s3", "one file of 1 GiB to a server of S3"),
     always("files", "10,000 files of 50 KB to a server of S3"),
@@ -109,6 +114,7 @@ pub(crate) async fn measure(
         "latency" => latency::latency(world, progress).await,
         "million" => million::million(world, plot, progress).await,
         "idle" => idle::idle(world, progress).await,
+        "entities" => entities::entities(world, progress).await,
         "file" => files::file(world, progress).await,
         "s3" => files::storage(world, progress).await,
         "files" => files::files(world, progress).await,

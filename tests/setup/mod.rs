@@ -1,13 +1,15 @@
 //! `setup`: from a database and a folder to settings that replicate, without a line written by hand.
 
+mod databases;
+mod many;
+
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
-use cloud_sync::Replicator;
 use cloud_sync::config::{LoadOptions, Settings};
-use cloud_sync::demo::equality;
+use cloud_sync::demo::equality::{self, EqualityReport};
+use cloud_sync::{Catalogue, Replicator};
 
-use crate::support::many_tables::{ManyTables, SCHEMAS};
 use crate::support::postgres::{Server, free_port};
 use crate::support::says;
 use crate::support::site::{Cloud, KEY, LIMIT, NOWHERE, SCHOOL, SITE, connect};
@@ -81,29 +83,97 @@ impl Place {
         )
     }
 
+    /// Runs `setup` with the key in the environment, and these flags. Returns what it printed.
+    async fn set_up(&self, cloud_url: &str, more: &[&str], expected: i32) -> String {
+        let mut flags = vec![
+            "setup",
+            "--database-url",
+            &self.database_url,
+            "--cloud-url",
+            cloud_url,
+        ];
+        flags.extend(["--media", "media", "--store", "store"]);
+        flags.extend(more);
+        let (code, printed) = self.ask(&flags, &KEY_IN_ENVIRONMENT).await;
+        assert_eq!(code, Some(expected), "{printed}");
+        printed
+    }
+
+    /// Asserts that `check` finds nothing wrong.
+    async fn assert_check_passes(&self) {
+        let (code, printed) = self.ask(&["check"], &KEY_IN_ENVIRONMENT).await;
+        assert!(code == Some(0) && !printed.contains("WRONG"), "{printed}");
+    }
+
+    /// Starts `run`.
+    fn run(&self, listen: &str) -> Killed {
+        let mut command = self.command(&["run", "--set", listen]);
+        Killed(command.envs(KEY_IN_ENVIRONMENT).spawn().unwrap())
+    }
+
+    /// Waits until nothing waits to be sent.
+    async fn caught_up(&self, listen: &str) {
+        let start = std::time::Instant::now();
+        loop {
+            let (_, printed) = self.ask(&["status", "--set", listen], &KEY_IN_ENVIRONMENT).await;
+            if printed.lines().any(|line| line == "lag         none") {
+                return;
+            }
+            assert!(start.elapsed() < LIMIT, "changes wait: {printed}");
+        }
+    }
+
+    /// The catalogue that the settings and the database come to.
+    async fn catalogue(&self) -> Catalogue {
+        Replicator::complete_settings(&self.settings())
+            .await
+            .unwrap()
+            .catalogue
+    }
+
+    fn settings(&self) -> Settings {
+        let loaded = Settings::load(LoadOptions {
+            config: Some(self.folder.path().join("cloud-sync.toml")),
+            overrides: Vec::new(),
+            env: KEY_IN_ENVIRONMENT
+                .map(|(name, key)| (name.to_owned(), key.to_owned()))
+                .into(),
+            dir: self.folder.path().to_owned(),
+        });
+        loaded.unwrap().settings
+    }
+
+    /// Compares the database with the cloud.
+    async fn compare(&self, cloud: &Cloud, catalogue: &Catalogue) -> EqualityReport {
+        let media = self.settings().media.root;
+        let report = equality::compare(
+            &self.database_url,
+            &cloud.database_url,
+            catalogue,
+            &media,
+            &cloud.files,
+            SITE,
+        );
+        report.await.unwrap()
+    }
+
     fn config(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("cloud-sync.toml")).unwrap()
     }
+}
+
+const KEY_IN_ENVIRONMENT: [(&str, &str); 1] = [("CLOUD_API_KEY", KEY)];
+
+/// The operator API on a port of its own.
+fn listening() -> String {
+    format!("control.listen=127.0.0.1:{}", free_port())
 }
 
 #[tokio::test]
 async fn setup_writes_settings_that_check_passes_and_run_replicates() {
     let cloud = Cloud::start("setup_cloud").await;
     let place = Place::of("setup_site", TABLES).await;
-    let flags = [
-        "setup",
-        "--yes",
-        "--database-url",
-        &place.database_url,
-        "--cloud-url",
-        &cloud.url,
-        "--media",
-        "media",
-        "--store",
-        "store",
-    ];
-    let (code, printed) = place.ask(&flags, &[("CLOUD_API_KEY", KEY)]).await;
-    assert_eq!(code, Some(0), "{printed}");
+    let printed = place.set_up(&cloud.url, &["--yes"], 0).await;
     says(
         &printed,
         &[
@@ -139,11 +209,9 @@ async fn setup_writes_settings_that_check_passes_and_run_replicates() {
     );
     let path = place.folder.path().join("cloud-sync.toml");
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    let key = [("CLOUD_API_KEY", KEY)];
-    let listen = format!("control.listen=127.0.0.1:{}", free_port());
-    let (code, printed) = place.ask(&["check"], &key).await;
-    assert!(code == Some(0) && !printed.contains("WRONG"), "{printed}");
-    let (code, printed) = place.ask(&["backfill", "--set", &listen], &key).await;
+    place.assert_check_passes().await;
+    let backfill = ["backfill", "--set", &listening()];
+    let (code, printed) = place.ask(&backfill, &KEY_IN_ENVIRONMENT).await;
     assert_eq!(code, Some(0), "{printed}");
     let held = connect(&cloud.database_url).await;
     assert_eq!(
@@ -159,13 +227,10 @@ async fn setup_writes_settings_that_check_passes_and_run_replicates() {
                    and table_name = 'author' and column_name like '%password%'";
     assert_eq!(texts(&held, columns).await, [""; 0]);
     // A second time it overwrites nothing without being told.
-    let (code, printed) = place.ask(&flags, &key).await;
-    assert_eq!(code, Some(2));
+    let printed = place.set_up(&cloud.url, &["--yes"], 2).await;
     says(&printed, &["cloud-sync.toml", "exists already", "--force"]);
     assert_eq!(place.config(), config);
-    let mut forced = flags.to_vec();
-    forced.push("--force");
-    assert_eq!(place.ask(&forced, &key).await.0, Some(0));
+    place.set_up(&cloud.url, &["--yes", "--force"], 0).await;
     assert_eq!(place.config(), config);
 }
 
@@ -173,7 +238,7 @@ async fn setup_writes_settings_that_check_passes_and_run_replicates() {
 async fn the_example_of_the_package_is_replaced_and_keeps_its_mode() {
     let place = Place::of("setup_example", SCHOOL).await;
     let path = place.folder.path().join("cloud-sync.toml");
-    let example = include_str!("../packaging/cloud-sync.toml");
+    let example = include_str!("../../packaging/cloud-sync.toml");
     std::fs::write(&path, example).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     let flags = [
@@ -202,18 +267,8 @@ async fn the_example_of_the_package_is_replaced_and_keeps_its_mode() {
 #[tokio::test]
 async fn the_tables_of_a_college_need_no_entity() {
     let place = Place::of("setup_college", SCHOOL).await;
-    let flags = [
-        "setup",
-        "--dry-run",
-        "--database-url",
-        &place.database_url,
-        "--cloud-url",
-        "http://127.0.0.1:9/api",
-        "--set",
-        "cloud.key=k",
-    ];
-    let (code, printed) = place.ask(&flags, &[]).await;
-    assert_eq!(code, Some(0), "{printed}");
+    let flags = ["--dry-run", "--set", "cloud.key=k"];
+    let printed = place.set_up(NOWHERE, &flags, 0).await;
     says(&printed, &["The tables are the nine of a college", "key = \"k\""]);
     assert!(!printed.contains("[catalogue]") && !place.folder.path().join("cloud-sync.toml").exists());
 }
@@ -272,78 +327,86 @@ async fn what_is_missing_is_asked_on_a_terminal_and_is_an_error_without_one() {
 }
 
 #[tokio::test]
-async fn a_database_of_many_tables_takes_a_few_lines_and_arrives_value_for_value() {
-    let seed = rand::random();
-    println!("seed {seed}");
-    let mut many = ManyTables::of(seed, 150);
-    let cloud = Cloud::start("many_cloud").await;
-    let place = Place::of("many_site", &many.definitions()).await;
-    let listen = format!("control.listen=127.0.0.1:{}", free_port());
-    let flags = [
-        "setup",
-        "--yes",
-        "--database-url",
-        &place.database_url,
-        "--cloud-url",
-        &cloud.url,
-        "--media",
-        "media",
-        "--store",
-        "store",
-    ];
-    let key = [("CLOUD_API_KEY", KEY)];
-    let (code, printed) = place.ask(&flags, &key).await;
-    assert_eq!(code, Some(0), "{printed}");
+async fn a_file_answers_what_the_form_asks() {
+    let cloud = Cloud::start("answers_cloud").await;
+    let place = Place::of("answers_site", TABLES).await;
+    let file = place.folder.path().join("answers.toml");
+    let answers = |more: &str| {
+        let text = format!(
+            "database_url = {:?}\ncloud_url = {:?}\ncloud_key = {KEY:?}\nmedia_root = \"media\"\n{more}",
+            place.database_url, cloud.url
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    let flags = ["setup", "--answers", "answers.toml"];
+    answers("cloud_kye = \"a-secret\"\n");
+    let (code, printed) = place.ask(&flags, &[]).await;
+    assert_eq!(code, Some(2), "{printed}");
     says(
         &printed,
-        &[&format!("Capture of {} entities is installed", many.count())],
+        &["answers.toml", "there is no answer cloud_kye", "cloud_url"],
     );
-    let config = place.config();
-    let of_tables = config.split_once("[catalogue]").unwrap().1;
-    let lines = of_tables
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .count();
-    assert_eq!(lines, SCHEMAS + 2, "{of_tables}");
-    let (code, printed) = place.ask(&["check"], &key).await;
-    assert!(code == Some(0) && !printed.contains("WRONG"), "{printed}");
-    let mut command = place.command(&["run", "--set", &listen]);
-    let process = Killed(command.envs(key).spawn().unwrap());
+    assert!(!printed.contains("a-secret"), "{printed}");
+    answers("write = false\n");
+    let (code, printed) = place.ask(&flags, &[]).await;
+    assert_eq!(code, Some(0), "{printed}");
+    says(&printed, &["public.author", "accepts the key of site college"]);
+    assert!(!place.folder.path().join("cloud-sync.toml").exists());
+    answers("install_capture = false\n");
+    let (code, printed) = place.ask(&flags, &[]).await;
+    assert_eq!(code, Some(0), "{printed}");
+    says(&printed, &["cloud-sync.toml is written", "cloud-sync init"]);
+    says(&place.config(), &[&format!("key = {KEY:?}"), &cloud.url]);
+    let (code, printed) = place.ask(&["init"], &[]).await;
+    assert_eq!(code, Some(0), "{printed}");
+    place.assert_check_passes().await;
+    // What is given besides counts more than the answers.
+    answers("");
+    let flags = [
+        "setup",
+        "--answers",
+        "answers.toml",
+        "--force",
+        "--cloud-url",
+        NOWHERE,
+    ];
+    let (code, printed) = place.ask(&flags, &[]).await;
+    assert_eq!(code, Some(4), "{printed}");
+    says(&printed, &["Capture of 3 entities is installed"]);
+    says(&place.config(), &[NOWHERE]);
+}
+
+/// Names with what has a meaning in patterns, and names that come to one.
+const ODD_NAMES: &str = "
+    create schema \"a.b\";
+    create table \"a.b\".\"x,y\" (id int primary key);
+    create table \"a.b\".\"x\"\"y\" (id int primary key);
+    create table \"a.b\".\"no 'key', here\" (n int);
+    create schema sales;
+    create table sales.book (id int primary key);
+    create table sales_book (id int primary key);
+    create table \"x.y\" (id int primary key, \"a,b\" text, \"c\"\"d\" text, \"auth.token\" text);";
+
+#[tokio::test]
+async fn odd_names_are_set_up_too() {
+    let cloud = Cloud::start("odd_cloud").await;
+    let place = Place::of("odd_site", ODD_NAMES).await;
+    place.set_up(&cloud.url, &["--yes"], 0).await;
+    place.assert_check_passes().await;
+    let listen = listening();
+    let process = place.run(&listen);
     let client = connect(&place.database_url).await;
-    for statement in many.writes() {
-        // A row may have no parent to refer to, and a key may be there already.
-        let _ = client.execute(&statement, &[]).await;
-    }
-    let written = std::time::Instant::now();
-    while place
-        .ask(&["status", "--set", &listen], &key)
-        .await
-        .1
-        .lines()
-        .all(|line| line != "lag         none")
-    {
-        assert!(written.elapsed() < LIMIT, "changes wait");
-    }
-    let settings = Settings::load(LoadOptions {
-        config: Some(place.folder.path().join("cloud-sync.toml")),
-        overrides: Vec::new(),
-        env: [("CLOUD_API_KEY".to_owned(), KEY.to_owned())].into(),
-        dir: place.folder.path().to_owned(),
-    });
-    let settings = Replicator::complete_settings(&settings.unwrap().settings)
-        .await
-        .unwrap();
-    let report = equality::compare(
-        &place.database_url,
-        &cloud.database_url,
-        &settings.catalogue,
-        &settings.media.root,
-        &cloud.files,
-        SITE,
-    );
-    let report = report.await.unwrap();
+    let writes = "
+        insert into \"a.b\".\"x,y\" values (1); insert into \"a.b\".\"x\"\"y\" values (2);
+        insert into sales.book values (3); insert into sales_book values (4);
+        insert into \"x.y\" values (5, 'one', 'two', 'three')";
+    client.batch_execute(writes).await.unwrap();
+    place.caught_up(&listen).await;
+    let catalogue = place.catalogue().await;
+    assert_eq!(catalogue.entities().len(), 5);
+    let report = place.compare(&cloud, &catalogue).await;
     drop(process);
     assert!(report.equal, "{report}");
     let rows: u64 = report.entities.iter().map(|entity| entity.cloud_rows).sum();
-    assert!(rows > many.count() as u64, "{report}");
+    assert_eq!(rows, 5, "{report}");
 }
