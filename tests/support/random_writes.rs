@@ -88,7 +88,7 @@ impl WritableColumn {
                 }
             }
             "float4" | "float8" => format!("{}.5", small),
-            "bool" => (salt % 2 == 0).to_string(),
+            "bool" => salt.is_multiple_of(2).to_string(),
             "date" => format!("date '2026-01-01' + {}", small % 300),
             "timestamp" | "timestamptz" => {
                 format!("{} '2026-01-01' + interval '{small} min'", self.type_name)
